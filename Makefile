@@ -1,0 +1,41 @@
+# Every target that needs the environment sets it up first: `make demo` on a fresh clone is enough.
+PY := .venv/bin/python
+STAMP := .venv/.set-up
+
+.PHONY: help setup demo test test-slow test-gpu check fmt protos bench clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv with everything pagewire needs.
+
+$(STAMP): pyproject.toml constraints.txt
+	@tools/setup.sh $@
+
+demo: $(STAMP) ## Start router and shard on the bundled model and complete three prompts.
+	@.venv/bin/pagewire demo
+
+test: $(STAMP) ## Run all tests but the slow ones and those that need a GPU.
+	@tools/test.sh -m "not slow and not gpu"
+
+test-slow: $(STAMP) ## Run the tests that take minutes.
+	@tools/test.sh -m "slow and not gpu"
+
+test-gpu: $(STAMP) ## Run the tests that need a CUDA device.
+	@$(PY) -m pytest -m gpu
+
+check: $(STAMP) ## Check format, lint, types, structure and generated stubs.
+	@tools/check.sh
+
+fmt: $(STAMP) ## Format the code, fix what can be fixed, list the modules in docs/architecture.md.
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix . && $(PY) tools/module_list.py
+
+protos: $(STAMP) ## Generate client/pagewire/v1 from protos/.
+	@tools/generate_stubs.sh client
+
+bench: $(STAMP) ## Measure this machine: every script of benchmarks/ but the peers.
+	@tools/bench.sh
+
+clean: ## Remove the environment and every cache.
+	@rm -rf .venv build dist bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
