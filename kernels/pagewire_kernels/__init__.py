@@ -1,0 +1,1 @@
+"""Kernels: one folder per op; reference.py is the definition of correct."""

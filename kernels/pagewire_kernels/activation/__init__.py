@@ -1,0 +1,62 @@
+"""Gated activations of the MLP: the gate's activation times the other half."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+import torch
+
+from pagewire_kernels.activation import reference
+
+__all__ = ["gelu_and_mul", "silu_and_mul"]
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up.
+
+    Args:
+        x: [num_tokens, 2 * intermediate], gate then up; rows contiguous.
+
+    Returns:
+        [num_tokens, intermediate], contiguous.
+
+    Source: SwiGLU, arXiv:2002.05202.
+    """
+    if x.is_cpu and x.dtype is torch.float32:
+        return _cpu()(x, "silu")
+    if x.is_cuda:
+        return _cuda()(x, "silu")
+    return reference.silu_and_mul(x)
+
+
+def gelu_and_mul(x: torch.Tensor, approximate: Literal["none", "tanh"] = "none") -> torch.Tensor:
+    """gelu(gate) * up; approximate as in torch.nn.functional.gelu.
+
+    Args:
+        x: [num_tokens, 2 * intermediate], gate then up; rows contiguous.
+        approximate: "tanh" for the approximation by a hyperbolic tangent.
+
+    Returns:
+        [num_tokens, intermediate], contiguous.
+
+    Source: GEGLU, arXiv:2002.05202.
+    """
+    if x.is_cpu and x.dtype is torch.float32 and approximate == "tanh":
+        return _cpu()(x, "gelu_tanh")
+    if x.is_cuda:
+        return _cuda()(x, "gelu" if approximate == "none" else "gelu_tanh")
+    return reference.gelu_and_mul(x, approximate)
+
+
+@cache
+def _cpu() -> Callable[[torch.Tensor, str], torch.Tensor]:
+    from pagewire_kernels.activation import cpu
+
+    return cpu.activate_and_mul
+
+
+@cache
+def _cuda() -> Callable[[torch.Tensor, str], torch.Tensor]:
+    from pagewire_kernels.activation.triton import activate_and_mul as triton_kernel
+
+    return triton_kernel

@@ -1,0 +1,97 @@
+"""silu_and_mul and gelu_and_mul on a GPU: one pass over memory."""
+
+import torch
+import triton
+import triton.language as tl
+
+from pagewire_kernels.aot_case import AotCase
+from pagewire_kernels.row_tile import row_tile
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+_MAX_COLUMNS = 2048
+"""Rows are cut into tiles this wide: 4 KB of gate and as much of up."""
+_SQRT_HALF = tl.constexpr(0.7071067811865476)
+_SQRT_8_OVER_PI = tl.constexpr(1.5957691216057308)
+
+
+@triton.jit
+def _activate(gate, ACTIVATION: tl.constexpr):
+    """The activation of a float32 tensor."""
+    if ACTIVATION == "silu":
+        return gate * tl.sigmoid(gate)
+    elif ACTIVATION == "gelu":
+        return 0.5 * gate * (1.0 + tl.erf(gate * _SQRT_HALF))
+    else:
+        # 0.5 (1 + tanh(y)) = sigmoid(2 y)
+        return gate * tl.sigmoid(gate * (1.0 + 0.044715 * gate * gate) * _SQRT_8_OVER_PI)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _kernel(
+    x_ptr,
+    out_ptr,
+    num_rows,
+    stride_row,
+    WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Grid: (cdiv(num_rows, ROWS), cdiv(WIDTH, COLUMNS)); one program makes a tile of out, [num_rows, WIDTH]."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # [ROWS, 1]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]  # [1, COLUMNS]
+    mask = (row < num_rows) & (column < WIDTH)
+    offsets = row * stride_row + column
+    gate = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [ROWS, COLUMNS]
+    up = tl.load(x_ptr + offsets + WIDTH, mask=mask, other=0.0).to(tl.float32)
+    out = _activate(gate, ACTIVATION) * up
+    tl.store(out_ptr + row * WIDTH + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def activate_and_mul(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """activation(gate) * up; see the package.
+
+    Args:
+        activation: "silu", "gelu" or "gelu_tanh".
+    """
+    width = x.shape[-1] // 2
+    rows = x.reshape(-1, 2 * width)
+    if rows.stride(1) != 1:
+        raise ValueError("the last dimension must be contiguous")
+    out = torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
+    num_rows = rows.shape[0]
+    if num_rows > 0:
+        tile = row_tile(width, _MAX_COLUMNS)
+        _kernel[(triton.cdiv(num_rows, tile.rows), triton.cdiv(width, tile.columns))](
+            rows,
+            out,
+            num_rows,
+            rows.stride(0),
+            WIDTH=width,
+            ACTIVATION=activation,
+            ROWS=tile.rows,
+            COLUMNS=tile.columns,
+            num_warps=tile.num_warps,
+        )
+    return out
+
+
+def _aot_case(name: str, width: int, activation: str) -> AotCase:
+    tile = row_tile(width, _MAX_COLUMNS)
+    return AotCase(
+        name,
+        _kernel,
+        {"x_ptr": "*bf16", "out_ptr": "*bf16", "num_rows": "i32", "stride_row": "i32"},
+        {"WIDTH": width, "ACTIVATION": activation, "ROWS": tile.rows, "COLUMNS": tile.columns},
+        num_warps=tile.num_warps,
+        divisible=("stride_row",),
+    )
+
+
+AOT_CASES = (
+    _aot_case("silu14336-bf16", 14336, "silu"),
+    _aot_case("silu768-bf16", 768, "silu"),
+    _aot_case("gelu8192-bf16", 8192, "gelu"),
+    _aot_case("gelu-tanh8192-bf16", 8192, "gelu_tanh"),
+)

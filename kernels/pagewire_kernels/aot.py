@@ -1,0 +1,183 @@
+"""Compiles the Triton kernels for every GPU generation without a GPU, and reads what each compiled kernel takes.
+
+Nothing here runs when pagewire serves. tools/kernel_table.py keeps the figures as a table that a test compares, so that
+a change which costs registers or shared memory shows before anybody has a GPU to feel it.
+"""
+
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import pagewire_kernels
+from pagewire_kernels.aot_case import AotCase
+
+SHARED_MEMORY_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
+"""What a block of one program may take: 163 KiB on an A100, 227 KiB since."""
+WARP_SIZE = 32
+# The opcode of each line of SASS, behind its address and its predicate.
+_OPCODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
+
+Job = tuple[str, int]
+"""(a case's key, a target)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one compiled kernel takes; instruction counts are of the code, not of a run."""
+
+    registers: int
+    """Of each thread."""
+    spills: int
+    """Loads and stores of local memory: registers that did not fit, or arrays indexed at run time."""
+    shared_bytes: int
+    """Shared memory of a program."""
+    tensor_core: int
+    """Tensor core instructions: HGMMA is Hopper's, asynchronous and from shared memory; HMMA any other's."""
+    wgmma: int
+    """Of tensor_core, those that are Hopper's."""
+    async_copies: int
+    """Copies from global to shared memory that bypass registers."""
+    tma: int
+    """Bulk tensor copies."""
+
+
+def collect() -> dict[str, AotCase]:
+    """All cases, by "<op>/<case>", or "<op>/<module>/<case>" in ops of several Triton modules."""
+    cases: dict[str, AotCase] = {}
+    for op, module_name in _triton_modules():
+        module = importlib.import_module(f"{pagewire_kernels.__name__}.{op}.{module_name}")
+        part = module_name.removeprefix("triton").strip("_")
+        for case in getattr(module, "AOT_CASES", ()):
+            key = "/".join(filter(None, (op, part, case.name)))
+            assert key not in cases, f"two cases are named {key}"
+            cases[key] = case
+    return cases
+
+
+def _triton_modules() -> Iterator[tuple[str, str]]:
+    (root,) = pagewire_kernels.__path__
+    for package in pkgutil.iter_modules([root]):
+        if package.ispkg:
+            for module in pkgutil.iter_modules([str(Path(root) / package.name)]):
+                if module.name.startswith("triton"):
+                    yield package.name, module.name
+
+
+def jobs(cases: Mapping[str, AotCase]) -> list[Job]:
+    """Every case for each of its targets."""
+    return [(key, target) for key, case in cases.items() for target in case.targets]
+
+
+def sample(cases: Mapping[str, AotCase], target: int) -> list[Job]:
+    """The first case of each kernel that the target has: one compilation of every kernel there is."""
+    first: dict[str, Job] = {}
+    for key, case in cases.items():
+        if target in case.targets:
+            function = case.kernel.fn
+            first.setdefault(f"{function.__module__}.{function.__name__}", (key, target))
+    return list(first.values())
+
+
+def measure(wanted: Iterable[Job], num_processes: int | None = None) -> tuple[dict[Job, Resources], dict[Job, str]]:
+    """Compiles jobs side by side. Triton's cache makes a second run short.
+
+    Args:
+        num_processes: None: one for each core.
+
+    Returns:
+        What each takes, and of those that do not compile, why.
+    """
+    wanted = list(wanted)
+    # Not forked: torch's threads would not survive it.
+    with ProcessPoolExecutor(num_processes or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        outcomes = dict(zip(wanted, pool.map(_measure_job, wanted, chunksize=1), strict=True))
+    found = {job: outcome for job, outcome in outcomes.items() if isinstance(outcome, Resources)}
+    return found, {job: outcome for job, outcome in outcomes.items() if isinstance(outcome, str)}
+
+
+def _measure_job(job: Job) -> Resources | str:
+    key, target = job
+    try:
+        return compile_case(_all_cases()[key], target)
+    except Exception as error:  # The compiler raises many kinds; the other jobs go on.
+        # The chain ends with what is wrong in the innermost function.
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        return f"{type(error).__name__}: {error}"
+
+
+@cache
+def _all_cases() -> dict[str, AotCase]:
+    return collect()
+
+
+def compile_case(case: AotCase, target: int) -> Resources:
+    """Compiles one case for one target.
+
+    Raises:
+        ValueError: an argument of the kernel is missing from the case, or is there twice.
+        triton.CompilationError: the kernel does not compile.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names: list[str] = case.kernel.arg_names
+    described = [*case.signature, *case.constexprs]
+    if sorted(described) != sorted(names):
+        raise ValueError(f"case {case.name} describes {sorted(described)}; the kernel takes {sorted(names)}")
+    signature = {name: case.signature.get(name, "constexpr") for name in names}
+    aligned = [name for name, kind in case.signature.items() if kind.startswith("*") or name in case.divisible]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(case.kernel, signature, dict(case.constexprs), attributes)
+    # Fused multiply-adds are what a launch gets in every version so far; later ones ask to be told.
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, WARP_SIZE), options=options)
+    return _resources(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def _resources(cubin: bytes, shared_bytes: int) -> Resources:
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        cuobjdump = knobs.nvidia.cuobjdump.path
+        usage = _output([cuobjdump, "--dump-resource-usage", file.name])
+        sass = _output([knobs.nvidia.nvdisasm.path, "--print-code", file.name])
+    opcodes = Counter(_OPCODE.findall(sass))
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers is not None, usage
+    return Resources(
+        registers=int(registers[1]),
+        spills=opcodes["LDL"] + opcodes["STL"],
+        shared_bytes=shared_bytes,
+        tensor_core=sum(count for name, count in opcodes.items() if name.endswith("MMA")),
+        wgmma=opcodes["HGMMA"],
+        async_copies=opcodes["LDGSTS"],
+        tma=opcodes["UTMALDG"],
+    )
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def as_row(resources: Resources) -> dict[str, int]:
+    """For the table: what is zero is left out."""
+    return {name: value for name, value in asdict(resources).items() if value}
+
+
+def from_row(row: Mapping[str, int]) -> Resources:
+    """The inverse of as_row."""
+    return Resources(**{name: row.get(name, 0) for name in Resources.__slots__})

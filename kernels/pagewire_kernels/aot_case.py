@@ -1,0 +1,38 @@
+"""What ahead-of-time compilation is asked for: one specialisation of a Triton kernel, as a launch would make it.
+
+A module <op>/triton*.py that has kernels lists the specialisations that matter in a constant AOT_CASES; aot.py collects
+and compiles them for every GPU generation without a GPU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TARGETS = (80, 90, 100)
+"""Compute capabilities that kernels are compiled for, times ten: A100, H100 and H200, B200."""
+
+
+@dataclass(frozen=True, slots=True)
+class AotCase:
+    """One specialisation of a kernel.
+
+    Every argument of the kernel is in signature or in constexprs, none in both. Pointers count as aligned to 16 bytes,
+    as those of torch's allocations are.
+    """
+
+    name: str
+    """What is special about it, unique within its module, such as "head128-bf16"."""
+    kernel: Any
+    """The function that @triton.jit made."""
+    signature: Mapping[str, str]
+    """Argument -> type as Triton spells it: "*bf16" (a pointer), "i32", "i64", "fp32"."""
+    constexprs: Mapping[str, object]
+    """Argument -> value. An integer that is 1 in practice is a constexpr too: a launch specialises on it."""
+    num_warps: int = 4
+    num_stages: int = 3
+    divisible: tuple[str, ...] = ()
+    """Integer arguments that are multiples of 16 in practice, such as strides: a launch specialises on that too."""
+    targets: tuple[int, ...] = TARGETS
+    """The generations that the launch code would choose this specialisation on."""
+    may_spill: bool = False
+    """Registers may go to memory; the golden table says how many."""

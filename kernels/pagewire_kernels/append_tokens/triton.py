@@ -1,0 +1,141 @@
+"""append_tokens on a GPU."""
+
+import torch
+import triton
+import triton.language as tl
+
+from pagewire_kernels.aot_case import AotCase
+from pagewire_kernels.sequence_state import SequenceState
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+_ROWS = 8
+"""Rows of a program: with 64 stop tokens each, four for every thread of 4 warps."""
+_NUM_WARPS = 4
+
+
+# What comes packed from the host is aligned to its own size only.
+@triton.jit(
+    do_not_specialize=["num_rows"],
+    do_not_specialize_on_alignment=["slots_ptr", "query_lens_ptr", "sampled_ptr", "sample_rows_ptr"],
+)
+def _kernel(
+    slots_ptr,
+    query_lens_ptr,
+    sampled_ptr,
+    sample_rows_ptr,
+    ints_ptr,
+    token_ids_ptr,
+    stop_token_ids_ptr,
+    report_ptr,
+    num_rows,
+    stride_ints,
+    stride_tokens,
+    stride_stops,
+    ONE_EACH: tl.constexpr,
+    ALL_SAMPLE: tl.constexpr,
+    NUM_TOKENS: tl.constexpr,
+    NUM_COMPUTED: tl.constexpr,
+    STOP_REASON: tl.constexpr,
+    MAX_LEN: tl.constexpr,
+    TOKEN_REASON: tl.constexpr,
+    LENGTH_REASON: tl.constexpr,
+    NUM_STOPS: tl.constexpr,
+    STOP_BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Grid: (cdiv(num_rows, ROWS),); one program advances ROWS rows. Rows that are not live write nothing but their
+    report: several may share a slot."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    is_row = row < num_rows
+    slot = tl.load(slots_ptr + row, mask=is_row, other=0)
+    ints = ints_ptr + slot * stride_ints
+    computed = tl.load(ints + NUM_COMPUTED, mask=is_row, other=0)
+    known = tl.load(ints + NUM_TOKENS, mask=is_row, other=0)
+    reason = tl.load(ints + STOP_REASON, mask=is_row, other=1)
+    max_len = tl.load(ints + MAX_LEN, mask=is_row, other=0)
+    live = is_row & (reason == 0)
+    if ONE_EACH:
+        computed += live.to(tl.int64)
+    else:
+        computed += tl.load(query_lens_ptr + row, mask=live, other=0).to(tl.int64)
+    appends = live
+    sample = row
+    if not ALL_SAMPLE:
+        sample = tl.load(sample_rows_ptr + row, mask=live, other=-1).to(tl.int32)
+        appends = live & (sample >= 0)
+    token = tl.load(sampled_ptr + sample, mask=appends, other=-1)  # [ROWS]
+    tl.store(token_ids_ptr + slot * stride_tokens + known, token.to(tl.int32), mask=appends)
+    known += appends.to(tl.int64)
+    stop = tl.arange(0, STOP_BLOCK)[None, :]
+    stop_mask = appends[:, None] & (stop < NUM_STOPS)
+    stop_tokens = tl.load(stop_token_ids_ptr + slot[:, None] * stride_stops + stop, mask=stop_mask, other=-1)
+    num_hits = tl.sum((stop_mask & (stop_tokens == token[:, None])).to(tl.int32), axis=1)  # [ROWS]
+    new_reason = tl.where(num_hits > 0, TOKEN_REASON, tl.where(known >= max_len, LENGTH_REASON, 0))
+    reason = tl.where(appends, new_reason.to(tl.int64), reason)
+    tl.store(ints + NUM_COMPUTED, computed, mask=live)
+    tl.store(ints + NUM_TOKENS, known, mask=appends)
+    tl.store(ints + STOP_REASON, reason, mask=appends)
+    tl.store(report_ptr + row, computed, mask=is_row)
+    tl.store(report_ptr + num_rows + row, known, mask=is_row)
+    tl.store(report_ptr + 2 * num_rows + row, token, mask=is_row)
+    tl.store(report_ptr + 3 * num_rows + row, reason, mask=is_row)
+
+
+def append_tokens(
+    state: SequenceState,
+    slots: torch.Tensor,
+    query_lens: torch.Tensor | None,
+    sampled: torch.Tensor,
+    sample_rows: torch.Tensor | None,
+    token_reason: int,
+    length_reason: int,
+) -> torch.Tensor:
+    """See the package."""
+    num_rows = slots.shape[0]
+    if sample_rows is None and sampled.shape[0] != num_rows:
+        raise ValueError(f"{sampled.shape[0]} tokens for {num_rows} rows")
+    report = torch.empty((4, num_rows), dtype=torch.int64, device=slots.device)
+    num_stops = state.stop_token_ids.shape[1]
+    columns = state.columns
+    _kernel[(triton.cdiv(num_rows, _ROWS),)](
+        slots,
+        slots if query_lens is None else query_lens.contiguous(),
+        sampled,
+        slots if sample_rows is None else sample_rows.contiguous(),
+        state.ints,
+        state.token_ids,
+        state.stop_token_ids,
+        report,
+        num_rows,
+        state.ints.stride(0),
+        state.token_ids.stride(0),
+        state.stop_token_ids.stride(0),
+        ONE_EACH=query_lens is None,
+        ALL_SAMPLE=sample_rows is None,
+        NUM_TOKENS=columns.num_tokens,
+        NUM_COMPUTED=columns.num_computed,
+        STOP_REASON=columns.stop_reason,
+        MAX_LEN=columns.max_len,
+        TOKEN_REASON=token_reason,
+        LENGTH_REASON=length_reason,
+        NUM_STOPS=num_stops,
+        STOP_BLOCK=triton.next_power_of_2(num_stops),
+        ROWS=_ROWS,
+        num_warps=_NUM_WARPS,
+    )
+    return report
+
+
+def _aot_case(name: str, one_each: bool) -> AotCase:
+    int64 = ("slots_ptr", "query_lens_ptr", "sampled_ptr", "sample_rows_ptr", "ints_ptr", "report_ptr")
+    numbers = ("num_rows", "stride_ints", "stride_tokens", "stride_stops")
+    signature = dict.fromkeys(int64, "*i64") | dict.fromkeys(numbers, "i32")
+    signature |= {"token_ids_ptr": "*i32", "stop_token_ids_ptr": "*i32"}
+    constexprs = {"ONE_EACH": one_each, "ALL_SAMPLE": one_each, "NUM_TOKENS": 0, "NUM_COMPUTED": 1, "STOP_REASON": 2}
+    constexprs |= {"MAX_LEN": 4, "TOKEN_REASON": 1, "LENGTH_REASON": 2, "NUM_STOPS": 64, "STOP_BLOCK": 64}
+    constexprs |= {"ROWS": _ROWS}
+    return AotCase(name, _kernel, signature, constexprs, num_warps=_NUM_WARPS)
+
+
+AOT_CASES = (_aot_case("decode", one_each=True), _aot_case("mixed", one_each=False))

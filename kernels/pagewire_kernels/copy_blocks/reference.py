@@ -1,0 +1,14 @@
+"""The definition of copy_blocks. Forks are rare and blocks contiguous in the CPU layout: torch is fast enough there."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def copy_blocks(
+    caches: Sequence[tuple[torch.Tensor, torch.Tensor]], source_ids: torch.Tensor, target_ids: torch.Tensor
+) -> None:
+    """cache[target] = cache[source] for every copy, in every cache."""
+    for layer in caches:
+        for cache in layer:
+            cache.index_copy_(0, target_ids, cache.index_select(0, source_ids))

@@ -1,0 +1,80 @@
+"""copy_blocks on a GPU: all layers in one launch."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+
+from pagewire_kernels.aot_case import AotCase
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+_UNIT_BYTES = 16
+"""What a thread loads at once. Addresses and block sizes are multiples of it."""
+_WORDS = 4096
+"""32-bit words that a program copies: with 4 warps, eight independent 16-byte loads a thread."""
+_NUM_WARPS = 4
+
+
+@triton.jit
+def _kernel(
+    base_ptr,
+    offsets_ptr,
+    source_ids_ptr,
+    target_ids_ptr,
+    UNITS_PER_BLOCK: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """Grid: (num_copies, num_caches, cdiv(words of a block, WORDS)); one program copies WORDS words of one block of
+    one cache. A unit is four words; cache c starts offsets[c] units after base."""
+    copy = tl.program_id(0)
+    cache = base_ptr + tl.load(offsets_ptr + tl.program_id(1)) * 4
+    source = cache + tl.load(source_ids_ptr + copy) * (UNITS_PER_BLOCK * 4)
+    target = cache + tl.load(target_ids_ptr + copy) * (UNITS_PER_BLOCK * 4)
+    word = tl.program_id(2) * WORDS + tl.arange(0, WORDS)  # [WORDS]
+    mask = word < UNITS_PER_BLOCK * 4
+    tl.store(target + word, tl.load(source + word, mask=mask), mask=mask)
+
+
+@lru_cache(maxsize=8)
+def _offset_table(addresses: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """[num_caches] int64: units from the first cache to each; built once for a set of caches."""
+    return torch.tensor([(address - addresses[0]) // _UNIT_BYTES for address in addresses], device=device)
+
+
+def copy_blocks(
+    caches: Sequence[tuple[torch.Tensor, torch.Tensor]], source_ids: torch.Tensor, target_ids: torch.Tensor
+) -> None:
+    """See the package."""
+    tensors = [cache for layer in caches for cache in layer]
+    block_bytes = tensors[0][0].nbytes
+    addresses = tuple(cache.data_ptr() for cache in tensors)
+    if any(not cache.is_contiguous() or cache[0].nbytes != block_bytes for cache in tensors):
+        raise ValueError("the caches must be contiguous and their blocks equally large")
+    if block_bytes % _UNIT_BYTES or any(address % _UNIT_BYTES for address in addresses):
+        raise ValueError(f"blocks must be aligned to {_UNIT_BYTES} bytes")
+    num_copies = source_ids.shape[0]
+    if num_copies == 0:
+        return
+    _kernel[(num_copies, len(tensors), triton.cdiv(block_bytes // 4, _WORDS))](
+        tensors[0].view(-1).view(torch.int32),
+        _offset_table(addresses, tensors[0].device),
+        source_ids.contiguous(),
+        target_ids.contiguous(),
+        UNITS_PER_BLOCK=block_bytes // _UNIT_BYTES,
+        WORDS=_WORDS,
+        num_warps=_NUM_WARPS,
+    )
+
+
+AOT_CASES = (
+    AotCase(
+        "block64-heads8-head128-bf16",
+        _kernel,
+        {"base_ptr": "*i32", "offsets_ptr": "*i64", "source_ids_ptr": "*i64", "target_ids_ptr": "*i64"},
+        {"UNITS_PER_BLOCK": 64 * 8 * 128 * 2 // _UNIT_BYTES, "WORDS": _WORDS},
+        num_warps=_NUM_WARPS,
+    ),
+)

@@ -1,0 +1,38 @@
+"""The definition of fused_moe, and its implementation on a CPU."""
+
+import torch
+import torch.nn.functional as F
+
+
+def fused_moe(
+    x: torch.Tensor,
+    router_logits: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    top_k: int,
+    renormalise: bool,
+) -> torch.Tensor:
+    """Each expert in turn, over the tokens that chose it; the sum is taken in float32 and rounded once."""
+    weights, experts = route(router_logits, top_k, renormalise)
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for expert in range(len(gate_up)):
+        tokens, places = torch.where(experts == expert)
+        if not len(tokens):
+            continue
+        gate, up = F.linear(x[tokens], gate_up[expert]).chunk(2, dim=-1)
+        y = F.linear(F.silu(gate) * up, down[expert])
+        out.index_add_(0, tokens, y.float() * weights[tokens, places, None])
+    return out.to(x.dtype)
+
+
+def route(router_logits: torch.Tensor, top_k: int, renormalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The top_k most probable experts of each token, best first, of equals the lower index first.
+
+    Returns:
+        [num_tokens, top_k] float32 weights, the softmax over all experts, scaled to sum to 1 if renormalise; and the
+        experts [num_tokens, top_k] int64.
+    """
+    probabilities = router_logits.float().softmax(dim=-1)
+    weights, experts = probabilities.sort(dim=-1, descending=True, stable=True)
+    weights, experts = weights[:, :top_k], experts[:, :top_k]
+    return (weights / weights.sum(dim=-1, keepdim=True) if renormalise else weights), experts

@@ -1,0 +1,286 @@
+"""fused_moe on a GPU: routing, the product with silu-and-mul, the other product, the sum; four launches or five."""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+from pagewire_kernels.aot_case import TARGETS, AotCase
+from pagewire_kernels.fused_moe.triton_route import Routing, route
+from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+_SUM_COLUMNS = 1024
+_GROUP_M = 8
+"""Blocks of rows that share a tile of weights, one after the other, while it is in the L2 cache."""
+
+
+@triton.jit
+def _tile_of(num_blocks, num_columns, GROUP_M: tl.constexpr):
+    """The program's block of rows and tile of columns: columns outside, GROUP_M blocks of rows inside."""
+    program = tl.program_id(0)
+    group = program // (GROUP_M * num_columns)
+    first = group * GROUP_M
+    size = tl.minimum(num_blocks - first, GROUP_M)
+    within = program % (GROUP_M * num_columns)
+    return first + within % size, within // size
+
+
+@triton.jit
+def _up(
+    x_ptr,
+    gate_up_ptr,
+    out_ptr,
+    pairs_ptr,
+    block_experts_ptr,
+    block_num_rows_ptr,
+    num_blocks,
+    stride_x,
+    HIDDEN: tl.constexpr,
+    SIZE: tl.constexpr,
+    TOP_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """Grid: (num_blocks * cdiv(SIZE, BLOCK_N),); one program makes BLOCK_N columns of silu(gate) * up for a block.
+
+    Rows of x are gathered by their pairs; rows of out, [num_blocks * BLOCK_M, SIZE], stand in the order of the blocks.
+    """
+    block, column_tile = _tile_of(num_blocks, tl.cdiv(SIZE, BLOCK_N), GROUP_M)
+    num_rows = tl.load(block_num_rows_ptr + block)
+    if num_rows <= 0:
+        return
+    expert = tl.load(block_experts_ptr + block).to(tl.int64)
+    row = tl.arange(0, BLOCK_M)
+    is_row = row < num_rows
+    token = tl.load(pairs_ptr + block * BLOCK_M + row, mask=is_row, other=0).to(tl.int64) // TOP_K
+    column = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column = column < SIZE
+    inner = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + token[:, None] * stride_x + inner[None, :]
+    gate_ptrs = gate_up_ptr + (expert * 2 * SIZE + column)[:, None] * HIDDEN + inner[None, :]
+    gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, HIDDEN, BLOCK_K):
+        is_inner = (start + inner < HIDDEN)[None, :]
+        x = tl.load(x_ptrs + start, mask=is_row[:, None] & is_inner, other=0.0)  # [BLOCK_M, BLOCK_K]
+        weight_mask = is_column[:, None] & is_inner
+        gate_weight = tl.load(gate_ptrs + start, mask=weight_mask, other=0.0)  # [BLOCK_N, BLOCK_K]
+        up_weight = tl.load(gate_ptrs + start + SIZE * HIDDEN, mask=weight_mask, other=0.0)
+        gate = tl.dot(x, tl.trans(gate_weight), gate, input_precision="ieee")
+        up = tl.dot(x, tl.trans(up_weight), up, input_precision="ieee")
+    out = gate * tl.sigmoid(gate) * up
+    out_row = (block * BLOCK_M + row).to(tl.int64)
+    out_ptrs = out_ptr + out_row[:, None] * SIZE + column[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
+
+
+@triton.jit
+def _down(
+    x_ptr,
+    down_ptr,
+    out_ptr,
+    weights_ptr,
+    pairs_ptr,
+    block_experts_ptr,
+    block_num_rows_ptr,
+    num_blocks,
+    HIDDEN: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """Grid: (num_blocks * cdiv(HIDDEN, BLOCK_N),); one program makes BLOCK_N columns of weight * down(x) for a block.
+
+    Rows of x, [num_blocks * BLOCK_M, SIZE], stand in the order of the blocks; rows of out, [num_pairs, HIDDEN], in the
+    order of the pairs.
+    """
+    block, column_tile = _tile_of(num_blocks, tl.cdiv(HIDDEN, BLOCK_N), GROUP_M)
+    num_rows = tl.load(block_num_rows_ptr + block)
+    if num_rows <= 0:
+        return
+    expert = tl.load(block_experts_ptr + block).to(tl.int64)
+    row = tl.arange(0, BLOCK_M)
+    is_row = row < num_rows
+    column = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column = column < HIDDEN
+    inner = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + (block * BLOCK_M + row).to(tl.int64)[:, None] * SIZE + inner[None, :]
+    weight_ptrs = down_ptr + (expert * HIDDEN + column)[:, None] * SIZE + inner[None, :]
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, SIZE, BLOCK_K):
+        is_inner = (start + inner < SIZE)[None, :]
+        x = tl.load(x_ptrs + start, mask=is_row[:, None] & is_inner, other=0.0)  # [BLOCK_M, BLOCK_K]
+        weight = tl.load(weight_ptrs + start, mask=is_column[:, None] & is_inner, other=0.0)  # [BLOCK_N, BLOCK_K]
+        total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
+    pair = tl.load(pairs_ptr + block * BLOCK_M + row, mask=is_row, other=0).to(tl.int64)
+    total = total * tl.load(weights_ptr + pair, mask=is_row, other=0.0)[:, None]
+    out_ptrs = out_ptr + pair[:, None] * HIDDEN + column[None, :]
+    tl.store(out_ptrs, total.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
+
+
+@triton.jit
+def _sum(x_ptr, out_ptr, HIDDEN: tl.constexpr, TOP_K: tl.constexpr, COLUMNS: tl.constexpr):
+    """Grid: (num_tokens, cdiv(HIDDEN, COLUMNS)); one program adds COLUMNS columns of a token's TOP_K rows."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = column < HIDDEN
+    total = tl.zeros([COLUMNS], tl.float32)
+    for place in tl.static_range(TOP_K):
+        total += tl.load(x_ptr + (token * TOP_K + place) * HIDDEN + column, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + token * HIDDEN + column, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def fused_moe(
+    x: torch.Tensor,
+    router_logits: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    top_k: int,
+    renormalise: bool,
+    config: MoeConfig | None = None,
+) -> torch.Tensor:
+    """See the package.
+
+    Args:
+        config: None: the table's choice.
+    """
+    num_tokens, hidden = x.shape
+    num_experts = len(gate_up)
+    if x.stride(1) != 1 or router_logits.stride(1) != 1:
+        raise ValueError("rows of x and of router_logits must be contiguous")
+    if not (gate_up.is_contiguous() and down.is_contiguous()):
+        raise ValueError("the experts' weights must be contiguous")
+    out = torch.empty((num_tokens, hidden), dtype=x.dtype, device=x.device)
+    if num_tokens == 0:
+        return out
+    if config is None:
+        rows_per_expert = triton.cdiv(num_tokens * top_k, num_experts)
+        config = moe_config(_generation(x.device), x.element_size(), rows_per_expert)
+    routing = route(router_logits, top_k, renormalise, config.block_m)
+    # One expert for each token: nothing to add up.
+    by_pair = out if top_k == 1 else torch.empty((num_tokens * top_k, hidden), dtype=x.dtype, device=x.device)
+    _products(x, gate_up, down, by_pair, routing, top_k, config)
+    if top_k > 1:
+        columns = min(_SUM_COLUMNS, triton.next_power_of_2(hidden))
+        _sum[(num_tokens, triton.cdiv(hidden, columns))](by_pair, out, HIDDEN=hidden, TOP_K=top_k, COLUMNS=columns)
+    return out
+
+
+def _products(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    by_pair: torch.Tensor,
+    routing: Routing,
+    top_k: int,
+    config: MoeConfig,
+) -> None:
+    hidden, size = x.shape[1], down.shape[2]
+    num_blocks = len(routing.block_experts)
+    middle = torch.empty((num_blocks * config.block_m, size), dtype=x.dtype, device=x.device)
+    _up[(num_blocks * triton.cdiv(size, config.up_n),)](
+        x,
+        gate_up,
+        middle,
+        routing.pairs,
+        routing.block_experts,
+        routing.block_num_rows,
+        num_blocks,
+        x.stride(0),
+        HIDDEN=hidden,
+        SIZE=size,
+        TOP_K=top_k,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.up_n,
+        BLOCK_K=config.up_k,
+        GROUP_M=_GROUP_M,
+        num_warps=config.up_warps,
+        num_stages=config.up_stages,
+    )
+    _down[(num_blocks * triton.cdiv(hidden, config.down_n),)](
+        middle,
+        down,
+        by_pair,
+        routing.weights,
+        routing.pairs,
+        routing.block_experts,
+        routing.block_num_rows,
+        num_blocks,
+        HIDDEN=hidden,
+        SIZE=size,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.down_n,
+        BLOCK_K=config.down_k,
+        GROUP_M=_GROUP_M,
+        num_warps=config.down_warps,
+        num_stages=config.down_stages,
+    )
+
+
+@cache
+def _generation(device: torch.device) -> int:
+    """Compute capability times ten; 0 where there is none, as in the interpreter."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _aot_cases(name: str, hidden: int, size: int, top_k: int, rows: int, target: int) -> tuple[AotCase, AotCase]:
+    config = moe_config(target, 2, rows)
+    shape = {"HIDDEN": hidden, "SIZE": size, "BLOCK_M": config.block_m, "GROUP_M": _GROUP_M}
+    rows_of = dict.fromkeys(("pairs_ptr", "block_experts_ptr", "block_num_rows_ptr"), "*i32")
+    up = AotCase(
+        f"up-{name}-{rows}rows-sm{target}",
+        _up,
+        {
+            **dict.fromkeys(("x_ptr", "gate_up_ptr", "out_ptr"), "*bf16"),
+            **rows_of,
+            "num_blocks": "i32",
+            "stride_x": "i32",
+        },
+        {**shape, "TOP_K": top_k, "BLOCK_N": config.up_n, "BLOCK_K": config.up_k},
+        num_warps=config.up_warps,
+        num_stages=config.up_stages,
+        divisible=("stride_x",),
+        targets=(target,),
+    )
+    down = AotCase(
+        f"down-{name}-{rows}rows-sm{target}",
+        _down,
+        {
+            **dict.fromkeys(("x_ptr", "down_ptr", "out_ptr"), "*bf16"),
+            "weights_ptr": "*fp32",
+            **rows_of,
+            "num_blocks": "i32",
+        },
+        {**shape, "BLOCK_N": config.down_n, "BLOCK_K": config.down_k},
+        num_warps=config.down_warps,
+        num_stages=config.down_stages,
+        targets=(target,),
+    )
+    return up, down
+
+
+AOT_CASES = (
+    *(
+        case
+        for target in TARGETS
+        for name, hidden, size, top_k in (("qwen3-30b-a3b", 2048, 768, 8), ("mixtral-8x7b", 4096, 14_336, 2))
+        for rows in (1, 32, 512)
+        for case in _aot_cases(name, hidden, size, top_k, rows, target)
+    ),
+    AotCase(
+        "sum-qwen3-30b-a3b",
+        _sum,
+        {"x_ptr": "*bf16", "out_ptr": "*bf16"},
+        {"HIDDEN": 2048, "TOP_K": 8, "COLUMNS": _SUM_COLUMNS},
+    ),
+)

@@ -1,0 +1,337 @@
+"""Routing on a GPU: which experts each token goes through, and rows sorted by expert for the grouped products.
+
+A pair is one token with one of its experts: pair = token * top_k + place. The grouped products work on blocks of
+BLOCK_M rows of one expert; its last block is padded. How many blocks there are depends on the routing; grids cover the
+most there can be, and blocks without rows end at once, so that one captured graph serves every routing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from pagewire_kernels.aot_case import AotCase
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+_FEW_SLOTS = 128
+"""Up to so many pairs one program routes all: comparing each with each costs less than two more launches."""
+_CHOSEN = 1
+"""Tokens of one program of _choose, which is one warp."""
+_ARRANGED = 64
+"""Pairs, and blocks, of one program of _arrange: each is compared with every expert."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Rows sorted by expert."""
+
+    weights: torch.Tensor
+    """[num_tokens, top_k] float32."""
+    pairs: torch.Tensor
+    """[num_blocks * block_m] int32: each row's pair; arbitrary in a block beyond its num_rows."""
+    block_experts: torch.Tensor
+    """[num_blocks] int32: whose rows a block has."""
+    block_num_rows: torch.Tensor
+    """[num_blocks] int32; 0: the block is not needed."""
+
+
+@triton.jit
+def _top_experts(
+    logits_ptr,
+    token,
+    num_tokens,
+    stride_logits,
+    NUM_EXPERTS: tl.constexpr,
+    EXPERTS_BLOCK: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_K_BLOCK: tl.constexpr,
+    RENORMALISE: tl.constexpr,
+):
+    """The experts of some tokens, best first, and their weights: [TOKENS, TOP_K_BLOCK] int32 and float32."""
+    columns = tl.arange(0, EXPERTS_BLOCK)[None, :]
+    places = tl.arange(0, TOP_K_BLOCK)[None, :]
+    mask = (token < num_tokens)[:, None] & (columns < NUM_EXPERTS)
+    offsets = token.to(tl.int64)[:, None] * stride_logits + columns
+    logits = tl.load(logits_ptr + offsets, mask=mask, other=-float("inf")).to(tl.float32)  # [TOKENS, EXPERTS_BLOCK]
+    # NaN has no order: such a token, a padding row's perhaps, goes through any experts there are.
+    left = tl.where(logits == logits, logits, -float("inf"))
+    exponentials = tl.exp(logits - tl.max(left, axis=1)[:, None])
+    experts = tl.zeros_like(token)[:, None] + tl.zeros_like(places)
+    weights = experts.to(tl.float32)
+    for place in tl.static_range(TOP_K):
+        best = tl.argmax(left, axis=1)[:, None]  # Of equals the first.
+        weight = tl.sum(tl.where(columns == best, exponentials, 0.0), axis=1)[:, None]
+        experts = tl.where(places == place, best, experts)
+        weights = tl.where(places == place, weight, weights)
+        left = tl.where(columns == best, -float("inf"), left)
+    total = tl.sum(weights, axis=1) if RENORMALISE else tl.sum(exponentials, axis=1)
+    return experts, weights / total[:, None]
+
+
+@triton.jit
+def _rows_of(counts, expert, rank, EXPERTS_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The rows of some pairs: each expert's rows begin with a block.
+
+    Args:
+        counts: [EXPERTS_BLOCK], pairs of each expert.
+        expert: [PAIRS], of each pair.
+        rank: [PAIRS], its place among the pairs of its expert.
+    """
+    columns = tl.arange(0, EXPERTS_BLOCK)
+    blocks = (counts + BLOCK_M - 1) // BLOCK_M
+    starts = tl.cumsum(blocks, axis=0) - blocks
+    return tl.sum(tl.where(columns[None, :] == expert[:, None], starts[None, :], 0), axis=1) * BLOCK_M + rank
+
+
+@triton.jit
+def _describe_blocks(
+    counts,
+    index,
+    num_blocks,
+    block_experts_ptr,
+    block_num_rows_ptr,
+    NUM_EXPERTS: tl.constexpr,
+    EXPERTS_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Stores whose rows the blocks `index` have, and how many."""
+    columns = tl.arange(0, EXPERTS_BLOCK)
+    blocks = (counts + BLOCK_M - 1) // BLOCK_M
+    ends = tl.cumsum(blocks, axis=0)
+    # The first expert whose blocks end behind it; for blocks that are not needed, none.
+    owner = tl.sum((ends[None, :] <= index[:, None]).to(tl.int32), axis=1)
+    rest = counts[None, :] - (index[:, None] - (ends - blocks)[None, :]) * BLOCK_M
+    num_rows = tl.sum(tl.where(columns[None, :] == owner[:, None], rest, 0), axis=1)
+    is_block = index < num_blocks
+    tl.store(block_experts_ptr + index, tl.minimum(owner, NUM_EXPERTS - 1), mask=is_block)
+    tl.store(block_num_rows_ptr + index, tl.minimum(num_rows, BLOCK_M), mask=is_block)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
+def _route_few(
+    logits_ptr,
+    weights_ptr,
+    pairs_ptr,
+    block_experts_ptr,
+    block_num_rows_ptr,
+    num_tokens,
+    num_blocks,
+    stride_logits,
+    NUM_EXPERTS: tl.constexpr,
+    EXPERTS_BLOCK: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_K_BLOCK: tl.constexpr,
+    RENORMALISE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TOKENS: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """Grid: (1,); the program does for at most TOKENS tokens what _choose and _arrange do for any number.
+
+    A slot is a place in the tile of pairs, SLOTS = TOKENS * TOP_K_BLOCK; some hold no pair.
+    """
+    token = tl.arange(0, TOKENS)
+    # [TOKENS, TOP_K_BLOCK]
+    experts, weights = _top_experts(
+        logits_ptr, token, num_tokens, stride_logits, NUM_EXPERTS, EXPERTS_BLOCK, TOP_K, TOP_K_BLOCK, RENORMALISE
+    )
+    place = tl.arange(0, TOP_K_BLOCK)[None, :]
+    holds_pair = (token < num_tokens)[:, None] & (place < TOP_K)
+    tl.store(weights_ptr + token[:, None] * TOP_K + place, weights, mask=holds_pair)
+    # A slot without a pair has an expert that is none.
+    expert = tl.reshape(tl.where(holds_pair, experts, EXPERTS_BLOCK), [SLOTS])
+    slot = tl.arange(0, SLOTS)
+    is_earlier = (expert[None, :] == expert[:, None]) & (slot[None, :] < slot[:, None])
+    rank = tl.sum(is_earlier.to(tl.int32), axis=1)
+    counts = tl.sum((expert[:, None] == tl.arange(0, EXPERTS_BLOCK)[None, :]).to(tl.int32), axis=0)
+    row = _rows_of(counts, expert, rank, EXPERTS_BLOCK, BLOCK_M)
+    pair = slot // TOP_K_BLOCK * TOP_K + slot % TOP_K_BLOCK
+    tl.store(pairs_ptr + row, pair, mask=expert < EXPERTS_BLOCK)
+    _describe_blocks(
+        counts, slot, num_blocks, block_experts_ptr, block_num_rows_ptr, NUM_EXPERTS, EXPERTS_BLOCK, BLOCK_M
+    )
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _choose(
+    logits_ptr,
+    weights_ptr,
+    experts_ptr,
+    ranks_ptr,
+    counts_ptr,
+    num_tokens,
+    stride_logits,
+    NUM_EXPERTS: tl.constexpr,
+    EXPERTS_BLOCK: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_K_BLOCK: tl.constexpr,
+    RENORMALISE: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Grid: (cdiv(num_tokens, TOKENS),); one program chooses the experts of TOKENS tokens.
+
+    A pair's rank follows the order in which programs happen to come. It decides which row of a product a pair gets, and
+    no row depends on another.
+    """
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    # [TOKENS, TOP_K_BLOCK]
+    experts, weights = _top_experts(
+        logits_ptr, token, num_tokens, stride_logits, NUM_EXPERTS, EXPERTS_BLOCK, TOP_K, TOP_K_BLOCK, RENORMALISE
+    )
+    place = tl.arange(0, TOP_K_BLOCK)[None, :]
+    pair = token[:, None] * TOP_K + place
+    mask = (token < num_tokens)[:, None] & (place < TOP_K)
+    tl.store(weights_ptr + pair, weights, mask=mask)
+    tl.store(experts_ptr + pair, experts, mask=mask)
+    tl.store(ranks_ptr + pair, tl.atomic_add(counts_ptr + experts, 1, mask=mask), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
+def _arrange(
+    experts_ptr,
+    ranks_ptr,
+    counts_ptr,
+    pairs_ptr,
+    block_experts_ptr,
+    block_num_rows_ptr,
+    num_pairs,
+    num_blocks,
+    NUM_EXPERTS: tl.constexpr,
+    EXPERTS_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    ARRANGED: tl.constexpr,
+):
+    """Grid: (cdiv(max(num_pairs, num_blocks), ARRANGED),); one program places ARRANGED pairs and describes ARRANGED
+    blocks."""
+    columns = tl.arange(0, EXPERTS_BLOCK)
+    counts = tl.load(counts_ptr + columns, mask=columns < NUM_EXPERTS, other=0)  # [EXPERTS_BLOCK]
+    index = tl.program_id(0) * ARRANGED + tl.arange(0, ARRANGED)
+    is_pair = index < num_pairs
+    expert = tl.load(experts_ptr + index, mask=is_pair, other=0)  # [ARRANGED]
+    rank = tl.load(ranks_ptr + index, mask=is_pair, other=0)
+    tl.store(pairs_ptr + _rows_of(counts, expert, rank, EXPERTS_BLOCK, BLOCK_M), index, mask=is_pair)
+    _describe_blocks(
+        counts, index, num_blocks, block_experts_ptr, block_num_rows_ptr, NUM_EXPERTS, EXPERTS_BLOCK, BLOCK_M
+    )
+
+
+def max_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
+    """Most blocks that any routing needs: all but one row of an expert's last block may be padding."""
+    num_used = min(num_experts, num_pairs)
+    return (num_pairs - num_used) // block_m + num_used
+
+
+def route(router_logits: torch.Tensor, top_k: int, renormalise: bool, block_m: int) -> Routing:
+    """Chooses experts and sorts rows, in one launch for few pairs, else in two.
+
+    Args:
+        router_logits: [num_tokens, num_experts], rows contiguous.
+    """
+    num_tokens, num_experts = router_logits.shape
+    num_pairs, device = num_tokens * top_k, router_logits.device
+    num_blocks = max_blocks(num_pairs, num_experts, block_m)
+    routing = Routing(
+        weights=torch.empty((num_tokens, top_k), dtype=torch.float32, device=device),
+        pairs=torch.empty(num_blocks * block_m, dtype=torch.int32, device=device),
+        block_experts=torch.empty(num_blocks, dtype=torch.int32, device=device),
+        block_num_rows=torch.empty(num_blocks, dtype=torch.int32, device=device),
+    )
+    constants = _constants(num_experts, top_k, renormalise)
+    tokens = triton.next_power_of_2(num_tokens)
+    num_slots = tokens * constants["TOP_K_BLOCK"]
+    if num_slots > _FEW_SLOTS:
+        _route_many(router_logits, routing, constants, block_m)
+        return routing
+    _route_few[(1,)](
+        router_logits,
+        routing.weights,
+        routing.pairs,
+        routing.block_experts,
+        routing.block_num_rows,
+        num_tokens,
+        num_blocks,
+        router_logits.stride(0),
+        **constants,
+        BLOCK_M=block_m,
+        TOKENS=tokens,
+        SLOTS=num_slots,
+        num_warps=_few_warps(num_slots),
+    )
+    return routing
+
+
+def _few_warps(num_slots: int) -> int:
+    """As few warps as keep the comparisons in registers: sums across warps take longer than sums within one."""
+    return min(8, max(1, num_slots // 16))
+
+
+def _route_many(router_logits: torch.Tensor, routing: Routing, constants: dict[str, int], block_m: int) -> None:
+    num_tokens, num_experts = router_logits.shape
+    num_pairs, num_blocks = routing.weights.numel(), len(routing.block_experts)
+    experts, ranks = torch.empty((2, num_pairs), dtype=torch.int32, device=router_logits.device).unbind()
+    counts = torch.zeros(num_experts, dtype=torch.int32, device=router_logits.device)
+    _choose[(triton.cdiv(num_tokens, _CHOSEN),)](
+        router_logits,
+        routing.weights,
+        experts,
+        ranks,
+        counts,
+        num_tokens,
+        router_logits.stride(0),
+        **constants,
+        TOKENS=_CHOSEN,
+        num_warps=1,
+    )
+    _arrange[(triton.cdiv(max(num_pairs, num_blocks), _ARRANGED),)](
+        experts,
+        ranks,
+        counts,
+        routing.pairs,
+        routing.block_experts,
+        routing.block_num_rows,
+        num_pairs,
+        num_blocks,
+        NUM_EXPERTS=num_experts,
+        EXPERTS_BLOCK=constants["EXPERTS_BLOCK"],
+        BLOCK_M=block_m,
+        ARRANGED=_ARRANGED,
+    )
+
+
+def _constants(num_experts: int, top_k: int, renormalise: bool) -> dict[str, int]:
+    return {
+        "NUM_EXPERTS": num_experts,
+        "EXPERTS_BLOCK": triton.next_power_of_2(num_experts),
+        "TOP_K": top_k,
+        "TOP_K_BLOCK": triton.next_power_of_2(top_k),
+        "RENORMALISE": renormalise,
+    }
+
+
+def _aot_cases(name: str, num_experts: int, top_k: int, num_few: int) -> Iterator[AotCase]:
+    constants = _constants(num_experts, top_k, True)
+    experts = {"NUM_EXPERTS": num_experts, "EXPERTS_BLOCK": constants["EXPERTS_BLOCK"]}
+    logits = {"logits_ptr": "*bf16", "weights_ptr": "*fp32", "num_tokens": "i32", "stride_logits": "i32"}
+    rows = dict.fromkeys(("pairs_ptr", "block_experts_ptr", "block_num_rows_ptr"), "*i32")
+    chosen = dict.fromkeys(("experts_ptr", "ranks_ptr", "counts_ptr"), "*i32")
+    few = {"BLOCK_M": 16, "TOKENS": num_few, "SLOTS": num_few * constants["TOP_K_BLOCK"]}
+    yield AotCase(
+        f"few-{name}",
+        _route_few,
+        {**logits, **rows, "num_blocks": "i32"},
+        {**constants, **few},
+        num_warps=_few_warps(few["SLOTS"]),
+    )
+    yield AotCase(f"choose-{name}", _choose, {**logits, **chosen}, {**constants, "TOKENS": _CHOSEN}, num_warps=1)
+    yield AotCase(
+        f"arrange-{name}",
+        _arrange,
+        {**chosen, **rows, "num_pairs": "i32", "num_blocks": "i32"},
+        {**experts, "BLOCK_M": 16, "ARRANGED": _ARRANGED},
+    )
+
+
+AOT_CASES = (*_aot_cases("qwen3-30b-a3b", 128, 8, 16), *_aot_cases("mixtral-8x7b", 8, 2, 64))

@@ -1,0 +1,43 @@
+"""The layouts of a layer's key and value cache.
+
+NHD, on GPUs and in every reference.py: keys and values [num_blocks, block_size, num_kv_heads, head_dim].
+CPU: keys [num_blocks, num_kv_heads, head_dim, block_size], values [num_blocks, num_kv_heads, block_size, head_dim],
+both float32. A block's keys are transposed so that one vector register holds one dimension of neighbouring keys: scores
+then accumulate without sums across a register, and both products of attention are the same small matrix product.
+"""
+
+import torch
+
+KVCache = tuple[torch.Tensor, torch.Tensor]
+
+
+def allocate(
+    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    """Allocates one layer's cache in the device's layout, uninitialised: on a CPU, pages become resident when written.
+
+    Raises:
+        ValueError: the device is a CPU and dtype is not float32.
+    """
+    if device.type != "cpu":
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+    if dtype is not torch.float32:
+        raise ValueError(f"the KV cache of a CPU is float32, not {dtype}")
+    key_cache = torch.empty((num_blocks, num_kv_heads, head_dim, block_size), dtype=dtype)
+    return key_cache, torch.empty((num_blocks, num_kv_heads, block_size, head_dim), dtype=dtype)
+
+
+def block_bytes(block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes of one block in one layer, keys and values together."""
+    return 2 * block_size * num_kv_heads * head_dim * dtype.itemsize
+
+
+def to_cpu_layout(key_cache: torch.Tensor, value_cache: torch.Tensor) -> KVCache:
+    """Copies an NHD cache to the CPU layout."""
+    return key_cache.permute(0, 2, 3, 1).contiguous(), value_cache.permute(0, 2, 1, 3).contiguous()
+
+
+def to_nhd_layout(key_cache: torch.Tensor, value_cache: torch.Tensor) -> KVCache:
+    """Copies a cache in the CPU layout to NHD."""
+    return key_cache.permute(0, 3, 1, 2).contiguous(), value_cache.permute(0, 2, 1, 3).contiguous()

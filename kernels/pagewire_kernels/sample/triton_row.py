@@ -1,0 +1,63 @@
+"""What the sampling kernels share: the order of logits as integers, the noise, and what kind of row a row is."""
+
+import triton
+import triton.language as tl
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+GREEDY_BELOW = tl.constexpr(1e-5)
+"""As in batch.py."""
+NOTHING = tl.constexpr(-9223372036854775807)
+"""A rank below that of every token."""
+_LOW_BITS = tl.constexpr(0x7FFFFFFF)
+
+
+@triton.jit
+def order_key(x):
+    """float32 -> int32 of the same order; zeros of both signs are equal."""
+    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def key_value(key):
+    """The inverse of order_key."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rank(x, token):
+    """int64 whose largest is the token of the largest x, of equals the one with the lowest id."""
+    return (order_key(x).to(tl.int64) << 32) | (-token + _LOW_BITS).to(tl.int64)
+
+
+@triton.jit
+def token_of(rank, VOCAB_SIZE: tl.constexpr):
+    """The token of a rank; some token if the rank is NOTHING."""
+    return tl.minimum(-(rank & _LOW_BITS) + _LOW_BITS, VOCAB_SIZE - 1)
+
+
+@triton.jit
+def gumbel_noise(seed, position, counter):
+    """The noise of tokens 4 * counter to 4 * counter + 3, [..., 2, 2] float32 in their order; see reference.py.
+
+    seed and position are int64 scalars, counter is int32.
+    """
+    low, high = position.to(tl.uint32), (position >> 32).to(tl.uint32)
+    word0, word1, word2, word3 = tl.philox(seed, counter.to(tl.uint32), low, high, 0)
+    words = tl.join(tl.join(word0, word2), tl.join(word1, word3))
+    uniform = ((words >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE: tl.constexpr):
+    """The row draws from some of its tokens only."""
+    cuts = (min_p > 0.0) | ((top_k > 0) & (top_k < VOCAB_SIZE)) | (top_p < 1.0)
+    return (temperature >= GREEDY_BELOW) & cuts
+
+
+@triton.jit
+def has_penalties(repetition, frequency, presence):
+    """Some penalty changes the row's logits."""
+    return (repetition != 1.0) | (frequency != 0.0) | (presence != 0.0)

@@ -1,0 +1,34 @@
+"""The device's memory of every sequence, as the ops that read and advance it see it."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class StateColumns:
+    """Which column of `ints` holds what."""
+
+    num_tokens: int
+    """Known tokens."""
+    num_computed: int
+    """Tokens whose keys and values are in the cache."""
+    stop_reason: int
+    """0: the sequence goes on; anything else: it has stopped, and its row in any batch is void."""
+    max_len: int
+    """A sequence with this many known tokens stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceState:
+    """One row, or slot, for each sequence; rows contiguous. A batch names its sequences by slot."""
+
+    ints: torch.Tensor
+    """[num_slots, num_ints] int64; `columns` names those that are used here."""
+    token_ids: torch.Tensor
+    """[num_slots, max_len] int32: known tokens; beyond num_tokens arbitrary."""
+    block_tables: torch.Tensor
+    """[num_slots, max_blocks] int32: block ids in order; beyond the sequence's blocks arbitrary."""
+    stop_token_ids: torch.Tensor
+    """[num_slots, max_stop_tokens] int32: tokens that end the sequence, padded with -1."""
+    columns: StateColumns

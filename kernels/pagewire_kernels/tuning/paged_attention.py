@@ -1,0 +1,90 @@
+"""Tile configurations of paged attention: paged_attention.json, which a re-tuning run rewrites, read into dataclasses.
+
+An entry serves one class of queries ("decode": one token per sequence, or "prefill"), one GPU generation (compute
+capability times ten; 0: any that has no entry of its own), heads up to max_head_dim and elements of element_bytes.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """How one program of the decode kernel works, and how many of them a batch is shared out to."""
+
+    tile: int
+    """Most keys that are loaded at once; a power of two, at least 16."""
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+    """Programs per multiprocessor that a batch is split into: those that are resident at a time make one wave."""
+    min_split_tiles: int
+    """Tiles below which a split costs more than it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillConfig:
+    """How one program of the prefill kernel works."""
+
+    block_m: int
+    """Rows, queries times heads of a group, of one program; a power of two, at least 16."""
+    tile: int
+    """Most keys that are loaded at once; a power of two, at least 16."""
+    num_warps: int
+    num_stages: int
+    late_values: bool
+    """Whether a tile's values are added while the next tile's exponentials are computed."""
+
+
+@cache
+def decode_config(gpu: int, head_dim: int, element_bytes: int) -> DecodeConfig:
+    """The table's choice for decodes.
+
+    Raises:
+        ValueError: heads are larger than any entry serves.
+    """
+    return DecodeConfig(**_find("decode", DecodeConfig, gpu, head_dim, element_bytes))
+
+
+@cache
+def prefill_config(gpu: int, head_dim: int, element_bytes: int) -> PrefillConfig:
+    """The table's choice for prefills.
+
+    Raises:
+        ValueError: heads are larger than any entry serves.
+    """
+    return PrefillConfig(**_find("prefill", PrefillConfig, gpu, head_dim, element_bytes))
+
+
+def tile_for(block_size: int, tile: int) -> int:
+    """The tile to use for a block size: one that divides blocks needs a single look-up in the block table.
+
+    Blocks of fewer than 64 keys are not worth a tile each: several of them are gathered into one.
+    """
+    return block_size if 64 <= block_size < tile and tile % block_size == 0 else tile
+
+
+def _find(query: str, kind: type, gpu: int, head_dim: int, element_bytes: int) -> dict[str, Any]:
+    for generation in (gpu, 0):
+        fitting = [
+            entry
+            for entry in _entries()
+            if entry["query"] == query
+            and entry["gpu"] == generation
+            and entry["element_bytes"] == element_bytes
+            and entry["max_head_dim"] >= head_dim
+        ]
+        if fitting:
+            entry = min(fitting, key=lambda entry: entry["max_head_dim"])
+            return {field.name: entry[field.name] for field in fields(kind)}
+    raise ValueError(f"attention on GPUs takes no heads of {head_dim} elements of {element_bytes} bytes")
+
+
+@cache
+def _entries() -> list[dict[str, Any]]:
+    text = files(__package__).joinpath("paged_attention.json").read_text(encoding="utf-8")
+    entries: list[dict[str, Any]] = json.loads(text)
+    return entries

@@ -1,0 +1,174 @@
+"""The mixture of experts against its reference: on the GPU if there is one, else in Triton's interpreter.
+
+The interpreter must be chosen before triton is imported, so that those tests then run in a process of their own.
+bfloat16 is left out there: the interpreter computes with its bits.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from pagewire_kernels.fused_moe import fused_moe, reference
+from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+SMALL = MoeConfig(16, 32, 32, 4, 2, 64, 16, 4, 2)
+
+pytest.importorskip("triton")
+runs_kernels = pytest.mark.skipif(
+    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's own process"
+)
+
+
+@pytest.mark.skipif(HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1", reason="the kernels run in this process")
+def test_kernels_agree_with_their_reference_in_the_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def inputs(num_tokens: int, hidden: int, size: int, num_experts: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    # Rows of x as a slice of something wider.
+    x = torch.randn(num_tokens, hidden + 8, generator=generator)[:, :hidden]
+    logits = torch.randn(num_tokens, num_experts, generator=generator)
+    gate_up = torch.randn(num_experts, 2 * size, hidden, generator=generator) * hidden**-0.5
+    down = torch.randn(num_experts, hidden, size, generator=generator) * size**-0.5
+    return [tensor.to(dtype) for tensor in (x, logits, gate_up, down)]
+
+
+def poisoned_memory() -> None:
+    """Freed memory full of NaN: the next torch.empty is likely to get it."""
+    for num_elements in (1 << 10, 1 << 14, 1 << 18):
+        torch.full((num_elements,), float("nan"), device=DEVICE)
+
+
+def relative_error(out: torch.Tensor, x: torch.Tensor, *rest: torch.Tensor, top_k: int, renormalise: bool) -> float:
+    logits, gate_up, down = rest
+    expected = reference.fused_moe(x.double(), logits.float(), gate_up.double(), down.double(), top_k, renormalise)
+    return float((out.cpu().double() - expected).norm() / expected.norm())
+
+
+def check(tensors: list[torch.Tensor], top_k: int, renormalise: bool, config: MoeConfig | None = SMALL) -> None:
+    from pagewire_kernels.fused_moe import triton as kernel
+
+    poisoned_memory()
+    out = kernel.fused_moe(*(tensor.to(DEVICE) for tensor in tensors), top_k, renormalise, config)
+    assert out.dtype is tensors[0].dtype
+    error = relative_error(out, *tensors, top_k=top_k, renormalise=renormalise)
+    assert error <= TOLERANCES[tensors[0].dtype]
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 5, 64, 90])
+def test_tokens_go_through_their_experts(num_tokens: int, dtype: torch.dtype) -> None:
+    check(inputs(num_tokens, 48, 40, 6, dtype), 2, True)
+
+
+@runs_kernels
+@pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (5, 1), (5, 5), (12, 3), (33, 8)])
+def test_any_number_of_experts_and_choices(num_experts: int, top_k: int) -> None:
+    check(inputs(7, 32, 20, num_experts, torch.float32), top_k, True)
+
+
+@runs_kernels
+def test_weights_are_the_whole_softmax_without_renormalisation() -> None:
+    check(inputs(9, 32, 32, 6, torch.float32), 2, False)
+
+
+@runs_kernels
+@pytest.mark.parametrize("num_tokens", [37, 70])
+def test_all_tokens_may_choose_the_same_experts(num_tokens: int) -> None:
+    tensors = inputs(num_tokens, 32, 20, 8, torch.float32)
+    tensors[1][:, 2] += 50
+    tensors[1][:, 7] += 40
+    check(tensors, 2, True)
+
+
+@runs_kernels
+def test_of_equal_experts_the_first_are_chosen() -> None:
+    tensors = inputs(3, 32, 20, 8, torch.float32)
+    tensors[1].zero_()
+    check(tensors, 3, True)
+
+
+@runs_kernels
+@pytest.mark.parametrize("num_tokens", [6, 70])
+def test_tokens_that_are_not_finite_leave_the_others_alone(num_tokens: int) -> None:
+    from pagewire_kernels.fused_moe import triton as kernel
+
+    tensors = inputs(num_tokens, 32, 20, 8, torch.float32)
+    tensors[0][2], tensors[1][2] = float("nan"), float("nan")
+    out = kernel.fused_moe(*(tensor.to(DEVICE) for tensor in tensors), 2, True, SMALL).cpu()
+    others = [0, 1, *range(3, num_tokens)]
+    expected = reference.fused_moe(tensors[0][others], tensors[1][others], *tensors[2:], 2, True)
+    torch.testing.assert_close(out[others], expected, atol=1e-5, rtol=1e-4)
+
+
+@runs_kernels
+def test_no_tokens_are_no_work() -> None:
+    from pagewire_kernels.fused_moe import triton as kernel
+
+    tensors = inputs(0, 32, 20, 4, torch.float32)
+    assert kernel.fused_moe(*(tensor.to(DEVICE) for tensor in tensors), 2, True).shape == (0, 32)
+
+
+@runs_kernels
+@pytest.mark.parametrize("num_pairs", [1, 2, 7, 30, 64])
+def test_the_grid_covers_the_worst_routing(num_pairs: int) -> None:
+    from pagewire_kernels.fused_moe.triton_route import max_blocks
+
+    block_m, num_experts = 4, 6
+    # The most blocks: one pair for each expert, all others with the first.
+    counts = [num_pairs - min(num_experts, num_pairs) + 1] + [1] * (min(num_experts, num_pairs) - 1)
+    assert max_blocks(num_pairs, num_experts, block_m) == sum(-(-count // block_m) for count in counts)
+
+
+def test_the_reference_weighs_what_experts_yield() -> None:
+    x, logits, gate_up, down = inputs(4, 16, 12, 3, torch.float32)
+    out = fused_moe(x, logits, gate_up, down, top_k=2, renormalise=True)
+    for token in range(4):
+        best = logits[token].topk(2)
+        expected = torch.zeros(16)
+        for weight, expert in zip(best.values.softmax(0), best.indices, strict=True):
+            gate, up = (gate_up[expert] @ x[token]).chunk(2)
+            expected += weight * (down[expert] @ (torch.nn.functional.silu(gate) * up))
+        torch.testing.assert_close(out[token], expected)
+
+
+def test_tiles_follow_the_rows_of_an_expert() -> None:
+    few, some, many = (moe_config(90, 2, rows) for rows in (1, 40, 5000))
+    assert few.block_m <= some.block_m <= many.block_m
+    with pytest.raises(ValueError, match="elements of 8 bytes"):
+        moe_config(90, 8, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [1, 64, 3000])
+@pytest.mark.parametrize("shape", [(2048, 768, 128, 8), (1024, 1792, 8, 2)], ids=["qwen3", "mixtral"])
+def test_real_shapes_on_the_gpu(shape: tuple[int, int, int, int], num_tokens: int) -> None:
+    hidden, size, num_experts, top_k = shape
+    check(inputs(num_tokens, hidden, size, num_experts, torch.bfloat16), top_k, True, None)
+
+
+@pytest.mark.gpu
+def test_one_captured_graph_serves_every_routing() -> None:
+    tensors = [tensor.to(DEVICE) for tensor in inputs(16, 128, 96, 16, torch.bfloat16)]
+    options = {"top_k": 4, "renormalise": True}
+    fused_moe(*tensors, **options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = fused_moe(*tensors, **options)
+    for seed in range(3):
+        x, logits, _, _ = inputs(16, 128, 96, 16, torch.bfloat16)
+        tensors[0].copy_(x.roll(seed, 0))
+        tensors[1].copy_(logits.roll(seed, 1) * (seed * 10 + 1))
+        graph.replay()
+        assert relative_error(out, *(tensor.cpu() for tensor in tensors), **options) <= TOLERANCES[torch.bfloat16]

@@ -1,0 +1,71 @@
+"""Norms and gated activations against their references, and those against transformers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pagewire_kernels.activation import gelu_and_mul, silu_and_mul
+from pagewire_kernels.layer_norm import layer_norm
+from pagewire_kernels.rms_norm import reference, rms_norm
+
+SHAPES = [(1, 7), (3, 64), (5, 768), (300, 96)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm(shape):
+    x, weight = torch.randn(shape), torch.randn(shape[-1])
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm_adds_the_residual_and_leaves_its_inputs(shape):
+    x, residual, weight = torch.randn(shape), torch.randn(shape), torch.randn(shape[-1])
+    inputs = (x.clone(), residual.clone())
+    out, total = rms_norm(x, weight, 1e-6, residual)
+    expected, expected_total = reference.rms_norm(x, weight, 1e-6, residual)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(total, expected_total)
+    assert torch.equal(x, inputs[0])
+    assert torch.equal(residual, inputs[1])
+
+
+def test_rms_norm_of_each_head_of_a_projection():
+    query = torch.randn(9, 4 * 32 + 64)[:, : 4 * 32].unflatten(1, (4, 32))
+    weight = torch.randn(32)
+    out = rms_norm(query, weight, 1e-6)
+    torch.testing.assert_close(out, reference.rms_norm(query, weight, 1e-6), atol=1e-5, rtol=1e-5)
+    assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_is_that_of_transformers(dtype):
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    norm = LlamaRMSNorm(48, eps=1e-5).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(6, 48, dtype=dtype)
+    assert torch.equal(reference.rms_norm(x, norm.weight, 1e-5), norm(x))
+
+
+def test_layer_norm():
+    x, weight, bias = torch.randn(4, 30), torch.randn(30), torch.randn(30)
+    expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() * weight
+    torch.testing.assert_close(layer_norm(x, weight, None, 1e-5), expected)
+    torch.testing.assert_close(layer_norm(x, weight, bias, 1e-5), expected + bias)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 2048])
+@pytest.mark.parametrize("magnitude", [1.0, 50.0])
+def test_gated_activations(size, magnitude):
+    x = torch.randn(7, 2 * size) * magnitude
+    gate, up = x.chunk(2, dim=1)
+    tolerance = {"atol": 1e-6 * magnitude**2, "rtol": 1e-5}
+    torch.testing.assert_close(silu_and_mul(x), F.silu(gate) * up, **tolerance)
+    torch.testing.assert_close(gelu_and_mul(x), F.gelu(gate) * up, **tolerance)
+    torch.testing.assert_close(gelu_and_mul(x, "tanh"), F.gelu(gate, approximate="tanh") * up, **tolerance)
+
+
+def test_activation_saturates_without_overflow():
+    x = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    expected = torch.tensor([[0.0, 0.0, 0.0, 100.0, 1e4]])
+    torch.testing.assert_close(silu_and_mul(x), expected)
+    torch.testing.assert_close(gelu_and_mul(x, "tanh"), expected)

@@ -1,0 +1,138 @@
+"""Attention on a GPU against float64, in captured graphs, and without waiting for the host."""
+
+import pytest
+import torch
+from pagewire_kernels.paged_attention import paged_attention, reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+MAX_ERRORS = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
+LLAMA = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128}
+
+
+def tensors(batch):
+    inputs = [batch.query, batch.key_cache, batch.value_cache]
+    inputs += [batch.block_tables, batch.query_start_loc, batch.seq_lens]
+    return [tensor.cuda() for tensor in inputs]
+
+
+def attend(inputs, batch, **options):
+    lens = {"max_query_len": batch.max_query_len, "max_seq_len": batch.max_seq_len}
+    return paged_attention(*inputs, scale=batch.query.shape[2] ** -0.5, **lens, **options)
+
+
+def relative_errors(out, inputs, batch, **options):
+    """Of each sequence, in the Euclidean norm; a void sequence must be zero."""
+    precise = [tensor.double() for tensor in inputs[:3]]
+    lens = (batch.query.shape[2] ** -0.5, batch.max_query_len, batch.max_seq_len)
+    expected = reference.paged_attention(*precise, *inputs[3:], *lens, **options)
+    errors = []
+    for start, end in zip(batch.query_start_loc[:-1].tolist(), batch.query_start_loc[1:].tolist(), strict=True):
+        difference = (out[start:end].double() - expected[start:end]).norm()
+        errors.append((difference / expected[start:end].norm().clamp(min=1e-30)).item())
+    return errors
+
+
+def check(batch, num_decodes=0, **options):
+    inputs = tensors(batch)
+    out = attend(inputs, batch, num_decodes=num_decodes, **options)
+    errors = relative_errors(out, inputs, batch, **options)
+    wrong = {i: error for i, error in enumerate(errors) if not error < MAX_ERRORS[batch.query.dtype]}
+    assert not wrong, f"relative errors by sequence: {wrong}; the first {num_decodes} are decodes"
+
+
+@pytest.mark.parametrize("dtype", list(MAX_ERRORS), ids=str)
+@pytest.mark.parametrize("block_size", [8, 16, 32, 64, 128])
+def test_mixed_batch_of_any_block_size(paged_batch, block_size, dtype):
+    query_lens, seq_lens = [1, 1, 1, 1, 70, 200, 5, 3], [1, 700, 0, 65, 70, 260, 333, 0]
+    check(paged_batch(query_lens, seq_lens, block_size=block_size, dtype=dtype, **LLAMA), num_decodes=4)
+
+
+@pytest.mark.parametrize("dtype", list(MAX_ERRORS), ids=str)
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"),
+    [(32, 32, 64), (28, 4, 128), (16, 1, 256), (12, 2, 80), (71, 1, 64), (4, 4, 16), (5, 1, 40), (64, 8, 96)],
+)
+def test_any_head_size_and_group(paged_batch, num_heads, num_kv_heads, head_dim, dtype):
+    heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    check(paged_batch([1, 1, 130, 9], [300, 1, 400, 9], block_size=64, dtype=dtype, **heads), num_decodes=2)
+
+
+@pytest.mark.parametrize(
+    "seq_lens", [[20_000], [4000, 1, 0, 2500], [6000, *[40] * 70], [1000] * 20], ids=lambda x: x[0]
+)
+def test_decodes_in_splits(paged_batch, seq_lens):
+    batch = paged_batch([1] * len(seq_lens), seq_lens, block_size=64, dtype=torch.bfloat16, **LLAMA)
+    check(batch, num_decodes=len(seq_lens))
+
+
+@pytest.mark.parametrize(("query_len", "seq_len"), [(2000, 2000), (512, 3000), (1, 3000), (129, 129)])
+def test_prefill_of_a_chunk_after_a_cached_prefix(paged_batch, query_len, seq_len):
+    batch = paged_batch([query_len, 2], [seq_len, 40], block_size=64, dtype=torch.bfloat16, **LLAMA)
+    check(batch)
+
+
+@pytest.mark.parametrize("option", ["sliding_window", "logit_softcap", "alibi_slopes", "sinks", "all"])
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_options(paged_batch, option, block_size):
+    batch = paged_batch([1, 1, 300, 40], [1500, 30, 900, 40], block_size=block_size, dtype=torch.bfloat16, **LLAMA)
+    generator = torch.Generator().manual_seed(1)
+    options = {
+        "sliding_window": 200,
+        "logit_softcap": 5.0,
+        "alibi_slopes": (0.2 * torch.rand(32, generator=generator)).cuda(),
+        "sinks": torch.randn(32, generator=generator).bfloat16().cuda(),
+    }
+    check(batch, num_decodes=2, **(options if option == "all" else {option: options[option]}))
+
+
+def test_one_captured_graph_serves_any_lengths(paged_batch):
+    batches = [
+        paged_batch([1] * 4, seq_lens, block_size=64, dtype=torch.bfloat16, **LLAMA)
+        for seq_lens in ([3000, 5, 700, 64], [1, 2, 0, 3], [2000, 2000, 2000, 2999], [0, 0, 0, 0])
+    ]
+    # One pool that holds any of them.
+    longest = max(batches, key=lambda batch: len(batch.key_cache))
+    buffers = tensors(longest)
+    buffers[3] = torch.zeros((4, max(batch.block_tables.shape[1] for batch in batches)), dtype=torch.int32).cuda()
+
+    def fill(batch):
+        for buffer, tensor in zip(buffers, tensors(batch), strict=True):
+            buffer.zero_()
+            buffer[tuple(slice(size) for size in tensor.shape)].copy_(tensor)
+
+    def run():
+        return paged_attention(*buffers, scale=0.1, max_query_len=1, max_seq_len=3000, num_decodes=4)
+
+    fill(longest)
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    for batch in batches:
+        fill(batch)
+        graph.replay()
+        expected = reference.paged_attention(*(t.double() for t in buffers[:3]), *buffers[3:], 0.1, 1, 3000)
+        error = ((out.double() - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+        assert error < MAX_ERRORS[torch.bfloat16], f"lengths {batch.seq_lens.tolist()}: relative error {error}"
+
+
+def test_repeated_launches_give_the_same_bits(paged_batch):
+    batch = paged_batch([1] * 3, [5000, 3, 2000], block_size=64, dtype=torch.bfloat16, **LLAMA)
+    inputs = tensors(batch)
+    first = attend(inputs, batch, num_decodes=3)
+    different = sum(not torch.equal(attend(inputs, batch, num_decodes=3), first) for _ in range(300))
+    assert different == 0, f"{different} of 300 launches: splits were added before all had arrived"
+
+
+def test_a_launch_does_not_wait_for_the_host(paged_batch):
+    batch = paged_batch([1, 1, 100], [3000, 40, 100], block_size=64, dtype=torch.bfloat16, **LLAMA)
+    inputs = tensors(batch)
+    attend(inputs, batch, num_decodes=2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        attend(inputs, batch, num_decodes=2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

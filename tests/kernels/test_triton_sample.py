@@ -1,0 +1,309 @@
+"""Sampling and log-probabilities in Triton against their references: on the GPU if there is one, else in Triton's
+interpreter, in a process of its own.
+
+Memory that torch.empty gives holds NaN, or a number that would be noticed. A token other than the reference's is
+accepted only where the noisy logits of both are equal up to rounding.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from pagewire_kernels.sample import SamplingBatch, reference
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
+ROUNDING = 1e-4
+
+pytest.importorskip("triton")
+runs_kernels = pytest.mark.skipif(
+    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's own process"
+)
+
+
+@pytest.mark.skipif(HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1", reason="the kernels run in this process")
+def test_kernels_agree_with_their_references_in_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(2**30)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def sampling_batch(num_rows, vocab_size, seed=0, max_len=30, **options):
+    """Parameters that change nothing, but for the options: a list, or one value for all rows."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(name, default, dtype):
+        value = options.get(name, default)
+        return torch.tensor(value if isinstance(value, list) else [value] * num_rows, dtype=dtype)
+
+    def integers(low, high, *shape, dtype=torch.int64):
+        return torch.randint(low, high, shape, generator=generator, dtype=dtype)
+
+    return SamplingBatch(
+        temperature=rows("temperature", 1.0, torch.float32),
+        top_k=rows("top_k", 0, torch.int32),
+        top_p=rows("top_p", 1.0, torch.float32),
+        min_p=rows("min_p", 0.0, torch.float32),
+        presence_penalty=rows("presence_penalty", 0.0, torch.float32),
+        frequency_penalty=rows("frequency_penalty", 0.0, torch.float32),
+        repetition_penalty=rows("repetition_penalty", 1.0, torch.float32),
+        seeds=integers(-(2**62), 2**62, num_rows),
+        positions=integers(0, 2**33, num_rows),
+        token_ids=integers(0, vocab_size, num_rows + 2, max_len, dtype=torch.int32),
+        slots=torch.randperm(num_rows + 2, generator=generator)[:num_rows],
+        num_prompt_tokens=integers(0, 10, num_rows, dtype=torch.int32),
+        num_tokens=integers(10, max_len, num_rows, dtype=torch.int32),
+        stop_token_ids=torch.full((num_rows, 3), -1, dtype=torch.int32),
+        mask_stop=torch.zeros(num_rows, dtype=torch.bool),
+        all_greedy=False,
+        any_penalties=True,
+        any_stop_mask=True,
+    )
+
+
+def logits_for(num_rows, vocab_size, spread=3.0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(vocab_size)
+    return (torch.randn(num_rows, vocab_size, generator=generator) * spread).to(dtype)
+
+
+def on_device(batch):
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return replace(batch, **{name: x.to(DEVICE) for name, x in tensors.items() if isinstance(x, torch.Tensor)})
+
+
+def noisy_logits(logits, batch):
+    """What the reference takes the maximum of."""
+    ids = torch.where(batch.mask_stop[:, None], batch.stop_token_ids.long(), -1)
+    for row, row_ids in enumerate(ids.tolist()):
+        logits[row, [token for token in row_ids if 0 <= token < logits.shape[1]]] = float("-inf")
+    logits = reference.apply_penalties(logits, batch)
+    is_greedy = (batch.temperature < 1e-5)[:, None]
+    scaled = logits / torch.where(is_greedy, 1.0, batch.temperature[:, None])
+    noise = reference.gumbel_noise(batch.seeds, batch.positions, logits.shape[1])
+    return torch.where(is_greedy, logits, reference.apply_filters(scaled, batch) + noise)
+
+
+def check(logits, batch):
+    """Samples, and compares the tokens with the reference's; returns them."""
+    from pagewire_kernels.sample import triton as kernel
+
+    given = logits.to(DEVICE, copy=True)
+    tokens = kernel.sample(given, on_device(batch)).cpu()
+    assert torch.equal(given.cpu(), logits), "the logits were changed"
+    expected = reference.sample(logits.float(), batch.by_row())
+    for row in (tokens != expected).nonzero()[:, 0].tolist():
+        values = noisy_logits(logits.float(), batch.by_row())[row]
+        found, wanted = tokens[row].item(), expected[row].item()
+        difference = (values[wanted] - values[found]).item()
+        assert difference < ROUNDING, f"row {row}: {found} for {wanted}, {difference} apart"
+    return tokens.tolist()
+
+
+OPTIONS = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 0.0},
+    {"top_k": 1},
+    {"top_k": 20},
+    {"top_k": 1_000_000},
+    {"top_p": 0.9},
+    {"top_p": 1e-6},
+    {"top_p": 0.999},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"min_p": 0.01, "top_k": 40, "top_p": 0.8, "temperature": 1.3},
+    {"repetition_penalty": 1.7, "presence_penalty": 0.5, "frequency_penalty": -0.8},
+    {"repetition_penalty": 0.6, "presence_penalty": -2.0, "frequency_penalty": 2.0, "temperature": 0.0},
+    {"repetition_penalty": 1.2, "top_p": 0.7, "temperature": 0.6},
+]
+FILTERS = [OPTIONS[i] for i in (4, 6, 9, 11)]
+KINDS = {
+    "temperature": [0.0, 1.0, 0.7, 0.0, 1.5, 1.0],
+    "top_k": [5, 0, 3, 0, 50, 0],
+    "top_p": [1.0, 1.0, 0.9, 1.0, 1.0, 0.8],
+    "repetition_penalty": [1.0, 1.0, 1.0, 1.3, 1.3, 1.0],
+}
+
+
+@runs_kernels
+@pytest.mark.parametrize(("vocab_size", "spread"), [(1, 1.0), (5, 0.5), (100, 8.0)])
+@pytest.mark.parametrize("options", [*OPTIONS, KINDS], ids=str)
+def test_samples_what_the_reference_samples(options, vocab_size, spread):
+    check(logits_for(6, vocab_size, spread), sampling_batch(6, vocab_size, **options))
+
+
+@runs_kernels
+@pytest.mark.parametrize("vocab_size", [2050, 6001])
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[4], OPTIONS[6], OPTIONS[14], KINDS], ids=str)
+def test_samples_from_several_chunks(options, vocab_size):
+    check(logits_for(6, vocab_size), sampling_batch(6, vocab_size, **options))
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9, "top_k": 30}, {"temperature": 0.0}, KINDS], ids=str)
+def test_logits_of_any_precision(options, dtype):
+    wide = logits_for(6, 3000, dtype=dtype)
+    check(wide[:, 3:2903], sampling_batch(6, 2900, **options))
+
+
+@runs_kernels
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 3000}, {"top_p": 0.9}, {"top_k": 3000, "top_p": 0.5}, {"min_p": 0.9}, {"min_p": 1e-9}],
+    ids=str,
+)
+def test_filters_that_keep_much_of_a_large_vocabulary(options, spread):
+    check(logits_for(1, 9_000, spread), sampling_batch(1, 9_000, **options))
+
+
+@runs_kernels
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+def test_equal_logits_stay_together(options):
+    check((logits_for(3, 1200) * 2).round() / 2, sampling_batch(3, 1200, **options))
+
+
+@runs_kernels
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+def test_rows_of_more_groups_than_are_looked_at_together(options, monkeypatch):
+    from pagewire_kernels.sample import triton as kernel
+
+    monkeypatch.setattr(kernel, "LISTED", 16)
+    for spread in (0.5, 3.0):
+        check(logits_for(1, 1500, spread), sampling_batch(1, 1500, **options))
+
+
+@runs_kernels
+def test_penalties_of_sequences_longer_than_are_counted_at_once(monkeypatch):
+    from pagewire_kernels.sample import triton as kernel
+
+    monkeypatch.setattr(kernel, "TOKENS_AT_ONCE", 256)
+    options = {"repetition_penalty": 1.5, "presence_penalty": 1.0, "frequency_penalty": 0.25, "temperature": 0.0}
+    check(logits_for(4, 60), sampling_batch(4, 60, max_len=1000, **options))
+
+
+@runs_kernels
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"temperature": 0.0}], ids=str)
+def test_stop_tokens_are_not_sampled_while_masked(options):
+    logits = logits_for(9, 3000)
+    tops = logits.argsort(dim=-1, descending=True)[:, :3].int()
+    tops[4, 1], tops[5, 1] = 3000, -1
+    batch = replace(sampling_batch(9, 3000, **options), stop_token_ids=tops, mask_stop=torch.arange(9) % 3 > 0)
+    tokens = check(logits, batch)
+    assert not any(tokens[row] in tops[row].tolist() for row in range(9) if row % 3 > 0)
+
+
+@runs_kernels
+def test_a_row_whose_tokens_are_all_masked_yields_some_token():
+    from pagewire_kernels.sample import triton as kernel
+
+    logits = torch.full((3, 100), float("-inf"), device=DEVICE)
+    batch = sampling_batch(3, 100, temperature=[0.0, 1.0, 1.0], top_k=[0, 0, 5])
+    assert all(0 <= token < 100 for token in kernel.sample(logits, on_device(batch)).tolist())
+
+
+@runs_kernels
+@pytest.mark.parametrize("options", [KINDS, {"top_p": 0.95, "presence_penalty": 0.3}], ids=str)
+def test_a_row_samples_the_same_in_any_batch(options):
+    from pagewire_kernels.sample import triton as kernel
+
+    logits, batch = logits_for(6, 5000).to(DEVICE), on_device(sampling_batch(6, 5000, **options))
+    together = kernel.sample(logits, batch).tolist()
+    shared = {"token_ids", "all_greedy", "any_penalties", "any_stop_mask", "by_slot"}
+    for row in range(6):
+        own = {f.name: getattr(batch, f.name)[row : row + 1] for f in fields(batch) if f.name not in shared}
+        assert kernel.sample(logits[row : row + 1], replace(batch, **own)).tolist() == together[row : row + 1]
+
+
+@runs_kernels
+def test_parameters_may_be_columns_of_the_state():
+    batch = sampling_batch(6, 700, **KINDS)
+    ints, floats = torch.full((8, 8), -7), torch.full((8, 6), float("nan"))
+    names = ["top_k", "seeds", "positions", "num_prompt_tokens", "num_tokens"]
+    for column, name in enumerate(names):
+        ints[batch.slots, column] = getattr(batch, name).long()
+    float_names = ["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"]
+    for column, name in enumerate(float_names):
+        floats[batch.slots, column] = getattr(batch, name)
+    by_slot = replace(
+        batch,
+        **{name: ints[:, column] for column, name in enumerate(names)},
+        **{name: floats[:, column] for column, name in enumerate(float_names)},
+        stop_token_ids=torch.full((8, 3), -1, dtype=torch.int32),
+        mask_stop=torch.zeros(8, dtype=torch.bool),
+        by_slot=True,
+    )
+    logits = logits_for(6, 700)
+    assert check(logits, by_slot) == check(logits, batch)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", [1, 5, 100, 4100])
+@pytest.mark.parametrize("num_top", [0, 1, 20])
+def test_logprobs(vocab_size, num_top, dtype):
+    from pagewire_kernels.sample import triton_logprobs as kernel
+
+    logits = logits_for(3, vocab_size).round(decimals=1).to(dtype)
+    logits[0, vocab_size // 2 :] = float("-inf")
+    logits[0, 0] = 1.0
+    sampled = torch.tensor([0, vocab_size - 1, vocab_size // 2])
+    actual = kernel.gather_logprobs(logits.to(DEVICE), sampled.to(DEVICE), num_top)
+    expected = reference.gather_logprobs(logits.float(), sampled, num_top)
+    for found, wanted in zip(actual, expected, strict=True):
+        torch.testing.assert_close(found.cpu(), wanted, atol=1e-4, rtol=1e-5)
+
+
+@runs_kernels
+def test_more_logprobs_than_there_is_room_for_are_refused():
+    from pagewire_kernels.sample import triton_logprobs as kernel
+
+    with pytest.raises(ValueError, match="32 are the most"):
+        kernel.gather_logprobs(torch.zeros(1, 100), torch.zeros(1, dtype=torch.int64), 33)
+
+
+@pytest.mark.gpu
+@runs_kernels
+@pytest.mark.parametrize("vocab_size", [50_257, 128_256, 151_936])
+@pytest.mark.parametrize("options", [*OPTIONS, {"top_k": 3000, "top_p": 0.9}, {"top_p": 0.5}], ids=str)
+def test_vocabularies_of_real_models(options, vocab_size):
+    for spread in (0.1, 3.0):
+        check(logits_for(8, vocab_size, spread, torch.bfloat16), sampling_batch(8, vocab_size, **options))
+
+
+@pytest.mark.gpu
+@runs_kernels
+def test_a_captured_graph_serves_rows_of_all_kinds():
+    from pagewire_kernels.sample import sample
+
+    logits = logits_for(6, 5000)
+    batch = on_device(sampling_batch(6, 5000, temperature=0.0))
+    given = logits.to(DEVICE)
+    sample(given, batch)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tokens = sample(given, batch)
+    for options in (KINDS, {"top_p": 0.5}, {}):
+        now = sampling_batch(6, 5000, seed=3, **options)
+        for field in fields(now):
+            if isinstance(getattr(now, field.name), torch.Tensor):
+                getattr(batch, field.name).copy_(getattr(now, field.name))
+        graph.replay()
+        assert tokens.tolist() == check(logits, now)

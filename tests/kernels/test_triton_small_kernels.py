@@ -1,0 +1,213 @@
+"""The Triton kernels of norms, activations, rotation and block copies against their references: on the GPU if there is
+one, else in Triton's interpreter, in a process of its own.
+
+Memory that torch.empty gives holds NaN here, so that an element which a kernel forgets is noticed. bfloat16 is left out
+of the interpreter, which computes with its bits.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from pagewire_kernels.activation import reference as activation_reference
+from pagewire_kernels.copy_blocks import reference as copy_reference
+from pagewire_kernels.layer_norm import reference as layer_norm_reference
+from pagewire_kernels.rms_norm import reference as rms_norm_reference
+from pagewire_kernels.rotary_and_cache import reference as rotary_reference
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+pytest.importorskip("triton")
+runs_kernels = pytest.mark.skipif(
+    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's own process"
+)
+
+
+@pytest.mark.skipif(HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1", reason="the kernels run in this process")
+def test_kernels_agree_with_their_references_in_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Lets torch.empty return NaN."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(2**30)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty_like", lambda x: poisoned(x.shape, dtype=x.dtype, device=x.device))
+
+
+def assert_same(actual, expected, dtype):
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(actual.cpu(), expected, atol=tolerance, rtol=tolerance, equal_nan=True)
+
+
+def randn(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 7), (5, 64), (37, 96), (3, 2500), (2, 3, 40)], ids=str)
+def test_rms_norm(shape, dtype):
+    from pagewire_kernels.rms_norm import triton as kernel
+
+    x, weight = randn(*shape, dtype=dtype), randn(shape[-1], dtype=dtype)
+    out = kernel.rms_norm(x.to(DEVICE), weight.to(DEVICE), 1e-5)
+    assert_same(out, rms_norm_reference.rms_norm(x, weight, 1e-5), dtype)
+
+
+@runs_kernels
+def test_rms_norm_of_each_head_of_a_projection():
+    from pagewire_kernels.rms_norm import triton as kernel
+
+    heads = randn(9, 3 * 24 + 40)[:, : 3 * 24].unflatten(1, (3, 24))
+    out = kernel.rms_norm(heads.to(DEVICE), randn(24).to(DEVICE), 1e-6)
+    assert out.is_contiguous()
+    assert_same(out, rms_norm_reference.rms_norm(heads, randn(24), 1e-6), torch.float32)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 7), (37, 96), (3, 2500)], ids=str)
+def test_rms_norm_adds_the_residual_and_leaves_its_inputs(shape, dtype):
+    from pagewire_kernels.rms_norm import triton as kernel
+
+    x, residual, weight = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype) * 3, randn(shape[-1], dtype=dtype)
+    inputs = [tensor.to(DEVICE, copy=True) for tensor in (x, residual)]
+    out, total = kernel.rms_norm(inputs[0], weight.to(DEVICE), 1e-6, inputs[1])
+    expected, expected_total = rms_norm_reference.rms_norm(x, weight, 1e-6, residual)
+    assert_same(out, expected, dtype)
+    assert torch.equal(total.cpu(), expected_total)
+    assert torch.equal(inputs[0].cpu(), x)
+    assert torch.equal(inputs[1].cpu(), residual)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 7), (37, 96), (3, 2500)], ids=str)
+def test_layer_norm_with_and_without_a_residual(shape, has_bias, dtype):
+    from pagewire_kernels.layer_norm import triton as kernel
+
+    x, residual, weight = randn(*shape, dtype=dtype) + 5, randn(*shape, dtype=dtype) * 3, randn(shape[-1], dtype=dtype)
+    bias = randn(shape[-1], dtype=dtype) + 1 if has_bias else None
+    on_device = [x.to(DEVICE), weight.to(DEVICE), None if bias is None else bias.to(DEVICE)]
+    assert_same(kernel.layer_norm(*on_device, 1e-5), layer_norm_reference.layer_norm(x, weight, bias, 1e-5), dtype)
+    out, total = kernel.layer_norm(*on_device, 1e-5, residual.to(DEVICE))
+    expected, expected_total = layer_norm_reference.layer_norm(x, weight, bias, 1e-5, residual)
+    assert_same(out, expected, dtype)
+    assert torch.equal(total.cpu(), expected_total)
+
+
+@runs_kernels
+def test_layer_norm_of_rows_with_a_large_mean():
+    from pagewire_kernels.layer_norm import triton as kernel
+
+    x = randn(3, 50) + 1000
+    out = kernel.layer_norm(x.to(DEVICE), torch.ones(50, device=DEVICE), None, 1e-5)
+    exact = layer_norm_reference.layer_norm(x.double(), torch.ones(50).double(), None, 1e-5)
+    torch.testing.assert_close(out.cpu().double(), exact, atol=1e-4, rtol=1e-4)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 1), (3, 50), (5, 2500), (70, 8)])
+def test_gated_activations(num_rows, width, activation, dtype):
+    from pagewire_kernels.activation import triton as kernel
+
+    x = randn(num_rows, 2 * width) * 4
+    x[0, 0] = -1e4
+    exact = {
+        "silu": activation_reference.silu_and_mul,
+        "gelu": activation_reference.gelu_and_mul,
+        "gelu_tanh": lambda x: activation_reference.gelu_and_mul(x, "tanh"),
+    }[activation]
+    x = x.to(dtype)
+    out = kernel.activate_and_mul(x.to(DEVICE), activation)
+    assert out.dtype is dtype
+    assert_same(out, exact(x.float()).to(dtype), dtype)
+
+
+def rotary_inputs(num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim, dtype):
+    """Heads as slices of one projection's output, and caches whose every slot holds NaN."""
+    projected = randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
+    heads = projected.unflatten(1, (-1, head_dim)).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    phase = randn(50, rotary_dim // 2) * 6
+    generator = torch.Generator().manual_seed(3)
+    slots = torch.randperm(64, generator=generator)[:num_tokens]
+    slots[num_tokens // 2] = -1
+    caches = [torch.full((8, 8, num_kv_heads, head_dim), float("nan"), dtype=dtype) for _ in range(2)]
+    positions = torch.randint(0, 50, (num_tokens,), generator=generator)
+    return projected, heads, positions, torch.cat([phase.cos(), phase.sin()], dim=1), caches, slots
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("interleaved", [False, True], ids=["neox", "interleaved"])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "rotary_dim"),
+    [(4, 2, 16, 16), (3, 1, 40, 20), (5, 5, 12, 6), (33, 17, 256, 64)],
+)
+def test_rotation_and_cache_write(num_heads, num_kv_heads, head_dim, rotary_dim, interleaved, has_norm, dtype):
+    from pagewire_kernels.rotary_and_cache import triton as kernel
+
+    shape = (num_heads, num_kv_heads, head_dim, rotary_dim)
+    projected, heads, positions, angles, caches, slots = rotary_inputs(5, *shape, dtype)
+    weights = [randn(head_dim, dtype=dtype) + 1, randn(head_dim, dtype=dtype) - 1] if has_norm else [None, None]
+    on_device = projected.to(DEVICE, copy=True)
+    turned = on_device.unflatten(1, (-1, head_dim)).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    turned_caches = [cache.to(DEVICE, copy=True) for cache in caches]
+    kernel.rotary_and_cache(
+        *turned,
+        positions.to(DEVICE),
+        angles.to(DEVICE),
+        *turned_caches,
+        slots.to(DEVICE),
+        interleaved,
+        *(weight if weight is None else weight.to(DEVICE) for weight in weights),
+        1e-5,
+    )
+    rotary_reference.rotary_and_cache(*heads, positions, angles, *caches, slots, interleaved, *weights, 1e-5)
+    assert_same(turned[0], heads[0], dtype)
+    for cache, expected in zip(turned_caches, caches, strict=True):
+        assert_same(cache, expected, dtype)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("block_size", "head_dim"), [(16, 4), (16, 72), (4, 512)])
+def test_blocks_are_copied_in_all_layers(block_size, head_dim, dtype):
+    from pagewire_kernels.copy_blocks import triton as kernel
+
+    layers = [tuple(randn(6, block_size, 3, head_dim, dtype=dtype) * (i + 2) for i in range(2)) for _ in range(2)]
+    copies = torch.tensor([0, 3, 0]), torch.tensor([1, 2, 5])
+    on_device = [tuple(cache.to(DEVICE, copy=True) for cache in layer) for layer in layers]
+    kernel.copy_blocks(on_device, *(ids.to(DEVICE) for ids in copies))
+    copy_reference.copy_blocks(layers, *copies)
+    for layer, expected in zip(on_device, layers, strict=True):
+        for cache, wanted in zip(layer, expected, strict=True):
+            assert torch.equal(cache.cpu(), wanted)
+
+
+@runs_kernels
+def test_blocks_that_cannot_be_copied_in_whole_units_are_refused():
+    from pagewire_kernels.copy_blocks import triton as kernel
+
+    ids = torch.tensor([0], device=DEVICE)
+    with pytest.raises(ValueError, match="aligned to 16 bytes"):
+        kernel.copy_blocks([(randn(2, 1, 1, 3).to(DEVICE), randn(2, 1, 1, 3).to(DEVICE))], ids, ids + 1)

@@ -1,0 +1,186 @@
+"""The Triton kernels around a forward pass, prepare_inputs and append_tokens, against their references: on the GPU if
+there is one, else in Triton's interpreter, in a process of its own.
+
+Memory that torch.empty gives holds a number that would be noticed.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from pagewire_kernels.append_tokens.reference import append_tokens
+from pagewire_kernels.prepare_inputs import PreparedInputs
+from pagewire_kernels.prepare_inputs.reference import prepare_inputs
+from pagewire_kernels.sequence_state import SequenceState, StateColumns
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+GARBAGE = 2**30
+NUM_TOKENS, NUM_COMPUTED, STOP_REASON, MAX_LEN = 0, 1, 2, 4
+BLOCK_SIZE = 16
+REASONS = {"token_reason": 7, "length_reason": 9}
+
+pytest.importorskip("triton")
+runs_kernels = pytest.mark.skipif(
+    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's own process"
+)
+
+
+@pytest.mark.skipif(HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1", reason="the kernels run in this process")
+def test_kernels_agree_with_their_references_in_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(GARBAGE))
+
+
+def sequence_state(num_slots=12, max_model_len=200, stopped=(), seed=0):
+    """Sequences of random lengths; the last slot is the void one."""
+    generator = torch.Generator().manual_seed(seed)
+    ints = torch.full((num_slots + 1, 8), -5)
+    ints[:, NUM_TOKENS] = torch.randint(60, 120, (num_slots + 1,), generator=generator)
+    ints[:, NUM_COMPUTED] = ints[:, NUM_TOKENS] - 40
+    ints[:, MAX_LEN] = max_model_len
+    ints[:, STOP_REASON] = 0
+    ints[list(stopped), STOP_REASON] = 3
+    ints[-1] = torch.tensor([0, 0, 1, 0, 0, 0, 0, 0])
+    max_blocks = -(-max_model_len // BLOCK_SIZE)
+    return SequenceState(
+        ints=ints,
+        token_ids=torch.randint(0, 1000, (num_slots + 1, max_model_len + 1), generator=generator, dtype=torch.int32),
+        block_tables=torch.randint(0, 5000, (num_slots + 1, max_blocks), generator=generator, dtype=torch.int32),
+        stop_token_ids=torch.full((num_slots + 1, 5), -1, dtype=torch.int32),
+        columns=StateColumns(NUM_TOKENS, NUM_COMPUTED, STOP_REASON, MAX_LEN),
+    )
+
+
+def on_device(state):
+    tensors = ("ints", "token_ids", "block_tables", "stop_token_ids")
+    return replace(state, **{name: getattr(state, name).to(DEVICE, copy=True) for name in tensors})
+
+
+def check_inputs(state, slots, query_lens, num_tokens, max_blocks):
+    from pagewire_kernels.prepare_inputs import triton as kernel
+
+    slots = torch.tensor(slots)
+    query_lens = None if query_lens is None else torch.tensor(query_lens)
+    shape = {"block_size": BLOCK_SIZE, "num_tokens": num_tokens, "max_blocks": max_blocks}
+    expected = prepare_inputs(state, slots, query_lens, **shape)
+    lens = None if query_lens is None else query_lens.to(DEVICE)
+    actual = kernel.prepare_inputs(on_device(state), slots.to(DEVICE), lens, *shape.values())
+    for field in fields(PreparedInputs):
+        found, wanted = getattr(actual, field.name).cpu(), getattr(expected, field.name)
+        assert found.dtype is wanted.dtype, field.name
+        assert found.shape == wanted.shape, field.name
+        if field.name != "block_tables":
+            assert found.tolist() == wanted.tolist(), field.name
+    for row, seq_len in enumerate(expected.seq_lens.tolist()):
+        num_blocks = -(-seq_len // BLOCK_SIZE)
+        assert torch.equal(actual.block_tables[row, :num_blocks].cpu(), expected.block_tables[row, :num_blocks])
+
+
+@runs_kernels
+def test_inputs_of_decodes():
+    check_inputs(sequence_state(stopped=[4, 5]), [3, 4, 0, 11, 5, 12, 12], None, 7, 13)
+
+
+@runs_kernels
+def test_inputs_of_a_single_decode():
+    check_inputs(sequence_state(), [6], None, 1, 8)
+
+
+@runs_kernels
+@pytest.mark.parametrize("num_padding", [0, 5])
+def test_inputs_of_prefills_among_decodes(num_padding):
+    query_lens = [1, 1, 40, 1, 17, 0, 33]
+    check_inputs(sequence_state(stopped=[4, 8]), [3, 4, 0, 12, 8, 2, 11], query_lens, sum(query_lens) + num_padding, 13)
+
+
+@runs_kernels
+def test_inputs_of_more_rows_and_longer_prompts_than_a_tile_holds(monkeypatch):
+    from pagewire_kernels.prepare_inputs import triton as kernel
+
+    monkeypatch.setattr(kernel, "_BLOCK", 4)
+    state = sequence_state(stopped=[2])
+    check_inputs(state, [6, 7, 2, 8, 9, 0, 1, 5], [1, 1, 1, 1, 1, 31, 1, 40], 80, 13)
+    check_inputs(state, [6, 7, 2], None, 3, 13)
+
+
+@runs_kernels
+def test_decodes_with_padding_are_refused():
+    with pytest.raises(ValueError, match="2 rows of one token"):
+        check_inputs(sequence_state(), [1, 2], None, 3, 13)
+
+
+def check_append(state, slots, query_lens, sampled, sample_rows):
+    from pagewire_kernels.append_tokens import triton as kernel
+
+    inputs = [None if x is None else torch.tensor(x) for x in (slots, query_lens, sampled, sample_rows)]
+    mine = on_device(state)
+    report = kernel.append_tokens(mine, *(x if x is None else x.to(DEVICE) for x in inputs), *REASONS.values())
+    expected = append_tokens(state, *inputs, **REASONS)
+    assert report.tolist() == expected.tolist()
+    assert mine.ints.tolist() == state.ints.tolist()
+    assert torch.equal(mine.token_ids.cpu(), state.token_ids)
+    return expected
+
+
+@runs_kernels
+def test_sampled_tokens_are_appended_until_a_sequence_stops():
+    state = sequence_state(stopped=[4])
+    state.stop_token_ids[2] = torch.tensor([8, 17, 5, -1, -1])
+    state.stop_token_ids[3] = torch.tensor([8, 17, 5, 2, 3])
+    state.ints[5, MAX_LEN] = state.ints[5, NUM_TOKENS] + 1
+    state.ints[3, MAX_LEN] = state.ints[3, NUM_TOKENS] + 1
+    known = state.ints[:, NUM_TOKENS].clone()
+    slots = [0, 2, 3, 4, 5, 12, 1, 12, 7, 6]
+    report = check_append(state, slots, None, [11, 17, 3, 11, 13, 8, 8, 9, 0, 2], None)
+    assert report[2].tolist() == [11, 17, 3, -1, 13, -1, 8, -1, 0, 2]
+    assert report[3].tolist() == [0, 7, 7, 3, 9, 1, 0, 1, 0, 0]
+    assert (report[1] - known[slots]).tolist() == [1, 1, 1, 0, 1, 0, 1, 0, 1, 1]
+
+
+@runs_kernels
+def test_rows_that_do_not_sample_only_count_what_they_computed():
+    state = sequence_state(stopped=[4])
+    computed = state.ints[:, NUM_COMPUTED].clone()
+    slots, query_lens = [0, 2, 3, 4], [1, 30, 40, 1]
+    report = check_append(state, slots, query_lens, [11, 12, 13], [0, -1, 2, 1])
+    assert report[2].tolist() == [11, -1, 13, -1]
+    assert (report[0] - computed[slots]).tolist() == [1, 30, 40, 0]
+
+
+@runs_kernels
+def test_a_step_in_which_nobody_samples():
+    check_append(sequence_state(), [0, 2], [8, 9], torch.empty(0, dtype=torch.int64).tolist(), [-1, -1])
+
+
+@pytest.mark.gpu
+@runs_kernels
+def test_a_captured_step_runs_on_whatever_the_slots_hold():
+    state = on_device(sequence_state(stopped=[4]))
+    slots, sampled = torch.tensor([12, 12, 12], device=DEVICE), torch.tensor([1, 2, 3], device=DEVICE)
+
+    def step():
+        inputs = prepare_inputs(state, slots, None, block_size=BLOCK_SIZE, num_tokens=3, max_blocks=13)
+        return inputs, append_tokens(state, slots, None, sampled, None, **REASONS)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        inputs, report = step()
+    slots.copy_(torch.tensor([3, 4, 7]))
+    before = state.ints[slots, NUM_COMPUTED].tolist()
+    graph.replay()
+    graph.replay()
+    assert inputs.positions.tolist() == [before[0] + 1, 0, before[2] + 1]
+    assert report[2].tolist() == [1, -1, 3]

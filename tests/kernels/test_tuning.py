@@ -1,0 +1,77 @@
+"""The search for tile configurations, with a clock that knows the answer, and the tables it writes."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import tune_kernels  # noqa: E402
+from tuning_classes import Load, all_classes  # noqa: E402
+
+START = MoeConfig(16, 32, 32, 4, 2, 64, 16, 4, 2)
+CHOICES = {"up_n": (32, 64, 128), "up_warps": (4, 8), "up_stages": (2, 3)}
+
+
+def clock(config: MoeConfig) -> list[float]:
+    """Fastest at 64 columns and 8 warps; three stages do not fit."""
+    if config.up_stages == 3:
+        return [math.inf, math.inf]
+    return [abs(config.up_n - 64) + 100.0, 1000.0 / config.up_warps]
+
+
+def test_the_search_finds_the_fastest_and_measures_nothing_twice() -> None:
+    search = tune_kernels.Search(clock)
+    assert search.run(START, CHOICES) == replace(START, up_n=64, up_warps=8)
+    assert len(search.measured) < 3 * 2 * 2
+
+
+def test_a_start_that_does_not_run_is_left() -> None:
+    search = tune_kernels.Search(clock)
+    assert search.run(replace(START, up_stages=3), {"up_stages": (2, 3)}).up_stages == 2
+
+
+def test_a_gain_within_the_noise_changes_nothing() -> None:
+    search = tune_kernels.Search(lambda config: [1.0 - 0.005 * (config.up_n == 64)])
+    assert search.run(START, CHOICES) == START
+
+
+def test_an_entry_takes_the_place_of_the_one_with_its_key(tmp_path: Path) -> None:
+    key = {"gpu": 90, "element_bytes": 2, "max_rows": 16}
+    table = [{**key, "block_m": 1, "reason": "old"}, {**key, "gpu": 0, "block_m": 2, "reason": "other"}]
+    table = tune_kernels.updated(table, key, START, "new")
+    table = tune_kernels.updated(table, {**key, "gpu": 100}, START, "added")
+    assert [entry["reason"] for entry in table] == ["new", "other", "added"]
+    tune_kernels.write_table(tmp_path / "table.json", table)
+    assert json.loads((tmp_path / "table.json").read_text()) == table
+
+
+def test_reasons_say_what_was_measured() -> None:
+    loads = [Load("decode", lambda: None, 4e9, 0.0), Load("prompt", lambda: None, 0.0, 6e11)]
+    assert tune_kernels.describe(loads, [1e-3, 1e-3], "a GPU") == (
+        "Measured on a GPU. decode: 1000.0 us, 4.00 TB/s; prompt: 1000.0 us, 600 TFLOP/s."
+    )
+
+
+def test_every_class_starts_from_its_table_and_tries_what_its_configuration_has() -> None:
+    classes = list(all_classes(90))
+    assert len({each.name for each in classes}) == len(classes)
+    for each in classes:
+        assert set(each.choices) <= set(type(each.start).__dataclass_fields__)
+        assert each.loads
+        assert (tune_kernels.TABLES / f"{each.table}.json").exists()
+
+
+def test_generations_without_entries_use_the_common_ones() -> None:
+    assert moe_config(75, 2, 1) == moe_config(0, 2, 1)
+
+
+@pytest.mark.parametrize("path", sorted(tune_kernels.TABLES.glob("*.json")), ids=lambda path: path.stem)
+def test_every_entry_has_a_reason(path: Path) -> None:
+    assert [entry for entry in json.loads(path.read_text()) if len(entry["reason"]) < 20] == []
