@@ -1,0 +1,7 @@
+"""python -m pagewire_shard."""
+
+import sys
+
+from pagewire_shard.cli import main
+
+sys.exit(main())

@@ -1,0 +1,149 @@
+"""pagewire-shard: serves one model on one device to routers.
+
+Imports are late on purpose: help is instant, a wrong option is told before torch is loaded, and torch loads in the step
+thread while the event loop starts.
+"""
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from pagewire_shard.config import Device, Dtype, LoadFormat, ShardConfig
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+DEFAULTS = ShardConfig(model="demo", model_name="demo")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs until SIGTERM. An error at start is one line on standard error, and status 1."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    # The core logs a failed bind by itself, in many lines; the error says it in one.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Read by OpenMP when torch is loaded: threads that spin between kernels take the cores that router and client need.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    from pagewire_shard.errors import ModelError
+    from pagewire_shard.process import run
+
+    try:
+        return run(config_from(arguments))
+    except ModelError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
+
+
+def config_from(arguments: argparse.Namespace) -> ShardConfig:
+    """The configuration of a command line. Raises BadOption for what this shard does not serve."""
+    from pagewire_shard.errors import BadOption
+    from pagewire_shard.model_source import model_name
+
+    if arguments.tp_size != 1 or arguments.tp_rank != 0 or arguments.rendezvous:
+        raise BadOption(
+            f"--tp-size {arguments.tp_size} --tp-rank {arguments.tp_rank}: tensor parallelism is not served; "
+            "accepted are --tp-size 1 --tp-rank 0, without --rendezvous"
+        )
+    given = vars(arguments)
+    fields = {name: given[name] for name in ShardConfig.__dataclass_fields__ if name in given}
+    fields["model_name"] = arguments.model_name or model_name(arguments.model)
+    if arguments.listen is None:
+        fields["listen"] = f"127.0.0.1:{arguments.port}"
+    return ShardConfig(**fields)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "1000000", "128MB" (10^6) or "2GiB" (2^30)."""
+    match = SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; accepted are bytes, or a number with KB, MiB, GiB, ...")
+    number, prefix, binary = match.groups()
+    power = " kmgt".index(prefix.lower() or " ")
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    parser = argparse.ArgumentParser(
+        prog="pagewire-shard", description=__doc__.splitlines()[0], allow_abbrev=False, argument_default=None
+    )
+    _add_model_options(parser.add_argument_group("model"))
+    _add_service_options(parser.add_argument_group("service"))
+    _add_engine_options(parser.add_argument_group("engine"))
+    return parser
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", default="demo", metavar="M", help='directory, hub id, or "demo" (default)')
+    group.add_argument("--model-name", metavar="NAME", help="the name clients see (default: from --model)")
+    group.add_argument("--dtype", choices=get_args(Dtype), default=DEFAULTS.dtype, help="element type of weights")
+    group.add_argument(
+        "--load-format", choices=get_args(LoadFormat), default=DEFAULTS.load_format, help="dummy: random weights"
+    )
+    group.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help="seeds dummy weights")
+    group.add_argument("--max-model-len", type=_positive, metavar="N", help="longest sequence (default: the model's)")
+
+
+def _add_service_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--port", type=int, default=0, metavar="P", help="serve on 127.0.0.1:P; 0 (default): any port")
+    group.add_argument("--listen", metavar="ADDR", help="serve on HOST:PORT or unix:PATH, in place of --port")
+    group.add_argument("--metrics-port", type=int, metavar="P", help="HTTP /metrics, /healthz, /readyz; 0: any port")
+    group.add_argument("--group-id", default=DEFAULTS.group_id, metavar="ID", help="shards of one group share it")
+    group.add_argument("--tp-rank", type=int, default=DEFAULTS.tp_rank, metavar="R", help="tensor-parallel rank")
+    group.add_argument("--tp-size", type=_positive, default=DEFAULTS.tp_size, metavar="N", help="tensor-parallel size")
+    group.add_argument("--rendezvous", metavar="HOST:PORT", help="where the ranks of a group meet")
+    group.add_argument(
+        "--lease-term", dest="lease_term_s", type=_seconds, default=DEFAULTS.lease_term_s, metavar="S",
+        help="a router that is silent for so long loses the shard (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--drain-grace", dest="drain_grace_s", type=_seconds, default=DEFAULTS.drain_grace_s, metavar="S",
+        help="how long SIGTERM waits for the router to let go (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--stall-timeout", dest="stall_timeout_s", type=_seconds, default=DEFAULTS.stall_timeout_s, metavar="S",
+        help="no progress for so long while work waits: not ready (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
+    group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
+
+
+def _add_engine_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", choices=get_args(Device), default=DEFAULTS.device, help="where to run")
+    group.add_argument(
+        "--max-num-seqs", type=_positive, default=DEFAULTS.max_num_seqs, metavar="N", help="sequences at a time"
+    )
+    group.add_argument("--max-num-batched-tokens", type=_positive, metavar="N", help="tokens a step may compute")
+    group.add_argument("--block-size", type=_positive, metavar="N", help="tokens in a block of the KV cache")
+    group.add_argument(
+        "--kv-cache-memory", dest="kv_cache_memory_bytes", type=parse_size, metavar="SIZE", help="such as 128MB or 2GiB"
+    )
+    group.add_argument(
+        "--gpu-memory-utilization", type=float, default=DEFAULTS.gpu_memory_utilization, metavar="SHARE",
+        help="share of the GPU's memory to use (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--cuda-graphs", action=argparse.BooleanOptionalAction, default=DEFAULTS.cuda_graphs,
+        help="capture a GPU's decode steps as CUDA graphs (default)",
+    )  # fmt: skip
+    group.add_argument("--cpu-threads", type=_positive, metavar="N", help="threads for CPU kernels")

@@ -1,0 +1,60 @@
+"""The shard process's configuration: built once by the CLI, never changed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LoadFormat = Literal["auto", "dummy"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardConfig:
+    """Everything a shard needs to know; derived values are properties of the parts that need them."""
+
+    model: str
+    """Directory of a Hugging Face model, or its id on the hub."""
+    model_name: str
+    """The name clients see."""
+    listen: str = "127.0.0.1:0"
+    """Address to serve on: host:port, or unix:PATH."""
+    metrics_port: int | None = None
+    """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
+    group_id: str = "0"
+    """Shards of one group share it."""
+    tp_rank: int = 0
+    """Tensor-parallel rank, from 0."""
+    tp_size: int = 1
+    """Tensor-parallel size."""
+    device: Device = "auto"
+    """Where to run; auto: cuda if there is one."""
+    dtype: Dtype = "auto"
+    """Element type of weights; auto: the checkpoint's, on a CPU float16-packed for half-precision checkpoints."""
+    max_model_len: int | None = None
+    """Longest sequence in tokens; None: the model's own."""
+    max_num_seqs: int = 256
+    """Sequences the shard can hold."""
+    max_num_batched_tokens: int | None = None
+    """Tokens a plan may compute; None: 8192 on a GPU, 512 on a CPU."""
+    block_size: int | None = None
+    """Tokens in a block of the KV cache; None: 64 on a GPU, 16 on a CPU."""
+    kv_cache_memory_bytes: int | None = None
+    """Size of the block pool; None: measured on a GPU, a share of memory on a CPU."""
+    gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory that weights, activations and pool may take together."""
+    cuda_graphs: bool = True
+    """Capture decode steps on a GPU at start; False: run them operation after operation."""
+    load_format: LoadFormat = "auto"
+    """auto: safetensors; dummy: random weights."""
+    seed: int = 0
+    """Seeds dummy weights."""
+    cpu_threads: int | None = None
+    """Threads for CPU kernels; None: all cores, less one for the router when the model is small."""
+    lease_term_s: float = 10.0
+    """A router that is silent for so long loses the shard."""
+    drain_grace_s: float = 30.0
+    """How long a shard that was told to stop waits for its router to let go."""
+    stall_timeout_s: float = 60.0
+    """Work that waits for so long without any progress makes the shard NOT_SERVING."""
+    exit_with_parent: bool = False
+    """Stop when standard input ends: the parent process is gone."""

@@ -1,0 +1,53 @@
+"""What one forward pass knows about its batch: built by the model runner, read by the attention layers."""
+
+from dataclasses import dataclass
+
+import torch
+from pagewire_kernels.prepare_inputs import PreparedInputs
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """A packed batch of new tokens, sequence after sequence, and perhaps some rows of padding after them.
+
+    num_tokens counts all rows, num_seqs the sequences. Padding belongs to no sequence: its keys and values go nowhere
+    and what the model makes of it is never read. All tensors are on the model's device.
+    """
+
+    input_ids: torch.Tensor
+    """[num_tokens] int64."""
+    positions: torch.Tensor
+    """[num_tokens] int64: each token's place in its sequence."""
+    slot_mapping: torch.Tensor
+    """[num_tokens] int64: block_id * block_size + offset where the token's key and value go; -1: nowhere."""
+    query_start_loc: torch.Tensor
+    """[num_seqs + 1] int32: where each sequence's new tokens start."""
+    seq_lens: torch.Tensor
+    """[num_seqs] int32: each sequence's length, new tokens included. 0: the sequence has stopped, its row is void."""
+    block_tables: torch.Tensor
+    """[num_seqs, max_blocks] int32: block ids, in order; entries beyond a sequence's length are arbitrary."""
+    max_query_len: int
+    """Most new tokens of any sequence."""
+    max_seq_len: int
+    """Upper bound of seq_lens."""
+    num_decodes: int = 0
+    """The first num_decodes sequences have exactly one new token each."""
+
+    @classmethod
+    def of(cls, inputs: PreparedInputs, max_query_len: int, max_seq_len: int, num_decodes: int) -> "ForwardBatch":
+        """What the device looked up, and what the host knows."""
+        return cls(
+            input_ids=inputs.input_ids,
+            positions=inputs.positions,
+            slot_mapping=inputs.slot_mapping,
+            query_start_loc=inputs.query_start_loc,
+            seq_lens=inputs.seq_lens,
+            block_tables=inputs.block_tables,
+            max_query_len=max_query_len,
+            max_seq_len=max_seq_len,
+            num_decodes=num_decodes,
+        )
+
+
+KVCache = tuple[torch.Tensor, torch.Tensor]
+"""One layer's key and value cache, in the layout of the attention backend."""

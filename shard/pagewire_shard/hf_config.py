@@ -1,0 +1,179 @@
+"""Reads a Hugging Face model directory's config.json and generation_config.json.
+
+ConfigFields is the one place that looks into the raw JSON; every error it raises names the file and the field. What
+the fields mean to a decoder is the business of the family files in models/.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from pagewire_shard.errors import ModelError, ModelNotFound, UnsupportedArchitecture
+
+
+class ConfigFields:
+    """Typed access to a configuration's fields. A field that is null counts as absent, as in transformers."""
+
+    def __init__(self, path: Path, values: Mapping[str, object]) -> None:
+        self.path = path
+        self._values = values
+
+    def __contains__(self, name: str) -> bool:
+        return self._values.get(name) is not None
+
+    def raw(self, name: str) -> object:
+        """The field's value, None if absent."""
+        return self._values.get(name)
+
+    def is_null(self, name: str) -> bool:
+        """Whether the field is there and null, for the fields where that says something else than their absence."""
+        return name in self._values and self._values[name] is None
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A positive integer; required without a default."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.malformed(name, "must be a positive integer")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number; required without a default."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.malformed(name, "must be a number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A boolean."""
+        value = self._value(name, default)
+        if not isinstance(value, bool):
+            raise self.malformed(name, "must be true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string; required without a default."""
+        value = self._value(name, default)
+        if not isinstance(value, str):
+            raise self.malformed(name, "must be a string")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...] | None:
+        """A list of strings, None if absent."""
+        if name not in self:
+            return None
+        value = self.raw(name)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.malformed(name, "must be a list of strings")
+        return tuple(cast("list[str]", value))
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """A token id or a list of them, empty if absent."""
+        value = self.raw(name)
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+            raise self.malformed(name, "must be a token id or a list of token ids")
+        return tuple(cast("list[int]", items))
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of integers, empty if absent."""
+        value = self.raw(name)
+        items = [] if value is None else value
+        if not isinstance(items, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in items):
+            raise self.malformed(name, "must be a list of integers")
+        return tuple(cast("list[int]", items))
+
+    def section(self, name: str) -> "ConfigFields":
+        """A nested object, empty if absent."""
+        value = self._values.get(name) or {}
+        if not isinstance(value, dict):
+            raise self.malformed(name, "must be an object")
+        return ConfigFields(self.path, cast("dict[str, object]", value))
+
+    def malformed(self, name: str, rule: str) -> ModelError:
+        """The error for a field that breaks `rule`."""
+        given = f"is {self.raw(name)!r}" if name in self else "is missing"
+        return ModelError(f"{self.path}: field {name!r} {given}; it {rule}")
+
+    def unsupported(self, name: str, accepted: str) -> UnsupportedArchitecture:
+        """The error for a field that asks for something the decoder does not implement."""
+        return UnsupportedArchitecture(
+            f"{self.path}: field {name!r} is {self.raw(name)!r}, which is not supported; supported: {accepted}"
+        )
+
+    def _value(self, name: str, default: object) -> object:
+        value = self.raw(name)
+        return default if value is None else value
+
+
+@dataclass(frozen=True, slots=True)
+class HFConfig:
+    """What every part of the shard may want to know of a model's configuration."""
+
+    architecture: str
+    """First entry of `architectures`."""
+    vocab_size: int
+    max_position_embeddings: int
+    """Longest sequence as config.json states it; DecoderSpec.max_position includes rope scaling."""
+    checkpoint_dtype: str | None
+    """The weights' element type as config.json states it, such as "bfloat16"."""
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    """From generation_config.json where it names any, else from config.json."""
+    fields: ConfigFields
+    """All of config.json, for the family files."""
+
+
+def read_hf_config(model_dir: Path) -> HFConfig:
+    """Reads the configuration of the model in `model_dir`.
+
+    Raises:
+        ModelNotFound: the directory or its config.json does not exist.
+        ModelError: a file is not a JSON object, or a field is missing or malformed.
+        UnsupportedArchitecture: the weights are quantized in a way that is not supported.
+    """
+    path = model_dir / "config.json"
+    if not path.is_file():
+        reason = "has no config.json" if model_dir.is_dir() else "does not exist"
+        raise ModelNotFound(f"model directory {model_dir} {reason}")
+    fields = _read_json(path)
+    if "quantization_config" in fields:
+        raise fields.unsupported("quantization_config", "weights in float32, float16 or bfloat16")
+    architectures = fields.texts("architectures")
+    if not architectures:
+        raise fields.malformed("architectures", "must name the model's architecture")
+    bos_token_ids = fields.token_ids("bos_token_id")
+    return HFConfig(
+        architecture=architectures[0],
+        vocab_size=fields.integer("vocab_size"),
+        max_position_embeddings=fields.integer("n_positions" if "n_positions" in fields else "max_position_embeddings"),
+        checkpoint_dtype=_checkpoint_dtype(fields),
+        bos_token_id=bos_token_ids[0] if bos_token_ids else None,
+        eos_token_ids=_eos_token_ids(model_dir, fields),
+        fields=fields,
+    )
+
+
+def _read_json(path: Path) -> ConfigFields:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: must hold a JSON object")
+    return ConfigFields(path, values)
+
+
+def _checkpoint_dtype(fields: ConfigFields) -> str | None:
+    # transformers 5 writes dtype, 4 wrote torch_dtype.
+    for name in ("dtype", "torch_dtype"):
+        if name in fields:
+            return fields.text(name).removeprefix("torch.")
+    return None
+
+
+def _eos_token_ids(model_dir: Path, fields: ConfigFields) -> tuple[int, ...]:
+    path = model_dir / "generation_config.json"
+    token_ids = _read_json(path).token_ids("eos_token_id") if path.is_file() else ()
+    return token_ids or fields.token_ids("eos_token_id")

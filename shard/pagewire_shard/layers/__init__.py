@@ -1,0 +1,1 @@
+"""Layers of the decoder: linear, norm, rotary, attention, embedding."""

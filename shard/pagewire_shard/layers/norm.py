@@ -1,0 +1,46 @@
+"""Layer norms that carry the residual: each adds a block's output to the residual stream and normalises the sum."""
+
+from typing import Protocol
+
+import torch
+from pagewire_kernels.layer_norm import layer_norm
+from pagewire_kernels.rms_norm import rms_norm
+
+
+class Norm(Protocol):
+    """A layer norm over the last dimension. Inputs stay as they are."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """norm(x)."""
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """norm(x + residual), and the sum itself."""
+
+
+class RmsNorm:
+    """x / rms(x) * weight (arXiv:1910.07467)."""
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        self.weight = weight
+        self.eps = eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return rms_norm(x, self.weight, self.eps, residual)
+
+
+class LayerNorm:
+    """(x - mean(x)) / std(x) * weight + bias (arXiv:1607.06450)."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> None:
+        self._weight = weight
+        self._bias = bias
+        self._eps = eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return layer_norm(x, self._weight, self._bias, self._eps)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return layer_norm(x, self._weight, self._bias, self._eps, residual)

@@ -1,0 +1,1 @@
+"""The table-driven decoder and one small file per model family."""

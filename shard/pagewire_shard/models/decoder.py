@@ -1,0 +1,124 @@
+"""The decoder: every supported model is this one, built from a DecoderSpec and its weights.
+
+The model runner calls forward and compute_logits. All that a pass needs comes in the ForwardBatch; nothing is kept
+between passes but the KV caches, which the runner owns.
+"""
+
+import torch
+
+from pagewire_shard.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.layers.attention import Attention
+from pagewire_shard.layers.block import (
+    Block,
+    FeedForward,
+    ParallelBlock,
+    PostNormBlock,
+    PreNormBlock,
+    Stream,
+    normalise,
+)
+from pagewire_shard.layers.embedding import Embedding
+from pagewire_shard.layers.mlp import Mlp
+from pagewire_shard.layers.moe import MixtureOfExperts
+from pagewire_shard.layers.norm import LayerNorm, Norm, RmsNorm
+from pagewire_shard.layers.rotary import cos_sin_cache
+from pagewire_shard.models.spec import DecoderSpec, LearnedPositions, MlpSpec, MoeSpec
+from pagewire_shard.models.weights import Weights
+
+
+class Decoder:
+    """A decoder-only transformer on one device."""
+
+    def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
+        self.spec = spec
+        builder = _Builder(spec, weights)
+        self._embed = builder.embedding("embed")
+        self._position_embed = builder.position_embedding()
+        self._project_in = weights.linears.get("project_in")
+        self._blocks = [builder.block(index) for index in range(spec.num_layers)]
+        self._final_norm = builder.norm("final_norm") if spec.final_norm else None
+        self._project_out = weights.linears.get("project_out")
+        self._lm_head = weights.linears["lm_head"]
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, kv_caches: list[KVCache]) -> torch.Tensor:
+        """Runs the new tokens through all layers and writes their keys and values to the caches.
+
+        Args:
+            kv_caches: One for each layer.
+
+        Returns:
+            [num_tokens, hidden_size]: final hidden states, normalised. Rows of void
+            sequences are arbitrary.
+        """
+        stream: Stream = (self._embeddings(batch), None)
+        for block, kv_cache in zip(self._blocks, kv_caches, strict=True):
+            stream = block(stream, batch, kv_cache)
+        if self._final_norm is not None:
+            return normalise(self._final_norm, stream)[0]
+        x, residual = stream
+        return x if residual is None else x + residual
+
+    @torch.inference_mode()
+    def compute_logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[num_rows, hidden_size], rows of forward's result -> [num_rows, vocab_size], hidden's dtype, in `out` if
+        given."""
+        if self._project_out is not None:
+            hidden = self._project_out(hidden)
+        logits = self._lm_head(hidden)
+        return logits if out is None else out.copy_(logits)
+
+    def _embeddings(self, batch: ForwardBatch) -> torch.Tensor:
+        x = self._embed(batch.input_ids)
+        if self._project_in is not None:
+            x = self._project_in(x)
+        if self._position_embed is not None:
+            x = x + self._position_embed(batch.positions)
+        return x
+
+
+class _Builder:
+    """Makes a decoder's parts of its weights."""
+
+    def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
+        self._spec = spec
+        self._weights = weights
+        positions, device = spec.positions, weights.precision.device
+        self._cos_sin_cache = (
+            None if isinstance(positions, LearnedPositions) else cos_sin_cache(positions, spec.max_position, device)
+        )
+
+    def embedding(self, name: str, offset: int = 0) -> Embedding:
+        return Embedding(self._weights.tables[name], self._weights.precision.activations, offset)
+
+    def position_embedding(self) -> Embedding | None:
+        positions = self._spec.positions
+        return self.embedding("position_embed", positions.offset) if isinstance(positions, LearnedPositions) else None
+
+    def norm(self, name: str) -> Norm:
+        weight, bias = self._weights.norms[name]
+        # A query or key norm is an RMS norm without bias in every family.
+        return RmsNorm(weight, self._spec.norm_eps) if bias is None else LayerNorm(weight, bias, self._spec.norm_eps)
+
+    def _feed_forward(self, name: str, mlp: MlpSpec | MoeSpec) -> FeedForward:
+        linears, experts = self._weights.linears, self._weights.experts
+        if isinstance(mlp, MoeSpec):
+            return MixtureOfExperts(
+                mlp, linears[name + "router"], experts[name + "experts_up"], experts[name + "experts_down"]
+            )
+        return Mlp(mlp, linears[name + "up"], linears[name + "down"])
+
+    def block(self, index: int) -> Block:
+        name = f"layers.{index}."
+        linears = self._weights.linears
+        layer = self._spec.layers[index]
+        qk_norms = (self.norm(name + "q_norm"), self.norm(name + "k_norm")) if self._spec.qk_norm else None
+        attention = Attention(
+            self._spec, layer, linears[name + "qkv"], linears[name + "o"], self._cos_sin_cache, qk_norms
+        )
+        mlp = self._feed_forward(name, layer.mlp)
+        attention_norm = self.norm(name + "attention_norm")
+        if self._spec.parallel_residual:
+            return ParallelBlock(attention_norm, attention, mlp)
+        block = PreNormBlock if self._spec.norm_place == "pre" else PostNormBlock
+        return block(attention_norm, attention, self.norm(name + "mlp_norm"), mlp)

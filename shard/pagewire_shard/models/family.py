@@ -1,0 +1,63 @@
+"""What a model family file provides, and what several of them share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.models.names import NameMap
+from pagewire_shard.models.spec import Activation, DecoderSpec
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    # Three spellings of the tanh approximation.
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One model family."""
+
+    spec: Callable[[ConfigFields], DecoderSpec]
+    """Reads a configuration; raises UnsupportedArchitecture naming a field that asks for what the decoder cannot do."""
+    names: NameMap
+
+
+def read_activation(fields: ConfigFields, name: str, default: str, *, gated: bool) -> Activation:
+    """The activation that field `name` asks for."""
+    accepted = {spelling: kind for spelling, kind in ACTIVATIONS.items() if kind != "relu" or not gated}
+    activation = accepted.get(fields.text(name, default))
+    if activation is None:
+        raise fields.unsupported(name, ", ".join(accepted))
+    return activation
+
+
+def read_head_dim(fields: ConfigFields, num_heads: int, default: int | None = None) -> int:
+    """head_dim where the configuration states it, else `default`, else hidden_size / num_heads."""
+    if "head_dim" in fields or default is not None:
+        return fields.integer("head_dim", default)
+    return fields.integer("hidden_size") // num_heads
+
+
+def read_num_kv_heads(fields: ConfigFields, num_heads: int) -> int:
+    """num_key_value_heads, by default one per query head."""
+    num_kv_heads = fields.integer("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise fields.malformed("num_key_value_heads", f"must divide num_attention_heads, {num_heads}")
+    return num_kv_heads
+
+
+def read_window(fields: ConfigFields, default: int) -> int:
+    """sliding_window; null: 0, no window."""
+    return 0 if fields.is_null("sliding_window") else fields.integer("sliding_window", default)
+
+
+def refuse(fields: ConfigFields, name: str, default: bool, accepted: bool) -> None:
+    """Raises UnsupportedArchitecture if the flag `name` is not `accepted`."""
+    if fields.flag(name, default) is not accepted:
+        raise fields.unsupported(name, str(accepted).lower())

@@ -1,0 +1,66 @@
+"""GPT-2: layer norms with bias, learned positions, plain MLP, matrices stored transposed, qkv already merged."""
+
+from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.models.family import Family, read_activation, refuse
+from pagewire_shard.models.names import NameMap
+from pagewire_shard.models.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
+
+GPT2_NAMES = NameMap(
+    prefix="transformer.",
+    layer="h.",
+    modules={"wte": "embed", "wpe": "position_embed", "ln_f": "final_norm", "lm_head": "lm_head"},
+    layer_modules={
+        "ln_1": ("attention_norm", None),
+        "attn.c_attn": ("qkv", None),
+        "attn.c_proj": ("o", None),
+        "ln_2": ("mlp_norm", None),
+        "mlp.c_fc": ("up", None),
+        "mlp.c_proj": ("down", None),
+    },
+    # Causal masks, which older checkpoints carry.
+    ignored=r"h\.\d+\.attn\.(masked_)?bias",
+    transposed=True,
+)
+
+
+def _gpt2(fields: ConfigFields) -> DecoderSpec:
+    # reorder_and_upcast_attn is about half precision while training; attention is computed in float32 here.
+    refuse(fields, "add_cross_attention", default=False, accepted=False)
+    hidden_size = fields.integer("n_embd")
+    num_heads = fields.integer("n_head")
+    head_dim = hidden_size // num_heads
+    mlp = MlpSpec(
+        intermediate_size=fields.integer("n_inner", 4 * hidden_size),
+        activation=read_activation(fields, "activation_function", "gelu_new", gated=False),
+        gated=False,
+        bias=True,
+    )
+    return DecoderSpec(
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=hidden_size,
+        embedding_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=head_dim,
+        max_position=fields.integer("n_positions"),
+        layers=tuple(LayerSpec(scale, 0, mlp) for scale in _attention_scales(fields, head_dim)),
+        norm="layer",
+        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        norm_place="pre",
+        final_norm=True,
+        qk_norm=False,
+        qkv_bias=True,
+        o_bias=True,
+        positions=LearnedPositions(),
+        tied_embeddings=fields.flag("tie_word_embeddings", True),
+        initializer_range=fields.number("initializer_range", 0.02),
+    )
+
+
+def _attention_scales(fields: ConfigFields, head_dim: int) -> list[float]:
+    scale = head_dim**-0.5 if fields.flag("scale_attn_weights", True) else 1.0
+    by_layer = fields.flag("scale_attn_by_inverse_layer_idx", False)
+    return [scale / (index + 1) if by_layer else scale for index in range(fields.integer("n_layer"))]
+
+
+GPT2 = Family(_gpt2, GPT2_NAMES)

@@ -1,0 +1,103 @@
+"""Llama and what shares its shape: rms norm, rotary positions, gated MLP. Mistral adds a sliding window to every layer.
+
+The names and the shared part of the configuration serve Qwen2 and Qwen3 too.
+"""
+
+from collections.abc import Sequence
+
+from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads, read_window
+from pagewire_shard.models.names import NameMap
+from pagewire_shard.models.rope import max_position, read_rope
+from pagewire_shard.models.spec import DecoderSpec, LayerSpec, MlpSpec
+
+DEFAULT_SLIDING_WINDOW = 4096
+"""Of every Mistral layer."""
+
+LLAMA_NAMES = NameMap(
+    prefix="model.",
+    layer="layers.",
+    modules={"embed_tokens": "embed", "norm": "final_norm", "lm_head": "lm_head"},
+    layer_modules={
+        "input_layernorm": ("attention_norm", None),
+        "self_attn.q_proj": ("qkv", 0),
+        "self_attn.k_proj": ("qkv", 1),
+        "self_attn.v_proj": ("qkv", 2),
+        "self_attn.q_norm": ("q_norm", None),
+        "self_attn.k_norm": ("k_norm", None),
+        "self_attn.o_proj": ("o", None),
+        "post_attention_layernorm": ("mlp_norm", None),
+        "mlp.gate_proj": ("up", 0),
+        "mlp.up_proj": ("up", 1),
+        "mlp.down_proj": ("down", None),
+    },
+    ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+)
+
+
+def llama_spec(
+    fields: ConfigFields,
+    *,
+    windows: Sequence[int],
+    qkv_bias: bool,
+    o_bias: bool,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    default_head_dim: int | None = None,
+) -> DecoderSpec:
+    """A decoder of Llama's shape.
+
+    Args:
+        windows: each layer's sliding window, 0 for none.
+        default_head_dim: where head_dim is absent; None: hidden_size / num_attention_heads.
+    """
+    hidden_size = fields.integer("hidden_size")
+    num_heads = fields.integer("num_attention_heads")
+    head_dim = read_head_dim(fields, num_heads, default_head_dim)
+    rope = read_rope(fields, head_dim)
+    mlp = MlpSpec(
+        intermediate_size=fields.integer("intermediate_size"),
+        activation=read_activation(fields, "hidden_act", "silu", gated=True),
+        gated=True,
+        bias=mlp_bias,
+    )
+    return DecoderSpec(
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=hidden_size,
+        embedding_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=read_num_kv_heads(fields, num_heads),
+        head_dim=head_dim,
+        max_position=max_position(fields, rope),
+        layers=tuple(LayerSpec(head_dim**-0.5, window, mlp) for window in windows),
+        norm="rms",
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        norm_place="pre",
+        final_norm=True,
+        qk_norm=qk_norm,
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
+        positions=rope,
+        tied_embeddings=fields.flag("tie_word_embeddings", False),
+        initializer_range=fields.number("initializer_range", 0.02),
+    )
+
+
+def _llama(fields: ConfigFields) -> DecoderSpec:
+    attention_bias = fields.flag("attention_bias", False)
+    return llama_spec(
+        fields,
+        windows=[0] * fields.integer("num_hidden_layers"),
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+        mlp_bias=fields.flag("mlp_bias", False),
+    )
+
+
+def _mistral(fields: ConfigFields) -> DecoderSpec:
+    window = read_window(fields, DEFAULT_SLIDING_WINDOW)
+    return llama_spec(fields, windows=[window] * fields.integer("num_hidden_layers"), qkv_bias=False, o_bias=False)
+
+
+LLAMA = Family(_llama, LLAMA_NAMES)
+MISTRAL = Family(_mistral, LLAMA_NAMES)

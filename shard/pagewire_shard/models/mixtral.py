@@ -1,0 +1,59 @@
+"""Mixtral: Llama's shape with a mixture of experts in place of every MLP."""
+
+from dataclasses import replace
+
+from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.models.family import Family, read_activation, read_window
+from pagewire_shard.models.llama import DEFAULT_SLIDING_WINDOW, LLAMA_NAMES, llama_spec
+from pagewire_shard.models.spec import DecoderSpec, MoeSpec
+
+ATTENTION_NAMES = {module: place for module, place in LLAMA_NAMES.layer_modules.items() if "mlp." not in module}
+FUSED_NAMES = {"mlp.experts.gate_up_proj": "experts_up", "mlp.experts.down_proj": "experts_down"}
+"""As transformers 5 names its own parameters; it saves them so only when told to."""
+
+NAMES = replace(
+    LLAMA_NAMES,
+    layer_modules={
+        **ATTENTION_NAMES,
+        "block_sparse_moe.gate": ("router", None),
+        "mlp.gate": ("router", None),
+    },
+    experts={
+        "block_sparse_moe.experts.{}.w1": ("experts_up", 2, 0),
+        "block_sparse_moe.experts.{}.w3": ("experts_up", 2, 1),
+        "block_sparse_moe.experts.{}.w2": ("experts_down", 1, 0),
+    },
+    fused_experts=FUSED_NAMES,
+)
+
+
+def read_top_k(fields: ConfigFields, num_experts: int, default: int) -> int:
+    """num_experts_per_tok."""
+    top_k = fields.integer("num_experts_per_tok", default)
+    if top_k > num_experts:
+        raise fields.malformed("num_experts_per_tok", f"must be at most the number of experts, {num_experts}")
+    return top_k
+
+
+def check_silu(fields: ConfigFields) -> None:
+    """Raises UnsupportedArchitecture if the experts are not gated by SiLU, as they are in every released model."""
+    if read_activation(fields, "hidden_act", "silu", gated=True) != "silu":
+        raise fields.unsupported("hidden_act", "silu")
+
+
+def _mixtral(fields: ConfigFields) -> DecoderSpec:
+    check_silu(fields)
+    num_experts = fields.integer("num_local_experts", 8)
+    moe = MoeSpec(
+        num_experts=num_experts,
+        top_k=read_top_k(fields, num_experts, 2),
+        intermediate_size=fields.integer("intermediate_size"),
+        renormalise=True,
+    )
+    window = 0 if "sliding_window" not in fields else read_window(fields, DEFAULT_SLIDING_WINDOW)
+    windows = [window] * fields.integer("num_hidden_layers")
+    spec = llama_spec(fields, windows=windows, qkv_bias=False, o_bias=False)
+    return replace(spec, layers=tuple(replace(layer, mlp=moe) for layer in spec.layers))
+
+
+MIXTRAL = Family(_mixtral, NAMES)

@@ -1,0 +1,86 @@
+"""Translates a checkpoint's tensor names to parameters of the decoder."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a checkpoint tensor goes."""
+
+    parameter: str
+    """Key of models.parameters.parameters()."""
+    field: str
+    """weight or bias."""
+    part: int | None
+    """Which part of a merged parameter; None: all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameMap:
+    """A family's names. A module is a tensor name without the optional prefix and the ending .weight or .bias."""
+
+    prefix: str
+    """Optional start of every name, such as "model."."""
+    layer: str
+    """What stands before the layer index, such as "layers."."""
+    modules: Mapping[str, str]
+    """Module outside the layers -> parameter."""
+    layer_modules: Mapping[str, tuple[str, int | None]]
+    """Module within a layer -> parameter, part."""
+    experts: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
+    """Module within a layer with {} for an expert's index -> parameter, its parts for each expert, which of them."""
+    fused_experts: Mapping[str, str] = field(default_factory=dict)
+    """Tensor within a layer that holds a matrix of every expert, [num_experts, rows, columns] -> parameter."""
+    ignored: str = r"(?!)"
+    """Pattern of names, prefix removed, that checkpoints carry and a decoder does not need."""
+    transposed: bool = False
+    """The layers' matrices are stored [in_features, out_features]."""
+
+    def target(self, name: str) -> Target | None:
+        """The tensor's place, None if it belongs nowhere."""
+        module, _, field = name.removeprefix(self.prefix).rpartition(".")
+        if field not in ("weight", "bias"):
+            return self._fused_target(name.removeprefix(self.prefix))
+        if module in self.modules:
+            return Target(self.modules[module], field, None)
+        match = re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", module)
+        place = self._layer_place(match[2]) if match else None
+        if match is None or place is None:
+            return None
+        parameter, part = place
+        return Target(f"layers.{int(match[1])}.{parameter}", field, part)
+
+    def _layer_place(self, module: str) -> tuple[str, int | None] | None:
+        if module in self.layer_modules:
+            return self.layer_modules[module]
+        indexed = re.fullmatch(r"(.+\.)(\d+)(\..+)", module)
+        if indexed is None or f"{indexed[1]}{{}}{indexed[3]}" not in self.experts:
+            return None
+        parameter, num_parts, part = self.experts[f"{indexed[1]}{{}}{indexed[3]}"]
+        return parameter, int(indexed[2]) * num_parts + part
+
+    def _fused_target(self, name: str) -> Target | None:
+        match = re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", name)
+        if match is None or match[2] not in self.fused_experts:
+            return None
+        return Target(f"layers.{int(match[1])}.{self.fused_experts[match[2]]}", "weight", None)
+
+    def source(self, parameter: str, field: str, part: int | None) -> str:
+        """The tensor that fills this place, without the prefix: the inverse of target, for messages."""
+        for module, name in self.modules.items():
+            if name == parameter:
+                return f"{module}.{field}"
+        _, index, layer_parameter = parameter.split(".")
+        for module, place in self.layer_modules.items():
+            if place in ((layer_parameter, part), (layer_parameter, None)):
+                return f"{self.layer}{index}.{module}.{field}"
+        for module, (name, num_parts, offset) in self.experts.items():
+            if name == layer_parameter and part is not None and part % num_parts == offset:
+                return f"{self.layer}{index}.{module.format(part // num_parts)}.{field}"
+        raise AssertionError(f"no tensor fills {parameter} {field} {part}")
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether checkpoints are known to carry this tensor though a decoder does not need it."""
+        return re.fullmatch(self.ignored, name.removeprefix(self.prefix)) is not None

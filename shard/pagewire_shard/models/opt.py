@@ -1,0 +1,75 @@
+"""OPT: layer norms with bias, learned positions that start at row 2, plain MLP, tied embeddings.
+
+The 350m model norms after each block instead of before, has no final norm, and embeds tokens in a narrower space.
+"""
+
+from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.models.family import Family, read_activation, refuse
+from pagewire_shard.models.names import NameMap
+from pagewire_shard.models.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
+
+POSITION_OFFSET = 2
+# nn.LayerNorm's own; the configuration has no field for it.
+NORM_EPS = 1e-5
+
+OPT_NAMES = NameMap(
+    prefix="model.",
+    layer="decoder.layers.",
+    modules={
+        "decoder.embed_tokens": "embed",
+        "decoder.embed_positions": "position_embed",
+        "decoder.project_in": "project_in",
+        "decoder.project_out": "project_out",
+        "decoder.final_layer_norm": "final_norm",
+        "lm_head": "lm_head",
+    },
+    layer_modules={
+        "self_attn_layer_norm": ("attention_norm", None),
+        "self_attn.q_proj": ("qkv", 0),
+        "self_attn.k_proj": ("qkv", 1),
+        "self_attn.v_proj": ("qkv", 2),
+        "self_attn.out_proj": ("o", None),
+        "final_layer_norm": ("mlp_norm", None),
+        "fc1": ("up", None),
+        "fc2": ("down", None),
+    },
+)
+
+
+def _opt(fields: ConfigFields) -> DecoderSpec:
+    refuse(fields, "layer_norm_elementwise_affine", default=True, accepted=True)
+    hidden_size = fields.integer("hidden_size")
+    num_heads = fields.integer("num_attention_heads")
+    head_dim = hidden_size // num_heads
+    bias = fields.flag("enable_bias", True)
+    norm_before = fields.flag("do_layer_norm_before", True)
+    mlp = MlpSpec(
+        intermediate_size=fields.integer("ffn_dim"),
+        activation=read_activation(fields, "activation_function", "relu", gated=False),
+        gated=False,
+        bias=bias,
+    )
+    layer = LayerSpec(head_dim**-0.5, 0, mlp)
+    return DecoderSpec(
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=hidden_size,
+        embedding_size=fields.integer("word_embed_proj_dim", hidden_size),
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=head_dim,
+        max_position=fields.integer("max_position_embeddings"),
+        layers=(layer,) * fields.integer("num_hidden_layers"),
+        norm="layer",
+        norm_eps=NORM_EPS,
+        norm_place="pre" if norm_before else "post",
+        final_norm=norm_before and not fields.flag("_remove_final_layer_norm", False),
+        qk_norm=False,
+        qkv_bias=bias,
+        o_bias=bias,
+        positions=LearnedPositions(POSITION_OFFSET),
+        tied_embeddings=fields.flag("tie_word_embeddings", True),
+        initializer_range=fields.number("init_std", 0.02),
+    )
+
+
+OPT = Family(_opt, OPT_NAMES)

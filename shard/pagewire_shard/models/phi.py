@@ -1,0 +1,64 @@
+"""Phi-1 to Phi-2: attention and MLP side by side on one layer norm, heads rotated in part, biases everywhere."""
+
+from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads, refuse
+from pagewire_shard.models.names import NameMap
+from pagewire_shard.models.rope import max_position, read_rope
+from pagewire_shard.models.spec import DecoderSpec, LayerSpec, MlpSpec
+
+DEFAULT_PARTIAL_ROTARY_FACTOR = 0.5
+
+PHI_NAMES = NameMap(
+    prefix="model.",
+    layer="layers.",
+    modules={"embed_tokens": "embed", "final_layernorm": "final_norm", "lm_head": "lm_head"},
+    layer_modules={
+        "input_layernorm": ("attention_norm", None),
+        "self_attn.q_proj": ("qkv", 0),
+        "self_attn.k_proj": ("qkv", 1),
+        "self_attn.v_proj": ("qkv", 2),
+        "self_attn.dense": ("o", None),
+        "mlp.fc1": ("up", None),
+        "mlp.fc2": ("down", None),
+    },
+    ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+)
+
+
+def _phi(fields: ConfigFields) -> DecoderSpec:
+    refuse(fields, "qk_layernorm", default=False, accepted=False)
+    hidden_size = fields.integer("hidden_size")
+    num_heads = fields.integer("num_attention_heads")
+    head_dim = read_head_dim(fields, num_heads)
+    rope = read_rope(fields, head_dim, DEFAULT_PARTIAL_ROTARY_FACTOR)
+    mlp = MlpSpec(
+        intermediate_size=fields.integer("intermediate_size"),
+        activation=read_activation(fields, "hidden_act", "gelu_new", gated=False),
+        gated=False,
+        bias=True,
+    )
+    return DecoderSpec(
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=hidden_size,
+        embedding_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=read_num_kv_heads(fields, num_heads),
+        head_dim=head_dim,
+        max_position=max_position(fields, rope),
+        layers=(LayerSpec(head_dim**-0.5, 0, mlp),) * fields.integer("num_hidden_layers"),
+        norm="layer",
+        norm_eps=fields.number("layer_norm_eps", 1e-5),
+        norm_place="pre",
+        final_norm=True,
+        qk_norm=False,
+        qkv_bias=True,
+        o_bias=True,
+        positions=rope,
+        tied_embeddings=fields.flag("tie_word_embeddings", False),
+        initializer_range=fields.number("initializer_range", 0.02),
+        parallel_residual=True,
+        lm_head_bias=True,
+    )
+
+
+PHI = Family(_phi, PHI_NAMES)

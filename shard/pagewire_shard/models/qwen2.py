@@ -1,0 +1,36 @@
+"""Qwen2 and Qwen2.5: Llama's shape with biases on query, key and value, and a sliding window on some layers."""
+
+from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.models.family import Family, read_window
+from pagewire_shard.models.llama import LLAMA_NAMES, llama_spec
+from pagewire_shard.models.spec import DecoderSpec
+
+DEFAULT_SLIDING_WINDOW = 4096
+DEFAULT_MAX_WINDOW_LAYERS = 28
+
+
+def read_windows(fields: ConfigFields) -> list[int]:
+    """Each layer's sliding window, 0 for none.
+
+    layer_types names each layer's kind. Without it, and with use_sliding_window, the layers from max_window_layers on
+    have a window: the name misleads, it is transformers' meaning.
+    """
+    num_layers = fields.integer("num_hidden_layers")
+    window = read_window(fields, DEFAULT_SLIDING_WINDOW) if fields.flag("use_sliding_window", False) else 0
+    layer_types = fields.texts("layer_types")
+    if layer_types is None:
+        # Zero is a possible value here, so it is not read as a positive integer.
+        first_with_window = int(fields.number("max_window_layers", DEFAULT_MAX_WINDOW_LAYERS))
+        return [window if index >= first_with_window else 0 for index in range(num_layers)]
+    if len(layer_types) != num_layers:
+        raise fields.malformed("layer_types", f"must have num_hidden_layers entries, {num_layers}")
+    if set(layer_types) - {"full_attention", "sliding_attention"}:
+        raise fields.unsupported("layer_types", "full_attention, sliding_attention")
+    return [window if layer_type == "sliding_attention" else 0 for layer_type in layer_types]
+
+
+def _qwen2(fields: ConfigFields) -> DecoderSpec:
+    return llama_spec(fields, windows=read_windows(fields), qkv_bias=True, o_bias=False)
+
+
+QWEN2 = Family(_qwen2, LLAMA_NAMES)

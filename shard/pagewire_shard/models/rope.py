@@ -1,0 +1,96 @@
+"""Reads rotary embedding parameters from a configuration, in transformers 4's spelling and in 5's."""
+
+import math
+
+from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.models.spec import RopeSpec
+
+DEFAULT_THETA = 10000.0
+
+
+def read_rope(fields: ConfigFields, head_dim: int, default_partial_rotary_factor: float | None = None) -> RopeSpec:
+    """The configuration's rotary embedding.
+
+    transformers 5 writes one object rope_parameters; transformers 4 wrote rope_theta beside an optional object
+    rope_scaling, in which the variant was first called type.
+
+    Args:
+        default_partial_rotary_factor: share of a head that is rotated, where the configuration does not say;
+            None: the family always rotates whole heads.
+
+    Raises:
+        UnsupportedArchitecture: the variant is none of default, linear, llama3, yarn.
+    """
+    scaling = fields.section("rope_parameters" if "rope_parameters" in fields else "rope_scaling")
+    rotary_dim = _rotary_dim(fields, scaling, head_dim, default_partial_rotary_factor)
+    theta = scaling.number("rope_theta", fields.number("rope_theta", DEFAULT_THETA))
+    type_field = "rope_type" if "rope_type" in scaling else "type"
+    variant = scaling.text(type_field, "default")
+    match variant:
+        case "default":
+            return RopeSpec(theta, rotary_dim)
+        case "linear":
+            return RopeSpec(theta, rotary_dim, "linear", scaling.number("factor"))
+        case "llama3":
+            return RopeSpec(
+                theta,
+                rotary_dim,
+                "llama3",
+                scaling.number("factor"),
+                _original_max_position(fields, scaling),
+                low_freq_factor=scaling.number("low_freq_factor"),
+                high_freq_factor=scaling.number("high_freq_factor"),
+            )
+        case "yarn":
+            return _read_yarn(fields, scaling, theta, rotary_dim)
+        case _:
+            # dynamic and longrope change the frequencies with the sequence's length: cached keys would be wrong.
+            raise scaling.unsupported(type_field, "default, linear, llama3, yarn")
+
+
+def max_position(fields: ConfigFields, rope: RopeSpec) -> int:
+    """Longest sequence the model is meant for; yarn is often switched on without raising max_position_embeddings."""
+    stated = fields.integer("max_position_embeddings")
+    return max(stated, int(rope.original_max_position * rope.factor)) if rope.variant == "yarn" else stated
+
+
+def _rotary_dim(fields: ConfigFields, scaling: ConfigFields, head_dim: int, default: float | None) -> int:
+    source = scaling if "partial_rotary_factor" in scaling else fields
+    share = source.number("partial_rotary_factor", 1.0 if default is None else default)
+    if default is None and share != 1.0:
+        raise source.unsupported("partial_rotary_factor", "1.0")
+    return int(head_dim * share)
+
+
+def _original_max_position(fields: ConfigFields, scaling: ConfigFields) -> int:
+    # A value beside the rope object takes precedence, as in transformers.
+    stated = scaling.integer("original_max_position_embeddings", fields.integer("max_position_embeddings"))
+    return fields.integer("original_max_position_embeddings", stated)
+
+
+def _read_yarn(fields: ConfigFields, scaling: ConfigFields, theta: float, rotary_dim: int) -> RopeSpec:
+    original_max_position = _original_max_position(fields, scaling)
+    factor = scaling.number("factor", fields.integer("max_position_embeddings") / original_max_position)
+    return RopeSpec(
+        theta,
+        rotary_dim,
+        "yarn",
+        factor,
+        original_max_position,
+        beta_fast=scaling.number("beta_fast", 32.0),
+        beta_slow=scaling.number("beta_slow", 1.0),
+        truncate=scaling.flag("truncate", True),
+        attention_factor=scaling.number("attention_factor", _yarn_attention_factor(scaling, factor)),
+    )
+
+
+def _yarn_attention_factor(scaling: ConfigFields, factor: float) -> float:
+    """arXiv:2309.00071 section 3.4; mscale and mscale_all_dim are DeepSeek's extension."""
+
+    def attention_scale(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+    mscale, mscale_all_dim = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
+    if mscale and mscale_all_dim:
+        return attention_scale(mscale) / attention_scale(mscale_all_dim)
+    return attention_scale(1.0)

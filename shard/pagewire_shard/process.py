@@ -1,0 +1,113 @@
+"""The shard process from start to end: step thread and event loop up, serve, drain, down."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+
+from pagewire_shard.config import ShardConfig
+from pagewire_shard.errors import ModelError
+from pagewire_shard.model_source import model_digest, resolve_model
+from pagewire_shard.parent_watch import watch_parent
+from pagewire_shard.step_engine import StepEngine
+from pagewire_shard.step_thread import StepThread
+
+if TYPE_CHECKING:
+    from pagewire_shard.server import ShardServer
+
+logger = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 10.0
+
+
+def run(config: ShardConfig) -> int:
+    """Serves until told to stop; returns the exit status. Raises ModelError for what keeps the shard from starting."""
+    model_dir = resolve_model(config.model)
+    steps = StepThread(lambda: _build(config, model_dir))
+    # First of all: importing torch and loading weights take longest.
+    steps.start()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(config, model_dir, steps))
+    except ModelError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        status = 1
+    else:
+        status = 0
+    _leave(steps, status)
+    return status
+
+
+def _build(config: ShardConfig, model_dir: Path) -> StepEngine[Any]:
+    from pagewire_shard.startup import build_engine
+
+    dummy_seed = config.seed if config.load_format == "dummy" else None
+    return build_engine(config, model_dir, model_digest(model_dir, dummy_seed))
+
+
+async def _serve(config: ShardConfig, model_dir: Path, steps: StepThread) -> None:
+    from pagewire_shard.server import ShardServer
+
+    shutdown = Shutdown(config)
+    server = ShardServer(config, model_dir, steps)
+    stopping = asyncio.ensure_future(shutdown.requested.wait())
+    opening = asyncio.ensure_future(_open(server, config))
+    try:
+        address = await server.start()
+        await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            opening.result()
+            print(f"pagewire-shard ready on {address}", flush=True)
+            await stopping
+    finally:
+        opening.cancel()
+        stopping.cancel()
+        await server.stop(shutdown.grace_s)
+
+
+async def _open(server: "ShardServer", config: ShardConfig) -> None:
+    try:
+        await server.open()
+    except ModelError:
+        raise
+    except Exception as error:  # whatever loading a model can raise
+        logger.debug("the start failed", exc_info=True)
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise ModelError(
+            f"model {config.model!r} cannot be started: {reason} (--log-level debug says where)"
+        ) from error
+
+
+class Shutdown:
+    """Told to stop: by SIGTERM or SIGINT, with time to drain; when the parent is gone, at once."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        self.requested = asyncio.Event()
+        self.grace_s = config.drain_grace_s
+        self._loop = asyncio.get_running_loop()
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(signal_number, self.requested.set)
+        if config.exit_with_parent:
+            watch_parent(self._on_parent_gone)
+
+    def _on_parent_gone(self) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed: the process ends already.
+            self._loop.call_soon_threadsafe(self._stop_now)
+
+    def _stop_now(self) -> None:
+        self.grace_s = 0.0
+        self.requested.set()
+
+
+def _leave(steps: StepThread, status: int) -> None:
+    """Ends the process at once if the step thread cannot be waited for: it loads, or a step hangs."""
+    if not steps.ready.done() or not steps.join(JOIN_TIMEOUT_S):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -1,0 +1,205 @@
+"""Builds a shard's engine: loads the model, sizes the pool, allocates the device state."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pagewire.v1 import shard_pb2
+from pagewire_kernels import kv_cache
+
+from pagewire_shard.block_pool import BlockPool
+from pagewire_shard.config import ShardConfig
+from pagewire_shard.decode_graphs import graph_sizes
+from pagewire_shard.device_state import DeviceState
+from pagewire_shard.engine import Engine
+from pagewire_shard.errors import BadOption, PoolTooSmall
+from pagewire_shard.forward_batch import KVCache
+from pagewire_shard.model_loader import LoadedModel, load_model
+from pagewire_shard.model_runner import ModelRunner
+from pagewire_shard.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from pagewire_shard.runner import Runner
+from pagewire_shard.warm_up import run_largest_step, warm_up
+
+MAX_LOGPROBS = 20
+CPU_POOL_BYTES = 2 << 30
+"""The pool on a CPU, unless a quarter of the memory is less. Pages of it are taken as they are first written."""
+SMALL_MODEL_BYTES = 64 << 20
+"""Below this a decode step is too short to gain from all cores, and the router needs one."""
+GPU_BLOCK_SIZES = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the configuration leaves open, decided."""
+
+    max_model_len: int
+    max_num_batched_tokens: int
+    block_size: int
+
+
+def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes) -> Engine:
+    """Loads the model and allocates everything a shard needs.
+
+    Raises:
+        ModelError: the model cannot be served; the message says why.
+    """
+    device = _device(config)
+    if device.type == "cpu":
+        _set_cpu_threads(config.cpu_threads or os.cpu_count() or 1)
+    loaded = load_model(model_dir, device=device, dtype=config.dtype, load_format=config.load_format, seed=config.seed)
+    if device.type == "cpu" and config.cpu_threads is None and loaded.weight_bytes < SMALL_MODEL_BYTES:
+        _set_cpu_threads(max(1, (os.cpu_count() or 1) - 1))
+    limits = _limits(config, loaded, device)
+    state = DeviceState(config.max_num_seqs, limits.max_model_len, limits.block_size, device)
+    num_blocks = _num_blocks(config, loaded, limits, state)
+    spec = loaded.model.spec
+    caches = [
+        kv_cache.allocate(num_blocks, limits.block_size, spec.num_kv_heads, spec.head_dim, loaded.cache_dtype, device)
+        for _ in range(spec.num_layers)
+    ]
+    runner = _runner(config, loaded, limits, state, caches)
+    warm_up(runner, limits.block_size)
+    info = _describe(config, loaded, limits, num_blocks, device, model_digest)
+    return Engine(info, runner, BlockPool(num_blocks, limits.block_size))
+
+
+def _device(config: ShardConfig) -> torch.device:
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BadOption("--device cuda: no CUDA device is visible; use --device cpu or auto")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _set_cpu_threads(num_threads: int) -> None:
+    from pagewire_kernels.cpu_threads import set_num_threads
+
+    set_num_threads(num_threads)
+
+
+def _limits(config: ShardConfig, loaded: LoadedModel, device: torch.device) -> Limits:
+    on_gpu = device.type == "cuda"
+    own_len = loaded.model.spec.max_position
+    max_model_len = config.max_model_len or own_len
+    if max_model_len > own_len:
+        raise BadOption(f"--max-model-len {max_model_len}: {config.model} was made for at most {own_len} tokens")
+    block_size = config.block_size or (64 if on_gpu else 16)
+    if on_gpu and block_size not in GPU_BLOCK_SIZES:
+        raise BadOption(f"--block-size {block_size}: on a GPU one of {', '.join(map(str, GPU_BLOCK_SIZES))}")
+    return Limits(max_model_len, config.max_num_batched_tokens or (8192 if on_gpu else 512), block_size)
+
+
+def _graph_sizes(config: ShardConfig) -> tuple[int, ...]:
+    return graph_sizes(config.max_num_seqs) if config.cuda_graphs else ()
+
+
+def _runner(
+    config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState, caches: list[KVCache]
+) -> Runner:
+    if state.device.type == "cpu":
+        return ModelRunner(loaded.model, state, caches, limits.block_size)
+    from pagewire_shard.gpu_runner import gpu_runner
+
+    runner = gpu_runner(loaded.model, state, caches, limits.block_size, _graph_sizes(config))
+    # Loads the kernels of mixed steps, and takes the memory that they need from here on.
+    run_largest_step(
+        runner,
+        num_seqs=config.max_num_seqs,
+        num_tokens=limits.max_num_batched_tokens,
+        max_model_len=limits.max_model_len,
+        num_logprobs=MAX_LOGPROBS,
+    )
+    return runner
+
+
+def _num_blocks(config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState) -> int:
+    spec = loaded.model.spec
+    bytes_per_block = spec.num_layers * kv_cache.block_bytes(
+        limits.block_size, spec.num_kv_heads, spec.head_dim, loaded.cache_dtype
+    )
+    needed = -(-limits.max_model_len // limits.block_size)
+    if config.kv_cache_memory_bytes is not None:
+        available = config.kv_cache_memory_bytes
+    elif state.device.type == "cpu":
+        available = _cpu_pool_bytes()
+    else:
+        available = _gpu_pool_bytes(config, loaded, limits, state)
+    num_blocks = max(available, 0) // bytes_per_block
+    if num_blocks < needed:
+        raise PoolTooSmall(_too_small(config, limits, available, num_blocks, needed * bytes_per_block))
+    # More than all sequences at full length can never be used.
+    return min(num_blocks, needed * config.max_num_seqs)
+
+
+def _too_small(config: ShardConfig, limits: Limits, available: int, num_blocks: int, needed_bytes: int) -> str:
+    fits = num_blocks * limits.block_size
+    ways = [f"--kv-cache-memory {needed_bytes}"]
+    if fits:
+        ways.append(f"--max-model-len {fits}")
+    if config.kv_cache_memory_bytes is None:
+        ways.append("more --gpu-memory-utilization, or fewer --max-num-batched-tokens or --max-num-seqs on a GPU")
+    return (
+        f"{config.model}: a KV cache of {max(available, 0)} bytes holds {fits} tokens, fewer than max_model_len "
+        f"{limits.max_model_len}; give {' or '.join(ways)}"
+    )
+
+
+def _gpu_pool_bytes(config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState) -> int:
+    from pagewire_shard.gpu_memory import bytes_left_for_caches
+
+    try:
+        return bytes_left_for_caches(
+            loaded,
+            state,
+            block_size=limits.block_size,
+            num_tokens=limits.max_num_batched_tokens,
+            num_logprobs=MAX_LOGPROBS,
+            graph_sizes=_graph_sizes(config),
+            utilization=config.gpu_memory_utilization,
+        )
+    except torch.OutOfMemoryError:
+        raise PoolTooSmall(
+            f"{config.model}: its weights take {loaded.weight_bytes} bytes, and the GPU has no room for a step of "
+            f"{limits.max_num_batched_tokens} tokens for {config.max_num_seqs} sequences beside them; give fewer "
+            "--max-num-batched-tokens or --max-num-seqs"
+        ) from None
+
+
+def _cpu_pool_bytes() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(CPU_POOL_BYTES, memory // 4)
+
+
+def _describe(
+    config: ShardConfig,
+    loaded: LoadedModel,
+    limits: Limits,
+    num_blocks: int,
+    device: torch.device,
+    model_digest: bytes,
+) -> shard_pb2.ShardInfo:
+    return shard_pb2.ShardInfo(
+        group_id=config.group_id,
+        tp_rank=config.tp_rank,
+        tp_size=config.tp_size,
+        pp_rank=0,
+        pp_size=1,
+        model=config.model_name,
+        model_digest=model_digest,
+        architecture=loaded.hf_config.architecture,
+        dtype=loaded.dtype_name,
+        device=str(device),
+        block_size=limits.block_size,
+        num_blocks=[num_blocks],
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=limits.max_model_len,
+        vocab_size=loaded.hf_config.vocab_size,
+        max_logprobs=MAX_LOGPROBS,
+        eos_token_ids=loaded.hf_config.eos_token_ids,
+        incarnation=secrets.randbits(64),
+        protocol_major=PROTOCOL_MAJOR,
+        protocol_minor=PROTOCOL_MINOR,
+    )

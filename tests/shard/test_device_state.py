@@ -1,0 +1,125 @@
+"""The device's rows: what an admission writes, and what it leaves alone."""
+
+import pytest
+import torch
+from pagewire.v1 import shard_pb2
+from pagewire_shard.block_hash import root_digest
+from pagewire_shard.device_state import (
+    MAX_LEN,
+    MIN_LEN,
+    NUM_COMPUTED,
+    NUM_PROMPT,
+    NUM_TOKENS,
+    REPETITION,
+    SEED,
+    STOP_REASON,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    DeviceState,
+)
+from pagewire_shard.host_transfer import CpuUplink
+from pagewire_shard.runner import RunBatch
+from pagewire_shard.sequence import Sequence
+from pagewire_shard.step_report import EMPTY
+from pagewire_shard.warm_up import run_largest_step
+
+CPU = torch.device("cpu")
+
+
+def make_state(num_slots: int = 4) -> DeviceState:
+    state = DeviceState(num_slots, 32, 8, CPU)
+    state.token_ids.fill_(-7)
+    state.block_tables.fill_(-7)
+    return state
+
+
+def make_sequence(slot: int, num_tokens: int, num_blocks: int = 0, **sampling: float) -> Sequence:
+    return Sequence(
+        seq_id=slot,
+        slot=slot,
+        token_ids=[100 * slot + i for i in range(num_tokens)],
+        num_prompt_tokens=max(1, num_tokens - 1),
+        root=root_digest(""),
+        sampling=shard_pb2.SequenceSampling(**sampling),
+        stop=shard_pb2.StopConditions(max_tokens=5, min_tokens=2, token_ids=[slot, 99]),
+        blocks=list(range(10 * slot, 10 * slot + num_blocks)),
+        num_computed_tokens=8 * num_blocks,
+    )
+
+
+def test_several_sequences_are_written_at_once_each_to_its_row() -> None:
+    state = make_state()
+    sequences = [make_sequence(2, 17, 2), make_sequence(0, 3), make_sequence(3, 9, 1)]
+    state.fill([state.row(sequence) for sequence in sequences], CpuUplink())
+    for sequence in sequences:
+        num_tokens, num_blocks = len(sequence.token_ids), len(sequence.blocks)
+        assert state.token_ids[sequence.slot, :num_tokens].tolist() == sequence.token_ids
+        assert (state.token_ids[sequence.slot, num_tokens:] == -7).all()
+        assert state.block_tables[sequence.slot, :num_blocks].tolist() == sequence.blocks
+        assert (state.block_tables[sequence.slot, num_blocks:] == -7).all()
+        row = state.ints[sequence.slot]
+        assert row[[NUM_TOKENS, NUM_COMPUTED, STOP_REASON]].tolist() == [num_tokens, 8 * num_blocks, 0]
+        assert row[[NUM_PROMPT, MIN_LEN]].tolist() == [num_tokens - 1, num_tokens + 1]
+        assert row[MAX_LEN] == min(num_tokens + 4, 32)
+        assert state.stop_token_ids[sequence.slot, :3].tolist() == [sequence.slot, 99, -1]
+    for untouched in (1, state.void_slot):
+        assert (state.token_ids[untouched] == -7).all()
+        assert (state.ints[untouched, :STOP_REASON] == 0).all()
+
+
+def test_parameters_and_the_bits_of_large_seeds_arrive() -> None:
+    state = make_state()
+    sampling = {"temperature": 0.5, "top_p": 0.25, "top_k": 7, "repetition_penalty": 1.5, "seed": (1 << 64) - 3}
+    state.fill([state.row(make_sequence(1, 4, **sampling))], CpuUplink())
+    assert state.floats[1, [TEMPERATURE, TOP_P, REPETITION]].tolist() == [0.5, 0.25, 1.5]
+    assert state.ints[1, [TOP_K, SEED]].tolist() == [7, -3]
+
+
+def test_a_row_is_the_sequence_as_it_was_admitted() -> None:
+    state = make_state()
+    sequence = make_sequence(1, 9, 1)
+    row = state.row(sequence)
+    sequence.blocks.append(5)
+    sequence.num_computed_tokens = 9
+    state.fill([row], CpuUplink())
+    assert state.ints[1, NUM_COMPUTED] == 8
+    assert state.block_tables[1, 1] == -7
+
+
+def test_table_updates_set_single_entries() -> None:
+    state = make_state()
+    state.update_tables([(0, 1, 41), (3, 0, 42)], CpuUplink())
+    assert state.block_tables[0].tolist() == [-7, 41, -7, -7]
+    assert state.block_tables[3].tolist() == [42, -7, -7, -7]
+    state.update_tables([], CpuUplink())
+    assert (state.block_tables == -7).sum() == state.block_tables.numel() - 2
+
+
+class Recorder:
+    """A runner that remembers what it ran."""
+
+    def __init__(self) -> None:
+        self.admitted: list[Sequence] = []
+        self.batches: list[RunBatch] = []
+
+    def admit(self, sequence: Sequence) -> None:
+        self.admitted.append(sequence)
+
+    def launch(self, batch: RunBatch):
+        self.batches.append(batch)
+        return EMPTY
+
+
+@pytest.mark.parametrize(
+    ("num_seqs", "num_tokens", "query_lens"),
+    [(4, 10, [1, 1, 1, 7]), (3, 50, [16, 16, 16]), (8, 3, [1, 1, 1]), (2, 100, [16, 16])],
+)
+def test_the_largest_step_fills_tokens_and_slots(num_seqs: int, num_tokens: int, query_lens: list[int]) -> None:
+    runner = Recorder()
+    run_largest_step(runner, num_seqs=num_seqs, num_tokens=num_tokens, max_model_len=16, num_logprobs=20)
+    (batch,) = runner.batches
+    assert batch.query_lens == query_lens
+    assert batch.slots == list(range(len(query_lens)))
+    assert all(batch.samples)
+    assert max(len(sequence.token_ids) for sequence in runner.admitted) <= 16

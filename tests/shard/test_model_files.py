@@ -1,0 +1,118 @@
+"""What a shard sends a router of its model: the files as they are, and a tokenizer in the one form routers read."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+from pagewire.v1 import shard_pb2, shard_pb2_grpc
+from pagewire_shard import model_files
+from pagewire_shard.errors import CorruptTokenizer
+from pagewire_shard.model_files import chunk_messages, collect_model_files
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+TEXTS = ["The capital of France is Paris.", "  two  spaces\n and a line", "naïve café 日本語 🙂", "<s> </s>", ""]
+GPT2 = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>"}
+OPT = {**GPT2, "bos_token": "</s>", "pad_token": "<pad>", "add_bos_token": True}
+
+
+@pytest.fixture
+def slow_tokenizer_dir(tmp_path: Path):
+    """Writes a checkpoint whose tokenizer is vocab.json and merges.txt."""
+
+    def write(model_type: str, tokenizer_config: dict[str, object]) -> Path:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<s>", "<pad>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(TEXTS * 20, trainer)
+        tokenizer.model.save(str(tmp_path))
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(("model_type", "tokenizer_config"), [("gpt2", GPT2), ("opt", OPT)], ids=["gpt2", "opt"])
+def test_vocabulary_and_merges_become_a_tokenizer_with_the_same_ids(slow_tokenizer_dir, model_type, tokenizer_config):
+    from transformers import AutoTokenizer
+
+    directory = slow_tokenizer_dir(model_type, tokenizer_config)
+    theirs = AutoTokenizer.from_pretrained(directory)
+    ours = Tokenizer.from_str(collect_model_files(directory)["tokenizer.json"].decode())
+    for text in TEXTS:
+        assert ours.encode(text).ids == theirs(text).input_ids
+        assert ours.encode(text, add_special_tokens=False).ids == theirs(text, add_special_tokens=False).input_ids
+    starts_with_eos = ours.encode("The").ids[:1] == [ours.token_to_id("</s>")]
+    assert starts_with_eos == (model_type == "opt")
+
+
+def test_a_tokenizer_that_is_there_is_sent_as_it_is(slow_tokenizer_dir):
+    directory = slow_tokenizer_dir("gpt2", GPT2)
+    (directory / "tokenizer.json").write_bytes(b"the owner's own")
+    (directory / "model.safetensors").write_bytes(b"not for routers")
+    files = collect_model_files(directory)
+    assert files["tokenizer.json"] == b"the owner's own"
+    assert set(files) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_a_model_without_a_tokenizer_has_none(model_dir):
+    assert set(collect_model_files(model_dir)) == {"config.json"}
+
+
+def test_a_broken_tokenizer_is_named(slow_tokenizer_dir):
+    directory = slow_tokenizer_dir("gpt2", GPT2)
+    (directory / "vocab.json").write_text("{")
+    with pytest.raises(CorruptTokenizer, match=r"cannot be read.*tokenizer\.json") as error:
+        collect_model_files(directory)
+    assert str(directory) in error.value.message
+    assert "\n" not in error.value.message
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 20, 25])
+def test_chunks_are_bounded_and_the_last_has_the_digest(monkeypatch, size):
+    monkeypatch.setattr(model_files, "CHUNK_BYTES", 10)
+    content = bytes(range(size))
+    chunks = list(chunk_messages({"a": content, "b": b"x"}))
+    of_a = [chunk for chunk in chunks if chunk.name == "a"]
+    assert [chunk.name for chunk in chunks] == ["a"] * len(of_a) + ["b"]
+    assert b"".join(chunk.data for chunk in of_a) == content
+    assert max(len(chunk.data) for chunk in of_a) <= 10
+    assert [bool(chunk.sha256) for chunk in of_a] == [False] * (len(of_a) - 1) + [True]
+    assert of_a[-1].sha256 == hashlib.sha256(content).digest()
+
+
+async def test_files_and_info_are_served(serve_shard, model_dir):
+    (model_dir / "tokenizer.json").write_bytes(b"x" * (model_files.CHUNK_BYTES * 2 + 1))
+    shard = await serve_shard()
+    stub = shard_pb2_grpc.ShardStub(shard.channel)
+    assert await stub.GetInfo(shard_pb2.GetInfoRequest()) == shard.engine.info
+    received: dict[str, bytes] = {}
+    async for chunk in stub.GetModelFiles(shard_pb2.GetModelFilesRequest()):
+        received[chunk.name] = received.get(chunk.name, b"") + chunk.data
+        last = chunk
+    assert received == {path.name: path.read_bytes() for path in model_dir.iterdir()}
+    assert last.sha256 == hashlib.sha256(received[last.name]).digest()
+
+
+async def test_files_are_served_while_the_model_loads(config, model_dir, fake_engine):
+    from pagewire_shard.server import ShardServer
+    from pagewire_shard.step_thread import StepThread
+
+    steps = StepThread(fake_engine)  # not started: the engine is never built
+    server = ShardServer(config, model_dir, steps)
+    async with grpc.aio.insecure_channel(await server.start()) as channel:
+        stub = shard_pb2_grpc.ShardStub(channel)
+        chunks = [chunk async for chunk in stub.GetModelFiles(shard_pb2.GetModelFilesRequest())]
+        assert [chunk.name for chunk in chunks] == ["config.json"]
+        with pytest.raises(grpc.aio.AioRpcError, match="loads its model") as refused:
+            await stub.GetInfo(shard_pb2.GetInfoRequest())
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert await stub.Execute().code() == grpc.StatusCode.UNAVAILABLE
+    await server.stop(0.0)

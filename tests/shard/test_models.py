@@ -1,0 +1,240 @@
+"""Every family against transformers' own implementation, through paged caches whose blocks are out of order."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from pagewire_kernels import kv_cache
+from pagewire_shard.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.model_loader import load_model
+from pagewire_shard.models.decoder import Decoder
+
+VOCAB_SIZE = 97
+PROMPT_LENS = (1, 23, 9)
+
+LLAMA: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+OPT: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "word_embed_proj_dim": 32,
+}
+GPT2: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
+QWEN3_MOE: dict[str, Any] = {
+    **LLAMA,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+}
+
+
+def rope(variant: str, **parameters: float) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": variant, "rope_theta": 1000.0, **parameters}}
+
+
+CASES: dict[str, transformers.PretrainedConfig] = {
+    "llama": transformers.LlamaConfig(**LLAMA),
+    "llama-gqa-tied": transformers.LlamaConfig(**LLAMA, num_key_value_heads=2, tie_word_embeddings=True),
+    "llama-mqa-odd-heads": transformers.LlamaConfig(
+        **{**LLAMA, "hidden_size": 24, "num_attention_heads": 3}, num_key_value_heads=1, head_dim=16
+    ),
+    "llama-biases": transformers.LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, hidden_act="gelu"),
+    "llama-gelu-tanh": transformers.LlamaConfig(**LLAMA, hidden_act="gelu_pytorch_tanh"),
+    "llama-rope-linear": transformers.LlamaConfig(**LLAMA, **rope("linear", factor=4.0)),
+    "llama-rope-llama3": transformers.LlamaConfig(
+        **LLAMA,
+        **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16),
+    ),
+    "llama-rope-yarn": transformers.LlamaConfig(
+        **LLAMA, **rope("yarn", factor=4.0, original_max_position_embeddings=16)
+    ),
+    "mistral-window": transformers.MistralConfig(**LLAMA, num_key_value_heads=2, head_dim=16, sliding_window=5),
+    "mistral-no-window": transformers.MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=None),
+    "qwen2": transformers.Qwen2Config(**LLAMA, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen2-window-on-last-layer": transformers.Qwen2Config(
+        **LLAMA, num_key_value_heads=2, use_sliding_window=True, sliding_window=6, max_window_layers=1
+    ),
+    "qwen3": transformers.Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
+    "qwen3-biases": transformers.Qwen3Config(**LLAMA, num_key_value_heads=4, head_dim=8, attention_bias=True),
+    "opt": transformers.OPTConfig(**OPT),
+    "opt-norm-after-projected": transformers.OPTConfig(
+        **{**OPT, "word_embed_proj_dim": 16}, do_layer_norm_before=False
+    ),
+    "opt-no-biases-no-final-norm": transformers.OPTConfig(**OPT, enable_bias=False, _remove_final_layer_norm=True),
+    "gpt2": transformers.GPT2Config(**GPT2),
+    "gpt2-untied-scaled-by-layer": transformers.GPT2Config(
+        **GPT2, n_inner=40, tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True, activation_function="relu"
+    ),
+    "phi": transformers.PhiConfig(**LLAMA, num_key_value_heads=2),
+    "mixtral": transformers.MixtralConfig(**LLAMA, num_key_value_heads=2, num_local_experts=5),
+    "mixtral-window-top-1": transformers.MixtralConfig(
+        **LLAMA, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=1, sliding_window=6
+    ),
+    "qwen3-moe": transformers.Qwen3MoeConfig(**QWEN3_MOE, norm_topk_prob=True),
+    "qwen3-moe-one-layer-dense": transformers.Qwen3MoeConfig(**QWEN3_MOE, mlp_only_layers=[0], attention_bias=True),
+    "qwen3-moe-every-second-layer": transformers.Qwen3MoeConfig(
+        **QWEN3_MOE, decoder_sparse_step=2, use_sliding_window=True, sliding_window=6
+    ),
+}
+
+
+@dataclass
+class Sequence:
+    """A sequence in the paged cache."""
+
+    blocks: list[int]
+    tokens: list[int]
+    num_computed: int = 0
+    logits: list[torch.Tensor] = field(default_factory=list)
+    """One [vocab_size] for each computed token."""
+
+
+class PagedModel:
+    """Runs a decoder on sequences whose blocks are scattered over caches that hold NaN where nothing was written."""
+
+    def __init__(self, model: Decoder, block_size: int = 4, num_blocks: int = 64) -> None:
+        spec = model.spec
+        self.model = model
+        self.block_size = block_size
+        self.blocks = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0)).tolist()
+        self.caches: list[KVCache] = [
+            kv_cache.allocate(
+                num_blocks, block_size, spec.num_kv_heads, spec.head_dim, torch.float32, torch.device("cpu")
+            )
+            for _ in spec.layers
+        ]
+        for tensors in self.caches:
+            for tensor in tensors:
+                tensor.fill_(torch.nan)
+
+    def add(self, tokens: list[int], max_len: int = 40) -> Sequence:
+        num_blocks = -(-max_len // self.block_size)
+        return Sequence([self.blocks.pop() for _ in range(num_blocks)], list(tokens))
+
+    def compute(self, sequences: list[Sequence], chunk: int) -> None:
+        """Computes all known tokens, at most `chunk` of each sequence in a step."""
+        while waiting := [s for s in sequences if s.num_computed < len(s.tokens)]:
+            self.step(waiting, [min(chunk, len(s.tokens) - s.num_computed) for s in waiting])
+
+    def step(self, sequences: list[Sequence], query_lens: list[int]) -> None:
+        batch = self.batch(sequences, query_lens)
+        logits = self.model.compute_logits(self.model.forward(batch, self.caches))
+        assert logits.dtype is torch.float32
+        for sequence, rows in zip(sequences, logits.split(query_lens), strict=True):
+            sequence.num_computed += len(rows)
+            sequence.logits.extend(rows)
+
+    def batch(self, sequences: list[Sequence], query_lens: list[int]) -> ForwardBatch:
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for sequence, query_len in zip(sequences, query_lens, strict=True):
+            span = range(sequence.num_computed, sequence.num_computed + query_len)
+            ids += [sequence.tokens[p] for p in span]
+            positions += span
+            slots += [sequence.blocks[p // self.block_size] * self.block_size + p % self.block_size for p in span]
+        seq_lens = [s.num_computed + n for s, n in zip(sequences, query_lens, strict=True)]
+        starts = torch.tensor([0, *query_lens]).cumsum(0)
+        return ForwardBatch(
+            input_ids=torch.tensor(ids),
+            positions=torch.tensor(positions),
+            slot_mapping=torch.tensor(slots),
+            query_start_loc=starts.to(torch.int32),
+            seq_lens=torch.tensor(seq_lens, dtype=torch.int32),
+            block_tables=torch.tensor([s.blocks for s in sequences], dtype=torch.int32),
+            max_query_len=max(query_lens),
+            max_seq_len=max(seq_lens),
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same weights in transformers and here."""
+
+    reference: transformers.PreTrainedModel
+    model: Decoder
+
+
+def random_model(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
+    """A model whose every weight matters: no zero bias, no norm of all ones."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        noise = torch.randn_like(parameter) * 0.2
+        parameter.data = noise if parameter.ndim >= 2 else parameter.data + noise
+    model.tie_weights()
+    return model
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    directory: Path = tmp_path_factory.mktemp(request.param)
+    reference = random_model(CASES[request.param])
+    reference.save_pretrained(directory)
+    return Pair(reference, load_model(directory, device=torch.device("cpu"), dtype="float32").model)
+
+
+def random_prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(VOCAB_SIZE, (length,), generator=generator).tolist() for length in PROMPT_LENS]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
+def test_logits_equal_transformers_whatever_the_chunk(pair: Pair, chunk: int) -> None:
+    paged = PagedModel(pair.model)
+    sequences = [paged.add(prompt) for prompt in random_prompts()]
+    paged.compute(sequences, chunk)
+    for sequence in sequences:
+        with torch.no_grad():
+            expected = pair.reference(torch.tensor([sequence.tokens])).logits[0]
+        torch.testing.assert_close(torch.stack(sequence.logits), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_greedy_continuation_equals_generate(pair: Pair) -> None:
+    num_new = 12
+    paged = PagedModel(pair.model)
+    sequences = [paged.add(prompt) for prompt in random_prompts()]
+    for _ in range(num_new):
+        paged.compute(sequences, 5)
+        for sequence in sequences:
+            sequence.tokens.append(int(sequence.logits[-1].argmax()))
+    for sequence, prompt in zip(sequences, random_prompts(), strict=True):
+        output = pair.reference.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=num_new,
+            min_new_tokens=num_new,
+            do_sample=False,
+            eos_token_id=VOCAB_SIZE,
+            pad_token_id=0,
+        )
+        assert sequence.tokens == output[0].tolist()
+
+
+def test_a_void_row_leaves_the_others_alone(pair: Pair) -> None:
+    prompts = random_prompts()[1:]
+    alone, beside = PagedModel(pair.model), PagedModel(pair.model)
+    expected = alone.add(prompts[1])
+    alone.compute([expected], 64)
+    void, live = beside.add(prompts[0]), beside.add(prompts[1])
+    batch = beside.batch([void, live], [len(prompts[0]), len(prompts[1])])
+    batch.slot_mapping[: len(prompts[0])] = -1
+    batch.seq_lens[0] = 0
+    logits = beside.model.compute_logits(beside.model.forward(batch, beside.caches)[len(prompts[0]) :])
+    torch.testing.assert_close(logits, torch.stack(expected.logits), rtol=1e-4, atol=1e-4)
+    assert all(cache[void.blocks].isnan().all() for cache in beside.caches[0])

@@ -1,0 +1,129 @@
+"""Mixtures of experts: how checkpoints spell their experts, and what configurations ask for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from pagewire_kernels import kv_cache
+from pagewire_shard.errors import CorruptWeights, ModelError, UnsupportedArchitecture
+from pagewire_shard.forward_batch import ForwardBatch
+from pagewire_shard.model_loader import load_model
+from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.models.spec import MlpSpec, MoeSpec
+from safetensors.torch import load_file, save_file
+
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+}
+CONFIGS = {
+    "mixtral": transformers.MixtralConfig(**SIZES, num_local_experts=4),
+    "qwen3-moe": transformers.Qwen3MoeConfig(
+        **SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True
+    ),
+}
+
+
+def logits(model: Decoder, num_tokens: int = 9) -> torch.Tensor:
+    spec = model.spec
+    caches = [kv_cache.allocate(1, 16, spec.num_kv_heads, spec.head_dim, torch.float32, CPU) for _ in spec.layers]
+    places = torch.arange(num_tokens)
+    batch = ForwardBatch(
+        input_ids=places * 5 % 61,
+        positions=places,
+        slot_mapping=places,
+        query_start_loc=torch.tensor([0, num_tokens], dtype=torch.int32),
+        seq_lens=torch.tensor([num_tokens], dtype=torch.int32),
+        block_tables=torch.zeros(1, 1, dtype=torch.int32),
+        max_query_len=num_tokens,
+        max_seq_len=num_tokens,
+    )
+    return model.compute_logits(model.forward(batch, caches))
+
+
+@pytest.fixture(params=CONFIGS)
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.data.normal_(0, 0.2)
+    model.save_pretrained(tmp_path)
+    return model
+
+
+def test_experts_saved_in_one_tensor_load_like_separate_ones(
+    saved: transformers.PreTrainedModel, tmp_path: Path
+) -> None:
+    separate = logits(load_model(tmp_path, device=CPU, dtype="float32").model)
+    # The parameters as transformers holds them in memory: all experts of a layer in one tensor.
+    save_file({name: value.contiguous() for name, value in saved.state_dict().items()}, tmp_path / "model.safetensors")
+    fused = load_model(tmp_path, device=CPU, dtype="float32").model
+    assert torch.equal(logits(fused), separate)
+
+
+def test_a_missing_expert_is_named(saved: transformers.PreTrainedModel, tmp_path: Path) -> None:
+    tensors = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in tensors if ".experts.3." in name and name.endswith(("w3.weight", "up_proj.weight")))
+    del tensors[gone]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CorruptWeights, match=gone.removeprefix("model.").replace(".", r"\.")):
+        load_model(tmp_path, device=CPU, dtype="float32")
+
+
+def test_an_expert_too_many_is_refused(saved: transformers.PreTrainedModel, tmp_path: Path) -> None:
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if ".experts.3." in name)
+    # Whether it comes before the parameter is complete or after.
+    del tensors[name.replace(".3.", ".2.")]
+    tensors[name.replace(".3.", ".4.")] = tensors[name].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CorruptWeights, match=r"experts\.4.*does not belong"):
+        load_model(tmp_path, device=CPU, dtype="float32")
+
+
+def test_dummy_weights_need_only_a_configuration(saved: transformers.PreTrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").unlink()
+    loaded = load_model(tmp_path, device=CPU, dtype="float32", load_format="dummy")
+    assert logits(loaded.model).isfinite().all()
+    assert loaded.weight_bytes == 4 * sum(parameter.numel() for parameter in saved.parameters())
+
+
+def spec_of(tmp_path: Path, config: transformers.PretrainedConfig, **changes: object) -> list[MlpSpec | MoeSpec]:
+    fields = json.loads(config.to_json_string(use_diff=False)) | changes
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    model = load_model(tmp_path, device=CPU, dtype="float32", load_format="dummy").model
+    return [layer.mlp for layer in model.spec.layers]
+
+
+def test_layers_may_stay_dense(tmp_path: Path) -> None:
+    name = {"architectures": ["Qwen3MoeForCausalLM"]}
+    dense, sparse = spec_of(tmp_path, CONFIGS["qwen3-moe"], **name, mlp_only_layers=[0])
+    assert isinstance(dense, MlpSpec)
+    assert sparse == MoeSpec(num_experts=4, top_k=2, intermediate_size=24, renormalise=True)
+    dense, sparse = spec_of(tmp_path, CONFIGS["qwen3-moe"], **name, decoder_sparse_step=2)
+    assert (dense.intermediate_size, sparse.intermediate_size) == (40, 24)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"num_experts_per_tok": 5}, ModelError, "at most the number of experts, 4"),
+        ({"hidden_act": "gelu"}, UnsupportedArchitecture, "hidden_act"),
+        ({"num_local_experts": 0}, ModelError, "num_local_experts"),
+    ],
+)
+def test_what_experts_cannot_do_is_refused(
+    tmp_path: Path, changes: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        spec_of(tmp_path, CONFIGS["mixtral"], architectures=["MixtralForCausalLM"], **changes)
