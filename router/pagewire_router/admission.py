@@ -1,0 +1,81 @@
+"""From a GenerateRequest to a Request that the engine can run, or a clear refusal."""
+
+import asyncio
+
+import grpc
+from pagewire.v1 import inference_pb2, shard_pb2
+
+from pagewire_router.detokenizer import Detokenizer
+from pagewire_router.errors import ModelNotFound
+from pagewire_router.prompt import PromptEncoder
+from pagewire_router.request import Request, SamplingParams
+from pagewire_router.request_output import Notified, RequestOutput
+from pagewire_router.rpc_status import shorten
+from pagewire_router.tokenizer import Tokenizer
+from pagewire_router.validation import Limits, Violations, bound_by_context, check_request, check_sampling_params
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class Admission:
+    """Checks requests against the served model's limits and encodes their prompts."""
+
+    def __init__(self, model: shard_pb2.ShardInfo, limits: Limits, tokenizer: Tokenizer | None) -> None:
+        self._model = model
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self.prompts = PromptEncoder(tokenizer, limits)
+
+    async def admit(
+        self, message: inference_pb2.GenerateRequest, request_id: str, context: Context, notified: Notified
+    ) -> tuple[Request, RequestOutput]:
+        """The request and the sink of its output. Raises InvalidRequest, RequestTooLong, ModelNotFound."""
+        now = asyncio.get_running_loop().time
+        arrival_s, remaining_s = now(), context.time_remaining()
+        if message.HasField("model") and message.model != self._model.model:
+            raise ModelNotFound(f"model {shorten(message.model, 100)!r} is not served here; {self._model.model!r} is")
+        params = self._check(message)
+        prompt = await self.prompts.encode(message)
+        params = bound_by_context(params, len(prompt.token_ids), self._limits)
+        eos_token_ids = () if params.ignore_eos else self._limits.eos_token_ids
+        output = self._output(params, prompt.token_ids, eos_token_ids, notified)
+        metadata = dict(context.invocation_metadata() or ())
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=prompt.token_ids,
+            params=params,
+            sink=output,
+            arrival_s=arrival_s,
+            deadline_s=None if remaining_s is None else arrival_s + remaining_s,
+            priority=message.priority,
+            cache_salt=message.cache_salt,
+            traceparent=str(metadata.get("traceparent", "")),
+            tracestate=str(metadata.get("tracestate", "")),
+            eos_token_ids=eos_token_ids,
+        )
+        return request, output
+
+    def _check(self, message: inference_pb2.GenerateRequest) -> SamplingParams:
+        violations = Violations()
+        check_request(message, violations)
+        params = check_sampling_params(message.sampling_params, self._limits, violations)
+        if params.stop and self._tokenizer is None:
+            violations.add("sampling_params.stop", "needs a tokenizer, which the model lacks; use stop_token_ids")
+        violations.raise_if_any()
+        return params
+
+    def _output(
+        self, params: SamplingParams, prompt_token_ids: list[int], eos_token_ids: tuple[int, ...], notified: Notified
+    ) -> RequestOutput:
+        tokenizer = self._tokenizer
+        if tokenizer is None or not params.detokenize:
+            return RequestOutput(params, len(prompt_token_ids), eos_token_ids, None, notified)
+
+        def new_detokenizer() -> Detokenizer:
+            return tokenizer.detokenizer(
+                prompt_token_ids,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+            )
+
+        return RequestOutput(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, notified)

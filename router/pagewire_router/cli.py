@@ -1,0 +1,157 @@
+"""The command pagewire-router: one router for a list of shards."""
+
+import argparse
+import asyncio
+import gc
+import logging
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pagewire_router.config import LOG_LEVELS, RouterConfig, default_tokenizer_threads
+
+if TYPE_CHECKING:
+    from pagewire_router.engine import Engine
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT. An error at start is one line on standard error and exit status 1."""
+    config = parse_config(arguments)
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    import uvloop
+
+    sys.exit(uvloop.run(_serve_shards(config)))
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
+    """The configuration that a command line asks for. Wrong usage ends the process with status 2."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.listen and (options.host or options.port is not None):
+        parser.error("--listen excludes --host and --port")
+    shards = tuple(address for address in options.shards.split(",") if address)
+    if not shards:
+        parser.error("--shards names no address")
+    port = 50051 if options.port is None else options.port
+    return RouterConfig(
+        shards=shards,
+        listen=options.listen or f"{options.host or '0.0.0.0'}:{port}",
+        metrics_port=options.metrics_port,
+        max_queued_requests=options.max_queued_requests,
+        max_queued_tokens=options.max_queued_tokens,
+        max_inflight=options.max_inflight,
+        coalesce_max_ms=options.coalesce_max_ms,
+        tokenizer_threads=default_tokenizer_threads(),
+        drain_grace_s=options.drain_grace,
+        exit_with_parent=options.exit_with_parent,
+        log_level=options.log_level,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = RouterConfig(shards=())
+    parser = argparse.ArgumentParser(
+        prog="pagewire-router",
+        description="Serves clients: tokenizes, queues, schedules, and drives model shards.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--shards", required=True, metavar="HOST:PORT,...", help="addresses of all shards to drive")
+    add("--listen", metavar="HOST:PORT|unix:PATH", help="where to serve, in place of --host and --port")
+    add("--host", help="address to serve on; all interfaces if not given")
+    add("--port", type=_port, help="port to serve on, 50051 if not given; 0 takes a free one")
+    add("--metrics-port", type=_port, metavar="PORT", help="port of /metrics, /healthz and /readyz; 0 takes a free one")
+    add("--max-queued-requests", type=_positive, default=defaults.max_queued_requests, help="requests that may wait")
+    add("--max-queued-tokens", type=_positive, default=defaults.max_queued_tokens, help="prompt tokens that may wait")
+    add("--log-level", choices=LOG_LEVELS, default=defaults.log_level, help="least severe messages to log")
+    add("--max-inflight", type=int, choices=range(1, 5), default=defaults.max_inflight, help="plans outstanding")
+    add(
+        "--coalesce-max-ms",
+        type=_duration,
+        default=defaults.coalesce_max_ms,
+        help="longest a token waits to be written",
+    )
+    add(
+        "--drain-grace",
+        type=_duration,
+        default=defaults.drain_grace_s,
+        metavar="S",
+        help="time to finish after SIGTERM",
+    )
+    add("--exit-with-parent", action="store_true", help="stop when standard input ends")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{value} is not 0 to 65535")
+    return value
+
+
+def _duration(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+async def _serve_shards(config: RouterConfig) -> int:
+    from pagewire_router.dispatcher import Dispatcher
+
+    return await serve(config, Dispatcher(config))
+
+
+def _spare_long_lived_objects() -> None:
+    """Keeps the garbage collector from walking modules and tokenizer again and again: it would stop every stream for
+    milliseconds, while requests make hardly any cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+async def serve(config: RouterConfig, engine: "Engine") -> int:
+    """Runs the router until it is told to stop; returns the exit status."""
+    from pagewire_router.errors import RouterError
+    from pagewire_router.parent_watch import watch_parent
+    from pagewire_router.server import RouterServer, ServerError
+
+    told_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told_to_stop.set)
+    parent_gone = asyncio.Event()
+    if config.exit_with_parent:
+        watch_parent(parent_gone.set)
+    server = RouterServer(config, engine)
+    ends = [asyncio.ensure_future(event.wait()) for event in (told_to_stop, parent_gone)]
+    starting = asyncio.ensure_future(server.start())
+    try:
+        await asyncio.wait((starting, *ends), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            return 0
+        address = starting.result()
+        _spare_long_lived_objects()
+        print(f"pagewire-router ready on {address}", flush=True)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        # Without a parent there is nobody to finish for.
+        if not parent_gone.is_set():
+            await server.drain()
+        return 0
+    except (RouterError, ServerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        for end in ends:
+            end.cancel()
+        await server.stop()

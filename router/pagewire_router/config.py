@@ -1,0 +1,50 @@
+"""The router process's configuration: built once by the CLI, never changed."""
+
+import os
+from dataclasses import dataclass
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """Everything a router needs to know; what the model decides comes from the shards."""
+
+    shards: tuple[str, ...]
+    """Addresses of the shards to drive: host:port, unix:PATH, or dns:///NAME:PORT."""
+    listen: str = "127.0.0.1:50051"
+    """Address to serve on: host:port (port 0 takes a free one), or unix:PATH."""
+    metrics_port: int | None = None
+    """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
+    max_queued_requests: int = 4096
+    """Requests that may wait before new ones are refused."""
+    max_queued_tokens: int = 4 * 1024 * 1024
+    """Prompt tokens that may wait before new requests are refused."""
+    max_inflight: int = 2
+    """Plans that may be outstanding on a shard group, 1 to 4."""
+    max_n: int = 128
+    """Most sequences of one request."""
+    max_logprobs: int = 20
+    """Most log-probabilities for each token."""
+    max_receive_message_bytes: int = 64 * 1024 * 1024
+    """Largest message taken from a client."""
+    coalesce_max_ms: float = 50.0
+    """Under load, a stream is written at most once in this time; 0: every token goes out at once."""
+    max_writes_per_s: float = 2000.0
+    """Messages to clients the router aims at; above it, streams are written less often, up to coalesce_max_ms apart.
+
+    A message costs about 60 us of the event loop, so that 2000 leave it nine tenths of its time for plans.
+    """
+    tokenizer_threads: int = 1
+    """Threads that encode long prompts beside the event loop."""
+    drain_grace_s: float = 30.0
+    """How long running requests may take to finish once the router was told to stop."""
+    exit_with_parent: bool = False
+    """Stop when standard input ends: the parent process is gone."""
+    log_level: str = "warning"
+    """Least severe messages to log; one of LOG_LEVELS."""
+
+
+def default_tokenizer_threads() -> int:
+    """One thread for each four cores: encoding is a small share of a router's work."""
+    return max(1, (os.cpu_count() or 1) // 4)

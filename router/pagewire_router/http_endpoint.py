@@ -1,0 +1,67 @@
+"""The plain HTTP port: /metrics for Prometheus, /healthz and /readyz for probes. GET only, one request a connection."""
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+
+MAX_HEADER_BYTES = 16 * 1024
+TIMEOUT_S = 5.0
+"""A client that has not sent its request by then is dropped."""
+
+Page = Callable[[], tuple[HTTPStatus, str, bytes]]
+"""Makes one page: status, content type, body."""
+
+
+class HttpEndpoint:
+    """Serves a few pages, each made when it is asked for."""
+
+    def __init__(self, pages: dict[str, Page]) -> None:
+        """pages: by path, such as "/metrics"."""
+        self._pages = pages
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listens; returns the port, which differs from the given one if that is 0. Raises OSError."""
+        self._server = await asyncio.start_server(self._answer, host, port, limit=MAX_HEADER_BYTES)
+        bound_port: int = self._server.sockets[0].getsockname()[1]
+        return bound_port
+
+    async def stop(self) -> None:
+        """Stops listening."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                header = await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._response(header))
+                await writer.drain()
+        except asyncio.LimitOverrunError:
+            writer.write(_render(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "text/plain", b"header too large\n"))
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
+            pass  # The client is gone or never spoke.
+        finally:
+            writer.close()
+
+    def _response(self, header: bytes) -> bytes:
+        words = header.split(b"\r\n", 1)[0].split(b" ")
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+            return _render(HTTPStatus.BAD_REQUEST, "text/plain", b"not an HTTP/1 request\n")
+        if words[0] not in (b"GET", b"HEAD"):
+            return _render(HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"GET only\n")
+        path = words[1].split(b"?", 1)[0].decode("latin-1")
+        if path not in self._pages:
+            known = ", ".join(sorted(self._pages))
+            return _render(HTTPStatus.NOT_FOUND, "text/plain", f"pages: {known}\n".encode())
+        response = _render(*self._pages[path]())
+        return response if words[0] == b"GET" else response[: response.index(b"\r\n\r\n") + 4]
+
+
+def _render(status: HTTPStatus, content_type: str, body: bytes) -> bytes:
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body

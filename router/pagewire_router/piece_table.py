@@ -1,0 +1,91 @@
+"""The bytes each token stands for, where a tokenizer's decoder is a concatenation of such."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+Piece = str | bytes
+"""str if the token's bytes are whole characters, else bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PieceTable:
+    """Pieces by token id. Ids without a token have an empty piece, as the library decodes them to nothing."""
+
+    pieces: list[Piece]
+    """[vocab_size]"""
+    pieces_without_special: list[Piece]
+    """[vocab_size]: special tokens have an empty piece."""
+    strips_first_space: bool
+    """A space at the very start of a text is left out."""
+
+
+def build_piece_table(backend: Backend, vocab_size: int) -> PieceTable | None:
+    """The table for a tokenizer, or None if its decoder is of another kind.
+
+    vocab_size: the model's, which may exceed the tokenizer's.
+    """
+    decoder: dict[str, Any] = json.loads(backend.to_str())["decoder"] or {}
+    steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
+    if [step.get("type") for step in steps] == ["ByteLevel"]:
+        to_bytes, strips_first_space = _byte_level_bytes, False
+    elif _is_byte_fallback(steps):
+        to_bytes, strips_first_space = _byte_fallback_bytes, steps[-1]["type"] == "Strip"
+    else:
+        return None
+    vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+    # Added tokens take precedence where an id has two names.
+    tokens = {token_id: token for token, token_id in vocabulary.items()}
+    added = backend.get_added_tokens_decoder()
+    tokens.update({token_id: added_token.content for token_id, added_token in added.items()})
+    pieces: list[Piece] = [""] * max(vocab_size, max(tokens, default=-1) + 1)
+    for token_id, token in tokens.items():
+        pieces[token_id] = _whole_characters(to_bytes(token))
+    without_special = pieces.copy()
+    for token_id, added_token in added.items():
+        if added_token.special:
+            without_special[token_id] = ""
+    return PieceTable(pieces, without_special, strips_first_space)
+
+
+def _is_byte_fallback(steps: list[dict[str, Any]]) -> bool:
+    """Replace, ByteFallback, Fuse, and perhaps Strip of one leading space: Llama 2's and Gemma's decoder."""
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    plain = [replace, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    return steps in (plain, [*plain, strip])
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's characters for bytes: printable ones stand for themselves, the others for code points from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_level_alphabet()
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    try:
+        return bytes([_BYTE_OF_CHARACTER[character] for character in token])
+    except KeyError:
+        return token.encode()  # An added token: it is text already.
+
+
+def _byte_fallback_bytes(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return bytes.fromhex(token[3:5])
+        except ValueError:
+            pass
+    return token.replace("▁", " ").encode()
+
+
+def _whole_characters(piece: bytes) -> Piece:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return piece

@@ -1,0 +1,80 @@
+"""What a request is inside the router: its sequences, and the sink its tokens go to.
+
+The service builds a Request and submits it; the scheduler owns its sequences from then on; the group loop calls the
+sink for every token. All of it happens on the event loop's thread.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pagewire.v1 import inference_pb2, shard_pb2
+
+from pagewire_router.errors import RouterError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Validated sampling parameters, defaults filled in. Ranges: inference.proto."""
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps all."""
+    min_p: float = 0.0
+    seed: int = 0
+    """Always set: given or picked."""
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    """As asked for, without the model's own end-of-sequence tokens."""
+    ignore_eos: bool = False
+    max_tokens: int = 16
+    """Already bounded by the context length."""
+    min_tokens: int = 0
+    logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+
+
+class OutputSink(Protocol):
+    """Where a request's output goes: detokenized, checked for stop strings and written to the client by the service."""
+
+    def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
+        """Takes the next tokens of sequence `index`. True: a stop string was found, the sequence ends here."""
+
+    def on_finished(
+        self, index: int, reason: "inference_pb2.FinishReason.ValueType", stop_token_id: int | None, num_cached: int
+    ) -> None:
+        """Sequence `index` ended. After a True from on_tokens it is called with STOP; the sink knows the string.
+
+        stop_token_id: the stop token that ended it, None for end-of-sequence tokens and other reasons.
+        """
+
+    def on_failed(self, error: RouterError) -> None:
+        """The request cannot go on; nothing more comes."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request, from admission to its last token."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    sink: OutputSink
+    arrival_s: float
+    """Event-loop time."""
+    deadline_s: float | None = None
+    """Event-loop time after which the answer is worthless; None: never."""
+    priority: int = 0
+    """Lower runs first."""
+    cache_salt: str = ""
+    traceparent: str = ""
+    tracestate: str = ""
+    eos_token_ids: tuple[int, ...] = field(default=())
+    """The model's own end-of-sequence tokens; empty if the request ignores them."""

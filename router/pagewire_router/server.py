@@ -1,0 +1,172 @@
+"""The router's servers: gRPC for clients, plain HTTP for probes and metrics, and their life from start to stop."""
+
+import asyncio
+import contextlib
+import logging
+from http import HTTPStatus
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from pagewire_router.config import RouterConfig
+from pagewire_router.engine import Engine
+from pagewire_router.http_endpoint import HttpEndpoint
+from pagewire_router.inference_service import SERVICE_NAME, InferenceService
+from pagewire_router.metrics import CONTENT_TYPE, Metrics
+from pagewire_router.stream_writer import StreamWriter
+from pagewire_router.tokenizer import Tokenizer
+from pagewire_router.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
+
+HEALTH_POLL_S = 0.2
+"""How soon the health service follows the engine."""
+STOP_GRACE_S = 1.0
+"""For the last messages of streams whose requests have ended."""
+_log = logging.getLogger(__name__)
+
+
+class ServerError(Exception):
+    """The router cannot serve; the message says why."""
+
+
+def channel_options(config: RouterConfig) -> list[tuple[str, int]]:
+    """The gRPC server's options."""
+    return [
+        # Larger messages are refused by gRPC with RESOURCE_EXHAUSTED before they are read.
+        ("grpc.max_receive_message_length", config.max_receive_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # A second router on the same port must fail, not share its connections.
+        ("grpc.so_reuseport", 0),
+        # One client may hold as many streams as it likes: admission has its own limits.
+        ("grpc.max_concurrent_streams", 1 << 20),
+        # Peers that vanish without closing: ping after 30 s of silence, gone after 20 s more.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.ping_timeout_ms", 20_000),
+        # Clients may ping this often, also without calls.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+class RouterServer:
+    """Everything a client or a probe can connect to."""
+
+    def __init__(self, config: RouterConfig, engine: Engine) -> None:
+        self._config = config
+        self._engine = engine
+        self._metrics = Metrics()
+        self._metrics.registry.register(engine.collector)
+        self._health = health.aio.HealthServicer()
+        self._grpc = grpc.aio.server(options=channel_options(config))
+        self._http = HttpEndpoint(
+            {
+                "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE, self._metrics.render()),
+                "/healthz": lambda: (HTTPStatus.OK, "text/plain", b"alive\n"),
+                "/readyz": self._ready_page,
+            }
+        )
+        self._tokenizer: Tokenizer | None = None
+        self._health_task: asyncio.Task[None] | None = None
+        self._is_draining = False
+        self.metrics_port: int | None = None
+        """The port of the HTTP endpoint, after start()."""
+
+    async def start(self) -> str:
+        """Serves; returns the address. Raises ServerError, or what the engine raises.
+
+        Probes are answered from the first moment on, calls once the engine serves.
+        """
+        host = _host_of(self._config.listen)
+        if self._config.metrics_port is not None:
+            try:
+                self.metrics_port = await self._http.start(host, self._config.metrics_port)
+            except OSError as error:
+                raise ServerError(f"cannot serve metrics on {host}:{self._config.metrics_port}: {error}") from None
+        await self._engine.start()
+        files = self._engine.files
+        if TOKENIZER_FILE in files:
+            self._tokenizer = self._read_tokenizer()
+        else:
+            _log.warning("The model has no %s: token ids alone are served", TOKENIZER_FILE)
+        self._add_services()
+        address = self._bind()
+        await self._grpc.start()
+        await self._set_health()
+        self._health_task = asyncio.create_task(self._follow_health(), name="health")
+        return address
+
+    def _read_tokenizer(self) -> Tokenizer:
+        model, num_threads = self._engine.model, self._config.tokenizer_threads
+        try:
+            return Tokenizer(self._engine.files, model.vocab_size, num_threads=num_threads)
+        except TokenizerFilesError as error:
+            raise ServerError(f"{model.model}: {error}") from None
+
+    async def drain(self) -> None:
+        """Tells probes that no more requests are wanted, and lets the running ones finish within the grace."""
+        self._is_draining = True
+        await self._health.enter_graceful_shutdown()
+        await self._engine.drain(self._config.drain_grace_s)
+
+    async def stop(self) -> None:
+        """Ends everything. Calls that still run end with UNAVAILABLE."""
+        self._is_draining = True
+        if self._health_task is not None:
+            self._health_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._health_task
+        await self._engine.stop()
+        await self._grpc.stop(STOP_GRACE_S)
+        await self._http.stop()
+        if self._tokenizer is not None:
+            self._tokenizer.close()
+
+    def _add_services(self) -> None:
+        writer = StreamWriter(
+            asyncio.get_running_loop(),
+            max_floor_s=self._config.coalesce_max_ms / 1000,
+            max_writes_per_s=self._config.max_writes_per_s,
+        )
+        service = InferenceService(self._config, self._engine, self._tokenizer, writer, self._metrics)
+        self._grpc.add_generic_rpc_handlers((service.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+
+    def _bind(self) -> str:
+        listen = self._config.listen
+        try:
+            port = self._grpc.add_insecure_port(listen)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise ServerError(f"cannot listen on {listen}: the address is taken or not ours")
+        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+    def _is_serving(self) -> bool:
+        return self._engine.is_ready and not self._is_draining
+
+    def _ready_page(self) -> tuple[HTTPStatus, str, bytes]:
+        if self._health_task is not None and self._is_serving():
+            return HTTPStatus.OK, "text/plain", b"ready\n"
+        return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"not ready\n"
+
+    async def _set_health(self) -> None:
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.SERVING if self._is_serving() else statuses.NOT_SERVING
+        for service in ("", SERVICE_NAME):
+            await self._health.set(service, status)
+
+    async def _follow_health(self) -> None:
+        was_serving = self._is_serving()
+        while True:
+            await asyncio.sleep(HEALTH_POLL_S)
+            if self._is_serving() != was_serving:
+                was_serving = not was_serving
+                _log.info("Health is now %s", "SERVING" if was_serving else "NOT_SERVING")
+                await self._set_health()
+
+
+def _host_of(listen: str) -> str:
+    """Where the HTTP endpoint listens: on the same host, or locally beside a Unix socket."""
+    return "127.0.0.1" if listen.startswith("unix:") else listen.rpartition(":")[0].strip("[]")

@@ -1,0 +1,41 @@
+"""What the scheduler is told, what it remembers of each plan in flight, and what it reports."""
+
+from dataclasses import dataclass, field
+
+from pagewire.v1 import inference_pb2, shard_pb2
+
+from pagewire_router.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """What a shard group can take."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    """Tokens one plan may compute."""
+    max_model_len: int
+
+
+@dataclass(slots=True, eq=False)
+class PlanInFlight:
+    """What has to be remembered of a plan until its result is back."""
+
+    step: int
+    sequences: list[Sequence] = field(default_factory=list)
+    """Its run, in order."""
+    num_released_blocks: int = 0
+    """Blocks its releases give back at most."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What one result brought for one sequence."""
+
+    sequence: Sequence
+    token_ids: list[int]
+    logprobs: list[shard_pb2.SequenceLogprobs] | None
+    finish_reason: "inference_pb2.FinishReason.ValueType"
+    """Set if the shard stopped it."""

@@ -1,0 +1,111 @@
+"""Reading a Hugging Face model's tokenizer files as transformers' AutoTokenizer reads them."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+TOKENIZER_FILE = "tokenizer.json"
+SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+Files = Mapping[str, bytes]
+"""File contents by name."""
+
+
+class TokenizerFilesError(Exception):
+    """The model's tokenizer files are missing or malformed; the message names the file."""
+
+
+def read_json(files: Files, name: str) -> dict[str, Any]:
+    """A JSON object among the files; empty if there is no such file."""
+    if name not in files:
+        return {}
+    try:
+        value = json.loads(files[name])
+    except ValueError as error:
+        raise TokenizerFilesError(f"{name} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise TokenizerFilesError(f"{name} holds a JSON {type(value).__name__}; expected an object")
+    return value
+
+
+def tokenizer_config(files: Files) -> dict[str, Any]:
+    """tokenizer_config.json, completed by special_tokens_map.json where the configuration lists no added tokens."""
+    config = read_json(files, "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= read_json(files, "special_tokens_map.json")
+    return config
+
+
+def build_backend(files: Files) -> Backend:
+    """The tokenizer itself. Shards convert older formats, so that tokenizer.json is the only one here."""
+    try:
+        backend = Backend.from_str(files[TOKENIZER_FILE].decode())
+    except Exception as error:  # The library raises bare Exception.
+        raise TokenizerFilesError(f"{TOKENIZER_FILE} cannot be read: {error}") from None
+    _add_special_tokens(backend, tokenizer_config(files))
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def special_tokens(files: Files) -> dict[str, str]:
+    """The text of the named special tokens, such as bos_token, as chat templates use them."""
+    config = tokenizer_config(files)
+    extra = config.get("extra_special_tokens")
+    # Further named tokens, such as image_token, are known to templates too.
+    candidates = config | (extra if isinstance(extra, dict) else {})
+    names = [name for name in candidates if name.endswith("_token")]
+    tokens = {name: text for name in names if (text := _token_text(candidates[name])) is not None}
+    if isinstance(extra, dict):
+        tokens |= {name: text for name, token in extra.items() if (text := _token_text(token)) is not None}
+    return tokens
+
+
+def chat_templates(files: Files) -> dict[str, str]:
+    """The model's chat templates by name; the plain one is called "default". A file of its own takes precedence."""
+    if "chat_template.jinja" in files:
+        return {"default": _text("chat_template.jinja", files["chat_template.jinja"])}
+    template = read_json(files, "chat_template.json").get("chat_template") or tokenizer_config(files).get(
+        "chat_template"
+    )
+    if isinstance(template, str):
+        return {"default": template}
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}
+    return {}
+
+
+def _text(name: str, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise TokenizerFilesError(f"{name} is not UTF-8: {error}") from None
+
+
+def _token_text(token: Any) -> str | None:
+    """A token is written as a string or as an object with its content; null and flags such as add_bos_token are not."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _add_special_tokens(backend: Backend, config: dict[str, Any]) -> None:
+    """Tokens that the configuration calls special are special, even if tokenizer.json does not say so."""
+    added = config.get("added_tokens_decoder") or {}
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    missing = [
+        AddedToken(**{key: value for key, value in token.items() if key != "__type"})
+        for _, token in sorted(added.items(), key=lambda item: int(item[0]))
+        if token["content"] not in known
+    ]
+    if missing:
+        backend.add_tokens(missing)
+    known |= {token.content for token in missing}
+    named = [_token_text(config.get(name)) for name in SPECIAL_TOKEN_NAMES]
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    if isinstance(extra, list):
+        named += [_token_text(token) for token in extra]
+    backend.add_special_tokens([AddedToken(text, normalized=False) for text in named if text and text not in known])

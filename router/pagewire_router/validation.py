@@ -1,0 +1,209 @@
+"""Checking a request's sampling parameters: every violation at once, each naming its field and what is accepted."""
+
+import math
+import secrets
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pagewire.v1 import inference_pb2, shard_pb2
+
+from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
+from pagewire_router.request import SamplingParams
+
+GREEDY_TEMPERATURE = 1e-5
+"""Below it, the most probable token is taken."""
+MAX_REQUEST_ID_CHARS = 256
+MAX_CACHE_SALT_CHARS = 256
+MAX_STOP_STRINGS = 64
+MAX_STOP_STRING_CHARS = 1024
+MAX_STOP_TOKENS = 64
+"""Of a sequence, the model's own end-of-sequence tokens among them (StopConditions in shard.proto)."""
+_INT64 = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the served model and the router's configuration allow."""
+
+    vocab_size: int
+    """Token ids are below this."""
+    max_model_len: int
+    """Longest prompt plus output, in tokens."""
+    max_n: int
+    """Most sequences of one request."""
+    max_logprobs: int
+    """Most log-probabilities for each token."""
+    eos_token_ids: tuple[int, ...]
+    """The model's own end-of-sequence tokens."""
+
+    @staticmethod
+    def of(model: shard_pb2.ShardInfo, *, max_n: int, max_logprobs: int) -> "Limits":
+        """The limits of a served model, with the router's own bounds."""
+        return Limits(
+            vocab_size=model.vocab_size,
+            max_model_len=model.max_model_len,
+            max_n=min(max_n, model.max_num_seqs),
+            max_logprobs=min(max_logprobs, model.max_logprobs),
+            eos_token_ids=tuple(model.eos_token_ids),
+        )
+
+
+@dataclass(slots=True)
+class Violations:
+    """Collects what is wrong with a request."""
+
+    found: list[FieldViolation] = field(default_factory=list)
+
+    def add(self, name: str, description: str) -> None:
+        """Adds one."""
+        self.found.append(FieldViolation(name, description))
+
+    def check_range(self, name: str, value: float, accepted: str, ok: bool) -> None:
+        """Adds one unless ok."""
+        if not ok:
+            self.add(name, f"is {value:g}; accepted: {accepted}")
+
+    def raise_if_any(self) -> None:
+        """Raises InvalidRequest if something was found."""
+        if self.found:
+            raise InvalidRequest(self.found)
+
+
+def check_sampling_params(
+    params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str = "sampling_params."
+) -> SamplingParams:
+    """Fills in defaults and picks a seed where none is given. The result is void if violations were added."""
+    check = _Checker(params, violations, prefix)
+    temperature = check.between("temperature", 1.0, 0.0, 2.0)
+    n = check.integer("n", 1, 1, limits.max_n)
+    if n > 1 and temperature < GREEDY_TEMPERATURE:
+        violations.add(f"{prefix}n", f"is {n}; accepted: 1 when temperature is 0, for all sequences would be equal")
+    max_tokens = check.integer("max_tokens", 16, 1, None)
+    checked = SamplingParams(
+        n=n,
+        presence_penalty=check.between("presence_penalty", 0.0, -2.0, 2.0),
+        frequency_penalty=check.between("frequency_penalty", 0.0, -2.0, 2.0),
+        repetition_penalty=check.above_zero("repetition_penalty", 1.0, math.inf),
+        temperature=temperature,
+        top_p=check.above_zero("top_p", 1.0, 1.0),
+        top_k=max(0, check.integer("top_k", 0, -1, None)),
+        min_p=check.between("min_p", 0.0, 0.0, 1.0),
+        seed=params.seed if params.HasField("seed") else secrets.randbelow(_INT64),
+        stop=tuple(params.stop),
+        stop_token_ids=tuple(dict.fromkeys(params.stop_token_ids)),
+        ignore_eos=params.ignore_eos,
+        max_tokens=max_tokens,
+        min_tokens=check.integer("min_tokens", 0, 0, max_tokens),
+        logprobs=check.integer("logprobs", 0, 0, limits.max_logprobs) if params.HasField("logprobs") else None,
+        detokenize=check.value("detokenize", True),
+        skip_special_tokens=check.value("skip_special_tokens", True),
+        spaces_between_special_tokens=check.value("spaces_between_special_tokens", True),
+        include_stop_str_in_output=params.include_stop_str_in_output,
+    )
+    _check_stops(checked, limits, violations, prefix)
+    for name in ("prompt_logprobs", "logit_bias", "allowed_token_ids", "bad_words", "structured_outputs"):
+        if check.is_set(name):
+            violations.add(f"{prefix}{name}", "is not served yet; leave it out")
+    return checked
+
+
+class _Checker:
+    """Reads one SamplingParams, field by field."""
+
+    def __init__(self, params: inference_pb2.SamplingParams, violations: Violations, prefix: str) -> None:
+        self._params = params
+        self._violations = violations
+        self._prefix = prefix
+
+    def is_set(self, name: str) -> bool:
+        return any(descriptor.name == name for descriptor, _ in self._params.ListFields())
+
+    def value(self, name: str, default: Any) -> Any:
+        return getattr(self._params, name) if self._params.HasField(name) else default  # type: ignore[arg-type]
+
+    def integer(self, name: str, default: int, low: int, high: int | None) -> int:
+        value: int = self.value(name, default)
+        accepted = f"{low} or more" if high is None else f"{low} to {high}"
+        self._violations.check_range(
+            self._prefix + name, value, accepted, low <= value and (high is None or value <= high)
+        )
+        return value
+
+    def between(self, name: str, default: float, low: float, high: float) -> float:
+        value: float = self.value(name, default)
+        self._violations.check_range(self._prefix + name, value, f"{low:g} to {high:g}", low <= value <= high)
+        return value
+
+    def above_zero(self, name: str, default: float, high: float) -> float:
+        value: float = self.value(name, default)
+        is_ok = 0 < value <= high and math.isfinite(value)
+        accepted = "above 0" if high == math.inf else f"above 0, at most {high:g}"
+        self._violations.check_range(self._prefix + name, value, accepted, is_ok)
+        return value
+
+
+def _check_stops(params: SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
+    if params.stop and not params.detokenize:
+        violations.add(f"{prefix}stop", "is given while detokenize is false; stop strings need text")
+    if len(params.stop) > MAX_STOP_STRINGS:
+        violations.add(f"{prefix}stop", f"holds {len(params.stop)} strings; accepted: up to {MAX_STOP_STRINGS}")
+    for index, stop in enumerate(params.stop[:MAX_STOP_STRINGS]):
+        if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
+            violations.add(
+                f"{prefix}stop[{index}]", f"has {len(stop)} characters; accepted: 1 to {MAX_STOP_STRING_CHARS}"
+            )
+    eos_token_ids = () if params.ignore_eos else limits.eos_token_ids
+    max_stop_tokens = MAX_STOP_TOKENS - len(eos_token_ids)
+    if len(set(params.stop_token_ids) - set(eos_token_ids)) > max_stop_tokens:
+        violations.add(
+            f"{prefix}stop_token_ids", f"holds {len(params.stop_token_ids)} ids; accepted: up to {max_stop_tokens}"
+        )
+    check_token_ids(params.stop_token_ids, f"{prefix}stop_token_ids", limits, violations)
+
+
+def check_token_ids(
+    token_ids: "tuple[int, ...] | list[int]", name: str, limits: Limits, violations: Violations
+) -> None:
+    """All must be of the vocabulary; the first that is not is named."""
+    if token_ids and max(token_ids) >= limits.vocab_size:
+        index = next(i for i, token_id in enumerate(token_ids) if token_id >= limits.vocab_size)
+        violations.add(
+            f"{name}[{index}]",
+            f"is {token_ids[index]}; accepted: token ids below the vocabulary size, {limits.vocab_size}",
+        )
+
+
+def check_request(request: inference_pb2.GenerateRequest, violations: Violations) -> None:
+    """Everything but prompt and sampling parameters."""
+    if request.WhichOneof("decoding") == "beam_search_params":
+        violations.add("beam_search_params", "is not served yet; use sampling_params")
+    if request.HasField("resume"):
+        violations.add("resume", "is not served yet; leave it out")
+    if request.HasField("adapter"):
+        violations.add("adapter", "is not served yet; leave it out")
+    for name, max_chars in (("request_id", MAX_REQUEST_ID_CHARS), ("cache_salt", MAX_CACHE_SALT_CHARS)):
+        num_chars = len(getattr(request, name))
+        if num_chars > max_chars:
+            violations.add(name, f"has {num_chars} characters; accepted: up to {max_chars}")
+
+
+def check_prompt_length(num_tokens: int, name: str, limits: Limits) -> None:
+    """A prompt must leave room for one token. Raises InvalidRequest or RequestTooLong."""
+    if num_tokens == 0:
+        raise InvalidRequest([FieldViolation(name, "is empty; a prompt has at least one token")])
+    if num_tokens >= limits.max_model_len:
+        raise RequestTooLong(
+            [
+                FieldViolation(
+                    name,
+                    f"is {num_tokens} tokens long; accepted: up to {limits.max_model_len - 1}, "
+                    f"since prompt and output share a context of {limits.max_model_len}",
+                )
+            ]
+        )
+
+
+def bound_by_context(params: SamplingParams, num_prompt_tokens: int, limits: Limits) -> SamplingParams:
+    """No more output than the context has room for."""
+    max_tokens = min(params.max_tokens, limits.max_model_len - num_prompt_tokens)
+    return replace(params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens))

@@ -1,0 +1,117 @@
+"""The command: its options, its life from start to signal, and what it imports."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from pagewire_router.cli import parse_config, serve
+from pagewire_router.config import RouterConfig
+from pagewire_router.errors import Unavailable
+from pagewire_router.parent_watch import watch_parent
+
+
+def config_of(line):
+    return parse_config(line.split())
+
+
+def test_options_make_the_configuration():
+    config = config_of(
+        "--shards a:1,b:2 --port 0 --host 127.0.0.1 --metrics-port 0 --max-queued-requests 5 --max-queued-tokens 6 "
+        "--max-inflight 3 --coalesce-max-ms 0 --drain-grace 7 --exit-with-parent"
+    )
+    assert config.shards == ("a:1", "b:2")
+    assert config.listen == "127.0.0.1:0"
+    assert (config.max_queued_requests, config.max_queued_tokens, config.max_inflight) == (5, 6, 3)
+    assert (config.metrics_port, config.coalesce_max_ms, config.drain_grace_s) == (0, 0, 7)
+    assert config.exit_with_parent
+    assert config_of("--shards a:1 --listen unix:/tmp/x").listen == "unix:/tmp/x"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "--shards , --port 1",
+        "--shards a:1 --listen x:1 --port 1",
+        "--shards a:1 --max-inflight 9",
+        "--shards a:1 --max-queued-requests 0",
+        "--shards a:1 --port 70000",
+        "--shards a:1 --coalesce-max-ms -1",
+        "--shards a:1 --drain-grace nan",
+    ],
+)
+def test_wrong_usage_is_refused(line, capsys):
+    with pytest.raises(SystemExit) as caught:
+        config_of(line)
+    assert caught.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+async def started_line(capsys):
+    async with asyncio.timeout(5):
+        while not (line := capsys.readouterr().out):
+            await asyncio.sleep(0.01)
+    return line
+
+
+async def test_sigterm_drains_and_ends_well(new_engine, capsys):
+    engine = new_engine()
+    running = asyncio.create_task(serve(RouterConfig(shards=(), listen="127.0.0.1:0"), engine))
+    line = await started_line(capsys)
+    assert line.startswith("pagewire-router ready on 127.0.0.1:")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+    assert engine.drained
+
+
+async def test_an_error_at_start_is_one_line(new_engine, capsys):
+    engine = new_engine()
+
+    async def start():
+        raise Unavailable("no shard answers at a:1")
+
+    engine.start = start
+    assert await serve(RouterConfig(shards=(), listen="127.0.0.1:0"), engine) == 1
+    assert capsys.readouterr().err == "error: no shard answers at a:1\n"
+
+
+async def test_a_broken_tokenizer_is_one_line(new_engine, capsys):
+    engine = new_engine(files={"tokenizer.json": b"{"})
+    assert await serve(RouterConfig(shards=(), listen="127.0.0.1:0"), engine) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: tiny: tokenizer.json cannot be read")
+    assert error.count("\n") == 1
+
+
+async def test_a_signal_before_the_shards_answer_ends_the_router(new_engine):
+    engine = new_engine()
+    engine.start = asyncio.Event().wait
+    running = asyncio.create_task(serve(RouterConfig(shards=(), listen="127.0.0.1:0"), engine))
+    await asyncio.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+
+
+async def test_the_parents_end_is_noticed():
+    read_end, write_end = os.pipe()
+    gone = asyncio.Event()
+    watch_parent(gone.set, file_descriptor=read_end)
+    os.write(write_end, b"ignored")
+    await asyncio.sleep(0.02)
+    assert not gone.is_set()
+    os.close(write_end)
+    async with asyncio.timeout(5):
+        await gone.wait()
+    os.close(read_end)
+
+
+def test_the_router_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys, pagewire_router.cli, pagewire_router.server, pagewire_router.tokenizer\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'jinja2', 'opentelemetry') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found == "[]\n"

@@ -1,0 +1,99 @@
+"""Incremental detokenization: the pieces add up to the whole, and no piece ends inside a character."""
+
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pagewire_router.tokenizer import Tokenizer
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+TEXT = st.text(
+    st.one_of(st.characters(codec="utf-8", exclude_characters=BROKEN), st.sampled_from("😀世é a\n")), max_size=30
+)
+property_test = settings(max_examples=150, deadline=None)
+
+
+@pytest.fixture(scope="module", params=["byte_level_files", "byte_fallback_files", "word_piece_files"])
+def tokenizer(request):
+    return Tokenizer(request.getfixturevalue(request.param), 500)
+
+
+def stream(tokenizer, prompt, token_ids, chunk=1, skip=True, spaces=True):
+    detokenizer = tokenizer.detokenizer(prompt, skip_special_tokens=skip, spaces_between_special_tokens=spaces)
+    pieces = [detokenizer.feed(token_ids[i : i + chunk]) for i in range(0, len(token_ids), chunk)]
+    return [*pieces, detokenizer.flush()]
+
+
+@property_test
+@given(prompt=TEXT, text=TEXT, chunk=st.integers(1, 5), skip=st.booleans())
+def test_pieces_add_up_to_the_full_text_after_the_prompt(tokenizer, prompt, text, chunk, skip):
+    both = tokenizer._encode(prompt + text, True)
+    # Between any two characters the prompt may end.
+    border = len(tokenizer._encode(prompt, True))
+    head, tail = both[:border], both[border:]
+    head_text = tokenizer.decode(head, skip_special_tokens=skip)
+    if head_text.endswith(BROKEN):
+        return
+    pieces = stream(tokenizer, head, tail, chunk, skip)
+    assert head_text + "".join(pieces) == tokenizer.decode(both, skip_special_tokens=skip)
+    assert not any(piece.endswith(BROKEN) for piece in pieces)
+
+
+@property_test
+@given(token_ids=st.lists(st.integers(0, 419), max_size=40), chunk=st.integers(1, 5), skip=st.booleans())
+def test_any_tokens_of_a_byte_level_tokenizer_add_up(byte_level_files, token_ids, chunk, skip):
+    tokenizer = cached_tokenizer(tuple(byte_level_files.items()))
+    pieces = stream(tokenizer, [], token_ids, chunk, skip)
+    assert "".join(pieces) == tokenizer.decode(token_ids, skip_special_tokens=skip)
+
+
+@cache
+def cached_tokenizer(files):
+    return Tokenizer(dict(files), 500)
+
+
+def test_a_character_is_held_until_its_last_byte(byte_level_files):
+    tokenizer = Tokenizer(byte_level_files, 500)
+    token_ids = tokenizer._encode("a🜁b", False)
+    assert len(token_ids) == 5, "the character is to have several tokens"
+    assert stream(tokenizer, [], token_ids) == ["a", "", "", "🜁", "b", ""]
+
+
+def test_an_unfinished_character_comes_as_replacement_at_the_end(byte_level_files):
+    tokenizer = Tokenizer(byte_level_files, 500)
+    token_ids = tokenizer._encode("a🜁", False)[:-1]
+    assert stream(tokenizer, [], token_ids)[-1] == BROKEN
+
+
+def test_a_malformed_run_of_byte_tokens_keeps_its_complete_characters(byte_fallback_files):
+    tokenizer = Tokenizer(byte_fallback_files, 500)
+    byte = {value: tokenizer._backend.token_to_id(f"<0x{value:02X}>") for value in range(256)}
+    token_ids = [byte[b] for b in "🜁".encode()] + [byte[0xE4], tokenizer._backend.token_to_id("a")]
+    assert "".join(stream(tokenizer, [], token_ids)) == f"🜁{BROKEN}a"
+
+
+def test_the_first_word_keeps_its_space_after_a_prompt_and_loses_it_without(byte_fallback_files):
+    tokenizer = Tokenizer(byte_fallback_files, 500)
+    word = tokenizer._encode("Hello", False)
+    assert "".join(stream(tokenizer, tokenizer._encode("Hi", True), word)) == " Hello"
+    assert "".join(stream(tokenizer, [1], word)) == "Hello"
+
+
+def test_special_tokens_are_left_out_or_written(byte_level_files):
+    tokenizer = Tokenizer(byte_level_files, 500)
+    token_ids = [0, *tokenizer._encode("x", False), 1]
+    assert "".join(stream(tokenizer, [], token_ids, skip=True)) == "x"
+    assert "".join(stream(tokenizer, [], token_ids, skip=False)) == "<s>x</s>"
+
+
+def test_spaces_between_special_tokens_can_be_left_out(word_piece_files):
+    tokenizer = Tokenizer(word_piece_files, 500)
+    prompt = tokenizer._encode("Hello", False)
+    assert "".join(stream(tokenizer, prompt, [1, 2, 1], skip=False)) == " <s> </s> <s>"
+    assert "".join(stream(tokenizer, prompt, [1, 2, 1], skip=False, spaces=False)) == " <s></s><s>"
+
+
+def test_ids_without_a_token_have_no_text(byte_level_files):
+    tokenizer = Tokenizer(byte_level_files, 500)
+    assert "".join(stream(tokenizer, [], [499, *tokenizer._encode("x", False), 498])) == "x"

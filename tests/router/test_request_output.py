@@ -1,0 +1,131 @@
+"""The sink of one request: what it makes of tokens, stops and ends."""
+
+import pytest
+from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_router.errors import Aborted
+from pagewire_router.request import SamplingParams
+from pagewire_router.request_output import RequestOutput
+from pagewire_router.tokenizer import Tokenizer
+
+FINISH = inference_pb2.FinishReason
+
+
+class Bell:
+    def __init__(self):
+        self.rings = []
+
+    def notify(self):
+        self.rings.append("output")
+
+    def notify_now(self):
+        self.rings.append("end")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(byte_level_files):
+    return Tokenizer(byte_level_files, 500)
+
+
+def output_of(tokenizer, bell=None, eos=(1,), **params):
+    def detokenizer():
+        return tokenizer.detokenizer([], skip_special_tokens=True, spaces_between_special_tokens=True)
+
+    return RequestOutput(SamplingParams(**params), 5, eos, detokenizer, bell or Bell())
+
+
+def taken(output):
+    return [inference_pb2.GenerateResponse.FromString(data) for data in output.take_messages()]
+
+
+def test_tokens_gather_until_they_are_taken(tokenizer):
+    bell = Bell()
+    output = output_of(tokenizer, bell)
+    for token_id in tokenizer._encode("Hello world", False):
+        assert not output.on_tokens(0, [token_id], None)
+    (message,) = taken(output)
+    assert message.delta.text == "Hello world"
+    assert list(message.delta.token_ids) == tokenizer._encode("Hello world", False)
+    assert taken(output) == []
+    assert set(bell.rings) == {"output"}
+
+
+def test_each_sequence_has_its_own_text_and_its_own_end(tokenizer):
+    bell = Bell()
+    output = output_of(tokenizer, bell, n=2)
+    output.on_tokens(0, [66], None)
+    output.on_tokens(1, [67, 68], None)
+    output.on_finished(1, FINISH.FINISH_REASON_LENGTH, None, 4)
+    assert not output.is_done
+    first, second, end = taken(output)
+    assert (first.delta.index, second.delta.index, end.finished.index) == (0, 1, 1)
+    assert end.finished.usage == inference_pb2.Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=4)
+    output.on_finished(0, FINISH.FINISH_REASON_LENGTH, None, 4)
+    assert output.is_done
+    assert not output.is_all_taken
+    assert [message.finished.index for message in taken(output)] == [0]
+    assert output.is_all_taken
+    assert bell.rings[-1] == "end"
+
+
+def test_held_text_comes_with_the_end(tokenizer):
+    output = output_of(tokenizer, stop=("Hello world",))
+    for token_id in tokenizer._encode("Hello wor", False):
+        assert not output.on_tokens(0, [token_id], None)
+    assert taken(output)[0].delta.text == ""
+    output.on_finished(0, FINISH.FINISH_REASON_LENGTH, None, 0)
+    delta, end = taken(output)
+    assert delta.delta.text == "Hello wor"
+    assert end.finished.WhichOneof("stop_reason") is None
+
+
+def test_stop_strings_count_only_after_min_tokens(tokenizer):
+    token_ids = tokenizer._encode("a a a", False)
+    output = output_of(tokenizer, stop=("a",), min_tokens=len(token_ids) - 1)
+    assert [output.on_tokens(0, [token_id], None) for token_id in token_ids][-2:] == [False, True]
+
+
+def test_stop_token_text_is_kept_if_asked_for(tokenizer):
+    (letter,) = tokenizer._encode("a", False)
+    for include, text in ((False, ""), (True, "a")):
+        output = output_of(tokenizer, stop_token_ids=(letter,), include_stop_str_in_output=include)
+        output.on_tokens(0, [letter], None)
+        output.on_finished(0, FINISH.FINISH_REASON_STOP, letter, 0)
+        delta, end = taken(output)
+        assert delta.delta.text == text
+        assert list(delta.delta.token_ids) == [letter]
+        assert end.finished.stop_token_id == letter
+
+
+def test_logprobs_stand_beside_their_tokens(tokenizer):
+    output = output_of(tokenizer, logprobs=2)
+    logprobs = [
+        shard_pb2.SequenceLogprobs(logprob=-0.5, rank=2, top_token_ids=[8, 66], top_logprobs=[-0.25, -0.5]),
+        shard_pb2.SequenceLogprobs(logprob=-1, rank=1, top_token_ids=[67, 9], top_logprobs=[-1, -2]),
+    ]
+    output.on_tokens(0, [66, 67], logprobs)
+    entries = taken(output)[0].delta.logprobs
+    assert [(entry.token_id, entry.logprob, entry.rank) for entry in entries] == [(66, -0.5, 2), (67, -1.0, 1)]
+    assert list(entries[0].top_token_ids) == [8, 66]
+    assert list(entries[1].top_logprobs) == [-1.0, -2.0]
+
+
+def test_a_stalled_client_gets_messages_below_the_limit(tokenizer):
+    output = output_of(tokenizer, logprobs=1)
+    token_ids = tokenizer._encode("世界 and so on ", False) * 8000
+    logprobs = [shard_pb2.SequenceLogprobs(logprob=-1, rank=1, top_token_ids=[1], top_logprobs=[-1])] * len(token_ids)
+    output.on_tokens(0, token_ids, logprobs)
+    data = output.take_messages()
+    assert len(data) > 1
+    assert max(map(len, data)) < 1 << 20
+    deltas = [inference_pb2.GenerateResponse.FromString(message).delta for message in data]
+    assert "".join(delta.text for delta in deltas) == tokenizer.decode(token_ids, skip_special_tokens=True)
+    assert [token_id for delta in deltas for token_id in delta.token_ids] == token_ids
+    assert [entry.token_id for delta in deltas for entry in delta.logprobs] == token_ids
+
+
+def test_a_failure_is_kept_for_the_call(tokenizer):
+    output = output_of(tokenizer)
+    error = Aborted("ended from outside")
+    output.on_failed(error)
+    assert output.is_done
+    assert output.error is error

@@ -1,0 +1,68 @@
+"""Stop strings: found wherever the text is cut, and never sent in part."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from pagewire_router.stop_strings import StopStrings
+
+TEXT = st.text("ab\n", max_size=20)
+STOPS = st.lists(st.text("ab\n", min_size=1, max_size=5), min_size=1, max_size=3).map(tuple)
+
+
+def run(pieces, stops, include):
+    matcher = StopStrings(stops, include_in_output=include)
+    sent = ""
+    for piece in pieces:
+        sent += matcher.feed(piece)
+        if matcher.matched is not None:
+            return sent, matcher.matched
+    return sent + matcher.flush(), None
+
+
+def expected(text, stops, include):
+    """The definition: read character by character, stop at the first that completes a stop string, the longest."""
+    for end in range(1, len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            stop = max(found, key=len)
+            return text[: end if include else end - len(stop)], stop
+    return text, None
+
+
+@given(pieces=st.lists(TEXT, max_size=8), stops=STOPS, include=st.booleans())
+def test_result_does_not_depend_on_how_the_text_is_cut(pieces, stops, include):
+    assert run(pieces, stops, include) == expected("".join(pieces), stops, include)
+
+
+@given(pieces=st.lists(TEXT, max_size=8), stops=STOPS)
+def test_no_part_of_a_possible_stop_string_is_sent(pieces, stops):
+    matcher = StopStrings(stops, include_in_output=False)
+    text = sent = ""
+    for piece in pieces:
+        text += piece
+        sent += matcher.feed(piece)
+        if matcher.matched is not None:
+            return
+        possible_starts = [n for n in range(len(text)) if any(stop.startswith(text[n:]) for stop in stops)]
+        assert len(sent) <= min(possible_starts, default=len(text))
+
+
+@given(pieces=st.lists(TEXT, max_size=8), stops=STOPS)
+def test_no_more_is_held_than_needed(pieces, stops):
+    matcher = StopStrings(stops, include_in_output=False)
+    text = sent = ""
+    for piece in pieces:
+        text += piece
+        sent += matcher.feed(piece)
+        if matcher.matched is not None:
+            return
+        held = text[len(sent) :]
+        assert held == "" or any(stop.startswith(held) for stop in stops)
+
+
+def test_after_a_match_the_rest_is_dropped():
+    matcher = StopStrings(("END",), include_in_output=False)
+    assert matcher.feed("a E") == "a "
+    assert matcher.feed("ND b") == ""
+    assert matcher.feed("c") == ""
+    assert matcher.flush() == ""
+    assert matcher.matched == "END"

@@ -1,0 +1,131 @@
+"""Sampling parameters: what is accepted, what is refused, and how each violation is named."""
+
+import math
+
+import pytest
+from pagewire.v1 import inference_pb2
+from pagewire_router.errors import InvalidRequest, RequestTooLong
+from pagewire_router.request import SamplingParams
+from pagewire_router.validation import Limits, Violations, bound_by_context, check_prompt_length, check_sampling_params
+
+LIMITS = Limits(vocab_size=100, max_model_len=64, max_n=8, max_logprobs=20, eos_token_ids=(2, 3))
+
+
+def violations_of(**fields):
+    violations = Violations()
+    check_sampling_params(inference_pb2.SamplingParams(**fields), LIMITS, violations)
+    return {violation.field: violation.description for violation in violations.found}
+
+
+def checked(**fields):
+    violations = Violations()
+    params = check_sampling_params(inference_pb2.SamplingParams(**fields), LIMITS, violations)
+    violations.raise_if_any()
+    return params
+
+
+def test_absent_parameters_have_vllms_defaults():
+    assert checked(seed=5) == SamplingParams(seed=5)
+
+
+def test_absent_seeds_differ():
+    assert len({checked().seed for _ in range(10)}) == 10
+
+
+ACCEPTED = [
+    {"n": 8},
+    {"n": 1, "temperature": 0},
+    {"temperature": 2},
+    {"top_p": 1},
+    {"top_p": 1e-6},
+    {"top_k": 10**9},
+    {"min_p": 1},
+    {"min_p": 0},
+    {"presence_penalty": -2},
+    {"frequency_penalty": 2},
+    {"repetition_penalty": 1e-3},
+    {"max_tokens": 2**31 - 1},
+    {"min_tokens": 16},
+    {"logprobs": 0},
+    {"logprobs": 20},
+    {"seed": -1},
+    {"stop": ["a", "b" * 1024]},
+    {"stop_token_ids": [99, 0]},
+    {"stop_token_ids": range(62)},
+    {"stop_token_ids": range(64), "ignore_eos": True},
+]
+
+
+@pytest.mark.parametrize("fields", ACCEPTED, ids=str)
+def test_accepted(fields):
+    assert violations_of(**fields) == {}
+
+
+REFUSED = [
+    ({"n": 0}, "n", "1 to 8"),
+    ({"n": 9}, "n", "1 to 8"),
+    ({"n": 2, "temperature": 0}, "n", "1 when temperature is 0"),
+    ({"temperature": -0.1}, "temperature", "0 to 2"),
+    ({"temperature": 2.1}, "temperature", "0 to 2"),
+    ({"temperature": math.nan}, "temperature", "is nan"),
+    ({"top_p": 0}, "top_p", "above 0, at most 1"),
+    ({"top_p": 1.01}, "top_p", "above 0, at most 1"),
+    ({"top_p": math.nan}, "top_p", "is nan"),
+    ({"top_k": -2}, "top_k", "-1 or more"),
+    ({"min_p": -0.1}, "min_p", "0 to 1"),
+    ({"min_p": 1.1}, "min_p", "0 to 1"),
+    ({"presence_penalty": 2.1}, "presence_penalty", "-2 to 2"),
+    ({"frequency_penalty": -2.1}, "frequency_penalty", "-2 to 2"),
+    ({"frequency_penalty": math.nan}, "frequency_penalty", "is nan"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "above 0"),
+    ({"repetition_penalty": math.inf}, "repetition_penalty", "is inf"),
+    ({"max_tokens": 0}, "max_tokens", "1 or more"),
+    ({"min_tokens": -1}, "min_tokens", "0 to 16"),
+    ({"min_tokens": 17}, "min_tokens", "0 to 16"),
+    ({"logprobs": -1}, "logprobs", "0 to 20"),
+    ({"logprobs": 21}, "logprobs", "0 to 20"),
+    ({"stop": ["a", ""]}, "stop[1]", "1 to 1024"),
+    ({"stop": ["a" * 1025]}, "stop[0]", "1 to 1024"),
+    ({"stop": ["a"] * 65}, "stop", "up to 64"),
+    ({"stop": ["a"], "detokenize": False}, "stop", "stop strings need text"),
+    ({"stop_token_ids": [5, 100]}, "stop_token_ids[1]", "below the vocabulary size, 100"),
+    ({"stop_token_ids": range(4, 68)}, "stop_token_ids", "up to 62"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs", "not served yet"),
+    ({"logit_bias": {1: 1.0}}, "logit_bias", "not served yet"),
+    ({"allowed_token_ids": [1]}, "allowed_token_ids", "not served yet"),
+    ({"bad_words": ["x"]}, "bad_words", "not served yet"),
+    ({"structured_outputs": inference_pb2.StructuredOutputs()}, "structured_outputs", "not served yet"),
+]
+
+
+@pytest.mark.parametrize(("fields", "field", "description"), REFUSED, ids=str)
+def test_refused(fields, field, description):
+    violations = violations_of(**fields)
+    assert list(violations) == [f"sampling_params.{field}"]
+    assert description in violations[f"sampling_params.{field}"]
+
+
+def test_all_violations_are_reported_at_once():
+    assert set(violations_of(temperature=3, top_p=0, n=-1, stop=[""])) == {
+        "sampling_params.temperature",
+        "sampling_params.top_p",
+        "sampling_params.n",
+        "sampling_params.stop[0]",
+    }
+
+
+def test_top_k_of_minus_one_keeps_all():
+    assert checked(top_k=-1).top_k == 0
+
+
+def test_prompts_must_leave_room_for_a_token():
+    check_prompt_length(63, "text", LIMITS)
+    with pytest.raises(RequestTooLong, match="64 tokens long; accepted: up to 63"):
+        check_prompt_length(64, "text", LIMITS)
+    with pytest.raises(InvalidRequest, match="is empty"):
+        check_prompt_length(0, "text", LIMITS)
+
+
+def test_output_is_bounded_by_the_context():
+    bounded = bound_by_context(SamplingParams(max_tokens=100, min_tokens=50), 60, LIMITS)
+    assert (bounded.max_tokens, bounded.min_tokens) == (4, 4)
