@@ -1,0 +1,105 @@
+"""pagewire: the Python client of the pagewire LLM serving system.
+
+    from pagewire import LLM, SamplingParams
+
+    llm = LLM(model="path/or/hub-id")
+    for output in llm.generate(["Hello, my name is"], SamplingParams(temperature=0.8)):
+        print(output.prompt, output.outputs[0].text)
+
+LLM starts a server of its own; Client and AsyncClient talk to one that runs. Names are imported on first use, so that
+`import pagewire` and `import pagewire.v1` load neither grpc nor protobuf.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pagewire.async_client import AsyncClient
+    from pagewire.client import Client
+    from pagewire.errors import (
+        Aborted,
+        AlreadyExists,
+        Cancelled,
+        DeadlineExceeded,
+        FieldViolation,
+        InvalidRequest,
+        NotFound,
+        PagewireError,
+        QueueFull,
+        ServerError,
+        StartupError,
+        Unauthenticated,
+        Unavailable,
+    )
+    from pagewire.events import Event, SequenceFinished, Started, TokenDelta
+    from pagewire.llm import LLM
+    from pagewire.outputs import CompletionOutput, Logprob, RequestOutput, Usage
+    from pagewire.sampling_params import SamplingParams
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "pagewire.async_client": ("AsyncClient",),
+    "pagewire.client": ("Client",),
+    "pagewire.errors": (
+        "Aborted",
+        "AlreadyExists",
+        "Cancelled",
+        "DeadlineExceeded",
+        "FieldViolation",
+        "InvalidRequest",
+        "NotFound",
+        "PagewireError",
+        "QueueFull",
+        "ServerError",
+        "StartupError",
+        "Unauthenticated",
+        "Unavailable",
+    ),
+    "pagewire.events": ("Event", "SequenceFinished", "Started", "TokenDelta"),
+    "pagewire.llm": ("LLM",),
+    "pagewire.outputs": ("CompletionOutput", "Logprob", "RequestOutput", "Usage"),
+    "pagewire.sampling_params": ("SamplingParams",),
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = [
+    "LLM",
+    "Aborted",
+    "AlreadyExists",
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "CompletionOutput",
+    "DeadlineExceeded",
+    "Event",
+    "FieldViolation",
+    "InvalidRequest",
+    "Logprob",
+    "NotFound",
+    "PagewireError",
+    "QueueFull",
+    "RequestOutput",
+    "SamplingParams",
+    "SequenceFinished",
+    "ServerError",
+    "Started",
+    "StartupError",
+    "TokenDelta",
+    "Unauthenticated",
+    "Unavailable",
+    "Usage",
+]
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'pagewire' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

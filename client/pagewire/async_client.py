@@ -1,0 +1,262 @@
+"""The asynchronous client: the core on which Client and LLM stand."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+import grpc
+import grpc.aio
+
+from pagewire import batch
+from pagewire.channels import ChannelPool, Connection
+from pagewire.errors import InvalidRequest, PagewireError, from_rpc_error
+from pagewire.events import Event
+from pagewire.outputs import RequestOutput
+from pagewire.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt, as_prompts, fill_tokenize
+from pagewire.retry import NEVER, PATIENT, Attempts, RetryPolicy
+from pagewire.sampling_params import SamplingParams
+from pagewire.v1 import inference_pb2
+from pagewire.wire import RequestOptions, build_request, decode_result
+
+T = TypeVar("T")
+Metadata = tuple[tuple[str, str], ...]
+
+MAX_MESSAGE_BYTES = 64 << 20
+HEALTH_TIMEOUT_S = 5.0
+
+
+class AsyncClient:
+    """Talks to a pagewire server. Use it within one event loop; close it, or use it as a context manager.
+
+    Args:
+        target: "host:port", "dns:///name:port" or "unix:PATH".
+        credentials: for TLS, as from grpc.ssl_channel_credentials(); None: a plain connection.
+        api_key: sent with every call as "authorization: Bearer ...".
+        timeout_s: for each request, unless it says otherwise; None: no limit.
+        retry: when to ask again if the server is full or away.
+        max_message_bytes: largest message to send or receive.
+
+    All methods raise PagewireError and nothing of gRPC's.
+    """
+
+    def __init__(
+        self,
+        target: str = "localhost:50051",
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        timeout_s: float | None = None,
+        retry: RetryPolicy | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self.target = target
+        self._timeout_s = timeout_s
+        self._retry = retry or RetryPolicy()
+        self._metadata: Metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._channels = ChannelPool(target, credentials, max_message_bytes=max_message_bytes)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str = "",
+        model: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        add_special_tokens: bool = True,
+        return_prompt_token_ids: bool = False,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Yields events as tokens are sampled. Leaving the iteration cancels the request.
+
+        Args:
+            prompt: text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}.
+            request_id: unique among the requests that are alive; empty: the server picks one.
+            priority: lower runs first.
+            cache_salt: cached prefixes are shared only among requests of one salt.
+            timeout_s: until the last token; the server ends the request then.
+        """
+        options = RequestOptions(request_id, model, priority, cache_salt, add_special_tokens)
+        request = build_request(prompt, sampling_params, options, return_prompt_token_ids=return_prompt_token_ids)
+        attempts = self._attempts(timeout_s)
+        while True:
+            with self._channels.lease() as connection:
+                call = connection.generate(request, timeout=attempts.remaining_s(), metadata=self._metadata)
+                accepted = False
+                try:
+                    # read() costs less per message than `async for` over the call.
+                    while (event := await call.read()) is not grpc.aio.EOF:
+                        accepted = True
+                        if event is not None:
+                            yield cast("Event", event)
+                    return
+                except grpc.aio.AioRpcError as exc:
+                    error = from_rpc_error(exc, self.target)
+                    delay_s = None if accepted else attempts.delay_s(error)
+                    if delay_s is None:
+                        raise error from exc
+                finally:
+                    call.cancel()
+            await asyncio.sleep(delay_s)
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str = "",
+        model: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        add_special_tokens: bool = True,
+        timeout_s: float | None = None,
+    ) -> RequestOutput:
+        """The whole answer to one prompt, when all its sequences have finished. Arguments as for generate."""
+        options = RequestOptions(request_id, model, priority, cache_salt, add_special_tokens)
+        return await self._complete(prompt, sampling_params, options, self._attempts(timeout_s))
+
+    async def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        sampling_params: SamplingParams | None = None,
+        *,
+        chat_template: str | None = None,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        request_id: str = "",
+        model: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        timeout_s: float | None = None,
+    ) -> RequestOutput:
+        """The next turn of a conversation.
+
+        Args:
+            messages: oldest first, as {"role": ..., "content": ...}.
+            chat_template: a Jinja template used in place of the model's own.
+            continue_final_message: leaves the last message open, so that the model continues it.
+            template_kwargs: further variables for the template.
+            tools: JSON schema objects of the tools offered to the model.
+
+        Further arguments as for generate; to stream a conversation, give {"messages": [...]} to that.
+        """
+        prompt: ChatPrompt = {
+            "messages": messages,
+            "chat_template": chat_template,
+            "continue_final_message": continue_final_message,
+            "template_kwargs": template_kwargs or {},
+            "tools": tools,
+        }
+        options = RequestOptions(request_id, model, priority, cache_salt)
+        return await self._complete(prompt, sampling_params, options, self._attempts(timeout_s))
+
+    async def complete_many(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        model: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        add_special_tokens: bool = True,
+        window: int | None = None,
+        on_output: Callable[[RequestOutput], None] | None = None,
+    ) -> list[RequestOutput]:
+        """Completes any number of prompts, in their order, without overrunning the server's queue.
+
+        Args:
+            sampling_params: for all prompts, or one for each.
+            window: most requests to have open; None: what the server's queue takes, at most 512.
+            on_output: called with every answer as it comes, in the event loop.
+
+        The first error ends the batch and is raised; the requests that are open then are cancelled.
+        """
+        listed = as_prompts(prompts)
+        params = batch.params_for_each(listed, sampling_params)
+        if window is None:
+            window = batch.window_for(await self.get_model()) if len(listed) > 1 else 1
+        options = RequestOptions("", model, priority, cache_salt, add_special_tokens)
+
+        def complete(prompt: Prompt, params: SamplingParams | None) -> Awaitable[RequestOutput]:
+            return self._complete(prompt, params, options, Attempts(PATIENT, None))
+
+        return await batch.run_windowed(complete, list(zip(listed, params, strict=True)), window, on_output)
+
+    async def tokenize(self, prompt: str | TextPrompt | ChatPrompt, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of text or of a conversation, exactly as generate would make them."""
+        request = inference_pb2.TokenizeRequest(add_special_tokens=add_special_tokens)
+        fill_tokenize(request, prompt)
+        response = await self._unary(lambda c, **kwargs: c.inference.Tokenize(request, **kwargs))
+        return list(response.token_ids)
+
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        try:
+            request = inference_pb2.DetokenizeRequest(token_ids=token_ids, skip_special_tokens=skip_special_tokens)
+        except (TypeError, ValueError) as exc:
+            raise InvalidRequest.of_field("token_ids", f"{exc}; accepted: whole numbers from 0") from exc
+        response = await self._unary(lambda c, **kwargs: c.inference.Detokenize(request, **kwargs))
+        return str(response.text)
+
+    async def get_model(self) -> inference_pb2.Model:
+        """The served model and its limits."""
+        request = inference_pb2.GetModelRequest()
+        return await self._unary(lambda c, **kwargs: c.inference.GetModel(request, **kwargs))
+
+    async def health(self) -> bool:
+        """Whether the server would run a request now. False also if nobody answers."""
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        def check(connection: Connection, **kwargs: Any) -> Awaitable[Any]:
+            stub: Any = health_pb2_grpc.HealthStub(connection.channel)
+            response: Awaitable[Any] = stub.Check(health_pb2.HealthCheckRequest(), **kwargs)
+            return response
+
+        try:
+            response = await self._unary(check, Attempts(NEVER, HEALTH_TIMEOUT_S))
+        except PagewireError:
+            return False
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        """Closes the connections; requests that are open are cancelled."""
+        await self._channels.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _complete(
+        self, prompt: Prompt, params: SamplingParams | None, options: RequestOptions, attempts: Attempts
+    ) -> RequestOutput:
+        request = build_request(prompt, params, options, return_prompt_token_ids=True)
+        result = await self._unary(lambda c, **kwargs: c.inference.Complete(request, **kwargs), attempts)
+        return decode_result(result, prompt)
+
+    async def _unary(self, call: Callable[..., Awaitable[T]], attempts: Attempts | None = None) -> T:
+        """Makes a call that has one response, again while that makes sense.
+
+        Args:
+            call: starts the call, given a connection and gRPC's own options.
+        """
+        attempts = attempts or self._attempts(None)
+        while True:
+            try:
+                with self._channels.lease() as connection:
+                    return await call(connection, timeout=attempts.remaining_s(), metadata=self._metadata)
+            except grpc.aio.AioRpcError as exc:
+                error = from_rpc_error(exc, self.target)
+                delay_s = attempts.delay_s(error)
+                if delay_s is None:
+                    raise error from exc
+            await asyncio.sleep(delay_s)
+
+    def _attempts(self, timeout_s: float | None) -> Attempts:
+        return Attempts(self._retry, self._timeout_s if timeout_s is None else timeout_s)

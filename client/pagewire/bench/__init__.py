@@ -1,0 +1,1 @@
+"""`pagewire bench`: offers a load to a running router and reports latency and throughput."""

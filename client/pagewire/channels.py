@@ -1,0 +1,93 @@
+"""The connections of one client: as many as its open calls need.
+
+HTTP/2 is made for about a hundred concurrent streams on a connection. Calls go to the connection with the fewest open
+ones; another is opened when all are well used.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from pagewire.events import Event
+from pagewire.v1 import inference_pb2, inference_pb2_grpc
+from pagewire.wire import decode_event
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Without its own pool, channels to one address share one connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A hung peer is noticed by pings only if ping_timeout_ms is set: keepalive_timeout alone never fires.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Requests are retried here, where RetryInfo is understood.
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+)
+STREAMS_PER_CHANNEL = 64
+MAX_CHANNELS = 8
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One channel, the calls made on it, and how many of them are open."""
+
+    channel: grpc.aio.Channel
+    inference: "inference_pb2_grpc.InferenceAsyncStub"
+    generate: "grpc.aio.UnaryStreamMultiCallable[inference_pb2.GenerateRequest, Event | None]"
+    """As the stub's Generate, but decodes straight into events."""
+    num_open: int = 0
+
+
+class ChannelPool:
+    """Opens channels to one target as they are needed. Belongs to the event loop that uses it first."""
+
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None, *, max_message_bytes: int) -> None:
+        self._target = target
+        self._credentials = credentials
+        self._options: Sequence[tuple[str, int]] = (
+            *CHANNEL_OPTIONS,
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+        )
+        self._connections: list[Connection] = []
+
+    @contextmanager
+    def lease(self) -> Iterator[Connection]:
+        """A connection for one call, for as long as the call is open."""
+        connection = min(self._connections, key=lambda c: c.num_open, default=None)
+        if connection is None or (connection.num_open >= STREAMS_PER_CHANNEL and len(self._connections) < MAX_CHANNELS):
+            connection = self._connect()
+        connection.num_open += 1
+        try:
+            yield connection
+        finally:
+            connection.num_open -= 1
+
+    def _connect(self) -> Connection:
+        if self._credentials is None:
+            channel = grpc.aio.insecure_channel(self._target, options=self._options)
+        else:
+            channel = grpc.aio.secure_channel(self._target, self._credentials, options=self._options)
+        generate = channel.unary_stream(
+            "/pagewire.v1.Inference/Generate",
+            request_serializer=_serialize,
+            response_deserializer=decode_event,
+        )
+        connection = Connection(channel, inference_pb2_grpc.InferenceStub(channel), generate)
+        self._connections.append(connection)
+        return connection
+
+    async def close(self) -> None:
+        """Closes all channels; calls that are open end."""
+        connections, self._connections = self._connections, []
+        for connection in connections:
+            await connection.channel.close()
+
+
+def _serialize(request: inference_pb2.GenerateRequest) -> bytes:
+    return request.SerializeToString()

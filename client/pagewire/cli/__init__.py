@@ -1,0 +1,65 @@
+"""The `pagewire` command: one module for each subcommand, imported only when it is asked for.
+
+A subcommand's module has `add_arguments(parser)` and `run(args) -> exit status`.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "serve": _Command("pagewire.cli.serve", "serve a model over gRPC"),
+    "complete": _Command("pagewire.cli.complete", "continue a text"),
+    "chat": _Command("pagewire.cli.chat", "talk to a model"),
+    "bench": _Command("pagewire.bench.cli", "measure a server"),
+    "demo": _Command("pagewire.cli.demo", "serve the bundled model and complete three prompts"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand. Errors of this package end it with one line on standard error and status 1."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = _parse(argv)
+    from pagewire.errors import PagewireError
+
+    try:
+        return int(args.run(args))
+    except PagewireError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left
+        sys.stderr.close()
+        return 141
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="pagewire", description="Serve large language models over gRPC, and talk to them."
+    )
+    parser.add_argument("--version", action="version", version=f"pagewire {_version()}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    asked_for = next((word for word in argv if not word.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.help, description=command.help.capitalize() + ".")
+        if name == asked_for:
+            module = importlib.import_module(command.module)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser.parse_args(argv)
+
+
+def _version() -> str:
+    from pagewire import __version__
+
+    return __version__

@@ -1,0 +1,110 @@
+"""`pagewire chat`: a conversation on the terminal, or read from standard input line by line."""
+
+import argparse
+import contextlib
+import sys
+
+from pagewire.cli.sampling_flags import add_sampling_flags, add_server_flags, sampling_params_from
+from pagewire.cli.streaming import Reply, show
+from pagewire.client import Client
+from pagewire.errors import InvalidRequest, PagewireError
+from pagewire.prompts import ChatMessage, ChatPrompt
+from pagewire.sampling_params import SamplingParams
+
+HELP = "Ctrl-C stops a reply, /reset starts anew, Ctrl-D leaves."
+CLOSED_STDIN = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommand's arguments."""
+    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    add_server_flags(parser)
+    add_sampling_flags(parser, max_tokens=1024)
+
+
+class Conversation:
+    """The messages so far, and how to get the next one."""
+
+    def __init__(self, client: Client, params: SamplingParams, system: str | None) -> None:
+        self._client = client
+        self._params = params
+        self._opening: list[ChatMessage] = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = list(self._opening)
+
+    def reset(self) -> None:
+        """Forgets what was said."""
+        self.messages = list(self._opening)
+
+    def answer(self, text: str) -> None:
+        """Shows the reply to `text` as it comes. Ctrl-C ends it early; what was shown counts as said.
+
+        Raises:
+            PagewireError: there is no reply; `text` counts as not said.
+        """
+        self.messages.append({"role": "user", "content": text})
+        prompt: ChatPrompt = {"messages": self.messages}
+        reply = Reply()
+        try:
+            with (
+                contextlib.suppress(KeyboardInterrupt),
+                contextlib.closing(self._client.generate(prompt, self._params)) as events,
+            ):
+                show(events, reply)
+        except PagewireError:
+            self.messages.pop()
+            raise
+        self.messages.append({"role": "assistant", "content": reply.text})
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converses until the input ends."""
+    params = sampling_params_from(args)
+    interactive = sys.stdin.isatty()
+    with Client(args.server, api_key=args.api_key, timeout_s=args.timeout) as client:
+        model = client.get_model()
+        if not model.supports_chat:
+            raise InvalidRequest(f"the model {model.name} has no chat template; `pagewire complete` continues text")
+        if interactive:
+            _greet(model.name)
+        conversation = Conversation(client, params, args.system)
+        while (line := _read_line(interactive)) is not None:
+            _handle(conversation, line, interactive)
+    return 0
+
+
+def _greet(model: str) -> None:
+    import readline  # noqa: F401  gives input() history and editing
+
+    from rich.console import Console
+
+    Console().print(f"[bold]{model}[/bold]  [dim]{HELP}[/dim]")
+
+
+def _read_line(interactive: bool) -> str | None:
+    """The next line; None at the end of input."""
+    if not interactive:
+        line = sys.stdin.readline()
+        return None if line == CLOSED_STDIN else line.strip()
+    while True:
+        try:
+            return input("> ").strip()
+        except EOFError:
+            print()
+            return None
+        except KeyboardInterrupt:  # at the prompt it drops the line, as in a shell
+            print()
+
+
+def _handle(conversation: Conversation, line: str, interactive: bool) -> None:
+    if not line:
+        return
+    if line == "/reset":
+        conversation.reset()
+        return
+    try:
+        conversation.answer(line)
+        print()
+    except InvalidRequest as exc:
+        if not interactive:
+            raise
+        print(f"error: {exc}", file=sys.stderr)

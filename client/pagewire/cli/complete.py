@@ -1,0 +1,30 @@
+"""`pagewire complete TEXT`: continues a text, token by token."""
+
+import argparse
+import sys
+
+from pagewire.cli.sampling_flags import add_sampling_flags, add_server_flags, sampling_params_from
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommand's arguments."""
+    parser.add_argument("text", metavar="TEXT", help='what to continue; "-" reads standard input')
+    parser.add_argument("--no-stream", action="store_true", help="print the whole answer at once")
+    add_server_flags(parser)
+    add_sampling_flags(parser, max_tokens=128)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the continuation, without the text."""
+    from pagewire.cli.streaming import Reply, show
+    from pagewire.client import Client
+
+    params = sampling_params_from(args)
+    text = sys.stdin.read() if args.text == "-" else args.text
+    with Client(args.server, api_key=args.api_key, timeout_s=args.timeout) as client:
+        if args.no_stream:
+            sys.stdout.write(client.complete(text, params).outputs.text)
+        else:
+            show(client.generate(text, params), Reply())
+    print()
+    return 0

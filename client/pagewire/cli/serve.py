@@ -1,0 +1,68 @@
+"""`pagewire serve`: a router and its shards, until SIGTERM."""
+
+import argparse
+from dataclasses import fields
+
+from pagewire.serve.config import ServeConfig
+from pagewire.serve.options import add_model_options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommand's arguments. Those not given leave no trace: ServeConfig has the defaults."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="demo",
+        metavar="MODEL",
+        help="Hugging Face directory or hub id (default: the bundled demo model)",
+    )
+    add_model_options(parser)
+    _add_listening(parser.add_argument_group("listening"))
+
+
+def _add_listening(group: argparse._ArgumentGroup) -> None:
+    suppress = argparse.SUPPRESS
+    group.add_argument("--host", default=suppress, help="address to listen on (default: 127.0.0.1)")
+    group.add_argument("--port", type=int, default=suppress, help="port; 0 takes a free one (default: 50051)")
+    group.add_argument("--uds", metavar="PATH", default=suppress, help="listen on a Unix socket instead")
+    group.add_argument(
+        "--private-socket",
+        action="store_true",
+        help="listen on a Unix socket that only this user can reach; the ready line says where",
+    )
+    group.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        default=suppress,
+        help="port of /metrics, /healthz and /readyz; 0 takes a free one (default: 9400, on Unix sockets none)",
+    )
+    group.add_argument(
+        "--drain-grace",
+        dest="drain_grace_s",
+        type=float,
+        metavar="SECONDS",
+        default=suppress,
+        help="how long requests may go on after SIGTERM (default: 30)",
+    )
+    group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
+
+
+def config_from(args: argparse.Namespace) -> ServeConfig:
+    """The configuration that parsed arguments describe."""
+    given = {field.name: getattr(args, field.name) for field in fields(ServeConfig) if hasattr(args, field.name)}
+    if "uds" in given or given.get("private_socket"):
+        given.setdefault("metrics_port", None)
+    return ServeConfig(**given)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until told to stop."""
+    import asyncio
+
+    from pagewire.serve.supervisor import Supervisor
+
+    async def supervise() -> int:
+        return await Supervisor(config_from(args)).run()
+
+    return asyncio.run(supervise())

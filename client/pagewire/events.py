@@ -1,0 +1,47 @@
+"""What a Generate stream yields: Started once, TokenDeltas, and SequenceFinished once for each sequence."""
+
+from dataclasses import dataclass
+
+from pagewire.outputs import FinishReason, Logprob, Usage
+
+
+@dataclass(slots=True)
+class Started:
+    """The request was accepted. Always first."""
+
+    request_id: str
+    model: str
+    seed: int
+    """The seed in use, given or picked by the server."""
+    num_prompt_tokens: int
+    prompt_token_ids: list[int]
+    """Empty unless they were asked for."""
+
+
+@dataclass(slots=True)
+class TokenDelta:
+    """New tokens of one sequence."""
+
+    index: int
+    """Which of the n sequences."""
+    text: str
+    """Text that became certain: an increment, possibly empty."""
+    token_ids: list[int]
+    """Tokens sampled since the sequence's last TokenDelta."""
+    logprobs: list[dict[int, Logprob]] | None
+    """One entry for each of token_ids, as in CompletionOutput; None unless they were asked for."""
+
+
+@dataclass(slots=True)
+class SequenceFinished:
+    """One sequence ended. After the last of them the stream ends."""
+
+    index: int
+    """Which of the n sequences."""
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    """The stop string or stop token id; None for the end-of-sequence token and other reasons."""
+    usage: Usage
+
+
+Event = Started | TokenDelta | SequenceFinished

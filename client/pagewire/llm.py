@@ -1,0 +1,129 @@
+"""Offline inference: a server of one's own, with vLLM's interface."""
+
+import os
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from pagewire.client import Client
+from pagewire.errors import InvalidRequest
+from pagewire.outputs import RequestOutput
+from pagewire.progress import progress_bar
+from pagewire.prompts import ChatMessage, ChatPrompt, Prompt, as_prompts
+from pagewire.sampling_params import SamplingParams
+from pagewire.serve.options import model_flags
+from pagewire.server_process import ServerProcess
+
+DEFAULT_MODEL = "demo"
+
+
+class LLM:
+    """Serves a model for this process alone: starts `pagewire serve` on a private socket and talks to it.
+
+    The server stops when the object is closed or garbage-collected, and when the process ends, however it ends.
+
+    Args:
+        model: directory of a Hugging Face model, or its id on the hub; None: the bundled demo model.
+        **options: those of `pagewire serve`, with underscores: tensor_parallel_size, replicas, device, dtype,
+            max_model_len, max_num_seqs, max_num_batched_tokens, block_size, kv_cache_memory, load_format, seed, ...
+
+    Raises:
+        TypeError: an option is not known.
+        StartupError: the server did not come up; the message says why.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        flags = model_flags(options)
+        server = ServerProcess([*flags, "--", os.fspath(model) if model is not None else DEFAULT_MODEL])
+        self._client = Client(server.address)
+        self._finalizer = weakref.finalize(self, _close, self._client, server, os.getpid())
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> list[RequestOutput]:
+        """Completes any number of prompts.
+
+        Args:
+            prompts: text, {"prompt": text} or {"prompt_token_ids": [...]}, or a list of those.
+            sampling_params: for all prompts, or one for each; None: the defaults.
+            use_tqdm: shows progress, if standard error is a terminal.
+            priority: lower runs first.
+            cache_salt: cached prefixes are shared only among requests of one salt.
+
+        Returns:
+            One answer for each prompt, in their order.
+        """
+        listed = as_prompts(prompts)
+        with progress_bar(len(listed), enabled=use_tqdm) as on_output:
+            return self._client.complete_many(
+                listed, sampling_params, priority=priority, cache_salt=cache_salt, on_output=on_output
+            )
+
+    def chat(
+        self,
+        messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> list[RequestOutput]:
+        """Answers one conversation or several.
+
+        Args:
+            messages: one conversation, as {"role": ..., "content": ...}, oldest first, or a list of them.
+            chat_template: a Jinja template used in place of the model's own.
+            add_generation_prompt: ends the prompt with the tokens that open the assistant's turn.
+            continue_final_message: leaves the last message open instead, so that the model continues it.
+            tools: JSON schema objects of the tools offered to the model.
+
+        Returns:
+            One answer for each conversation, in their order.
+        """
+        if not messages:
+            raise InvalidRequest.of_field("messages", "none given, accepted: at least one")
+        conversations = [messages] if isinstance(messages[0], dict) else messages
+        prompts: list[Prompt] = []
+        for conversation in conversations:
+            prompt: ChatPrompt = {
+                "messages": conversation,  # type: ignore[typeddict-item]
+                "chat_template": chat_template,
+                "add_generation_prompt": add_generation_prompt and not continue_final_message,
+                "continue_final_message": continue_final_message,
+                "tools": tools,
+            }
+            prompts.append(prompt)
+        return self.generate(prompts, sampling_params, use_tqdm)
+
+    @property
+    def client(self) -> Client:
+        """Talks to this model's server; for streams, tokenization and the like."""
+        return self._client
+
+    def close(self) -> None:
+        """Stops the server. The object is of no use afterwards."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _close(client: Client, server: ServerProcess, owner_pid: int) -> None:
+    if os.getpid() != owner_pid:  # a forked copy: it has neither the server nor the thread of the event loop
+        return
+    client.close()
+    server.close()

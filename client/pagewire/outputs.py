@@ -1,0 +1,77 @@
+"""What a request yields, with vLLM's names."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """One token's log-probability at one position, of the model's unprocessed distribution."""
+
+    logprob: float
+    """Natural logarithm."""
+    rank: int | None = None
+    """Place in the distribution, from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one sequence."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that were not computed because a cached prefix held them."""
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One of the sequences sampled from a prompt."""
+
+    index: int
+    """Which of the n sequences."""
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    """Sum of the sampled tokens' log-probabilities; None unless logprobs were asked for."""
+    logprobs: list[dict[int, Logprob]] | None = None
+    """For each token: by token id, the sampled token first, then the most probable ones, best first."""
+    finish_reason: FinishReason | None = None
+    """None: it has not finished."""
+    stop_reason: str | int | None = None
+    """The stop string or stop token id that ended it; None for the end-of-sequence token and other reasons."""
+    usage: Usage = field(default_factory=Usage)
+
+    def finished(self) -> bool:
+        """Whether it has ended."""
+        return self.finish_reason is not None
+
+
+class CompletionOutputs(list[CompletionOutput]):
+    """The sequences of a request, by index. The first one's text is also at hand as `.text`."""
+
+    @property
+    def text(self) -> str:
+        """Text of the first sequence."""
+        return self[0].text
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """The answer to one prompt."""
+
+    request_id: str
+    prompt: str | None
+    """The prompt, if it was text."""
+    prompt_token_ids: list[int]
+    outputs: CompletionOutputs
+    finished: bool = True
+    seed: int = 0
+    """The seed in use, given or picked by the server."""
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that a cached prefix provided."""
+        return max((output.usage.cached_tokens for output in self.outputs), default=0)

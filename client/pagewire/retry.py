@@ -1,0 +1,67 @@
+"""When to ask again: a server that is full or away, before the first token."""
+
+import random
+import time
+from dataclasses import dataclass, field
+
+from pagewire.errors import PagewireError, QueueFull, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long to keep asking."""
+
+    max_queue_wait_s: float = 60.0
+    """A request that is refused for so long, because the queue is full, fails with QueueFull."""
+    max_unavailable_attempts: int = 4
+    """So many attempts in a row at a server that is not available fail with Unavailable."""
+    min_delay_s: float = 0.05
+    """Wait before the second attempt when the server did not say; doubles each time."""
+    max_delay_s: float = 5.0
+    """Longest wait between two attempts."""
+
+
+NEVER = RetryPolicy(max_queue_wait_s=0.0, max_unavailable_attempts=1)
+"""Errors reach the caller at once."""
+PATIENT = RetryPolicy(max_queue_wait_s=float("inf"))
+"""For batches: a full queue is what a batch meets all the time."""
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The attempts of one request, and the time left for them."""
+
+    policy: RetryPolicy
+    timeout_s: float | None
+    """For all attempts together; None: no limit."""
+    _start_s: float = field(default_factory=time.monotonic)
+    _num_failed: int = 0
+    _num_unavailable: int = 0
+
+    def remaining_s(self) -> float | None:
+        """What is left of the timeout for the next attempt."""
+        return None if self.timeout_s is None else max(0.0, self.timeout_s - self._elapsed_s())
+
+    def delay_s(self, error: PagewireError) -> float | None:
+        """How long to wait before asking again after `error`; None: it is final."""
+        self._num_unavailable = self._num_unavailable + 1 if isinstance(error, Unavailable) else 0
+        if isinstance(error, QueueFull):
+            final = self._elapsed_s() >= self.policy.max_queue_wait_s
+        else:
+            final = not isinstance(error, Unavailable) or self._num_unavailable >= self.policy.max_unavailable_attempts
+        if final:
+            return None
+        delay_s = self._next_delay_s(error.retry_after_s)
+        remaining_s = self.remaining_s()
+        return None if remaining_s is not None and delay_s >= remaining_s else delay_s
+
+    def _next_delay_s(self, retry_after_s: float | None) -> float:
+        # Jitter only adds to the server's wish, so that the clients it sent away do not come back together or early.
+        if retry_after_s is not None:
+            return retry_after_s * random.uniform(1.0, 1.5)
+        doubled_s = self.policy.min_delay_s * 2.0 ** min(self._num_failed, 16)
+        self._num_failed += 1
+        return min(doubled_s, self.policy.max_delay_s) * random.uniform(0.5, 1.0)
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._start_s

@@ -1,0 +1,159 @@
+"""How tokens are sampled: vLLM's names, defaults and ranges."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from pagewire.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pagewire.v1 import inference_pb2
+
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy."""
+UNLIMITED_TOKENS = 2**31 - 1
+"""What max_tokens=None sends: the server ends the sequence at its context length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to decode the continuation of a prompt.
+
+    Checked when built. Limits that only the server knows (largest n, largest logprobs, vocabulary) are checked there.
+
+    Raises:
+        InvalidRequest: names the field, what was given and what is accepted.
+    """
+
+    n: int = 1
+    """Sequences to sample from the prompt; 1 when greedy."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that has been generated. -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once for each time it has been generated. -2 to 2."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in prompt or output. Above 0."""
+    temperature: float = 1.0
+    """0 (below 1e-5) is greedy. 0 to 2."""
+    top_p: float = 1.0
+    """Keeps the smallest set of tokens whose probability reaches this. Above 0, at most 1."""
+    top_k: int = 0
+    """Keeps the k most probable tokens; 0 and -1 keep all."""
+    min_p: float = 0.0
+    """Keeps tokens at least this times as probable as the most probable. 0 to 1."""
+    seed: int | None = None
+    """Makes the sample reproducible. None (and -1, as in vLLM): the server picks one."""
+    stop: str | Sequence[str] | None = None
+    """Strings that end a sequence when generated. None may be empty."""
+    stop_token_ids: Sequence[int] | None = None
+    """Token ids that end a sequence when generated."""
+    ignore_eos: bool = False
+    """Goes on after the model's end-of-sequence token."""
+    max_tokens: int | None = 16
+    """Most tokens to generate for each sequence; None: until the context ends."""
+    min_tokens: int = 0
+    """Tokens to generate before the end-of-sequence token or a stop token may come. At most max_tokens."""
+    logprobs: int | None = None
+    """Log-probabilities to return for each token: its own and this many of the most probable."""
+    prompt_logprobs: int | None = None
+    """The same for each prompt token."""
+    detokenize: bool = True
+    """Returns text beside token ids; stop strings need it."""
+    skip_special_tokens: bool = True
+    """Leaves special tokens out of the text."""
+    spaces_between_special_tokens: bool = True
+    """Puts spaces between special tokens in the text."""
+    include_stop_str_in_output: bool = False
+    """Leaves the stop string that ended a sequence at the end of its text."""
+    logit_bias: Mapping[int, float] | None = None
+    """Added to the logits, by token id."""
+    allowed_token_ids: Sequence[int] | None = None
+    """Only these tokens may be generated."""
+    bad_words: Sequence[str] | None = None
+    """Strings that must not be generated."""
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_lists()
+        self._check_combinations()
+
+    def _check_numbers(self) -> None:
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check_float(name, getattr(self, name), -2.0, 2.0)
+        _check_float("temperature", self.temperature, 0.0, 2.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, math.inf, above=True)
+        _check_float("top_p", self.top_p, 0.0, 1.0, above=True)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        _check_int("n", self.n, 1)
+        _check_int("top_k", self.top_k, -1)
+        _check_int("min_tokens", self.min_tokens, 0)
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 1)
+        if self.seed is not None:
+            _check_int("seed", self.seed, -(2**63), 2**63 - 1)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 0)
+
+    def _check_lists(self) -> None:
+        for name in ("stop", "bad_words"):
+            for item in _as_list(getattr(self, name)):
+                if not isinstance(item, str) or not item:
+                    raise _out_of_range(name, item, "non-empty strings")
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            for token_id in _as_list(getattr(self, name)):
+                _check_int(name, token_id, 0, 2**32 - 1)
+
+    def _check_combinations(self) -> None:
+        if self.n > 1 and self.temperature < GREEDY_BELOW:
+            raise _out_of_range("n", self.n, "1 when temperature is 0, where all sequences would be the same")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise _out_of_range("min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
+        if self.stop and not self.detokenize:
+            raise _out_of_range("stop", self.stop, "no stop strings when detokenize is False")
+
+    def to_proto(self) -> "inference_pb2.SamplingParams":
+        """The wire form: fields at their defaults are left out, the server has the same ones."""
+        from pagewire.v1 import inference_pb2
+
+        message = inference_pb2.SamplingParams()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "max_tokens":
+                value = UNLIMITED_TOKENS if value is None else value
+            if value is None or value == field.default or (field.name == "seed" and value == -1):
+                continue
+            if field.name == "logit_bias":
+                message.logit_bias.update(value)
+            elif field.name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
+                getattr(message, field.name).extend(_as_list(value))
+            else:
+                setattr(message, field.name, value)
+        return message
+
+
+def _as_list(value: str | Sequence[object] | Mapping[int, float] | None) -> list[object]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _check_float(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
+    """`above`: low itself is not in the range."""
+    accepted = f"a finite number {'above' if above else 'from'} {low:g}" + (
+        "" if high == math.inf else f"{', at most' if above else ' to'} {high:g}"
+    )
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _out_of_range(name, value, accepted)
+    if value < low or value > high or (above and value == low):
+        raise _out_of_range(name, value, accepted)
+
+
+def _check_int(name: str, value: object, low: int, high: int = 2**31 - 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise _out_of_range(name, value, f"a whole number from {low}" + (f" to {high}" if high != 2**31 - 1 else ""))
+
+
+def _out_of_range(name: str, value: object, accepted: str) -> InvalidRequest:
+    return InvalidRequest.of_field(f"sampling_params.{name}", f"{value!r} given, accepted: {accepted}")

@@ -1,0 +1,83 @@
+"""One child process: started, watched until it is ready, read for what it says, stopped.
+
+A child says `NAME ready on ADDRESS` on standard output when it serves. One that cannot start says why in a line
+`error: ...` on standard error. Its standard input is a pipe that nobody writes to: the end of it tells the child that
+its parent is gone, whatever ended the parent.
+"""
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+READY = " ready on "
+ERROR = "error: "
+LAST_WORDS_S = 1.0
+"""How long to wait for the rest of a dead child's output: a process of its own may hold the pipe open."""
+
+
+class Child:
+    """A running child process."""
+
+    def __init__(self, process: Process) -> None:
+        self.address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Where it serves, once it says so."""
+        self.error: str | None = None
+        """What it said to be wrong, without "error: "; None: nothing."""
+        self._process = process
+        self._readers = [asyncio.create_task(self._read_output()), asyncio.create_task(self._read_errors())]
+
+    @classmethod
+    async def start(cls, command: Sequence[str]) -> Self:
+        """Starts the command in a process group of its own, so that Ctrl-C reaches the parent alone."""
+        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, process_group=0)
+        return cls(process)
+
+    async def wait(self) -> int:
+        """Its exit status, when it has ended and all it said is read."""
+        status = await self._process.wait()
+        await asyncio.wait(self._readers, timeout=LAST_WORDS_S)
+        return status
+
+    async def stop(self, timeout_s: float) -> None:
+        """Asks it to end; kills it if it has not after `timeout_s`."""
+        if self._process.returncode is None:
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), timeout_s)
+        except TimeoutError:
+            self.kill()
+            await self._process.wait()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self._process.returncode is None:
+            self._process.kill()
+
+    async def _read_output(self) -> None:
+        assert self._process.stdout is not None
+        async for line in _lines(self._process.stdout):
+            if READY in line and not self.address.done():
+                self.address.set_result(line.partition(READY)[2].strip())
+            else:  # standard output belongs to the supervisor's own ready line
+                print(line, file=sys.stderr, flush=True)
+
+    async def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        async for line in _lines(self._process.stderr):
+            if line.startswith(ERROR) and not self.address.done():
+                self.error = line.removeprefix(ERROR)
+            else:
+                print(line, file=sys.stderr, flush=True)
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Lines of any length; what does not decode is replaced."""
+    rest = b""
+    while chunk := await stream.read(1 << 16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
+    if rest:
+        yield rest.decode(errors="replace")

@@ -1,0 +1,51 @@
+"""The command lines of the child processes."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from pagewire.serve.config import ServeConfig
+
+ShardCommand = Callable[[ServeConfig, int, int, str], list[str]]
+"""Of a configuration, a replica, a tensor-parallel rank and the address to listen on."""
+RouterCommand = Callable[[ServeConfig, Sequence[str], str], list[str]]
+"""Of a configuration, the shards' addresses and the address to listen on."""
+
+
+def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) -> list[str]:
+    """Starts one shard."""
+    optional = {
+        "--max-model-len": config.max_model_len,
+        "--max-num-seqs": config.max_num_seqs,
+        "--max-num-batched-tokens": config.max_num_batched_tokens,
+        "--block-size": config.block_size,
+        "--kv-cache-memory": config.kv_cache_memory_bytes,
+        "--cpu-threads": config.cpu_threads,
+    }
+    return [
+        *(sys.executable, "-m", "pagewire_shard"),
+        *("--model", config.model),
+        *("--model-name", config.model_name or config.model),
+        *("--listen", listen),
+        *("--group-id", str(replica)),
+        *("--tp-rank", str(tp_rank)),
+        *("--tp-size", str(config.tensor_parallel_size)),
+        *("--device", config.device),
+        *("--dtype", config.dtype),
+        *(() if config.cuda_graphs else ("--no-cuda-graphs",)),
+        *("--load-format", config.load_format),
+        *("--seed", str(config.seed)),
+        *(word for flag, value in optional.items() if value is not None for word in (flag, str(value))),
+        "--exit-with-parent",
+    ]
+
+
+def router_command(config: ServeConfig, shards: Sequence[str], listen: str) -> list[str]:
+    """Starts the router."""
+    metrics = [] if config.metrics_port is None else ["--metrics-port", str(config.metrics_port)]
+    return [
+        *(sys.executable, "-m", "pagewire_router"),
+        *("--shards", ",".join(shards)),
+        *("--listen", listen),
+        *metrics,
+        "--exit-with-parent",
+    ]

@@ -1,0 +1,60 @@
+"""The configuration of `pagewire serve`: built once by the CLI, never changed."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What to serve and where. None leaves the choice to the shard."""
+
+    model: str = "demo"
+    """Directory of a Hugging Face model, its id on the hub, or "demo": the bundled model."""
+    model_name: str | None = None
+    """The name clients see; None: as `model`."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 50051
+    """Port to listen on; 0: any free port."""
+    uds: str | None = None
+    """Path of a Unix socket to listen on, in place of host and port."""
+    private_socket: bool = False
+    """Listen on a Unix socket in a directory that only this user can enter, and that goes with the server."""
+    metrics_port: int | None = 9400
+    """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
+    tensor_parallel_size: int = 1
+    """Shards in each replica."""
+    replicas: int = 1
+    """Copies of the model."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    dtype: str = "auto"
+    """Element type of weights: auto, float32, bfloat16 or float16."""
+    max_model_len: int | None = None
+    """Longest prompt plus output, in tokens."""
+    max_num_seqs: int | None = None
+    """Sequences a shard can hold."""
+    max_num_batched_tokens: int | None = None
+    """Tokens a step may compute."""
+    block_size: int | None = None
+    """Tokens in a block of the KV cache."""
+    kv_cache_memory_bytes: int | None = None
+    """Size of a shard's block pool."""
+    cuda_graphs: bool = True
+    """Whether a GPU's decode steps are captured as graphs."""
+    load_format: str = "auto"
+    """auto: safetensors; dummy: random weights."""
+    seed: int = 0
+    """Seeds dummy weights."""
+    cpu_threads: int | None = None
+    """Threads for a shard's CPU kernels."""
+    drain_grace_s: float = 30.0
+    """How long requests may go on after SIGTERM."""
+    exit_with_parent: bool = False
+    """Stop when standard input ends: the parent process is gone."""
+
+    @property
+    def listen(self) -> str:
+        """The router's address, unless the socket is private."""
+        if self.uds is not None:
+            return f"unix:{self.uds}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -1,0 +1,110 @@
+"""The options of `pagewire serve` that say how to run the model: flags of the CLI, keyword arguments of LLM."""
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY_UNITS = {f"{unit}i": 1024**power for power, unit in enumerate(_UNITS) if unit}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as "2GiB", "512MB", "1.5g" or "1000000".
+
+    Raises:
+        argparse.ArgumentTypeError: it is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size; accepted: bytes, or a number with KB to TB or KiB to TiB"
+        )
+    unit = (match[2] or "").upper().replace("I", "i")
+    return int(float(match[1]) * {**_UNITS, **_BINARY_UNITS}[unit])
+
+
+def positive(text: str) -> int:
+    """A whole number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option, by the name it has as a keyword argument."""
+
+    name: str
+    help: str
+    type: Callable[[str], Any] = str
+    metavar: str | None = None
+    choices: tuple[str, ...] | None = None
+    dest: str | None = None
+    """The field of ServeConfig, if it is named otherwise."""
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    def words(self, value: Any) -> str:
+        """The flag that gives it this value."""
+        if self.type is bool:
+            return self.flag if value else self.flag.replace("--", "--no-", 1)
+        return f"{self.flag}={value}"
+
+
+MODEL_OPTIONS: tuple[Option, ...] = (
+    Option("model_name", "name that clients see (default: MODEL as given)", metavar="NAME"),
+    Option("tensor_parallel_size", "shards in each replica (default: 1)", positive, "N"),
+    Option("replicas", "copies of the model (default: 1)", positive, "N"),
+    Option("device", "where to run (default: auto: a GPU if there is one)", choices=("auto", "cpu", "cuda")),
+    Option("dtype", "type of the weights (default: auto)", choices=("auto", "float32", "bfloat16", "float16")),
+    Option("max_model_len", "longest prompt plus output, in tokens (default: the model's)", positive, "N"),
+    Option("max_num_seqs", "sequences a shard can hold (default: 256)", positive, "N"),
+    Option("max_num_batched_tokens", "tokens a step may compute (default: 8192 on a GPU, 512 on a CPU)", positive, "N"),
+    Option("block_size", "tokens in a block of the KV cache (default: 64 on a GPU, 16 on a CPU)", positive, "N"),
+    Option(
+        "kv_cache_memory",
+        "size of a shard's KV cache, such as 2GiB (default: what the device has left)",
+        parse_bytes,
+        "BYTES",
+        dest="kv_cache_memory_bytes",
+    ),
+    Option("cuda_graphs", "capture a GPU's decode steps as CUDA graphs (default: yes)", bool),
+    Option("load_format", "auto: safetensors; dummy: random weights (default: auto)", choices=("auto", "dummy")),
+    Option("seed", "seeds dummy weights (default: 0)", int, "N"),
+    Option("cpu_threads", "threads for a shard's CPU kernels (default: all cores but one)", positive, "N"),
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options as flags. Those not given leave no trace: ServeConfig has the defaults."""
+    group = parser.add_argument_group("model options")
+    for option in MODEL_OPTIONS:
+        common: dict[str, Any] = {"dest": option.dest or option.name, "help": option.help}
+        common["default"] = argparse.SUPPRESS
+        if option.type is bool:
+            group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **common)
+        else:
+            group.add_argument(option.flag, type=option.type, metavar=option.metavar, choices=option.choices, **common)
+
+
+def model_flags(options: dict[str, Any]) -> list[str]:
+    """The command line for options given as keyword arguments; None means not given.
+
+    Raises:
+        TypeError: an option is not known.
+    """
+    by_name = {option.name: option for option in MODEL_OPTIONS}
+    for name in options:
+        if name not in by_name:
+            raise TypeError(f"unknown option {name!r}; accepted: {', '.join(by_name)}")
+    return [by_name[name].words(value) for name, value in options.items() if value is not None]

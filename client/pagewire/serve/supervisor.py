@@ -1,0 +1,207 @@
+"""Starts one router and its shards, keeps them running, and stops them in order.
+
+Start: all at once; the router waits for its shards. A child that ends before the router is ready fails the start, with
+the child's own message. Later a child that ends is started again on the same address: the router connects again and
+resumes the shard's sequences; the shards outlive the router with their caches.
+
+Stop: SIGTERM, SIGINT or the parent's end. The router drains and lets go of the shards, then the shards end. A second
+signal ends everything at once.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pagewire.serve.child import Child
+from pagewire.serve.commands import RouterCommand, ShardCommand, router_command, shard_command
+from pagewire.serve.config import ServeConfig
+from pagewire.serve.sockets import private_directory
+
+STDIN = 0
+MIN_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 30.0
+STABLE_S = 60.0
+"""A child that ran so long starts its backoff anew."""
+ORPHAN_GRACE_S = 5.0
+"""Grace when the parent is gone: nobody waits for the answers."""
+FAILED_START_GRACE_S = 1.0
+"""Grace after a start that failed: nothing runs yet."""
+SHARD_GRACE_S = 3.0
+"""What the shards get in any case, even if the router used up the grace."""
+
+
+@dataclass(slots=True, eq=False)
+class _Role:
+    """A place that a child process fills, one after the other."""
+
+    name: str
+    command: Sequence[str]
+    child: Child | None = None
+    keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> Child:
+        self.child = await Child.start(self.command)
+        return self.child
+
+
+class Supervisor:
+    """Runs a router and its shards until it is told to stop. One run for each instance.
+
+    Args:
+        shard_command, router_command: how to start the children.
+        min_backoff_s: wait before a child is started again; doubles with each time it ends early.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        shard_command: ShardCommand = shard_command,
+        router_command: RouterCommand = router_command,
+        min_backoff_s: float = MIN_BACKOFF_S,
+    ) -> None:
+        self._config = config
+        self._shard_command = shard_command
+        self._router_command = router_command
+        self._min_backoff_s = min_backoff_s
+        self._grace_s = config.drain_grace_s
+        self._stop = asyncio.Event()
+        self._shards: list[_Role] = []
+        self._router = _Role("router", ())
+
+    async def run(self) -> int:
+        """Serves until told to stop. Returns the exit status: 0 after a stop, 1 if the start failed."""
+        self._watch_for_stop()
+        with private_directory() as directory:
+            try:
+                failure = await self._start_and_serve(Path(directory))
+            finally:
+                await self._shut_down()
+        if failure is None:
+            return 0
+        print(f"error: {failure}", file=sys.stderr, flush=True)  # after the last words of all children
+        return 1
+
+    async def _start_and_serve(self, directory: Path) -> str | None:
+        """Returns what failed at the start; None after a stop."""
+        addresses = self._assign(directory)
+        await asyncio.gather(*(role.start() for role in self._roles()))
+        failure = await self._wait_until_ready()
+        if failure is not None:
+            self._grace_s = FAILED_START_GRACE_S
+        elif not self._stop.is_set():
+            await self._serve(addresses)
+        return failure
+
+    def _roles(self) -> list[_Role]:
+        return [*self._shards, self._router]
+
+    def _assign(self, directory: Path) -> list[str]:
+        """Gives every role its command. Returns the shards' addresses."""
+        addresses = []
+        for replica in range(self._config.replicas):
+            for tp_rank in range(self._config.tensor_parallel_size):
+                address = f"unix:{directory / f'shard-{replica}-{tp_rank}.sock'}"
+                addresses.append(address)
+                command = self._shard_command(self._config, replica, tp_rank, address)
+                self._shards.append(_Role(f"shard {replica}.{tp_rank}", command))
+        listen = f"unix:{directory / 'pagewire.sock'}" if self._config.private_socket else self._config.listen
+        self._router.command = self._router_command(self._config, addresses, listen)
+        return addresses
+
+    async def _wait_until_ready(self) -> str | None:
+        """Waits until the router is ready, a child ends or a stop is asked for. Returns what failed, if anything."""
+        assert self._router.child is not None
+        ends = {asyncio.create_task(role.child.wait()): role for role in self._roles() if role.child is not None}
+        stop = asyncio.create_task(self._stop.wait())
+        awaited: list[asyncio.Future[Any]] = [self._router.child.address, stop, *ends]
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        ended = [(role, task.result()) for task, role in ends.items() if task.done()]
+        for task in (stop, *ends):
+            task.cancel()
+        if self._stop.is_set() or not ended:
+            return None
+        return next(
+            (role.child.error for role, _ in ended if role.child is not None and role.child.error),
+            f"the {ended[0][0].name} ended with status {ended[0][1]} before it was ready",
+        )
+
+    async def _serve(self, addresses: Sequence[str]) -> None:
+        """Keeps the children running until a stop is asked for."""
+        assert self._router.child is not None
+        address = self._router.child.address.result()
+        # A router that is started again serves where the first one did, also if that port was picked by chance.
+        self._router.command = self._router_command(self._config, addresses, address)
+        print(f"pagewire ready on {address}", flush=True)
+        for role in self._roles():
+            role.keeper = asyncio.create_task(self._keep(role))
+        await self._stop.wait()
+
+    async def _keep(self, role: _Role) -> None:
+        """Starts a child again whenever it ends."""
+        loop = asyncio.get_running_loop()
+        backoff_s = self._min_backoff_s
+        while True:
+            assert role.child is not None
+            started_s = loop.time()
+            status = await role.child.wait()
+            if loop.time() - started_s > STABLE_S:
+                backoff_s = self._min_backoff_s
+            why = f" ({role.child.error})" if role.child.error else ""
+            _log(f"the {role.name} ended with status {status}{why}; starting it again in {backoff_s:g} s")
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            try:
+                await role.start()
+            except OSError as exc:  # out of processes or memory: perhaps not for long
+                _log(f"cannot start the {role.name}: {exc}")
+
+    async def _shut_down(self) -> None:
+        """Stops the router first, so that it drains and lets go of the shards, then the shards."""
+        for role in self._roles():
+            if role.keeper is not None:
+                role.keeper.cancel()
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._grace_s
+        await _stop_all([self._router], self._grace_s)
+        await _stop_all(self._shards, max(deadline_s - loop.time(), min(self._grace_s, SHARD_GRACE_S)))
+
+    def _watch_for_stop(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._on_signal)
+        if self._config.exit_with_parent:
+            # A thread, because standard input may be a file, which an event loop cannot wait for.
+            threading.Thread(target=self._watch_parent, args=(loop,), daemon=True).start()
+
+    def _watch_parent(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(OSError):  # a standard input that is closed or revoked has ended, too
+            while os.read(STDIN, 4096):
+                pass
+        loop.call_soon_threadsafe(self._on_parent_gone)
+
+    def _on_parent_gone(self) -> None:
+        self._grace_s = min(self._grace_s, ORPHAN_GRACE_S)
+        self._stop.set()
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            for role in self._roles():
+                if role.child is not None:
+                    role.child.kill()
+        self._stop.set()
+
+
+async def _stop_all(roles: Sequence[_Role], timeout_s: float) -> None:
+    await asyncio.gather(*(role.child.stop(timeout_s) for role in roles if role.child is not None))
+
+
+def _log(message: str) -> None:
+    print(f"pagewire serve: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,127 @@
+"""Between Python values and protobuf messages."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pagewire.events import Event, SequenceFinished, Started, TokenDelta
+from pagewire.outputs import CompletionOutput, CompletionOutputs, FinishReason, Logprob, RequestOutput, Usage
+from pagewire.prompts import Prompt, fill_prompt, prompt_text
+from pagewire.sampling_params import SamplingParams
+from pagewire.v1 import inference_pb2
+
+_FINISH_REASONS: dict[int, FinishReason] = {
+    inference_pb2.FINISH_REASON_STOP: "stop",
+    inference_pb2.FINISH_REASON_LENGTH: "length",
+    inference_pb2.FINISH_REASON_ABORT: "abort",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What a request says beside its prompt and sampling parameters."""
+
+    request_id: str = ""
+    """Unique among the requests that are alive; empty: the server picks one."""
+    model: str | None = None
+    """Must be the served model's name, if given."""
+    priority: int = 0
+    """Lower runs first."""
+    cache_salt: str | None = None
+    """Cached prefixes are shared only among requests of one salt."""
+    add_special_tokens: bool = True
+    """Adds the tokenizer's special tokens to a text prompt."""
+
+
+def build_request(
+    prompt: Prompt, params: SamplingParams | None, options: RequestOptions, *, return_prompt_token_ids: bool = False
+) -> inference_pb2.GenerateRequest:
+    """The wire form of a request.
+
+    Raises:
+        InvalidRequest: the prompt is none of the accepted kinds.
+    """
+    request = inference_pb2.GenerateRequest(
+        request_id=options.request_id, model=options.model, cache_salt=options.cache_salt
+    )
+    fill_prompt(request, prompt)
+    if params is not None:
+        request.sampling_params.CopyFrom(params.to_proto())
+    if options.priority:
+        request.priority = options.priority
+    if not options.add_special_tokens:
+        request.add_special_tokens = False
+    if return_prompt_token_ids:
+        request.return_prompt_token_ids = True
+    return request
+
+
+def decode_event(data: bytes) -> Event | None:
+    """One message of a Generate stream; None: a kind of event that newer servers have. Called once per message."""
+    message = inference_pb2.GenerateResponse.FromString(data)
+    kind = message.WhichOneof("event")
+    if kind == "delta":
+        delta = message.delta
+        return TokenDelta(
+            delta.index, delta.text, list(delta.token_ids), _logprobs(delta.logprobs) if delta.logprobs else None
+        )
+    if kind == "finished":
+        finished = message.finished
+        return SequenceFinished(
+            finished.index, _finish_reason(finished), _stop_reason(finished), _usage(finished.usage)
+        )
+    if kind == "started":
+        started = message.started
+        return Started(
+            started.request_id, started.model, started.seed, started.num_prompt_tokens, list(started.prompt_token_ids)
+        )
+    return None
+
+
+def decode_result(result: inference_pb2.GenerateResult, prompt: Prompt) -> RequestOutput:
+    """The whole answer to one prompt."""
+    started = result.started
+    text = prompt_text(prompt)
+    if isinstance(prompt, str) or "prompt_token_ids" not in prompt:
+        token_ids = list(started.prompt_token_ids)
+    else:
+        token_ids = list(prompt["prompt_token_ids"])
+    outputs = CompletionOutputs(_decode_completion(completion) for completion in result.completions)
+    return RequestOutput(started.request_id, text, token_ids, outputs, seed=started.seed)
+
+
+def _decode_completion(completion: inference_pb2.Completion) -> CompletionOutput:
+    finished = completion.finished
+    output = CompletionOutput(completion.index, completion.text, list(completion.token_ids))
+    if completion.logprobs:
+        output.logprobs = _logprobs(completion.logprobs)
+        output.cumulative_logprob = sum(entry.logprob for entry in completion.logprobs)
+    output.finish_reason = _finish_reason(finished)
+    output.stop_reason = _stop_reason(finished)
+    output.usage = _usage(finished.usage)
+    return output
+
+
+def _logprobs(positions: Iterable[inference_pb2.TokenLogprobs]) -> list[dict[int, Logprob]]:
+    decoded = []
+    for position in positions:
+        # The sampled token comes first; if it is among the best too, it stays where it is.
+        entry = {position.token_id: Logprob(position.logprob, position.rank)}
+        for rank, (token_id, logprob) in enumerate(zip(position.top_token_ids, position.top_logprobs, strict=False), 1):
+            entry.setdefault(token_id, Logprob(logprob, rank))
+        decoded.append(entry)
+    return decoded
+
+
+def _finish_reason(finished: inference_pb2.Finished) -> FinishReason:
+    return _FINISH_REASONS.get(finished.finish_reason, "abort")
+
+
+def _stop_reason(finished: inference_pb2.Finished) -> str | int | None:
+    kind = finished.WhichOneof("stop_reason")
+    if kind is None:
+        return None
+    return finished.stop_string if kind == "stop_string" else finished.stop_token_id
+
+
+def _usage(usage: inference_pb2.Usage) -> Usage:
+    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)

@@ -1,0 +1,254 @@
+import asyncio
+
+import grpc
+import pytest
+from pagewire import (
+    AsyncClient,
+    DeadlineExceeded,
+    InvalidRequest,
+    QueueFull,
+    SamplingParams,
+    SequenceFinished,
+    ServerError,
+    Started,
+    TokenDelta,
+    Unavailable,
+    Usage,
+)
+from pagewire.channels import MAX_CHANNELS, STREAMS_PER_CHANNEL
+from pagewire.retry import RetryPolicy
+from pagewire.v1 import inference_pb2 as pb
+
+
+@pytest.fixture
+async def client(fake):
+    async with AsyncClient(fake.target) as client:
+        yield client
+
+
+async def collect(events) -> list:
+    return [event async for event in events]
+
+
+async def test_a_stream_yields_started_deltas_and_finished(client):
+    events = await collect(client.generate("one two", request_id="mine"))
+    assert events == [
+        Started("mine", "fake", 7, 2, []),
+        TokenDelta(0, " one", [0], None),
+        TokenDelta(0, " two", [1], None),
+        SequenceFinished(0, "stop", "!", Usage(3, 2, 1)),
+    ]
+
+
+async def test_complete_gathers_the_whole_answer(client):
+    output = await client.complete("one two three")
+    assert (output.request_id, output.prompt, output.prompt_token_ids) == ("picked", "one two three", [0, 1, 2])
+    assert (output.finished, output.seed, output.num_cached_tokens) == (True, 7, 1)
+    [completion] = output.outputs
+    assert (completion.text, completion.token_ids) == (" one two three", [0, 1, 2])
+    assert (completion.finish_reason, completion.stop_reason, completion.logprobs) == ("stop", "!", None)
+    assert output.outputs.text == " one two three"
+
+
+async def test_what_a_request_says_reaches_the_server(fake, client):
+    params = SamplingParams(temperature=0.5, stop="end", max_tokens=None)
+    await client.complete(
+        {"prompt_token_ids": [5, 6]}, params, model="fake", priority=-2, cache_salt="s", add_special_tokens=False
+    )
+    [request] = fake.requests
+    assert list(request.token_ids.ids) == [5, 6]
+    assert (request.model, request.priority, request.cache_salt, request.add_special_tokens) == ("fake", -2, "s", False)
+    assert request.sampling_params == pb.SamplingParams(temperature=0.5, stop=["end"], max_tokens=2**31 - 1)
+
+
+async def test_chat_sends_messages_and_template_options(fake, client):
+    messages = [{"role": "user", "content": "hi", "name": "Ada"}, {"role": "assistant", "content": "so"}]
+    await client.chat(messages, continue_final_message=True, template_kwargs={"think": True}, tools=[{"type": "x"}])
+    chat = fake.requests[0].chat
+    assert [(m.role, m.content, m.name) for m in chat.messages] == [("user", "hi", "Ada"), ("assistant", "so", "")]
+    assert chat.continue_final_message
+    assert chat.add_generation_prompt is False
+    assert (chat.template_kwargs["think"], chat.tools[0]["type"]) == (True, "x")
+
+
+@pytest.mark.parametrize(
+    "prompt", [5, None, {}, {"text": "x"}, {"prompt_token_ids": "abc"}, {"prompt_token_ids": [-1]}]
+)
+async def test_a_malformed_prompt_is_refused_before_anything_is_sent(fake, client, prompt):
+    with pytest.raises(InvalidRequest, match=r"^prompt: .*accepted") as caught:
+        await client.complete(prompt)
+    assert caught.value.violations[0].field == "prompt"
+    assert not fake.requests
+
+
+async def test_tokenize_and_detokenize(client):
+    assert await client.tokenize("a b c") == [0, 1, 2]
+    assert await client.tokenize({"messages": [{"role": "user", "content": "a b"}]}) == [0, 1]
+    assert await client.detokenize([3, 4]) == "3 4"
+    with pytest.raises(InvalidRequest, match="token_ids"):
+        await client.detokenize([-1])
+
+
+async def test_model_and_health(client):
+    assert (await client.get_model()).name == "fake"
+    assert await client.health()
+
+
+async def test_health_is_false_where_nobody_answers(tmp_path):
+    async with AsyncClient(f"unix:{tmp_path}/none.sock") as client:
+        assert not await client.health()
+
+
+async def test_logprobs_come_by_token_id(fake, client):
+    async def complete(request, context):
+        entry = pb.TokenLogprobs(token_id=9, logprob=-2.0, rank=3, top_token_ids=[1, 2], top_logprobs=[-0.5, -1.0])
+        other = pb.TokenLogprobs(token_id=1, logprob=-0.25, rank=1, top_token_ids=[1], top_logprobs=[-0.25])
+        completion = pb.Completion(token_ids=[9, 1], logprobs=[entry, other], finished=pb.Finished(finish_reason=2))
+        return pb.GenerateResult(completions=[completion])
+
+    fake.complete = complete
+    [output] = (await client.complete("x")).outputs
+    assert [list(entry) for entry in output.logprobs] == [[9, 1, 2], [1]]
+    assert (output.logprobs[0][9].logprob, output.logprobs[0][9].rank, output.logprobs[0][2].rank) == (-2.0, 3, 2)
+    assert output.cumulative_logprob == -2.25
+    assert (output.finish_reason, output.stop_reason) == ("length", None)
+
+
+async def test_a_full_queue_is_asked_again_after_the_time_it_names(fake, client, monkeypatch):
+    waits = []
+    real_sleep = asyncio.sleep
+
+    async def sleep(delay_s):
+        waits.append(delay_s)
+        await real_sleep(0)
+
+    async def refuse_twice(request, context):
+        if len(fake.requests) < 3:
+            await fake.refuse(context, "RESOURCE_EXHAUSTED", "full", reason="QUEUE_FULL", retry_after_s=0.2)
+        async for response in fake.say_words(request, context):
+            yield response
+
+    fake.generate = refuse_twice
+    monkeypatch.setattr("pagewire.async_client.asyncio.sleep", sleep)
+    events = await collect(client.generate("hello"))
+    assert isinstance(events[0], Started)
+    assert len(fake.requests) == 3
+    waits = [wait for wait in waits if wait]
+    assert len(waits) == 2
+    assert all(0.2 <= wait <= 0.3 for wait in waits)
+
+
+async def test_a_wait_beyond_the_timeout_is_not_begun(fake, client):
+    async def refuse(request, context):
+        await fake.refuse(context, "RESOURCE_EXHAUSTED", "full", reason="QUEUE_FULL", retry_after_s=60)
+
+    fake.complete = refuse
+    with pytest.raises(QueueFull) as caught:
+        await client.complete("x", timeout_s=5)
+    assert caught.value.retry_after_s == 60
+    assert len(fake.requests) == 1
+
+
+async def test_a_server_that_stays_away_is_given_up(fake):
+    async def refuse(request, context):
+        await fake.refuse(context, "UNAVAILABLE", "no shard group serves", reason="UNAVAILABLE", retry_after_s=0.01)
+
+    fake.complete = refuse
+    async with AsyncClient(fake.target, retry=RetryPolicy(max_unavailable_attempts=3)) as client:
+        with pytest.raises(Unavailable, match="no shard group serves"):
+            await client.complete("x")
+    assert len(fake.requests) == 3
+
+
+async def test_a_stream_that_breaks_after_its_first_message_is_not_repeated(fake, client):
+    async def break_off(request, context):
+        yield pb.GenerateResponse(started=pb.Started())
+        await fake.refuse(context, "UNAVAILABLE", "lost the shard", reason="UNAVAILABLE", retry_after_s=0.01)
+
+    fake.generate = break_off
+    with pytest.raises(Unavailable, match="lost the shard"):
+        await collect(client.generate("x"))
+    assert len(fake.requests) == 1
+
+
+async def test_leaving_the_iteration_cancels_the_request(fake, client, eventually):
+    cancelled = []
+
+    async def forever(request, context):
+        try:
+            while True:
+                yield pb.GenerateResponse(delta=pb.Delta(text="x", token_ids=[1]))
+                await asyncio.sleep(0.001)
+        finally:
+            cancelled.append(request.request_id)
+
+    fake.generate = forever
+    async for _ in client.generate("x", request_id="left"):
+        break
+    await eventually(lambda: cancelled == ["left"])
+
+    stream = client.generate("x", request_id="closed")
+    await anext(stream)
+    await stream.aclose()
+    await eventually(lambda: cancelled == ["left", "closed"])
+
+    task = asyncio.create_task(collect(client.generate("x", request_id="task")))
+    await eventually(lambda: fake.requests[-1].request_id == "task")
+    task.cancel()
+    await eventually(lambda: cancelled == ["left", "closed", "task"])
+
+
+async def test_the_timeout_is_the_requests_deadline(fake, client):
+    async def hang(request, context):
+        assert context.time_remaining() < 1
+        await asyncio.sleep(60)
+
+    fake.complete = hang
+    with pytest.raises(DeadlineExceeded):
+        await client.complete("x", timeout_s=0.2)
+
+
+async def test_the_api_key_is_sent_with_every_call(fake):
+    async with AsyncClient(fake.target, api_key="secret") as client:
+        await client.complete("x")
+        await collect(client.generate("x"))
+    for context in fake.contexts:
+        assert ("authorization", "Bearer secret") in context.invocation_metadata()
+
+
+async def test_many_streams_spread_over_a_bounded_number_of_connections(fake, client, eventually):
+    release = asyncio.Event()
+
+    async def hold(request, context):
+        yield pb.GenerateResponse(started=pb.Started())
+        await release.wait()
+
+    fake.generate = hold
+    tasks = [asyncio.create_task(collect(client.generate("x"))) for _ in range(10 * STREAMS_PER_CHANNEL)]
+    await eventually(lambda: len(fake.contexts) == len(tasks))
+    peers = [context.peer() for context in fake.contexts]
+    assert len(set(peers)) == MAX_CHANNELS
+    assert max(peers.count(peer) for peer in set(peers)) <= 10 * STREAMS_PER_CHANNEL // MAX_CHANNELS + 1
+    release.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_events_of_a_newer_protocol_are_passed_over(fake, client):
+    async def newer(request, context):
+        yield pb.GenerateResponse(started=pb.Started(request_id="a"))
+        yield pb.GenerateResponse()
+        yield pb.GenerateResponse(finished=pb.Finished(finish_reason=1))
+
+    fake.generate = newer
+    events = await collect(client.generate("x"))
+    assert [type(event) for event in events] == [Started, SequenceFinished]
+
+
+async def test_a_unix_socket_serves_as_well(fake, tmp_path):
+    server = grpc.aio.server()
+    server.add_insecure_port(f"unix:{tmp_path}/s.sock")
+    await server.start()
+    async with AsyncClient(f"unix:{tmp_path}/s.sock") as client:
+        with pytest.raises(ServerError, match="UNIMPLEMENTED"):
+            await client.get_model()
+    await server.stop(0)

@@ -1,0 +1,90 @@
+import contextlib
+import io
+import subprocess
+import sys
+
+import pytest
+from pagewire.cli import chat, main
+from pagewire.v1 import inference_pb2 as pb
+
+
+def test_complete_streams_to_standard_output(background_fake, capsys):
+    assert main(["complete", "one two", "--server", background_fake.target, "--max-tokens", "5", "--stop", "a"]) == 0
+    assert capsys.readouterr().out == " one two\n"
+    params = background_fake.requests[0].sampling_params
+    assert (params.max_tokens, list(params.stop)) == (5, ["a"])
+
+
+def test_complete_at_once(background_fake, capsys):
+    assert main(["complete", "one two", "--server", background_fake.target, "--no-stream"]) == 0
+    assert capsys.readouterr().out == " one two\n"
+
+
+def test_complete_reads_standard_input(background_fake, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
+    assert main(["complete", "-", "--server", background_fake.target]) == 0
+    assert capsys.readouterr().out == " from a pipe\n"
+
+
+def test_errors_are_one_line(background_fake, capsys, tmp_path):
+    assert main(["complete", "x", "--server", background_fake.target, "--temperature", "9"]) == 1
+    assert capsys.readouterr().err.startswith("error: sampling_params.temperature: 9.0 given, accepted: ")
+    assert main(["complete", "x", "--server", f"unix:{tmp_path}/none"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: no pagewire server answers at unix:{tmp_path}/none")
+
+
+def test_chat_reads_lines_where_there_is_no_terminal(background_fake, capsys, monkeypatch):
+    async def reply(request, context):
+        text = f"{len(request.chat.messages)} messages"
+        yield pb.GenerateResponse(delta=pb.Delta(text=text, token_ids=[1]))
+
+    background_fake.generate = reply
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nagain\n/reset\nanew"))
+    assert main(["chat", "--server", background_fake.target, "--system", "be brief"]) == 0
+    assert capsys.readouterr().out == "2 messages\n4 messages\n2 messages\n"
+    said = [(m.role, m.content) for m in background_fake.requests[1].chat.messages]
+    assert said == [("system", "be brief"), ("user", "hello"), ("assistant", "2 messages"), ("user", "again")]
+
+
+def test_chat_needs_a_chat_template(background_fake, capsys):
+    background_fake.model.supports_chat = False
+    assert main(["chat", "--server", background_fake.target]) == 1
+    assert "no chat template" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_said_so_far(background_fake, monkeypatch):
+    from pagewire import Client, SamplingParams
+
+    def interrupted(events, reply):
+        reply.text = "half a"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "show", interrupted)
+    with Client(background_fake.target) as client:
+        conversation = chat.Conversation(client, SamplingParams(), None)
+        conversation.answer("tell")
+    assert conversation.messages[-1] == {"role": "assistant", "content": "half a"}
+
+
+def test_a_refused_turn_counts_as_not_said(background_fake):
+    from pagewire import Client, InvalidRequest, SamplingParams
+
+    async def refuse(request, context):
+        await background_fake.refuse(context, "INVALID_ARGUMENT", "too long")
+        yield
+
+    background_fake.generate = refuse
+    with Client(background_fake.target) as client:
+        conversation = chat.Conversation(client, SamplingParams(), None)
+        with contextlib.suppress(InvalidRequest):
+            conversation.answer("x" * 9)
+    assert conversation.messages == []
+
+
+@pytest.mark.parametrize("words", [[], ["unknown"], ["serve", "--no-such-flag"]])
+def test_wrong_usage_ends_with_status_2(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "pagewire", *words], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert "usage: pagewire" in done.stderr

@@ -1,0 +1,167 @@
+import gc
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from pagewire import LLM, InvalidRequest, SamplingParams, StartupError, server_process
+
+STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_server.py")))
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    """LLM starts the stand-in in place of `pagewire serve`."""
+    started = []
+
+    def start(arguments):
+        server = server_process.ServerProcess(arguments, command=STAND_IN)
+        started.append((server.pid, Path(server.address.removeprefix("unix:")).parent))
+        return server
+
+    monkeypatch.setattr("pagewire.llm.ServerProcess", start)
+    return started
+
+
+@pytest.fixture
+def llm():
+    with LLM(model="any") as llm:
+        yield llm
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline_s = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_the_quick_example_runs_as_it_is():
+    prompts = ["Hello, my name is", "The capital of France is"]
+    sampling_params = SamplingParams(temperature=0.8, top_p=0.95)
+    llm = LLM(model="any")
+    outputs = llm.generate(prompts, sampling_params)
+    for output, prompt in zip(outputs, prompts, strict=True):
+        assert output.prompt == prompt
+        assert output.outputs[0].text == output.outputs.text == f" {prompt}"
+    llm.close()
+
+
+def test_prompts_come_in_every_form_and_keep_their_order(llm):
+    prompts = ["a b", {"prompt": "c"}, {"prompt_token_ids": [4, 5]}]
+    outputs = llm.generate(prompts, [SamplingParams(max_tokens=n) for n in (1, 2, 3)])
+    assert [output.outputs.text for output in outputs] == [" a", " c", " 4 5"]
+    assert [output.prompt for output in outputs] == ["a b", "c", None]
+    assert outputs[2].prompt_token_ids == [4, 5]
+    assert llm.generate({"prompt": "alone"})[0].outputs.text == " alone"
+
+
+def test_more_prompts_than_the_queue_takes(llm):
+    outputs = llm.generate([f"p{i}" for i in range(100)], use_tqdm=False)
+    assert [output.outputs.text for output in outputs] == [f" p{i}" for i in range(100)]
+
+
+def test_one_conversation_and_several(llm):
+    hello = [{"role": "user", "content": "hello"}]
+    assert [output.outputs.text for output in llm.chat(hello)] == [" hello"]
+    several = [hello, [{"role": "system", "content": "be"}, {"role": "user", "content": "brief"}]]
+    assert [output.outputs.text for output in llm.chat(several)] == [" hello", " be brief"]
+    with pytest.raises(InvalidRequest, match="messages"):
+        llm.chat([])
+
+
+def test_options_become_flags():
+    with LLM("my model", dtype="float16", kv_cache_memory="2GiB", max_num_seqs=4, seed=None) as llm:
+        command = llm.client.get_model().name
+    assert command.startswith("--private-socket")
+    assert command.endswith("--exit-with-parent --dtype=float16 --kv-cache-memory=2GiB --max-num-seqs=4 -- my model")
+
+
+def test_an_unknown_option_is_named_before_anything_starts(stand_in):
+    with pytest.raises(TypeError, match=r"unknown option 'max_model_length'; accepted: .*max_model_len"):
+        LLM(model="any", max_model_length=5)
+    assert not stand_in
+
+
+def test_a_server_that_does_not_start_says_why(capfd):
+    with pytest.raises(StartupError) as caught:
+        LLM(model="broken")
+    assert str(caught.value) == "the model broken is no model"
+    assert capfd.readouterr().err == "loading\n"
+
+
+def test_closing_stops_the_server_and_removes_its_socket(stand_in):
+    llm = LLM()
+    [(pid, folder)] = stand_in
+    assert folder.stat().st_mode & 0o777 == 0o700
+    llm.close()
+    llm.close()
+    assert not psutil.pid_exists(pid)
+    assert not folder.exists()
+
+
+def test_the_server_stops_with_the_last_reference(stand_in):
+    llm = LLM()
+    llm.generate("x")
+    del llm
+    gc.collect()
+    wait_until_gone(stand_in[0][0])
+
+
+def test_an_interrupted_start_leaves_nothing_behind(monkeypatch):
+    pids = []
+    popen = subprocess.Popen
+
+    def start(*args, **kwargs):
+        process = popen(*args, **kwargs)
+        pids.append(process.pid)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        return process
+
+    monkeypatch.setattr(server_process.subprocess, "Popen", start)
+    previous = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            LLM(model="slow")
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    wait_until_gone(pids[0])
+
+
+OWNER = """
+import sys
+from pagewire import llm, server_process
+import functools
+llm.ServerProcess = functools.partial(server_process.ServerProcess, command=sys.argv[1:3])
+owned = llm.LLM()
+owned.generate(["a", "b"])
+print(owned._finalizer.peek()[2][1].pid, flush=True)
+exec(sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("end", ["pass", "raise SystemExit(3)", "sys.stdin.read()"])
+def test_the_server_ends_with_its_owner_however_that_ends(end):
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, *STAND_IN, end],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as owner:
+        pid = int(owner.stdout.readline())
+        if "stdin" in end:
+            owner.kill()
+        _, errors = owner.communicate(timeout=30)
+        assert errors == ""
+    wait_until_gone(pid)
+
+
+def test_a_forked_copy_of_the_owner_leaves_the_server_alone(llm, stand_in, monkeypatch):
+    with monkeypatch.context() as forked:
+        forked.setattr("os.getpid", lambda: -1)
+        llm.close()
+    assert psutil.pid_exists(stand_in[0][0])

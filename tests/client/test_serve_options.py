@@ -1,0 +1,101 @@
+import argparse
+from dataclasses import fields
+
+import pytest
+from pagewire.cli.serve import add_arguments, config_from
+from pagewire.serve.commands import router_command, shard_command
+from pagewire.serve.config import ServeConfig
+from pagewire.serve.options import MODEL_OPTIONS, parse_bytes
+from pagewire.serve.sockets import private_directory
+
+
+def parse(*words: str) -> ServeConfig:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return config_from(parser.parse_args(words))
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("0", 0),
+        ("1000000", 10**6),
+        ("512MB", 512 * 10**6),
+        ("2GiB", 2 << 30),
+        ("2gib", 2 << 30),
+        ("1.5 KiB", 1536),
+        ("3G", 3 * 10**9),
+        ("1Ti", 1 << 40),
+        ("7B", 7),
+    ],
+)
+def test_sizes_have_decimal_and_binary_units(text, num_bytes):
+    assert parse_bytes(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "2XB", "1e9", "two"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="size"):
+        parse_bytes(text)
+
+
+def test_no_arguments_mean_the_defaults():
+    assert parse() == ServeConfig()
+
+
+def test_every_field_has_a_flag():
+    config = parse(
+        *("model-dir", "--model-name", "m", "--host", "::1", "--port", "0", "--metrics-port", "1"),
+        *("--tensor-parallel-size", "2", "--replicas", "3", "--device", "cpu", "--dtype", "float16"),
+        *("--max-model-len", "4", "--max-num-seqs", "5", "--max-num-batched-tokens", "6", "--block-size", "8"),
+        *("--kv-cache-memory", "1KiB", "--no-cuda-graphs", "--load-format", "dummy", "--seed", "9"),
+        *("--cpu-threads", "2", "--drain-grace", "1.5", "--exit-with-parent", "--uds", "/s", "--private-socket"),
+    )
+    changed = [field.name for field in fields(ServeConfig) if getattr(config, field.name) != field.default]
+    assert changed == [field.name for field in fields(ServeConfig)]
+    assert config.kv_cache_memory_bytes == 1024
+
+
+def test_options_are_fields_of_the_configuration():
+    names = {field.name for field in fields(ServeConfig)}
+    assert {option.dest or option.name for option in MODEL_OPTIONS} <= names
+
+
+def test_addresses():
+    assert parse("--port", "7").listen == "127.0.0.1:7"
+    assert parse("--host", "::", "--port", "7").listen == "[::]:7"
+    assert parse("--uds", "/tmp/s").listen == "unix:/tmp/s"
+
+
+def test_a_private_socket_has_no_metrics_port_unless_asked_for():
+    assert parse().metrics_port == 9400
+    assert parse("--uds", "/tmp/s").metrics_port is None
+    assert parse("--private-socket").metrics_port is None
+    assert parse("--uds", "/tmp/s", "--metrics-port", "0").metrics_port == 0
+
+
+@pytest.mark.parametrize("words", [("--block-size", "0"), ("--replicas", "x"), ("--dtype", "int8")])
+def test_what_is_out_of_range_is_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        parse(*words)
+    assert words[0] in capsys.readouterr().err
+
+
+def test_the_command_lines_of_the_children():
+    config = ServeConfig(model="m", max_num_seqs=4, kv_cache_memory_bytes=1024, metrics_port=0)
+    shard = " ".join(shard_command(config, 1, 0, "unix:/s")[1:])
+    assert shard == (
+        "-m pagewire_shard --model m --model-name m --listen unix:/s --group-id 1 --tp-rank 0 --tp-size 1 "
+        "--device auto --dtype auto --load-format auto --seed 0 --max-num-seqs 4 --kv-cache-memory 1024 "
+        "--exit-with-parent"
+    )
+    router = " ".join(router_command(config, ["unix:/a", "unix:/b"], "h:1")[1:])
+    assert router == "-m pagewire_router --shards unix:/a,unix:/b --listen h:1 --metrics-port 0 --exit-with-parent"
+
+
+def test_a_long_temporary_directory_does_not_make_socket_paths_too_long(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with private_directory() as directory:
+        assert len(directory) < 80
