@@ -1,0 +1,172 @@
+"""The whole engine against its roofline: time per output token of decode steps, prompts, whole workloads."""
+
+import statistics
+from functools import partial
+from time import perf_counter
+
+import torch
+from pagewire_shard.engine import Engine
+
+from gpu_parts import engine_driver
+from gpu_parts.cases import EXTRA, GRID, WORKLOADS, Case, K
+from gpu_parts.engine_driver import Driver, decode_steps, median_host_s, step_times_s
+from gpu_parts.part import Bench, Part, Row
+
+NUM_STEPS = 40
+NUM_PROFILED = 5
+NUM_PROFILE_ROWS = 25
+
+
+def engine_for(bench: Bench, case: Case, extra_tokens: int) -> Engine:
+    """The engine of the case's model with room for it; one with too small a pool is replaced."""
+    case.check_fits(bench, extra_tokens)
+    needed = case.kv_bytes(bench, extra_tokens)
+    shape = case.shape(bench)
+
+    def load() -> tuple[Engine, int]:
+        # What other cases of this model will need, too: loading takes longer than anything else.
+        sizes = [c.kv_bytes(bench, extra_tokens) for c in (*GRID, *EXTRA) if c.shape_name == case.shape_name]
+        free = torch.cuda.mem_get_info(bench.device)[0] if bench.device.type == "cuda" else 1 << 40
+        room = int(0.9 * free) - shape.resident_bytes - (4 << 30)
+        pool_bytes = max([needed, *(size for size in sizes if size <= room)])
+        return engine_driver.build(bench, shape, pool_bytes), pool_bytes
+
+    engine, pool_bytes = bench.model(f"engine:{shape.name}", load)
+    if pool_bytes < needed:
+        bench.release_model()
+        engine, _ = bench.model(f"engine:{shape.name}", load)
+    return engine  # type: ignore[no-any-return]
+
+
+def decode(case: Case, bench: Bench) -> list[Row]:
+    """Time per output token beside (weight bytes + KV bytes) / bandwidth."""
+    assert bench.ceilings is not None
+    num_steps = bench.size(NUM_STEPS, 4)
+    engine = engine_for(bench, case, 6 * (num_steps + 8))
+    num_seqs, context = case.scaled(bench)
+    times_s = step_times_s(steps := decode_steps(Driver(engine), num_seqs, context, num_steps))
+    shape = case.shape(bench)
+    weight_bytes, kv_bytes = shape.weight_bytes(num_seqs), num_seqs * context * shape.kv_bytes_per_token
+    roofline_s = (weight_bytes + kv_bytes) / bench.ceilings.copy_bytes_per_s
+    tpot_s = statistics.median(times_s)
+    return [
+        {
+            "name": f"{shape.name}, {num_seqs} x {context}",
+            "tpot_ms": tpot_s * 1e3,
+            "slowest_ms": max(times_s) * 1e3,
+            "roofline_ms": roofline_s * 1e3,
+            "over_roofline": tpot_s / roofline_s,
+            "tokens_per_s": num_seqs / tpot_s,
+            "host_ms": median_host_s(steps) * 1e3,
+            "wait_ms": statistics.median(step.wait_s for step in steps) * 1e3,
+            "weight_gbytes": weight_bytes / 1e9,
+            "kv_gbytes": kv_bytes / 1e9,
+        }
+    ]
+
+
+def prefill(case: Case, bench: Bench) -> list[Row]:
+    """Time to the first token of one prompt beside its operations over the matmul rate."""
+    assert bench.ceilings is not None
+    engine = engine_for(bench, case, 2)
+    _, context = case.scaled(bench)
+    times_s = []
+    for seed in range(4):
+        driver = Driver(engine, seed)
+        driver.add(context, 1)
+        began_s = perf_counter()
+        _drain(driver)
+        times_s.append(perf_counter() - began_s)
+        driver.close()
+    shape = case.shape(bench)
+    num_flops = context * shape.flops_per_token((context - 1) / 2)
+    took_s = statistics.median(times_s[1:])
+    return [
+        {
+            "name": f"{shape.name}, prompt of {context}",
+            "ttft_ms": took_s * 1e3,
+            "tokens_per_s": context / took_s,
+            "tflops": num_flops / took_s / 1e12,
+            "of_matmul": num_flops / took_s / bench.ceilings.matmul_flops_per_s,
+        }
+    ]
+
+
+def offline(case: Case, bench: Bench) -> list[Row]:
+    """A whole workload without the wire: num_seqs prompts at once, each generates output_len tokens."""
+    engine = engine_for(bench, case, bench.output_len)
+    num_seqs, context = case.scaled(bench)
+    # The first run is the warm-up.
+    for seed in range(2):
+        driver = Driver(engine, seed)
+        groups = [driver.add(context, bench.output_len) for _ in range(num_seqs)]
+        began_s = perf_counter()
+        steps = _drain(driver)
+        took_s = perf_counter() - began_s
+        driver.close()
+    num_tokens = sum(len(sequence.token_ids) - context for group in groups for sequence in group.sequences)
+    assert num_tokens == num_seqs * bench.output_len, num_tokens
+    decodes_s = [t for t, step in zip(step_times_s(steps), steps[1:], strict=True) if step.num_sampled == num_seqs]
+    return [
+        {
+            "name": f"engine, {case.shape_name}, {num_seqs} x {context} -> {bench.output_len}",
+            "output_tokens_per_s": num_tokens / took_s,
+            "duration_s": took_s,
+            "tpot_ms": statistics.median(decodes_s) * 1e3 if decodes_s else None,
+        }
+    ]
+
+
+def profile(case: Case, bench: Bench) -> list[Row]:
+    """Which kernels decode steps spend their time in."""
+    engine = engine_for(bench, case, 512)
+    num_seqs, context = case.scaled(bench)
+    driver = Driver(engine)
+    block_size = engine.info.block_size
+    for _ in range(num_seqs):
+        driver.add(max(1, context // block_size * block_size - block_size) + 1, 64, cached=True)
+    for _ in range(16):
+        driver.step()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if bench.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(NUM_PROFILED):
+            driver.step()
+    driver.close()
+    return _profile_rows(profiler, bench.device.type)
+
+
+def _profile_rows(profiler: torch.profiler.profile, device_type: str) -> list[Row]:
+    entries = []
+    for entry in profiler.key_averages():
+        is_kernel = str(entry.device_type).lower().endswith(device_type)
+        total_us = entry.self_device_time_total if device_type == "cuda" else entry.self_cpu_time_total
+        if is_kernel and total_us > 0:
+            entries.append((total_us / NUM_PROFILED, entry.count / NUM_PROFILED, entry.key))
+    entries.sort(reverse=True)
+    rest_us = sum(us for us, _, _ in entries[NUM_PROFILE_ROWS:])
+    rows = [{"name": key[:90], "us_per_step": us, "calls_per_step": n} for us, n, key in entries[:NUM_PROFILE_ROWS]]
+    total_us = sum(us for us, _, _ in entries)
+    return [*rows, {"name": "the rest", "us_per_step": rest_us}, {"name": "all", "us_per_step": total_us}]
+
+
+def _drain(driver: Driver) -> list[engine_driver.Step]:
+    steps = []
+    while (step := driver.step()) is not None:
+        steps.append(step)
+    return steps
+
+
+DECODES = tuple(Part(f"engine:{case.name}", partial(decode, case), 120.0) for case in (*GRID, *EXTRA))
+PREFILLS = tuple(
+    Part(f"prompt:{case.name}", partial(prefill, case), 120.0)
+    for case in (Case("llama-8b", 1, K), Case("llama-8b", 1, 8 * K), Case("qwen3-30b-a3b", 1, 8 * K))
+)
+OFFLINE = tuple(Part(f"offline:{case.name}", partial(offline, case), 180.0) for case in WORKLOADS)
+PROFILES = tuple(
+    Part(f"profile:{case.name}", partial(profile, case), 120.0)
+    for case in GRID
+    if (case.num_seqs, case.context) in ((1, K), (64, 8 * K), (256, K))
+)
+PARTS = (*DECODES, *PREFILLS, *OFFLINE, *PROFILES)

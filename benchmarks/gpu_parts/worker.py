@@ -1,0 +1,97 @@
+"""The process that runs parts: it may crash, hang or lose its device without taking the run with it.
+
+It reads one JSON line for each part to run and answers with one. What parts and libraries print goes to standard error,
+so that nothing mixes with the answers.
+"""
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_parts import (
+    attention_timings,
+    ceilings,
+    correctness,
+    engine_parts,
+    equality,
+    kernel_timings,
+    service_parts,
+    transformers_parts,
+)
+from gpu_parts.cases import DoesNotFit
+from gpu_parts.clock import NUM_SAMPLES, Clock
+from gpu_parts.part import Bench, Ceilings, Part
+
+PARTS: tuple[Part, ...] = (
+    *ceilings.PARTS,
+    *correctness.PARTS,
+    *equality.PARTS,
+    *attention_timings.PARTS,
+    *kernel_timings.PARTS,
+    *engine_parts.PARTS,
+    *service_parts.PARTS,
+    *transformers_parts.PARTS,
+)
+TRACEBACK_LINES = 12
+EXIT_DEVICE_LOST = 3
+
+
+def serve(bench: Bench, parts: dict[str, Part]) -> int:
+    """Runs what standard input asks for, until it ends. Returns the exit status."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["ceilings"]:
+            bench.ceilings = Ceilings(**request["ceilings"])
+        answer = run(bench, parts[request["part"]])
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        if answer.get("device_lost"):
+            return EXIT_DEVICE_LOST
+    return 0
+
+
+def run(bench: Bench, part: Part) -> dict[str, Any]:
+    """Runs one part; whatever goes wrong is its answer."""
+    torch.manual_seed(0)
+    began_s = time.perf_counter()
+    answer: dict[str, Any] = {}
+    try:
+        answer["rows"] = list(part.run(bench))
+    except DoesNotFit as reason:
+        answer["skipped"] = str(reason)
+    except Exception as error:  # The top of the loop: the next part may well run.
+        answer["error"] = f"{type(error).__name__}: {error}"
+        answer["traceback"] = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
+        # The stack holds tensors.
+        error.__traceback__ = None
+        answer["device_lost"] = not _settle(bench)
+    answer["seconds"] = time.perf_counter() - began_s
+    if bench.ceilings is not None:
+        answer["ceilings"] = {name: getattr(bench.ceilings, name) for name in Ceilings.__slots__}
+    return answer
+
+
+def _settle(bench: Bench) -> bool:
+    """Frees what a failed part left behind. False: the device answers no more, this process is of no further use."""
+    try:
+        bench.release_model()
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize(bench.device)
+    except RuntimeError:
+        return False
+    return True
+
+
+def make_bench(device: str, tiny: bool, folder: Path, output_len: int) -> Bench:
+    """The bench of a process."""
+    target = torch.device(device)
+    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    num_samples = 3 if tiny else NUM_SAMPLES
+    return Bench(target, dtype, tiny, Clock(target, num_samples), None, folder, output_len)
