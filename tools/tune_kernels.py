@@ -1,0 +1,159 @@
+"""Measures tile configurations on the GPU at hand and writes the best, with what was measured, into the tuning tables.
+
+For each class of kernels/pagewire_kernels/tuning: one field of the configuration after the other takes the value that
+is fastest, round after round, until none changes. Configurations that do not compile, do not fit or compute something
+else are left out. A run is minutes; serving never tunes.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tuning_classes import Config, Load, TuningClass, all_classes
+
+TABLES = Path(__file__).resolve().parent.parent / "kernels" / "pagewire_kernels" / "tuning"
+MAX_ROUNDS = 3
+MAX_ERROR = 1e-2
+LEAST_GAIN = 0.01
+"""A configuration takes another's place if it is faster by this share at least: less is noise."""
+WARM_UP_MS, MEASURED_MS = 10, 40
+
+Entry = dict[str, Any]
+Measure = Callable[[Config], list[float]]
+"""Seconds of each load; infinite if it does not run or is wrong."""
+
+
+@dataclass(slots=True)
+class Search:
+    """The search for one class."""
+
+    measure: Measure
+    measured: dict[Config, list[float]] = field(default_factory=dict)
+
+    def run(self, start: Config, choices: Mapping[str, Sequence[object]]) -> Config:
+        """The best configuration found, `start` if none is better."""
+        best = start
+        for _ in range(MAX_ROUNDS):
+            before = best
+            for name, values in choices.items():
+                for value in values:
+                    candidate = replace(best, **{name: value})
+                    if self._is_faster(candidate, best):
+                        best = candidate
+            if best == before:
+                break
+        return best
+
+    def seconds(self, config: Config) -> list[float]:
+        """Of each load, measured once."""
+        if config not in self.measured:
+            self.measured[config] = self.measure(config)
+        return self.measured[config]
+
+    def _is_faster(self, candidate: Config, best: Config) -> bool:
+        new, old = self.seconds(candidate), self.seconds(best)
+        if not all(map(math.isfinite, new)):
+            return False
+        if not all(map(math.isfinite, old)):
+            return True
+        # Every load counts alike, whatever it takes.
+        gain = sum(math.log(before / after) for before, after in zip(old, new, strict=True)) / len(old)
+        return gain > LEAST_GAIN
+
+
+def measure_on_device(loads: Sequence[Load], start: Config) -> Measure:
+    """Times configurations and compares what they compute with what `start` does."""
+    import torch
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    runs = [load.make() for load in loads]
+    expected = [run(start).clone() for run in runs]
+
+    def measure(config: Config) -> list[float]:
+        times_s = []
+        for run, reference in zip(runs, expected, strict=True):
+            try:
+                error = (run(config).float() - reference.float()).norm() / reference.float().norm()
+                if not error <= MAX_ERROR:
+                    return [math.inf] * len(runs)
+                took_ms = do_bench(
+                    lambda run=run: run(config), warmup=WARM_UP_MS, rep=MEASURED_MS, return_mode="median"
+                )
+            except (CompilationError, OutOfResources):
+                return [math.inf] * len(runs)
+            times_s.append(took_ms / 1e3)
+        torch.cuda.synchronize()
+        return times_s
+
+    return measure
+
+
+def describe(loads: Sequence[Load], times_s: Sequence[float], device: str) -> str:
+    """The reason of an entry."""
+    parts = []
+    for load, time_s in zip(loads, times_s, strict=True):
+        rate = f"{load.num_bytes / time_s / 1e12:.2f} TB/s" if load.num_bytes else ""
+        rate = rate or f"{load.num_flops / time_s / 1e12:.0f} TFLOP/s"
+        parts.append(f"{load.name}: {time_s * 1e6:.1f} us, {rate}")
+    return f"Measured on {device}. {'; '.join(parts)}."
+
+
+def updated(entries: Sequence[Entry], key: Mapping[str, int | str], config: Config, reason: str) -> list[Entry]:
+    """The table with the entry of this key replaced, or added at its end."""
+    new = {**key, **asdict(config), "reason": reason}
+    result = [dict(entry) for entry in entries]
+    for index, entry in enumerate(result):
+        if all(entry.get(name) == value for name, value in key.items()):
+            result[index] = new
+            return result
+    return [*result, new]
+
+
+def write_table(path: Path, entries: Sequence[Entry]) -> None:
+    """One line for each entry."""
+    path.write_text("[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in entries) + "\n]\n")
+
+
+def tune(tuning_class: TuningClass, device: str) -> None:
+    """Searches for one class and writes its entry."""
+    search = Search(measure_on_device(tuning_class.loads, tuning_class.start))
+    best = search.run(tuning_class.start, tuning_class.choices)
+    reason = describe(tuning_class.loads, search.seconds(best), device)
+    print(f"{tuning_class.name}: {len(search.measured)} configurations\n  {best}\n  {reason}", flush=True)
+    path = TABLES / f"{tuning_class.table}.json"
+    entries: list[Entry] = json.loads(path.read_text(encoding="utf-8"))
+    write_table(path, updated(entries, tuning_class.key, best, reason))
+
+
+def main() -> int:
+    """Tunes the classes asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="classes whose names contain this")
+    parser.add_argument("--list", action="store_true", help="print the names of all classes and end")
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(each.name for each in all_classes(0)))
+        return 0
+    import torch
+    import triton
+
+    if not torch.cuda.is_available():
+        print("error: no CUDA device is visible", file=sys.stderr)
+        return 1
+    major, minor = torch.cuda.get_device_capability()
+    device = f"{torch.cuda.get_device_name()} with Triton {triton.__version__}"
+    for tuning_class in all_classes(10 * major + minor):
+        if args.only in tuning_class.name:
+            tune(tuning_class, device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

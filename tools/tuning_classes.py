@@ -1,0 +1,177 @@
+"""What tools/tune_kernels.py tunes: each op's classes, the loads that stand for them, and the values to try.
+
+A class is what one entry of a table in kernels/pagewire_kernels/tuning serves.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+DEVICE = torch.device("cuda")
+BLOCK_SIZE = 64
+K = 1024
+
+Config = Any
+"""A frozen dataclass of pagewire_kernels.tuning."""
+Run = Callable[[Config], torch.Tensor]
+"""Runs the kernel with a configuration and returns what it computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One size to run."""
+
+    name: str
+    make: Callable[[], Run]
+    """Allocates the inputs."""
+    num_bytes: float
+    """What it must move; 0: it is judged by its operations."""
+    num_flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class TuningClass:
+    """One entry to choose."""
+
+    table: str
+    """The file, without .json."""
+    key: Mapping[str, int | str]
+    """The fields that say what the entry serves; its gpu is the one at hand."""
+    start: Config
+    """Where to begin: the table's choice so far."""
+    choices: Mapping[str, Sequence[object]]
+    """Field of the configuration -> values to try."""
+    loads: Sequence[Load]
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.table, *(f"{key}={value}" for key, value in self.key.items() if key != "gpu")])
+
+
+def all_classes(gpu: int) -> Iterator[TuningClass]:
+    """Every class, for a GPU generation. Allocates nothing."""
+    yield from _attention_classes(gpu)
+    yield from _moe_classes(gpu)
+
+
+def _attention_classes(gpu: int) -> Iterator[TuningClass]:
+    from pagewire_kernels.tuning.paged_attention import decode_config, prefill_config
+
+    for head_dim in (64, 128):
+        key = {"gpu": gpu, "max_head_dim": head_dim, "element_bytes": 2}
+        yield TuningClass(
+            "paged_attention",
+            {"query": "decode", **key},
+            decode_config(gpu, head_dim, 2),
+            {
+                "tile": (32, 64, 128),
+                "num_warps": (2, 4, 8),
+                "num_stages": (2, 3, 4, 5),
+                "programs_per_sm": (1, 2, 3, 4),
+                "min_split_tiles": (1, 2, 4, 8),
+            },
+            [_decode(head_dim, n, k * K) for n, k in ((1, 1), (1, 32), (16, 8), (64, 8), (256, 1))],
+        )
+        yield TuningClass(
+            "paged_attention",
+            {"query": "prefill", **key},
+            prefill_config(gpu, head_dim, 2),
+            {
+                "block_m": (64, 128),
+                "tile": (32, 64, 128),
+                "num_warps": (4, 8),
+                "num_stages": (2, 3, 4),
+                "late_values": (False, True),
+            },
+            [_prefill(head_dim, n, q * K, k * K) for n, q, k in ((1, 8, 8), (8, 1, 1), (1, 2, 16))],
+        )
+
+
+def _decode(head_dim: int, num_seqs: int, seq_len: int) -> Load:
+    num_bytes = 2.0 * 2 * num_seqs * seq_len * 8 * head_dim
+    return Load(f"{num_seqs} x {seq_len}", lambda: _attention(head_dim, num_seqs, 1, seq_len), num_bytes, 0.0)
+
+
+def _prefill(head_dim: int, num_seqs: int, query_len: int, seq_len: int) -> Load:
+    num_products = query_len * seq_len - query_len * (query_len - 1) // 2
+    num_flops = 4.0 * 32 * head_dim * num_seqs * num_products
+    name = f"{num_seqs} x {query_len} of {seq_len}"
+    return Load(name, lambda: _attention(head_dim, num_seqs, query_len, seq_len), 0.0, num_flops)
+
+
+def _attention(head_dim: int, num_seqs: int, query_len: int, seq_len: int) -> Run:
+    """32 query heads and 8 key heads, blocks scattered over the pool."""
+    from pagewire_kernels.paged_attention.inputs import AttentionInputs
+    from pagewire_kernels.paged_attention.triton_decode import attend_decodes
+    from pagewire_kernels.paged_attention.triton_prefill import attend_prefills
+
+    num_blocks = -(-seq_len // BLOCK_SIZE)
+    shape = (num_seqs * num_blocks, BLOCK_SIZE, 8, head_dim)
+    keys, values = (torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+    query = torch.randn(num_seqs * query_len, 32, head_dim, dtype=torch.bfloat16, device=DEVICE)
+    tables = torch.randperm(num_seqs * num_blocks, device=DEVICE).to(torch.int32).view(num_seqs, num_blocks)
+    starts = torch.arange(num_seqs + 1, dtype=torch.int32, device=DEVICE) * query_len
+    lens = torch.full((num_seqs,), seq_len, dtype=torch.int32, device=DEVICE)
+    out = torch.empty_like(query)
+    scale = head_dim**-0.5
+    inputs = AttentionInputs(
+        query, keys, values, tables, starts, lens, out, scale, query_len, seq_len, 0, 0.0, None, None
+    )
+
+    def run(config: Config) -> torch.Tensor:
+        if query_len == 1:
+            attend_decodes(inputs, num_seqs, config)
+        else:
+            attend_prefills(inputs, 0, config)
+        return out
+
+    return run
+
+
+def _moe_classes(gpu: int) -> Iterator[TuningClass]:
+    from pagewire_kernels.tuning.fused_moe import moe_config
+
+    classes = (
+        (16, {"block_m": (16,)}, (1, 16, 64)),
+        (48, {"block_m": (16, 32, 64)}, (512,)),
+        (1_000_000_000, {"block_m": (64, 128)}, (2048, 8192)),
+    )
+    for max_rows, rows, num_tokens in classes:
+        yield TuningClass(
+            "fused_moe",
+            {"gpu": gpu, "element_bytes": 2, "max_rows": max_rows},
+            moe_config(gpu, 2, max_rows),
+            {
+                **rows,
+                "up_n": (32, 64, 128),
+                "up_k": (32, 64, 128),
+                "up_warps": (4, 8),
+                "up_stages": (2, 3, 4, 5),
+                "down_n": (32, 64, 128, 256),
+                "down_k": (32, 64, 128),
+                "down_warps": (4, 8),
+                "down_stages": (2, 3, 4, 5),
+            },
+            [_experts(num) for num in num_tokens],
+        )
+
+
+def _experts(num_tokens: int) -> Load:
+    """Qwen3-30B-A3B's experts."""
+    num_experts, top_k, hidden, size = 128, 8, 2048, 768
+    num_hit = num_experts * (1 - (1 - top_k / num_experts) ** num_tokens)
+    num_flops = 6.0 * num_tokens * top_k * size * hidden if num_tokens >= 1024 else 0.0
+    num_bytes = 0.0 if num_flops else 2.0 * 3 * num_hit * size * hidden
+
+    def make() -> Run:
+        from pagewire_kernels.fused_moe.triton import fused_moe
+
+        x = torch.randn(num_tokens, hidden, dtype=torch.bfloat16, device=DEVICE)
+        logits = torch.randn(num_tokens, num_experts, dtype=torch.bfloat16, device=DEVICE)
+        gate_up = torch.randn(num_experts, 2 * size, hidden, dtype=torch.bfloat16, device=DEVICE) * hidden**-0.5
+        down = torch.randn(num_experts, hidden, size, dtype=torch.bfloat16, device=DEVICE) * size**-0.5
+        return lambda config: fused_moe(x, logits, gate_up, down, top_k, True, config)
+
+    return Load(f"{num_tokens} tokens", make, num_bytes, num_flops)
