@@ -1,0 +1,285 @@
+"""The router's scheduler against the shard's engine and block pool, on random workloads and on chosen ones."""
+
+import gc
+import random
+import weakref
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pagewire.v1 import shard_pb2
+from pagewire_router.errors import RequestTooLong
+from pagewire_router.sequence import SequenceGroup
+from pagewire_router.step_records import GroupLimits
+from scheduling_world import World, expected_output, make_request, output
+
+
+def limits(**changes: int) -> GroupLimits:
+    values = {
+        "num_blocks": 64,
+        "block_size": 4,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 64,
+        "max_model_len": 128,
+    } | changes
+    return GroupLimits(**values)
+
+
+def check_outputs(world: World, groups: list[SequenceGroup]) -> None:
+    for group in groups:
+        for sequence in group.sequences:
+            expected = expected_output(
+                group.request, sequence.index, world.scheduler.limits.max_model_len, world.eos_share
+            )
+            assert output(group, sequence.index) == expected
+
+
+def random_trial(seed: int, window: int, num_ranks: int) -> World:
+    """A small pool, shared prefixes, parallel sampling, aborts and late arrivals, all at once."""
+    rng = random.Random(seed)
+    block_size = rng.choice([1, 2, 3, 4])
+    max_tokens, max_prompt, max_n = rng.randrange(1, 24), rng.choice([2, 6, 14]), rng.choice([1, 1, 2, 3])
+    alone = max_n * -(-(max_prompt + max_tokens) // block_size)
+    max_num_seqs = rng.randrange(max(2, max_n), 7)
+    own_limits = limits(
+        num_blocks=alone + rng.randrange(0, alone + 2),
+        block_size=block_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=rng.choice([1, 2, max_num_seqs, 8, 100]),
+        max_model_len=max_prompt + max_tokens + rng.choice([0, 3]),
+    )
+    world = World(own_limits, window, eos_share=rng.choice([0.0, 0.05, 0.2]), num_ranks=num_ranks)
+    prefixes = [[rng.randrange(1, 5) for _ in range(max_prompt)] for _ in range(2)]
+    arrivals = []
+    for _ in range(rng.randrange(2, 9)):
+        prompt = rng.choice(prefixes)[: rng.randrange(1, max_prompt + 1)]
+        if rng.random() < 0.3:
+            prompt = [*prompt[:-1], rng.randrange(1, 5)]
+        request = make_request(
+            prompt,
+            arrival_s=float(rng.choice([0, 0, rng.randrange(0, 10)])),
+            seed=rng.randrange(99),
+            max_tokens=rng.choice([max_tokens, rng.randrange(1, max_tokens + 1)]),
+            n=rng.randrange(1, max_n + 1),
+            priority=rng.choice([0, 0, 0, 1]),
+            deadline_s=rng.choice([None, None, None, 60.0]),
+            cache_salt=rng.choice(["", "", "s"]),
+        )
+        arrivals.append(request)
+    arrivals.sort(key=lambda r: r.arrival_s)
+    groups: list[SequenceGroup] = []
+    ended: set[SequenceGroup] = set()
+    for _ in range(5000):
+        while arrivals and arrivals[0].arrival_s <= world.now:
+            groups.append(world.submit(arrivals.pop(0)))
+        running = world.step()
+        ended.update(g for g in groups if g.is_ended and not all(s.finish_reason in (1, 2) for s in g.sequences))
+        if groups and rng.random() < 0.03:
+            victim = rng.choice(groups)
+            if not victim.is_ended:
+                world.scheduler.end(victim)
+                ended.add(victim)
+        if not running and not arrivals and not world.scheduler.has_work():
+            break
+    else:
+        raise AssertionError("stuck")
+    check_outputs(world, [g for g in groups if g not in ended])
+    world.check_whole()
+    return world
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+@settings(max_examples=250, deadline=None)
+@given(seed=st.integers(0, 2**40))
+def test_random_workloads_yield_every_token_once_and_leave_the_pool_whole(window: int, seed: int) -> None:
+    random_trial(seed, window, num_ranks=1)
+
+
+@settings(max_examples=120, deadline=None)
+@given(seed=st.integers(0, 2**40), window=st.integers(1, 4))
+def test_ranks_that_learn_of_tokens_at_different_times_stay_identical(seed: int, window: int) -> None:
+    random_trial(seed, window, num_ranks=2)
+
+
+def test_random_workloads_reach_preemption_forks_and_cache_hits() -> None:
+    preemptions = sum(random_trial(seed, 2, 1).scheduler.num_preemptions for seed in range(150))
+    assert preemptions > 10
+
+
+def test_no_token_is_computed_twice_without_preemption_or_void_lanes() -> None:
+    world = World(limits(num_blocks=200), window=2, eos_share=0.0)
+    groups = [world.submit(make_request([i % 5 + 1, 2, 3], max_tokens=9, seed=i)) for i in range(8)]
+    world.run()
+    check_outputs(world, groups)
+    assert world.scheduler.num_preemptions == 0
+    # Every known token but the last of each sequence is computed exactly once.
+    assert world.ranks[0].runner.num_computed_total == sum(len(g.sequences[0].token_ids) - 1 for g in groups)
+
+
+def test_a_cached_prefix_is_not_computed_again() -> None:
+    world = World(limits(), window=2, eos_share=0.0)
+    prompt = [1, 2, 3, 4] * 10
+    first = world.submit(make_request(prompt, max_tokens=4, seed=1))
+    world.run()
+    before = world.ranks[0].runner.num_computed_total
+    second = world.submit(make_request([*prompt, 5], max_tokens=4, seed=2))
+    world.run()
+    assert first.num_cached_tokens == 0
+    assert second.num_cached_tokens == 40
+    assert world.ranks[0].runner.num_computed_total - before == 1 + 3
+    check_outputs(world, [first, second])
+
+
+def test_another_salt_shares_no_prefix() -> None:
+    world = World(limits(), window=2, eos_share=0.0)
+    world.submit(make_request([1, 2, 3, 4] * 4, max_tokens=2, cache_salt="a"))
+    world.run()
+    other = world.submit(make_request([1, 2, 3, 4] * 4, max_tokens=2, cache_salt="b"))
+    world.run()
+    assert other.num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_four_requests_share_a_pool_too_small_for_two(window: int) -> None:
+    world = World(limits(num_blocks=9, max_model_len=36), window, eos_share=0.0)
+    groups = [world.submit(make_request([i + 1] * 8, max_tokens=20, seed=i, arrival_s=i)) for i in range(4)]
+    world.run()
+    check_outputs(world, groups)
+    assert world.scheduler.num_preemptions > 0
+    world.check_whole()
+
+
+def test_parallel_samples_compute_their_prompt_once() -> None:
+    world = World(limits(), window=2, eos_share=0.0)
+    group = world.submit(make_request([1, 2, 3, 4, 5, 1, 2], max_tokens=6, n=4, seed=3))
+    world.run()
+    check_outputs(world, [group])
+    # The prompt once, its last token once more for each child, and five of six new tokens for each sequence.
+    assert world.ranks[0].runner.num_computed_total == 7 + 3 + 4 * 5
+    world.check_whole()
+
+
+def test_a_request_that_is_preempted_by_the_plan_that_forks_it_costs_no_slot() -> None:
+    """The children come and go within one plan, before they have a slot."""
+    world = World(limits(num_blocks=8), window=1, eos_share=0.0)
+    groups = [world.submit(make_request([i] * length, max_tokens=8, n=2)) for i, length in ((1, 8), (2, 10))]
+    both = 0
+    schedule = world.scheduler.schedule
+
+    def watch(now: float) -> shard_pb2.StepPlan | None:
+        nonlocal both
+        plan = schedule(now)
+        both += plan is not None and bool({f.child_seq_id for f in plan.forks} & set(plan.release_seq_ids))
+        return plan
+
+    world.scheduler.schedule = watch
+    world.run()
+    assert both > 0
+    check_outputs(world, groups)
+    world.check_whole()
+
+
+def test_a_request_that_does_not_fit_is_passed_over_but_not_for_ever() -> None:
+    world = World(limits(num_blocks=12, max_num_batched_tokens=32, max_model_len=48), window=2, eos_share=0.0)
+    world.submit(make_request([1] * 20, max_tokens=8, arrival_s=0.0))
+    world.step()
+    big = world.submit(make_request([2] * 40, max_tokens=4, arrival_s=1.0))
+    small = world.submit(make_request([3] * 4, max_tokens=2, arrival_s=2.0))
+    while not small.is_ended:
+        world.step()
+    assert not big.is_running
+    for i in range(400):
+        world.submit(make_request([4, i % 5], max_tokens=8, arrival_s=3.0 + i))
+        world.step()
+        if big.is_ended:
+            break
+    assert big.is_ended
+
+
+def test_priority_decides_who_is_admitted_first() -> None:
+    world = World(limits(max_num_seqs=1), window=1, eos_share=0.0)
+    world.submit(make_request([1], max_tokens=3, arrival_s=0.0))
+    world.step()
+    late_urgent = world.submit(make_request([2], max_tokens=3, arrival_s=2.0, priority=-1))
+    early = world.submit(make_request([3], max_tokens=3, arrival_s=1.0))
+    while not late_urgent.is_ended:
+        world.step()
+        assert not early.is_running
+    world.run()
+    assert early.is_ended
+
+
+def test_the_nearer_deadline_is_admitted_first_and_a_missed_one_ends_the_request() -> None:
+    world = World(limits(max_num_seqs=1), window=1, eos_share=0.0)
+    world.submit(make_request([1], max_tokens=6, arrival_s=0.0))
+    world.step()
+    patient = world.submit(make_request([2], max_tokens=3, arrival_s=1.0))
+    hurried = world.submit(make_request([3], max_tokens=3, arrival_s=2.0, deadline_s=40.0))
+    hopeless = world.submit(make_request([4], max_tokens=3, arrival_s=2.0, deadline_s=4.0))
+    while not hurried.is_ended:
+        world.step()
+        assert not patient.is_running
+    world.run()
+    assert hopeless.is_ended
+    assert output(hopeless) == []
+    check_outputs(world, [patient, hurried])
+
+
+def test_a_long_prompt_does_not_stop_those_that_decode() -> None:
+    world = World(limits(num_blocks=200, max_num_batched_tokens=8, max_model_len=400), window=1, eos_share=0.0)
+    running = world.submit(make_request([1], max_tokens=30))
+    world.step()
+    world.submit(make_request([2] * 200, max_tokens=1))
+    for i in range(10):
+        world.step()
+        assert len(output(running)) == i + 2
+
+
+def test_an_aborted_request_gives_its_blocks_back_within_two_steps() -> None:
+    world = World(limits(), window=2, eos_share=0.0)
+    group = world.submit(make_request([1] * 30, max_tokens=50))
+    for _ in range(5):
+        world.step()
+    world.scheduler.end(group)
+    while world.step():
+        pass
+    world.check_whole()
+
+
+def test_requests_that_ended_early_are_not_kept_until_their_deadline() -> None:
+    world = World(limits(), window=2, eos_share=0.0)
+    groups = [world.submit(make_request([1, 2], max_tokens=1, deadline_s=1e9)) for _ in range(500)]
+    ended = [weakref.ref(group) for group in groups]
+    del groups
+    world.run()
+    for _ in range(200):
+        world.scheduler.end(world.submit(make_request([1], max_tokens=1, deadline_s=1e9)))
+    gc.collect()
+    assert sum(ref() is not None for ref in ended) < 200
+
+
+def test_a_new_epoch_resumes_every_request_where_it_was() -> None:
+    world = World(limits(num_blocks=30), window=2, eos_share=0.0)
+    groups = [world.submit(make_request([i + 1] * 6, max_tokens=12, seed=i, n=1 + i % 2)) for i in range(5)]
+    for _ in range(6):
+        world.step()
+    rank = world.ranks[0]
+    rank.pending.clear()
+    rank.results.clear()
+    world.scheduler.reset(rank.engine.begin_epoch(world.window)[0])
+    world.run()
+    check_outputs(world, groups)
+    world.check_whole()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"max_tokens": 4000, "prompt": [1] * 300}, "blocks"),
+        ({"n": 17, "max_tokens": 1, "prompt": [1]}, "17 sequences"),
+    ],
+)
+def test_what_could_never_run_alone_is_refused_at_once(options: dict, named: str) -> None:
+    world = World(limits(max_model_len=100_000), window=2, eos_share=0.0)
+    with pytest.raises(RequestTooLong, match=named):
+        world.submit(make_request(options.pop("prompt"), **options))

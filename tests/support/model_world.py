@@ -1,0 +1,92 @@
+"""The router's scheduler, the shard's engine and a real model, in one process: no network, no threads."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from pagewire.v1 import shard_pb2
+from pagewire_kernels import kv_cache
+from pagewire_router.scheduler import GroupLimits, Scheduler
+from pagewire_router.sequence import Sequence, SequenceGroup
+from pagewire_shard.block_pool import BlockPool
+from pagewire_shard.device_state import DeviceState
+from pagewire_shard.engine import Engine, PendingStep
+from pagewire_shard.forward_batch import KVCache
+from pagewire_shard.model_runner import ModelRunner
+from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.runner import Runner
+from scheduling_world import make_request
+
+CPU = torch.device("cpu")
+
+MakeRunner = Callable[[Decoder, DeviceState, list[KVCache], int], Runner]
+"""Makes a runner on the state's device; the last argument is the block size."""
+
+
+class ModelWorld:
+    """Drives scheduler and engine as the group loop does, with `window` plans in flight.
+
+    The caches hold NaN where nothing was written, so that a read of the wrong place shows in every logit.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        limits: GroupLimits,
+        window: int = 2,
+        *,
+        make_runner: MakeRunner = ModelRunner,
+        device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        spec = model.spec
+        caches = [
+            kv_cache.allocate(limits.num_blocks, limits.block_size, spec.num_kv_heads, spec.head_dim, dtype, device)
+            for _ in spec.layers
+        ]
+        for cache in caches:
+            for tensor in cache:
+                tensor.fill_(torch.nan)
+        state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
+        info = shard_pb2.ShardInfo(max_num_seqs=limits.max_num_seqs, max_model_len=limits.max_model_len)
+        pool = BlockPool(limits.num_blocks, limits.block_size)
+        self.runner = make_runner(model, state, caches, limits.block_size)
+        self.engine = Engine(info, self.runner, pool)
+        self.engine.begin_epoch(window)
+        self.scheduler = Scheduler(limits)
+        self.logprobs: dict[Sequence, list[shard_pb2.SequenceLogprobs]] = {}
+        """For sequences that asked for them, one for each token."""
+        self._window = window
+        self._pending: deque[PendingStep] = deque()
+        self._now = 0.0
+
+    def submit(self, prompt: list[int], *, eos_token_ids: tuple[int, ...] = (), **options: object) -> SequenceGroup:
+        """Queues a request; options are SamplingParams' and Request's."""
+        request = make_request(prompt, eos=False, **options)
+        return self.scheduler.add(replace(request, eos_token_ids=eos_token_ids, arrival_s=self._now))
+
+    def step(self) -> bool:
+        """Launches plans while the window is open, then takes in one result. False: nothing is left to do."""
+        self._now += 1.0
+        while self.scheduler.num_inflight < self._window:
+            plan = self.scheduler.schedule(self._now)
+            if plan is None:
+                break
+            self._pending.append(self.engine.launch(shard_pb2.StepPlan.FromString(plan.SerializeToString())))
+            self.engine.check_consistent()
+        if not self._pending:
+            return False
+        for progress in self.scheduler.update(self.engine.collect(self._pending.popleft())):
+            if progress.logprobs:
+                self.logprobs.setdefault(progress.sequence, []).extend(progress.logprobs)
+        return True
+
+    def run(self, max_steps: int = 20_000) -> None:
+        """Runs until every request has ended; then every block must be free or cached."""
+        for _ in range(max_steps):
+            if not self.step():
+                break
+        assert not self.scheduler.has_work(), "the scheduler is stuck"
+        self.engine.pool.check_whole()
+        assert self.scheduler.free_blocks == self.scheduler.limits.num_blocks

@@ -1,0 +1,139 @@
+"""What transformers says a model yields, and when another answer counts as the same.
+
+Logits of two correct implementations differ in their last bits, so that a choice between two tokens that are all but
+equally good may fall either way. Such a difference is accepted where the reference itself would have chosen the other
+token, had that token's logit been near_tie higher; it is counted, and nothing after it is compared.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import transformers
+from pagewire_kernels.sample import SamplingBatch, reference
+from pagewire_router.request import Request, SamplingParams
+from pagewire_router.sequence import sequence_seed
+
+NEAR_TIE = 1e-4
+
+
+@dataclass
+class Expected:
+    """One sequence's right answer."""
+
+    prompt: list[int]
+    tokens: list[int]
+    logits: torch.Tensor
+    """[num_tokens, vocab_size]: what each token was chosen from."""
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...] = ()
+    index: int = 0
+
+
+class ReferenceModel:
+    """A transformers model and the definition of sampling."""
+
+    def __init__(self, model: transformers.PreTrainedModel) -> None:
+        self.model = model
+        self._device = model.device
+
+    def generate(self, prompt: list[int], num_tokens: int) -> Expected:
+        """Greedy, by transformers' own generate."""
+        vocab_size = self.model.config.vocab_size
+        out = self.model.generate(
+            torch.tensor([prompt], device=self._device),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=self._device),
+            max_new_tokens=num_tokens,
+            min_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=vocab_size,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = out.sequences[0, len(prompt) :].tolist()
+        params = SamplingParams(temperature=0.0, max_tokens=num_tokens)
+        return Expected(prompt, tokens, torch.cat(out.logits).float().cpu(), params)
+
+    @torch.no_grad()
+    def greedy_after(self, prompt: list[int], tokens: list[int]) -> Expected:
+        """For each token of a greedy answer the right one, given those before it: one pass, however long it is."""
+        logits = self.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        params = SamplingParams(temperature=0.0, max_tokens=len(tokens))
+        return Expected(prompt, logits.argmax(-1).tolist(), logits, params)
+
+    @torch.no_grad()
+    def answer(self, request: Request, index: int = 0, max_len: int = 1 << 30) -> Expected:
+        """Any request, token by token, with the whole sequence computed for each."""
+        params, eos = request.params, request.eos_token_ids
+        expected = Expected(request.prompt_token_ids, [], torch.empty(0), params, eos, index)
+        logits: list[torch.Tensor] = []
+        limit = min(params.max_tokens, max_len - len(expected.prompt))
+        while len(expected.tokens) < limit:
+            ids = torch.tensor([expected.prompt + expected.tokens], device=self._device)
+            logits.append(self.model(ids).logits[0, -1].float().cpu())
+            token = choose(expected, len(expected.tokens), logits[-1])
+            expected.tokens.append(token)
+            if len(expected.tokens) > params.min_tokens and token in (*eos, *params.stop_token_ids):
+                break
+        expected.logits = torch.stack(logits)
+        return expected
+
+
+def choose(expected: Expected, position: int, logits: torch.Tensor) -> int:
+    """The token that follows the first `position` tokens of an answer, given its logits [vocab_size]."""
+    params = expected.params
+    tokens = expected.prompt + expected.tokens[:position]
+    stop = sorted({*expected.eos_token_ids, *params.stop_token_ids}) or [-1]
+    seed = sequence_seed(params.seed, expected.index)
+    penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
+    batch = SamplingBatch(
+        temperature=torch.tensor([params.temperature]),
+        top_k=torch.tensor([params.top_k], dtype=torch.int32),
+        top_p=torch.tensor([params.top_p]),
+        min_p=torch.tensor([params.min_p]),
+        presence_penalty=torch.tensor([params.presence_penalty]),
+        frequency_penalty=torch.tensor([params.frequency_penalty]),
+        repetition_penalty=torch.tensor([params.repetition_penalty]),
+        seeds=torch.tensor([seed - (1 << 64) if seed >= 1 << 63 else seed]),
+        positions=torch.tensor([len(tokens)]),
+        token_ids=torch.tensor([tokens], dtype=torch.int32),
+        slots=torch.tensor([0]),
+        num_prompt_tokens=torch.tensor([len(expected.prompt)], dtype=torch.int32),
+        num_tokens=torch.tensor([len(tokens)], dtype=torch.int32),
+        stop_token_ids=torch.tensor([stop], dtype=torch.int32),
+        mask_stop=torch.tensor([position < params.min_tokens]),
+        all_greedy=params.temperature < reference.GREEDY_BELOW,
+        any_penalties=penalties != (0.0, 0.0, 1.0),
+        any_stop_mask=params.min_tokens > 0,
+    )
+    return int(reference.sample(logits[None].clone(), batch))
+
+
+@dataclass
+class Comparison:
+    """Compares answers with what is expected, and keeps count."""
+
+    near_tie: float = NEAR_TIE
+    """How far apart logits may be that count as equal."""
+    num_tokens: int = 0
+    """Tokens compared."""
+    num_near_ties: int = 0
+    """Differences that were accepted."""
+    where: list[str] = field(default_factory=list)
+    """A line for each of them."""
+
+    def check(self, expected: Expected, tokens: list[int], what: str) -> None:
+        """Asserts that the tokens are the expected ones."""
+        for position, (right, token) in enumerate(zip(expected.tokens, tokens, strict=False)):
+            self.num_tokens += 1
+            if token == right:
+                continue
+            logits = expected.logits[position].clone()
+            logits[token] += self.near_tie
+            assert choose(expected, position, logits) == token, (
+                f"{what}: token {position} is {token}, expected {right}\n{tokens}\n{expected.tokens}"
+            )
+            self.num_near_ties += 1
+            self.where.append(f"{what}: token {position} is {token}, expected {right}")
+            return
+        assert len(tokens) == len(expected.tokens), f"{what}: {tokens} != {expected.tokens}"

@@ -1,0 +1,216 @@
+"""A scheduler, one or two ranks of a shard group, and a model that is a hash function: no device, no network.
+
+The runner keeps a key-value cache of hashes. What it samples depends on what it finds there, so a block that is shared,
+copied, evicted or overwritten wrongly shows up as a wrong token.
+"""
+
+import random
+from collections import deque
+
+from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_router.request import Request, SamplingParams
+from pagewire_router.scheduler import Scheduler
+from pagewire_router.sequence import SequenceGroup, sequence_seed
+from pagewire_router.step_records import GroupLimits
+from pagewire_shard.block_pool import BlockPool
+from pagewire_shard.engine import Engine, PendingStep
+from pagewire_shard.runner import RunBatch, StepTokens
+from pagewire_shard.sequence import Sequence
+
+VOCAB_SIZE = 6
+EOS = 0
+
+
+def chain(tokens: list[int]) -> list[int]:
+    """What the cache holds for each token: a hash of it and all before it."""
+    value, out = 1, []
+    for token in tokens:
+        value = hash((value, token)) & 0xFFFFFFFF
+        out.append(value)
+    return out
+
+
+def next_token(last: int, seed: int, position: int, eos_share: float) -> int:
+    rng = random.Random(last * 1_000_003 + seed * 7919 + position)
+    return EOS if rng.random() < eos_share else rng.randrange(1, VOCAB_SIZE)
+
+
+class HashRunner:
+    """Rows as the device has them: exact counts, stops known at once, void rows that write nowhere."""
+
+    def __init__(self, num_blocks: int, block_size: int, max_model_len: int, eos_share: float) -> None:
+        self.block_size, self.max_model_len, self.eos_share = block_size, max_model_len, eos_share
+        self.cache = [[-1] * block_size for _ in range(num_blocks)]
+        self.rows: dict[int, dict] = {}
+        self.num_computed_total = 0
+
+    def admit(self, sequence: Sequence) -> None:
+        self.rows[sequence.slot] = {
+            "tokens": list(sequence.token_ids),
+            "computed": sequence.num_computed_tokens,
+            "table": list(sequence.blocks),
+            "stop": 0,
+            "max_len": min(sequence.num_prompt_tokens + sequence.stop.max_tokens, self.max_model_len),
+            "seed": sequence.sampling.seed,
+            "eos": EOS in sequence.stop.token_ids,
+        }
+
+    def launch(self, batch: RunBatch) -> "HashPending":
+        for slot, index, block in batch.table_updates:
+            table = self.rows[slot]["table"]
+            table[index : index + 1] = [block]
+        for source, destination in batch.copies:
+            self.cache[destination] = list(self.cache[source])
+        out = StepTokens([], [], [], [], [])
+        for slot, num_new, samples in zip(batch.slots, batch.query_lens, batch.samples, strict=True):
+            row = self.rows[slot]
+            sampled = -1 if row["stop"] else self._run(row, num_new, samples)
+            out.num_computed_tokens.append(row["computed"])
+            out.num_tokens.append(len(row["tokens"]))
+            out.sampled.append(sampled)
+            out.stop_reasons.append(row["stop"])
+        return HashPending(out)
+
+    def _run(self, row: dict, num_new: int, samples: bool) -> int:
+        values = chain(row["tokens"])
+        for position in range(row["computed"], row["computed"] + num_new):
+            self.cache[row["table"][position // self.block_size]][position % self.block_size] = values[position]
+        row["computed"] += num_new
+        self.num_computed_total += num_new
+        if not samples:
+            return -1
+        assert row["computed"] == len(row["tokens"])
+        found = [self.cache[row["table"][p // self.block_size]][p % self.block_size] for p in range(row["computed"])]
+        assert found == values, "the cache does not hold what the sequence computed"
+        token = next_token(found[-1], row["seed"], len(row["tokens"]), self.eos_share)
+        row["tokens"].append(token)
+        if token == EOS and row["eos"]:
+            row["stop"] = shard_pb2.STOP_REASON_TOKEN
+        elif len(row["tokens"]) >= row["max_len"]:
+            row["stop"] = shard_pb2.STOP_REASON_LENGTH
+        return token
+
+
+class HashPending:
+    def __init__(self, tokens: StepTokens) -> None:
+        self.tokens = tokens
+
+    def is_ready(self) -> bool:
+        return True
+
+    def wait(self) -> StepTokens:
+        return self.tokens
+
+
+class Rank:
+    """One shard. A lazy rank collects as late as the protocol allows, an eager one at once."""
+
+    def __init__(self, limits: GroupLimits, eos_share: float, window: int, lazy: bool) -> None:
+        info = shard_pb2.ShardInfo(max_num_seqs=limits.max_num_seqs, max_model_len=limits.max_model_len)
+        self.runner = HashRunner(limits.num_blocks, limits.block_size, limits.max_model_len, eos_share)
+        self.engine = Engine(info, self.runner, BlockPool(limits.num_blocks, limits.block_size))
+        self.engine.begin_epoch(window)
+        self.lazy = lazy
+        self.pending: deque[PendingStep] = deque()
+        self.results: deque[shard_pb2.StepResult] = deque()
+
+    def take(self, plan: shard_pb2.StepPlan) -> None:
+        self.pending.append(self.engine.launch(plan))
+        self.engine.check_consistent()
+        if not self.lazy:
+            self._collect()
+
+    def _collect(self) -> None:
+        while self.pending:
+            self.results.append(self.engine.collect(self.pending.popleft()))
+
+    def result(self) -> shard_pb2.StepResult:
+        if not self.results:
+            self.results.append(self.engine.collect(self.pending.popleft()))
+        return self.results.popleft()
+
+
+class World:
+    """Drives the scheduler as the group loop does, with `window` plans in flight."""
+
+    def __init__(self, limits: GroupLimits, window: int, eos_share: float, num_ranks: int = 1) -> None:
+        self.scheduler = Scheduler(limits)
+        self.window, self.eos_share = window, eos_share
+        self.ranks = [Rank(limits, eos_share, window, lazy=bool(i)) for i in range(num_ranks)]
+        self.now = 0.0
+        self.max_running = 0
+
+    def submit(self, request: Request) -> SequenceGroup:
+        return self.scheduler.add(request)
+
+    def step(self) -> bool:
+        """Sends plans while the window is open, then takes in one result. False: nothing is left to do."""
+        self.now += 1.0
+        self.scheduler.take_expired(self.now)
+        while self.scheduler.num_inflight < self.window:
+            plan = self.scheduler.schedule(self.now)
+            if plan is None:
+                break
+            data = plan.SerializeToString()
+            for rank in self.ranks:
+                rank.take(shard_pb2.StepPlan.FromString(data))
+        self.max_running = max(self.max_running, len(self.scheduler.running))
+        if not self.scheduler.num_inflight:
+            return False
+        results = [rank.result() for rank in self.ranks]
+        assert len({r.state_digest for r in results}) == 1, "the ranks have drifted apart"
+        self.scheduler.update(results[0])
+        return True
+
+    def run(self, max_steps: int = 20_000) -> None:
+        for _ in range(max_steps):
+            if not self.step():
+                assert not self.scheduler.has_work(), "the scheduler is stuck"
+                return
+        raise AssertionError("the scheduler does not come to an end")
+
+    def check_whole(self) -> None:
+        for rank in self.ranks:
+            rank.engine.pool.check_whole()
+        assert self.scheduler.free_blocks == self.scheduler.limits.num_blocks
+
+
+class NullSink:
+    def on_tokens(self, index: int, token_ids: list[int], logprobs: object) -> bool:
+        return False
+
+    def on_finished(self, index: int, reason: int, stop_token_id: int | None, num_cached: int) -> None: ...
+
+    def on_failed(self, error: Exception) -> None: ...
+
+
+def make_request(prompt: list[int], *, arrival_s: float = 0.0, eos: bool = True, **options: object) -> Request:
+    own = {name: options.pop(name) for name in ("priority", "deadline_s", "cache_salt") if name in options}
+    return Request(
+        request_id=f"r{id(prompt)}",
+        prompt_token_ids=prompt,
+        params=SamplingParams(**options),
+        sink=NullSink(),
+        arrival_s=arrival_s,
+        eos_token_ids=(EOS,) if eos else (),
+        **own,
+    )
+
+
+def expected_output(request: Request, index: int, max_model_len: int, eos_share: float) -> list[int]:
+    """What a sequence yields when nobody else is there."""
+    tokens = list(request.prompt_token_ids)
+    seed = sequence_seed(request.params.seed, index)
+    limit = min(len(tokens) + request.params.max_tokens, max_model_len)
+    while len(tokens) < limit:
+        tokens.append(next_token(chain(tokens)[-1], seed, len(tokens), eos_share))
+        if tokens[-1] == EOS and request.eos_token_ids:
+            break
+    return tokens[len(request.prompt_token_ids) :]
+
+
+def output(group: SequenceGroup, index: int = 0) -> list[int]:
+    return group.sequences[index].token_ids[group.num_prompt_tokens :]
+
+
+FINISHED_BY_ITSELF = (inference_pb2.FINISH_REASON_STOP, inference_pb2.FINISH_REASON_LENGTH)

@@ -1,0 +1,133 @@
+"""The rules that keep the components apart: who may import whom, and which folders are no packages."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {
+    "pagewire": ROOT / "client" / "pagewire",
+    "pagewire_router": ROOT / "router" / "pagewire_router",
+    "pagewire_shard": ROOT / "shard" / "pagewire_shard",
+    "pagewire_kernels": ROOT / "kernels" / "pagewire_kernels",
+}
+# What each package may import of the others.
+ALLOWED_SIBLINGS = {
+    "pagewire": ("pagewire",),
+    "pagewire_router": ("pagewire_router", "pagewire.v1"),
+    "pagewire_shard": ("pagewire_shard", "pagewire.v1", "pagewire_kernels"),
+    "pagewire_kernels": ("pagewire_kernels",),
+}
+# Third-party packages that a package never imports, not even within a function.
+FORBIDDEN = {
+    "pagewire": ("torch", "triton", "transformers", "numba"),
+    "pagewire_router": ("torch", "triton", "transformers", "numba"),
+    "pagewire_shard": (),
+    "pagewire_kernels": (),
+}
+# llvmlite is the compiler inside numba.
+KERNEL_DEPENDENCIES = {"torch", "triton", "numba", "llvmlite", "numpy"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yields the full name of everything a module imports; names taken from a package count as its submodules."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def modules(package: str) -> list[Path]:
+    return sorted(PACKAGES[package].rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_of_siblings_go_one_way(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in modules(package)
+        for module in imports(path)
+        if is_within(module, tuple(PACKAGES)) and not is_within(module, ALLOWED_SIBLINGS[package])
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_heavy_libraries_stay_where_they_belong(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in modules(package)
+        for module in imports(path)
+        if is_within(module, FORBIDDEN[package])
+    ]
+    assert not wrong
+
+
+def test_kernels_depend_on_little() -> None:
+    allowed = KERNEL_DEPENDENCIES | {"pagewire_kernels"} | sys.stdlib_module_names
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in modules("pagewire_kernels")
+        for module in imports(path)
+        if module.split(".")[0] not in allowed
+    ]
+    assert not wrong
+
+
+def modules_loaded_by(package: str) -> set[str]:
+    """Imports a package with all its modules in a fresh interpreter; returns the top-level modules then loaded."""
+    script = (
+        "import importlib, pkgutil, sys\n"
+        f"package = importlib.import_module({package!r})\n"
+        "for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_router_loads_no_model_library() -> None:
+    loaded = modules_loaded_by("pagewire_router")
+    assert not loaded & {"torch", "transformers", "triton", "numba", "pagewire_shard", "pagewire_kernels"}
+
+
+def test_the_client_loads_no_part_of_the_server() -> None:
+    loaded = modules_loaded_by("pagewire")
+    assert not loaded & {"torch", "transformers", "pagewire_router", "pagewire_shard", "pagewire_kernels"}
+
+
+def test_the_wire_types_load_without_the_client() -> None:
+    script = "import sys, pagewire.v1.shard_pb2; print(*[name for name in sys.modules if name.startswith('pagewire')])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert set(done.stdout.split()) == {"pagewire", "pagewire.v1", "pagewire.v1.shard_pb2"}
+
+
+def test_component_and_test_folders_are_no_packages() -> None:
+    tests = ROOT / "tests"
+    folders = [ROOT / name for name in ("client", "router", "shard", "kernels", "protos", "tools", "benchmarks")]
+    folders += [tests, *(path for path in tests.rglob("*") if path.is_dir())]
+    assert not [str(folder.relative_to(ROOT)) for folder in folders if (folder / "__init__.py").exists()]
+
+
+def test_no_module_named_kernels_is_ours() -> None:
+    # transformers imports a distribution of this name if it finds one.
+    spec = importlib.util.find_spec("kernels")
+    assert spec is None or spec.origin is None or ROOT not in Path(spec.origin).parents
+
+
+def test_every_package_is_typed() -> None:
+    assert not [package for package, folder in PACKAGES.items() if not (folder / "py.typed").exists()]
