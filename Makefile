@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.set-up
 
-.PHONY: help setup demo test test-slow test-gpu check fmt protos bench clean
+.PHONY: help setup demo test test-slow test-gpu test-operate check fmt protos bench clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,14 +15,18 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Start router and shard on the bundled model and complete three prompts.
 	@.venv/bin/pagewire demo
 
-test: $(STAMP) ## Run all tests but the slow ones and those that need a GPU.
-	@tools/test.sh -m "not slow and not gpu"
+test: $(STAMP) ## Run all tests but the slow ones and those that need a GPU or large installs.
+	@tools/test.sh -m "not slow and not gpu and not operate"
 
 test-slow: $(STAMP) ## Run the tests that take minutes.
-	@tools/test.sh -m "slow and not gpu"
+	@tools/test.sh -m "slow and not gpu and not operate"
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device.
 	@$(PY) -m pytest -m gpu
+
+test-operate: $(STAMP) ## Install trace and metrics backends, helm and compilers, and run the tests that need them.
+	@tools/operate/setup.sh
+	@$(PY) -m pytest -m operate
 
 check: $(STAMP) ## Check format, lint, types, structure and generated stubs.
 	@tools/check.sh
