@@ -39,6 +39,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         shards=shards,
         listen=options.listen or f"{options.host or '0.0.0.0'}:{port}",
         metrics_port=options.metrics_port,
+        health_port=options.health_port,
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
         max_inflight=options.max_inflight,
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", help="address to serve on; all interfaces if not given")
     add("--port", type=_port, help="port to serve on, 50051 if not given; 0 takes a free one")
     add("--metrics-port", type=_port, metavar="PORT", help="port of /metrics, /healthz and /readyz; 0 takes a free one")
+    add("--health-port", type=_port, metavar="PORT", help="port of gRPC health in plaintext; 0 takes a free one")
     add("--max-queued-requests", type=_positive, default=defaults.max_queued_requests, help="requests that may wait")
     add("--max-queued-tokens", type=_positive, default=defaults.max_queued_tokens, help="prompt tokens that may wait")
     add("--log-level", choices=LOG_LEVELS, default=defaults.log_level, help="least severe messages to log")

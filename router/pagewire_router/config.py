@@ -16,6 +16,8 @@ class RouterConfig:
     """Address to serve on: host:port (port 0 takes a free one), or unix:PATH."""
     metrics_port: int | None = None
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
+    health_port: int | None = None
+    """Port of a plaintext grpc.health.v1, on the host of `listen`; None: on `listen` alone; 0: any free port."""
     max_queued_requests: int = 4096
     """Requests that may wait before new ones are refused."""
     max_queued_tokens: int = 4 * 1024 * 1024

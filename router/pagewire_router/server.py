@@ -1,16 +1,16 @@
 """The router's servers: gRPC for clients, plain HTTP for probes and metrics, and their life from start to stop."""
 
 import asyncio
-import contextlib
 import logging
 from http import HTTPStatus
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from pagewire_router.config import RouterConfig
 from pagewire_router.engine import Engine
+from pagewire_router.health_endpoint import HealthEndpoint
 from pagewire_router.http_endpoint import HttpEndpoint
 from pagewire_router.inference_service import SERVICE_NAME, InferenceService
 from pagewire_router.metrics import CONTENT_TYPE, Metrics
@@ -18,8 +18,6 @@ from pagewire_router.stream_writer import StreamWriter
 from pagewire_router.tokenizer import Tokenizer
 from pagewire_router.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
 
-HEALTH_POLL_S = 0.2
-"""How soon the health service follows the engine."""
 STOP_GRACE_S = 1.0
 """For the last messages of streams whose requests have ended."""
 _log = logging.getLogger(__name__)
@@ -57,7 +55,7 @@ class RouterServer:
         self._engine = engine
         self._metrics = Metrics()
         self._metrics.registry.register(engine.collector)
-        self._health = health.aio.HealthServicer()
+        self._health = HealthEndpoint(SERVICE_NAME, self._is_serving)
         self._grpc = grpc.aio.server(options=channel_options(config))
         self._http = HttpEndpoint(
             {
@@ -67,22 +65,19 @@ class RouterServer:
             }
         )
         self._tokenizer: Tokenizer | None = None
-        self._health_task: asyncio.Task[None] | None = None
+        self._is_open = False
         self._is_draining = False
         self.metrics_port: int | None = None
         """The port of the HTTP endpoint, after start()."""
+        self.health_port: int | None = None
+        """The port of the plaintext health service, after start()."""
 
     async def start(self) -> str:
         """Serves; returns the address. Raises ServerError, or what the engine raises.
 
         Probes are answered from the first moment on, calls once the engine serves.
         """
-        host = _host_of(self._config.listen)
-        if self._config.metrics_port is not None:
-            try:
-                self.metrics_port = await self._http.start(host, self._config.metrics_port)
-            except OSError as error:
-                raise ServerError(f"cannot serve metrics on {host}:{self._config.metrics_port}: {error}") from None
+        await self._start_probes()
         await self._engine.start()
         files = self._engine.files
         if TOKENIZER_FILE in files:
@@ -92,9 +87,22 @@ class RouterServer:
         self._add_services()
         address = self._bind()
         await self._grpc.start()
-        await self._set_health()
-        self._health_task = asyncio.create_task(self._follow_health(), name="health")
+        self._is_open = True
+        await self._health.publish()
         return address
+
+    async def _start_probes(self) -> None:
+        host, config = _host_of(self._config.listen), self._config
+        try:
+            self.health_port = await self._health.start(host, config.health_port)
+        except OSError as error:
+            raise ServerError(f"cannot serve health on {host}:{config.health_port}: {error}") from None
+        if config.metrics_port is None:
+            return
+        try:
+            self.metrics_port = await self._http.start(host, config.metrics_port)
+        except OSError as error:
+            raise ServerError(f"cannot serve metrics on {host}:{config.metrics_port}: {error}") from None
 
     def _read_tokenizer(self) -> Tokenizer:
         model, num_threads = self._engine.model, self._config.tokenizer_threads
@@ -106,19 +114,17 @@ class RouterServer:
     async def drain(self) -> None:
         """Tells probes that no more requests are wanted, and lets the running ones finish within the grace."""
         self._is_draining = True
-        await self._health.enter_graceful_shutdown()
+        await self._health.publish()
         await self._engine.drain(self._config.drain_grace_s)
 
     async def stop(self) -> None:
         """Ends everything. Calls that still run end with UNAVAILABLE."""
         self._is_draining = True
-        if self._health_task is not None:
-            self._health_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._health_task
+        await self._health.publish()
         await self._engine.stop()
         await self._grpc.stop(STOP_GRACE_S)
         await self._http.stop()
+        await self._health.stop()
         if self._tokenizer is not None:
             self._tokenizer.close()
 
@@ -130,7 +136,7 @@ class RouterServer:
         )
         service = InferenceService(self._config, self._engine, self._tokenizer, writer, self._metrics)
         self._grpc.add_generic_rpc_handlers((service.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
     def _bind(self) -> str:
@@ -144,27 +150,12 @@ class RouterServer:
         return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
     def _is_serving(self) -> bool:
-        return self._engine.is_ready and not self._is_draining
+        return self._is_open and self._engine.is_ready and not self._is_draining
 
     def _ready_page(self) -> tuple[HTTPStatus, str, bytes]:
-        if self._health_task is not None and self._is_serving():
+        if self._is_serving():
             return HTTPStatus.OK, "text/plain", b"ready\n"
         return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"not ready\n"
-
-    async def _set_health(self) -> None:
-        statuses = health_pb2.HealthCheckResponse
-        status = statuses.SERVING if self._is_serving() else statuses.NOT_SERVING
-        for service in ("", SERVICE_NAME):
-            await self._health.set(service, status)
-
-    async def _follow_health(self) -> None:
-        was_serving = self._is_serving()
-        while True:
-            await asyncio.sleep(HEALTH_POLL_S)
-            if self._is_serving() != was_serving:
-                was_serving = not was_serving
-                _log.info("Health is now %s", "SERVING" if was_serving else "NOT_SERVING")
-                await self._set_health()
 
 
 def _host_of(listen: str) -> str:

@@ -108,6 +108,7 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--port", type=int, default=0, metavar="P", help="serve on 127.0.0.1:P; 0 (default): any port")
     group.add_argument("--listen", metavar="ADDR", help="serve on HOST:PORT or unix:PATH, in place of --port")
     group.add_argument("--metrics-port", type=int, metavar="P", help="HTTP /metrics, /healthz, /readyz; 0: any port")
+    group.add_argument("--health-port", type=int, metavar="P", help="gRPC health in plaintext; 0: any port")
     group.add_argument("--group-id", default=DEFAULTS.group_id, metavar="ID", help="shards of one group share it")
     group.add_argument("--tp-rank", type=int, default=DEFAULTS.tp_rank, metavar="R", help="tensor-parallel rank")
     group.add_argument("--tp-size", type=_positive, default=DEFAULTS.tp_size, metavar="N", help="tensor-parallel size")

@@ -20,6 +20,8 @@ class ShardConfig:
     """Address to serve on: host:port, or unix:PATH."""
     metrics_port: int | None = None
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
+    health_port: int | None = None
+    """Port of a plaintext grpc.health.v1, on the host of `listen`; None: on `listen` alone; 0: any free port."""
     group_id: str = "0"
     """Shards of one group share it."""
     tp_rank: int = 0

@@ -11,7 +11,10 @@ REQUEST_TIMEOUT_S = 5.0
 class HttpEndpoint:
     """Answers one request per connection."""
 
-    def __init__(self, is_ready: Callable[[], bool], render_metrics: Callable[[], bytes]) -> None:
+    def __init__(
+        self, is_alive: Callable[[], bool], is_ready: Callable[[], bool], render_metrics: Callable[[], bytes]
+    ) -> None:
+        self._is_alive = is_alive
         self._is_ready = is_ready
         self._render_metrics = render_metrics
         self._server: asyncio.Server | None = None
@@ -46,8 +49,10 @@ class HttpEndpoint:
         match path:
             case b"/metrics":
                 return _response(HTTPStatus.OK, self._render_metrics(), "text/plain; version=0.0.4; charset=utf-8")
-            case b"/healthz":
+            case b"/healthz" if self._is_alive():
                 return _response(HTTPStatus.OK, b"alive\n")
+            case b"/healthz":
+                return _response(HTTPStatus.SERVICE_UNAVAILABLE, b"stalled\n")
             case b"/readyz" if self._is_ready():
                 return _response(HTTPStatus.OK, b"ready\n")
             case b"/readyz":

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,9 @@ JOIN_TIMEOUT_S = 10.0
 
 def run(config: ShardConfig) -> int:
     """Serves until told to stop; returns the exit status. Raises ModelError for what keeps the shard from starting."""
-    model_dir = resolve_model(config.model)
+    model_dir: Future[Path] = Future()
+    # Nobody may take back what the step thread is about to answer.
+    model_dir.set_running_or_notify_cancel()
     steps = StepThread(lambda: _build(config, model_dir))
     # First of all: importing torch and loading weights take longest.
     steps.start()
@@ -44,14 +47,21 @@ def run(config: ShardConfig) -> int:
     return status
 
 
-def _build(config: ShardConfig, model_dir: Path) -> StepEngine[Any]:
+def _build(config: ShardConfig, model_dir: "Future[Path]") -> StepEngine[Any]:
+    """On the step thread from the start: a model may have to be fetched, and probes want answers meanwhile."""
+    try:
+        directory = resolve_model(config.model)
+    except BaseException as error:
+        model_dir.set_exception(error)
+        raise
+    model_dir.set_result(directory)
     from pagewire_shard.startup import build_engine
 
     dummy_seed = config.seed if config.load_format == "dummy" else None
-    return build_engine(config, model_dir, model_digest(model_dir, dummy_seed))
+    return build_engine(config, directory, model_digest(directory, dummy_seed))
 
 
-async def _serve(config: ShardConfig, model_dir: Path, steps: StepThread) -> None:
+async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThread) -> None:
     from pagewire_shard.server import ShardServer
 
     shutdown = Shutdown(config)

@@ -1,4 +1,4 @@
-"""grpc.health.v1: "" says that the process lives, the service's name says that a plan would be run now."""
+"""grpc.health.v1: whether a plan would be run now, and whether the process makes progress."""
 
 import asyncio
 
@@ -8,23 +8,31 @@ from grpc_health.v1.health import aio as health_aio
 from pagewire_shard.shard_service import SERVICE_NAME
 from pagewire_shard.step_thread import StepThread
 
+LIVENESS = "liveness"
+"""The name under which the process says that it makes progress; "" and the service's name say that it is ready."""
 CHECK_INTERVAL_S = 1.0
 
 
 class Readiness:
-    """Ready: the engine is built, the last step worked, work that waits makes progress, and nobody said stop."""
+    """Ready: the engine is built, the last step worked, work that waits makes progress, and nobody said stop.
+
+    Alive: work that waits makes progress, so also while the model loads. A shard that is not is best started again.
+    """
 
     def __init__(self, steps: StepThread, stall_timeout_s: float) -> None:
         self.health_servicer = health_aio.HealthServicer()
         self._steps = steps
         self._stall_timeout_s = stall_timeout_s
         self._opened = False
-        self._last: bool | None = None
+        self._last: tuple[bool, bool] | None = None
 
     def is_ready(self) -> bool:
         """Whether a plan would be run now."""
-        stats = self._steps.stats
-        return self._opened and not stats.failed and stats.stalled_s() < self._stall_timeout_s
+        return self._opened and not self._steps.stats.failed and self.is_alive()
+
+    def is_alive(self) -> bool:
+        """Whether the step thread makes progress, or has nothing to do."""
+        return self._steps.stats.stalled_s() < self._stall_timeout_s
 
     async def open(self) -> None:
         """The engine is built."""
@@ -38,13 +46,15 @@ class Readiness:
 
     async def publish(self) -> None:
         """Tells the health service, if anything has changed."""
-        ready = self.is_ready()
-        if ready == self._last:
+        state = (self.is_ready(), self.is_alive())
+        if state == self._last:
             return
-        self._last = ready
+        self._last = state
         status = health_pb2.HealthCheckResponse
-        await self.health_servicer.set(SERVICE_NAME, status.SERVING if ready else status.NOT_SERVING)
-        await self.health_servicer.set("", status.SERVING)
+        ready, alive = (status.SERVING if yes else status.NOT_SERVING for yes in state)
+        await self.health_servicer.set("", ready)
+        await self.health_servicer.set(SERVICE_NAME, ready)
+        await self.health_servicer.set(LIVENESS, alive)
 
     async def watch(self) -> None:
         """Publishes what changes, until cancelled."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import grpc
@@ -43,27 +44,31 @@ CANCEL_GRACE_S = 1.0
 class ShardServer:
     """Listens at once, serves when the engine is built. The step thread is the caller's to start and to join."""
 
-    def __init__(self, config: ShardConfig, model_dir: Path, steps: StepThread) -> None:
+    def __init__(self, config: ShardConfig, model_dir: "Future[Path]", steps: StepThread) -> None:
         self._config = config
         self._steps = steps
         self._readiness = Readiness(steps, config.stall_timeout_s)
-        self._model_files = asyncio.ensure_future(asyncio.to_thread(collect_model_files, model_dir))
+        self._model_files = asyncio.ensure_future(_collect(model_dir))
         self._service = ShardService(self._model_files)
         self._execute_service: ExecuteService | None = None
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._health_server: grpc.aio.Server | None = None
         self._http: HttpEndpoint | None = None
         self._watch: asyncio.Task[None] | None = None
+        self.health_port: int | None = None
+        """The port of the plaintext health service, after start()."""
 
     async def start(self) -> str:
         """Binds the ports; returns the address to connect to. Raises BadOption for one that cannot be had."""
         address = self._bind()
+        self._watch = asyncio.create_task(self._readiness.watch())
+        self.health_port = await self._start_health(address)
         self._server.add_generic_rpc_handlers((self._service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._readiness.health_servicer, self._server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._server.start()
         if self._config.metrics_port is not None:
             await self._start_http(address, self._config.metrics_port)
-        self._watch = asyncio.create_task(self._readiness.watch())
         return address
 
     async def open(self) -> shard_pb2.ShardInfo:
@@ -86,6 +91,8 @@ class ShardServer:
         if self._http is not None:
             await self._http.stop()
         await self._server.stop(CANCEL_GRACE_S)
+        if self._health_server is not None:
+            await self._health_server.stop(None)
 
     def _bind(self) -> str:
         listen = self._config.listen
@@ -97,14 +104,34 @@ class ShardServer:
             ) from error
         return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
+    async def _start_health(self, address: str) -> int | None:
+        """Health in plaintext on a port of its own, since Kubernetes' probes know no TLS."""
+        if self._config.health_port is None:
+            return None
+        host = "127.0.0.1" if address.startswith("unix:") else address.rpartition(":")[0]
+        self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.health_servicer, self._health_server)
+        listen = f"{host}:{self._config.health_port}"
+        try:
+            port = self._health_server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise BadOption(f"cannot serve health on {listen}: the address is taken or not this machine's") from error
+        await self._health_server.start()
+        return port
+
     async def _start_http(self, address: str, port: int) -> None:
         from pagewire_shard.metrics import ShardMetrics
 
         host = "127.0.0.1" if address.startswith("unix:") else address.rpartition(":")[0].strip("[]")
         metrics = ShardMetrics(self._steps.stats)
-        self._http = HttpEndpoint(self._readiness.is_ready, metrics.render)
+        self._http = HttpEndpoint(self._readiness.is_alive, self._readiness.is_ready, metrics.render)
         try:
             bound = await self._http.start(host, port)
         except OSError as error:
             raise BadOption(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
         logger.info("metrics on http://%s:%d/metrics", host, bound)
+
+
+async def _collect(model_dir: "Future[Path]") -> dict[str, bytes]:
+    directory = await asyncio.wrap_future(model_dir)
+    return await asyncio.to_thread(collect_model_files, directory)

@@ -5,6 +5,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,7 +186,9 @@ async def serve_shard(config: ShardConfig, model_dir: Path) -> AsyncIterator[Ser
             engine = engine or FakeEngine()
             steps = StepThread(lambda: engine)
             steps.start()
-            server = ShardServer(replace(config, **changes), model_dir, steps)
+            found: Future[Path] = Future()
+            found.set_result(model_dir)
+            server = ShardServer(replace(config, **changes), found, steps)
             stack.push_async_callback(_stop, server, steps, engine)
             address = await server.start()
             await server.open()

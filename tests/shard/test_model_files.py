@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from concurrent.futures import Future
 from pathlib import Path
 
 import grpc
@@ -106,7 +107,9 @@ async def test_files_are_served_while_the_model_loads(config, model_dir, fake_en
     from pagewire_shard.step_thread import StepThread
 
     steps = StepThread(fake_engine)  # not started: the engine is never built
-    server = ShardServer(config, model_dir, steps)
+    found: Future[Path] = Future()
+    found.set_result(model_dir)
+    server = ShardServer(config, found, steps)
     async with grpc.aio.insecure_channel(await server.start()) as channel:
         stub = shard_pb2_grpc.ShardStub(channel)
         chunks = [chunk async for chunk in stub.GetModelFiles(shard_pb2.GetModelFilesRequest())]

@@ -162,7 +162,8 @@ async def test_heartbeats_stop_and_health_turns_while_a_step_hangs(serve_shard, 
     assert num_heartbeats > 1
     await asyncio.sleep(0.2)
     assert len(router.heartbeats) == num_heartbeats
-    assert await health(shard, "") == SERVING, "the process lives"
+    assert await health(shard, "") == NOT_SERVING
+    assert await health(shard, "liveness") == NOT_SERVING, "only a new start helps"
     shard.engine.may_launch.set()
     assert (await reading).step == 1
     async with asyncio.timeout(10):
@@ -192,6 +193,7 @@ async def test_a_broken_step_ends_the_epoch_once_and_the_shard_recovers(serve_sh
     async with asyncio.timeout(10):
         while await health(shard) == SERVING:
             await asyncio.sleep(0.01)
+    assert await health(shard, "liveness") == SERVING, "the next step may work"
     shard.engine.bugs.clear()
     again = shard.router()
     await again.hello()

@@ -1,0 +1,71 @@
+"""grpc.health.v1: on the public port, and in plaintext on a port of its own that answers from the first moment on."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+LIVENESS = "liveness"
+"""The name under which the process says that it makes progress. All other names say whether a step would run."""
+POLL_S = 0.2
+"""How soon the health service follows the engine."""
+_log = logging.getLogger(__name__)
+
+
+class HealthEndpoint:
+    """What probes and clients are told. Kubernetes' probes know neither TLS nor keys: hence the port of its own."""
+
+    def __init__(self, service_name: str, is_ready: Callable[[], bool]) -> None:
+        """service_name: that of the service which is ready or not, besides ""."""
+        self.servicer = health.aio.HealthServicer()
+        self._service_name = service_name
+        self._is_ready = is_ready
+        self._was_ready: bool | None = None
+        self._server: grpc.aio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self, host: str, port: int | None) -> int | None:
+        """Begins to answer; returns the port if there is to be one, a free one for 0. Raises OSError."""
+        await self.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        await self.publish()
+        self._watch = asyncio.create_task(self._follow(), name="health")
+        if port is None:
+            return None
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self.servicer, self._server)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise OSError("the address is taken or not ours") from None
+        await self._server.start()
+        return bound
+
+    async def publish(self) -> None:
+        """Tells whoever asks, if anything has changed."""
+        ready = self._is_ready()
+        if ready == self._was_ready:
+            return
+        if self._was_ready is not None:
+            _log.info("Health is now %s", "SERVING" if ready else "NOT_SERVING")
+        self._was_ready = ready
+        statuses = health_pb2.HealthCheckResponse
+        for name in ("", self._service_name):
+            await self.servicer.set(name, statuses.SERVING if ready else statuses.NOT_SERVING)
+
+    async def stop(self) -> None:
+        """Answers no more."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        if self._server is not None:
+            await self._server.stop(None)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self.publish()
