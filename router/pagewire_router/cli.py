@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import gc
-import logging
 import math
 import signal
 import sys
@@ -19,15 +18,18 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serves until SIGTERM or SIGINT. An error at start is one line on standard error and exit status 1."""
     config = parse_config(arguments)
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     import uvloop
+
+    from pagewire_router.process_log import set_up_logging
+
+    set_up_logging(config.log_level)
 
     sys.exit(uvloop.run(_serve_shards(config)))
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
     """The configuration that a command line asks for. Wrong usage ends the process with status 2."""
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     if options.listen and (options.host or options.port is not None):
         parser.error("--listen excludes --host and --port")
@@ -51,7 +53,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
     defaults = RouterConfig(shards=())
     parser = argparse.ArgumentParser(
         prog="pagewire-router",
@@ -65,15 +68,34 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=_port, help="port to serve on, 50051 if not given; 0 takes a free one")
     add("--metrics-port", type=_port, metavar="PORT", help="port of /metrics, /healthz and /readyz; 0 takes a free one")
     add("--health-port", type=_port, metavar="PORT", help="port of gRPC health in plaintext; 0 takes a free one")
-    add("--max-queued-requests", type=_positive, default=defaults.max_queued_requests, help="requests that may wait")
-    add("--max-queued-tokens", type=_positive, default=defaults.max_queued_tokens, help="prompt tokens that may wait")
+    add(
+        "--max-queued-requests",
+        type=_positive,
+        metavar="N",
+        default=defaults.max_queued_requests,
+        help="requests that may wait",
+    )
+    add(
+        "--max-queued-tokens",
+        type=_positive,
+        metavar="N",
+        default=defaults.max_queued_tokens,
+        help="prompt tokens that may wait",
+    )
     add("--log-level", choices=LOG_LEVELS, default=defaults.log_level, help="least severe messages to log")
-    add("--max-inflight", type=int, choices=range(1, 5), default=defaults.max_inflight, help="plans outstanding")
+    add(
+        "--max-inflight",
+        type=int,
+        choices=range(1, 5),
+        default=defaults.max_inflight,
+        help="plans outstanding on a shard group",
+    )
     add(
         "--coalesce-max-ms",
         type=_duration,
         default=defaults.coalesce_max_ms,
-        help="longest a token waits to be written",
+        metavar="MS",
+        help="under load, a stream is written at most once in this time; 0: every token at once",
     )
     add(
         "--drain-grace",

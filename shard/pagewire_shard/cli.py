@@ -5,7 +5,6 @@ thread while the event loop starts.
 """
 
 import argparse
-import logging
 import os
 import re
 import sys
@@ -21,16 +20,15 @@ DEFAULTS = ShardConfig(model="demo", model_name="demo")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs until SIGTERM. An error at start is one line on standard error, and status 1."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
     # The core logs a failed bind by itself, in many lines; the error says it in one.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Read by OpenMP when torch is loaded: threads that spin between kernels take the cores that router and client need.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from pagewire_shard.errors import ModelError
     from pagewire_shard.process import run
+    from pagewire_shard.process_log import set_up_logging
 
+    set_up_logging(arguments.log_level)
     try:
         return run(config_from(arguments))
     except ModelError as error:
@@ -85,7 +83,10 @@ def _seconds(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     parser = argparse.ArgumentParser(
-        prog="pagewire-shard", description=__doc__.splitlines()[0], allow_abbrev=False, argument_default=None
+        prog="pagewire-shard",
+        description="Serves one model on one device to routers.",
+        allow_abbrev=False,
+        argument_default=None,
     )
     _add_model_options(parser.add_argument_group("model"))
     _add_service_options(parser.add_argument_group("service"))
@@ -126,7 +127,12 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
         help="no progress for so long while work waits: not ready (default %(default)s)",
     )  # fmt: skip
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
-    group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
+    group.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="least severe messages to log",
+    )
 
 
 def _add_engine_options(group: argparse._ArgumentGroup) -> None:
@@ -134,10 +140,24 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-num-seqs", type=_positive, default=DEFAULTS.max_num_seqs, metavar="N", help="sequences at a time"
     )
-    group.add_argument("--max-num-batched-tokens", type=_positive, metavar="N", help="tokens a step may compute")
-    group.add_argument("--block-size", type=_positive, metavar="N", help="tokens in a block of the KV cache")
     group.add_argument(
-        "--kv-cache-memory", dest="kv_cache_memory_bytes", type=parse_size, metavar="SIZE", help="such as 128MB or 2GiB"
+        "--max-num-batched-tokens",
+        type=_positive,
+        metavar="N",
+        help="tokens a step may compute (default: 8192 on a GPU, 512 on a CPU)",
+    )
+    group.add_argument(
+        "--block-size",
+        type=_positive,
+        metavar="N",
+        help="tokens in a block of the KV cache (default: 64 on a GPU, 16 on a CPU)",
+    )
+    group.add_argument(
+        "--kv-cache-memory",
+        dest="kv_cache_memory_bytes",
+        type=parse_size,
+        metavar="SIZE",
+        help="size of the KV cache, such as 2GiB (default: what a GPU has left, 2GiB on a CPU)",
     )
     group.add_argument(
         "--gpu-memory-utilization", type=float, default=DEFAULTS.gpu_memory_utilization, metavar="SHARE",
@@ -147,4 +167,9 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         "--cuda-graphs", action=argparse.BooleanOptionalAction, default=DEFAULTS.cuda_graphs,
         help="capture a GPU's decode steps as CUDA graphs (default)",
     )  # fmt: skip
-    group.add_argument("--cpu-threads", type=_positive, metavar="N", help="threads for CPU kernels")
+    group.add_argument(
+        "--cpu-threads",
+        type=_positive,
+        metavar="N",
+        help="threads for CPU kernels (default: all cores, less one for a small model)",
+    )

@@ -88,3 +88,9 @@ def test_wrong_usage_ends_with_status_2(words):
     )
     assert done.returncode == 2
     assert "usage: pagewire" in done.stderr
+
+
+def test_names_keep_their_case_in_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    assert "Serve a model over gRPC." in capsys.readouterr().out

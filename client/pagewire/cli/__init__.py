@@ -15,6 +15,11 @@ class _Command:
     module: str
     help: str
 
+    @property
+    def description(self) -> str:
+        """The help as a sentence; names in it, such as gRPC, keep their case."""
+        return f"{self.help[0].upper()}{self.help[1:]}."
+
 
 COMMANDS = {
     "serve": _Command("pagewire.cli.serve", "serve a model over gRPC"),
@@ -51,7 +56,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     asked_for = next((word for word in argv if not word.startswith("-")), None)
     for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, description=command.help.capitalize() + ".")
+        subparser = subparsers.add_parser(name, help=command.help, description=command.description)
         if name == asked_for:
             module = importlib.import_module(command.module)
             module.add_arguments(subparser)
