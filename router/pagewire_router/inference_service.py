@@ -196,6 +196,10 @@ class InferenceService:
         except asyncio.CancelledError:
             self._metrics.requests.labels("CANCELLED").inc()
             raise
+        except grpc.aio.InternalError:
+            # A write met the end of its call: the client has gone, or its deadline has passed.
+            self._metrics.requests.labels("CANCELLED").inc()
+            raise asyncio.CancelledError from None
         except RouterError as error:
             failure = error
         except Exception:
