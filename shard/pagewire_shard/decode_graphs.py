@@ -160,7 +160,8 @@ class DecodeGraphs:
 
     def _capture(self, size: int, capturer: Capturer) -> DecodeGraph:
         slots, logits = self._slots[:size], self._logits[:size]
-        outputs = SampleOutputs(slots, slots)
+        # Not memory of the graphs: the next forward pass may use that while a copy of the report is still on its way.
+        outputs = SampleOutputs(slots, torch.zeros(4, size, dtype=torch.int64, device=slots.device))
 
         def forward() -> None:
             hidden = self._model.forward(self._inputs(slots), self._kv_caches)
@@ -168,7 +169,8 @@ class DecodeGraphs:
 
         def choose() -> None:
             outputs.token_ids = sample(logits, sampling_batch(self._state, slots, SamplingNeeds()))
-            outputs.report = append_tokens(self._state.sequences, slots, None, outputs.token_ids, None, **STOP_REASONS)
+            tokens, report = outputs.token_ids, outputs.report
+            append_tokens(self._state.sequences, slots, None, tokens, None, **STOP_REASONS, out=report)
 
         slots.fill_(self._state.void_slot)
         return DecodeGraph(size, capturer.capture(forward), capturer.capture(choose), logits, outputs)

@@ -93,3 +93,12 @@ def test_progress_is_one_line_and_only_on_a_terminal(llama: Subject, stream: io.
     shown = stream.getvalue()
     assert shown.count("\n") == isinstance(stream, Terminal)
     assert ("1/3, batch size 4" in shown) == isinstance(stream, Terminal)
+
+
+def test_reports_stay_where_no_graph_keeps_its_scratch(llama: Subject) -> None:
+    """A report is copied while the next forward pass runs: it must not be allocated within a graph."""
+    world = llama.world(make_runner=with_graphs(4, 16))
+    places = [graph.outputs.report.data_ptr() for graph in world.runner._graphs._graphs]
+    submit(world, llama, temperature=0.0)
+    world.run()
+    assert [graph.outputs.report.data_ptr() for graph in world.runner._graphs._graphs] == places

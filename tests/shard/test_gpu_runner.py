@@ -243,6 +243,26 @@ def test_steps_are_launched_while_the_device_is_busy(llama: Subject, sizes: tupl
     assert all(group.is_ended for group in groups)
 
 
+@RUNNERS
+def test_a_report_that_is_copied_late_is_that_of_its_own_step(
+    llama: Subject, comparison: Comparison, sizes: tuple[int, ...]
+) -> None:
+    """The next forward pass runs meanwhile."""
+    world = llama.world(window=2, make_runner=gpu_runner(sizes))
+    downlink = world.runner.downlink
+    send = downlink.send
+
+    def late(*report):
+        with torch.cuda.stream(downlink._stream):
+            torch.cuda._sleep(10_000_000)
+        return send(*report)
+
+    downlink.send = late
+    groups = submit(world, llama)
+    world.run()
+    check(comparison, llama, groups, "late reports")
+
+
 def test_steps_take_time_on_the_device_and_say_so(llama: Subject) -> None:
     world = llama.world(window=1, make_runner=gpu_runner())
     submit(world, llama)

@@ -19,6 +19,7 @@ def append_tokens(
     *,
     token_reason: int,
     length_reason: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Moves every live row's num_computed on, and appends the token it sampled, in place.
 
@@ -34,6 +35,7 @@ def append_tokens(
             entry i.
         token_reason: The stop_reason of a stop token.
         length_reason: That of max_len; a stop token goes before it.
+        out: Takes the result: [4, num_rows] int64, contiguous.
 
     Returns:
         [4, num_rows] int64: num_computed and num_tokens after the step, the token appended or -1, stop_reason.
@@ -41,7 +43,7 @@ def append_tokens(
     reference.py is the definition of correct.
     """
     backend = _backend(slots.device.type)
-    return backend(state, slots, query_lens, sampled, sample_rows, token_reason, length_reason)
+    return backend(state, slots, query_lens, sampled, sample_rows, token_reason, length_reason, out)
 
 
 @cache

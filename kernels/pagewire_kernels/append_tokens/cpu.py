@@ -13,6 +13,7 @@ def append_tokens(
     sample_rows: torch.Tensor | None,
     token_reason: int,
     length_reason: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See the package."""
     columns = state.columns
@@ -34,4 +35,4 @@ def append_tokens(
     state.ints.index_copy_(0, slots, ints)
     state.token_ids[slots[appends], lengths[appends]] = tokens[appends].to(torch.int32)
     report = (ints[:, columns.num_computed], ints[:, columns.num_tokens], tokens.masked_fill(~appends, -1))
-    return torch.stack((*report, ints[:, columns.stop_reason]))
+    return torch.stack((*report, ints[:, columns.stop_reason]), out=out)

@@ -13,10 +13,12 @@ def append_tokens(
     sample_rows: torch.Tensor | None,
     token_reason: int,
     length_reason: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Row by row."""
     columns = state.columns
-    report = slots.new_full((4, len(slots)), -1)
+    report = slots.new_empty(4, len(slots)) if out is None else out
+    report.fill_(-1)
     for row, slot in enumerate(slots.tolist()):
         ints = state.ints[slot]
         sample = row if sample_rows is None else int(sample_rows[row])

@@ -90,12 +90,13 @@ def append_tokens(
     sample_rows: torch.Tensor | None,
     token_reason: int,
     length_reason: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See the package."""
     num_rows = slots.shape[0]
     if sample_rows is None and sampled.shape[0] != num_rows:
         raise ValueError(f"{sampled.shape[0]} tokens for {num_rows} rows")
-    report = torch.empty((4, num_rows), dtype=torch.int64, device=slots.device)
+    report = torch.empty((4, num_rows), dtype=torch.int64, device=slots.device) if out is None else out
     num_stops = state.stop_token_ids.shape[1]
     columns = state.columns
     _kernel[(triton.cdiv(num_rows, _ROWS),)](
