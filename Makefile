@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.set-up
 
-.PHONY: help setup demo test test-slow test-gpu test-operate check fmt protos bench clean
+.PHONY: help setup demo test test-slow test-gpu test-operate check fmt docs docs-serve protos bench clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,8 +31,14 @@ test-operate: $(STAMP) ## Install trace and metrics backends, helm and compilers
 check: $(STAMP) ## Check format, lint, types, structure and generated stubs.
 	@tools/check.sh
 
-fmt: $(STAMP) ## Format the code, fix what can be fixed, list the modules in docs/architecture.md.
-	@.venv/bin/ruff format . && .venv/bin/ruff check --fix . && $(PY) tools/module_list.py
+fmt: $(STAMP) ## Format the code, fix what can be fixed, write the generated pages and lists of docs/.
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix . && $(PY) tools/module_list.py && $(PY) tools/generate_docs.py
+
+docs: $(STAMP) ## Build the site of docs/ into build/site, strictly.
+	@tools/docs.sh
+
+docs-serve: docs ## Build the site and serve it on http://localhost:8000.
+	@$(PY) -m http.server --directory build/site --bind localhost 8000
 
 protos: $(STAMP) ## Generate client/pagewire/v1 from protos/.
 	@tools/generate_stubs.sh client

@@ -16,6 +16,7 @@ check "lint" .venv/bin/ruff check --quiet .
 check "types" .venv/bin/mypy
 check "size limits" .venv/bin/python tools/check_structure.py
 check "list of modules" .venv/bin/python tools/module_list.py --check
+check "generated pages" .venv/bin/python tools/generate_docs.py --check
 check "imports and protos" .venv/bin/python -m pytest tests/test_structure.py tests/protos
 if command -v buf >/dev/null; then
     check "buf lint" buf lint protos

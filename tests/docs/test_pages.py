@@ -1,12 +1,15 @@
-"""What the documentation names exists."""
+"""What the documentation names exists, and every page can be found."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+SITE_PAGES = sorted(DOCS.rglob("*.md"))
+PAGES = [ROOT / "README.md", *SITE_PAGES]
 SOURCES = ("client", "router", "shard", "kernels", "tools", "tests", "benchmarks")
 
 
@@ -29,3 +32,20 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_make_targets_that_are_named_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= targets
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    trees = re.findall(r"```\{toctree\}\n((?:.|\n)*?)```", (DOCS / "index.md").read_text())
+    listed = [line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")]
+    pages = [page.relative_to(DOCS).with_suffix("").as_posix() for page in SITE_PAGES]
+    assert sorted(["index", *listed]) == sorted(pages)
+
+
+@pytest.mark.operate
+def test_the_site_builds_without_a_warning() -> None:
+    done = subprocess.run([str(ROOT / "tools" / "docs.sh")], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Nothing is fetched when the site is read: it works offline.
+    fetched = re.compile(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"(?:https?:)?//")
+    site = ROOT / "build" / "site"
+    assert not [page.name for page in site.rglob("*.html") if fetched.search(page.read_text())]
