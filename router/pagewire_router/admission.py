@@ -27,11 +27,15 @@ class Admission:
         self.prompts = PromptEncoder(tokenizer, limits)
 
     async def admit(
-        self, message: inference_pb2.GenerateRequest, request_id: str, context: Context, notified: Notified
+        self,
+        message: inference_pb2.GenerateRequest,
+        request_id: str,
+        context: Context,
+        notified: Notified,
+        arrival_s: float,
     ) -> tuple[Request, RequestOutput]:
         """The request and the sink of its output. Raises InvalidRequest, RequestTooLong, ModelNotFound."""
-        now = asyncio.get_running_loop().time
-        arrival_s, remaining_s = now(), context.time_remaining()
+        now_s, remaining_s = asyncio.get_running_loop().time(), context.time_remaining()
         if message.HasField("model") and message.model != self._model.model:
             raise ModelNotFound(f"model {shorten(message.model, 100)!r} is not served here; {self._model.model!r} is")
         params = self._check(message)
@@ -46,7 +50,7 @@ class Admission:
             params=params,
             sink=output,
             arrival_s=arrival_s,
-            deadline_s=None if remaining_s is None else arrival_s + remaining_s,
+            deadline_s=None if remaining_s is None else now_s + remaining_s,
             priority=message.priority,
             cache_salt=message.cache_salt,
             traceparent=str(metadata.get("traceparent", "")),

@@ -34,6 +34,7 @@ class Dispatcher:
         self._router_id = f"router-{secrets.token_hex(4)}"
         self._groups: list[GroupLoop] = []
         self.collector = EngineMetrics(self._groups, self.stats)
+        self.histograms = (self.stats.round_trip_s,)
         self._clients: list[ShardClient] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()

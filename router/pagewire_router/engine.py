@@ -1,11 +1,12 @@
 """The seam between the service, which talks to clients, and the dispatcher, which drives shard groups."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from pagewire.v1 import shard_pb2
 from prometheus_client.registry import Collector
 
+from pagewire_router.histogram import Histogram
 from pagewire_router.request import Request
 
 
@@ -14,7 +15,11 @@ class Engine(Protocol):
 
     @property
     def collector(self) -> Collector:
-        """The engine's own metrics."""
+        """The engine's own metrics but for histograms."""
+
+    @property
+    def histograms(self) -> Sequence[Histogram]:
+        """The engine's own histograms."""
 
     @property
     def model(self) -> shard_pb2.ShardInfo:

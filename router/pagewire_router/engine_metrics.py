@@ -1,6 +1,6 @@
 """What the shard groups and their schedulers tell Prometheus: read when scraped, so that steps pay nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -8,9 +8,27 @@ from prometheus_client.registry import Collector
 from pagewire_router.group_loop import GroupLoop
 from pagewire_router.step_stats import StepStats
 
+GROUP_GAUGES: tuple[tuple[str, str, Callable[[GroupLoop], float]], ...] = (
+    ("serving", "1 if the lease is held and step plans flow.", lambda group: group.is_serving),
+    ("draining", "1 if a shard of the group is about to stop.", lambda group: group.is_draining),
+    ("epoch", "Counter of the last lease that the group's shards granted.", lambda group: group.epoch),
+    ("requests_running", "Requests admitted to the group.", lambda group: len(group.scheduler.running)),
+    ("sequences_running", "Sequences admitted to the group.", lambda group: group.scheduler.num_running_sequences),
+    ("requests_queued", "Requests that wait for the group.", lambda group: len(group.scheduler.waiting)),
+    ("tokens_queued", "Prompt tokens of requests that wait for it.", lambda group: group.scheduler.waiting.num_tokens),
+    ("plans_inflight", "Step plans whose results are not back.", lambda group: group.scheduler.num_inflight),
+    ("kv_cache_blocks", "Blocks in the group's pool.", lambda group: group.scheduler.limits.num_blocks),
+    ("kv_cache_usage_ratio", "Share of the pool's blocks that sequences hold.", lambda group: usage_of([group])),
+)
+GROUP_COUNTERS: tuple[tuple[str, str, Callable[[GroupLoop], int]], ...] = (
+    ("preemptions", "Requests put back to wait for want of blocks.", lambda group: group.scheduler.num_preemptions),
+    ("failovers", "Plan streams that broke.", lambda group: group.num_failovers),
+    ("digest_mismatches", "Steps after which ranks of a group disagreed.", lambda group: group.num_digest_mismatches),
+)
+
 
 class EngineMetrics(Collector):
-    """Steps over all groups, and the state of each group."""
+    """The whole engine as one, and each of its groups."""
 
     def __init__(self, groups: Sequence[GroupLoop], stats: StepStats) -> None:
         """`groups` may still grow."""
@@ -19,39 +37,69 @@ class EngineMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus scrapes."""
-        stats = self._stats
-        yield CounterMetricFamily("pagewire_steps", "Steps whose results came back.", value=stats.num_steps)
-        yield CounterMetricFamily(
-            "pagewire_plan_round_trip_seconds", "From sending plans to their results.", value=stats.round_trip_s
+        yield from self._totals()
+        yield from self._model()
+        yield self._tokens()
+        parts = CounterMetricFamily(
+            "pagewire_step_seconds", "Time of steps as the shards report it, by part.", labels=["part"]
         )
-        parts = CounterMetricFamily("pagewire_step_seconds", "Time of steps on the shards, by part.", labels=["part"])
-        for part, seconds in stats.shard_s.items():
+        for part, seconds in self._stats.shard_s.items():
             parts.add_metric([part], seconds)
         yield parts
-        yield from self._gauges()
-        yield from self._counters()
+        for name, documentation, read in GROUP_GAUGES:
+            gauge = GaugeMetricFamily(f"pagewire_group_{name}", documentation, labels=["group"])
+            for group in self._groups:
+                gauge.add_metric([group.info.group_id], read(group))
+            yield gauge
+        for name, documentation, count in GROUP_COUNTERS:
+            counter = CounterMetricFamily(f"pagewire_{name}", documentation, labels=["group"])
+            for group in self._groups:
+                counter.add_metric([group.info.group_id], count(group))
+            yield counter
 
-    def _gauges(self) -> Iterator[Metric]:
-        serving = GaugeMetricFamily("pagewire_group_serving", "1 if plans flow to the shard group.", labels=["group"])
-        running = GaugeMetricFamily(
-            "pagewire_group_sequences_running", "Sequences on the shard group.", labels=["group"]
+    def _totals(self) -> Iterator[Metric]:
+        """What a gateway or an autoscaler asks of a server as a whole."""
+        schedulers = [group.scheduler for group in self._groups]
+        for name, documentation, value in (
+            ("requests_queued", "Requests that wait to be admitted.", sum(len(s.waiting) for s in schedulers)),
+            ("requests_running", "Requests admitted to shard groups.", sum(len(s.running) for s in schedulers)),
+            ("tokens_queued", "Prompt tokens that wait.", sum(s.waiting.num_tokens for s in schedulers)),
+            ("kv_cache_usage_ratio", "Share of all blocks that sequences hold, 0 to 1.", usage_of(self._groups)),
+        ):
+            yield GaugeMetricFamily(f"pagewire_{name}", documentation, value=value)
+
+    def _model(self) -> Iterator[Metric]:
+        model = GaugeMetricFamily(
+            "pagewire_model_info",
+            "1; what is served. num_gpu_blocks: blocks of all groups' pools, on whatever device.",
+            labels=["model", "digest", "architecture", "dtype", "max_model_len", "block_size", "num_gpu_blocks"],
         )
-        queued = GaugeMetricFamily("pagewire_group_requests_queued", "Requests not yet admitted.", labels=["group"])
-        tokens = GaugeMetricFamily("pagewire_group_tokens_queued", "Prompt tokens not yet admitted.", labels=["group"])
-        usage = GaugeMetricFamily("pagewire_group_kv_cache_usage_ratio", "Share of blocks in use.", labels=["group"])
-        for group in self._groups:
-            scheduler, name = group.scheduler, [group.info.group_id]
-            serving.add_metric(name, group.is_serving)
-            running.add_metric(name, scheduler.num_running_sequences)
-            queued.add_metric(name, len(scheduler.waiting))
-            tokens.add_metric(name, scheduler.waiting.num_tokens)
-            usage.add_metric(name, 1 - scheduler.free_blocks / scheduler.limits.num_blocks if group.is_serving else 0)
-        yield from (serving, running, queued, tokens, usage)
+        if self._groups:
+            info = self._groups[0].info
+            num_blocks = sum(group.scheduler.limits.num_blocks for group in self._groups)
+            sizes = [str(number) for number in (info.max_model_len, info.block_size, num_blocks)]
+            model.add_metric([info.model, info.model_digest.hex(), info.architecture, info.dtype, *sizes], 1)
+        yield model
 
-    def _counters(self) -> Iterator[Metric]:
-        preemptions = CounterMetricFamily("pagewire_preemptions", "Requests put back to wait.", labels=["group"])
-        failovers = CounterMetricFamily("pagewire_failovers", "Plan streams that broke.", labels=["group"])
+    def _tokens(self) -> Metric:
+        """By group: the sum would fall when a group leaves, and a counter must not."""
+        tokens = CounterMetricFamily(
+            "pagewire_tokens",
+            "Tokens by kind: of prompts, computed or found in the prefix cache; sampled; computed again after a "
+            "preemption or a failover.",
+            labels=["group", "kind"],
+        )
         for group in self._groups:
-            preemptions.add_metric([group.info.group_id], group.scheduler.num_preemptions)
-            failovers.add_metric([group.info.group_id], group.num_failovers)
-        yield from (preemptions, failovers)
+            name, counts = group.info.group_id, group.scheduler.tokens
+            tokens.add_metric([name, "prompt_computed"], counts.prompt_computed)
+            tokens.add_metric([name, "prompt_cached"], counts.prompt_cached)
+            tokens.add_metric([name, "generation"], counts.generated)
+            tokens.add_metric([name, "recomputed"], counts.recomputed)
+        return tokens
+
+
+def usage_of(groups: Sequence[GroupLoop]) -> float:
+    """Share of the blocks of the groups that serve that sequences hold; 0 if none serves."""
+    serving = [group.scheduler for group in groups if group.is_serving]
+    num_blocks = sum(scheduler.limits.num_blocks for scheduler in serving)
+    return 1 - sum(scheduler.free_blocks for scheduler in serving) / num_blocks if num_blocks else 0.0

@@ -65,6 +65,10 @@ class GroupLoop:
         """The shard is about to stop: it gets no new sequences."""
         self.num_failovers = 0
         """Epochs that ended without Goodbye."""
+        self.num_digest_mismatches = 0
+        """Steps after which the ranks disagreed."""
+        self.epoch = 0
+        """Counter of the last lease that was granted."""
         self._ranks = ranks
         self._router_id = router_id
         self._max_inflight = max_inflight
@@ -187,6 +191,7 @@ class GroupLoop:
         self._sent_s.clear()
         self._digests.clear()
         self.is_draining = False
+        self.epoch = welcome.epoch.counter
         self._set_serving(True)
         level = logging.WARNING if self._is_down_logged else logging.INFO
         logger.log(level, "shard group %s serves, epoch %d", self.info.group_id, welcome.epoch.counter)
@@ -282,6 +287,7 @@ class GroupLoop:
         if expected is None:
             self._digests[result.step] = result.state_digest
         elif expected != result.state_digest:
+            self.num_digest_mismatches += 1
             raise ProtocolError(f"the ranks disagree after step {result.step}")
 
     def _deliver(self, progress: Progress) -> None:

@@ -55,10 +55,10 @@ class InferenceService:
         serializers, since Generate encodes by hand.
         """
         unary = {
-            "Complete": self._unary(inference_pb2.GenerateRequest, self.complete),
-            "Tokenize": self._unary(inference_pb2.TokenizeRequest, self.tokenize),
-            "Detokenize": self._unary(inference_pb2.DetokenizeRequest, self.detokenize),
-            "GetModel": self._unary(inference_pb2.GetModelRequest, self.get_model),
+            "Complete": self._unary("Complete", inference_pb2.GenerateRequest, self.complete),
+            "Tokenize": self._unary("Tokenize", inference_pb2.TokenizeRequest, self.tokenize),
+            "Detokenize": self._unary("Detokenize", inference_pb2.DetokenizeRequest, self.detokenize),
+            "GetModel": self._unary("GetModel", inference_pb2.GetModelRequest, self.get_model),
         }
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             name: grpc.unary_unary_rpc_method_handler(method) for name, method in unary.items()
@@ -66,18 +66,19 @@ class InferenceService:
         methods["Generate"] = grpc.unary_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
-    async def generate(self, message: inference_pb2.GenerateRequest, context: Context) -> None:
-        """Writes Started, Deltas, and Finished for each sequence."""
+    async def generate(self, message: inference_pb2.GenerateRequest, context: Context, arrival_s: float) -> None:
+        """Writes Started, Deltas, and Finished for each sequence. arrival_s: event-loop time of the call's arrival."""
         with self._reserve_id(message.request_id) as request_id, self._writer.open() as stream:
-            request, output = await self._admission.admit(message, request_id, context, stream)
+            request, output = await self._admission.admit(message, request_id, context, stream, arrival_s)
             with self._submit(request, output) as timer:
                 started = inference_pb2.GenerateResponse(started=self._started(message, request))
                 await context.write(started.SerializeToString())
                 while not output.is_all_taken:
                     await stream.wait()
-                    timer.on_output(output.num_tokens)
+                    num_tokens = output.num_tokens
                     for response in output.take_messages():
                         await context.write(response)
+                        timer.on_written(num_tokens)
                     if output.error is not None:
                         raise output.error
 
@@ -85,11 +86,12 @@ class InferenceService:
         """The same, answered once."""
         end = _End()
         with self._reserve_id(message.request_id) as request_id:
-            request, output = await self._admission.admit(message, request_id, context, end)
+            arrival_s = asyncio.get_running_loop().time()
+            request, output = await self._admission.admit(message, request_id, context, end, arrival_s)
             with self._submit(request, output) as timer:
                 while not output.is_done:
                     await end.wait()
-                timer.on_output(output.num_tokens)
+                timer.on_written(output.num_tokens)
             if output.error is not None:
                 raise output.error
             return inference_pb2.GenerateResult(
@@ -168,37 +170,41 @@ class InferenceService:
     def _submit(self, request: Request, output: RequestOutput) -> Iterator[RequestTimer]:
         """Gives the request to the engine; takes it back if its client goes away before it has ended."""
         self._engine.submit(request)
-        self._metrics.prompt_tokens.inc(len(request.prompt_token_ids))
-        timer = RequestTimer(self._metrics, asyncio.get_running_loop().time, request.params.n, request.arrival_s)
+        timer = RequestTimer(self._metrics, asyncio.get_running_loop().time, request)
         try:
             yield timer
         finally:
             if not output.is_done:
                 self._engine.abort(request)
-            timer.on_end(output.num_tokens)
+            timer.on_end(output)
 
     async def _stream(self, data: bytes, context: Context) -> None:
-        await self._answer(lambda: self.generate(decode(inference_pb2.GenerateRequest, data), context), context)
+        arrival_s = asyncio.get_running_loop().time()
+        await self._answer(
+            "Generate",
+            lambda: self.generate(decode(inference_pb2.GenerateRequest, data), context, arrival_s),
+            context,
+        )
 
     def _unary(
-        self, message_type: type[M], method: Callable[[M, Context], Awaitable[protobuf.Message]]
+        self, name: str, message_type: type[M], method: Callable[[M, Context], Awaitable[protobuf.Message]]
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def call(data: bytes, context: Context) -> bytes:
-            answer = await self._answer(lambda: method(decode(message_type, data), context), context)
+            answer = await self._answer(name, lambda: method(decode(message_type, data), context), context)
             return answer.SerializeToString()
 
         return call
 
-    async def _answer(self, call: Callable[[], Awaitable[T]], context: Context) -> T:
+    async def _answer(self, name: str, call: Callable[[], Awaitable[T]], context: Context) -> T:
         """The top of every call: errors become statuses, and ends are counted."""
         try:
             answer = await call()
         except asyncio.CancelledError:
-            self._metrics.requests.labels("CANCELLED").inc()
+            self._metrics.requests.labels(name, "CANCELLED").inc()
             raise
         except grpc.aio.InternalError:
             # A write met the end of its call: the client has gone, or its deadline has passed.
-            self._metrics.requests.labels("CANCELLED").inc()
+            self._metrics.requests.labels(name, "CANCELLED").inc()
             raise asyncio.CancelledError from None
         except RouterError as error:
             failure = error
@@ -206,9 +212,9 @@ class InferenceService:
             _log.exception("A call failed for a reason of ours")
             failure = RouterError("the router failed on this request; its log says more")
         else:
-            self._metrics.requests.labels("OK").inc()
+            self._metrics.requests.labels(name, "OK").inc()
             return answer
-        self._metrics.requests.labels(status_code(failure).name).inc()
+        self._metrics.requests.labels(name, status_code(failure).name).inc()
         await abort(context, failure)
 
 

@@ -1,96 +1,124 @@
-"""What the router tells Prometheus. Durations in seconds, counters end in _total, as its conventions have it."""
+"""What the router tells Prometheus about requests. Durations in seconds, counters end in _total."""
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
+import grpc
 from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from pagewire_router.errors import STATUS_CODES
+from pagewire_router.histogram import Histogram, bounds_between, bounds_of_counts, render
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-BUCKET_GROWTH = 1.25
-"""A quantile read from the buckets is at most a quarter off."""
+METHODS = ("Generate", "Complete", "Tokenize", "Detokenize", "GetModel")
+STATUSES = sorted(
+    {code.name for code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)}
+    | {code.name for code in STATUS_CODES.values()}
+)
+"""How a call can end."""
+FINISH_REASONS = ("stop", "length", "abort", "error")
+
+MILLISECOND_TO_MINUTES = bounds_between(-3, 2)
+TENTH_OF_MILLISECOND_TO_MINUTES = bounds_between(-4, 2)
+MILLISECOND_TO_HOURS = bounds_between(-3, 4)
+TENTH_OF_MILLISECOND_TO_SECONDS = bounds_between(-4, 1)
+TOKENS = bounds_of_counts(6)
 
 
-def geometric_buckets(low: float, high: float) -> tuple[float, ...]:
-    """Upper bounds from low to at least high, each BUCKET_GROWTH times the last, to three digits."""
-    bounds = [low]
-    while bounds[-1] < high:
-        bounds.append(float(f"{low * BUCKET_GROWTH ** len(bounds):.3g}"))
-    return tuple(bounds)
-
-
-class Histogram(Collector):
-    """A histogram that takes many equal observations at once: 0.3 us for all tokens of a message."""
-
-    def __init__(self, name: str, documentation: str, bounds: tuple[float, ...]) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float, count: int = 1) -> None:
-        """Counts a value, count times."""
-        self._counts[bisect_left(self._bounds, value)] += count
-        self._sum += value * count
-
-    def collect(self) -> Iterator[Metric]:
-        """What Prometheus scrapes."""
-        total = 0
-        buckets: list[tuple[str, float]] = []
-        for bound, count in zip([*map(repr, self._bounds), "+Inf"], self._counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        family = HistogramMetricFamily(self._name, self._documentation)
-        family.add_metric([], buckets, self._sum)
-        yield family
-
-
-class _Gauges(Collector):
-    """Gauges read when they are scraped."""
+class _OpenRequests(Collector):
+    """A gauge that is read when it is scraped."""
 
     def __init__(self, metrics: "Metrics") -> None:
         self._metrics = metrics
 
-    def collect(self) -> Iterable[Metric]:
-        running, waiting = self._metrics.num_running, self._metrics.num_waiting
-        yield GaugeMetricFamily("pagewire_requests_running", "Requests that have yielded a token.", value=running)
-        yield GaugeMetricFamily("pagewire_requests_waiting", "Requests without a first token.", value=waiting)
+    def collect(self) -> Iterator[Metric]:
+        num_open = self._metrics.num_open
+        yield GaugeMetricFamily(
+            "pagewire_requests_open", "Generate and Complete calls from submission to end.", value=num_open
+        )
 
 
 class Metrics:
-    """The router's metrics, in a registry of their own."""
+    """The router's metrics. Histograms are rendered beside the registry; see histogram.py."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.num_running = 0
-        self.num_waiting = 0
+        self.histograms: list[Histogram] = []
+        self.num_open = 0
+        """Submitted requests that have not ended."""
         self.requests = Counter(
-            "pagewire_requests", "Requests that ended, by gRPC status.", ["status"], registry=self.registry
+            "pagewire_requests", "Calls that ended, by gRPC status.", ["method", "status"], registry=self.registry
         )
-        self.prompt_tokens = Counter(
-            "pagewire_prompt_tokens", "Tokens of prompts that were accepted.", registry=self.registry
+        self.finished = Counter(
+            "pagewire_sequences_finished",
+            "Sequences that ended: stop and length as the client is told, abort when it went away, error otherwise.",
+            ["reason"],
+            registry=self.registry,
         )
-        self.generation_tokens = Counter(
-            "pagewire_generation_tokens", "Tokens sampled for requests that ended.", registry=self.registry
-        )
+        self._start_at_zero()
         self.time_to_first_token_s = self._histogram(
-            "time_to_first_token_seconds", "From a request's arrival to its first token.", 1e-3, 120.0
+            "time_to_first_token_seconds",
+            "From the call's arrival until the first message with a token is written.",
+            MILLISECOND_TO_MINUTES,
         )
         self.inter_token_s = self._histogram(
-            "inter_token_latency_seconds", "Between tokens of a sequence; those of one message share its gap.", 1e-4, 10
+            "inter_token_latency_seconds",
+            "Between tokens of a sequence as they are written; those of one message share its gap.",
+            TENTH_OF_MILLISECOND_TO_SECONDS,
         )
         self.request_s = self._histogram(
-            "request_latency_seconds", "From a request's arrival to its end.", 1e-3, 3600.0
+            "request_latency_seconds", "From the call's arrival to the end of its last write.", MILLISECOND_TO_HOURS
         )
-        self.registry.register(_Gauges(self))
+        self.admission_s = self._histogram(
+            "admission_time_seconds",
+            "From the call's arrival to the queue: checks, chat template, tokenizing.",
+            TENTH_OF_MILLISECOND_TO_MINUTES,
+        )
+        self.queue_s = self._histogram(
+            "queue_time_seconds",
+            "From the queue to the first step plan that has the request, or to its end if none has.",
+            TENTH_OF_MILLISECOND_TO_MINUTES,
+        )
+        self.prefill_s = self._histogram(
+            "prefill_time_seconds",
+            "From the first step plan that has the request until the first message with a token is written.",
+            MILLISECOND_TO_MINUTES,
+        )
+        self.decode_s = self._histogram(
+            "decode_time_seconds", "From the first message with a token to the end.", MILLISECOND_TO_HOURS
+        )
+        self.prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens of accepted requests.", TOKENS)
+        self.generation_tokens = self._histogram(
+            "request_generation_tokens", "Tokens sampled for a request, over its sequences, when it ends.", TOKENS
+        )
+        self.loop_lag_s = self._histogram(
+            "event_loop_lag_seconds",
+            "How late the router's event loop runs what is due: while it is late, no token moves.",
+            TENTH_OF_MILLISECOND_TO_SECONDS,
+        )
+        self.registry.register(_OpenRequests(self))
+        ProcessCollector(registry=self.registry)
+
+    def add(self, collector: Collector, histograms: Iterable[Histogram] = ()) -> None:
+        """Shows further metrics on the same page."""
+        self.registry.register(collector)
+        self.histograms += histograms
 
     def render(self) -> bytes:
         """The text Prometheus scrapes."""
-        return generate_latest(self.registry)
+        return generate_latest(self.registry) + render(self.histograms).encode()
 
-    def _histogram(self, name: str, documentation: str, low: float, high: float) -> Histogram:
-        histogram = Histogram(f"pagewire_{name}", documentation, geometric_buckets(low, high))
-        self.registry.register(histogram)
+    def _start_at_zero(self) -> None:
+        """A series that appears with its first event has no increase yet: rates and alerts would miss that event."""
+        for method in METHODS:
+            for status in STATUSES:
+                self.requests.labels(method, status)
+        for reason in FINISH_REASONS:
+            self.finished.labels(reason)
+
+    def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(f"pagewire_{name}", documentation, bounds)
+        self.histograms.append(histogram)
         return histogram

@@ -78,3 +78,5 @@ class Request:
     tracestate: str = ""
     eos_token_ids: tuple[int, ...] = field(default=())
     """The model's own end-of-sequence tokens; empty if the request ignores them."""
+    scheduled_s: float | None = None
+    """Event-loop time of the first step plan that has it."""

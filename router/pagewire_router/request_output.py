@@ -61,6 +61,13 @@ class RequestOutput:
         """Tokens sampled, over all sequences."""
         return sum(sequence.num_tokens for sequence in self._sequences)
 
+    def finish_reasons(self) -> list["inference_pb2.FinishReason.ValueType"]:
+        """How each sequence ended; UNSPECIFIED: it has not."""
+        return [
+            inference_pb2.FINISH_REASON_UNSPECIFIED if sequence.finished is None else sequence.finished.finish_reason
+            for sequence in self._sequences
+        ]
+
     def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
         """See OutputSink."""
         stopped = self._sequences[index].append(token_ids, logprobs)

@@ -24,7 +24,7 @@ from pagewire_router.errors import FieldViolation, RequestTooLong
 from pagewire_router.plan_builder import add_admit, add_fork
 from pagewire_router.request import Request
 from pagewire_router.sequence import ProtocolError, Sequence, SequenceGroup
-from pagewire_router.step_records import GroupLimits, PlanInFlight, Progress
+from pagewire_router.step_records import GroupLimits, PlanInFlight, Progress, TokenCounts
 from pagewire_router.waiting_queue import WaitingQueue
 
 MAX_PASSES = 32
@@ -45,6 +45,7 @@ class Scheduler:
         self.running: list[SequenceGroup] = []
         """Admitted requests, most urgent first."""
         self.num_preemptions = 0
+        self.tokens = TokenCounts()
         self.is_admitting = True
         """False while the shard group drains: what runs goes on, nothing is added."""
         self._ledger = BlockLedger(limits.block_size, limits.num_blocks)
@@ -195,7 +196,7 @@ class Scheduler:
         left, num_short, prefills = self._run_decodes(record, budgets)
         left = self._run_prefills(prefills, record, budgets, left)
         if self.is_admitting and not num_short:
-            self._admit_waiting(plan, record, budgets, left)
+            self._admit_waiting(plan, record, budgets, left, now)
         self._release(plan, record)
         if not (record.sequences or plan.release_seq_ids or plan.forks):
             return None
@@ -293,7 +294,9 @@ class Scheduler:
             parent.fork_step = plan.step
             self._ledger.set(parent, pledge=self._ledger.bound(parent), held=parent.held)
 
-    def _admit_waiting(self, plan: shard_pb2.StepPlan, record: PlanInFlight, budgets: list[int], left: int) -> None:
+    def _admit_waiting(
+        self, plan: shard_pb2.StepPlan, record: PlanInFlight, budgets: list[int], left: int, now: float
+    ) -> None:
         passed: list[SequenceGroup] = []
         while left > 0 and self._num_slots_used < self.limits.max_num_seqs and len(passed) < MAX_LOOK_AHEAD:
             group = self.waiting.pop()
@@ -301,6 +304,8 @@ class Scheduler:
                 break
             if group.is_drained() and self._fits_now(group):
                 leader = self._admit(group, plan)
+                if group.request.scheduled_s is None:
+                    group.request.scheduled_s = now
                 budget = min(left, leader.prefill_target)
                 self._start_prefill(leader, budget, record, budgets)
                 left -= budget
@@ -452,13 +457,12 @@ class Scheduler:
                     progress.append(self._progress(sequence, token, stop, None if entry is None else [entry]))
             elif sampled:
                 next(tokens)
+        self.tokens.generated += len(progress)
         return progress
 
     def _note_cached(self, record: PlanInFlight, result: shard_pb2.StepResult) -> None:
         for index, num_cached in zip(result.first_run_indices, result.num_cached_tokens, strict=True):
-            group = record.sequences[index].group
-            if group.num_cached_tokens is None:
-                group.num_cached_tokens = num_cached
+            self.tokens.add_first_run(record.sequences[index], num_cached)
 
     def _settle_departed(self, sequence: Sequence) -> None:
         if sequence.num_inflight == 0:

@@ -13,7 +13,9 @@ from pagewire_router.engine import Engine
 from pagewire_router.health_endpoint import HealthEndpoint
 from pagewire_router.http_endpoint import HttpEndpoint
 from pagewire_router.inference_service import SERVICE_NAME, InferenceService
+from pagewire_router.loop_lag import watch_loop_lag
 from pagewire_router.metrics import CONTENT_TYPE, Metrics
+from pagewire_router.server_metrics import ServerMetrics
 from pagewire_router.stream_writer import StreamWriter
 from pagewire_router.tokenizer import Tokenizer
 from pagewire_router.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
@@ -54,7 +56,8 @@ class RouterServer:
         self._config = config
         self._engine = engine
         self._metrics = Metrics()
-        self._metrics.registry.register(engine.collector)
+        self._metrics.add(engine.collector, engine.histograms)
+        self._metrics.add(ServerMetrics(config, is_ready=self._is_serving, is_draining=lambda: self._is_draining))
         self._health = HealthEndpoint(SERVICE_NAME, self._is_serving)
         self._grpc = grpc.aio.server(options=channel_options(config))
         self._http = HttpEndpoint(
@@ -65,6 +68,7 @@ class RouterServer:
             }
         )
         self._tokenizer: Tokenizer | None = None
+        self._lag_task: asyncio.Task[None] | None = None
         self._is_open = False
         self._is_draining = False
         self.metrics_port: int | None = None
@@ -78,6 +82,7 @@ class RouterServer:
         Probes are answered from the first moment on, calls once the engine serves.
         """
         await self._start_probes()
+        self._lag_task = asyncio.create_task(watch_loop_lag(self._metrics.loop_lag_s), name="loop lag")
         await self._engine.start()
         files = self._engine.files
         if TOKENIZER_FILE in files:
@@ -125,6 +130,8 @@ class RouterServer:
         await self._grpc.stop(STOP_GRACE_S)
         await self._http.stop()
         await self._health.stop()
+        if self._lag_task is not None:
+            self._lag_task.cancel()
         if self._tokenizer is not None:
             self._tokenizer.close()
 

@@ -31,6 +31,30 @@ class PlanInFlight:
 
 
 @dataclass(slots=True)
+class TokenCounts:
+    """Tokens so far, by what was done for them."""
+
+    prompt_computed: int = 0
+    """Of prompts, when they were first admitted."""
+    prompt_cached: int = 0
+    """Of prompts, provided by a cached prefix when they were first admitted."""
+    recomputed: int = 0
+    """Computed again after a preemption or a failover."""
+    generated: int = 0
+    """Sampled, and not dropped because their sequence had ended."""
+
+    def add_first_run(self, sequence: Sequence, num_cached: int) -> None:
+        """A sequence ran for the first time since it entered the shard, from a cached prefix of num_cached tokens."""
+        group = sequence.group
+        if group.num_cached_tokens is None:
+            group.num_cached_tokens = num_cached
+            self.prompt_cached += num_cached
+            self.prompt_computed += group.num_prompt_tokens - num_cached
+        elif not sequence.fork_step:
+            self.recomputed += sequence.prefill_target - num_cached
+
+
+@dataclass(slots=True)
 class Progress:
     """What one result brought for one sequence."""
 

@@ -4,6 +4,8 @@ import time
 
 from pagewire.v1 import shard_pb2
 
+from pagewire_router.histogram import Histogram, bounds_between
+
 RATE_MEMORY_S = 5.0
 """The rate of admissions is averaged over about so long."""
 
@@ -12,9 +14,11 @@ class StepStats:
     """Sums of step timings, and the recent rate of admissions."""
 
     def __init__(self) -> None:
-        self.num_steps = 0
-        self.round_trip_s = 0.0
-        """From sending a plan to its result, plans ahead of it included."""
+        self.round_trip_s = Histogram(
+            "pagewire_plan_round_trip_seconds",
+            "From sending a step plan to its result, the plans ahead of it included.",
+            bounds_between(-4, 2),
+        )
         self.shard_s = dict.fromkeys(("queue", "prepare", "forward", "sample"), 0.0)
         """Where shards spent it."""
         self._admissions_per_s = 0.0
@@ -22,8 +26,7 @@ class StepStats:
 
     def add(self, result: shard_pb2.StepResult, round_trip_s: float) -> None:
         """Takes in one step."""
-        self.num_steps += 1
-        self.round_trip_s += round_trip_s
+        self.round_trip_s.observe(round_trip_s)
         timings = result.timings
         self.shard_s["queue"] += timings.queue_us * 1e-6
         self.shard_s["prepare"] += timings.prepare_us * 1e-6

@@ -12,6 +12,7 @@ import tokenizers
 from pagewire.v1 import inference_pb2, inference_pb2_grpc, shard_pb2
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import RouterError
+from pagewire_router.histogram import Histogram
 from pagewire_router.request import Request
 from pagewire_router.server import RouterServer
 from prometheus_client import CollectorRegistry
@@ -108,6 +109,7 @@ class FakeEngine:
         )
     )
     collector: CollectorRegistry = field(default_factory=CollectorRegistry)
+    histograms: tuple[Histogram, ...] = ()
     is_ready: bool = True
     step_s: float = 0.0
     refusal: RouterError | None = None

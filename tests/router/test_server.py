@@ -1,7 +1,6 @@
 """Health, reflection, the HTTP endpoint, and the server's life."""
 
 import asyncio
-from itertools import pairwise
 
 import grpc
 import pytest
@@ -9,9 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pagewire.v1 import inference_pb2
 from pagewire_router.config import RouterConfig
-from pagewire_router.metrics import geometric_buckets
 from pagewire_router.server import RouterServer, ServerError, channel_options
-from prometheus_client.parser import text_string_to_metric_families
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -89,42 +86,6 @@ async def test_pages_and_bad_requests_of_the_http_endpoint(serve):
         assert (await http(port, b"GET /healthz HTTP/1.1\r\n\r\n"))[0] == 200
         router.engine.is_ready = False
         assert (await http(port, b"GET /readyz HTTP/1.1\r\n\r\n"))[0] == 503
-
-
-async def test_metrics_count_what_happened(serve):
-    async with serve(step_s=0.002, config={"metrics_port": 0}) as router:
-        params = inference_pb2.SamplingParams(n=2, seed=1, max_tokens=10)
-        await router.generate(token_ids=inference_pb2.TokenIds(ids=[5] * 7), sampling_params=params)
-        with pytest.raises(grpc.aio.AioRpcError):
-            await router.generate()
-        call = router.stub.Generate(inference_pb2.GenerateRequest(text="x"))
-        await call.read()
-        call.cancel()
-        while not router.engine.aborted:
-            await asyncio.sleep(0.01)
-        await router.stub.Complete(inference_pb2.GenerateRequest(token_ids=inference_pb2.TokenIds(ids=[5])))
-        _, text = await http(router.server.metrics_port, b"GET /metrics HTTP/1.1\r\n\r\n")
-    samples = {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-    assert samples["pagewire_requests_total", "OK"] == 2
-    assert samples["pagewire_requests_total", "INVALID_ARGUMENT"] == 1
-    assert samples["pagewire_requests_total", "CANCELLED"] == 1
-    assert samples["pagewire_requests_running",] == samples["pagewire_requests_waiting",] == 0
-    assert samples["pagewire_prompt_tokens_total",] >= 9
-    assert samples["pagewire_generation_tokens_total",] >= 36
-    assert samples["pagewire_time_to_first_token_seconds_count",] >= 2
-    assert samples["pagewire_request_latency_seconds_count",] == 3
-    assert samples["pagewire_inter_token_latency_seconds_bucket", "+Inf"] >= 18
-
-
-def test_buckets_grow_by_a_quarter_at_most():
-    bounds = geometric_buckets(1e-3, 120.0)
-    assert bounds[0] == 1e-3
-    assert bounds[-1] >= 120
-    assert all(1.2 < b / a <= 1.26 for a, b in pairwise(bounds))
 
 
 async def test_a_taken_address_is_a_clear_error(serve, byte_level_files):

@@ -1,0 +1,175 @@
+"""What the router's /metrics says of requests, and the histograms it says it with."""
+
+import asyncio
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import grpc
+import pagewire_shard.histogram
+import pytest
+from pagewire.v1 import inference_pb2
+from pagewire_router import histogram
+from pagewire_router.errors import Unavailable
+from pagewire_router.histogram import Histogram, bounds_between, bounds_of_counts, render
+from prometheus_client.parser import text_string_to_metric_families
+
+PAGE = b"GET /metrics HTTP/1.1\r\n\r\n"
+
+
+def samples_of(text: str) -> dict[tuple[str, ...], float]:
+    """Values by name and label values."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def scrape(router) -> dict[tuple[str, ...], float]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.server.metrics_port)
+    writer.write(PAGE)
+    answer = await reader.read()
+    writer.close()
+    return samples_of(answer.partition(b"\r\n\r\n")[2].decode())
+
+
+def prompt(num_tokens: int, **params) -> inference_pb2.GenerateRequest:
+    return inference_pb2.GenerateRequest(
+        token_ids=inference_pb2.TokenIds(ids=[5] * num_tokens),
+        sampling_params=inference_pb2.SamplingParams(seed=1, **params),
+    )
+
+
+async def cancelled(router) -> None:
+    call = router.stub.Generate(inference_pb2.GenerateRequest(text="x"))
+    await call.read()
+    call.cancel()
+    async with asyncio.timeout(10):
+        while not router.engine.aborted:
+            await asyncio.sleep(0.01)
+
+
+async def test_calls_are_counted_by_method_and_status(serve):
+    async with serve(step_s=0.002, config={"metrics_port": 0}) as router:
+        before = await scrape(router)
+        await router.stub.Complete(prompt(1))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await router.generate()
+        await cancelled(router)
+        await router.stub.GetModel(inference_pb2.GetModelRequest())
+        samples = await scrape(router)
+    # Every series is there before its first event, so that no increase is missed.
+    assert before["pagewire_requests_total", "Generate", "RESOURCE_EXHAUSTED"] == 0
+    assert samples["pagewire_requests_total", "Complete", "OK"] == 1
+    assert samples["pagewire_requests_total", "Generate", "INVALID_ARGUMENT"] == 1
+    assert samples["pagewire_requests_total", "Generate", "CANCELLED"] == 1
+    assert samples["pagewire_requests_total", "GetModel", "OK"] == 1
+    assert samples["pagewire_requests_total", "Generate", "OK"] == 0
+
+
+async def test_times_and_sizes_of_requests_are_observed_once_for_each(serve):
+    async with serve(step_s=0.002, config={"metrics_port": 0}) as router:
+        async for _ in router.stub.Generate(prompt(7, n=2, max_tokens=10)):
+            pass
+        await router.stub.Complete(prompt(1, max_tokens=3))
+        samples = await scrape(router)
+    for name in ("time_to_first_token", "request_latency", "admission_time", "decode_time"):
+        assert samples[f"pagewire_{name}_seconds_count",] == 2, name
+        assert samples[f"pagewire_{name}_seconds_bucket", "+Inf"] == 2, name
+    # All tokens but those of the first message, which may carry one or both sequences' first.
+    assert 18 <= samples["pagewire_inter_token_latency_seconds_count",] <= 19
+    assert samples["pagewire_request_prompt_tokens_sum",] == 8
+    assert samples["pagewire_request_generation_tokens_sum",] == 23
+    assert samples["pagewire_requests_open",] == 0
+    assert samples["pagewire_sequences_finished_total", "length"] == 3
+
+
+async def test_requests_that_never_started_count_in_the_queue_time(serve):
+    async with serve(script=lambda r: list(range(40, 50)), step_s=60, config={"metrics_port": 0}) as router:
+        call = router.stub.Generate(prompt(3))
+        await call.read()
+        assert (await scrape(router))["pagewire_requests_open",] == 1
+        call.cancel()
+        async with asyncio.timeout(10):
+            while (samples := await scrape(router))["pagewire_requests_open",]:
+                await asyncio.sleep(0.01)
+    assert samples["pagewire_queue_time_seconds_count",] == 1
+    assert samples["pagewire_time_to_first_token_seconds_count",] == 0
+    assert samples["pagewire_sequences_finished_total", "abort"] == 1
+
+
+async def test_requests_that_fail_are_not_taken_for_aborted(serve):
+    async with serve(step_s=60, config={"metrics_port": 0}) as router:
+        call = router.stub.Generate(prompt(3))
+        await call.read()
+        router.engine.requests[0].sink.on_failed(Unavailable("the shards are gone"))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call.read()
+        samples = await scrape(router)
+    assert samples["pagewire_sequences_finished_total", "error"] == 1
+    assert samples["pagewire_requests_total", "Generate", "UNAVAILABLE"] == 1
+
+
+async def test_the_state_of_the_router_is_shown(serve):
+    async with serve(config={"metrics_port": 0, "max_queued_requests": 7}) as router:
+        samples = await scrape(router)
+        assert samples["pagewire_ready",] == 1
+        assert samples["pagewire_draining",] == 0
+        assert samples["pagewire_max_queued_requests",] == 7
+        await router.server.drain()
+        samples = await scrape(router)
+        assert samples["pagewire_ready",] == 0
+        assert samples["pagewire_draining",] == 1
+
+
+async def test_the_event_loop_is_watched(serve):
+    async with serve(config={"metrics_port": 0}) as router, asyncio.timeout(10):
+        while not (await scrape(router))["pagewire_event_loop_lag_seconds_count",]:
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("bounds", [bounds_between(-4, 2), bounds_between(-3, 4), bounds_of_counts(6)])
+def test_bounds_are_so_close_that_quantiles_can_be_read(bounds):
+    assert all(b / a <= 1.25 + 1e-9 or (b - a == 1 and a.is_integer()) for a, b in pairwise(bounds))
+    assert len(set(bounds)) == len(bounds)
+
+
+def test_bounds_are_round_numbers_that_all_histograms_share():
+    assert bounds_between(-3, -2) == (
+        *(0.001, 0.0012, 0.0015, 0.0018, 0.0022, 0.0027, 0.0033, 0.0039, 0.0047, 0.0056, 0.0068, 0.0082),
+        0.01,
+    )
+    assert set(bounds_between(-3, 1)) < set(bounds_between(-4, 2))
+
+
+def test_a_histogram_counts_values_up_to_and_with_each_bound():
+    counted = Histogram("h", "Help.", (1.0, 2.0))
+    counted.observe(1.0)
+    counted.observe(1.5, 3)
+    counted.observe(9.0)
+    samples = samples_of(render([counted]))
+    assert samples == {
+        ("h_bucket", "1.0"): 1,
+        ("h_bucket", "2.0"): 4,
+        ("h_bucket", "+Inf"): 5,
+        ("h_count",): 5,
+        ("h_sum",): 14.5,
+    }
+    assert (counted.count, counted.sum) == (5, 14.5)
+
+
+def test_histograms_that_share_a_name_are_one_family():
+    parts = [Histogram("h", "Help.", (1.0,), label=("part", name)) for name in ("a", "b")]
+    parts[1].observe(math.pi)
+    (family,) = text_string_to_metric_families(render(parts))
+    assert (family.name, family.type, family.documentation) == ("h", "histogram", "Help.")
+    assert {sample.labels["part"]: sample.value for sample in family.samples if sample.name == "h_count"} == {
+        "a": 0,
+        "b": 1,
+    }
+
+
+def test_router_and_shard_have_the_same_histogram():
+    """They may not import each other, and three dozen lines are no distribution of their own."""
+    assert Path(histogram.__file__).read_text() == Path(pagewire_shard.histogram.__file__).read_text()
