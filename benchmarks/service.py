@@ -73,8 +73,8 @@ def one_stream(args: argparse.Namespace, model: str) -> dict[str, Any]:
         before = read_metrics(port)
         result = bench(router.address, "--num-prompts", "8", *flags)
         after = read_metrics(port)
-    steps = after["pagewire_shard_steps_total"] - before["pagewire_shard_steps_total"]
-    seconds = after["pagewire_shard_step_seconds_total"] - before["pagewire_shard_step_seconds_total"]
+    steps = after["pagewire_shard_step_seconds_count"] - before["pagewire_shard_step_seconds_count"]
+    seconds = after["pagewire_shard_step_seconds_sum"] - before["pagewire_shard_step_seconds_sum"]
     step_ms = seconds / steps * 1000
     return {
         "p50_gap_ms": result["p50_itl_ms"],

@@ -48,6 +48,8 @@ class PendingStep:
     """What is known at launch."""
     pending: PendingTokens | None = None
     """Set when the runner has launched it."""
+    num_tokens: int = 0
+    """Tokens it computes."""
     tokens: StepTokens | None = None
     """Set by collect."""
 
@@ -120,6 +122,7 @@ class Engine:
         except OutOfBlocks:
             message = f"step {plan.step} needs more than the {self.pool.num_blocks} blocks of the pool"
             raise PlanRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, message) from None
+        pending.num_tokens = sum(batch.query_lens)
         for sequence in pending.sequences:
             self._index_full_blocks(sequence)
         self._describe(pending)

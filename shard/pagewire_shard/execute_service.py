@@ -6,6 +6,7 @@ results and heartbeats up -> Goodbye, or the lease lapses, or it is taken, or th
 
 import asyncio
 import logging
+from collections import Counter
 from typing import NoReturn, Protocol
 
 import grpc
@@ -54,6 +55,13 @@ class ExecuteService:
         self._released = asyncio.Event()
         self._released.set()
         self._draining = False
+        self.num_failures: Counter[str] = Counter()
+        """Calls that ended with an error, by its reason."""
+
+    @property
+    def is_draining(self) -> bool:
+        """The shard was told to stop."""
+        return self._draining
 
     async def execute(self, _request_iterator: object, context: RawContext) -> None:
         """The call, with messages as bytes. Its end, whatever the reason, frees the lease."""
@@ -65,6 +73,7 @@ class ExecuteService:
             finally:
                 self._close(stream)
         except StreamError as error:
+            self.num_failures[error.reason] += 1
             logger.info("plan stream ends: %s", error.message)
             await abort(context, error)
 

@@ -1,54 +1,133 @@
-"""The shard's Prometheus metrics: read from the step thread's counters when scraped, so that steps pay nothing."""
+"""The shard's Prometheus metrics: read from the step thread's counters when scraped, so that steps pay little."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
 
+from pagewire.v1 import shard_pb2
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from pagewire_shard.errors import StreamError
+from pagewire_shard.execute_service import ExecuteService
+from pagewire_shard.histogram import render
+from pagewire_shard.lease import Lease
 from pagewire_shard.step_stats import StepStats
 
 COUNTERS = (
-    ("pagewire_shard_steps", "num_steps", "Steps that have finished."),
-    ("pagewire_shard_refused_plans", "num_refused_plans", "Plans that were refused as a whole."),
-    ("pagewire_shard_sampled_tokens", "num_sampled_tokens", "Tokens that were sampled."),
-    ("pagewire_shard_step_seconds", "step_s", "Time in steps."),
-    ("pagewire_shard_plan_queue_seconds", "queue_s", "Time that plans waited for their turn."),
+    ("steps", "num_steps", "Steps that have finished, releases alone included."),
+    ("failed_steps", "num_failed_steps", "Steps that broke with an unexpected error."),
+    ("refused_plans", "num_refused_plans", "Plans that were refused as a whole."),
+    ("computed_tokens", "num_computed_tokens", "Tokens whose keys and values were computed."),
+    ("sampled_tokens", "num_sampled_tokens", "Tokens that were sampled."),
+    (
+        "prefix_cache_queried_tokens",
+        "num_queried_tokens",
+        "Known tokens of admitted sequences, new and resumed, whose prefix was looked up.",
+    ),
+    ("prefix_cache_hit_tokens", "num_hit_tokens", "Those of them that a cached prefix provided."),
+    ("prefix_cache_blocks_added", "num_blocks_added", "Blocks that entered the prefix index."),
+    ("prefix_cache_blocks_removed", "num_blocks_removed", "Blocks that left the prefix index, evicted mostly."),
 )
 
 
-class StepCollector(Collector):
-    """Turns StepStats into metrics."""
+@dataclass(frozen=True, slots=True)
+class OpenShard:
+    """What exists once the engine is built."""
 
-    def __init__(self, stats: StepStats) -> None:
+    info: shard_pb2.ShardInfo
+    lease: Lease
+    service: ExecuteService
+
+
+class ShardCollector(Collector):
+    """Turns the shard's state into metrics."""
+
+    def __init__(self, stats: StepStats, is_ready: Callable[[], bool]) -> None:
+        self.opened: OpenShard | None = None
+        """None: the model loads."""
         self._stats = stats
+        self._is_ready = is_ready
+        self._version = version("pagewire")
 
     def collect(self) -> Iterator[Metric]:
         """One sample of each metric."""
         for name, field, help_text in COUNTERS:
-            yield CounterMetricFamily(name, help_text, value=getattr(self._stats, field))
-        free = GaugeMetricFamily(
-            "pagewire_shard_free_blocks",
-            "Blocks that are free, counting cached blocks that nobody uses.",
-            labels=["cache_group"],
+            yield CounterMetricFamily(f"pagewire_shard_{name}", help_text, value=getattr(self._stats, field))
+        yield _gauge("ready", "1 if a plan would be run now: /readyz.", self._is_ready())
+        yield _gauge("stalled_seconds", "For how long work has waited without progress.", self._stats.stalled_s())
+        yield _gauge("prefix_cache_blocks", "Blocks in the prefix index.", self._stats.num_cached_blocks)
+        if self.opened is not None:
+            yield from self._info(self.opened.info)
+            yield from self._pool(self.opened.info)
+            yield from self._lease(self.opened.lease, self.opened.service)
+
+    def _info(self, info: shard_pb2.ShardInfo) -> Iterator[Metric]:
+        labels = {
+            "version": self._version,
+            "group": info.group_id,
+            "tp_rank": str(info.tp_rank),
+            "tp_size": str(info.tp_size),
+            "model": info.model,
+            "digest": info.model_digest.hex(),
+            "dtype": info.dtype,
+            "device": info.device,
+            "block_size": str(info.block_size),
+        }
+        family = GaugeMetricFamily("pagewire_shard_info", "1; the shard and what it serves.", labels=list(labels))
+        family.add_metric(list(labels.values()), 1)
+        yield family
+        yield _gauge("max_sequences", "Sequences that it can hold.", info.max_num_seqs)
+        yield _gauge("max_step_tokens", "Tokens that a step may compute.", info.max_num_batched_tokens)
+
+    def _pool(self, info: shard_pb2.ShardInfo) -> Iterator[Metric]:
+        free = _by_cache_group("free_blocks", "Blocks that are free, cached ones that nobody uses included.")
+        total = _by_cache_group("kv_cache_blocks", "Blocks in the pool.")
+        usage = _by_cache_group("kv_cache_usage_ratio", "Share of the pool's blocks that sequences hold, 0 to 1.")
+        free_blocks = self._stats.free_blocks or info.num_blocks
+        for i, (num_free, num_blocks) in enumerate(zip(free_blocks, info.num_blocks, strict=True)):
+            free.add_metric([str(i)], num_free)
+            total.add_metric([str(i)], num_blocks)
+            usage.add_metric([str(i)], 1 - num_free / num_blocks)
+        yield from (free, total, usage)
+
+    def _lease(self, lease: Lease, service: ExecuteService) -> Iterator[Metric]:
+        yield _gauge("draining", "1 if the shard was told to stop.", service.is_draining)
+        yield _gauge("lease_held", "1 if a router drives the shard.", lease.holder is not None)
+        yield _gauge("lease_remaining_seconds", "Time until the lease lapses; 0 if nobody holds it.", lease.remaining_s)
+        yield _gauge("epoch", "Counter of the last lease that was granted.", lease.epoch.counter)
+        failures = CounterMetricFamily(
+            "pagewire_shard_plan_stream_failures", "Plan streams that ended with an error.", labels=["reason"]
         )
-        for i, num_blocks in enumerate(self._stats.free_blocks):
-            free.add_metric([str(i)], num_blocks)
-        yield free
-        yield GaugeMetricFamily(
-            "pagewire_shard_cached_blocks", "Blocks in the prefix index.", value=self._stats.num_cached_blocks
-        )
+        for reason in sorted(error.reason for error in StreamError.__subclasses__()):
+            failures.add_metric([reason], service.num_failures[reason])
+        yield failures
 
 
 class ShardMetrics:
     """Renders one shard's metrics."""
 
-    def __init__(self, stats: StepStats) -> None:
+    def __init__(self, stats: StepStats, is_ready: Callable[[], bool]) -> None:
+        self._stats = stats
+        self._collector = ShardCollector(stats, is_ready)
         self._registry = CollectorRegistry()
-        self._registry.register(StepCollector(stats))
+        self._registry.register(self._collector)
         ProcessCollector(registry=self._registry)
+
+    def open(self, info: shard_pb2.ShardInfo, lease: Lease, service: ExecuteService) -> None:
+        """The engine is built."""
+        self._collector.opened = OpenShard(info, lease, service)
 
     def render(self) -> bytes:
         """The Prometheus text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self._registry) + render(self._stats.histograms.all).encode()
+
+
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"pagewire_shard_{name}", help_text, value=value)
+
+
+def _by_cache_group(name: str, help_text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"pagewire_shard_{name}", help_text, labels=["cache_group"])

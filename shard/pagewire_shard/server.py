@@ -5,6 +5,7 @@ import logging
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -20,6 +21,9 @@ from pagewire_shard.model_files import collect_model_files
 from pagewire_shard.readiness import Readiness
 from pagewire_shard.shard_service import SERVICE_NAME, ShardService
 from pagewire_shard.step_thread import StepThread
+
+if TYPE_CHECKING:
+    from pagewire_shard.metrics import ShardMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ class ShardServer:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health_server: grpc.aio.Server | None = None
         self._http: HttpEndpoint | None = None
+        self._metrics: ShardMetrics | None = None
         self._watch: asyncio.Task[None] | None = None
         self.health_port: int | None = None
         """The port of the plaintext health service, after start()."""
@@ -77,6 +82,8 @@ class ShardServer:
         lease = Lease(info.incarnation, self._config.lease_term_s, time.monotonic)
         self._execute_service = ExecuteService(self._steps, info, lease)
         self._service.open(self._execute_service, info)
+        if self._metrics is not None:
+            self._metrics.open(info, lease, self._execute_service)
         await self._readiness.open()
         return info
 
@@ -123,8 +130,8 @@ class ShardServer:
         from pagewire_shard.metrics import ShardMetrics
 
         host = "127.0.0.1" if address.startswith("unix:") else address.rpartition(":")[0].strip("[]")
-        metrics = ShardMetrics(self._steps.stats)
-        self._http = HttpEndpoint(self._readiness.is_alive, self._readiness.is_ready, metrics.render)
+        self._metrics = ShardMetrics(self._steps.stats, self._readiness.is_ready)
+        self._http = HttpEndpoint(self._readiness.is_alive, self._readiness.is_ready, self._metrics.render)
         try:
             bound = await self._http.start(host, port)
         except OSError as error:

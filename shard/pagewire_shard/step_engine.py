@@ -10,6 +10,8 @@ class PendingStep(Protocol):
 
     step: int
     """The plan's number."""
+    num_tokens: int
+    """Tokens it computes."""
 
     def is_ready(self) -> bool:
         """Whether the tokens are on the host, so that collecting does not wait. Always True on a CPU."""

@@ -33,6 +33,8 @@ READY_POLL_S = 100e-6
 class _Launched:
     pending: PendingStep
     queue_us: int
+    num_queried_tokens: int
+    """Tokens of the sequences that its plan admitted."""
 
 
 class StepLoop:
@@ -127,13 +129,13 @@ class StepLoop:
 
     def _launch(self, command: RunPlan) -> None:
         queue_s = time.monotonic() - command.arrived_s
-        self._stats.queue_s += queue_s
         try:
             pending = self._engine.launch(command.plan)
         except PlanRefused as refusal:
             self._refuse(command.plan.step, refusal)
         else:
-            self._launched.append(_Launched(pending, int(queue_s * 1e6)))
+            num_queried_tokens = sum(len(admit.token_ids) for admit in command.plan.admits)
+            self._launched.append(_Launched(pending, int(queue_s * 1e6), num_queried_tokens))
             self._progress()
 
     def _collect(self) -> None:
@@ -142,7 +144,7 @@ class StepLoop:
         result.timings.queue_us = launched.queue_us
         self._post(shard_pb2.ShardMessage(result=result))
         self._last_step = result.step
-        self._count(result)
+        self._stats.add(result, num_tokens=launched.pending.num_tokens, num_queried_tokens=launched.num_queried_tokens)
         self._progress()
 
     def _refuse(self, step: int, refusal: PlanRefused) -> None:
@@ -155,6 +157,7 @@ class StepLoop:
     def _break(self, error: Exception) -> None:
         """After an unexpected error: steps that were launched are lost with it."""
         self._stats.failed = True
+        self._stats.num_failed_steps += 1
         self._launched.clear()
         failure = StepFailed(f"step {self._last_step + 1} broke: {_one_line(error)}")
         self._post(_error_message(self._last_step + 1, failure))
@@ -194,15 +197,6 @@ class StepLoop:
 
     def _progress(self) -> None:
         self._stats.progress_s = time.monotonic()
-
-    def _count(self, result: shard_pb2.StepResult) -> None:
-        stats, timings = self._stats, result.timings
-        stats.failed = False
-        stats.num_steps += 1
-        stats.num_sampled_tokens += len(result.sampled_token_ids)
-        stats.step_s += (timings.prepare_us + timings.forward_us + timings.sample_us) * 1e-6
-        stats.free_blocks = list(result.free_blocks)
-        stats.num_cached_blocks += len(result.cache_hashes_added) - len(result.cache_hashes_removed)
 
 
 def _error_message(step: int, error: StreamError) -> shard_pb2.ShardMessage:

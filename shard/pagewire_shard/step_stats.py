@@ -1,7 +1,54 @@
-"""The step thread's counters, for health and metrics."""
+"""What the step thread counts, for health and metrics."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from pagewire.v1 import shard_pb2
+
+from pagewire_shard.histogram import Histogram, bounds_between, bounds_of_counts
+
+PARTS = ("prepare", "forward", "sample")
+
+
+class StepHistograms:
+    """Distributions over the steps that ran a sequence; releases alone would hide in the lowest buckets."""
+
+    def __init__(self) -> None:
+        durations = bounds_between(-5, 1)
+        self.step_s = Histogram("pagewire_shard_step_seconds", "Time of a step, all parts.", durations)
+        self.part_s = {
+            part: Histogram(
+                "pagewire_shard_step_part_seconds",
+                "Time of a step by part: prepare applies the plan, forward runs the model, sample brings tokens back.",
+                durations,
+                label=("part", part),
+            )
+            for part in PARTS
+        }
+        self.queue_s = Histogram(
+            "pagewire_shard_plan_queue_seconds", "From a plan's arrival to its launch.", bounds_between(-5, 2)
+        )
+        self.num_sequences = Histogram(
+            "pagewire_shard_step_sequences", "Sequences that a step runs.", bounds_of_counts(4)
+        )
+        self.num_tokens = Histogram("pagewire_shard_step_tokens", "Tokens that a step computes.", bounds_of_counts(5))
+
+    @property
+    def all(self) -> Sequence[Histogram]:
+        """For rendering."""
+        return (self.step_s, *self.part_s.values(), self.queue_s, self.num_sequences, self.num_tokens)
+
+    def observe(self, timings: shard_pb2.StepTimings, num_sequences: int, num_tokens: int) -> None:
+        """Takes in a step."""
+        prepare_s, forward_s, sample_s = timings.prepare_us * 1e-6, timings.forward_us * 1e-6, timings.sample_us * 1e-6
+        self.step_s.observe(prepare_s + forward_s + sample_s)
+        self.part_s["prepare"].observe(prepare_s)
+        self.part_s["forward"].observe(forward_s)
+        self.part_s["sample"].observe(sample_s)
+        self.queue_s.observe(timings.queue_us * 1e-6)
+        self.num_sequences.observe(num_sequences)
+        self.num_tokens.observe(num_tokens)
 
 
 @dataclass(slots=True)
@@ -15,16 +62,39 @@ class StepStats:
     failed: bool = False
     """The last step broke with an unexpected error; cleared by the next one that works."""
     num_steps: int = 0
+    num_failed_steps: int = 0
+    """Steps that broke with an unexpected error."""
     num_refused_plans: int = 0
+    num_computed_tokens: int = 0
     num_sampled_tokens: int = 0
-    queue_s: float = 0.0
-    """Time that plans waited for their turn."""
-    step_s: float = 0.0
-    """Time in steps."""
+    num_queried_tokens: int = 0
+    """Tokens of admitted sequences, whose prefix was looked up in the prefix index."""
+    num_hit_tokens: int = 0
+    """Those of them that it provided."""
+    num_blocks_added: int = 0
+    """Blocks that entered the prefix index."""
+    num_blocks_removed: int = 0
+    """Blocks that left it."""
     free_blocks: list[int] = field(default_factory=list)
     """For each cache group."""
     num_cached_blocks: int = 0
+    histograms: StepHistograms = field(default_factory=StepHistograms)
 
     def stalled_s(self) -> float:
         """For how long work has waited without any progress."""
         return time.monotonic() - self.progress_s if self.busy else 0.0
+
+    def add(self, result: shard_pb2.StepResult, *, num_tokens: int, num_queried_tokens: int) -> None:
+        """Takes in a step that worked; num_tokens: what it computed, num_queried_tokens: what its plan admitted."""
+        self.failed = False
+        self.num_steps += 1
+        self.num_computed_tokens += num_tokens
+        self.num_sampled_tokens += len(result.sampled_token_ids)
+        self.num_queried_tokens += num_queried_tokens
+        self.num_hit_tokens += sum(result.num_cached_tokens)
+        self.num_blocks_added += len(result.cache_hashes_added)
+        self.num_blocks_removed += len(result.cache_hashes_removed)
+        self.free_blocks = list(result.free_blocks)
+        self.num_cached_blocks += len(result.cache_hashes_added) - len(result.cache_hashes_removed)
+        if num_tokens:
+            self.histograms.observe(result.timings, len(result.num_computed_tokens), num_tokens)

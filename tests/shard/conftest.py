@@ -27,6 +27,7 @@ class FakeStep:
 
     step: int
     num_run: int
+    num_tokens: int
     done: threading.Event = field(default_factory=threading.Event)
 
     def is_ready(self) -> bool:
@@ -69,7 +70,7 @@ class FakeEngine:
             raise self.refusals[plan.step]
         if plan.step in self.bugs:
             raise self.bugs[plan.step]
-        step = FakeStep(plan.step, len(plan.run_seq_ids))
+        step = FakeStep(plan.step, len(plan.run_seq_ids), 2 * len(plan.run_seq_ids))
         if not self.on_gpu:
             step.done.set()
         self.launched.append(step)
@@ -79,7 +80,13 @@ class FakeEngine:
         assert pending.done.wait(TIMEOUT_S)
         self.log.append(f"collect {pending.step}")
         tokens = [pending.step] * pending.num_run
-        return shard_pb2.StepResult(step=pending.step, sampled_token_ids=tokens, free_blocks=[10 - pending.num_run])
+        return shard_pb2.StepResult(
+            step=pending.step,
+            num_computed_tokens=[2] * pending.num_run,
+            sampled_token_ids=tokens,
+            free_blocks=[10 - pending.num_run],
+            timings=shard_pb2.StepTimings(prepare_us=100, forward_us=3000, sample_us=400),
+        )
 
 
 class Router:

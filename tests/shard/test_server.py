@@ -43,21 +43,6 @@ async def test_pages_for_kubernetes_follow_the_steps(shard_and_port):
     assert (await fetch(port, b"GET /healthz HTTP/1.1\r\n\r\n"))[1] == "stalled\n"
 
 
-async def test_metrics_count_steps_tokens_and_blocks(shard_and_port):
-    shard, port = shard_and_port
-    router = shard.router()
-    await router.hello()
-    await router.plan(1, 2, run_seq_ids=[4, 5, 6])
-    await router.result()
-    await router.result()
-    _, page = await fetch(port, b"GET /metrics?x=y HTTP/1.1\r\nHost: h\r\n\r\n")
-    lines = page.splitlines()
-    assert "pagewire_shard_steps_total 2.0" in lines
-    assert "pagewire_shard_sampled_tokens_total 6.0" in lines
-    assert 'pagewire_shard_free_blocks{cache_group="0"} 7.0' in lines
-    assert "pagewire_shard_cached_blocks 3.0" in lines
-
-
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [
