@@ -8,9 +8,16 @@ else are left out. A run is minutes; serving never tunes.
 import argparse
 import json
 import math
+import multiprocessing
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +29,8 @@ MAX_ERROR = 1e-2
 LEAST_GAIN = 0.01
 """A configuration takes another's place if it is faster by this share at least: less is noise."""
 WARM_UP_MS, MEASURED_MS = 10, 40
+MAX_GRID = 80
+"""Classes with no more configurations than this are compiled whole ahead of the search."""
 
 Entry = dict[str, Any]
 Measure = Callable[[Config], list[float]]
@@ -132,10 +141,56 @@ def tune(tuning_class: TuningClass, device: str) -> None:
     write_table(path, updated(entries, tuning_class.key, best, reason))
 
 
+def likely(tuning_class: TuningClass) -> Iterator[Config]:
+    """What the search is going to ask for: every configuration if they are few, else those beside the start."""
+    start, choices = tuning_class.start, tuning_class.choices
+    yield start
+    if math.prod(map(len, choices.values())) <= MAX_GRID:
+        for combination in product(*choices.values()):
+            yield replace(start, **dict(zip(choices, combination, strict=True)))
+    else:
+        for name, values in choices.items():
+            for value in values:
+                yield replace(start, **{name: value})
+
+
+def compile_one(class_name: str, gpu: int, config: Config) -> None:
+    """Runs a configuration once, so that its kernels are in Triton's cache on disk. Failures are for the search."""
+    import torch
+
+    with suppress(Exception):
+        (tuning_class,) = (each for each in all_classes(gpu) if each.name == class_name)
+        for load in tuning_class.loads:
+            load.make()(config)
+            torch.cuda.synchronize()
+
+
+def compile_ahead(classes: Sequence[TuningClass], gpu: int, num_jobs: int) -> None:
+    """Compiles what the searches are likely to ask for, in processes of their own: compiling takes most of a search."""
+    context = multiprocessing.get_context("spawn")
+    began_s = time.monotonic()
+    with ProcessPoolExecutor(num_jobs, mp_context=context) as pool:
+        done = [
+            pool.submit(compile_one, each.name, gpu, config)
+            for each in classes
+            for config in dict.fromkeys(likely(each))
+        ]
+        with suppress(BrokenProcessPool):  # What is not compiled now is compiled by the search.
+            for future in done:
+                future.result()
+    print(f"{len(done)} configurations compiled in {time.monotonic() - began_s:.0f} s", flush=True)
+
+
 def main() -> int:
     """Tunes the classes asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="TEXT", help="classes whose names contain this")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT,...", help="classes whose names contain one of these (default: all)"
+    )
+    parser.add_argument("--compile-only", action="store_true", help="compile ahead and end")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that compile; 0: none ahead"
+    )
     parser.add_argument("--list", action="store_true", help="print the names of all classes and end")
     args = parser.parse_args()
     if args.list:
@@ -149,8 +204,12 @@ def main() -> int:
         return 1
     major, minor = torch.cuda.get_device_capability()
     device = f"{torch.cuda.get_device_name()} with Triton {triton.__version__}"
-    for tuning_class in all_classes(10 * major + minor):
-        if args.only in tuning_class.name:
+    gpu = 10 * major + minor
+    classes = [each for each in all_classes(gpu) if any(text in each.name for text in args.only.split(","))]
+    if args.jobs:
+        compile_ahead(classes, gpu, args.jobs)
+    if not args.compile_only:
+        for tuning_class in classes:
             tune(tuning_class, device)
     return 0
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import tune_kernels  # noqa: E402
-from tuning_classes import Load, all_classes  # noqa: E402
+from tuning_classes import Load, TuningClass, all_classes  # noqa: E402
 
 START = MoeConfig(16, 32, 32, 4, 2, 64, 16, 4, 2)
 CHOICES = {"up_n": (32, 64, 128), "up_warps": (4, 8), "up_stages": (2, 3)}
@@ -40,6 +40,15 @@ def test_a_start_that_does_not_run_is_left() -> None:
 def test_a_gain_within_the_noise_changes_nothing() -> None:
     search = tune_kernels.Search(lambda config: [1.0 - 0.005 * (config.up_n == 64)])
     assert search.run(START, CHOICES) == START
+
+
+def test_what_is_compiled_ahead_is_what_a_search_asks_for() -> None:
+    few = TuningClass("fused_moe", {}, START, CHOICES, [])
+    search = tune_kernels.Search(clock)
+    search.run(START, CHOICES)
+    assert set(search.measured) <= set(tune_kernels.likely(few))
+    many = TuningClass("fused_moe", {}, START, {**CHOICES, "up_k": range(10), "down_k": range(10)}, [])
+    assert len(list(tune_kernels.likely(many))) < 30
 
 
 def test_an_entry_takes_the_place_of_the_one_with_its_key(tmp_path: Path) -> None:
