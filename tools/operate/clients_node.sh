@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Builds examples/clients/node: its npm packages once, the generated code each time.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+if ! command -v node >/dev/null; then tools/apt_packages.sh nodejs; fi
+if ! command -v npm >/dev/null; then tools/apt_packages.sh npm; fi
+mkdir -p .operate
+exec 9>.operate/clients_node.lock # two runs at once would take each other's packages away
+flock 9
+cd examples/clients/node
+if [ ! node_modules/.package-lock.json -nt package-lock.json ]; then npm ci --no-fund --no-audit; fi
+npm run generate
