@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from docs_pages import cli_reference, proto_reference  # noqa: E402
+from docs_pages import benchmark_tables, cli_reference, proto_reference  # noqa: E402
+from docs_pages.markdown import figure  # noqa: E402
 
 
 def section_of(*arguments: tuple[tuple[str, ...], dict[str, object]]) -> str:
@@ -77,3 +78,52 @@ def test_every_message_and_field_of_a_protocol_is_there_with_its_comment(name: s
 
 def test_paragraphs_of_a_comment_stay_apart() -> None:
     assert proto_reference._paragraphs(" One\n line.\n\n Another.\n") == "One line.\n\nAnother."
+
+
+def test_figures_have_three_digits() -> None:
+    assert [figure(value) for value in (27603.4, 999.6, 100.4, 51.02, 0.0998, 0.0)] == [
+        "27,600",
+        "1,000",
+        "100",
+        "51",
+        "0.0998",
+        "0",
+    ]
+
+
+HEAD = {
+    "command": "python benchmarks/new.py --out /somewhere/else.json",
+    "date": "2026-01-02T03:04:05+00:00",
+    "machine": {"cpu": "A|B", "num_cores": 4, "memory_bytes": 2**33},
+    "software": {"python": "3.12.1", "packages": {"torch": "2.13.0", "triton": None}},
+}
+
+
+def test_results_of_a_new_benchmark_are_shown_without_tables_of_their_own() -> None:
+    measured = {
+        "delay_ms": {"median": 1.234, "min": 1.0, "max": 2.0, "values": [1.0]},
+        "steps": [{"name": "one", "n": 3}],
+    }
+    section = benchmark_tables.section("new", {**HEAD, "result": measured})
+    assert "```text\npython benchmarks/new.py\n```" in section
+    assert "2026-01-02, 4 cores of A\\|B, 8 GiB, Python 3.12.1, torch 2.13.0. Full record" in section
+    assert "| delay_ms | 1.23 | 1 to 2 |" in section
+    assert "| steps, one, n | 3 |  |" in section
+
+
+def test_a_part_that_failed_is_not_passed_over() -> None:
+    done = {"state": "done", "rows": [{"name": "rms_norm", "error": 0.1, "limit": 1, "ok": True}]}
+    failed = {"state": "failed", "rows": [], "error": "took longer than 5 s", "skipped": None}
+    timed = {
+        "state": "done",
+        "rows": [
+            {"name": "decode", "median_us": 10.0, "of_roofline": 0.5, "speed_up": 0.9},
+            {"name": "torch, decode", "median_us": 9.0, "of_roofline": 0.6},
+        ],
+    }
+    parts = {"correctness:norms": done, "attention:decode": timed, "engine:small": failed}
+    section = benchmark_tables.section("gpu-new", {**HEAD, "gpu": {"name": "a GPU"}, "parts": parts})
+    assert "1 of 1 kernels' results are within their bounds" in section
+    assert "| decode | 10 | 50 % | 0.9 |" in section
+    assert "torch, decode" not in section
+    assert "| `engine:small` | took longer than 5 s |" in section

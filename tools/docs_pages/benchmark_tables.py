@@ -1,0 +1,200 @@
+"""The measured figures of docs/benchmarks.md: a section for each file of benchmarks/results, none typed by hand."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from docs_pages.gpu_tables import gpu_tables
+from docs_pages.markdown import cell, figure, mebibytes, table
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- results: written by tools/generate_docs.py -->\n", "<!-- end of results -->\n"
+
+HEAD = ("name", "date", "command", "machine", "software", "settings")
+"""What benchmarks/machine.py's describe_run() writes into every file."""
+
+Result = Mapping[str, Any]
+
+
+def page() -> str:
+    """The page, its sections of results as the files are now."""
+    before, begin, rest = PAGE.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{PAGE} lacks the lines {BEGIN.strip()!r} and {END.strip()!r}")
+    paths = sorted(RESULTS.glob("*.json"), key=lambda path: (_rank(path.stem), path.stem))
+    sections = (section(path.stem, json.loads(path.read_text())) for path in paths)
+    return before + begin + "\n" + "\n".join(sections) + "\n" + end + after
+
+
+def section(stem: str, result: Result) -> str:
+    """One file: what was measured, where, by which command."""
+    kind = KINDS.get(_first_word(stem))
+    # Where the file was first written to is of no interest.
+    command = re.sub(r" --out \S+", "", result["command"])
+    parts = [
+        f"## {kind.title if kind else 'Further measurements'}: {stem}",
+        f"```text\n{command}\n```",
+        f"{_where(result)} Full record: `benchmarks/results/{stem}.json`.",
+        *(kind.tables if kind else any_tables)(result),
+    ]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _first_word(stem: str) -> str:
+    return re.split("[-_]", stem)[0]
+
+
+def _rank(stem: str) -> int:
+    words = list(KINDS)
+    return words.index(_first_word(stem)) if _first_word(stem) in KINDS else len(words)
+
+
+def _where(result: Result) -> str:
+    machine, software = result["machine"], result["software"]
+    versions = software["packages"]
+    names = ("torch", "triton", "transformers", "grpcio", "numba")
+    parts = [
+        result["date"].partition("T")[0],
+        *([result["gpu"]["name"]] if "gpu" in result else []),
+        f"{machine['num_cores']} cores of {machine['cpu']}",
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB",
+        f"Python {software['python']}",
+        *(f"{name} {versions[name]}" for name in names if versions.get(name)),
+    ]
+    return cell(f"{', '.join(parts)}.")
+
+
+def spread(value: Mapping[str, float], form: Callable[[float], str] = figure) -> tuple[str, str]:
+    """The median, and the least and the greatest of what was measured."""
+    return form(value["median"]), f"{form(value['min'])} to {form(value['max'])}"
+
+
+def is_spread(value: object) -> bool:
+    """Whether it is what benchmarks/machine.py's spread() wrote."""
+    return isinstance(value, Mapping) and {"median", "min", "max"} <= set(value)
+
+
+def service_tables(result: Result) -> Iterator[str]:
+    """Many streams, run after run; then one."""
+    settings, many, one = result["settings"], result["result"]["many_streams"], result["result"]["one_stream"]
+    yield (
+        f"{settings['num_prompts']} requests of {settings['input_len']} prompt and {settings['output_len']} output "
+        f"tokens, {settings['max_concurrency']} at a time, {settings['num_runs']} runs. Model: {settings['model']}, "
+        f"{settings['dtype']}. Client, router and shard share the machine."
+    )
+    rows = [
+        ("output tokens per second", *spread(many["output_throughput"])),
+        ("time to first token, median, ms", *spread(many["p50_ttft_ms"])),
+        ("time to first token, 99 %, ms", *spread(many["p99_ttft_ms"])),
+        ("gap between messages, median, ms", *spread(many["p50_itl_ms"])),
+        ("gap between messages, 99 %, ms", *spread(many["p99_itl_ms"])),
+        ("memory of all server processes, MiB", *spread(many["pss_bytes"], mebibytes)),
+    ]
+    yield table(("many streams", "median of runs", "range"), rows)
+    rows_of_one = [
+        ("gap between messages, median, ms", figure(one["p50_gap_ms"])),
+        ("gap between messages, 99 %, ms", figure(one["p99_gap_ms"])),
+        ("step on the shard, mean, ms", figure(one["mean_step_ms"])),
+        ("added by router and wire, median, ms", figure(one["added_p50_ms"])),
+        ("time to first token, median, ms", figure(one["p50_ttft_ms"])),
+    ]
+    yield table(("one stream", "value"), rows_of_one)
+
+
+def offline_tables(result: Result) -> Iterator[str]:
+    """Entrants take turns on the same prompts."""
+    measured = result["result"]
+    yield f"Entrants take turns; each turn is compared with the turn of {measured['baseline']} beside it."
+    yield table(
+        ("entrant", "tokens per second", "range", "times the baseline", "range", "equal answers"),
+        [
+            (
+                f"{name} ({measured['versions'][name]})",
+                *spread(entrant["output_tokens_per_s"]),
+                *spread(entrant["ratio_to_baseline"]),
+                f"{entrant['equal_sequences']} of {entrant['num_sequences']}",
+            )
+            for name, entrant in measured["entrants"].items()
+        ],
+    )
+
+
+def startup_tables(result: Result) -> Iterator[str]:
+    """From the command to the ready line, and what the processes hold afterwards."""
+    serve, router = result["result"]["serve"], result["result"]["router"]
+    yield f"Model: {result['settings']['model']}, {result['settings']['repeats']} starts."
+    yield table(
+        ("start", "median, s", "range, s"),
+        [
+            ("`pagewire serve`: router, shard, model", *spread(serve["time_to_ready_s"])),
+            ("`pagewire-router` beside a shard that is ready", *spread(router["time_to_ready_s"])),
+        ],
+    )
+    memory = [(f"`{p['name']}`", mebibytes(p["pss_bytes"]), mebibytes(p["rss_bytes"])) for p in serve["processes"]]
+    total = ("all", mebibytes(serve["total_pss_bytes"]), mebibytes(serve["total_rss_bytes"]))
+    yield table(("process, idle", "PSS, MiB", "RSS, MiB"), [*memory, total])
+    yield f"Idle, all processes together use {figure(serve['idle_cpu_percent'])} % of a core."
+
+
+def cpu_kernel_tables(result: Result) -> Iterator[str]:
+    """Every kernel by number of threads."""
+    by_threads: dict[str, list[Mapping[str, Any]]] = {
+        key.removeprefix("threads_"): rows for key, rows in result["result"].items()
+    }
+    header = ["kernel"]
+    for num_threads in by_threads:
+        header += [f"µs, {num_threads} threads", "rate"]
+    rows = []
+    for same_kernel in zip(*by_threads.values(), strict=True):
+        row = [cell(same_kernel[0]["name"])]
+        for timing in same_kernel:
+            row += [figure(timing["us"]["median"]), timing["rate"]]
+        rows.append(row)
+    yield table(header, rows)
+
+
+def any_tables(result: Result) -> Iterator[str]:
+    """Every figure of a result that has no tables of its own."""
+    measured = {key: value for key, value in result.items() if key not in HEAD}
+    yield table(("figure", "value", "range"), _leaves("", measured.get("result", measured)))
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, str, str]]:
+    if isinstance(value, Mapping) and is_spread(value):
+        yield (path, *spread(value))
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(f"{path}, {key}" if path else str(key), inner)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            name = inner.get("name", i) if isinstance(inner, Mapping) else i
+            yield from _leaves(f"{path}, {name}", inner)
+    elif isinstance(value, float):
+        yield path, figure(value), ""
+    else:
+        yield path, cell(str(value)), ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What one benchmark's files are shown as."""
+
+    title: str
+    tables: Callable[[Result], Iterator[str]]
+
+
+KINDS = {
+    "service": Kind("The service", service_tables),
+    "startup": Kind("Start and idle", startup_tables),
+    "offline": Kind("Offline batches", offline_tables),
+    "peers": Kind("Beside vLLM", offline_tables),
+    "cpu": Kind("Kernels on a CPU", cpu_kernel_tables),
+    "gpu": Kind("On a GPU", gpu_tables),
+}
+"""By the first word of a file's name, in the page's order."""

@@ -1,0 +1,74 @@
+"""The measured figures of a run of benchmarks/gpu.py, which consists of parts."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from docs_pages.markdown import cell, figure, table
+
+Rows = list[Mapping[str, Any]]
+
+TITLES = {
+    "ceilings": "What the device can do, measured in the same run",
+    "equality": "Greedy answers against transformers",
+    "engine": "Decode steps of the whole engine",
+    "attention": "Attention",
+    "kernels": "Other kernels",
+    "service": "The service",
+    "offline": "Offline",
+    "transformers": "transformers, on the same work",
+}
+COLUMNS = {
+    "median_us": "time, µs",
+    "gbytes_per_s": "GB/s",
+    "tflops": "TFLOP/s",
+    "of_roofline": "of the roofline",
+    "speed_up": "times torch",
+    "tpot_ms": "step, ms",
+    "roofline_ms": "roofline, ms",
+    "over_roofline": "times the roofline",
+    "tokens_per_s": "tokens per second",
+    "output_tokens_per_s": "output tokens per second",
+    "equal": "equal",
+    "equal_up_to_ties": "equal up to ties",
+}
+"""Columns that are shown, of those that parts have."""
+RATES = {"bytes/s": ("GB/s", 1e9), "FLOP/s": ("TFLOP/s", 1e12)}
+
+
+def gpu_tables(result: Mapping[str, Any]) -> Iterator[str]:
+    """Correctness in one line, a table for each group of parts, and what failed or was left out."""
+    parts: Mapping[str, Any] = result["parts"]
+    groups: dict[str, Rows] = {}
+    for name, part in parts.items():
+        groups.setdefault(name.partition(":")[0], []).extend(part["rows"])
+    checks = groups.pop("correctness", [])
+    if checks:
+        num_right = sum(row["ok"] for row in checks)
+        yield f"Against float64: {num_right} of {len(checks)} kernels' results are within their bounds."
+    for group, rows in groups.items():
+        if rows:
+            yield f"**{TITLES.get(group, group)}**\n\n{_group_table(rows)}"
+    unmeasured = [(name, part) for name, part in parts.items() if part["state"] != "done"]
+    missing = [(f"`{name}`", cell(part["error"] or part["skipped"])) for name, part in unmeasured]
+    if missing:
+        yield "**Not measured in this run**\n\n" + table(("part", "why"), missing)
+
+
+def _group_table(rows: Rows) -> str:
+    if "unit" in rows[0]:
+        rates = [(cell(row["name"]), row["rate"], *RATES[row["unit"]]) for row in rows]
+        return table(("", "rate"), [(name, f"{figure(rate / scale)} {unit}") for name, rate, unit, scale in rates])
+    # torch's rows are what `times torch` divides by.
+    ours = [row for row in rows if not row["name"].startswith("torch, ")]
+    columns = [column for column in COLUMNS if any(row.get(column) for row in ours)]
+    header = ["", *(COLUMNS[column] for column in columns)]
+    return table(header, [[cell(row["name"]), *(_value(row, column) for column in columns)] for row in ours])
+
+
+def _value(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if not value:
+        return ""
+    if column in ("of_roofline", "equal", "equal_up_to_ties"):
+        return f"{figure(100 * value)} %"
+    return figure(value)
