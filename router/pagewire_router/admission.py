@@ -1,16 +1,17 @@
 """From a GenerateRequest to a Request that the engine can run, or a clear refusal."""
 
-import asyncio
+import time
 
 import grpc
 from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.detokenizer import Detokenizer
 from pagewire_router.errors import ModelNotFound
-from pagewire_router.prompt import PromptEncoder
+from pagewire_router.prompt import Prompt, PromptEncoder
 from pagewire_router.request import Request, SamplingParams
 from pagewire_router.request_output import Notified, RequestOutput
 from pagewire_router.rpc_status import shorten
+from pagewire_router.timeline import Timeline, TraceContext, current_timeline
 from pagewire_router.tokenizer import Tokenizer
 from pagewire_router.validation import Limits, Violations, bound_by_context, check_request, check_sampling_params
 
@@ -35,11 +36,14 @@ class Admission:
         arrival_s: float,
     ) -> tuple[Request, RequestOutput]:
         """The request and the sink of its output. Raises InvalidRequest, RequestTooLong, ModelNotFound."""
-        now_s, remaining_s = asyncio.get_running_loop().time(), context.time_remaining()
+        now_s, remaining_s = time.monotonic(), context.time_remaining()
+        timeline = current_timeline.get()
+        if timeline is not None:
+            timeline.message, timeline.model = message, self._model.model
         if message.HasField("model") and message.model != self._model.model:
             raise ModelNotFound(f"model {shorten(message.model, 100)!r} is not served here; {self._model.model!r} is")
         params = self._check(message)
-        prompt = await self.prompts.encode(message)
+        prompt = await self._encode(message, timeline)
         params = bound_by_context(params, len(prompt.token_ids), self._limits)
         eos_token_ids = () if params.ignore_eos else self._limits.eos_token_ids
         output = self._output(params, prompt.token_ids, eos_token_ids, notified)
@@ -53,11 +57,22 @@ class Admission:
             deadline_s=None if remaining_s is None else now_s + remaining_s,
             priority=message.priority,
             cache_salt=message.cache_salt,
-            traceparent=str(metadata.get("traceparent", "")),
-            tracestate=str(metadata.get("tracestate", "")),
+            trace_context=timeline.trace_context if timeline else _client_trace_context(context),
+            timeline=timeline,
             eos_token_ids=eos_token_ids,
+        if timeline is not None:
+            timeline.request, timeline.output = request, output
         )
         return request, output
+    async def _encode(self, message: inference_pb2.GenerateRequest, timeline: Timeline | None) -> Prompt:
+        if timeline is None or message.HasField("token_ids"):
+            return await self.prompts.encode(message)
+        began_ns = time.time_ns()
+        try:
+            return await self.prompts.encode(message)
+        finally:
+            timeline.tokenized_ns = (began_ns, time.time_ns())
+
 
     def _check(self, message: inference_pb2.GenerateRequest) -> SamplingParams:
         violations = Violations()
@@ -82,4 +97,11 @@ class Admission:
                 spaces_between_special_tokens=params.spaces_between_special_tokens,
             )
 
+
+
+def _client_trace_context(context: Context) -> TraceContext | None:
+    """What the client sent: a router that does not trace the request hands it on as it is."""
+    metadata = dict(context.invocation_metadata() or ())
+    traceparent = metadata.get("traceparent")
+    return TraceContext(str(traceparent), str(metadata.get("tracestate", ""))) if traceparent else None
         return RequestOutput(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, notified)

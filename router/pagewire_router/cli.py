@@ -4,12 +4,14 @@ import argparse
 import asyncio
 import gc
 import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pagewire_router.config import LOG_LEVELS, RouterConfig, default_tokenizer_threads
+from pagewire_router.trace_settings import trace_exporters
 
 if TYPE_CHECKING:
     from pagewire_router.engine import Engine
@@ -55,6 +57,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
+        trace_exporters=trace_exporters(os.environ),
     defaults = RouterConfig(shards=())
     parser = argparse.ArgumentParser(
         prog="pagewire-router",

@@ -43,6 +43,8 @@ class RouterConfig:
     """How long running requests may take to finish once the router was told to stop."""
     exit_with_parent: bool = False
     """Stop when standard input ends: the parent process is gone."""
+    trace_exporters: tuple[str, ...] = ()
+    """Names of the OpenTelemetry exporters that traces go to; empty: no tracing. The SDK reads the rest of OTEL_*."""
     log_level: str = "warning"
     """Least severe messages to log; one of LOG_LEVELS."""
 

@@ -23,6 +23,7 @@ from pagewire_router.scheduler import Scheduler
 from pagewire_router.sequence import ProtocolError, SequenceGroup
 from pagewire_router.shard_client import PlanStreamOpened, RawCall, ShardClient
 from pagewire_router.step_records import GroupLimits, Progress
+from pagewire_router.timeline import FailedOver, Queued
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class GroupLoop:
         group = self._groups.pop(request, None)
         if group is not None:
             self.scheduler.end(group)
+        self._note_queued(request)
             self._wakeup.set()
 
     def adopt(self, group: SequenceGroup) -> None:
@@ -111,16 +113,19 @@ class GroupLoop:
         self._groups[group.request] = group
         self.scheduler.adopt(group)
         self._wakeup.set()
+            self.scheduler.reports.take_note()
 
     def give_up_all(self) -> list[SequenceGroup]:
         """Hands over all requests, to be adopted elsewhere. Results that still come are dropped."""
         self.scheduler.reset(0)
         groups = list(self._groups.values())
         for group in groups:
+        self._note_queued(group.request)
             self.scheduler.waiting.remove(group)
         self._groups.clear()
         return groups
 
+        self._note_failover()
     def fail_all(self, error: RouterError) -> None:
         """Ends all requests with an error."""
         for request, group in list(self._groups.items()):
@@ -134,6 +139,17 @@ class GroupLoop:
         """Keeps the group going until stop()."""
         backoff_s = MIN_BACKOFF_S
         while not self._stopping:
+        self.scheduler.reports.take_note()
+
+    def _note_queued(self, request: Request) -> None:
+        if request.timeline is not None:
+            request.timeline.note(Queued(self.info.group_id))
+
+    def _note_failover(self) -> None:
+        """What runs here now will have to be admitted again."""
+        for group in self.scheduler.running:
+            if group.request.timeline is not None:
+                group.request.timeline.note(FailedOver(group.num_output_tokens))
             try:
                 streams = await self._open()
                 backoff_s = MIN_BACKOFF_S
@@ -202,6 +218,7 @@ class GroupLoop:
             self.is_serving = is_serving
             self._on_change(self)
 
+            self._note_failover()
     # Down: plans.
 
     async def _send(self, calls: list[RawCall], welcome: shard_pb2.Welcome) -> None:
@@ -234,7 +251,9 @@ class GroupLoop:
         for group in self.scheduler.take_expired(now):
             if self._groups.pop(group.request, None) is not None:
                 group.request.sink.on_failed(DeadlineExceeded("the request's deadline has passed"))
-        return self.scheduler.schedule(now)
+        plan = self.scheduler.schedule(now)
+        self.scheduler.reports.take_note()
+        return plan
 
     def _renew(self) -> None:
         self._renew_due = True
@@ -298,6 +317,7 @@ class GroupLoop:
         if sink.on_tokens(sequence.index, progress.token_ids, progress.logprobs):
             reason = inference_pb2.FINISH_REASON_STOP
             self.scheduler.finish(sequence, reason)
+        self.scheduler.reports.take_note()
         elif (
             reason == inference_pb2.FINISH_REASON_STOP and progress.token_ids[-1] in group.request.params.stop_token_ids
         ):

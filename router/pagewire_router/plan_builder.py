@@ -31,9 +31,9 @@ def add_admit(plan: shard_pb2.StepPlan, sequence: Sequence) -> None:
             min_tokens=params.min_tokens,
         ),
     )
-    if request.traceparent:
-        admit.trace_context.traceparent = request.traceparent
-        admit.trace_context.tracestate = request.tracestate
+    if request.trace_context is not None:
+        admit.trace_context.traceparent = request.trace_context.traceparent
+        admit.trace_context.tracestate = request.trace_context.tracestate
 
 
 def add_fork(plan: shard_pb2.StepPlan, parent: Sequence, child: Sequence, num_tokens: int) -> None:

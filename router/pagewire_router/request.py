@@ -10,6 +10,7 @@ from typing import Protocol
 from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.errors import RouterError
+from pagewire_router.timeline import Timeline, TraceContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,10 @@ class Request:
     priority: int = 0
     """Lower runs first."""
     cache_salt: str = ""
-    traceparent: str = ""
-    tracestate: str = ""
+    trace_context: TraceContext | None = None
+    """Passed on to the shards."""
+    timeline: Timeline | None = None
+    """Of a request that is traced."""
     eos_token_ids: tuple[int, ...] = field(default=())
     """The model's own end-of-sequence tokens; empty if the request ignores them."""
     scheduled_s: float | None = None

@@ -23,6 +23,7 @@ from pagewire_router.block_ledger import BlockLedger
 from pagewire_router.errors import FieldViolation, RequestTooLong
 from pagewire_router.plan_builder import add_admit, add_fork
 from pagewire_router.request import Request
+from pagewire_router.scheduling_reports import SchedulingReports
 from pagewire_router.sequence import ProtocolError, Sequence, SequenceGroup
 from pagewire_router.step_records import GroupLimits, PlanInFlight, Progress, TokenCounts
 from pagewire_router.waiting_queue import WaitingQueue
@@ -46,6 +47,7 @@ class Scheduler:
         """Admitted requests, most urgent first."""
         self.num_preemptions = 0
         self.tokens = TokenCounts()
+        self.reports = SchedulingReports()
         self.is_admitting = True
         """False while the shard group drains: what runs goes on, nothing is added."""
         self._ledger = BlockLedger(limits.block_size, limits.num_blocks)
@@ -160,6 +162,7 @@ class Scheduler:
                 self._depart(sequence)
         if all(s.finished for s in group.sequences):
             group.is_ended = True
+            self.reports.on_end(group)
             if group.is_running:
                 group.is_running = False
                 self.running.remove(group)
@@ -266,6 +269,7 @@ class Scheduler:
         sequence.num_inflight += 1
         record.sequences.append(sequence)
         budgets.append(budget)
+        self.reports.on_chunk(sequence, budget, record)
 
     def _fork(self, group: SequenceGroup, plan: shard_pb2.StepPlan) -> None:
         """Forks a group's other sequences as soon as the first has computed what they share."""
@@ -353,6 +357,7 @@ class Scheduler:
         group.has_progressed = group.resumptions == 0
         insort(self.running, group, key=lambda g: g.urgency)
         add_admit(plan, leader)
+        self.reports.on_admit(leader, plan.step)
         return leader
 
     def _start_prefill(self, leader: Sequence, budget: int, record: PlanInFlight, budgets: list[int]) -> None:
@@ -380,6 +385,7 @@ class Scheduler:
 
     def _preempt(self, group: SequenceGroup) -> None:
         self.num_preemptions += 1
+        self.reports.on_preempt(group)
         self.running.remove(group)
         for sequence in group.sequences:
             if sequence.seq_id >= 0:
@@ -425,6 +431,8 @@ class Scheduler:
         self._ledger.free = result.free_blocks[0]
         self._releasing_blocks -= record.num_released_blocks
         self._note_cached(record, result)
+        if record.traced_chunks:
+            self.reports.on_result(record, result)
         logprobs = {entry.run_index: entry for entry in result.logprobs}
         tokens = iter(result.sampled_token_ids)
         progress: list[Progress] = []

@@ -161,6 +161,13 @@ class SequenceGroup:
         """The prompt's length."""
         return len(self.request.prompt_token_ids)
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens sampled so far, over its sequences."""
+        return (
+            sum(len(sequence.token_ids) for sequence in self.sequences) - len(self.sequences) * self.num_prompt_tokens
+        )
+
     def alive(self) -> list[Sequence]:
         """Its sequences that have not ended."""
         return [sequence for sequence in self.sequences if not sequence.finished]

@@ -28,6 +28,8 @@ class PlanInFlight:
     """Its run, in order."""
     num_released_blocks: int = 0
     """Blocks its releases give back at most."""
+    traced_chunks: list[int] = field(default_factory=list)
+    """Indices into sequences: those of traced requests that prefill."""
 
 
 @dataclass(slots=True)

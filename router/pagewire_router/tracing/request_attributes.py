@@ -1,0 +1,69 @@
+"""What the call's span says of a request, by the GenAI conventions: parameters, sizes and ends, never content."""
+
+from opentelemetry.util.types import AttributeValue
+from pagewire.v1 import inference_pb2
+
+from pagewire_router.request import Request
+from pagewire_router.request_output import RequestOutput
+from pagewire_router.timeline import Timeline
+from pagewire_router.tracing import conventions as names
+
+_FINISH_REASONS = {
+    inference_pb2.FINISH_REASON_STOP: "stop",
+    inference_pb2.FINISH_REASON_LENGTH: "length",
+    inference_pb2.FINISH_REASON_ABORT: "abort",
+}
+
+
+def request_attributes(timeline: Timeline, *, is_stream: bool) -> dict[str, AttributeValue]:
+    """As far as the request came. Empty for calls that do not generate."""
+    message, request, output = timeline.message, timeline.request, timeline.output
+    if message is None:
+        return {}
+    attributes: dict[str, AttributeValue] = {
+        names.OPERATION_NAME: "chat" if message.HasField("chat") else "text_completion",
+        names.PROVIDER_NAME: "pagewire",
+        names.REQUEST_MODEL: message.model if message.HasField("model") else timeline.model,
+        names.REQUEST_STREAM: is_stream,
+    }
+    if request is not None and output is not None:
+        attributes |= _parameters(message, request) | _answer(request, output, timeline.model)
+    return attributes
+
+
+def _parameters(message: inference_pb2.GenerateRequest, request: Request) -> dict[str, AttributeValue]:
+    """As the request runs: what the client left out has its default."""
+    params = request.params
+    attributes: dict[str, AttributeValue] = {
+        names.REQUEST_MAX_TOKENS: params.max_tokens,
+        names.REQUEST_TEMPERATURE: params.temperature,
+        names.REQUEST_TOP_P: params.top_p,
+    }
+    if params.top_k:
+        attributes[names.REQUEST_TOP_K] = params.top_k
+    if params.frequency_penalty:
+        attributes[names.REQUEST_FREQUENCY_PENALTY] = params.frequency_penalty
+    if params.presence_penalty:
+        attributes[names.REQUEST_PRESENCE_PENALTY] = params.presence_penalty
+    if params.stop:
+        attributes[names.REQUEST_STOP_SEQUENCES] = params.stop
+    if message.sampling_params.HasField("seed"):
+        attributes[names.REQUEST_SEED] = params.seed
+    if params.n != 1:
+        attributes[names.REQUEST_CHOICE_COUNT] = params.n
+    if request.priority:
+        attributes[names.PRIORITY] = request.priority
+    return attributes
+
+
+def _answer(request: Request, output: RequestOutput, model: str) -> dict[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {
+        names.RESPONSE_ID: request.request_id,
+        names.RESPONSE_MODEL: model,
+        names.USAGE_INPUT_TOKENS: len(request.prompt_token_ids),
+        names.USAGE_OUTPUT_TOKENS: output.num_tokens,
+    }
+    reasons = [_FINISH_REASONS[reason] for reason in output.finish_reasons() if reason in _FINISH_REASONS]
+    if reasons:
+        attributes[names.RESPONSE_FINISH_REASONS] = reasons
+    return attributes

@@ -1,0 +1,93 @@
+"""Traces the calls of the public service: a server span from the first byte to the last, and the request under it.
+
+A unary handler and a streaming handler that writes by itself are both a coroutine that returns when the call is
+answered, so that one wrapper serves both.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+
+from pagewire_router.timeline import Timeline, TraceContext, current_timeline
+from pagewire_router.tracing import conventions as names
+from pagewire_router.tracing.addresses import client_attributes, server_attributes
+from pagewire_router.tracing.request_attributes import request_attributes
+from pagewire_router.tracing.request_spans import add_request_spans
+
+Handler = Callable[[bytes, Any], Awaitable[Any]]
+
+
+class TracingInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of one service; those of others, such as health, are left alone."""
+
+    def __init__(self, tracer: Tracer, service: str, listen: str) -> None:
+        """listen: where the server serves, host:port or unix:PATH."""
+        self._tracer = tracer
+        self._prefix = f"/{service}/"
+        self._attributes = {names.RPC_SYSTEM_NAME: "grpc", **server_attributes(listen)}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The handler of a call, which traces it."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(self._prefix):
+            return handler
+        if handler.response_streaming:
+            return handler._replace(unary_stream=self._traced(method[1:], handler.unary_stream, is_stream=True))
+        return handler._replace(unary_unary=self._traced(method[1:], handler.unary_unary, is_stream=False))
+
+    def _traced(self, method: str, handler: Handler, *, is_stream: bool) -> Handler:
+        async def call(request: bytes, context: Any) -> Any:
+            start_ns = time.time_ns()
+            span = self._start(method, context, start_ns)
+            if not span.is_recording():
+                return await handler(request, context)
+            timeline = Timeline(_trace_context(span))
+            current_timeline.set(timeline)
+            status = "UNKNOWN"
+            try:
+                answer = await handler(request, context)
+                status = "OK"
+                return answer
+            except asyncio.CancelledError:
+                remaining_s = context.time_remaining()
+                status = "CANCELLED" if remaining_s is None or remaining_s > 0 else "DEADLINE_EXCEEDED"
+                raise
+            finally:
+                end_ns = time.time_ns()
+                span.set_attributes(client_attributes(context.peer()))
+                span.set_attributes(request_attributes(timeline, is_stream=is_stream))
+                add_request_spans(self._tracer, span, timeline, start_ns, end_ns)
+                _set_status(span, status if context.code() is None else context.code().name, context.details())
+                span.end(end_ns)
+
+        return call
+
+    def _start(self, method: str, context: Any, start_ns: int) -> Span:
+        headers = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        parent = propagate.extract(headers, Context())
+        attributes = {names.RPC_METHOD: method, **self._attributes}
+        return self._tracer.start_span(method, parent, SpanKind.SERVER, attributes, start_time=start_ns)
+
+
+def _set_status(span: Span, status: str, description: str | None) -> None:
+    span.set_attribute(names.RPC_RESPONSE_STATUS_CODE, status)
+    if status in names.SERVER_ERRORS:
+        span.set_attribute(names.ERROR_TYPE, status)
+        span.set_status(Status(StatusCode.ERROR, description))
+
+
+def _trace_context(span: Span) -> TraceContext:
+    context = span.get_span_context()
+    traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    return TraceContext(traceparent, context.trace_state.to_header())
