@@ -47,7 +47,6 @@ class Admission:
         params = bound_by_context(params, len(prompt.token_ids), self._limits)
         eos_token_ids = () if params.ignore_eos else self._limits.eos_token_ids
         output = self._output(params, prompt.token_ids, eos_token_ids, notified)
-        metadata = dict(context.invocation_metadata() or ())
         request = Request(
             request_id=request_id,
             prompt_token_ids=prompt.token_ids,
