@@ -5,6 +5,7 @@
   equality       the engine's greedy output beside transformers'
   attention      decode and prefill against their rooflines and against torch's scaled_dot_product_attention
   kernels        everything else against its roofline: small fused ops, sampling, experts, block copies
+  start          an engine's start: weights, warm-up, capture of the decode graphs
   engine         time per output token of the whole engine, driven in this process, against its roofline
   prompt         time to the first token of one prompt
   offline        a whole workload, prompts and outputs, without the wire
@@ -34,11 +35,13 @@ from machine import RESULTS, describe_run, print_table
 DEFAULT = (
     *("ceilings", "correctness", "equality", "attention", "kernels"),
     *(
+        "start:llama-8b",
         "engine:llama-8b",
         "prompt",
+        "offline:llama-8b:64x1k",
         "offline:llama-8b:256x1k",
         "service:llama-8b:256x1k",
-        "transformers:llama-8b:256x1k",
+        "transformers:llama-8b:64x1k",
     ),
     *("engine:llama-1b", "engine:qwen3-30b-a3b"),
 )

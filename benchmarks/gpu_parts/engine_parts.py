@@ -38,6 +38,26 @@ def engine_for(bench: Bench, case: Case, extra_tokens: int) -> Engine:
     return engine  # type: ignore[no-any-return]
 
 
+def start(shape_name: str, bench: Bench) -> list[Row]:
+    """What an engine's start takes: weights, warm-up, and the capture of the ladder of decode graphs."""
+    case = next(case for case in GRID if case.shape_name == shape_name)
+    bench.release_model()
+    began_s = perf_counter()
+    engine = engine_for(bench, case, 6 * (NUM_STEPS + 8))
+    took_s = perf_counter() - began_s
+    graphs = getattr(engine._runner, "_graphs", None)
+    capture_s = graphs.capture_s if graphs else []
+    return [
+        {
+            "name": f"{shape_name}, dummy weights",
+            "start_s": took_s,
+            "capture_s": sum(capture_s),
+            "first_capture_s": capture_s[0] if capture_s else None,
+            "num_graphs": len(capture_s),
+        }
+    ]
+
+
 def decode(case: Case, bench: Bench) -> list[Row]:
     """Time per output token beside (weight bytes + KV bytes) / bandwidth."""
     assert bench.ceilings is not None
@@ -169,4 +189,7 @@ PROFILES = tuple(
     for case in GRID
     if (case.num_seqs, case.context) in ((1, K), (64, 8 * K), (256, K))
 )
-PARTS = (*DECODES, *PREFILLS, *OFFLINE, *PROFILES)
+STARTS = tuple(
+    Part(f"start:{name}", partial(start, name), 120.0) for name in dict.fromkeys(case.shape_name for case in GRID)
+)
+PARTS = (*STARTS, *DECODES, *PREFILLS, *OFFLINE, *PROFILES)

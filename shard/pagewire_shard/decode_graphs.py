@@ -7,6 +7,7 @@ that holds it; what is left over points at the void slot.
 Source: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -15,14 +16,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from pagewire_kernels.append_tokens import append_tokens
 from pagewire_kernels.prepare_inputs import prepare_inputs
 from pagewire_kernels.sample import sample
 
 from pagewire_shard.device_state import DeviceState
 from pagewire_shard.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.host_transfer import Downlink, Uplink
-from pagewire_shard.model_runner import STOP_REASONS, StepOutput, logprobs_of
+from pagewire_shard.model_runner import StepOutput, append_sampled, logprobs_of
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.runner import RunBatch
 from pagewire_shard.sampling_inputs import SamplingNeeds, sampling_batch
@@ -31,6 +31,8 @@ MAX_GRAPH_SIZE = 512
 """Above this a step's work hides the time Python takes to launch it."""
 _LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Matrix products pad rows to tiles of 16 to 64, so steps of an eighth cost next to nothing."""
+
+_log = logging.getLogger(__name__)
 
 
 def graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
@@ -116,19 +118,25 @@ class DecodeGraphs:
         self._uploaded: list[int] = []
         """What the slots were last filled with."""
         self._graphs: list[DecodeGraph] = []
+        self.capture_s: list[float] = []
+        """What each capture took, largest size first; the first one compiles and loads kernels."""
 
     @torch.inference_mode()
     def capture(self, sizes: Items[int], capturer: Capturer) -> None:
         """Captures the sizes, largest first, so that the smaller ones fit into the memory it took."""
-        started, progress = time.perf_counter(), sys.stderr
+        progress = sys.stderr
         for i, size in enumerate(sorted(sizes, reverse=True)):
             if progress.isatty():
                 progress.write(f"\rcapturing decode graphs: {i + 1}/{len(sizes)}, batch size {size} \x1b[K")
                 progress.flush()
+            began_s = time.perf_counter()
             self._graphs.append(self._capture(size, capturer))
+            self.capture_s.append(time.perf_counter() - began_s)
         self._graphs.reverse()
+        done = f"{len(sizes)} decode graphs captured in {sum(self.capture_s):.1f} s"
+        _log.info(done)
         if progress.isatty():
-            progress.write(f"\r{len(sizes)} decode graphs captured in {time.perf_counter() - started:.1f} s\x1b[K\n")
+            progress.write(f"\r{done}\x1b[K\n")
 
     def holds(self, batch: RunBatch) -> bool:
         """Whether there is a graph for the batch."""
@@ -169,8 +177,7 @@ class DecodeGraphs:
 
         def choose() -> None:
             outputs.token_ids = sample(logits, sampling_batch(self._state, slots, SamplingNeeds()))
-            tokens, report = outputs.token_ids, outputs.report
-            append_tokens(self._state.sequences, slots, None, tokens, None, **STOP_REASONS, out=report)
+            append_sampled(self._state, slots, None, outputs.token_ids, None, out=outputs.report)
 
         slots.fill_(self._state.void_slot)
         return DecodeGraph(size, capturer.capture(forward), capturer.capture(choose), logits, outputs)

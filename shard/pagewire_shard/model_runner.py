@@ -24,12 +24,6 @@ from pagewire_shard.sampling_inputs import SamplingNeeds, sampling_batch
 from pagewire_shard.sequence import Sequence
 from pagewire_shard.step_report import EMPTY, PendingLogprobs
 
-STOP_REASONS = {
-    "token_reason": int(shard_pb2.STOP_REASON_TOKEN),
-    "length_reason": int(shard_pb2.STOP_REASON_LENGTH),
-}
-"""What append_tokens calls the ways a sequence stops."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepOutput:
@@ -100,8 +94,7 @@ class ModelRunner:
             sample_rows = self.uplink.upload(
                 [entry if samples else -1 for entry, samples in zip(entries, batch.samples, strict=False)]
             )
-        report = append_tokens(self.state.sequences, slots, query_lens, sampled, sample_rows, **STOP_REASONS)
-        return StepOutput(report, logprobs)
+        return StepOutput(append_sampled(self.state, slots, query_lens, sampled, sample_rows), logprobs)
 
     def _prepare(self, batch: RunBatch, slots: torch.Tensor, query_lens: torch.Tensor | None) -> ForwardBatch:
         num_tokens = sum(batch.query_lens)
@@ -147,6 +140,27 @@ class ModelRunner:
             return 0
         step = 1 if num_rows <= 8 else 8 if num_rows <= 64 else 32
         return -num_rows % step
+
+
+def append_sampled(
+    state: DeviceState,
+    slots: torch.Tensor,
+    query_lens: torch.Tensor | None,
+    sampled: torch.Tensor,
+    sample_rows: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """append_tokens on the device state, with the stop reasons of the wire."""
+    return append_tokens(
+        state.sequences,
+        slots,
+        query_lens,
+        sampled,
+        sample_rows,
+        token_reason=int(shard_pb2.STOP_REASON_TOKEN),
+        length_reason=int(shard_pb2.STOP_REASON_LENGTH),
+        out=out,
+    )
 
 
 def logprobs_of(logits: torch.Tensor, token_ids: torch.Tensor, rows: list[int], batch: RunBatch) -> PendingLogprobs:

@@ -102,8 +102,8 @@ def test_the_file_is_whole_after_every_part(tmp_path: Path) -> None:
 def test_targets_say_what_is_met() -> None:
     rows = {
         "engine:llama-8b:1x1k": {"name": "", "over_roofline": 1.2},
-        "service:llama-8b:256x1k": {"name": "", "output_tokens_per_s": 10.0},
-        "transformers:llama-8b:256x1k": {"name": "", "output_tokens_per_s": 2.0},
+        "offline:llama-8b:64x1k": {"name": "", "output_tokens_per_s": 10.0},
+        "transformers:llama-8b:64x1k": {"name": "", "output_tokens_per_s": 2.0},
     }
     assert [(row["figure"], row["met"]) for row in verdicts(rows)] == [(1.2, False), (5.0, True)]
 
