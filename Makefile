@@ -43,6 +43,9 @@ docs-serve: docs ## Build the site and serve it on http://localhost:8000.
 protos: $(STAMP) ## Generate client/pagewire/v1 from protos/.
 	@tools/generate_stubs.sh client
 
+protos-release: $(STAMP) ## Keep protos/ as what later versions must stay compatible with.
+	@tools/release_protos.sh
+
 bench: $(STAMP) ## Measure this machine: every script of benchmarks/ but the peers.
 	@tools/bench.sh
 

@@ -18,10 +18,13 @@ check "size limits" .venv/bin/python tools/check_structure.py
 check "list of modules" .venv/bin/python tools/module_list.py --check
 check "generated pages" .venv/bin/python tools/generate_docs.py --check
 check "imports and protos" .venv/bin/python -m pytest tests/test_structure.py tests/protos
+# As tools/operate/buf.sh installs it, or one that is there already.
+PATH=$PWD/.operate/buf/node_modules/.bin:$PATH
 if command -v buf >/dev/null; then
     check "buf lint" buf lint protos
+    check "no breaking change since the release" buf breaking protos --against protos/released.binpb
 else
-    echo "== buf lint: skipped, buf is not installed (npm install --global @bufbuild/buf)"
+    echo "== buf lint, buf breaking: skipped, buf is not installed (tools/operate/buf.sh brings it)"
 fi
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -12,6 +12,9 @@ from typing import NoReturn
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+OPERATE = ROOT / ".operate"
+"""Where tools/operate/*.sh install."""
+BUF = OPERATE / "buf" / "node_modules" / ".bin" / "buf"
 SET_UP_TIMEOUT_S = 600.0
 
 
