@@ -22,21 +22,12 @@ name: {{ include "pagewire.shardName" . }}
 {{- end -}}
 
 {{/*
-The addresses of all shards, for the router: the stable names of their pods. Both controllers give a pod a name that
-survives it, below a headless service of the controller's own name. Groups that an autoscaler may add are listed, too.
+Where the router finds shards: one name, behind which it looks again every few seconds for all pods of the set, of
+however many groups. Both controllers have a headless service of the set's own name; that of a LeaderWorkerSet is made
+by its controller.
 */}}
-{{- define "pagewire.shardAddresses" -}}
-{{- $set := include "pagewire.shardName" . -}}
-{{- $domain := printf "%s.%s.svc.%s:50052" $set .Release.Namespace .Values.clusterDomain -}}
-{{- $groups := ternary .Values.shard.replicas .Values.autoscaling.maxReplicas (eq .Values.autoscaling.mode "none") -}}
-{{- $addresses := list -}}
-{{- range $group := until (int $groups) -}}
-{{- $addresses = append $addresses (printf "dns:///%s-%d.%s" $set $group $domain) -}}
-{{- range $rank := untilStep 1 (int $.Values.shard.tensorParallelSize) 1 -}}
-{{- $addresses = append $addresses (printf "dns:///%s-%d-%d.%s" $set $group $rank $domain) -}}
-{{- end -}}
-{{- end -}}
-{{- join "," $addresses -}}
+{{- define "pagewire.shardTarget" -}}
+dns:///{{ include "pagewire.shardName" . }}.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}:50052
 {{- end -}}
 
 {{/* The shard's --model. */}}
