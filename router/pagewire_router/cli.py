@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pagewire_router.config import LOG_LEVELS, RouterConfig, default_tokenizer_threads
+from pagewire_router.shard_resolver import dns_name
 from pagewire_router.trace_settings import trace_exporters
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
     shards = tuple(address for address in options.shards.split(",") if address)
     if not shards:
         parser.error("--shards names no address")
+    try:
+        for shard in shards:
+            dns_name(shard)
+    except ValueError as error:
+        parser.error(f"--shards: {error}")
     port = 50051 if options.port is None else options.port
     return RouterConfig(
         shards=shards,
@@ -51,13 +57,13 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         tokenizer_threads=default_tokenizer_threads(),
         drain_grace_s=options.drain_grace,
         exit_with_parent=options.exit_with_parent,
+        trace_exporters=trace_exporters(os.environ),
         log_level=options.log_level,
     )
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-        trace_exporters=trace_exporters(os.environ),
     defaults = RouterConfig(shards=())
     parser = argparse.ArgumentParser(
         prog="pagewire-router",
@@ -65,7 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--shards", required=True, metavar="HOST:PORT,...", help="addresses of all shards to drive")
+    add(
+        "--shards",
+        required=True,
+        metavar="HOST:PORT,...",
+        help="addresses of all shards to drive; dns:///NAME:PORT is all shards behind a name, for good",
+    )
     add("--listen", metavar="HOST:PORT|unix:PATH", help="where to serve, in place of --host and --port")
     add("--host", help="address to serve on; all interfaces if not given")
     add("--port", type=_port, help="port to serve on, 50051 if not given; 0 takes a free one")
@@ -160,17 +171,22 @@ async def serve(config: RouterConfig, engine: "Engine") -> int:
     if config.exit_with_parent:
         watch_parent(parent_gone.set)
     server = RouterServer(config, engine)
-    ends = [asyncio.ensure_future(event.wait()) for event in (told_to_stop, parent_gone)]
-    starting = asyncio.ensure_future(server.start())
+    ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(event.wait()) for event in (told_to_stop, parent_gone)]
     try:
-        await asyncio.wait((starting, *ends), return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
+        address = await server.start()
+        opening = asyncio.ensure_future(server.open())
+        await asyncio.wait((opening, *ends), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
             return 0
-        address = starting.result()
+        opening.result()
         _spare_long_lived_objects()
         print(f"pagewire-router ready on {address}", flush=True)
+        failing = asyncio.ensure_future(engine.wait_failed())
+        ends.append(failing)
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            failing.result()
         # Without a parent there is nobody to finish for.
         if not parent_gone.is_set():
             await server.drain()

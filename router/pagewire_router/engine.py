@@ -43,7 +43,13 @@ class Engine(Protocol):
         """Ends a request whose client is gone. Its sink hears nothing more. Does nothing if it has ended."""
 
     async def start(self) -> None:
-        """Connects to the shards; returns when at least one group serves."""
+        """Begins to look for shards; returns when the model is known."""
+
+    async def wait_ready(self) -> None:
+        """Returns when a step would run."""
+
+    async def wait_failed(self) -> None:
+        """Raises Unavailable when only a new router can go on; until then it waits."""
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests and returns when the running ones have finished, at the latest after grace_s."""

@@ -21,7 +21,7 @@ from pagewire_router.prefix_mirror import PrefixMirror
 from pagewire_router.request import Request
 from pagewire_router.scheduler import Scheduler
 from pagewire_router.sequence import ProtocolError, SequenceGroup
-from pagewire_router.shard_client import PlanStreamOpened, RawCall, ShardClient
+from pagewire_router.shard_client import LeaseHeld, PlanStreamOpened, RawCall, ShardClient, geometry
 from pagewire_router.step_records import GroupLimits, Progress
 from pagewire_router.timeline import FailedOver, Queued
 
@@ -64,13 +64,15 @@ class GroupLoop:
         """The lease is held and plans flow."""
         self.is_draining = False
         """The shard is about to stop: it gets no new sequences."""
+        self.is_expected_back = False
+        """It has served, and no other router drives it now: requests may wait for it while it is down."""
         self.num_failovers = 0
         """Epochs that ended without Goodbye."""
         self.num_digest_mismatches = 0
         """Steps after which the ranks disagreed."""
         self.epoch = 0
         """Counter of the last lease that was granted."""
-        self._ranks = ranks
+        self.ranks = ranks
         self._router_id = router_id
         self._max_inflight = max_inflight
         self._on_change = on_change
@@ -93,11 +95,17 @@ class GroupLoop:
         """Tokens in a block."""
         return self.info.block_size
 
+    @property
+    def has_requests(self) -> bool:
+        """Requests run or wait here."""
+        return bool(self._groups)
+
     # Requests.
 
     def submit(self, request: Request) -> None:
         """Queues a request. Raises RequestTooLong."""
         self._groups[request] = self.scheduler.add(request)
+        self._note_queued(request)
         self._wakeup.set()
 
     def abort(self, request: Request) -> None:
@@ -105,40 +113,32 @@ class GroupLoop:
         group = self._groups.pop(request, None)
         if group is not None:
             self.scheduler.end(group)
-        self._note_queued(request)
+            self.scheduler.reports.take_note()
             self._wakeup.set()
 
     def adopt(self, group: SequenceGroup) -> None:
         """Takes over a request from another shard group."""
         self._groups[group.request] = group
         self.scheduler.adopt(group)
+        self._note_queued(group.request)
         self._wakeup.set()
-            self.scheduler.reports.take_note()
 
     def give_up_all(self) -> list[SequenceGroup]:
         """Hands over all requests, to be adopted elsewhere. Results that still come are dropped."""
+        self._note_failover()
         self.scheduler.reset(0)
         groups = list(self._groups.values())
         for group in groups:
-        self._note_queued(group.request)
             self.scheduler.waiting.remove(group)
         self._groups.clear()
         return groups
 
-        self._note_failover()
     def fail_all(self, error: RouterError) -> None:
         """Ends all requests with an error."""
         for request, group in list(self._groups.items()):
             self._groups.pop(request)
             self.scheduler.end(group)
             request.sink.on_failed(error)
-
-    # The connection.
-
-    async def run(self) -> None:
-        """Keeps the group going until stop()."""
-        backoff_s = MIN_BACKOFF_S
-        while not self._stopping:
         self.scheduler.reports.take_note()
 
     def _note_queued(self, request: Request) -> None:
@@ -150,12 +150,27 @@ class GroupLoop:
         for group in self.scheduler.running:
             if group.request.timeline is not None:
                 group.request.timeline.note(FailedOver(group.num_output_tokens))
+
+    # The connection.
+
+    async def run(self) -> None:
+        """Keeps the group going until stop()."""
+        backoff_s = MIN_BACKOFF_S
+        while not self._stopping:
             try:
                 streams = await self._open()
                 backoff_s = MIN_BACKOFF_S
                 await self._serve(streams)
+            except LeaseHeld as error:
+                # Our own lease may outlive a broken stream for a while: that is no reason to give up.
+                self.is_expected_back = self.is_expected_back and error.holder == self._router_id
+                self._log_down(error)
+                self._on_change(self)
             except (grpc.RpcError, RouterError, ProtocolError, TimeoutError) as error:
                 self._log_down(error)
+            except Exception:  # a bug of ours must not end the group for good
+                logger.exception("shard group %s is down", self.info.group_id)
+                self._is_down_logged = True
             self._set_serving(False)
             if not self._stopping:
                 await asyncio.sleep(backoff_s)
@@ -175,12 +190,15 @@ class GroupLoop:
 
     async def _open(self) -> list[PlanStreamOpened]:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            first = await self._ranks[0].open_plan_stream(self._router_id, self._max_inflight, None)
+            first = await self.ranks[0].open_plan_stream(self._router_id, self._max_inflight, None)
             others = [
                 await rank.open_plan_stream(self._router_id, self._max_inflight, first.welcome.epoch)
-                for rank in self._ranks[1:]
+                for rank in self.ranks[1:]
             ]
-        return [first, *others]
+            streams = [first, *others]
+        if any(geometry(stream.welcome.info) != geometry(self.info) for stream in streams):
+            raise Unavailable("its shards have been started with another model or other limits")
+        return streams
 
     async def _serve(self, streams: list[PlanStreamOpened]) -> None:
         welcome = streams[0].welcome
@@ -200,6 +218,7 @@ class GroupLoop:
                 call.cancel()
             if not self._stopping and not self.is_draining:
                 self.num_failovers += 1
+            self._note_failover()
 
     def _start_epoch(self, welcome: shard_pb2.Welcome) -> None:
         self.scheduler.reset(welcome.free_blocks[0])
@@ -207,6 +226,7 @@ class GroupLoop:
         self._sent_s.clear()
         self._digests.clear()
         self.is_draining = False
+        self.is_expected_back = True
         self.epoch = welcome.epoch.counter
         self._set_serving(True)
         level = logging.WARNING if self._is_down_logged else logging.INFO
@@ -218,7 +238,6 @@ class GroupLoop:
             self.is_serving = is_serving
             self._on_change(self)
 
-            self._note_failover()
     # Down: plans.
 
     async def _send(self, calls: list[RawCall], welcome: shard_pb2.Welcome) -> None:
@@ -232,7 +251,7 @@ class GroupLoop:
                     self._renew_due = False
                     await _write(calls, renew)
                 while self.scheduler.num_inflight < welcome.max_inflight:
-                    plan = self._next_plan(loop.time())
+                    plan = self._next_plan(time.monotonic())
                     if plan is None:
                         break
                     plan.epoch.CopyFrom(welcome.epoch)
@@ -290,7 +309,7 @@ class GroupLoop:
     def _take_result(self, result: shard_pb2.StepResult, rank: int) -> None:
         if result.HasField("error"):
             raise Unavailable(f"step {result.step} failed: {result.error.message}")
-        if len(self._ranks) > 1:
+        if len(self.ranks) > 1:
             self._check_digest(result)
         if rank != 0 or not self.scheduler.num_inflight:
             return  # Of a plan sent before everything was handed over.
@@ -298,6 +317,7 @@ class GroupLoop:
         self.mirror.update(result.cache_hashes_added, result.cache_hashes_removed)
         for progress in self.scheduler.update(result):
             self._deliver(progress)
+        self.scheduler.reports.take_note()
         self._on_step(result, round_trip_s)
         self._wakeup.set()
 
@@ -317,7 +337,6 @@ class GroupLoop:
         if sink.on_tokens(sequence.index, progress.token_ids, progress.logprobs):
             reason = inference_pb2.FINISH_REASON_STOP
             self.scheduler.finish(sequence, reason)
-        self.scheduler.reports.take_note()
         elif (
             reason == inference_pb2.FINISH_REASON_STOP and progress.token_ids[-1] in group.request.params.stop_token_ids
         ):

@@ -17,6 +17,7 @@ from pagewire_router.inference_service import SERVICE_NAME, InferenceService
 from pagewire_router.loop_lag import watch_loop_lag
 from pagewire_router.metrics import CONTENT_TYPE, Metrics
 from pagewire_router.server_metrics import ServerMetrics
+from pagewire_router.service_gate import ServiceGate
 from pagewire_router.stream_writer import StreamWriter
 from pagewire_router.tokenizer import Tokenizer
 from pagewire_router.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
@@ -63,6 +64,7 @@ class RouterServer:
         self._metrics.add(engine.collector, engine.histograms)
         self._metrics.add(ServerMetrics(config, is_ready=self._is_serving, is_draining=lambda: self._is_draining))
         self._health = HealthEndpoint(SERVICE_NAME, self._is_serving)
+        self._gate = ServiceGate(SERVICE_NAME, "the router looks for shards")
         self._tracing = _open_tracing(config)
         self._grpc = grpc.aio.server(
             options=channel_options(config), interceptors=_interceptors(self._tracing, config.listen)
@@ -84,11 +86,20 @@ class RouterServer:
         """The port of the plaintext health service, after start()."""
 
     async def start(self) -> str:
-        """Serves; returns the address. Raises ServerError, or what the engine raises.
+        """Listens; returns the address. Raises ServerError.
 
-        Probes are answered from the first moment on, calls once the engine serves.
+        Probes are answered from now on; calls are told to come back until open() has let them in.
         """
         await self._start_probes()
+        address = self._bind()
+        self._grpc.add_generic_rpc_handlers((self._gate,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        await self._grpc.start()
+        return address
+
+    async def open(self) -> None:
+        """Serves, once there are shards; returns when a step would run. Raises ServerError."""
         self._lag_task = asyncio.create_task(watch_loop_lag(self._metrics.loop_lag_s), name="loop lag")
         await self._engine.start()
         files = self._engine.files
@@ -96,12 +107,10 @@ class RouterServer:
             self._tokenizer = self._read_tokenizer()
         else:
             _log.warning("The model has no %s: token ids alone are served", TOKENIZER_FILE)
-        self._add_services()
-        address = self._bind()
-        await self._grpc.start()
+        self._gate.open(self._new_service().handler())
         self._is_open = True
+        await self._engine.wait_ready()
         await self._health.publish()
-        return address
 
     async def _start_probes(self) -> None:
         host, config = _host_of(self._config.listen), self._config
@@ -144,16 +153,13 @@ class RouterServer:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.shutdown)
 
-    def _add_services(self) -> None:
+    def _new_service(self) -> InferenceService:
         writer = StreamWriter(
             asyncio.get_running_loop(),
             max_floor_s=self._config.coalesce_max_ms / 1000,
             max_writes_per_s=self._config.max_writes_per_s,
         )
-        service = InferenceService(self._config, self._engine, self._tokenizer, writer, self._metrics)
-        self._grpc.add_generic_rpc_handlers((service.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        return InferenceService(self._config, self._engine, self._tokenizer, writer, self._metrics)
 
     def _bind(self) -> str:
         listen = self._config.listen

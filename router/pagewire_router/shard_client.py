@@ -4,11 +4,14 @@ import hashlib
 from dataclasses import dataclass
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
 
 from pagewire_router.errors import Unavailable
+from pagewire_router.rpc_status import DETAILS_KEY
 
 PROTOCOL_MAJOR, PROTOCOL_MINOR = 1, 0
+FILES_TIMEOUT_S = 60.0
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # Without ping_timeout_ms a peer that hangs is noticed after a minute, whatever the keepalive says.
@@ -37,6 +40,14 @@ class PlanStreamOpened:
     welcome: shard_pb2.Welcome
 
 
+class LeaseHeld(Unavailable):
+    """Another router drives the shard."""
+
+    def __init__(self, message: str, holder: str) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
 class ShardClient:
     """A channel to one shard. Errors are grpc.RpcError; the group loop turns them into a new attempt."""
 
@@ -55,7 +66,7 @@ class ShardClient:
     async def get_model_files(self) -> dict[str, bytes]:
         """The tokenizer and configuration files by name. Raises Unavailable if one arrives damaged."""
         files: dict[str, bytes] = {}
-        async for chunk in self._stub.GetModelFiles(shard_pb2.GetModelFilesRequest()):
+        async for chunk in self._stub.GetModelFiles(shard_pb2.GetModelFilesRequest(), timeout=FILES_TIMEOUT_S):
             files[chunk.name] = files.get(chunk.name, b"") + chunk.data
             if chunk.sha256 and hashlib.sha256(files[chunk.name]).digest() != chunk.sha256:
                 raise Unavailable(f"{chunk.name} from shard {self.address} does not match its checksum")
@@ -77,10 +88,36 @@ class ShardClient:
         data = await call.read()
         message = shard_pb2.ShardMessage.FromString(data) if isinstance(data, bytes) else shard_pb2.ShardMessage()
         if message.WhichOneof("message") != "welcome":
-            # The status says why; awaiting it raises nothing, so raise what it says.
-            raise Unavailable(f"shard {self.address} refuses: {await call.details()}")
+            raise await self._refusal(call)
         return PlanStreamOpened(call, message.welcome)
+
+    async def _refusal(self, call: RawCall) -> Unavailable:
+        """Why a shard has not welcomed us: awaiting a status raises nothing."""
+        message = f"shard {self.address} refuses: {await call.details()}"
+        trailers = dict(await call.trailing_metadata() or ())
+        packed = trailers.get(DETAILS_KEY, b"")
+        status = status_pb2.Status.FromString(packed if isinstance(packed, bytes) else b"")
+        for detail in status.details:
+            info = error_details_pb2.ErrorInfo()
+            if detail.Unpack(info) and info.reason == "LEASE_HELD":
+                return LeaseHeld(message, info.metadata["holder"])
+        return Unavailable(message)
 
     async def close(self) -> None:
         """Closes the channel."""
         await self._channel.close()
+
+
+def geometry(info: shard_pb2.ShardInfo) -> shard_pb2.ShardInfo:
+    """What a group's account of a shard rests on. A shard that comes back with another one is another shard."""
+    return shard_pb2.ShardInfo(
+        group_id=info.group_id,
+        tp_size=info.tp_size,
+        pp_size=info.pp_size,
+        model_digest=info.model_digest,
+        block_size=info.block_size,
+        num_blocks=info.num_blocks,
+        max_num_seqs=info.max_num_seqs,
+        max_num_batched_tokens=info.max_num_batched_tokens,
+        max_model_len=info.max_model_len,
+    )

@@ -122,6 +122,13 @@ class FakeEngine:
     async def start(self) -> None:
         pass
 
+    async def wait_ready(self) -> None:
+        while not self.is_ready:
+            await asyncio.sleep(0.01)
+
+    async def wait_failed(self) -> None:
+        await asyncio.Event().wait()
+
     async def drain(self, grace_s: float) -> None:
         self.drained = True
         if self.tasks:
@@ -208,6 +215,7 @@ def serve(new_engine: Callable[..., FakeEngine]) -> Callable[..., AbstractAsyncC
         engine = new_engine(**({"script": script} if script else {}), **engine_fields)
         server = RouterServer(RouterConfig(shards=(), **{"listen": "127.0.0.1:0", **(config or {})}), engine)
         address = await server.start()
+        await server.open()
         options = [("grpc.max_send_message_length", -1)]
         try:
             async with grpc.aio.insecure_channel(address, options=options) as channel:

@@ -38,14 +38,12 @@ async def test_a_router_without_shards_is_alive_and_not_ready(new_engine):
     engine, found = new_engine(), asyncio.Event()
     engine.start = found.wait
     server = RouterServer(RouterConfig(shards=(), listen="127.0.0.1:0", health_port=0), engine)
-    starting = asyncio.create_task(server.start())
+    await server.start()
+    opening = asyncio.create_task(server.open())
     try:
-        async with asyncio.timeout(10):
-            while server.health_port is None:
-                await asyncio.sleep(0.01)
         assert await states(server.health_port) == (NOT_SERVING, SERVING)
         found.set()
-        await starting
+        await opening
         assert await states(server.health_port) == (SERVING, SERVING)
         engine.is_ready = False
         await until_states(server.health_port, (NOT_SERVING, SERVING))

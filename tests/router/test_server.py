@@ -104,6 +104,7 @@ async def test_a_unix_socket_serves(serve, tmp_path):
     async with serve(config={"metrics_port": 0}) as router:
         server = RouterServer(RouterConfig(shards=(), listen=f"unix:{tmp_path}/router.sock"), router.engine)
         address = await server.start()
+        await server.open()
         assert address == f"unix:{tmp_path}/router.sock"
         async with grpc.aio.insecure_channel(address) as channel:
             answer = channel.unary_unary("/pagewire.v1.Inference/GetModel")(b"")
