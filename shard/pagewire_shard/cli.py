@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from pagewire_shard.config import Device, Dtype, LoadFormat, ShardConfig
+from pagewire_shard.trace_settings import trace_exporters
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 DEFAULTS = ShardConfig(model="demo", model_name="demo")
@@ -51,6 +52,7 @@ def config_from(arguments: argparse.Namespace) -> ShardConfig:
     fields["model_name"] = arguments.model_name or model_name(arguments.model)
     if arguments.listen is None:
         fields["listen"] = f"127.0.0.1:{arguments.port}"
+    fields["trace_exporters"] = trace_exporters(os.environ)
     return ShardConfig(**fields)
 
 

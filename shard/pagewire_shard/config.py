@@ -56,6 +56,8 @@ class ShardConfig:
     """A router that is silent for so long loses the shard."""
     drain_grace_s: float = 30.0
     """How long a shard that was told to stop waits for its router to let go."""
+    trace_exporters: tuple[str, ...] = ()
+    """Names of the OpenTelemetry exporters that traces go to; empty: no tracing. The SDK reads the rest of OTEL_*."""
     stall_timeout_s: float = 60.0
     """Work that waits for so long without any progress makes the shard NOT_SERVING."""
     exit_with_parent: bool = False

@@ -17,10 +17,12 @@ from pagewire_shard.errors import ModelError
 from pagewire_shard.model_source import model_digest, resolve_model
 from pagewire_shard.parent_watch import watch_parent
 from pagewire_shard.step_engine import StepEngine
+from pagewire_shard.step_observer import StepObserver
 from pagewire_shard.step_thread import StepThread
 
 if TYPE_CHECKING:
     from pagewire_shard.server import ShardServer
+    from pagewire_shard.tracing.exporting import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,8 @@ def run(config: ShardConfig) -> int:
     model_dir: Future[Path] = Future()
     # Nobody may take back what the step thread is about to answer.
     model_dir.set_running_or_notify_cancel()
-    steps = StepThread(lambda: _build(config, model_dir))
+    tracing = _open_tracing(config)
+    steps = StepThread(lambda: _build(config, model_dir), _observer(tracing))
     # First of all: importing torch and loading weights take longest.
     steps.start()
     try:
@@ -43,7 +46,7 @@ def run(config: ShardConfig) -> int:
         status = 1
     else:
         status = 0
-    _leave(steps, status)
+    _leave(steps, tracing, status)
     return status
 
 
@@ -115,9 +118,30 @@ class Shutdown:
         self.requested.set()
 
 
-def _leave(steps: StepThread, status: int) -> None:
+def _open_tracing(config: ShardConfig) -> "Tracing | None":
+    """OpenTelemetry is not even imported unless traces are asked for."""
+    if not config.trace_exporters:
+        return None
+    from pagewire_shard.tracing.exporting import open_tracing
+
+    attributes = {"pagewire.group.id": config.group_id, "pagewire.tp.rank": str(config.tp_rank)}
+    return open_tracing(config.trace_exporters, "pagewire-shard", attributes)
+
+
+def _observer(tracing: "Tracing | None") -> StepObserver | None:
+    if tracing is None:
+        return None
+    from pagewire_shard.tracing.step_spans import StepSpans
+
+    return StepSpans(tracing.tracer, tracing.step_tracer)
+
+
+def _leave(steps: StepThread, tracing: "Tracing | None", status: int) -> None:
     """Ends the process at once if the step thread cannot be waited for: it loads, or a step hangs."""
-    if not steps.ready.done() or not steps.join(JOIN_TIMEOUT_S):
+    has_ended = steps.ready.done() and steps.join(JOIN_TIMEOUT_S)
+    if tracing is not None:
+        tracing.shutdown()
+    if not has_ended:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -20,6 +20,7 @@ from pagewire.v1 import shard_pb2
 from pagewire_shard.errors import PlanRefused, ShardUnavailable, StepFailed, StreamError, status_code
 from pagewire_shard.step_commands import BeginEpoch, Command, EndEpoch, EpochSink, EpochStart, RunPlan, Stop
 from pagewire_shard.step_engine import PendingStep, StepEngine
+from pagewire_shard.step_observer import StepObserver
 from pagewire_shard.step_stats import StepStats
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,15 @@ class _Launched:
 class StepLoop:
     """Runs plans on an engine, in the thread that calls run()."""
 
-    def __init__(self, engine: StepEngine[Any], commands: "queue.SimpleQueue[Command]", stats: StepStats) -> None:
+    def __init__(
+        self,
+        engine: StepEngine[Any],
+        commands: "queue.SimpleQueue[Command]",
+        stats: StepStats,
+        observer: StepObserver | None = None,
+    ) -> None:
         self._engine = engine
+        self._observer = observer
         self._commands = commands
         self._stats = stats
         self._sink: EpochSink | None = None
@@ -129,6 +137,8 @@ class StepLoop:
 
     def _launch(self, command: RunPlan) -> None:
         queue_s = time.monotonic() - command.arrived_s
+        if self._observer is not None:
+            self._observer.on_plan(command.plan)
         try:
             pending = self._engine.launch(command.plan)
         except PlanRefused as refusal:
@@ -144,6 +154,8 @@ class StepLoop:
         result.timings.queue_us = launched.queue_us
         self._post(shard_pb2.ShardMessage(result=result))
         self._last_step = result.step
+        if self._observer is not None:
+            self._observer.on_result(result)
         self._stats.add(result, num_tokens=launched.pending.num_tokens, num_queried_tokens=launched.num_queried_tokens)
         self._progress()
 
@@ -171,9 +183,9 @@ class StepLoop:
         sink = self._sink
         if sink is not None:
             sink.fail(error)
-            self._end()
+            self._end(error)
 
-    def _end(self) -> None:
+    def _end(self, error: StreamError | None = None) -> None:
         """Ends the current epoch: plans that wait are dropped; running steps are waited for, their results dropped."""
         if self._sink is None:
             return
@@ -181,6 +193,8 @@ class StepLoop:
         self._plans.clear()
         while self._launched:
             self._collect()
+        if self._observer is not None:
+            self._observer.on_epoch_end(error)
         self._engine.end_epoch()
         self._progress()
 

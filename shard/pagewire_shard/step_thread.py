@@ -12,6 +12,7 @@ from pagewire.v1 import shard_pb2
 from pagewire_shard.step_commands import BeginEpoch, Command, EndEpoch, EpochSink, EpochStart, RunPlan, Stop
 from pagewire_shard.step_engine import StepEngine
 from pagewire_shard.step_loop import StepLoop
+from pagewire_shard.step_observer import StepObserver
 from pagewire_shard.step_stats import StepStats
 
 
@@ -21,11 +22,12 @@ class StepThread:
     A daemon thread: a step that hangs for ever must not keep the process from ending.
     """
 
-    def __init__(self, build_engine: Callable[[], StepEngine[Any]]) -> None:
+    def __init__(self, build_engine: Callable[[], StepEngine[Any]], observer: StepObserver | None = None) -> None:
         self.ready: Future[shard_pb2.ShardInfo] = Future()
         """The engine's info, once it is built; or the error that kept it from being built."""
         self.stats = StepStats()
         self._build_engine = build_engine
+        self._observer = observer
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="step", daemon=True)
 
@@ -66,4 +68,4 @@ class StepThread:
             self.ready.set_exception(error)
             return
         self.ready.set_result(engine.info)
-        StepLoop(engine, self._commands, self.stats).run()
+        StepLoop(engine, self._commands, self.stats, self._observer).run()
