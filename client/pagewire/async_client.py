@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from pagewire import batch
+from pagewire.call_span import call_span
 from pagewire.channels import ChannelPool, Connection
 from pagewire.errors import InvalidRequest, PagewireError, from_rpc_error
 from pagewire.events import Event
@@ -24,6 +25,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 MAX_MESSAGE_BYTES = 64 << 20
 HEALTH_TIMEOUT_S = 5.0
+INFERENCE = "pagewire.v1.Inference"
 
 
 class AsyncClient:
@@ -82,23 +84,25 @@ class AsyncClient:
         request = build_request(prompt, sampling_params, options, return_prompt_token_ids=return_prompt_token_ids)
         attempts = self._attempts(timeout_s)
         while True:
-            with self._channels.lease() as connection:
-                call = connection.generate(request, timeout=attempts.remaining_s(), metadata=self._metadata)
-                accepted = False
-                try:
-                    # read() costs less per message than `async for` over the call.
-                    while (event := await call.read()) is not grpc.aio.EOF:
-                        accepted = True
-                        if event is not None:
-                            yield cast("Event", event)
-                    return
-                except grpc.aio.AioRpcError as exc:
-                    error = from_rpc_error(exc, self.target)
-                    delay_s = None if accepted else attempts.delay_s(error)
-                    if delay_s is None:
-                        raise error from exc
-                finally:
-                    call.cancel()
+            accepted = False
+            try:
+                with self._channels.lease() as connection, call_span(f"{INFERENCE}/Generate", self.target) as headers:
+                    metadata = (*self._metadata, *headers)
+                    call = connection.generate(request, timeout=attempts.remaining_s(), metadata=metadata)
+                    try:
+                        # read() costs less per message than `async for` over the call.
+                        while (event := await call.read()) is not grpc.aio.EOF:
+                            accepted = True
+                            if event is not None:
+                                yield cast("Event", event)
+                        return
+                    finally:
+                        call.cancel()
+            except grpc.aio.AioRpcError as exc:
+                error = from_rpc_error(exc, self.target)
+                delay_s = None if accepted else attempts.delay_s(error)
+                if delay_s is None:
+                    raise error from exc
             await asyncio.sleep(delay_s)
 
     async def complete(
@@ -189,7 +193,9 @@ class AsyncClient:
         """Token ids of text or of a conversation, exactly as generate would make them."""
         request = inference_pb2.TokenizeRequest(add_special_tokens=add_special_tokens)
         fill_tokenize(request, prompt)
-        response = await self._unary(lambda c, **kwargs: c.inference.Tokenize(request, **kwargs))
+        response = await self._unary(
+            f"{INFERENCE}/Tokenize", lambda c, **kwargs: c.inference.Tokenize(request, **kwargs)
+        )
         return list(response.token_ids)
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -198,13 +204,15 @@ class AsyncClient:
             request = inference_pb2.DetokenizeRequest(token_ids=token_ids, skip_special_tokens=skip_special_tokens)
         except (TypeError, ValueError) as exc:
             raise InvalidRequest.of_field("token_ids", f"{exc}; accepted: whole numbers from 0") from exc
-        response = await self._unary(lambda c, **kwargs: c.inference.Detokenize(request, **kwargs))
+        response = await self._unary(
+            f"{INFERENCE}/Detokenize", lambda c, **kwargs: c.inference.Detokenize(request, **kwargs)
+        )
         return str(response.text)
 
     async def get_model(self) -> inference_pb2.Model:
         """The served model and its limits."""
         request = inference_pb2.GetModelRequest()
-        return await self._unary(lambda c, **kwargs: c.inference.GetModel(request, **kwargs))
+        return await self._unary(f"{INFERENCE}/GetModel", lambda c, **kwargs: c.inference.GetModel(request, **kwargs))
 
     async def health(self) -> bool:
         """Whether the server would run a request now. False also if nobody answers."""
@@ -216,7 +224,7 @@ class AsyncClient:
             return response
 
         try:
-            response = await self._unary(check, Attempts(NEVER, HEALTH_TIMEOUT_S))
+            response = await self._unary("grpc.health.v1.Health/Check", check, Attempts(NEVER, HEALTH_TIMEOUT_S))
         except PagewireError:
             return False
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
@@ -237,20 +245,24 @@ class AsyncClient:
         self, prompt: Prompt, params: SamplingParams | None, options: RequestOptions, attempts: Attempts
     ) -> RequestOutput:
         request = build_request(prompt, params, options, return_prompt_token_ids=True)
-        result = await self._unary(lambda c, **kwargs: c.inference.Complete(request, **kwargs), attempts)
+        result = await self._unary(
+            f"{INFERENCE}/Complete", lambda c, **kwargs: c.inference.Complete(request, **kwargs), attempts
+        )
         return decode_result(result, prompt)
 
-    async def _unary(self, call: Callable[..., Awaitable[T]], attempts: Attempts | None = None) -> T:
+    async def _unary(self, method: str, call: Callable[..., Awaitable[T]], attempts: Attempts | None = None) -> T:
         """Makes a call that has one response, again while that makes sense.
 
         Args:
+            method: for traces.
             call: starts the call, given a connection and gRPC's own options.
         """
         attempts = attempts or self._attempts(None)
         while True:
             try:
-                with self._channels.lease() as connection:
-                    return await call(connection, timeout=attempts.remaining_s(), metadata=self._metadata)
+                with self._channels.lease() as connection, call_span(method, self.target) as headers:
+                    metadata = (*self._metadata, *headers)
+                    return await call(connection, timeout=attempts.remaining_s(), metadata=metadata)
             except grpc.aio.AioRpcError as exc:
                 error = from_rpc_error(exc, self.target)
                 delay_s = attempts.delay_s(error)
