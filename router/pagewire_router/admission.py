@@ -5,6 +5,7 @@ import time
 import grpc
 from pagewire.v1 import inference_pb2, shard_pb2
 
+from pagewire_router.arrival import call_arrival_s
 from pagewire_router.detokenizer import Detokenizer
 from pagewire_router.errors import ModelNotFound
 from pagewire_router.prompt import Prompt, PromptEncoder
@@ -28,12 +29,7 @@ class Admission:
         self.prompts = PromptEncoder(tokenizer, limits)
 
     async def admit(
-        self,
-        message: inference_pb2.GenerateRequest,
-        request_id: str,
-        context: Context,
-        notified: Notified,
-        arrival_s: float,
+        self, message: inference_pb2.GenerateRequest, request_id: str, context: Context, notified: Notified
     ) -> tuple[Request, RequestOutput]:
         """The request and the sink of its output. Raises InvalidRequest, RequestTooLong, ModelNotFound."""
         now_s, remaining_s = time.monotonic(), context.time_remaining()
@@ -52,17 +48,18 @@ class Admission:
             prompt_token_ids=prompt.token_ids,
             params=params,
             sink=output,
-            arrival_s=arrival_s,
+            arrival_s=call_arrival_s(),
             deadline_s=None if remaining_s is None else now_s + remaining_s,
             priority=message.priority,
             cache_salt=message.cache_salt,
             trace_context=timeline.trace_context if timeline else _client_trace_context(context),
             timeline=timeline,
             eos_token_ids=eos_token_ids,
+        )
         if timeline is not None:
             timeline.request, timeline.output = request, output
-        )
         return request, output
+
     async def _encode(self, message: inference_pb2.GenerateRequest, timeline: Timeline | None) -> Prompt:
         if timeline is None or message.HasField("token_ids"):
             return await self.prompts.encode(message)
@@ -71,7 +68,6 @@ class Admission:
             return await self.prompts.encode(message)
         finally:
             timeline.tokenized_ns = (began_ns, time.time_ns())
-
 
     def _check(self, message: inference_pb2.GenerateRequest) -> SamplingParams:
         violations = Violations()
@@ -96,6 +92,7 @@ class Admission:
                 spaces_between_special_tokens=params.spaces_between_special_tokens,
             )
 
+        return RequestOutput(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, notified)
 
 
 def _client_trace_context(context: Context) -> TraceContext | None:
@@ -103,4 +100,3 @@ def _client_trace_context(context: Context) -> TraceContext | None:
     metadata = dict(context.invocation_metadata() or ())
     traceparent = metadata.get("traceparent")
     return TraceContext(str(traceparent), str(metadata.get("tracestate", ""))) if traceparent else None
-        return RequestOutput(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, notified)

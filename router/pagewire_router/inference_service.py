@@ -12,6 +12,7 @@ from google.protobuf import message as protobuf
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.admission import Admission, Context
+from pagewire_router.arrival import ArrivalNote
 from pagewire_router.config import RouterConfig
 from pagewire_router.engine import Engine
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestAlreadyExists, RouterError, status_code
@@ -64,12 +65,12 @@ class InferenceService:
             name: grpc.unary_unary_rpc_method_handler(method) for name, method in unary.items()
         }
         methods["Generate"] = grpc.unary_stream_rpc_method_handler(self._stream)
-        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+        return ArrivalNote(grpc.method_handlers_generic_handler(SERVICE_NAME, methods))
 
-    async def generate(self, message: inference_pb2.GenerateRequest, context: Context, arrival_s: float) -> None:
-        """Writes Started, Deltas, and Finished for each sequence. arrival_s: event-loop time of the call's arrival."""
+    async def generate(self, message: inference_pb2.GenerateRequest, context: Context) -> None:
+        """Writes Started, Deltas, and Finished for each sequence."""
         with self._reserve_id(message.request_id) as request_id, self._writer.open() as stream:
-            request, output = await self._admission.admit(message, request_id, context, stream, arrival_s)
+            request, output = await self._admission.admit(message, request_id, context, stream)
             with self._submit(request, output) as timer:
                 started = inference_pb2.GenerateResponse(started=self._started(message, request))
                 await context.write(started.SerializeToString())
@@ -86,8 +87,7 @@ class InferenceService:
         """The same, answered once."""
         end = _End()
         with self._reserve_id(message.request_id) as request_id:
-            arrival_s = asyncio.get_running_loop().time()
-            request, output = await self._admission.admit(message, request_id, context, end, arrival_s)
+            request, output = await self._admission.admit(message, request_id, context, end)
             with self._submit(request, output) as timer:
                 while not output.is_done:
                     await end.wait()
@@ -170,7 +170,7 @@ class InferenceService:
     def _submit(self, request: Request, output: RequestOutput) -> Iterator[RequestTimer]:
         """Gives the request to the engine; takes it back if its client goes away before it has ended."""
         self._engine.submit(request)
-        timer = RequestTimer(self._metrics, asyncio.get_running_loop().time, request)
+        timer = RequestTimer(self._metrics, request)
         try:
             yield timer
         finally:
@@ -179,10 +179,9 @@ class InferenceService:
             timer.on_end(output)
 
     async def _stream(self, data: bytes, context: Context) -> None:
-        arrival_s = asyncio.get_running_loop().time()
         await self._answer(
             "Generate",
-            lambda: self.generate(decode(inference_pb2.GenerateRequest, data), context, arrival_s),
+            lambda: self.generate(decode(inference_pb2.GenerateRequest, data), context),
             context,
         )
 

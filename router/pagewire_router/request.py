@@ -69,9 +69,9 @@ class Request:
     params: SamplingParams
     sink: OutputSink
     arrival_s: float
-    """Event-loop time."""
+    """time.monotonic(): uvloop's own time stands still within a turn and counts whole milliseconds."""
     deadline_s: float | None = None
-    """Event-loop time after which the answer is worthless; None: never."""
+    """time.monotonic() after which the answer is worthless; None: never."""
     priority: int = 0
     """Lower runs first."""
     cache_salt: str = ""
@@ -82,4 +82,4 @@ class Request:
     eos_token_ids: tuple[int, ...] = field(default=())
     """The model's own end-of-sequence tokens; empty if the request ignores them."""
     scheduled_s: float | None = None
-    """Event-loop time of the first step plan that has it."""
+    """time.monotonic() of the first step plan that has it."""

@@ -1,6 +1,6 @@
 """Follows one request for the metrics: a few operations for each message, none for each token."""
 
-from collections.abc import Callable
+from time import monotonic
 
 from pagewire.v1 import inference_pb2
 
@@ -18,13 +18,12 @@ _REASON_NAMES = {
 class RequestTimer:
     """From a request's submission to its end. Time to first token = admission + queue + prefill."""
 
-    __slots__ = ("_clock", "_first_output_s", "_last_output_s", "_metrics", "_num_tokens", "_request", "_submitted_s")
+    __slots__ = ("_first_output_s", "_last_output_s", "_metrics", "_num_tokens", "_request", "_submitted_s")
 
-    def __init__(self, metrics: Metrics, clock: Callable[[], float], request: Request) -> None:
+    def __init__(self, metrics: Metrics, request: Request) -> None:
         self._metrics = metrics
-        self._clock = clock
         self._request = request
-        self._submitted_s = clock()
+        self._submitted_s = monotonic()
         self._first_output_s: float | None = None
         self._last_output_s = 0.0
         self._num_tokens = 0
@@ -38,7 +37,7 @@ class RequestTimer:
         if num_new <= 0:
             return
         self._num_tokens = num_tokens
-        now_s = self._clock()
+        now_s = monotonic()
         if self._first_output_s is None:
             self._on_first(now_s)
         else:
@@ -56,7 +55,7 @@ class RequestTimer:
 
     def on_end(self, output: RequestOutput) -> None:
         """The request has ended, well or not."""
-        metrics, now_s = self._metrics, self._clock()
+        metrics, now_s = self._metrics, monotonic()
         metrics.num_open -= 1
         metrics.generation_tokens.observe(output.num_tokens)
         metrics.request_s.observe(now_s - self._request.arrival_s)
