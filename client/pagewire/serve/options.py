@@ -81,7 +81,7 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     Option("cuda_graphs", "capture a GPU's decode steps as CUDA graphs (default: yes)", bool),
     Option("load_format", "auto: safetensors; dummy: random weights (default: auto)", choices=("auto", "dummy")),
     Option("seed", "seeds dummy weights (default: 0)", int, "N"),
-    Option("cpu_threads", "threads for a shard's CPU kernels (default: all cores but one)", positive, "N"),
+    Option("cpu_threads", "threads for CPU kernels (default: all cores, less one for a small model)", positive, "N"),
 )
 
 
