@@ -50,6 +50,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         listen=options.listen or f"{options.host or '0.0.0.0'}:{port}",
         metrics_port=options.metrics_port,
         health_port=options.health_port,
+        api_keys=options.api_keys,
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
         max_inflight=options.max_inflight,
@@ -119,7 +120,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="time to finish after SIGTERM",
     )
     add("--exit-with-parent", action="store_true", help="stop when standard input ends")
+    _add_security_options(parser.add_argument_group("security"))
     return parser
+
+
+def _add_security_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--api-keys", metavar="FILE", help="keys that calls must carry, one on each line; read again when it changes")
 
 
 def _positive(text: str) -> int:

@@ -18,6 +18,8 @@ class RouterConfig:
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
     health_port: int | None = None
     """Port of a plaintext grpc.health.v1, on the host of `listen`; None: on `listen` alone; 0: any free port."""
+    api_keys: str | None = None
+    """File of the keys that calls must carry, one on each line; read again when it changes. None: calls need none."""
     max_queued_requests: int = 4096
     """Requests that may wait before new ones are refused."""
     max_queued_tokens: int = 4 * 1024 * 1024

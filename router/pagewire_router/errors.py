@@ -7,6 +7,7 @@ RouterError
 +-- RequestAlreadyExists    the id belongs to a request that is alive
 +-- QueueFull               come back later
 +-- DeadlineExceeded        the request's deadline has passed
++-- Unauthenticated         the call has no API key, or one that is not known
 +-- Unavailable             no shard group serves, or the router drains
 +-- Aborted                 the request was ended from outside
 """
@@ -77,6 +78,12 @@ class DeadlineExceeded(RouterError):
     reason = "DEADLINE_EXCEEDED"
 
 
+class Unauthenticated(RouterError):
+    """The call has no API key, or one that is not known."""
+
+    reason = "API_KEY_INVALID"
+
+
 class Unavailable(RouterError):
     """No shard group serves, or the router drains."""
 
@@ -96,6 +103,7 @@ STATUS_CODES: dict[type[RouterError], grpc.StatusCode] = {
     RequestAlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     Aborted: grpc.StatusCode.ABORTED,
 }

@@ -8,7 +8,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from pagewire_router.errors import STATUS_CODES
+from pagewire_router.errors import STATUS_CODES, RouterError, status_code
 from pagewire_router.histogram import Histogram, bounds_between, bounds_of_counts, render
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -105,6 +105,12 @@ class Metrics:
         """Shows further metrics on the same page."""
         self.registry.register(collector)
         self.histograms += histograms
+
+    def count_refused(self, path: str, error: RouterError) -> None:
+        """A call that did not reach the service. Methods that callers make up are not counted: they have no end."""
+        method = path.rpartition("/")[2]
+        if method in METHODS:
+            self.requests.labels(method, status_code(error).name).inc()
 
     def render(self) -> bytes:
         """The text Prometheus scrapes."""

@@ -9,6 +9,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from pagewire_router.api_keys import ApiKeyInterceptor, ApiKeys, ApiKeysError
 from pagewire_router.config import RouterConfig
 from pagewire_router.engine import Engine
 from pagewire_router.health_endpoint import HealthEndpoint
@@ -25,6 +26,8 @@ from pagewire_router.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
 if TYPE_CHECKING:
     from pagewire_router.tracing.exporting import Tracing
 
+OPEN_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+"""Answered without an API key."""
 STOP_GRACE_S = 1.0
 """For the last messages of streams whose requests have ended."""
 _log = logging.getLogger(__name__)
@@ -64,11 +67,10 @@ class RouterServer:
         self._metrics.add(engine.collector, engine.histograms)
         self._metrics.add(ServerMetrics(config, is_ready=self._is_serving, is_draining=lambda: self._is_draining))
         self._health = HealthEndpoint(SERVICE_NAME, self._is_serving)
-        self._gate = ServiceGate(SERVICE_NAME, "the router looks for shards")
+        self._gate = ServiceGate(SERVICE_NAME, "the router looks for shards", self._metrics.count_refused)
+        self._api_keys = None if config.api_keys is None else ApiKeys(config.api_keys)
         self._tracing = _open_tracing(config)
-        self._grpc = grpc.aio.server(
-            options=channel_options(config), interceptors=_interceptors(self._tracing, config.listen)
-        )
+        self._grpc = grpc.aio.server(options=channel_options(config), interceptors=self._interceptors())
         self._http = HttpEndpoint(
             {
                 "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE, self._metrics.render()),
@@ -91,10 +93,15 @@ class RouterServer:
         Probes are answered from now on; calls are told to come back until open() has let them in.
         """
         await self._start_probes()
+        if self._api_keys is not None:
+            try:
+                self._api_keys.read()
+            except ApiKeysError as error:
+                raise ServerError(str(error)) from None
         address = self._bind()
         self._grpc.add_generic_rpc_handlers((self._gate,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        reflection.enable_server_reflection((SERVICE_NAME, *OPEN_SERVICES), self._grpc)
         await self._grpc.start()
         return address
 
@@ -153,6 +160,17 @@ class RouterServer:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.shutdown)
 
+    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
+        """The first one sees a call first: refused calls are traced too."""
+        interceptors: list[grpc.aio.ServerInterceptor] = []
+        if self._tracing is not None:
+            from pagewire_router.tracing.rpc_interceptor import TracingInterceptor
+
+            interceptors.append(TracingInterceptor(self._tracing.tracer, SERVICE_NAME, self._config.listen))
+        if self._api_keys is not None:
+            interceptors.append(ApiKeyInterceptor(self._api_keys, OPEN_SERVICES, self._metrics.count_refused))
+        return interceptors
+
     def _new_service(self) -> InferenceService:
         writer = StreamWriter(
             asyncio.get_running_loop(),
@@ -192,11 +210,3 @@ def _open_tracing(config: RouterConfig) -> "Tracing | None":
     from pagewire_router.tracing.exporting import open_tracing
 
     return open_tracing(config.trace_exporters, "pagewire-router", {})
-
-
-def _interceptors(tracing: "Tracing | None", listen: str) -> tuple[grpc.aio.ServerInterceptor, ...]:
-    if tracing is None:
-        return ()
-    from pagewire_router.tracing.rpc_interceptor import TracingInterceptor
-
-    return (TracingInterceptor(tracing.tracer, SERVICE_NAME, listen),)

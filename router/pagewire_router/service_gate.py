@@ -3,7 +3,7 @@
 import grpc
 
 from pagewire_router.errors import Unavailable
-from pagewire_router.rpc_status import abort
+from pagewire_router.refusal import Count, refusing_handler
 
 RETRY_AFTER_S = 1.0
 
@@ -11,10 +11,11 @@ RETRY_AFTER_S = 1.0
 class ServiceGate(grpc.GenericRpcHandler):
     """A gRPC server's handler for one service."""
 
-    def __init__(self, service_name: str, why_closed: str) -> None:
+    def __init__(self, service_name: str, why_closed: str, count: Count) -> None:
         """why_closed: what callers are told until open()."""
         self._prefix = f"/{service_name}/"
         self._why_closed = why_closed
+        self._count = count
         self._service: grpc.GenericRpcHandler | None = None
 
     def open(self, service: grpc.GenericRpcHandler) -> None:
@@ -26,8 +27,6 @@ class ServiceGate(grpc.GenericRpcHandler):
         if self._service is not None:
             return self._service.service(handler_call_details)
         if handler_call_details.method.startswith(self._prefix):
-            return grpc.unary_unary_rpc_method_handler(self._refuse)
+            error = Unavailable(self._why_closed, retry_after_s=RETRY_AFTER_S)
+            return refusing_handler(handler_call_details.method, error, self._count)
         return None
-
-    async def _refuse(self, _request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
-        await abort(context, Unavailable(self._why_closed, retry_after_s=RETRY_AFTER_S))
