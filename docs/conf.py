@@ -17,12 +17,13 @@ myst_enable_extensions = ["colon_fence"]
 
 # The Python reference. Docstrings are plain prose in which backquotes mean code.
 default_role = "code"
+smartquotes_action = "D"
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_class_signature = "separated"
+autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
