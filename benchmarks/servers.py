@@ -94,12 +94,14 @@ def serve_command(model: str, *flags: str) -> list[str]:
 
 
 @contextmanager
-def shard_and_router(model: str, *shard_flags: str) -> Iterator[tuple[Server, Server, int]]:
+def shard_and_router(
+    model: str, *shard_flags: str, router_flags: Sequence[str] = ()
+) -> Iterator[tuple[Server, Server, int]]:
     """The two services on their own: the shard, the router, and the port of the shard's metrics."""
     metrics_port = free_port()
     shard_command = [SHARD, "--model", model, "--listen", "127.0.0.1:0", "--metrics-port", str(metrics_port)]
     with start([*shard_command, *shard_flags]) as shard:
-        with start([ROUTER, "--shards", shard.address, "--listen", "127.0.0.1:0"]) as router:
+        with start([ROUTER, "--shards", shard.address, "--listen", "127.0.0.1:0", *router_flags]) as router:
             yield shard, router, metrics_port
 
 

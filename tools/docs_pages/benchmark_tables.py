@@ -159,6 +159,28 @@ def cpu_kernel_tables(result: Result) -> Iterator[str]:
     yield table(header, rows)
 
 
+def tuning_tables(result: Result) -> Iterator[str]:
+    """A table for each knob: the same load, with one flag changed."""
+    yield f"Model: {result['settings']['model']}. Settings of a knob took turns, {result['settings']['num_turns']} each."
+    for flag, knob in result["result"]["knobs"].items():
+        load, command = knob["load"], "pagewire-router " if knob["of_router"] else ""
+        rows = [
+            (
+                f"`{value}`",
+                *spread(figures["output_throughput"]),
+                *spread(figures["p50_ttft_ms"]),
+                *spread(figures["p99_itl_ms"]),
+            )
+            for value, figures in knob["values"].items()
+        ]
+        header = ("value", "tokens per second", "range", "first token, ms", "range", "gap, 99 %, ms", "range")
+        yield (
+            f"**`{command}{flag}`**, {load['num-prompts']} requests of {load['random-input-len']} prompt and "
+            f"{load['random-output-len']} output tokens, {load['max-concurrency']} at a time"
+        )
+        yield table(header, rows)
+
+
 def any_tables(result: Result) -> Iterator[str]:
     """Every figure of a result that has no tables of its own."""
     measured = {key: value for key, value in result.items() if key not in HEAD}
@@ -194,6 +216,7 @@ KINDS = {
     "startup": Kind("Start and idle", startup_tables),
     "offline": Kind("Offline batches", offline_tables),
     "peers": Kind("Beside vLLM", offline_tables),
+    "tuning": Kind("Knobs", tuning_tables),
     "cpu": Kind("Kernels on a CPU", cpu_kernel_tables),
     "gpu": Kind("On a GPU", gpu_tables),
 }
