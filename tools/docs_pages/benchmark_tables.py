@@ -161,7 +161,8 @@ def cpu_kernel_tables(result: Result) -> Iterator[str]:
 
 def tuning_tables(result: Result) -> Iterator[str]:
     """A table for each knob: the same load, with one flag changed."""
-    yield f"Model: {result['settings']['model']}. Settings of a knob took turns, {result['settings']['num_turns']} each."
+    settings = result["settings"]
+    yield f"Model: {settings['model']}. Settings of a knob took turns, {settings['num_turns']} each."
     for flag, knob in result["result"]["knobs"].items():
         load, command = knob["load"], "pagewire-router " if knob["of_router"] else ""
         rows = [
