@@ -9,16 +9,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs_pages import benchmark_tables, cli_reference, proto_reference
+from docs_pages import benchmark_tables, cli_reference, metrics_tables, proto_reference
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES: dict[str, Callable[[], str]] = {
     "benchmarks.md": benchmark_tables.page,
+    "metrics.md": metrics_tables.page,
     "reference/pagewire.md": cli_reference.client_page,
     "reference/pagewire-router.md": cli_reference.router_page,
     "reference/pagewire-shard.md": cli_reference.shard_page,
     "reference/inference.md": proto_reference.inference_page,
     "reference/shard.md": proto_reference.shard_page,
+    "reference/errors.md": error_reference.page,
 }
 
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pagewire_router import errors as router_errors
+from pagewire_shard import errors as shard_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from docs_pages import benchmark_tables, cli_reference, proto_reference  # noqa: E402
+from docs_pages import benchmark_tables, cli_reference, error_reference, proto_reference  # noqa: E402
 from docs_pages.markdown import figure  # noqa: E402
 
 
@@ -78,6 +80,15 @@ def test_every_message_and_field_of_a_protocol_is_there_with_its_comment(name: s
 
 def test_paragraphs_of_a_comment_stay_apart() -> None:
     assert proto_reference._paragraphs(" One\n line.\n\n Another.\n") == "One line.\n\nAnother."
+
+
+def test_every_error_is_there_with_its_status() -> None:
+    page = error_reference.page()
+    for error, status in router_errors.STATUS_CODES.items():
+        assert f"| `{error.reason}` | `{status.name}` |" in page
+    reasons = [error.reason for error in shard_errors.StreamError.__subclasses__()]
+    assert reasons
+    assert not [reason for reason in reasons if f"| `{reason}` |" not in page]
 
 
 def test_figures_have_three_digits() -> None:
