@@ -17,6 +17,7 @@ check "types" .venv/bin/mypy
 check "size limits" .venv/bin/python tools/check_structure.py
 check "list of modules" .venv/bin/python tools/module_list.py --check
 check "generated pages" .venv/bin/python tools/generate_docs.py --check
+check "dashboards" .venv/bin/python tools/generate_dashboards.py --check
 check "imports and protos" .venv/bin/python -m pytest tests/test_structure.py tests/protos
 # As tools/operate/buf.sh installs it, or one that is there already.
 PATH=$PWD/.operate/buf/node_modules/.bin:$PATH

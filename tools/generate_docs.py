@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs_pages import benchmark_tables, cli_reference, metrics_tables, proto_reference
+from docs_pages import benchmark_tables, cli_reference, error_reference, metrics_tables, proto_reference
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES: dict[str, Callable[[], str]] = {

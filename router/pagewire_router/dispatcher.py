@@ -199,6 +199,7 @@ class Dispatcher:
     def _retire(self, group: GroupLoop) -> None:
         """Lets go of a group's shards."""
         self._groups.remove(group)
+        self.collector.on_retired(group)
         group.stop()
         self._in_background(_end(self._running.pop(group)))
 

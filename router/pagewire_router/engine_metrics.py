@@ -1,5 +1,6 @@
 """What the shard groups and their schedulers tell Prometheus: read when scraped, so that steps pay nothing."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,11 +21,12 @@ GROUP_GAUGES: tuple[tuple[str, str, Callable[[GroupLoop], float]], ...] = (
     ("kv_cache_blocks", "Blocks in the group's pool.", lambda group: group.scheduler.limits.num_blocks),
     ("kv_cache_usage_ratio", "Share of the pool's blocks that sequences hold.", lambda group: usage_of([group])),
 )
-GROUP_COUNTERS: tuple[tuple[str, str, Callable[[GroupLoop], int]], ...] = (
-    ("preemptions", "Requests put back to wait for want of blocks.", lambda group: group.scheduler.num_preemptions),
-    ("failovers", "Plan streams that broke.", lambda group: group.num_failovers),
-    ("digest_mismatches", "Steps after which ranks of a group disagreed.", lambda group: group.num_digest_mismatches),
+GROUP_COUNTERS = (
+    ("preemptions", "Requests put back to wait for want of blocks."),
+    ("failovers", "Plan streams that broke."),
+    ("digest_mismatches", "Steps after which ranks of a group disagreed."),
 )
+TOKEN_KINDS = ("prompt_computed", "prompt_cached", "generation", "recomputed")
 
 
 class EngineMetrics(Collector):
@@ -34,12 +36,17 @@ class EngineMetrics(Collector):
         """`groups` may still grow."""
         self._groups = groups
         self._stats = stats
+        self._earlier: dict[str, Counter[str]] = {}
+        """What was counted, by group id, in groups whose place others have taken since."""
+
+    def on_retired(self, group: GroupLoop) -> None:
+        """The group counts no more; another may come that drives the same shards, and counts on."""
+        self._earlier.setdefault(group.info.group_id, Counter()).update(_counts_of(group))
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus scrapes."""
         yield from self._totals()
         yield from self._model()
-        yield self._tokens()
         parts = CounterMetricFamily(
             "pagewire_step_seconds", "Time of steps as the shards report it, by part.", labels=["part"]
         )
@@ -51,11 +58,29 @@ class EngineMetrics(Collector):
             for group in self._groups:
                 gauge.add_metric([group.info.group_id], read(group))
             yield gauge
-        for name, documentation, count in GROUP_COUNTERS:
-            counter = CounterMetricFamily(f"pagewire_{name}", documentation, labels=["group"])
-            for group in self._groups:
-                counter.add_metric([group.info.group_id], count(group))
-            yield counter
+        yield from self._counters()
+
+    def _counters(self) -> Iterator[Metric]:
+        """By group: a sum over groups would fall when one leaves, and a counter must not."""
+        tokens = CounterMetricFamily(
+            "pagewire_tokens",
+            "Tokens by kind: of prompts, computed or found in the prefix cache; sampled; computed again after a "
+            "preemption or a failover.",
+            labels=["group", "kind"],
+        )
+        others = {
+            name: CounterMetricFamily(f"pagewire_{name}", documentation, labels=["group"])
+            for name, documentation in GROUP_COUNTERS
+        }
+        for group in self._groups:
+            group_id = group.info.group_id
+            counts = Counter(_counts_of(group))
+            counts.update(self._earlier.get(group_id, {}))
+            for kind in TOKEN_KINDS:
+                tokens.add_metric([group_id, kind], counts[kind])
+            for name, family in others.items():
+                family.add_metric([group_id], counts[name])
+        yield from (tokens, *others.values())
 
     def _totals(self) -> Iterator[Metric]:
         """What a gateway or an autoscaler asks of a server as a whole."""
@@ -81,21 +106,19 @@ class EngineMetrics(Collector):
             model.add_metric([info.model, info.model_digest.hex(), info.architecture, info.dtype, *sizes], 1)
         yield model
 
-    def _tokens(self) -> Metric:
-        """By group: the sum would fall when a group leaves, and a counter must not."""
-        tokens = CounterMetricFamily(
-            "pagewire_tokens",
-            "Tokens by kind: of prompts, computed or found in the prefix cache; sampled; computed again after a "
-            "preemption or a failover.",
-            labels=["group", "kind"],
-        )
-        for group in self._groups:
-            name, counts = group.info.group_id, group.scheduler.tokens
-            tokens.add_metric([name, "prompt_computed"], counts.prompt_computed)
-            tokens.add_metric([name, "prompt_cached"], counts.prompt_cached)
-            tokens.add_metric([name, "generation"], counts.generated)
-            tokens.add_metric([name, "recomputed"], counts.recomputed)
-        return tokens
+
+def _counts_of(group: GroupLoop) -> dict[str, int]:
+    """All that is counted in a group, by the names of GROUP_COUNTERS and TOKEN_KINDS."""
+    tokens = group.scheduler.tokens
+    return {
+        "preemptions": group.scheduler.num_preemptions,
+        "failovers": group.num_failovers,
+        "digest_mismatches": group.num_digest_mismatches,
+        "prompt_computed": tokens.prompt_computed,
+        "prompt_cached": tokens.prompt_cached,
+        "generation": tokens.generated,
+        "recomputed": tokens.recomputed,
+    }
 
 
 def usage_of(groups: Sequence[GroupLoop]) -> float:

@@ -1,0 +1,96 @@
+"""The tables of docs/metrics.md: read from the /metrics pages of a router and a shard that stand idle here."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from pagewire.v1 import shard_pb2
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from docs_pages.markdown import cell, table
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+BEGIN = "<!-- {name}: written by tools/generate_docs.py -->\n"
+END = "<!-- end of {name} -->\n"
+INFO = shard_pb2.ShardInfo(
+    group_id="0", model="demo", block_size=16, num_blocks=[1024], max_num_seqs=8, max_num_batched_tokens=64
+)
+
+
+def page() -> str:
+    """docs/metrics.md with its tables as they should be."""
+    text = PAGE.read_text()
+    for name, metrics in (("router metrics", router_metrics()), ("shard metrics", shard_metrics())):
+        begin, end = BEGIN.format(name=name), END.format(name=name)
+        before, found, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not (found and found_end):
+            raise SystemExit(f"{PAGE} lacks the lines {begin.strip()!r} and {end.strip()!r}")
+        families = sorted(text_string_to_metric_families(metrics), key=lambda family: family.name.startswith("process"))
+        rows = map(_row, families)
+        text = before + begin + "\n" + table(("metric", "type", "labels", "meaning"), rows) + "\n" + end + after
+    return text
+
+
+def router_metrics() -> str:
+    """What a router with one shard group says."""
+    from pagewire_router.config import RouterConfig
+    from pagewire_router.engine_metrics import EngineMetrics
+    from pagewire_router.group_loop import GroupLoop
+    from pagewire_router.metrics import Metrics
+    from pagewire_router.server_metrics import ServerMetrics
+    from pagewire_router.step_stats import StepStats
+
+    stats = StepStats()
+    group = GroupLoop(
+        [], INFO, router_id="", max_inflight=2, on_change=lambda _: None, on_step=lambda _result, _seconds: None
+    )
+    metrics = Metrics()
+    metrics.add(ServerMetrics(RouterConfig(shards=("shard:50052",)), is_ready=lambda: True, is_draining=lambda: False))
+    metrics.add(EngineMetrics([group], stats), [stats.round_trip_s])
+    return metrics.render().decode()
+
+
+def shard_metrics() -> str:
+    """What a shard that serves says."""
+    return asyncio.run(_shard_metrics())
+
+
+async def _shard_metrics() -> str:
+    from pagewire_shard.execute_service import ExecuteService
+    from pagewire_shard.lease import Lease
+    from pagewire_shard.metrics import ShardMetrics
+    from pagewire_shard.step_thread import StepThread
+
+    def never_built() -> NoReturn:
+        raise AssertionError("the thread is not started")
+
+    steps = StepThread(never_built)
+    lease = Lease(incarnation=1, term_s=10.0, clock=time.monotonic)
+    metrics = ShardMetrics(steps.stats, lambda: True)
+    metrics.open(INFO, lease, ExecuteService(steps, INFO, lease))
+    return metrics.render().decode()
+
+
+def _row(family: Metric) -> tuple[str, str, str, str]:
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    kind = f"{family.type}, {_range(family)}" if family.type == "histogram" else family.type
+    return f"`{name}`", kind, "; ".join(_labels(family)), cell(family.documentation)
+
+
+def _range(family: Metric) -> str:
+    bounds = [float(sample.labels["le"]) for sample in family.samples if sample.name.endswith("_bucket")]
+    low, high = min(bounds), max(bound for bound in bounds if bound != float("inf"))
+    return f"{low:g} to {high:g}{' s' if family.name.endswith('_seconds') else ''}"
+
+
+def _labels(family: Metric) -> Iterator[str]:
+    """The labels; with their values if these are a fixed few."""
+    names = {label: None for sample in family.samples for label in sample.labels if label != "le"}
+    for name in names:
+        values = list(dict.fromkeys(sample.labels[name] for sample in family.samples))
+        listed = f": {', '.join(values)}" if len(values) > 1 else ""
+        yield f"`{name}`{listed}"
