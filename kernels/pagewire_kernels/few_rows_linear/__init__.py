@@ -1,0 +1,58 @@
+"""Products of a few rows with a weight, where reading the weight is all that takes time."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from pagewire_kernels.few_rows_linear import reference
+from pagewire_kernels.tuning.few_rows_linear import MAX_ROWS, FewRowsTile, few_rows_config
+
+__all__ = ["few_rows_linear", "tiles_by_rows"]
+
+
+def few_rows_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    gated: bool = False,
+    tile: FewRowsTile | None = None,
+) -> torch.Tensor:
+    """x @ weight.T + bias; gated: silu of its first half of columns, times the other half, in the same launch.
+
+    Args:
+        x: [num_rows, in_features], at most MAX_ROWS rows, each contiguous.
+        weight: [out_features, in_features], contiguous, x's dtype; gated: [2 * out_features, in_features], gate above
+            up.
+        bias: one element for each row of the weight.
+        tile: on a GPU; None: one that serves any number of rows, not measured.
+
+    Returns:
+        [num_rows, out_features], x's dtype, contiguous. Sums are taken in float32, in an order that depends on the tile
+        and on nothing else.
+
+    Source: reference.py is the definition of correct.
+    """
+    return _backend(x.device.type)(x, weight, bias, gated, tile)
+
+
+def tiles_by_rows(weight: torch.Tensor, *, gated: bool = False) -> tuple[FewRowsTile | None, ...]:
+    """The tuning table's choice for each number of rows, 0 to MAX_ROWS. None: torch's product is not slower, or was not
+    compared with on this GPU. Empty if it is None everywhere."""
+    if not (weight.is_cuda and weight.is_contiguous() and weight.dtype in (torch.bfloat16, torch.float16)):
+        return ()
+    major, minor = torch.cuda.get_device_capability(weight.device)
+    gpu, element_bytes = 10 * major + minor, weight.element_size()
+    measured = (few_rows_config(gpu, element_bytes, gated, rows, *weight.shape) for rows in range(1, MAX_ROWS + 1))
+    tiles = (None, *(config.tile for config in measured))
+    return tiles if any(tiles) else ()
+
+
+@cache
+def _backend(device_type: str) -> Callable[..., torch.Tensor]:
+    if device_type == "cuda":
+        from pagewire_kernels.few_rows_linear import triton
+
+        return triton.few_rows_linear
+    return reference.few_rows_linear

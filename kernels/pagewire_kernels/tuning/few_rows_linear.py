@@ -1,0 +1,76 @@
+"""Tile configurations of products of few rows: few_rows_linear.json, which a re-tuning run rewrites, as dataclasses.
+
+An entry serves one GPU generation (compute capability times ten), elements of element_bytes, gated products or plain
+ones, at most max_rows rows, and weights like the one it was measured with. There are no common entries: torch's own
+product, which is always there, is what the kernel has to beat, and what serves if nothing was measured.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from math import log2
+from typing import Any
+
+MAX_ROWS = 16
+"""More rows are torch's."""
+MAX_DISTANCE = 0.5
+"""How far a weight may be from a measured one: powers of two of its height and of its width together. Half as many rows
+already leave multiprocessors without work, which is not what was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class FewRowsTile:
+    """How one program of the kernel works."""
+
+    tensor_cores: bool
+    """Else multiplications and additions of threads, which serve one row."""
+    block_n: int
+    """Columns of the result, which are rows of the weight; a power of two."""
+    block_k: int
+    """Columns of the weight that are loaded at once; a power of two, at least 16."""
+    num_warps: int
+    num_stages: int
+    """Loads under way, this one included; 1: straight into registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class FewRowsConfig:
+    """The choice for one class of products."""
+
+    tile: FewRowsTile | None
+    """None: torch's product."""
+
+
+TORCH = FewRowsConfig(None)
+
+
+@cache
+def few_rows_config(
+    gpu: int, element_bytes: int, gated: bool, num_rows: int, weight_rows: int, weight_columns: int
+) -> FewRowsConfig:
+    """The table's choice: that of the most similar weight, of those for the fewest rows."""
+    fitting = [
+        (distance, entry["max_rows"], entry["tile"])
+        for entry in _entries()
+        if entry["gpu"] == gpu
+        and entry["element_bytes"] == element_bytes
+        and entry["gated"] == gated
+        and entry["max_rows"] >= num_rows
+        and (distance := _distance(entry, weight_rows, weight_columns)) <= MAX_DISTANCE
+    ]
+    if not fitting:
+        return TORCH
+    _, _, tile = min(fitting, key=lambda choice: choice[:2])
+    return FewRowsConfig(tile and FewRowsTile(**{field.name: tile[field.name] for field in fields(FewRowsTile)}))
+
+
+def _distance(entry: dict[str, Any], weight_rows: int, weight_columns: int) -> float:
+    return abs(log2(entry["weight_rows"] / weight_rows)) + abs(log2(entry["weight_columns"] / weight_columns))
+
+
+@cache
+def _entries() -> list[dict[str, Any]]:
+    text = files(__package__).joinpath("few_rows_linear.json").read_text(encoding="utf-8")
+    entries: list[dict[str, Any]] = json.loads(text)
+    return entries
