@@ -1,4 +1,4 @@
-"""Matrix products with a layer's weights: packed on a CPU, plain elsewhere.
+"""Matrix products with a layer's weights: packed on a CPU, plain elsewhere; few_rows.py has a GPU's.
 
 A factory takes a weight and keeps only what its product needs; after packing the caller drops the weight. On a CPU
 without half-precision arithmetic a packed float32 product takes a third of F.linear's time at 1 to 64 rows and less
@@ -42,12 +42,12 @@ class PlainLinear:
     """The weight as it is, on any device."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight = weight
-        self._bias = bias
+        self.weight = weight
+        self.bias = bias
         self.num_bytes = weight.nbytes + (bias.nbytes if bias is not None else 0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self._weight, self._bias)
+        return F.linear(x, self.weight, self.bias)
 
 
 class OneDnnLinear:
