@@ -12,6 +12,8 @@ import torch
 DEVICE = torch.device("cuda")
 BLOCK_SIZE = 64
 K = 1024
+ROTATED_BYTES = 512 << 20
+"""Of weights that a call goes through, so that none of them is in the cache when its turn comes again."""
 
 Config = Any
 """A frozen dataclass of pagewire_kernels.tuning."""
@@ -54,6 +56,7 @@ def all_classes(gpu: int) -> Iterator[TuningClass]:
     """Every class, for a GPU generation. Allocates nothing."""
     yield from _attention_classes(gpu)
     yield from _moe_classes(gpu)
+    yield from _few_rows_classes(gpu)
 
 
 def _attention_classes(gpu: int) -> Iterator[TuningClass]:
@@ -175,3 +178,106 @@ def _experts(num_tokens: int) -> Load:
         return lambda config: fused_moe(x, logits, gate_up, down, top_k, True, config)
 
     return Load(f"{num_tokens} tokens", make, num_bytes, num_flops)
+
+
+FEW_ROWS_WEIGHTS = (
+    (6144, 4096, False),
+    (4096, 4096, False),
+    (28_672, 4096, True),
+    (4096, 14_336, False),
+    (128_256, 4096, False),
+)
+"""(rows, columns, gated) of Llama-3.1-8B's weights: qkv, o, gate and up, down, output projection."""
+# (block_n, block_k, num_warps, num_stages). Between 4 and 16 KB a stage, and 12 to 64 KB on their way in a program.
+THREAD_TILES = (
+    (4, 1024, 4, 1),
+    (8, 512, 4, 1),
+    (16, 512, 8, 1),
+    (4, 512, 2, 4),
+    (8, 256, 2, 5),
+    (4, 1024, 4, 4),
+    (8, 512, 4, 3),
+    (8, 512, 4, 5),
+    (16, 256, 4, 4),
+    (16, 256, 4, 6),
+    (16, 512, 8, 4),
+    (8, 1024, 8, 4),
+)
+TENSOR_TILES = (
+    (16, 128, 2, 6),
+    (16, 256, 2, 4),
+    (16, 256, 4, 5),
+    (16, 512, 4, 3),
+    (32, 128, 4, 4),
+    (32, 128, 4, 6),
+    (32, 256, 4, 3),
+    (32, 256, 4, 5),
+    (64, 64, 4, 6),
+    (64, 128, 4, 3),
+    (64, 128, 4, 5),
+)
+
+
+def _few_rows_classes(gpu: int) -> Iterator[TuningClass]:
+    """Torch is where each begins: what the table gives a tile has beaten it."""
+    from pagewire_kernels.tuning.few_rows_linear import TORCH, FewRowsTile
+
+    by_threads = [FewRowsTile(False, *tile) for tile in THREAD_TILES]
+    by_tensor_cores = [FewRowsTile(True, *tile) for tile in TENSOR_TILES]
+    for height, width, gated in FEW_ROWS_WEIGHTS:
+        for num_rows in (1, 4, 16):
+            yield TuningClass(
+                "few_rows_linear",
+                {
+                    "gpu": gpu,
+                    "element_bytes": 2,
+                    "gated": gated,
+                    "max_rows": num_rows,
+                    "weight_rows": height,
+                    "weight_columns": width,
+                },
+                TORCH,
+                {"tile": (None, *(by_threads if num_rows == 1 else ()), *by_tensor_cores)},
+                [_few_rows(num_rows, height, width, gated)],
+            )
+
+
+def _few_rows(num_rows: int, height: int, width: int, gated: bool) -> Load:
+    """Products with different weights of one size, captured as a graph: launches cost what they do in a decode step."""
+    num_weights = -(-ROTATED_BYTES // (2 * height * width))
+
+    def make() -> Run:
+        x = torch.randn(num_rows, width, dtype=torch.bfloat16, device=DEVICE)
+        weights = torch.randn(num_weights, height, width, dtype=torch.bfloat16, device=DEVICE) * width**-0.5
+        graphs: dict[Config, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+
+        def run(config: Config) -> torch.Tensor:
+            if config not in graphs:
+                graphs[config] = _captured(lambda: [_product(x, weight, gated, config) for weight in weights][-1])
+            graph, out = graphs[config]
+            graph.replay()
+            return out
+
+        return run
+
+    name = f"{num_rows} rows, {num_weights} weights of {height} x {width}"
+    return Load(name, make, 2.0 * num_weights * height * width, 0.0)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, gated: bool, config: Config) -> torch.Tensor:
+    from pagewire_kernels.activation import silu_and_mul
+    from pagewire_kernels.few_rows_linear import few_rows_linear
+
+    if config.tile is not None:
+        return few_rows_linear(x, weight, gated=gated, tile=config.tile)
+    y = torch.nn.functional.linear(x, weight)
+    return silu_and_mul(y) if gated else y
+
+
+def _captured(work: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """The work as a graph, and where it leaves its result. Compiles first, which a capture must not."""
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = work()
+    return graph, out
