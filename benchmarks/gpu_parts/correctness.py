@@ -10,6 +10,7 @@ import torch
 from pagewire_kernels import kv_cache
 from pagewire_kernels.activation import gelu_and_mul, silu_and_mul
 from pagewire_kernels.copy_blocks import copy_blocks
+from pagewire_kernels.few_rows_linear import few_rows_linear, tiles_by_rows
 from pagewire_kernels.fused_moe import fused_moe
 from pagewire_kernels.fused_moe import reference as moe_reference
 from pagewire_kernels.layer_norm import layer_norm
@@ -20,6 +21,7 @@ from pagewire_kernels.sample import gather_logprobs, sample
 from pagewire_kernels.sample import reference as sample_reference
 
 from gpu_parts import float64, paged
+from gpu_parts.few_rows import few_rows_weights
 from gpu_parts.paged import Heads
 from gpu_parts.part import Bench, Part, Row
 from gpu_parts.sampling_inputs import sampling_batch
@@ -70,6 +72,22 @@ def activations(bench: Bench) -> Errors:
         yield f"silu_and_mul, {shape}", _error(silu_and_mul(x), float64.silu_and_mul(x))
         for form in ("none", "tanh"):
             yield f"gelu_and_mul ({form}), {shape}", _error(gelu_and_mul(x, form), float64.gelu_and_mul(x, form))
+
+
+def few_rows(bench: Bench) -> Errors:
+    """Products of 1 to 16 rows with the weights of Llama-3.1-8B and with odd ones, by the table's tile and by the one
+    that is not measured."""
+    for height, width, gated in (*few_rows_weights(bench), (4098, 4090, True), (1001, 333, False)):
+        weight, bias = _random(bench, height, width) * width**-0.5, _random(bench, height)
+        tiles = tiles_by_rows(weight, gated=gated)
+        for num_rows in (1, 2, 4, 9, 16):
+            x = _random(bench, num_rows, width)
+            shape = f"{num_rows} x {width} x {height}{', gated' if gated else ''}"
+            expected = float64.linear(x, weight, bias, gated)
+            for name, tile in (("default", None), ("table", tiles[num_rows] if tiles else None)):
+                if name == "default" or tile is not None:
+                    out = few_rows_linear(x, weight, bias, gated=gated, tile=tile)
+                    yield f"few_rows_linear, {shape}, {name} tile", _error(out, expected)
 
 
 def rotations(bench: Bench) -> Errors:
@@ -253,6 +271,7 @@ def _cache_error(
 CHECKS: tuple[tuple[str, Callable[[Bench], Errors], float | None], ...] = (
     ("norms", norms, None),
     ("activations", activations, None),
+    ("few_rows", few_rows, None),
     ("rotary_and_cache", rotations, None),
     ("normed_rotary_and_cache", normed_rotations, None),
     ("cache_writes", cache_writes, 0.0),

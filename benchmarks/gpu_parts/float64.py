@@ -24,6 +24,13 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return gate * torch.sigmoid(gate) * up
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool) -> Tensor:
+    """x @ weight.T + bias; gated: silu of its first half of columns, times the other."""
+    y = x.double() @ weight.double().T
+    y = y if bias is None else y + bias.double()
+    return silu_and_mul(y) if gated else y
+
+
 def gelu_and_mul(x: Tensor, approximate: str) -> Tensor:
     """gelu(gate) * up."""
     gate, up = x.double().chunk(2, -1)
