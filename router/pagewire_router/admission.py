@@ -61,7 +61,7 @@ class Admission:
         return request, output
 
     async def _encode(self, message: inference_pb2.GenerateRequest, timeline: Timeline | None) -> Prompt:
-        if timeline is None or message.HasField("token_ids"):
+        if timeline is None or message.WhichOneof("prompt") not in ("text", "chat"):
             return await self.prompts.encode(message)
         began_ns = time.time_ns()
         try:

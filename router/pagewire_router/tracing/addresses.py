@@ -35,4 +35,6 @@ def split(address: str) -> tuple[str, int | None]:
 
 
 def _attributes(host: str, port: int | None, host_key: str, port_key: str) -> dict[str, AttributeValue]:
+    if not host:  # Clients of a Unix socket have no name.
+        return {}
     return {host_key: host} if port is None else {host_key: host, port_key: port}

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer
 
-FLUSH_TIMEOUT_S = 3.0
+FLUSH_TIMEOUT_S = 2.0
 """What is queued at the end has so long to go out."""
 DISTRIBUTION = "pagewire"
 _log = logging.getLogger(__name__)

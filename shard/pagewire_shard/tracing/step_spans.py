@@ -12,7 +12,16 @@ import time
 from dataclasses import dataclass
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import (
+    Link,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 from pagewire.v1 import shard_pb2
@@ -60,9 +69,9 @@ class StepSpans:
     def on_plan(self, plan: shard_pb2.StepPlan) -> None:
         """See StepObserver."""
         for fork in plan.forks:
-            parent = self._sequences.get(fork.parent_seq_id)
-            if parent is not None:
-                self._start(fork.child_seq_id, parent.parent, plan.step)
+            origin = self._sequences.get(fork.parent_seq_id)
+            if origin is not None:
+                self._start(fork.child_seq_id, origin.parent, plan.step)
         for seq_id in plan.release_seq_ids:
             sequence = self._sequences.pop(seq_id, None)
             if sequence is not None:
@@ -70,8 +79,9 @@ class StepSpans:
                 sequence.span.set_attribute(names.LAST_STEP, plan.step - 1)
                 sequence.span.end()
         for admit in plan.admits:
-            if admit.trace_context.traceparent:
-                self._start(admit.seq_id, self._extract(admit.trace_context), plan.step)
+            parent = self._extract(admit.trace_context)
+            if parent is not None:
+                self._start(admit.seq_id, parent, plan.step)
         if self._sequences:
             self._note_run(plan)
 
@@ -109,9 +119,13 @@ class StepSpans:
         self._launches.clear()
         self._num_prefilling = 0
 
-    def _extract(self, trace_context: shard_pb2.TraceContext) -> Context:
+    def _extract(self, trace_context: shard_pb2.TraceContext) -> Context | None:
+        """The request's context; None: it has none that can be read. A shard begins no traces of requests."""
+        if not trace_context.traceparent:
+            return None
         headers = {"traceparent": trace_context.traceparent, "tracestate": trace_context.tracestate}
-        return self._propagator.extract(headers, Context())
+        context = self._propagator.extract(headers, Context())
+        return context if get_current_span(context).get_span_context().is_valid else None
 
     def _start(self, seq_id: int, parent: Context, step: int) -> None:
         attributes = {names.SEQ_ID: seq_id, names.FIRST_STEP: step}
