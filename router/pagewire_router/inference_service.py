@@ -27,6 +27,8 @@ from pagewire_router.tokenizer import Tokenizer
 from pagewire_router.validation import Limits, Violations, check_token_ids
 
 SERVICE_NAME = "pagewire.v1.Inference"
+DEADLINE_SLACK_S = 0.1
+"""A call that is cancelled so shortly before its deadline was ended by it."""
 M = TypeVar("M", bound=protobuf.Message)
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -199,11 +201,11 @@ class InferenceService:
         try:
             answer = await call()
         except asyncio.CancelledError:
-            self._metrics.requests.labels(name, "CANCELLED").inc()
+            self._metrics.num_calls[name, _why_cancelled(context)] += 1
             raise
         except grpc.aio.InternalError:
             # A write met the end of its call: the client has gone, or its deadline has passed.
-            self._metrics.requests.labels(name, "CANCELLED").inc()
+            self._metrics.num_calls[name, _why_cancelled(context)] += 1
             raise asyncio.CancelledError from None
         except RouterError as error:
             failure = error
@@ -211,10 +213,16 @@ class InferenceService:
             _log.exception("A call failed for a reason of ours")
             failure = RouterError("the router failed on this request; its log says more")
         else:
-            self._metrics.requests.labels(name, "OK").inc()
+            self._metrics.num_calls[name, "OK"] += 1
             return answer
-        self._metrics.requests.labels(name, status_code(failure).name).inc()
+        self._metrics.num_calls[name, status_code(failure).name] += 1
         await abort(context, failure)
+
+
+def _why_cancelled(context: Context) -> str:
+    """The status of a call that gRPC has ended. The client's clock may be ahead: it starts when the call is sent."""
+    remaining_s = context.time_remaining()
+    return "CANCELLED" if remaining_s is None or remaining_s > DEADLINE_SLACK_S else "DEADLINE_EXCEEDED"
 
 
 class _End:

@@ -1,10 +1,11 @@
 """What the router tells Prometheus about requests. Durations in seconds, counters end in _total."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -27,13 +28,32 @@ TENTH_OF_MILLISECOND_TO_SECONDS = bounds_between(-4, 1)
 TOKENS = bounds_of_counts(6)
 
 
-class _OpenRequests(Collector):
-    """A gauge that is read when it is scraped."""
+class _Counts(Collector):
+    """What Metrics has counted, read when it is scraped.
+
+    Every series is there from the start: one that appears with its first event has no increase yet, so that rates and
+    alerts would miss that event.
+    """
 
     def __init__(self, metrics: "Metrics") -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
+        calls = CounterMetricFamily(
+            "pagewire_requests", "Calls that ended, by gRPC status.", labels=["method", "status"]
+        )
+        for method in METHODS:
+            for status in STATUSES:
+                calls.add_metric([method, status], self._metrics.num_calls[method, status])
+        yield calls
+        finished = CounterMetricFamily(
+            "pagewire_sequences_finished",
+            "Sequences that ended: stop and length as the client is told, abort when it went away, error otherwise.",
+            labels=["reason"],
+        )
+        for reason in FINISH_REASONS:
+            finished.add_metric([reason], self._metrics.num_finished[reason])
+        yield finished
         num_open = self._metrics.num_open
         yield GaugeMetricFamily(
             "pagewire_requests_open", "Generate and Complete calls from submission to end.", value=num_open
@@ -48,16 +68,10 @@ class Metrics:
         self.histograms: list[Histogram] = []
         self.num_open = 0
         """Submitted requests that have not ended."""
-        self.requests = Counter(
-            "pagewire_requests", "Calls that ended, by gRPC status.", ["method", "status"], registry=self.registry
-        )
-        self.finished = Counter(
-            "pagewire_sequences_finished",
-            "Sequences that ended: stop and length as the client is told, abort when it went away, error otherwise.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self._start_at_zero()
+        self.num_calls: Counter[tuple[str, str]] = Counter()
+        """Calls that ended, by method and status, each one of METHODS and STATUSES."""
+        self.num_finished: Counter[str] = Counter()
+        """Sequences that ended, by one of FINISH_REASONS."""
         self.time_to_first_token_s = self._histogram(
             "time_to_first_token_seconds",
             "From the call's arrival until the first message with a token is written.",
@@ -98,7 +112,7 @@ class Metrics:
             "How late the router's event loop runs what is due: while it is late, no token moves.",
             TENTH_OF_MILLISECOND_TO_SECONDS,
         )
-        self.registry.register(_OpenRequests(self))
+        self.registry.register(_Counts(self))
         ProcessCollector(registry=self.registry)
 
     def add(self, collector: Collector, histograms: Iterable[Histogram] = ()) -> None:
@@ -110,19 +124,11 @@ class Metrics:
         """A call that did not reach the service. Methods that callers make up are not counted: they have no end."""
         method = path.rpartition("/")[2]
         if method in METHODS:
-            self.requests.labels(method, status_code(error).name).inc()
+            self.num_calls[method, status_code(error).name] += 1
 
     def render(self) -> bytes:
         """The text Prometheus scrapes."""
         return generate_latest(self.registry) + render(self.histograms).encode()
-
-    def _start_at_zero(self) -> None:
-        """A series that appears with its first event has no increase yet: rates and alerts would miss that event."""
-        for method in METHODS:
-            for status in STATUSES:
-                self.requests.labels(method, status)
-        for reason in FINISH_REASONS:
-            self.finished.labels(reason)
 
     def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...]) -> Histogram:
         histogram = Histogram(f"pagewire_{name}", documentation, bounds)

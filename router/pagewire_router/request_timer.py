@@ -67,4 +67,4 @@ class RequestTimer:
             metrics.queue_s.observe((now_s if scheduled_s is None else scheduled_s) - self._submitted_s)
         unfinished = "abort" if output.error is None else "error"
         for reason in output.finish_reasons():
-            metrics.finished.labels(_REASON_NAMES.get(reason, unfinished)).inc()
+            metrics.num_finished[_REASON_NAMES.get(reason, unfinished)] += 1

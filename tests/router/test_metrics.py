@@ -68,6 +68,18 @@ async def test_calls_are_counted_by_method_and_status(serve):
     assert samples["pagewire_requests_total", "Generate", "OK"] == 0
 
 
+async def test_a_call_that_its_deadline_ended_is_not_taken_for_cancelled(serve):
+    async with serve(step_s=60, config={"metrics_port": 0}) as router:
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _ in router.stub.Generate(prompt(3), timeout=0.5):
+                pass
+        async with asyncio.timeout(10):
+            while (samples := await scrape(router))["pagewire_requests_open",]:
+                await asyncio.sleep(0.01)
+    assert samples["pagewire_requests_total", "Generate", "DEADLINE_EXCEEDED"] == 1
+    assert samples["pagewire_requests_total", "Generate", "CANCELLED"] == 0
+
+
 async def test_times_and_sizes_of_requests_are_observed_once_for_each(serve):
     async with serve(step_s=0.002, config={"metrics_port": 0}) as router:
         async for _ in router.stub.Generate(prompt(7, n=2, max_tokens=10)):
