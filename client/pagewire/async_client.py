@@ -17,6 +17,7 @@ from pagewire.outputs import RequestOutput
 from pagewire.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt, as_prompts, fill_tokenize
 from pagewire.retry import NEVER, PATIENT, Attempts, RetryPolicy
 from pagewire.sampling_params import SamplingParams
+from pagewire.tls import channel_credentials
 from pagewire.v1 import inference_pb2
 from pagewire.wire import RequestOptions, build_request, decode_result
 
@@ -33,7 +34,11 @@ class AsyncClient:
 
     Args:
         target: "host:port", "dns:///name:port" or "unix:PATH".
-        credentials: for TLS, as from grpc.ssl_channel_credentials(); None: a plain connection.
+        tls: encrypts, and trusts the authorities that gRPC knows unless tls_ca names others.
+        tls_ca: PEM file of the authorities that sign the server's certificate; implies tls.
+        tls_cert: PEM file of a certificate to show, for servers that want one; implies tls.
+        tls_key: PEM file of its private key.
+        credentials: in place of all these, as from grpc.ssl_channel_credentials().
         api_key: sent with every call as "authorization: Bearer ...".
         timeout_s: for each request, unless it says otherwise; None: no limit.
         retry: when to ask again if the server is full or away.
@@ -46,6 +51,10 @@ class AsyncClient:
         self,
         target: str = "localhost:50051",
         *,
+        tls: bool = False,
+        tls_ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         api_key: str | None = None,
         timeout_s: float | None = None,
@@ -55,7 +64,8 @@ class AsyncClient:
         self.target = target
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
-        self._metadata: Metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._metadata: Metadata = bearer(api_key)
+        credentials = credentials or channel_credentials(tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key)
         self._channels = ChannelPool(target, credentials, max_message_bytes=max_message_bytes)
 
     async def generate(
@@ -272,3 +282,12 @@ class AsyncClient:
 
     def _attempts(self, timeout_s: float | None) -> Attempts:
         return Attempts(self._retry, self._timeout_s if timeout_s is None else timeout_s)
+
+
+def bearer(api_key: str | None) -> Metadata:
+    """The metadata that carries a key. Raises InvalidRequest for what is no key."""
+    if not api_key:
+        return ()
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise InvalidRequest.of_field("api_key", "has characters that cannot be sent; accepted: printable ASCII")
+    return (("authorization", f"Bearer {api_key}"),)

@@ -42,6 +42,10 @@ class Client:
         self,
         target: str = "localhost:50051",
         *,
+        tls: bool = False,
+        tls_ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         api_key: str | None = None,
         timeout_s: float | None = None,
@@ -50,6 +54,10 @@ class Client:
     ) -> None:
         self._client = AsyncClient(
             target,
+            tls=tls,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
             credentials=credentials,
             api_key=api_key,
             timeout_s=timeout_s,

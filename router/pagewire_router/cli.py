@@ -14,6 +14,16 @@ from pagewire_router.config import LOG_LEVELS, RouterConfig, default_tokenizer_t
 from pagewire_router.shard_resolver import dns_name
 from pagewire_router.trace_settings import trace_exporters
 
+NEEDS = (
+    ("--tls-cert", "--tls-key"),
+    ("--tls-key", "--tls-cert"),
+    ("--tls-client-ca", "--tls-cert"),
+    ("--shard-tls-cert", "--shard-tls-key"),
+    ("--shard-tls-key", "--shard-tls-cert"),
+    ("--shard-tls-cert", "--shard-tls-ca"),
+)
+"""Flags that make no sense without another."""
+
 if TYPE_CHECKING:
     from pagewire_router.engine import Engine
 
@@ -44,12 +54,21 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
             dns_name(shard)
     except ValueError as error:
         parser.error(f"--shards: {error}")
+    for flag, needed in NEEDS:
+        if _value_of(options, flag) is not None and _value_of(options, needed) is None:
+            parser.error(f"{flag} needs {needed}")
     port = 50051 if options.port is None else options.port
     return RouterConfig(
         shards=shards,
         listen=options.listen or f"{options.host or '0.0.0.0'}:{port}",
         metrics_port=options.metrics_port,
         health_port=options.health_port,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+        tls_client_ca=options.tls_client_ca,
+        shard_tls_ca=options.shard_tls_ca,
+        shard_tls_cert=options.shard_tls_cert,
+        shard_tls_key=options.shard_tls_key,
         api_keys=options.api_keys,
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
@@ -126,7 +145,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_security_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add("--tls-cert", metavar="FILE", help="PEM certificate chain to show clients; read again when it changes")
+    add("--tls-key", metavar="FILE", help="PEM private key of --tls-cert")
+    add("--tls-client-ca", metavar="FILE", help="PEM authorities of which clients must show a certificate")
+    add("--shard-tls-ca", metavar="FILE", help="PEM authorities of the shards' certificates; turns TLS to shards on")
+    add("--shard-tls-cert", metavar="FILE", help="PEM certificate chain to show shards")
+    add("--shard-tls-key", metavar="FILE", help="PEM private key of --shard-tls-cert")
     add("--api-keys", metavar="FILE", help="keys that calls must carry, one on each line; read again when it changes")
+
+
+def _value_of(options: argparse.Namespace, flag: str) -> str | None:
+    value: str | None = getattr(options, flag.removeprefix("--").replace("-", "_"))
+    return value
 
 
 def _positive(text: str) -> int:
@@ -169,6 +199,7 @@ async def serve(config: RouterConfig, engine: "Engine") -> int:
     from pagewire_router.errors import RouterError
     from pagewire_router.parent_watch import watch_parent
     from pagewire_router.server import RouterServer, ServerError
+    from pagewire_router.tls import TlsError
 
     told_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -198,7 +229,7 @@ async def serve(config: RouterConfig, engine: "Engine") -> int:
         if not parent_gone.is_set():
             await server.drain()
         return 0
-    except (RouterError, ServerError) as error:
+    except (RouterError, ServerError, TlsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:

@@ -18,6 +18,18 @@ class RouterConfig:
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
     health_port: int | None = None
     """Port of a plaintext grpc.health.v1, on the host of `listen`; None: on `listen` alone; 0: any free port."""
+    tls_cert: str | None = None
+    """PEM file of the certificate that clients are shown, with its chain; read again when it changes. None: no TLS."""
+    tls_key: str | None = None
+    """PEM file of its private key."""
+    tls_client_ca: str | None = None
+    """PEM file of the authorities of which clients must show a certificate; None: they need none."""
+    shard_tls_ca: str | None = None
+    """PEM file of the authorities that sign the shards' certificates; None: no TLS to shards."""
+    shard_tls_cert: str | None = None
+    """PEM file of the certificate that shards are shown."""
+    shard_tls_key: str | None = None
+    """PEM file of its private key."""
     api_keys: str | None = None
     """File of the keys that calls must carry, one on each line; read again when it changes. None: calls need none."""
     max_queued_requests: int = 4096

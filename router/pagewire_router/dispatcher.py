@@ -11,13 +11,14 @@ from pagewire.v1 import shard_pb2
 from pagewire_router.config import RouterConfig
 from pagewire_router.engine_metrics import EngineMetrics
 from pagewire_router.errors import QueueFull, RequestTooLong, Unavailable
-from pagewire_router.group_loop import GroupLoop, describe
+from pagewire_router.group_loop import GroupLoop
 from pagewire_router.placement import place
 from pagewire_router.request import Request
-from pagewire_router.shard_client import ShardClient, geometry
+from pagewire_router.shard_client import ShardClient, describe, geometry
 from pagewire_router.shard_directory import REFRESH_S, ShardDirectory, ShardMember
 from pagewire_router.shard_resolver import Resolver, ShardAddress
 from pagewire_router.step_stats import StepStats
+from pagewire_router.tls import channel_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,11 @@ class Dispatcher:
 
     def __init__(self, config: RouterConfig, *, resolver: Resolver | None = None, refresh_s: float = REFRESH_S) -> None:
         """resolver and refresh_s: how names of shards are looked up, and how often."""
+        self._credentials = (
+            channel_credentials(config.shard_tls_ca, config.shard_tls_cert, config.shard_tls_key)
+            if config.shard_tls_ca is not None
+            else None
+        )
         self.model = shard_pb2.ShardInfo()
         self.files: Mapping[str, bytes] = {}
         self.stats = StepStats()
@@ -86,6 +92,8 @@ class Dispatcher:
 
     async def start(self) -> None:
         """See Engine."""
+        if self._credentials is not None:
+            self._credentials.open()
         self._failure = asyncio.get_running_loop().create_future()
         self._looking = asyncio.create_task(self._directory.run(), name="shard directory")
         while not self._is_model_known:
@@ -126,7 +134,7 @@ class Dispatcher:
         await self._directory.close()
 
     def _connect(self, address: ShardAddress) -> ShardClient:
-        return ShardClient(address.target)
+        return ShardClient(address.target, name=address.name, credentials=self._credentials)
 
     async def _learn_model(self) -> bool:
         """Takes the first model that a shard serves for the one of this router; False: none does yet."""

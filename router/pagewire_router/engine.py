@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Ends a request whose client is gone. Its sink hears nothing more. Does nothing if it has ended."""
 
     async def start(self) -> None:
-        """Begins to look for shards; returns when the model is known."""
+        """Begins to look for shards; returns when the model is known. Raises TlsError."""
 
     async def wait_ready(self) -> None:
         """Returns when a step would run."""

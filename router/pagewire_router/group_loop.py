@@ -21,7 +21,7 @@ from pagewire_router.prefix_mirror import PrefixMirror
 from pagewire_router.request import Request
 from pagewire_router.scheduler import Scheduler
 from pagewire_router.sequence import ProtocolError, SequenceGroup
-from pagewire_router.shard_client import LeaseHeld, PlanStreamOpened, RawCall, ShardClient, geometry
+from pagewire_router.shard_client import LeaseHeld, PlanStreamOpened, RawCall, ShardClient, describe, geometry
 from pagewire_router.step_records import GroupLimits, Progress
 from pagewire_router.timeline import FailedOver, Queued
 
@@ -372,10 +372,3 @@ class _Repeating:
 async def _write(calls: list[RawCall], message: bytes) -> None:
     for call in calls:
         await call.write(message)
-
-
-def describe(error: BaseException) -> str:
-    """One line for the log."""
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name}: {error.details()}"
-    return str(error) or type(error).__name__

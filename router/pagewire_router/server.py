@@ -20,6 +20,7 @@ from pagewire_router.metrics import CONTENT_TYPE, Metrics
 from pagewire_router.server_metrics import ServerMetrics
 from pagewire_router.service_gate import ServiceGate
 from pagewire_router.stream_writer import StreamWriter
+from pagewire_router.tls import TlsError, server_credentials
 from pagewire_router.tokenizer import Tokenizer
 from pagewire_router.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
 
@@ -182,12 +183,26 @@ class RouterServer:
     def _bind(self) -> str:
         listen = self._config.listen
         try:
-            port = self._grpc.add_insecure_port(listen)
+            credentials = self._credentials()
+            if credentials is None:
+                port = self._grpc.add_insecure_port(listen)
+            else:
+                port = self._grpc.add_secure_port(listen, credentials)
+        except TlsError as error:
+            raise ServerError(str(error)) from None
         except RuntimeError:
             port = 0
         if port == 0:
             raise ServerError(f"cannot listen on {listen}: the address is taken or not ours")
         return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        config = self._config
+        if config.tls_cert is not None and config.tls_key is not None:
+            return server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
+        if config.api_keys is not None and not config.listen.startswith("unix:"):
+            _log.warning("API keys travel unencrypted: use --tls-cert, or end TLS in front of the router")
+        return None
 
     def _is_serving(self) -> bool:
         return self._is_open and self._engine.is_ready and not self._is_draining

@@ -9,11 +9,12 @@ from pagewire.v1 import shard_pb2, shard_pb2_grpc
 
 from pagewire_router.errors import Unavailable
 from pagewire_router.rpc_status import DETAILS_KEY
+from pagewire_router.tls import TlsFiles
 
 PROTOCOL_MAJOR, PROTOCOL_MINOR = 1, 0
 FILES_TIMEOUT_S = 60.0
 
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # Without ping_timeout_ms a peer that hangs is noticed after a minute, whatever the keepalive says.
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
@@ -51,17 +52,42 @@ class LeaseHeld(Unavailable):
 class ShardClient:
     """A channel to one shard. Errors are grpc.RpcError; the group loop turns them into a new attempt."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        name: str | None = None,
+        credentials: TlsFiles[grpc.ChannelCredentials] | None = None,
+    ) -> None:
+        """name: what the shard's certificate is made out to, if not to the address; credentials: for TLS."""
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._options = CHANNEL_OPTIONS if name is None else (*CHANNEL_OPTIONS, ("grpc.default_authority", name))
+        self._credentials = credentials
+        self._used = None if credentials is None else credentials.latest()
+        self._plan_stream: RawCall | None = None
+        self._channel = self._new_channel()
         self._stub = shard_pb2_grpc.ShardStub(self._channel)
-        # Plans are serialized once for all ranks of a group, so the call takes bytes.
-        execute: RawMultiCallable = self._channel.stream_stream("/pagewire.v1.Shard/Execute")
-        self._execute = execute
+
+    def _new_channel(self) -> grpc.aio.Channel:
+        if self._used is None:
+            return grpc.aio.insecure_channel(self.address, options=self._options)
+        return grpc.aio.secure_channel(self.address, self._used, options=self._options)
+
+    async def _renew(self) -> None:
+        """Makes the channel anew if its certificates have been renewed, unless a plan stream is open on it."""
+        if self._credentials is None or (self._plan_stream is not None and not self._plan_stream.done()):
+            return
+        latest = self._credentials.latest()
+        if latest is not self._used:
+            self._used, old = latest, self._channel
+            self._channel = self._new_channel()
+            self._stub = shard_pb2_grpc.ShardStub(self._channel)
+            await old.close()
 
     async def get_info(self, timeout_s: float) -> shard_pb2.ShardInfo:
-        """The shard's description; waits for the connection."""
-        return await self._stub.GetInfo(shard_pb2.GetInfoRequest(), timeout=timeout_s, wait_for_ready=True)
+        """The shard's description."""
+        await self._renew()
+        return await self._stub.GetInfo(shard_pb2.GetInfoRequest(), timeout=timeout_s)
 
     async def get_model_files(self) -> dict[str, bytes]:
         """The tokenizer and configuration files by name. Raises Unavailable if one arrives damaged."""
@@ -76,7 +102,11 @@ class ShardClient:
         self, router_id: str, max_inflight: int, epoch: shard_pb2.Epoch | None
     ) -> PlanStreamOpened:
         """Asks for the lease. `epoch`: what rank 0 granted, for the other ranks of the group."""
-        call: RawCall = self._execute()
+        await self._renew()
+        # Plans are serialized once for all ranks of a group, so the call takes bytes.
+        execute: RawMultiCallable = self._channel.stream_stream("/pagewire.v1.Shard/Execute")
+        call: RawCall = execute()
+        self._plan_stream = call
         hello = shard_pb2.Hello(
             router_id=router_id,
             protocol_major=PROTOCOL_MAJOR,
@@ -121,3 +151,10 @@ def geometry(info: shard_pb2.ShardInfo) -> shard_pb2.ShardInfo:
         max_num_batched_tokens=info.max_num_batched_tokens,
         max_model_len=info.max_model_len,
     )
+
+
+def describe(error: BaseException) -> str:
+    """One line for the log."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error) or type(error).__name__

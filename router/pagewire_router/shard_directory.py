@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import grpc
 from pagewire.v1 import shard_pb2
 
-from pagewire_router.shard_client import ShardClient
+from pagewire_router.shard_client import ShardClient, describe
 from pagewire_router.shard_resolver import DnsResolver, Resolver, ShardAddress, dns_name
 
 logger = logging.getLogger(__name__)
@@ -18,6 +18,8 @@ REFRESH_S = 3.0
 INFO_TIMEOUT_S = 2.0
 MIN_RETRY_S, MAX_RETRY_S = 0.02, 0.2
 """Between two questions to a shard that does not answer yet, most likely because it loads its model."""
+SILENCE_IS_NEWS_AFTER_S = 10.0
+"""A shard that has not answered for so long is worth a line in the log."""
 GONE_AFTER_S = 10.0
 """A shard that is behind no name any more and has been silent for so long will not be back."""
 
@@ -137,18 +139,20 @@ class ShardDirectory:
     async def _ask(self, member: ShardMember) -> None:
         """Asks a shard again and again who it is."""
         loop = asyncio.get_running_loop()
-        retry_s = MIN_RETRY_S
+        retry_s, is_told = MIN_RETRY_S, False
         while True:
             try:
                 info = await member.client.get_info(INFO_TIMEOUT_S)
             except grpc.RpcError as error:
-                logger.debug("shard %s does not answer: %s", member.client.address, error)
                 if member.info is not None:
                     member.info, member.silent_since_s = None, loop.time()
+                if not is_told and loop.time() - member.silent_since_s > SILENCE_IS_NEWS_AFTER_S:
+                    is_told = True
+                    logger.warning("shard %s does not answer: %s", member.client.address, describe(error))
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, MAX_RETRY_S)
                 continue
-            retry_s = MIN_RETRY_S
+            retry_s, is_told = MIN_RETRY_S, False
             if info != member.info:
                 member.info = info
                 self._warn_of_rival(member, info)

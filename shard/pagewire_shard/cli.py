@@ -47,6 +47,10 @@ def config_from(arguments: argparse.Namespace) -> ShardConfig:
             f"--tp-size {arguments.tp_size} --tp-rank {arguments.tp_rank}: tensor parallelism is not served; "
             "accepted are --tp-size 1 --tp-rank 0, without --rendezvous"
         )
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        raise BadOption("--tls-cert and --tls-key need each other")
+    if arguments.tls_client_ca is not None and arguments.tls_cert is None:
+        raise BadOption("--tls-client-ca needs --tls-cert")
     given = vars(arguments)
     fields = {name: given[name] for name in ShardConfig.__dataclass_fields__ if name in given}
     fields["model_name"] = arguments.model_name or model_name(arguments.model)
@@ -112,6 +116,11 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--listen", metavar="ADDR", help="serve on HOST:PORT or unix:PATH, in place of --port")
     group.add_argument("--metrics-port", type=int, metavar="P", help="HTTP /metrics, /healthz, /readyz; 0: any port")
     group.add_argument("--health-port", type=int, metavar="P", help="gRPC health in plaintext; 0: any port")
+    group.add_argument("--tls-cert", metavar="FILE", help="PEM certificate chain; read again when it changes")
+    group.add_argument("--tls-key", metavar="FILE", help="PEM private key of --tls-cert")
+    group.add_argument(
+        "--tls-client-ca", metavar="FILE", help="PEM authorities of which routers must show a certificate"
+    )
     group.add_argument("--group-id", default=DEFAULTS.group_id, metavar="ID", help="shards of one group share it")
     group.add_argument("--tp-rank", type=int, default=DEFAULTS.tp_rank, metavar="R", help="tensor-parallel rank")
     group.add_argument("--tp-size", type=_positive, default=DEFAULTS.tp_size, metavar="N", help="tensor-parallel size")

@@ -22,6 +22,12 @@ class ShardConfig:
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
     health_port: int | None = None
     """Port of a plaintext grpc.health.v1, on the host of `listen`; None: on `listen` alone; 0: any free port."""
+    tls_cert: str | None = None
+    """PEM file of the certificate that routers are shown, with its chain; read again when it changes. None: no TLS."""
+    tls_key: str | None = None
+    """PEM file of its private key."""
+    tls_client_ca: str | None = None
+    """PEM file of the authorities of which routers must show a certificate; None: they need none."""
     group_id: str = "0"
     """Shards of one group share it."""
     tp_rank: int = 0

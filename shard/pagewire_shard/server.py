@@ -21,6 +21,7 @@ from pagewire_shard.model_files import collect_model_files
 from pagewire_shard.readiness import Readiness
 from pagewire_shard.shard_service import SERVICE_NAME, ShardService
 from pagewire_shard.step_thread import StepThread
+from pagewire_shard.tls import ServerCertificate
 
 if TYPE_CHECKING:
     from pagewire_shard.metrics import ShardMetrics
@@ -102,9 +103,13 @@ class ShardServer:
             await self._health_server.stop(None)
 
     def _bind(self) -> str:
-        listen = self._config.listen
+        config, listen = self._config, self._config.listen
         try:
-            port = self._server.add_insecure_port(listen)
+            if config.tls_cert is not None and config.tls_key is not None:
+                certificate = ServerCertificate(config.tls_cert, config.tls_key, config.tls_client_ca)
+                port = self._server.add_secure_port(listen, certificate.credentials())
+            else:
+                port = self._server.add_insecure_port(listen)
         except RuntimeError as error:
             raise BadOption(
                 f"cannot listen on {listen}: the address is taken, malformed or not this machine's"

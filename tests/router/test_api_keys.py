@@ -118,7 +118,8 @@ async def test_a_file_that_cannot_be_read_again_locks_nobody_out_and_shows_no_ke
         keys_file.unlink()
         assert await is_let_in(router, "first-key")
         assert not await is_let_in(router, "guessed-key")
-        assert [record.levelname for record in caplog.records] == ["ERROR"], "said once"
+        told = [record.levelname for record in caplog.records if record.name == "pagewire_router.api_keys"]
+        assert told == ["ERROR"], "said once"
         keys_file.write_text("third-key")
         assert await is_let_in(router, "third-key")
         assert not await is_let_in(router, "first-key")
@@ -135,3 +136,10 @@ async def test_a_start_without_keys_fails_and_names_the_file(new_engine, tmp_pat
     with pytest.raises(ServerError, match=f"{path}: {why}"):
         await server.start()
     await server.stop()
+
+
+async def test_keys_on_an_unencrypted_port_are_worth_a_warning(serve, keys_file, tmp_path, caplog):
+    async with serve(config={"api_keys": str(keys_file), "listen": f"unix:{tmp_path}/router.sock"}):
+        assert "unencrypted" not in caplog.text
+    async with serve(config={"api_keys": str(keys_file)}):
+        assert "API keys travel unencrypted" in caplog.text

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pagewire.async_client import MAX_MESSAGE_BYTES, AsyncClient
+from pagewire.async_client import MAX_MESSAGE_BYTES, AsyncClient, bearer
 from pagewire.bench import report, workloads
 from pagewire.bench.arrivals import arrival_times_s
 from pagewire.bench.metrics import RequestOutcome, compute_metrics
@@ -23,8 +23,10 @@ from pagewire.bench.options import add_arguments as add_arguments
 from pagewire.bench.runner import Load, Recording, offer, serialize
 from pagewire.bench.workloads import LengthRange, Prompt
 from pagewire.channels import ChannelPool
+from pagewire.cli.server_flags import connection_from
 from pagewire.errors import InvalidRequest
 from pagewire.sampling_params import SamplingParams
+from pagewire.tls import channel_credentials
 from pagewire.v1 import inference_pb2
 
 T = TypeVar("T")
@@ -66,7 +68,8 @@ def describe(args: argparse.Namespace, model: inference_pb2.Model) -> dict[str, 
 
 
 async def _measure(args: argparse.Namespace) -> tuple[inference_pb2.Model, list[RequestOutcome], float]:
-    async with AsyncClient(args.server, api_key=args.api_key) as client:
+    connection = connection_from(args) | {"timeout_s": None}
+    async with AsyncClient(**connection) as client:
         model = await client.get_model()
     rng = random.Random(args.seed)
     # Warm-ups have prompts of their own, or the measured ones would find theirs in the prefix cache.
@@ -79,11 +82,12 @@ async def _measure(args: argparse.Namespace) -> tuple[inference_pb2.Model, list[
         requests=requests[args.num_warmups :],
         arrivals_s=arrival_times_s(args.num_prompts, args.request_rate, args.burstiness, rng),
         max_concurrency=args.max_concurrency,
-        metadata=(("authorization", f"Bearer {args.api_key}"),) if args.api_key else (),
+        metadata=bearer(connection["api_key"]),
         timeout_s=args.timeout,
     )
     warm_up = replace(load, requests=requests[: args.num_warmups], arrivals_s=[0.0] * args.num_warmups)
-    channels = ChannelPool(args.server, None, max_message_bytes=MAX_MESSAGE_BYTES)
+    credentials = channel_credentials(tls=args.tls, ca=args.tls_ca, cert=args.tls_cert, key=args.tls_key)
+    channels = ChannelPool(args.server, credentials, max_message_bytes=MAX_MESSAGE_BYTES)
     try:
         await offer(warm_up, channels, on_done=lambda _: None)
         with _progress_bar(args.num_prompts, enabled=not args.no_progress) as on_done:

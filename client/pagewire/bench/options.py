@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pagewire.bench.metrics import ServiceLevel
-from pagewire.cli.sampling_flags import add_server_flags
+from pagewire.cli.server_flags import add_server_flags
 
 WORKLOADS = ("random", "shared-prefix", "file")
 

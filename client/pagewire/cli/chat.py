@@ -4,7 +4,8 @@ import argparse
 import contextlib
 import sys
 
-from pagewire.cli.sampling_flags import add_sampling_flags, add_server_flags, sampling_params_from
+from pagewire.cli.sampling_flags import add_sampling_flags, sampling_params_from
+from pagewire.cli.server_flags import add_server_flags, connection_from
 from pagewire.cli.streaming import Reply, show
 from pagewire.client import Client
 from pagewire.errors import InvalidRequest, PagewireError
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Converses until the input ends."""
     params = sampling_params_from(args)
     interactive = sys.stdin.isatty()
-    with Client(args.server, api_key=args.api_key, timeout_s=args.timeout) as client:
+    with Client(**connection_from(args)) as client:
         model = client.get_model()
         if not model.supports_chat:
             raise InvalidRequest(f"the model {model.name} has no chat template; `pagewire complete` continues text")

@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from pagewire.cli.sampling_flags import add_sampling_flags, add_server_flags, sampling_params_from
+from pagewire.cli.sampling_flags import add_sampling_flags, sampling_params_from
+from pagewire.cli.server_flags import add_server_flags, connection_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
 
     params = sampling_params_from(args)
     text = sys.stdin.read() if args.text == "-" else args.text
-    with Client(args.server, api_key=args.api_key, timeout_s=args.timeout) as client:
+    with Client(**connection_from(args)) as client:
         if args.no_stream:
             sys.stdout.write(client.complete(text, params).outputs.text)
         else:

@@ -1,20 +1,8 @@
-"""Flags of the subcommands that talk to a server: where it is, and how to sample."""
+"""Flags of the subcommands that sample, and what they say."""
 
 import argparse
 
 from pagewire.sampling_params import SamplingParams
-
-
-def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds where the server is."""
-    parser.add_argument(
-        "--server",
-        default="localhost:50051",
-        metavar="ADDRESS",
-        help="HOST:PORT, dns:///NAME:PORT or unix:PATH (default: %(default)s)",
-    )
-    parser.add_argument("--api-key", metavar="KEY", help="sent with every request")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="for each request (default: none)")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:

@@ -1,0 +1,32 @@
+"""How a client checks whom it talks to, and shows who it is."""
+
+from pathlib import Path
+
+import grpc
+
+from pagewire.errors import InvalidRequest
+
+
+def channel_credentials(
+    *, tls: bool = False, ca: str | None = None, cert: str | None = None, key: str | None = None
+) -> grpc.ChannelCredentials | None:
+    """Credentials of PEM files; None: a plain connection. Without `ca`, gRPC's own list of authorities is trusted.
+
+    Raises:
+        InvalidRequest: a file cannot be read, or one of `cert` and `key` is missing.
+    """
+    if not (tls or ca or cert or key):
+        return None
+    if bool(cert) != bool(key):
+        raise InvalidRequest.of_field(
+            "tls_key" if cert else "tls_cert", "is missing: tls_cert and tls_key need each other"
+        )
+    contents = [_read(name, path) for name, path in (("tls_ca", ca), ("tls_key", key), ("tls_cert", cert))]
+    return grpc.ssl_channel_credentials(*contents)
+
+
+def _read(name: str, path: str | None) -> bytes | None:
+    try:
+        return None if not path else Path(path).expanduser().read_bytes()
+    except OSError as exc:
+        raise InvalidRequest.of_field(name, f"{path}: {exc.strerror}") from exc

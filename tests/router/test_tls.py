@@ -1,0 +1,171 @@
+"""TLS on the public port and towards shards: who is trusted, what fails at start, and certificates that are renewed."""
+
+import shutil
+from pathlib import Path
+
+import grpc
+import pytest
+from certificates import Authority
+from cryptography.hazmat.primitives import serialization
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pagewire import AsyncClient, SamplingParams, Unavailable
+from pagewire.retry import NEVER
+from pagewire.v1 import shard_pb2, shard_pb2_grpc
+from pagewire_router.config import RouterConfig
+from pagewire_router.server import RouterServer, ServerError
+from pagewire_router.shard_client import ShardClient
+from pagewire_router.tls import channel_credentials
+
+PROMPT = {"prompt_token_ids": [5]}
+SHORT = SamplingParams(max_tokens=2)
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path / "authority")
+
+
+@pytest.fixture
+def server(authority):
+    """A certificate for this machine's address."""
+    return authority.issue("server", "127.0.0.1", "localhost")
+
+
+def tls_config(server, **more):
+    return {"tls_cert": server.cert, "tls_key": server.key, **more}
+
+
+async def is_served(router, **tls):
+    """Whether a client of its own, on connections of its own, gets an answer."""
+    async with AsyncClient(router.address, retry=NEVER, timeout_s=20, **tls) as client:
+        try:
+            return bool((await client.complete(PROMPT, SHORT)).outputs)
+        except Unavailable:
+            return False
+
+
+async def test_clients_that_trust_the_authority_are_served(serve, authority, server, tmp_path):
+    async with serve(config=tls_config(server)) as router:
+        assert await is_served(router, tls_ca=authority.ca)
+        assert not await is_served(router)
+        assert not await is_served(router, tls=True), "public authorities know nothing of ours"
+        assert not await is_served(router, tls_ca=Authority(tmp_path / "other").ca)
+
+
+async def test_a_certificate_of_another_name_is_not_trusted(serve, authority):
+    async with serve(config=tls_config(authority.issue("server", "elsewhere.example"))) as router:
+        assert not await is_served(router, tls_ca=authority.ca)
+
+
+async def test_clients_show_a_certificate_where_one_is_wanted(serve, authority, server, tmp_path):
+    async with serve(config=tls_config(server, tls_client_ca=authority.ca)) as router:
+        known, stranger = authority.issue("client"), Authority(tmp_path / "other").issue("client")
+        assert await is_served(router, tls_ca=authority.ca, tls_cert=known.cert, tls_key=known.key)
+        assert not await is_served(router, tls_ca=authority.ca)
+        assert not await is_served(router, tls_ca=authority.ca, tls_cert=stranger.cert, tls_key=stranger.key)
+
+
+async def test_probes_need_no_tls(serve, server):
+    async with serve(config=tls_config(server, health_port=0)) as router:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{router.server.health_port}") as channel:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_renewed_certificate_is_shown_to_new_connections(serve, authority, server, tmp_path, caplog):
+    successor = Authority(tmp_path / "successor")
+    renewed = successor.issue("server", "127.0.0.1")
+    async with serve(config=tls_config(server)) as router:
+        async with AsyncClient(router.address, retry=NEVER, tls_ca=authority.ca) as connected:
+            assert (await connected.complete(PROMPT, SHORT)).outputs
+            shutil.copy(renewed.cert, server.cert)
+            assert await is_served(router, tls_ca=authority.ca), "certificate and key do not fit yet"
+            shutil.copy(renewed.key, server.key)
+            assert await is_served(router, tls_ca=successor.ca)
+            assert not await is_served(router, tls_ca=authority.ca)
+            assert (await connected.complete(PROMPT, SHORT)).outputs, "what is connected stays so"
+    assert [record.levelname for record in caplog.records if record.name == "pagewire_router.tls"] == ["ERROR"]
+
+
+def spoil(what, authority, server, tmp_path):
+    """Makes one of the files useless; returns the configuration and what the error has to name."""
+    config = tls_config(server, tls_client_ca=authority.ca)
+    match what:
+        case "missing":
+            config["tls_key"] = named = str(tmp_path / "none.key")
+        case "no certificate":
+            named = server.cert
+            (tmp_path / "authority" / "server.pem").write_text("nothing")
+        case "key of another":
+            config["tls_key"] = named = authority.issue("other", "127.0.0.1").key
+        case "encrypted key":
+            named = server.key
+            path = tmp_path / "authority" / "server.key"
+            key = serialization.load_pem_private_key(path.read_bytes(), None)
+            encryption = serialization.BestAvailableEncryption(b"secret")
+            pem = serialization.Encoding.PEM
+            path.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, encryption))
+        case "no authority":
+            config["tls_client_ca"] = named = str(tmp_path / "empty.pem")
+            (tmp_path / "empty.pem").touch()
+    return config, named
+
+
+@pytest.mark.parametrize("what", ["missing", "no certificate", "key of another", "encrypted key", "no authority"])
+async def test_files_that_cannot_be_used_are_named_at_start(what, new_engine, authority, server, tmp_path):
+    config, named = spoil(what, authority, server, tmp_path)
+    router = RouterServer(RouterConfig(shards=(), listen="127.0.0.1:0", **config), new_engine())
+    with pytest.raises(ServerError, match=named):
+        await router.start()
+    await router.stop()
+
+
+class Shard(shard_pb2_grpc.ShardServicer):
+    """Says who it is."""
+
+    async def GetInfo(self, request, context):  # noqa: N802
+        return shard_pb2.ShardInfo(group_id="g", model=str(context.auth_context().get("x509_common_name")))
+
+
+async def listening_shard(address, issued, ca):
+    server = grpc.aio.server()
+    shard_pb2_grpc.add_ShardServicer_to_server(Shard(), server)
+    key, cert, root = (Path(path).read_bytes() for path in (issued.key, issued.cert, ca))
+    credentials = grpc.ssl_server_credentials([(key, cert)], root_certificates=root, require_client_auth=True)
+    server.add_secure_port(address, credentials)
+    await server.start()
+    return server
+
+
+async def test_a_shard_is_known_by_the_name_it_was_found_behind_and_certificates_may_change(tmp_path):
+    address, name = f"unix:{tmp_path}/shard.sock", "shards.example"
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    router = old.issue("router")
+    credentials = channel_credentials(old.ca, router.cert, router.key)
+    credentials.open()
+    client = ShardClient(address, name=name, credentials=credentials)
+    shard = await listening_shard(address, old.issue("shard", name), old.ca)
+    assert (await client.get_info(20)).model == "[b'router']"
+    await shard.stop(None)
+
+    shard = await listening_shard(address, new.issue("shard", name), new.ca)
+    renewed = new.issue("renewed")
+    for source, target in ((renewed.cert, router.cert), (renewed.key, router.key), (new.ca, old.ca)):
+        shutil.copy(source, target)
+    assert (await client.get_info(20)).model == "[b'renewed']"
+    await shard.stop(None)
+    await client.close()
+
+
+async def test_a_shard_of_another_name_is_not_trusted(tmp_path):
+    address, authority = f"unix:{tmp_path}/shard.sock", Authority(tmp_path / "authority")
+    shard = await listening_shard(address, authority.issue("shard", "other.example"), authority.ca)
+    router = authority.issue("router")
+    credentials = channel_credentials(authority.ca, router.cert, router.key)
+    credentials.open()
+    client = ShardClient(address, name="shards.example", credentials=credentials)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await client.get_info(1)
+    assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    await client.close()
+    await shard.stop(None)
