@@ -5,9 +5,11 @@ The interpreter must be chosen before triton is imported, so that those tests th
 bfloat16 is left out there: the interpreter computes with its bits.
 """
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -94,6 +96,9 @@ def test_what_the_kernel_does_not_take_is_refused() -> None:
             kernel.few_rows_linear(x[:rows], weight, None, False, tile)
     with pytest.raises(ValueError, match="must be contiguous"):
         kernel.few_rows_linear(x[:2, ::2], weight[:, :8], None, False)
+    for wrong, bias, gated in ((weight.view(16, 8), None, False), (weight, weight[0], False), (weight[:7], None, True)):
+        with pytest.raises(ValueError, match="do not fit together"):
+            kernel.few_rows_linear(x[:2], wrong, bias, gated)
     assert kernel.few_rows_linear(x[:0], weight, None, False).shape == (0, 8)
 
 
@@ -111,9 +116,11 @@ def test_a_product_is_the_same_every_time(num_rows: int, tile: FewRowsTile) -> N
 def entry(
     height: int, width: int, max_rows: int, tile: FewRowsTile | None, *, gated: bool = False
 ) -> dict[str, object]:
-    fields = None if tile is None else {name: getattr(tile, name) for name in FewRowsTile.__slots__}
+    """As the file would give it back."""
     key = {"gpu": 90, "element_bytes": 2, "gated": gated, "max_rows": max_rows}
-    return {**key, "weight_rows": height, "weight_columns": width, "tile": fields}
+    config = asdict(FewRowsConfig(tile))
+    read: dict[str, object] = json.loads(json.dumps({**key, "weight_rows": height, "weight_columns": width, **config}))
+    return read
 
 
 @pytest.fixture

@@ -96,6 +96,8 @@ def few_rows_linear(
         raise ValueError(f"{num_rows} rows are more than the kernel takes")
     if x.stride(1) != 1 or not weight.is_contiguous() or (bias is not None and not bias.is_contiguous()):
         raise ValueError("rows of x, the weight and the bias must be contiguous")
+    if weight.shape[1] != size or (bias is not None and len(bias) != len(weight)) or (gated and len(weight) % 2):
+        raise ValueError(f"x of {size} columns, a weight of {tuple(weight.shape)} and the bias do not fit together")
     num_columns = weight.shape[0] // (2 if gated else 1)
     out = torch.empty((num_rows, num_columns), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
