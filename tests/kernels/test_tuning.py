@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pagewire_kernels.tuning.few_rows_linear import TORCH
 from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -75,6 +76,17 @@ def test_every_class_starts_from_its_table_and_tries_what_its_configuration_has(
         assert set(each.choices) <= set(type(each.start).__dataclass_fields__)
         assert each.loads
         assert (tune_kernels.TABLES / f"{each.table}.json").exists()
+
+
+def test_a_tile_for_few_rows_has_to_beat_torch() -> None:
+    classes = [each for each in all_classes(90) if each.table == "few_rows_linear"]
+    assert classes
+    for each in classes:
+        assert each.start == TORCH
+        (tiles,) = each.choices.values()
+        assert len(set(tiles)) == len(tiles) <= 24
+        # Tiles without tensor cores serve a single row.
+        assert each.key["max_rows"] == 1 or all(tile is None or tile.tensor_cores for tile in tiles)
 
 
 def test_generations_without_entries_use_the_common_ones() -> None:
