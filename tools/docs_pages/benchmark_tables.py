@@ -64,6 +64,7 @@ def _where(result: Result) -> str:
         *([result["gpu"]["name"]] if "gpu" in result else []),
         f"{machine['num_cores']} cores of {machine['cpu']}",
         f"{machine['memory_bytes'] / 2**30:.0f} GiB",
+        *([f"load average {machine['load_average'][0]:.1f}"] if "load_average" in machine else []),
         f"Python {software['python']}",
         *(f"{name} {versions[name]}" for name in names if versions.get(name)),
     ]
@@ -170,11 +171,13 @@ def tuning_tables(result: Result) -> Iterator[str]:
                 f"`{value}`",
                 *spread(figures["output_throughput"]),
                 *spread(figures["p50_ttft_ms"]),
+                *spread(figures["p50_itl_ms"]),
                 *spread(figures["p99_itl_ms"]),
             )
             for value, figures in knob["values"].items()
         ]
-        header = ("value", "tokens per second", "range", "first token, ms", "range", "gap, 99 %, ms", "range")
+        names = ("tokens per second", "first token, ms", "gap, ms", "gap, 99 %, ms")
+        header = ["value"] + [column for name in names for column in (name, "range")]
         yield (
             f"**`{command}{flag}`**, {load['num-prompts']} requests of {load['random-input-len']} prompt and "
             f"{load['random-output-len']} output tokens, {load['max-concurrency']} at a time"
