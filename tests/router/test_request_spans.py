@@ -92,7 +92,7 @@ def test_preempted_while_a_step_runs_it_has_that_steps_token_and_waits() -> None
         ("prefill", 60, 70),
         ("decode", 70, 90),
     ]
-    assert events(call) == [("preemption", 30), ("resume", 60), ("first_token", 35)]
+    assert events(call) == [("preemption", 30), ("first_token", 35), ("resume", 60)]
 
 
 def test_a_lost_group_ends_what_it_ran_and_is_noted_once() -> None:

@@ -38,7 +38,6 @@ def add_request_spans(tracer: Tracer, call: Span, timeline: Timeline, start_ns: 
     if spans.num_cached is not None:
         call.set_attribute(names.USAGE_CACHE_READ_INPUT_TOKENS, spans.num_cached)
     if spans.first_token_ns is not None:
-        call.add_event("first_token", timestamp=spans.first_token_ns)
         call.set_attribute(names.RESPONSE_TIME_TO_FIRST_CHUNK, (spans.first_token_ns - start_ns) / 1e9)
 
 
@@ -108,7 +107,9 @@ class _RequestSpans:
             self._add_chunk(done.step, done.index, *chunk, at_ns, done)
             self.num_cached = done.num_cached if self.num_cached is None else self.num_cached
         if done.has_sampled:
-            self.first_token_ns = self.first_token_ns or at_ns
+            if self.first_token_ns is None:
+                self.first_token_ns = at_ns
+                self._call.add_event("first_token", timestamp=at_ns)
             # Preempted while the step ran, it has its token and waits all the same.
             if self._queued_ns is None and self._decoding_ns is None:
                 self._decoding_ns = at_ns
