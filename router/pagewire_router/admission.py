@@ -1,5 +1,6 @@
 """From a GenerateRequest to a Request that the engine can run, or a clear refusal."""
 
+import math
 import time
 
 import grpc
@@ -22,8 +23,16 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class Admission:
     """Checks requests against the served model's limits and encodes their prompts."""
 
-    def __init__(self, model: shard_pb2.ShardInfo, limits: Limits, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        model: shard_pb2.ShardInfo,
+        limits: Limits,
+        tokenizer: Tokenizer | None,
+        max_request_time_s: float | None = None,
+    ) -> None:
+        """max_request_time_s: no request may run for longer; None: no limit but its own deadline."""
         self._model = model
+        self._max_request_time_s = math.inf if max_request_time_s is None else max_request_time_s
         self._limits = limits
         self._tokenizer = tokenizer
         self.prompts = PromptEncoder(tokenizer, limits)
@@ -32,7 +41,7 @@ class Admission:
         self, message: inference_pb2.GenerateRequest, request_id: str, context: Context, notified: Notified
     ) -> tuple[Request, RequestOutput]:
         """The request and the sink of its output. Raises InvalidRequest, RequestTooLong, ModelNotFound."""
-        now_s, remaining_s = time.monotonic(), context.time_remaining()
+        deadline_s = self._deadline_s(context)
         timeline = current_timeline.get()
         if timeline is not None:
             timeline.message, timeline.model = message, self._model.model
@@ -49,7 +58,7 @@ class Admission:
             params=params,
             sink=output,
             arrival_s=call_arrival_s(),
-            deadline_s=None if remaining_s is None else now_s + remaining_s,
+            deadline_s=deadline_s,
             priority=message.priority,
             cache_salt=message.cache_salt,
             trace_context=timeline.trace_context if timeline else _client_trace_context(context),
@@ -59,6 +68,13 @@ class Admission:
         if timeline is not None:
             timeline.request, timeline.output = request, output
         return request, output
+
+    def _deadline_s(self, context: Context) -> float | None:
+        """The client's deadline or the server's limit, whichever comes first."""
+        remaining_s = context.time_remaining()
+        deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s
+        deadline_s = min(deadline_s, call_arrival_s() + self._max_request_time_s)
+        return None if deadline_s == math.inf else deadline_s
 
     async def _encode(self, message: inference_pb2.GenerateRequest, timeline: Timeline | None) -> Prompt:
         if timeline is None or message.WhichOneof("prompt") not in ("text", "chat"):

@@ -75,6 +75,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         max_inflight=options.max_inflight,
         coalesce_max_ms=options.coalesce_max_ms,
         tokenizer_threads=default_tokenizer_threads(),
+        max_request_time_s=options.max_request_time,
         drain_grace_s=options.drain_grace,
         exit_with_parent=options.exit_with_parent,
         trace_exporters=trace_exporters(os.environ),
@@ -132,6 +133,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="under load, a stream is written at most once in this time; 0: every token at once",
     )
     add(
+        "--max-request-time",
+        type=_limit,
+        metavar="S",
+        help="longest that a request may take; its own deadline may end it sooner",
+    )
+    add(
         "--drain-grace",
         type=_duration,
         default=defaults.drain_grace_s,
@@ -177,6 +184,13 @@ def _duration(text: str) -> float:
     value = float(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+def _limit(text: str) -> float:
+    value = _duration(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 would end every request at once")
     return value
 
 

@@ -53,6 +53,8 @@ class RouterConfig:
     """
     tokenizer_threads: int = 1
     """Threads that encode long prompts beside the event loop."""
+    max_request_time_s: float | None = None
+    """Longest that a request may take from its arrival to its last token, whatever its deadline; None: no limit."""
     drain_grace_s: float = 30.0
     """How long running requests may take to finish once the router was told to stop."""
     exit_with_parent: bool = False

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Coroutine, Mapping
 
 import grpc
@@ -161,6 +162,7 @@ class Dispatcher:
         for members in self._directory.complete_groups(self.model.model_digest).values():
             self._settle(members)
         self._move_requests()
+        self._end_expired()
         self._drop_gone()
         self._check_model()
 
@@ -229,8 +231,8 @@ class Dispatcher:
     # Requests.
 
     def _usable(self) -> list[GroupLoop]:
-        """The groups a request may go to: those that serve, else those that will be back."""
-        usable = self._able() or [group for group in self._groups if group.is_expected_back]
+        """The groups a request may go to: those that serve, else those that broke and will be back."""
+        usable = self._able() or [g for g in self._groups if g.is_expected_back and not g.is_draining]
         if not usable:
             raise Unavailable("no shard group serves", retry_after_s=NO_SHARD_RETRY_S)
         return usable
@@ -264,6 +266,12 @@ class Dispatcher:
                 self._move(group, able)
             elif not group.is_expected_back:
                 group.fail_all(Unavailable("another router drives the shards", retry_after_s=NO_SHARD_RETRY_S))
+
+    def _end_expired(self) -> None:
+        """A group that serves looks after its own requests."""
+        for group in self._groups:
+            if not group.is_serving:
+                group.end_expired(time.monotonic())
 
     def _move(self, group: GroupLoop, others: list[GroupLoop]) -> None:
         for moved in group.give_up_all():

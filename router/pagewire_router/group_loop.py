@@ -126,12 +126,8 @@ class GroupLoop:
     def give_up_all(self) -> list[SequenceGroup]:
         """Hands over all requests, to be adopted elsewhere. Results that still come are dropped."""
         self._note_failover()
-        self.scheduler.reset(0)
-        groups = list(self._groups.values())
-        for group in groups:
-            self.scheduler.waiting.remove(group)
         self._groups.clear()
-        return groups
+        return self.scheduler.hand_over()
 
     def fail_all(self, error: RouterError) -> None:
         """Ends all requests with an error."""
@@ -140,6 +136,13 @@ class GroupLoop:
             self.scheduler.end(group)
             request.sink.on_failed(error)
         self.scheduler.reports.take_note()
+
+    def end_expired(self, now: float) -> None:
+        """Ends requests that have run out of time. `now` is on the clock of Request.deadline_s."""
+        for group in self.scheduler.take_expired(now):
+            if self._groups.pop(group.request, None) is not None:
+                message = "the request's deadline has passed, or the longest time that this server lets one run"
+                group.request.sink.on_failed(DeadlineExceeded(message))
 
     def _note_queued(self, request: Request) -> None:
         if request.timeline is not None:
@@ -267,9 +270,7 @@ class GroupLoop:
             tick.cancel()
 
     def _next_plan(self, now: float) -> shard_pb2.StepPlan | None:
-        for group in self.scheduler.take_expired(now):
-            if self._groups.pop(group.request, None) is not None:
-                group.request.sink.on_failed(DeadlineExceeded("the request's deadline has passed"))
+        self.end_expired(now)
         plan = self.scheduler.schedule(now)
         self.scheduler.reports.take_note()
         return plan

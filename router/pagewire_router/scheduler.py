@@ -106,12 +106,25 @@ class Scheduler:
         """
         group = SequenceGroup(request, self.limits.max_model_len)
         self.check_fits(request)
-        self._enqueue(group)
+        self.adopt(group)
         return group
 
     def adopt(self, group: SequenceGroup) -> None:
-        """Takes over a request from another shard group, with the tokens it has."""
-        self._enqueue(group)
+        """Puts a request into the waiting queue, with the tokens it has: it may come from another shard group."""
+        self._num_groups += 1
+        if group.request.deadline_s is not None:
+            heapq.heappush(self._deadlines, (group.request.deadline_s, self._num_groups, group))
+            if len(self._deadlines) > 2 * (len(self.waiting) + len(self.running)) + 64:
+                # Most have ended long before their deadline, and must not be kept until then.
+                self._deadlines = [entry for entry in self._deadlines if not entry[2].is_ended]
+                heapq.heapify(self._deadlines)
+        self.waiting.push(group)
+
+    def hand_over(self) -> list[SequenceGroup]:
+        """All requests, for other shard groups to adopt. From then on they are none of this one's business."""
+        self.reset(0)
+        self._deadlines.clear()
+        return list(iter(self.waiting.pop, None))
 
     def check_fits(self, request: Request) -> None:
         """Raises RequestTooLong if the request could not run even if it were alone."""
@@ -127,16 +140,6 @@ class Scheduler:
             raise RequestTooLong([FieldViolation("max_tokens", description)])
         if n > self.limits.max_num_seqs:
             raise RequestTooLong([FieldViolation("n", f"{n} sequences; the server runs {self.limits.max_num_seqs}")])
-
-    def _enqueue(self, group: SequenceGroup) -> None:
-        self._num_groups += 1
-        if group.request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (group.request.deadline_s, self._num_groups, group))
-            if len(self._deadlines) > 2 * (len(self.waiting) + len(self.running)) + 64:
-                # Most have ended long before their deadline, and must not be kept until then.
-                self._deadlines = [entry for entry in self._deadlines if not entry[2].is_ended]
-                heapq.heapify(self._deadlines)
-        self.waiting.push(group)
 
     def end(self, group: SequenceGroup) -> None:
         """Ends a whole request from outside: aborted, failed or too late. Idempotent."""

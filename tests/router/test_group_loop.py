@@ -1,0 +1,95 @@
+"""What a shard group's loop does when its shards are away: requests that move, expire, or wait for the next attempt."""
+
+import asyncio
+import logging
+
+import pytest
+from pagewire.v1 import shard_pb2
+from pagewire_router.errors import DeadlineExceeded
+from pagewire_router.group_loop import GroupLoop
+from scheduling_world import NullSink, make_request
+
+INFO = shard_pb2.ShardInfo(
+    group_id="g", block_size=4, num_blocks=[64], max_num_seqs=8, max_num_batched_tokens=64, max_model_len=64
+)
+
+
+class Sink(NullSink):
+    def __init__(self):
+        self.errors = []
+
+    def on_failed(self, error):
+        self.errors.append(error)
+
+
+def new_loop(*ranks):
+    return GroupLoop(
+        list(ranks), INFO, router_id="r", max_inflight=2, on_change=lambda group: None, on_step=lambda *result: None
+    )
+
+
+def new_request(deadline_s):
+    request = make_request([1, 2, 3], max_tokens=5, deadline_s=deadline_s)
+    request.sink = Sink()
+    return request
+
+
+def test_a_request_that_has_moved_expires_where_it_is():
+    first, second = new_loop(), new_loop()
+    request = new_request(deadline_s=10.0)
+    first.submit(request)
+    for group in first.give_up_all():
+        second.adopt(group)
+    first.end_expired(11.0)
+    assert second.has_requests
+    assert second.scheduler.schedule(9.0) is not None, "it runs there"
+    first.end_expired(12.0)
+    assert request.sink.errors == []
+    second.end_expired(12.0)
+    assert [type(error) for error in request.sink.errors] == [DeadlineExceeded]
+    assert not second.has_requests
+
+
+def test_a_request_expires_while_its_group_is_down():
+    loop = new_loop()
+    late, early = new_request(deadline_s=20.0), new_request(deadline_s=10.0)
+    loop.submit(late)
+    loop.submit(early)
+    loop.end_expired(15.0)
+    assert (len(early.sink.errors), len(late.sink.errors)) == (1, 0)
+
+
+class BrokenRank:
+    """Meets a bug of ours at every attempt."""
+
+    def __init__(self):
+        self.num_attempts = 0
+
+    async def open_plan_stream(self, router_id, max_inflight, epoch):
+        self.num_attempts += 1
+        raise KeyError("a bug")
+
+
+async def test_a_bug_does_not_end_the_group_for_good(caplog):
+    rank = BrokenRank()
+    loop = new_loop(rank)
+    with caplog.at_level(logging.ERROR):
+        running = asyncio.create_task(loop.run())
+        async with asyncio.timeout(10):
+            while rank.num_attempts < 3:
+                await asyncio.sleep(0.01)
+        loop.stop()
+        await running
+    assert "a bug" in caplog.text
+    assert not loop.is_serving
+
+
+@pytest.mark.parametrize("num_waiting", [0, 3])
+def test_all_requests_are_handed_over(num_waiting):
+    loop = new_loop()
+    requests = [new_request(deadline_s=None) for _ in range(num_waiting)]
+    for request in requests:
+        loop.submit(request)
+    assert {group.request for group in loop.give_up_all()} == set(requests)
+    assert not loop.has_requests
+    assert len(loop.scheduler.waiting) == 0
