@@ -1,12 +1,12 @@
 """What the router tells Prometheus about itself: version, state, limits."""
 
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pagewire_router.config import RouterConfig
+from pagewire_router.version import version
 
 
 class ServerMetrics(Collector):
@@ -16,12 +16,11 @@ class ServerMetrics(Collector):
         self._config = config
         self._is_ready = is_ready
         self._is_draining = is_draining
-        self._version = version("pagewire")
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus scrapes."""
         info = GaugeMetricFamily("pagewire_info", "1; the router's version.", labels=["version"])
-        info.add_metric([self._version], 1)
+        info.add_metric([version()], 1)
         yield info
         for name, documentation, value in (
             ("ready", "1 if a new request would run: /readyz.", self._is_ready()),

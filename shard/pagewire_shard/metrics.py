@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from pagewire.v1 import shard_pb2
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,6 +14,7 @@ from pagewire_shard.execute_service import ExecuteService
 from pagewire_shard.histogram import render
 from pagewire_shard.lease import Lease
 from pagewire_shard.step_stats import StepStats
+from pagewire_shard.version import version
 
 COUNTERS = (
     ("steps", "num_steps", "Steps that have finished, releases alone included."),
@@ -50,7 +50,6 @@ class ShardCollector(Collector):
         """None: the model loads."""
         self._stats = stats
         self._is_ready = is_ready
-        self._version = version("pagewire")
 
     def collect(self) -> Iterator[Metric]:
         """One sample of each metric."""
@@ -66,7 +65,7 @@ class ShardCollector(Collector):
 
     def _info(self, info: shard_pb2.ShardInfo) -> Iterator[Metric]:
         labels = {
-            "version": self._version,
+            "version": version(),
             "group": info.group_id,
             "tp_rank": str(info.tp_rank),
             "tp_size": str(info.tp_size),

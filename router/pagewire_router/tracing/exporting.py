@@ -14,9 +14,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Tracer
 
+from pagewire_router.version import DISTRIBUTION, version
+
 FLUSH_TIMEOUT_S = 2.0
 """What is queued at the end has so long to go out."""
-DISTRIBUTION = "pagewire"
 _log = logging.getLogger(__name__)
 
 
@@ -28,7 +29,7 @@ class Tracing:
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         for exporter in exporters:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self.tracer: Tracer = self._provider.get_tracer(DISTRIBUTION, metadata.version(DISTRIBUTION))
+        self.tracer: Tracer = self._provider.get_tracer(DISTRIBUTION, version())
 
     def shutdown(self) -> None:
         """Sends what is queued; blocks for FLUSH_TIMEOUT_S at most, however dead the endpoint is."""
@@ -71,7 +72,7 @@ def _load_exporter(name: str) -> SpanExporter | None:
 def _resource(service_name: str, attributes: Mapping[str, str]) -> Resource:
     own = {
         "service.name": service_name,
-        "service.version": metadata.version(DISTRIBUTION),
+        "service.version": version(),
         "service.instance.id": str(uuid.uuid4()),
         **attributes,
     }

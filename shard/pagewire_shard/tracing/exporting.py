@@ -15,9 +15,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer
 
+from pagewire_shard.version import DISTRIBUTION, version
+
 FLUSH_TIMEOUT_S = 2.0
 """What is queued at the end has so long to go out."""
-DISTRIBUTION = "pagewire"
 _log = logging.getLogger(__name__)
 
 
@@ -32,10 +33,9 @@ class Tracing:
             processor = BatchSpanProcessor(exporter)
             self._provider.add_span_processor(processor)
             steps.add_span_processor(processor)
-        version = metadata.version(DISTRIBUTION)
-        self.tracer: Tracer = self._provider.get_tracer(DISTRIBUTION, version)
+        self.tracer: Tracer = self._provider.get_tracer(DISTRIBUTION, version())
         """Samples as OTEL_TRACES_SAMPLER says: unless told otherwise, what the router sampled."""
-        self.step_tracer: Tracer = steps.get_tracer(DISTRIBUTION, version)
+        self.step_tracer: Tracer = steps.get_tracer(DISTRIBUTION, version())
         """For steps, whose requests have been sampled."""
 
     def shutdown(self) -> None:
@@ -79,7 +79,7 @@ def _load_exporter(name: str) -> SpanExporter | None:
 def _resource(service_name: str, attributes: Mapping[str, str]) -> Resource:
     own = {
         "service.name": service_name,
-        "service.version": metadata.version(DISTRIBUTION),
+        "service.version": version(),
         "service.instance.id": str(uuid.uuid4()),
         **attributes,
     }

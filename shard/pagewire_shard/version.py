@@ -1,0 +1,15 @@
+"""The version that metrics and traces carry."""
+
+from functools import cache
+from importlib import metadata
+
+DISTRIBUTION = "pagewire"
+
+
+@cache
+def version() -> str:
+    """Of the installed distribution; "unknown" where the sources are only on the path."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown"
