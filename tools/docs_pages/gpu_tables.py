@@ -10,28 +10,37 @@ Rows = list[Mapping[str, Any]]
 TITLES = {
     "ceilings": "What the device can do, measured in the same run",
     "equality": "Greedy answers against transformers",
-    "engine": "Decode steps of the whole engine",
+    "start": "Start",
+    "prompt": "Prompts, in the whole engine",
+    "engine": "Decode steps, in the whole engine",
+    "workload": "The same work on different engines",
     "attention": "Attention",
     "kernels": "Other kernels",
-    "service": "The service",
-    "offline": "Offline",
-    "transformers": "transformers, on the same work",
 }
+"""Groups that are shown, in this order. What took which share of a step (profile) is in the record alone."""
+WORKLOADS = ("offline", "service", "transformers")
+"""Parts that stand side by side."""
 COLUMNS = {
+    "start_s": "ready, s",
+    "capture_s": "of which graphs, s",
+    "num_graphs": "graphs",
     "median_us": "time, µs",
-    "gbytes_per_s": "GB/s",
-    "tflops": "TFLOP/s",
-    "of_roofline": "of the roofline",
-    "speed_up": "times torch",
+    "ttft_ms": "first token, ms",
     "tpot_ms": "step, ms",
     "roofline_ms": "roofline, ms",
     "over_roofline": "times the roofline",
     "tokens_per_s": "tokens per second",
     "output_tokens_per_s": "output tokens per second",
+    "gbytes_per_s": "GB/s",
+    "tflops": "TFLOP/s",
+    "of_roofline": "of the roofline",
+    "of_matmul": "of the matmul rate",
+    "speed_up": "times torch",
     "equal": "equal",
     "equal_up_to_ties": "equal up to ties",
 }
 """Columns that are shown, of those that parts have."""
+SHARES = ("of_roofline", "of_matmul", "equal", "equal_up_to_ties")
 RATES = {"bytes/s": ("GB/s", 1e9), "FLOP/s": ("TFLOP/s", 1e12)}
 
 
@@ -40,14 +49,14 @@ def gpu_tables(result: Mapping[str, Any]) -> Iterator[str]:
     parts: Mapping[str, Any] = result["parts"]
     groups: dict[str, Rows] = {}
     for name, part in parts.items():
-        groups.setdefault(name.partition(":")[0], []).extend(part["rows"])
-    checks = groups.pop("correctness", [])
-    if checks:
+        group = name.partition(":")[0]
+        groups.setdefault("workload" if group in WORKLOADS else group, []).extend(part["rows"])
+    if checks := groups.get("correctness"):
         num_right = sum(row["ok"] for row in checks)
         yield f"Against float64: {num_right} of {len(checks)} kernels' results are within their bounds."
-    for group, rows in groups.items():
-        if rows:
-            yield f"**{TITLES.get(group, group)}**\n\n{_group_table(rows)}"
+    for group, title in TITLES.items():
+        if rows := groups.get(group):
+            yield f"**{title}**\n\n{_group_table(rows)}"
     unmeasured = [(name, part) for name, part in parts.items() if part["state"] != "done"]
     missing = [(f"`{name}`", cell(part["error"] or part["skipped"])) for name, part in unmeasured]
     if missing:
@@ -69,6 +78,6 @@ def _value(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not value:
         return ""
-    if column in ("of_roofline", "equal", "equal_up_to_ties"):
+    if column in SHARES:
         return f"{figure(100 * value)} %"
     return figure(value)
