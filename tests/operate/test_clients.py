@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from cluster import Cluster, shards_and_router
-from example_client import COMPILERS, TEXT, ExampleClient, ExampleClientContract, build_client, cluster_for_clients
+from example_client import TEXT, TOOLCHAINS, ExampleClient, ExampleClientContract, build_client, cluster_for_clients
 
 pytestmark = pytest.mark.operate
 KEY = "a-key-that-the-router-knows"
@@ -26,7 +26,7 @@ class SecuredCluster:
         return self.cluster.address.replace("127.0.0.1", "localhost")
 
 
-@pytest.fixture(scope="module", params=COMPILERS)
+@pytest.fixture(scope="module", params=TOOLCHAINS)
 def client(request: pytest.FixtureRequest) -> ExampleClient:
     return build_client(request.param)
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OPERATE = ROOT / ".operate"
 """Where tools/operate/*.sh install."""
 BUF = OPERATE / "buf" / "node_modules" / ".bin" / "buf"
-SET_UP_TIMEOUT_S = 600.0
+SET_UP_TIMEOUT_S = 240
+"""Below the timeout of a test, which would not say what was missing."""
 
 
 def require_tool(tool: Path | str) -> Path:
@@ -26,8 +27,9 @@ def require_tool(tool: Path | str) -> Path:
 
 def set_up(name: str) -> None:
     """Runs tools/operate/<name>.sh, which installs only what is not there yet."""
-    command = [ROOT / "tools" / "operate" / f"{name}.sh"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=SET_UP_TIMEOUT_S)
+    # timeout ends what the script has started, too.
+    command = ["timeout", str(SET_UP_TIMEOUT_S), ROOT / "tools" / "operate" / f"{name}.sh"]
+    run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         give_up(f"{name} could not be set up: {(run.stdout + run.stderr)[-2000:]}")
 

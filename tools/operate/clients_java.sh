@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds examples/clients/java with Debian's packages.
+# Installs the packages of Debian that examples/clients/java is built with.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 if ! command -v javac >/dev/null; then tools/apt_packages.sh default-jdk-headless; fi
@@ -7,4 +7,3 @@ if ! command -v javac >/dev/null; then tools/apt_packages.sh default-jdk-headles
 tools/apt_packages.sh make libgrpc-java libgoogle-common-protos-java libgeronimo-annotation-1.3-spec-java libguava-java \
     libnetty-java libnetty-tcnative-java libnetty-tcnative-jni libperfmark-java libprotobuf-java \
     protobuf-compiler protobuf-compiler-grpc-java-plugin
-make -C examples/clients/java

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds examples/clients/node: its npm packages once, the generated code each time.
+# Installs the npm packages that examples/clients/node is built with.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 if ! command -v node >/dev/null; then tools/apt_packages.sh nodejs; fi
@@ -9,4 +9,3 @@ exec 9>.operate/clients_node.lock # two runs at once would take each other's pac
 flock 9
 cd examples/clients/node
 if [ ! node_modules/.package-lock.json -nt package-lock.json ]; then npm ci --no-fund --no-audit; fi
-npm run generate
