@@ -27,6 +27,14 @@ def test_options_make_the_configuration():
     assert (config.max_queued_requests, config.max_queued_tokens, config.max_inflight) == (5, 6, 3)
     assert (config.metrics_port, config.coalesce_max_ms, config.drain_grace_s) == (0, 0, 7)
     assert config.exit_with_parent
+    config = config_of(
+        "--shards dns:///s:5,[::1]:6 --health-port 0 --max-request-time 60 --api-keys k --tls-cert c --tls-key d "
+        "--tls-client-ca e --shard-tls-ca f --shard-tls-cert g --shard-tls-key h"
+    )
+    assert config.shards == ("dns:///s:5", "[::1]:6")
+    assert (config.health_port, config.max_request_time_s, config.api_keys) == (0, 60, "k")
+    assert (config.tls_cert, config.tls_key, config.tls_client_ca) == ("c", "d", "e")
+    assert (config.shard_tls_ca, config.shard_tls_cert, config.shard_tls_key) == ("f", "g", "h")
     assert config_of("--shards a:1 --listen unix:/tmp/x").listen == "unix:/tmp/x"
 
 
@@ -41,6 +49,16 @@ def test_options_make_the_configuration():
         "--shards a:1 --port 70000",
         "--shards a:1 --coalesce-max-ms -1",
         "--shards a:1 --drain-grace nan",
+        "--shards a:1 --max-request-time 0",
+        "--shards dns:///name",
+        "--shards dns:///:5",
+        "--shards dns:name:5",
+        "--shards dns:///name:x",
+        "--shards a:1 --tls-cert c",
+        "--shards a:1 --tls-key k",
+        "--shards a:1 --tls-client-ca a",
+        "--shards a:1 --shard-tls-ca a --shard-tls-cert c",
+        "--shards a:1 --shard-tls-cert c --shard-tls-key k",
     ],
 )
 def test_wrong_usage_is_refused(line, capsys):

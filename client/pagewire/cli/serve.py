@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     _add_listening(parser.add_argument_group("listening"))
+    _add_security(parser.add_argument_group("security"))
 
 
 def _add_listening(group: argparse._ArgumentGroup) -> None:
@@ -38,6 +39,21 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
         help="port of /metrics, /healthz and /readyz; 0 takes a free one (default: 9400, on Unix sockets none)",
     )
     group.add_argument(
+        "--health-port",
+        type=int,
+        metavar="PORT",
+        default=suppress,
+        help="port of gRPC health in plaintext, for probes; 0 takes a free one (default: none)",
+    )
+    group.add_argument(
+        "--max-request-time",
+        dest="max_request_time_s",
+        type=float,
+        metavar="SECONDS",
+        default=suppress,
+        help="longest that a request may take (default: no limit)",
+    )
+    group.add_argument(
         "--drain-grace",
         dest="drain_grace_s",
         type=float,
@@ -46,6 +62,16 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
         help="how long requests may go on after SIGTERM (default: 30)",
     )
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
+
+
+def _add_security(group: argparse._ArgumentGroup) -> None:
+    for flag, text in (
+        ("--tls-cert", "PEM certificate chain to show clients; read again when it changes"),
+        ("--tls-key", "PEM private key of --tls-cert"),
+        ("--tls-client-ca", "PEM authorities of which clients must show a certificate"),
+        ("--api-keys", "keys that calls must carry, one on each line; read again when it changes"),
+    ):
+        group.add_argument(flag, metavar="FILE", default=argparse.SUPPRESS, help=text)
 
 
 def config_from(args: argparse.Namespace) -> ServeConfig:

@@ -41,11 +41,19 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
 
 def router_command(config: ServeConfig, shards: Sequence[str], listen: str) -> list[str]:
     """Starts the router."""
-    metrics = [] if config.metrics_port is None else ["--metrics-port", str(config.metrics_port)]
+    optional = {
+        "--metrics-port": config.metrics_port,
+        "--health-port": config.health_port,
+        "--tls-cert": config.tls_cert,
+        "--tls-key": config.tls_key,
+        "--tls-client-ca": config.tls_client_ca,
+        "--api-keys": config.api_keys,
+        "--max-request-time": config.max_request_time_s,
+    }
     return [
         *(sys.executable, "-m", "pagewire_router"),
         *("--shards", ",".join(shards)),
         *("--listen", listen),
-        *metrics,
+        *(word for flag, value in optional.items() if value is not None for word in (flag, str(value))),
         "--exit-with-parent",
     ]

@@ -21,6 +21,18 @@ class ServeConfig:
     """Listen on a Unix socket in a directory that only this user can enter, and that goes with the server."""
     metrics_port: int | None = 9400
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
+    health_port: int | None = None
+    """Port of gRPC health in plaintext; None: only where requests are served; 0: any free port."""
+    tls_cert: str | None = None
+    """PEM file of the certificate chain that clients are shown; None: no TLS."""
+    tls_key: str | None = None
+    """PEM file of its private key."""
+    tls_client_ca: str | None = None
+    """PEM file of the authorities of which clients must show a certificate."""
+    api_keys: str | None = None
+    """File of the keys that calls must carry, one on each line."""
+    max_request_time_s: float | None = None
+    """Longest that a request may take; None: no limit."""
     tensor_parallel_size: int = 1
     """Shards in each replica."""
     replicas: int = 1
