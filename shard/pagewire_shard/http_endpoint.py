@@ -52,7 +52,7 @@ class HttpEndpoint:
             case b"/healthz" if self._is_alive():
                 return _response(HTTPStatus.OK, b"alive\n")
             case b"/healthz":
-                return _response(HTTPStatus.SERVICE_UNAVAILABLE, b"stalled\n")
+                return _response(HTTPStatus.SERVICE_UNAVAILABLE, b"not alive\n")
             case b"/readyz" if self._is_ready():
                 return _response(HTTPStatus.OK, b"ready\n")
             case b"/readyz":

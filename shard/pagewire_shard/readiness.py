@@ -16,7 +16,8 @@ CHECK_INTERVAL_S = 1.0
 class Readiness:
     """Ready: the engine is built, the last step worked, work that waits makes progress, and nobody said stop.
 
-    Alive: work that waits makes progress, so also while the model loads. A shard that is not is best started again.
+    Alive: work that waits makes progress, and epochs can begin; so also while the model loads. A shard that is not is
+    best started again.
     """
 
     def __init__(self, steps: StepThread, stall_timeout_s: float) -> None:
@@ -31,8 +32,8 @@ class Readiness:
         return self._opened and not self._steps.stats.failed and self.is_alive()
 
     def is_alive(self) -> bool:
-        """Whether the step thread makes progress, or has nothing to do."""
-        return self._steps.stats.stalled_s() < self._stall_timeout_s
+        """Whether the step thread makes progress, or has nothing to do, on a device that answers."""
+        return not self._steps.stats.broken and self._steps.stats.stalled_s() < self._stall_timeout_s
 
     async def open(self) -> None:
         """The engine is built."""

@@ -126,11 +126,12 @@ class StepLoop:
             start = EpochStart(free_blocks, self._engine.cached_hashes())
         except Exception as error:  # a device that broke earlier shows it here
             logger.exception("no epoch can begin")
-            self._stats.failed = True
+            self._stats.failed = self._stats.broken = True
             self._launched.clear()
             command.reply.set_exception(ShardUnavailable(f"the shard cannot begin an epoch: {_one_line(error)}"))
             return
         self._sink, self._max_inflight, self._last_step = command.sink, command.max_inflight, 0
+        self._stats.broken = False
         self._stats.free_blocks, self._stats.num_cached_blocks = free_blocks, len(start.cached_hashes)
         self._progress()
         command.reply.set_result(start)

@@ -61,6 +61,8 @@ class StepStats:
     """time.monotonic() when a launch, a result or an epoch was last done with, or when work came to an idle thread."""
     failed: bool = False
     """The last step broke with an unexpected error; cleared by the next one that works."""
+    broken: bool = False
+    """No epoch could begin when one last should: the device is gone, and only a new process may get it back."""
     num_steps: int = 0
     num_failed_steps: int = 0
     """Steps that broke with an unexpected error."""

@@ -40,7 +40,7 @@ async def test_pages_for_kubernetes_follow_the_steps(shard_and_port):
     async with asyncio.timeout(10):
         while (await fetch(port, b"GET /readyz HTTP/1.1\r\n\r\n"))[0] != "HTTP/1.1 503 Service Unavailable":
             await asyncio.sleep(0.02)
-    assert (await fetch(port, b"GET /healthz HTTP/1.1\r\n\r\n"))[1] == "stalled\n"
+    assert (await fetch(port, b"GET /healthz HTTP/1.1\r\n\r\n"))[1] == "not alive\n"
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,12 @@ async def health(shard, service: str = "pagewire.v1.Shard") -> "health_pb2.Healt
     return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
 
 
+async def until_health(shard, service: str, expected: int) -> None:
+    async with asyncio.timeout(10):
+        while await health(shard, service) != expected:
+            await asyncio.sleep(0.01)
+
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -211,4 +217,6 @@ async def test_an_epoch_that_cannot_begin_is_refused_and_the_next_may(serve_shar
         with pytest.raises(grpc.aio.AioRpcError, match="ZeroDivisionError") as refused:
             await shard.router().hello()
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+        await until_health(shard, "liveness", NOT_SERVING)
     await shard.router().hello()
+    await until_health(shard, "liveness", SERVING)
