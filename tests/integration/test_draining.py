@@ -57,6 +57,7 @@ async def test_a_shard_that_is_told_to_stop_finishes_what_runs(model: Path) -> N
         assert "Traceback" not in cluster.log()
 
 
+@pytest.mark.slow
 async def test_what_does_not_finish_within_the_grace_is_told_to_come_back(model: Path) -> None:
     with shards_and_router(model, *FLAGS, router_flags=["--drain-grace", "0"]) as cluster:
         async with AsyncClient(cluster.address, timeout_s=120, retry=NEVER) as client, asyncio.timeout(120):

@@ -266,6 +266,7 @@ def test_a_second_router_stands_by_until_the_first_is_gone(start_shard: Shards, 
             assert client.complete({"prompt_token_ids": PROMPT}, SHORT).outputs[0].token_ids
 
 
+@pytest.mark.slow
 def test_a_router_ends_when_its_shards_serve_another_model(start_shard: Shards, directory: Path) -> None:
     ours, elsewhere = start_shard("a"), f"unix:{directory}/b.sock"
     with ExitStack() as stack:
@@ -277,3 +278,20 @@ def test_a_router_ends_when_its_shards_serve_another_model(start_shard: Shards, 
         kill(ours)
         assert router.process.wait(60) == 1, router.log()
         assert router.errors.splitlines()[-1].startswith("error: the shards serve another model now")
+
+
+@pytest.mark.slow
+async def test_a_shard_that_comes_back_with_another_pool_is_driven_anew(
+    start_shard: Shards, start_router: Callable[..., Awaitable[Router]]
+) -> None:
+    first = start_shard("a")
+    router = await start_router(first.wait_ready())
+    async with opened(router) as client:
+        num_blocks = router.dispatcher.groups[0].info.num_blocks[0]
+        kill(first)
+        start_shard("a", "--kv-cache-memory", "8MiB")
+        await router.until(
+            lambda: [g.is_serving and g.info.num_blocks[0] < num_blocks for g in router.dispatcher.groups] == [True],
+            "the group serves with the smaller pool",
+        )
+        assert (await client.complete({"prompt_token_ids": PROMPT}, SHORT)).outputs
