@@ -6,8 +6,8 @@ from docs_pages.markdown import NOTE
 
 INTRO = """# Helm chart
 
-The values of the chart `helm/pagewire`; [Deployment](../deployment.md) says what it makes of them. Values of another type
-and unknown names are refused by the chart's schema. A value set to null is left to pagewire or to the platform.
+The values of the chart `helm/pagewire`; [Deployment](../deployment.md) says what it makes of them. Values of another
+type and unknown names are refused by the chart's schema. A value set to null is left to pagewire or to the platform.
 """
 
 
