@@ -135,6 +135,9 @@ def tune(tuning_class: TuningClass, device: str) -> None:
     search = Search(measure_on_device(tuning_class.loads, tuning_class.start))
     best = search.run(tuning_class.start, tuning_class.choices)
     reason = describe(tuning_class.loads, search.seconds(best), device)
+    if best != tuning_class.start and all(map(math.isfinite, before_s := search.seconds(tuning_class.start))):
+        times = ", ".join(f"{time_s * 1e6:.1f} us" for time_s in before_s)
+        reason += f" The choice before ({tuning_class.start}): {times}."
     print(f"{tuning_class.name}: {len(search.measured)} configurations\n  {best}\n  {reason}", flush=True)
     path = TABLES / f"{tuning_class.table}.json"
     entries: list[Entry] = json.loads(path.read_text(encoding="utf-8"))
