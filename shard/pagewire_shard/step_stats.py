@@ -94,9 +94,10 @@ class StepStats:
         self.num_sampled_tokens += len(result.sampled_token_ids)
         self.num_queried_tokens += num_queried_tokens
         self.num_hit_tokens += sum(result.num_cached_tokens)
-        self.num_blocks_added += len(result.cache_hashes_added)
-        self.num_blocks_removed += len(result.cache_hashes_removed)
+        num_added, num_removed = len(result.cache_hashes_added), len(result.cache_hashes_removed)
+        self.num_blocks_added += num_added
+        self.num_blocks_removed += num_removed
+        self.num_cached_blocks += num_added - num_removed
         self.free_blocks = list(result.free_blocks)
-        self.num_cached_blocks += len(result.cache_hashes_added) - len(result.cache_hashes_removed)
         if num_tokens:
             self.histograms.observe(result.timings, len(result.num_computed_tokens), num_tokens)

@@ -149,6 +149,43 @@ def test_four_requests_share_a_pool_too_small_for_two(window: int) -> None:
     world.check_whole()
 
 
+def test_tokens_are_counted_by_what_was_done_for_them() -> None:
+    """With one plan in flight and one sequence a request, to the token what the device computed."""
+    world = World(limits(num_blocks=9, max_model_len=36), window=1, eos_share=0.0)
+    groups = [world.submit(make_request([i + 1] * 8, max_tokens=20, seed=i, arrival_s=i)) for i in range(4)]
+    world.run()
+    counts = world.scheduler.tokens
+    assert counts.prompt_computed + counts.prompt_cached == 4 * 8
+    assert counts.generated == sum(group.num_output_tokens for group in groups)
+    assert counts.recomputed > 0
+    # Each admission samples a token of what it computes; every other token costs one more to compute.
+    num_admissions = 4 + world.scheduler.num_preemptions
+    num_computed = counts.prompt_computed + counts.recomputed + counts.generated - num_admissions
+    assert num_computed == world.ranks[0].runner.num_computed_total
+
+
+def test_children_of_a_fork_do_not_count_as_computed_again() -> None:
+    world = World(limits(), window=2, eos_share=0.0)
+    world.submit(make_request([1, 2, 3, 4, 5, 1, 2], max_tokens=6, n=4, seed=3))
+    world.run()
+    counts = world.scheduler.tokens
+    assert (counts.prompt_computed, counts.prompt_cached, counts.recomputed) == (7, 0, 0)
+    assert counts.generated == 4 * 6
+
+
+def test_the_first_plan_that_has_a_request_is_remembered() -> None:
+    world = World(limits(num_blocks=9, max_model_len=36), window=2, eos_share=0.0)
+    requests = [make_request([i + 1] * 8, max_tokens=20, seed=i, arrival_s=i) for i in range(4)]
+    for request in requests:
+        world.submit(request)
+    world.step()
+    first = [request.scheduled_s for request in requests]
+    world.run()
+    assert world.scheduler.num_preemptions > 0
+    assert first[0] == requests[0].scheduled_s == 1.0
+    assert None not in [request.scheduled_s for request in requests]
+
+
 def test_parallel_samples_compute_their_prompt_once() -> None:
     world = World(limits(), window=2, eos_share=0.0)
     group = world.submit(make_request([1, 2, 3, 4, 5, 1, 2], max_tokens=6, n=4, seed=3))
