@@ -50,3 +50,40 @@ def test_the_site_builds_without_a_warning() -> None:
     fetched = re.compile(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"(?:https?:)?//")
     site = ROOT / "build" / "site"
     assert not [page.name for page in site.rglob("*.html") if fetched.search(page.read_text())]
+
+
+FOREIGN_FLAGS = {
+    "buf": {"--data", "--http2-prior-knowledge", "--list-methods", "--protocol"},
+    "curl": {"--fail", "--silent"},
+    "docker": {"--build-arg", "--file", "--tag"},
+    "endpoint picker": {
+        "--cache-info-metric",
+        "--kv-cache-usage-percentage-metric",
+        "--lora-info-metric",
+        "--total-queued-requests-metric",
+        "--total-running-requests-metric",
+    },
+    "examples in other languages": {"--address"},
+    "helm": {"--create-namespace", "--namespace", "--wait"},
+    "kubectl": {"--cascade", "--from-file", "--namespace", "--previous"},
+    "numactl": {"--cpunodebind", "--membind"},
+    "pip": {"--no-deps", "--target"},
+    "protoc": {"--go_opt", "--grpc_out", "--plugin", "--ruby_out"},
+    "py-spy": {"--native", "--pid"},
+}
+"""Flags of other tools, of which pages show commands."""
+
+
+@pytest.fixture(scope="module")
+def own_flags() -> set[str]:
+    """Of our commands, as the generated pages list them, and of the scripts and examples of this repository."""
+    listed = "".join(path.read_text() for path in (DOCS / "reference").glob("pagewire*.md"))
+    scripts = [path for folder in ("tools", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    source = "".join(path.read_text() for path in scripts)
+    return {*re.findall(r"`(--[a-z][a-z0-9-]+)", listed), *re.findall(r'"(--[a-z][a-z0-9-]+)"', source)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_that_are_named_exist(page: Path, own_flags: set[str]) -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", page.read_text()))
+    assert not named - own_flags.union(*FOREIGN_FLAGS.values())
