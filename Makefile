@@ -33,7 +33,7 @@ check: $(STAMP) ## Check format, lint, types, structure and generated stubs.
 
 fmt: $(STAMP) ## Format the code, fix what can be fixed, write the generated pages and lists of docs/.
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
-	@$(PY) tools/module_list.py && $(PY) tools/generate_docs.py && $(PY) tools/generate_dashboards.py
+	@$(PY) tools/module_list.py && $(PY) tools/generate_docs.py && $(PY) tools/generate_dashboards.py && $(PY) tools/chart_readme.py
 
 docs: $(STAMP) ## Build the site of docs/ into build/site, strictly.
 	@tools/docs.sh
