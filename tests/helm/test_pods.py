@@ -1,10 +1,11 @@
 """What every pod of every set of values has: restricted security, probes, time to drain, images with a version."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
-from chart import NAMESPACE, RELEASE, Object, Pod, one, pod_of, pods_of, render, values_of
+from chart import CHART, NAMESPACE, RELEASE, Object, Pod, one, pod_of, pods_of, render, values_of
 from pagewire.v1 import inference_pb2, shard_pb2
 
 READY_SERVICE = {
@@ -153,6 +154,25 @@ def test_a_shard_on_cpus_has_as_many_threads_as_it_was_promised(rendered: dict[s
     assert "--cpu-threads=$(CPU_REQUEST)" in shard.arguments
     (source,) = [variable["valueFrom"] for variable in shard.container["env"] if variable["name"] == "CPU_REQUEST"]
     assert source["resourceFieldRef"] == {"containerName": "shard", "resource": "requests.cpu", "divisor": "1"}
+
+
+def test_without_a_cpu_request_the_shard_chooses_its_threads(helm: Path) -> None:
+    shard = pod_of(render(helm, "--set-json", 'shard.resources={"requests": {"cpu": null}}'), "shard")
+    assert "cpu" not in shard.container["resources"]["requests"]
+    assert not [text for text in shard.arguments if "CPU_REQUEST" in text], "a request that is not there counts as 0"
+    assert "CPU_REQUEST" not in [variable["name"] for variable in shard.container["env"]]
+
+
+def test_a_new_version_of_the_chart_alone_restarts_nothing(helm: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "pagewire"
+    shutil.copytree(CHART, newer)
+    manifest = newer / "Chart.yaml"
+    manifest.write_text(re.sub(r"(?m)^version: .*$", "version: 9.9.9", manifest.read_text()))
+    before, after = render(helm), render(helm, chart=newer)
+    assert before != after
+    for component in ("router", "shard"):
+        old, new = pod_of(before, component), pod_of(after, component)
+        assert (old.metadata, old.spec) == (new.metadata, new.spec)
 
 
 def test_pods_take_what_operators_add(rendered: dict[str, list[Object]]) -> None:

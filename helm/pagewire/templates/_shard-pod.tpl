@@ -47,6 +47,11 @@ spec:
     {{- include "pagewire.shardVolumes" . | nindent 4 }}
 {{- end -}}
 
+{{/* "true" if the shard's threads follow from its CPU request; else it takes all cores it sees. */}}
+{{- define "pagewire.hasThreads" -}}
+{{- if and (eq .Values.shard.device "cpu") (.Values.shard.resources.requests | default dict).cpu }}true{{ end -}}
+{{- end -}}
+
 {{- define "pagewire.shardArguments" -}}
 {{- $shard := .Values.shard -}}
 - --model={{ include "pagewire.modelArgument" . }}
@@ -85,7 +90,7 @@ spec:
 {{- with $shard.gpuMemoryUtilization }}
 - --gpu-memory-utilization={{ . }}
 {{- end }}
-{{- if eq $shard.device "cpu" }}
+{{- if include "pagewire.hasThreads" . }}
 - --cpu-threads=$(CPU_REQUEST)
 {{- end }}
 - --log-level={{ $shard.logLevel }}
@@ -116,7 +121,7 @@ spec:
 - name: WORKER_INDEX
   valueFrom: {fieldRef: {fieldPath: "metadata.labels['leaderworkerset.sigs.k8s.io/worker-index']"}}
 {{- end }}
-{{- if eq $shard.device "cpu" }}
+{{- if include "pagewire.hasThreads" . }}
 # A process sees all cores of its node, whatever it was promised.
 - name: CPU_REQUEST
   valueFrom: {resourceFieldRef: {containerName: shard, resource: requests.cpu, divisor: "1"}}
