@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -64,14 +64,19 @@ class ProcessMemory:
 
 
 @contextmanager
-def start(command: Sequence[str]) -> Iterator[Server]:
+def start(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Runs a server until the context is left, then ends it with SIGTERM.
+
+    Args:
+        environment: variables beside those of this process.
 
     Raises:
         RuntimeError: it ended before it was ready.
     """
     began_s = time.perf_counter()
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env={**os.environ, **(environment or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
         match = next(filter(None, map(READY.search, process.stdout)), None)
