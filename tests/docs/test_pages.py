@@ -64,7 +64,7 @@ FOREIGN_FLAGS = {
         "--total-running-requests-metric",
     },
     "examples in other languages": {"--address"},
-    "helm": {"--create-namespace", "--namespace", "--wait"},
+    "helm": {"--create-namespace", "--install", "--namespace", "--set", "--wait"},
     "kubectl": {"--cascade", "--from-file", "--namespace", "--previous"},
     "numactl": {"--cpunodebind", "--membind"},
     "pip": {"--no-deps", "--target"},
