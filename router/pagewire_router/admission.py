@@ -29,9 +29,16 @@ class Admission:
         limits: Limits,
         tokenizer: Tokenizer | None,
         max_request_time_s: float | None = None,
+        *,
+        is_tracing: bool = False,
     ) -> None:
-        """max_request_time_s: no request may run for longer; None: no limit but its own deadline."""
+        """
+        Args:
+            max_request_time_s: no request may run for longer; None: no limit but its own deadline.
+            is_tracing: this router decides which requests are traced; else clients and shards do.
+        """
         self._model = model
+        self._is_tracing = is_tracing
         self._max_request_time_s = math.inf if max_request_time_s is None else max_request_time_s
         self._limits = limits
         self._tokenizer = tokenizer
@@ -61,13 +68,23 @@ class Admission:
             deadline_s=deadline_s,
             priority=message.priority,
             cache_salt=message.cache_salt,
-            trace_context=timeline.trace_context if timeline else _client_trace_context(context),
+            trace_context=self._trace_context(timeline, context),
             timeline=timeline,
             eos_token_ids=eos_token_ids,
         )
         if timeline is not None:
             timeline.request, timeline.output = request, output
         return request, output
+
+    def _trace_context(self, timeline: Timeline | None, context: Context) -> TraceContext | None:
+        """What the shards' spans belong to: the call's own span, or where nothing is traced what the client sent."""
+        if timeline is not None:
+            return timeline.trace_context
+        if self._is_tracing:
+            return None
+        metadata = dict(context.invocation_metadata() or ())
+        traceparent = metadata.get("traceparent")
+        return TraceContext(str(traceparent), str(metadata.get("tracestate", ""))) if traceparent else None
 
     def _deadline_s(self, context: Context) -> float | None:
         """The client's deadline or the server's limit, whichever comes first."""
@@ -109,10 +126,3 @@ class Admission:
             )
 
         return RequestOutput(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, notified)
-
-
-def _client_trace_context(context: Context) -> TraceContext | None:
-    """What the client sent: a router that does not trace the request hands it on as it is."""
-    metadata = dict(context.invocation_metadata() or ())
-    traceparent = metadata.get("traceparent")
-    return TraceContext(str(traceparent), str(metadata.get("tracestate", ""))) if traceparent else None

@@ -48,7 +48,13 @@ class InferenceService:
         self._writer = writer
         self._metrics = metrics
         self._limits = Limits.of(engine.model, max_n=config.max_n, max_logprobs=config.max_logprobs)
-        self._admission = Admission(engine.model, self._limits, tokenizer, config.max_request_time_s)
+        self._admission = Admission(
+            engine.model,
+            self._limits,
+            tokenizer,
+            config.max_request_time_s,
+            is_tracing=bool(config.trace_exporters),
+        )
         self._live_request_ids: set[str] = set()
 
     def handler(self) -> grpc.GenericRpcHandler:

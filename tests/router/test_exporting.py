@@ -1,8 +1,11 @@
 """Setting up tracing: what describes the process, and what becomes of settings that are wrong."""
 
 import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from opentelemetry.sdk.trace import Span
 from pagewire_router.tracing.addresses import client_attributes, server_attributes
 from pagewire_router.tracing.exporting import Tracing, open_tracing
@@ -45,6 +48,31 @@ def test_an_exporter_with_wrong_settings_costs_the_traces_alone(
     with caplog.at_level(logging.ERROR):
         assert open_tracing(["otlp_proto_grpc"], "pagewire-router", {}) is None
     assert "cannot be set up: could not convert string to float: 'soon'" in caplog.text
+
+
+def test_spans_go_out_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[str] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            request = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
+            received.append(f"{self.path} {request.resource_spans[0].scope_spans[0].spans[0].name}")
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        tracing = open_tracing(["otlp_proto_http"], "pagewire-router", {})
+        assert tracing is not None
+        tracing.tracer.start_span("x").end()
+        tracing.shutdown()
+        server.shutdown()
+    assert received == ["/v1/traces x"]
 
 
 @pytest.mark.parametrize(
