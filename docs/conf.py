@@ -27,6 +27,9 @@ autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
+# Of blocks that do not say.
+highlight_language = "text"
+
 html_theme = "furo"
 html_title = f"pagewire {release}"
 html_static_path = ["_static"]
