@@ -228,17 +228,16 @@ async def serve(config: RouterConfig, engine: "Engine") -> int:
         address = await server.start()
         opening = asyncio.ensure_future(server.open())
         await asyncio.wait((opening, *ends), return_when=asyncio.FIRST_COMPLETED)
-        if not opening.done():
-            opening.cancel()
-            return 0
-        opening.result()
-        _spare_long_lived_objects()
-        print(f"pagewire-router ready on {address}", flush=True)
-        failing = asyncio.ensure_future(engine.wait_failed())
-        ends.append(failing)
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if failing.done():
-            failing.result()
+        if opening.done():
+            opening.result()
+            _spare_long_lived_objects()
+            print(f"pagewire-router ready on {address}", flush=True)
+            failing = asyncio.ensure_future(engine.wait_failed())
+            ends.append(failing)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if failing.done():
+                failing.result()
+        opening.cancel()
         # Without a parent there is nobody to finish for.
         if not parent_gone.is_set():
             await server.drain()

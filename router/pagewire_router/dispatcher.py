@@ -1,6 +1,7 @@
 """The engine behind the service: shard groups that come and go, the bounded queue, placement, and what moves when."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 MIN_RETRY_S, MAX_RETRY_S = 0.1, 5.0
 """Between which a client is told to come back to a full queue."""
 NO_SHARD_RETRY_S = 1.0
+START_PATIENCE_S = 30.0
 STOP_TIMEOUT_S = 2.0
 
 
@@ -104,10 +106,15 @@ class Dispatcher:
         self._reconcile()
 
     async def wait_ready(self) -> None:
-        """See Engine."""
+        """See Engine. Shards that were given by address are likely to start now too, and are waited for a while."""
         while not self.is_ready:
             self._changed.clear()
             await self._changed.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_PATIENCE_S):
+                while self._has_stragglers():
+                    self._changed.clear()
+                    await self._changed.wait()
 
     async def wait_failed(self) -> None:
         """See Engine."""
@@ -151,6 +158,16 @@ class Dispatcher:
             self.model, self._is_model_known = info, True
             return True
         return False
+
+    def _has_stragglers(self) -> bool:
+        """Whether a shard that was given by address may yet serve this model."""
+        serving = {rank for group in self._groups if group.is_serving for rank in group.ranks}
+        return any(
+            member.address.name is None
+            and member.client not in serving
+            and (member.info is None or member.info.model_digest == self.model.model_digest)
+            for member in self._directory.members
+        )
 
     # Groups.
 

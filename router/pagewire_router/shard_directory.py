@@ -18,7 +18,7 @@ REFRESH_S = 3.0
 INFO_TIMEOUT_S = 2.0
 MIN_RETRY_S, MAX_RETRY_S = 0.02, 0.2
 """Between two questions to a shard that does not answer yet, most likely because it loads its model."""
-SILENCE_IS_NEWS_AFTER_S = 10.0
+SILENCE_IS_NEWS_AFTER_S = 60.0
 """A shard that has not answered for so long is worth a line in the log."""
 GONE_AFTER_S = 10.0
 """A shard that is behind no name any more and has been silent for so long will not be back."""
@@ -27,7 +27,8 @@ GONE_AFTER_S = 10.0
 class ShardMember:
     """One address that has been given or found."""
 
-    def __init__(self, client: ShardClient, now_s: float) -> None:
+    def __init__(self, address: ShardAddress, client: ShardClient, now_s: float) -> None:
+        self.address = address
         self.client = client
         self.is_listed = True
         """It is among the addresses given, or behind a name now."""
@@ -113,7 +114,7 @@ class ShardDirectory:
         listed = {address for addresses in found for address in addresses}
         now_s = asyncio.get_running_loop().time()
         for address in sorted(listed - self._members.keys(), key=lambda address: address.target):
-            member = ShardMember(self._connect(address), now_s)
+            member = ShardMember(address, self._connect(address), now_s)
             self._members[address] = member
             self._asking[member] = asyncio.create_task(self._ask(member))
         for address, member in self._members.items():

@@ -270,10 +270,10 @@ def test_a_second_router_stands_by_until_the_first_is_gone(start_shard: Shards, 
 def test_a_router_ends_when_its_shards_serve_another_model(start_shard: Shards, directory: Path) -> None:
     ours, elsewhere = start_shard("a"), f"unix:{directory}/b.sock"
     with ExitStack() as stack:
-        router, _ = start_router_process(directory, "router", f"{ours.wait_ready()},{elsewhere}", stack)
-        address = router.wait_ready()
+        router, port = start_router_process(directory, "router", f"{ours.wait_ready()},{elsewhere}", stack)
+        eventually(lambda: probe(port, "") == SERVING, f"one shard is enough\n{router.log()}", 60)
         start_shard("b", "--load-format", "dummy", "--seed", "5").wait_ready()
-        with Client(address, timeout_s=60) as client:
+        with Client(f"unix:{directory}/router.sock", timeout_s=60) as client:
             assert client.complete({"prompt_token_ids": PROMPT}, SHORT).outputs[0].token_ids
         kill(ours)
         assert router.process.wait(60) == 1, router.log()
