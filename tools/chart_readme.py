@@ -70,7 +70,8 @@ def main() -> int:
     text = readme.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    assert before and after, f"{readme.name} has lost its markers"
+    if not (before and after):
+        raise SystemExit(f"{readme} has lost its markers")
     written = f"{before}{BEGIN}\n{table((CHART / 'values.yaml').read_text())}\n{END}{after}"
     if "--check" in sys.argv[1:]:
         if written != text:
