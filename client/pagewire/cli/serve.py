@@ -1,9 +1,11 @@
 """`pagewire serve`: a router and its shards, until SIGTERM."""
 
 import argparse
+import os
 from dataclasses import fields
 
 from pagewire.serve.config import ServeConfig
+from pagewire.serve.gpus import visible_gpus
 from pagewire.serve.options import add_model_options
 
 
@@ -79,6 +81,8 @@ def config_from(args: argparse.Namespace) -> ServeConfig:
     given = {field.name: getattr(args, field.name) for field in fields(ServeConfig) if hasattr(args, field.name)}
     if "uds" in given or given.get("private_socket"):
         given.setdefault("metrics_port", None)
+    if given.get("device") != "cpu":
+        given["gpus"] = visible_gpus(os.environ)
     return ServeConfig(**given)
 
 

@@ -6,9 +6,10 @@ its parent is gone, whatever ended the parent.
 """
 
 import asyncio
+import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Self
 
 READY = " ready on "
@@ -29,9 +30,14 @@ class Child:
         self._readers = [asyncio.create_task(self._read_output()), asyncio.create_task(self._read_errors())]
 
     @classmethod
-    async def start(cls, command: Sequence[str]) -> Self:
-        """Starts the command in a process group of its own, so that Ctrl-C reaches the parent alone."""
-        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, process_group=0)
+    async def start(cls, command: Sequence[str], environment: Mapping[str, str]) -> Self:
+        """Starts the command in a process group of its own, so that Ctrl-C reaches the parent alone.
+
+        environment: beside that of this process.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, process_group=0, env={**os.environ, **environment}
+        )
         return cls(process)
 
     async def wait(self) -> int:

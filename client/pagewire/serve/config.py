@@ -39,6 +39,8 @@ class ServeConfig:
     """Copies of the model."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    gpus: tuple[str, ...] = ()
+    """GPUs to share out among the shards, as CUDA_VISIBLE_DEVICES names them; one or none: nothing to share out."""
     dtype: str = "auto"
     """Element type of weights: auto, float32, bfloat16 or float16."""
     max_model_len: int | None = None

@@ -14,14 +14,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pagewire.serve.child import Child
 from pagewire.serve.commands import RouterCommand, ShardCommand, router_command, shard_command
 from pagewire.serve.config import ServeConfig
+from pagewire.serve.gpus import shard_environment
 from pagewire.serve.sockets import private_directory
 
 STDIN = 0
@@ -43,11 +44,13 @@ class _Role:
 
     name: str
     command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Beside that of this process."""
     child: Child | None = None
     keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> Child:
-        self.child = await Child.start(self.command)
+        self.child = await Child.start(self.command, self.environment)
         return self.child
 
 
@@ -111,7 +114,8 @@ class Supervisor:
                 address = f"unix:{directory / f'shard-{replica}-{tp_rank}.sock'}"
                 addresses.append(address)
                 command = self._shard_command(self._config, replica, tp_rank, address)
-                self._shards.append(_Role(f"shard {replica}.{tp_rank}", command))
+                environment = shard_environment(len(self._shards), self._config.gpus)
+                self._shards.append(_Role(f"shard {replica}.{tp_rank}", command, environment))
         listen = f"unix:{directory / 'pagewire.sock'}" if self._config.private_socket else self._config.listen
         self._router.command = self._router_command(self._config, addresses, listen)
         return addresses

@@ -1,0 +1,22 @@
+"""Which GPU each shard of `pagewire serve` sees: one of its own, as long as there are enough."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+"""The driver keeps a folder for each. Asking CUDA itself would take seconds and memory on every GPU."""
+
+
+def visible_gpus(environment: Mapping[str, str], driver_folder: Path = NVIDIA_GPUS) -> tuple[str, ...]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them; empty: there are none."""
+    named = environment.get(VISIBLE)
+    if named is not None:
+        return tuple(name for word in named.split(",") if (name := word.strip()))
+    return tuple(str(i) for i, _ in enumerate(driver_folder.iterdir())) if driver_folder.is_dir() else ()
+
+
+def shard_environment(shard: int, gpus: Sequence[str]) -> dict[str, str]:
+    """What the shard's environment has beside this process's: its GPU. Shards beyond the last GPU share, from the
+    first on."""
+    return {VISIBLE: gpus[shard % len(gpus)]} if len(gpus) > 1 else {}
