@@ -149,7 +149,7 @@ def kill(shard: Service) -> None:
 async def test_groups_join_and_leave_and_lose_no_token(
     start_shard: Shards, start_router: Callable[..., Awaitable[Router]], reference: ReferenceModel
 ) -> None:
-    shards = {name: start_shard(name) for name in ("a", "b")}
+    shards = {name: start_shard(name) for name in ("a", "b", "later")}
     addresses = {name: shard.wait_ready() for name, shard in shards.items()}
     router = await start_router(addresses["a"])
     async with opened(router) as client:
@@ -180,9 +180,8 @@ async def test_groups_join_and_leave_and_lose_no_token(
             await client.complete({"prompt_token_ids": PROMPT}, SHORT)
         assert refused.value.retry_after_s
 
-        again = start_shard("again")
-        router.names.addresses.append(again.wait_ready())
-        await router.until_groups("again")
+        router.names.addresses.append(addresses["later"])
+        await router.until_groups("later")
         assert (await client.complete({"prompt_token_ids": PROMPT}, SHORT)).outputs[0].token_ids == tokens[:4]
 
 
