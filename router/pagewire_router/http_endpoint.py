@@ -5,8 +5,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 MAX_HEADER_BYTES = 16 * 1024
-TIMEOUT_S = 5.0
-"""A client that has not sent its request by then is dropped."""
+REQUEST_TIMEOUT_S = 30.0
+"""A client that has not sent its request by then is dropped. A busy machine takes seconds to read one, too."""
 
 Page = Callable[[], tuple[HTTPStatus, str, bytes]]
 """Makes one page: status, content type, body."""
@@ -34,7 +34,7 @@ class HttpEndpoint:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 header = await reader.readuntil(b"\r\n\r\n")
                 writer.write(self._response(header))
                 await writer.drain()

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 MAX_HEAD_BYTES = 16 << 10
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 30.0
+"""A client that has not sent its request by then is dropped. A busy machine takes seconds to read one, too."""
 
 
 class HttpEndpoint:

@@ -211,7 +211,7 @@ def num_blocks_of(shard_address: str) -> int:
 
 def read_metrics(port: int) -> dict[str, float]:
     """The samples of a /metrics page on this machine, by name and labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
         lines = response.read().decode().splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
     return {name: float(value) for name, value in pairs}
