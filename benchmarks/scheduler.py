@@ -20,8 +20,8 @@ from ideal_shard import IdealShard
 from machine import print_table, save_result
 from pagewire.v1 import shard_pb2
 from pagewire_router.request import Request, SamplingParams
-from pagewire_router.scheduler import Scheduler
-from pagewire_router.step_records import GroupLimits
+from pagewire_router.scheduling.scheduler import Scheduler
+from pagewire_router.scheduling.step_records import GroupLimits
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 1 << 20

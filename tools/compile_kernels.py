@@ -6,7 +6,7 @@ Called by the set-up. Other models compile what they need when they are first se
 from pathlib import Path
 
 from pagewire_shard.config import ShardConfig
-from pagewire_shard.model_source import resolve_model
+from pagewire_shard.loading.model_source import resolve_model
 from pagewire_shard.startup import build_engine
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pagewire_shard.config import ShardConfig
-from pagewire_shard.model_source import resolve_model
+from pagewire_shard.loading.model_source import resolve_model
 from pagewire_shard.startup import build_engine
 
 from gpu_parts.engine_driver import Driver

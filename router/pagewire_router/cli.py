@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pagewire_router.config import LOG_LEVELS, RouterConfig, default_tokenizer_threads
-from pagewire_router.shard_resolver import dns_name
-from pagewire_router.trace_settings import trace_exporters
+from pagewire_router.groups.shard_resolver import dns_name
+from pagewire_router.tracing.settings import trace_exporters
 
 NEEDS = (
     ("--tls-cert", "--tls-key"),
@@ -195,7 +195,7 @@ def _limit(text: str) -> float:
 
 
 async def _serve_shards(config: RouterConfig) -> int:
-    from pagewire_router.dispatcher import Dispatcher
+    from pagewire_router.groups.dispatcher import Dispatcher
 
     return await serve(config, Dispatcher(config))
 
@@ -212,8 +212,8 @@ async def serve(config: RouterConfig, engine: "Engine") -> int:
     """Runs the router until it is told to stop; returns the exit status."""
     from pagewire_router.errors import RouterError
     from pagewire_router.parent_watch import watch_parent
-    from pagewire_router.server import RouterServer, ServerError
-    from pagewire_router.tls import TlsError
+    from pagewire_router.service.server import RouterServer, ServerError
+    from pagewire_router.service.tls import TlsError
 
     told_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -6,7 +6,7 @@ from typing import Protocol
 from pagewire.v1 import shard_pb2
 from prometheus_client.registry import Collector
 
-from pagewire_router.histogram import Histogram
+from pagewire_router.metrics.histogram import Histogram
 from pagewire_router.request import Request
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from pagewire_shard.config import Device, Dtype, LoadFormat, ShardConfig
-from pagewire_shard.trace_settings import trace_exporters
+from pagewire_shard.tracing.settings import trace_exporters
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 DEFAULTS = ShardConfig(model="demo", model_name="demo")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def config_from(arguments: argparse.Namespace) -> ShardConfig:
     """The configuration of a command line. Raises BadOption for what this shard does not serve."""
     from pagewire_shard.errors import BadOption
-    from pagewire_shard.model_source import model_name
+    from pagewire_shard.loading.model_source import model_name
 
     if arguments.tp_size != 1 or arguments.tp_rank != 0 or arguments.rendezvous:
         raise BadOption(

@@ -10,10 +10,10 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from pagewire_shard.errors import StreamError
-from pagewire_shard.execute_service import ExecuteService
 from pagewire_shard.histogram import render
-from pagewire_shard.lease import Lease
-from pagewire_shard.step_stats import StepStats
+from pagewire_shard.service.execute_service import ExecuteService
+from pagewire_shard.service.lease import Lease
+from pagewire_shard.stepping.step_stats import StepStats
 from pagewire_shard.version import version
 
 COUNTERS = (

@@ -14,14 +14,14 @@ import uvloop
 
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import ModelError
-from pagewire_shard.model_source import model_digest, resolve_model
+from pagewire_shard.loading.model_source import model_digest, resolve_model
 from pagewire_shard.parent_watch import watch_parent
-from pagewire_shard.step_engine import StepEngine
-from pagewire_shard.step_observer import StepObserver
-from pagewire_shard.step_thread import StepThread
+from pagewire_shard.stepping.step_engine import StepEngine
+from pagewire_shard.stepping.step_observer import StepObserver
+from pagewire_shard.stepping.step_thread import StepThread
 
 if TYPE_CHECKING:
-    from pagewire_shard.server import ShardServer
+    from pagewire_shard.service.server import ShardServer
     from pagewire_shard.tracing.exporting import Tracing
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _build(config: ShardConfig, model_dir: "Future[Path]") -> StepEngine[Any]:
 
 
 async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThread) -> None:
-    from pagewire_shard.server import ShardServer
+    from pagewire_shard.service.server import ShardServer
 
     shutdown = Shutdown(config)
     server = ShardServer(config, model_dir, steps)

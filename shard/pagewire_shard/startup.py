@@ -11,16 +11,16 @@ from pagewire_kernels import kv_cache
 
 from pagewire_shard.block_pool import BlockPool
 from pagewire_shard.config import ShardConfig
-from pagewire_shard.decode_graphs import graph_sizes
-from pagewire_shard.device_state import DeviceState
 from pagewire_shard.engine import Engine
 from pagewire_shard.errors import BadOption, PoolTooSmall
-from pagewire_shard.forward_batch import KVCache
-from pagewire_shard.model_loader import LoadedModel, load_model
-from pagewire_shard.model_runner import ModelRunner
-from pagewire_shard.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from pagewire_shard.execution.decode_graphs import graph_sizes
+from pagewire_shard.execution.device_state import DeviceState
+from pagewire_shard.execution.forward_batch import KVCache
+from pagewire_shard.execution.model_runner import ModelRunner
+from pagewire_shard.execution.warm_up import run_largest_step, warm_up
+from pagewire_shard.loading.model_loader import LoadedModel, load_model
 from pagewire_shard.runner import Runner
-from pagewire_shard.warm_up import run_largest_step, warm_up
+from pagewire_shard.service.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 MAX_LOGPROBS = 20
 CPU_POOL_BYTES = 2 << 30
@@ -100,7 +100,7 @@ def _runner(
 ) -> Runner:
     if state.device.type == "cpu":
         return ModelRunner(loaded.model, state, caches, limits.block_size)
-    from pagewire_shard.gpu_runner import gpu_runner
+    from pagewire_shard.execution.gpu_runner import gpu_runner
 
     runner = gpu_runner(loaded.model, state, caches, limits.block_size, _graph_sizes(config))
     # Loads the kernels of mixed steps, and takes the memory that they need from here on.
@@ -147,7 +147,7 @@ def _too_small(config: ShardConfig, limits: Limits, available: int, num_blocks: 
 
 
 def _gpu_pool_bytes(config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState) -> int:
-    from pagewire_shard.gpu_memory import bytes_left_for_caches
+    from pagewire_shard.execution.gpu_memory import bytes_left_for_caches
 
     try:
         return bytes_left_for_caches(

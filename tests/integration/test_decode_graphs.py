@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 import torch
 from model_world import MakeRunner
-from pagewire_router.sequence import SequenceGroup
-from pagewire_shard.decode_graphs import CpuCapturer, graph_sizes
-from pagewire_shard.device_state import STOP_REASON, DeviceState
-from pagewire_shard.gpu_runner import GraphRunner
-from pagewire_shard.host_transfer import CpuDownlink, CpuUplink
+from pagewire_router.scheduling.sequence import SequenceGroup
+from pagewire_shard.execution.decode_graphs import CpuCapturer, graph_sizes
+from pagewire_shard.execution.device_state import STOP_REASON, DeviceState
+from pagewire_shard.execution.gpu_runner import GraphRunner
+from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink
 from reference_model import Comparison
 from scheduling_world import output
 from subject import NUM_TOKENS, Subject

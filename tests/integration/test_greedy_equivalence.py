@@ -3,7 +3,7 @@
 import pytest
 from model_world import ModelWorld
 from pagewire.v1 import inference_pb2
-from pagewire_router.sequence import SequenceGroup
+from pagewire_router.scheduling.sequence import SequenceGroup
 from random_models import family_configs, random_prompts
 from reference_model import Comparison, Expected
 from scheduling_world import output

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pagewire.v1 import shard_pb2
 from pagewire_router.errors import RequestTooLong
-from pagewire_router.sequence import SequenceGroup
-from pagewire_router.step_records import GroupLimits
+from pagewire_router.scheduling.sequence import SequenceGroup
+from pagewire_router.scheduling.step_records import GroupLimits
 from scheduling_world import World, expected_output, make_request, output
 
 

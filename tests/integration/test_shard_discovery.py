@@ -17,10 +17,10 @@ from cluster import Service, eventually, free_port
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pagewire import AsyncClient, Client, SamplingParams, TokenDelta, Unavailable
 from pagewire.retry import NEVER, RetryPolicy
-from pagewire_router import shard_directory
 from pagewire_router.config import RouterConfig
-from pagewire_router.dispatcher import Dispatcher
-from pagewire_router.server import RouterServer
+from pagewire_router.groups import shard_directory
+from pagewire_router.groups.dispatcher import Dispatcher
+from pagewire_router.service.server import RouterServer
 from random_models import random_prompts
 from reference_model import Comparison, ReferenceModel
 

@@ -12,9 +12,9 @@ import tokenizers
 from pagewire.v1 import inference_pb2, inference_pb2_grpc, shard_pb2
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import RouterError
-from pagewire_router.histogram import Histogram
+from pagewire_router.metrics.histogram import Histogram
 from pagewire_router.request import Request
-from pagewire_router.server import RouterServer
+from pagewire_router.service.server import RouterServer
 from prometheus_client import CollectorRegistry
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 from pagewire.v1 import shard_pb2
 from pagewire_router.errors import DeadlineExceeded
-from pagewire_router.group_loop import GroupLoop
+from pagewire_router.groups.group_loop import GroupLoop
 from scheduling_world import NullSink, make_request
 
 INFO = shard_pb2.ShardInfo(

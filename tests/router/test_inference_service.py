@@ -9,8 +9,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from pagewire.v1 import inference_pb2
 from pagewire_router.errors import DeadlineExceeded, QueueFull, Unavailable
+from pagewire_router.text.tokenizer import Tokenizer
 from pagewire_router.timeline import TraceContext
-from pagewire_router.tokenizer import Tokenizer
 
 FINISH = inference_pb2.FinishReason
 

@@ -9,9 +9,9 @@ import grpc
 import pagewire_shard.histogram
 import pytest
 from pagewire.v1 import inference_pb2
-from pagewire_router import histogram
 from pagewire_router.errors import Unavailable
-from pagewire_router.histogram import Histogram, bounds_between, bounds_of_counts, render
+from pagewire_router.metrics import histogram
+from pagewire_router.metrics.histogram import Histogram, bounds_between, bounds_of_counts, render
 from prometheus_client.parser import text_string_to_metric_families
 
 PAGE = b"GET /metrics HTTP/1.1\r\n\r\n"

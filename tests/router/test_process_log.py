@@ -8,7 +8,7 @@ import grpc
 import pytest
 from pagewire_router.errors import DeadlineExceeded
 from pagewire_router.process_log import GRPC_LOGGER, is_worth_logging
-from pagewire_router.rpc_status import abort
+from pagewire_router.service.rpc_status import abort
 
 MAX_CALLS = 3000
 

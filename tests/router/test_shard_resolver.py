@@ -4,7 +4,7 @@ import asyncio
 import socket
 
 import pytest
-from pagewire_router.shard_resolver import DnsResolver, dns_name
+from pagewire_router.groups.shard_resolver import DnsResolver, dns_name
 
 
 async def test_a_name_stands_for_all_its_addresses():

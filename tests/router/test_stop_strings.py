@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from pagewire_router.stop_strings import StopStrings
+from pagewire_router.text.stop_strings import StopStrings
 
 TEXT = st.text("ab\n", max_size=20)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=5), min_size=1, max_size=3).map(tuple)

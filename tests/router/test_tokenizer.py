@@ -4,9 +4,9 @@ import json
 
 import pytest
 import transformers
-from pagewire_router.chat_template import ChatTemplateError, ChatTemplates
-from pagewire_router.tokenizer import MAX_INLINE_CHARS, Tokenizer
-from pagewire_router.tokenizer_files import TokenizerFilesError, chat_templates, special_tokens
+from pagewire_router.text.chat_template import ChatTemplateError, ChatTemplates
+from pagewire_router.text.tokenizer import MAX_INLINE_CHARS, Tokenizer
+from pagewire_router.text.tokenizer_files import TokenizerFilesError, chat_templates, special_tokens
 
 TEXTS = [
     "",

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-import pagewire_router.trace_settings
-import pagewire_shard.trace_settings
+import pagewire_router.tracing.settings
+import pagewire_shard.tracing.settings
 import pytest
 
 OTLP = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
@@ -30,7 +30,7 @@ CASES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize(
     "trace_exporters",
-    [pagewire_router.trace_settings.trace_exporters, pagewire_shard.trace_settings.trace_exporters],
+    [pagewire_router.tracing.settings.trace_exporters, pagewire_shard.tracing.settings.trace_exporters],
     ids=["router", "shard"],
 )
 @pytest.mark.parametrize("case", CASES)

@@ -15,8 +15,8 @@ import pytest
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import PlanRefused
-from pagewire_shard.server import ShardServer
-from pagewire_shard.step_thread import StepThread
+from pagewire_shard.service.server import ShardServer
+from pagewire_shard.stepping.step_thread import StepThread
 
 TIMEOUT_S = 10.0
 

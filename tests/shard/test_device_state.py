@@ -4,7 +4,7 @@ import pytest
 import torch
 from pagewire.v1 import shard_pb2
 from pagewire_shard.block_hash import root_digest
-from pagewire_shard.device_state import (
+from pagewire_shard.execution.device_state import (
     MAX_LEN,
     MIN_LEN,
     NUM_COMPUTED,
@@ -18,11 +18,11 @@ from pagewire_shard.device_state import (
     TOP_P,
     DeviceState,
 )
-from pagewire_shard.host_transfer import CpuUplink
+from pagewire_shard.execution.host_transfer import CpuUplink
+from pagewire_shard.execution.step_report import EMPTY
+from pagewire_shard.execution.warm_up import run_largest_step
 from pagewire_shard.runner import RunBatch
 from pagewire_shard.sequence import Sequence
-from pagewire_shard.step_report import EMPTY
-from pagewire_shard.warm_up import run_largest_step
 
 CPU = torch.device("cpu")
 

@@ -12,13 +12,13 @@ import torch
 import transformers
 from model_world import MakeRunner, ModelWorld
 from pagewire.v1 import inference_pb2
-from pagewire_router.sequence import SequenceGroup
+from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_shard.config import ShardConfig
-from pagewire_shard.device_state import STOP_REASON
 from pagewire_shard.errors import PoolTooSmall
-from pagewire_shard.model_loader import load_model
+from pagewire_shard.execution.device_state import STOP_REASON
+from pagewire_shard.execution.warm_up import warm_up
+from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.startup import build_engine
-from pagewire_shard.warm_up import warm_up
 from random_models import family_configs, random_prompts
 from reference_model import Comparison, ReferenceModel
 from scheduling_world import output
@@ -37,7 +37,7 @@ BFLOAT16_TIE = 0.25
 
 def gpu_runner(sizes: tuple[int, ...] = SIZES) -> MakeRunner:
     """Deferred: the module needs CUDA when it makes a runner, and Triton."""
-    from pagewire_shard.gpu_runner import gpu_runner
+    from pagewire_shard.execution.gpu_runner import gpu_runner
 
     return partial(gpu_runner, sizes=sizes)
 
@@ -275,7 +275,7 @@ def test_steps_take_time_on_the_device_and_say_so(llama: Subject) -> None:
 
 
 def test_uploads_outlive_a_device_that_is_behind() -> None:
-    from pagewire_shard.pinned_transfer import PinnedUplink
+    from pagewire_shard.execution.pinned_transfer import PinnedUplink
 
     uplink = PinnedUplink(CUDA, num_buffers=3, buffer_bytes=4096)
     out = torch.zeros(100, dtype=torch.int64, device=CUDA)

@@ -14,8 +14,8 @@ import pytest
 from cluster import eventually, free_port
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pagewire_shard.errors import BadOption
-from pagewire_shard.server import ShardServer
-from pagewire_shard.step_thread import StepThread
+from pagewire_shard.service.server import ShardServer
+from pagewire_shard.stepping.step_thread import StepThread
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -2,7 +2,7 @@
 
 import pytest
 from pagewire_shard.errors import LeaseHeld, LeaseLost, StaleEpoch
-from pagewire_shard.lease import EpochId, Lease
+from pagewire_shard.service.lease import EpochId, Lease
 
 
 class Clock:

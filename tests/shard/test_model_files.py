@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 import pytest
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
-from pagewire_shard import model_files
 from pagewire_shard.errors import CorruptTokenizer
-from pagewire_shard.model_files import chunk_messages, collect_model_files
+from pagewire_shard.service import model_files
+from pagewire_shard.service.model_files import chunk_messages, collect_model_files
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 TEXTS = ["The capital of France is Paris.", "  two  spaces\n and a line", "naïve café 日本語 🙂", "<s> </s>", ""]
@@ -103,8 +103,8 @@ async def test_files_and_info_are_served(serve_shard, model_dir):
 
 
 async def test_files_are_served_while_the_model_loads(config, model_dir, fake_engine):
-    from pagewire_shard.server import ShardServer
-    from pagewire_shard.step_thread import StepThread
+    from pagewire_shard.service.server import ShardServer
+    from pagewire_shard.stepping.step_thread import StepThread
 
     steps = StepThread(fake_engine)  # not started: the engine is never built
     found: Future[Path] = Future()

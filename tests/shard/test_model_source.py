@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from pagewire_shard.errors import ModelNotFound
-from pagewire_shard.model_source import model_digest, model_name, resolve_model
+from pagewire_shard.loading.model_source import model_digest, model_name, resolve_model
 
 
 def write_safetensors(path: Path, data: bytes) -> None:

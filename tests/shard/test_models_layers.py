@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pagewire_shard.hf_config import read_hf_config
 from pagewire_shard.layers import linear
 from pagewire_shard.layers.rotary import cos_sin_cache
+from pagewire_shard.loading.hf_config import read_hf_config
 from pagewire_shard.models.rope import read_rope
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

@@ -7,10 +7,10 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from pagewire.v1 import shard_pb2
-from pagewire_shard import plan_stream
 from pagewire_shard.errors import PlanRefused
-from pagewire_shard.execute_service import LATE_TIMER_S, watch_lease
-from pagewire_shard.lease import Lease
+from pagewire_shard.service import plan_stream
+from pagewire_shard.service.execute_service import LATE_TIMER_S, watch_lease
+from pagewire_shard.service.lease import Lease
 
 
 def error_info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:

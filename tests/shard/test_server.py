@@ -8,8 +8,8 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pagewire_shard.errors import BadOption
-from pagewire_shard.http_endpoint import MAX_HEAD_BYTES
-from pagewire_shard.server import SERVER_OPTIONS
+from pagewire_shard.service.http_endpoint import MAX_HEAD_BYTES
+from pagewire_shard.service.server import SERVER_OPTIONS
 
 
 async def fetch(port: int, request: bytes) -> tuple[str, str]:

@@ -7,8 +7,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pagewire.v1 import shard_pb2
-from pagewire_shard import step_loop
-from pagewire_shard.step_thread import StepThread
+from pagewire_shard.stepping import step_loop
+from pagewire_shard.stepping.step_thread import StepThread
 
 
 class ListSink:

@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from pagewire.v1 import shard_pb2
 from pagewire_kernels import kv_cache
-from pagewire_router.scheduler import GroupLimits, Scheduler
-from pagewire_router.sequence import Sequence, SequenceGroup
+from pagewire_router.scheduling.scheduler import GroupLimits, Scheduler
+from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 from pagewire_shard.block_pool import BlockPool
-from pagewire_shard.device_state import DeviceState
 from pagewire_shard.engine import Engine, PendingStep
-from pagewire_shard.forward_batch import KVCache
-from pagewire_shard.model_runner import ModelRunner
+from pagewire_shard.execution.device_state import DeviceState
+from pagewire_shard.execution.forward_batch import KVCache
+from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.runner import Runner
 from scheduling_world import make_request

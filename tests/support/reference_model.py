@@ -11,7 +11,7 @@ import torch
 import transformers
 from pagewire_kernels.sample import SamplingBatch, reference
 from pagewire_router.request import Request, SamplingParams
-from pagewire_router.sequence import sequence_seed
+from pagewire_router.scheduling.sequence import sequence_seed
 
 NEAR_TIE = 1e-4
 

@@ -9,9 +9,9 @@ from collections import deque
 
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_router.request import Request, SamplingParams
-from pagewire_router.scheduler import Scheduler
-from pagewire_router.sequence import SequenceGroup, sequence_seed
-from pagewire_router.step_records import GroupLimits
+from pagewire_router.scheduling.scheduler import Scheduler
+from pagewire_router.scheduling.sequence import SequenceGroup, sequence_seed
+from pagewire_router.scheduling.step_records import GroupLimits
 from pagewire_shard.block_pool import BlockPool
 from pagewire_shard.engine import Engine, PendingStep
 from pagewire_shard.runner import RunBatch, StepTokens

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 from model_world import CPU, MakeRunner, ModelWorld
-from pagewire_router.scheduler import GroupLimits
-from pagewire_shard.model_loader import load_model
-from pagewire_shard.model_runner import ModelRunner
+from pagewire_router.scheduling.scheduler import GroupLimits
+from pagewire_shard.execution.model_runner import ModelRunner
+from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.models.decoder import Decoder
 from random_models import MAX_LEN, family_configs, random_model, random_prompts
 from reference_model import Expected, ReferenceModel

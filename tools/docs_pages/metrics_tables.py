@@ -38,11 +38,11 @@ def page() -> str:
 def router_metrics() -> str:
     """What a router with one shard group says."""
     from pagewire_router.config import RouterConfig
-    from pagewire_router.engine_metrics import EngineMetrics
-    from pagewire_router.group_loop import GroupLoop
-    from pagewire_router.metrics import Metrics
-    from pagewire_router.server_metrics import ServerMetrics
-    from pagewire_router.step_stats import StepStats
+    from pagewire_router.groups.group_loop import GroupLoop
+    from pagewire_router.groups.step_stats import StepStats
+    from pagewire_router.metrics.engine_metrics import EngineMetrics
+    from pagewire_router.metrics.request_metrics import Metrics
+    from pagewire_router.metrics.server_metrics import ServerMetrics
 
     stats = StepStats()
     group = GroupLoop(
@@ -60,10 +60,10 @@ def shard_metrics() -> str:
 
 
 async def _shard_metrics() -> str:
-    from pagewire_shard.execute_service import ExecuteService
-    from pagewire_shard.lease import Lease
     from pagewire_shard.metrics import ShardMetrics
-    from pagewire_shard.step_thread import StepThread
+    from pagewire_shard.service.execute_service import ExecuteService
+    from pagewire_shard.service.lease import Lease
+    from pagewire_shard.stepping.step_thread import StepThread
 
     def never_built() -> NoReturn:
         raise AssertionError("the thread is not started")

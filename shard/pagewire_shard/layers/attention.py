@@ -7,7 +7,7 @@ from pagewire_kernels.paged_attention import paged_attention
 from pagewire_kernels.reshape_and_cache import reshape_and_cache
 from pagewire_kernels.rotary_and_cache import rotary_and_cache
 
-from pagewire_shard.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.linear import Linear
 from pagewire_shard.layers.norm import Norm, RmsNorm
 from pagewire_shard.models.spec import DecoderSpec, LayerSpec

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from pagewire_shard.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.attention import Attention
 from pagewire_shard.layers.norm import Norm
 

@@ -6,7 +6,7 @@ between passes but the KV caches, which the runner owns.
 
 import torch
 
-from pagewire_shard.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.attention import Attention
 from pagewire_shard.layers.block import (
     Block,

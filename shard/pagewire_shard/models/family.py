@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.spec import Activation, DecoderSpec
 

@@ -1,6 +1,6 @@
 """GPT-2: layer norms with bias, learned positions, plain MLP, matrices stored transposed, qkv already merged."""
 
-from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.family import Family, read_activation, refuse
 from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec

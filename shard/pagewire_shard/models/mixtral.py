@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.family import Family, read_activation, read_window
 from pagewire_shard.models.llama import DEFAULT_SLIDING_WINDOW, LLAMA_NAMES, llama_spec
 from pagewire_shard.models.spec import DecoderSpec, MoeSpec

@@ -3,7 +3,7 @@
 The 350m model norms after each block instead of before, has no final norm, and embeds tokens in a narrower space.
 """
 
-from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.family import Family, read_activation, refuse
 from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec

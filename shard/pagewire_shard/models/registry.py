@@ -1,7 +1,7 @@
 """Which family reads which architecture."""
 
 from pagewire_shard.errors import UnsupportedArchitecture
-from pagewire_shard.hf_config import HFConfig
+from pagewire_shard.loading.hf_config import HFConfig
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.gpt2 import GPT2
 from pagewire_shard.models.llama import LLAMA, MISTRAL

@@ -2,7 +2,7 @@
 
 import math
 
-from pagewire_shard.hf_config import ConfigFields
+from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.spec import RopeSpec
 
 DEFAULT_THETA = 10000.0

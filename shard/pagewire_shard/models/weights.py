@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 
 from pagewire_shard.layers.linear import Linear, PlainLinear
+from pagewire_shard.loading.precision import Precision
 from pagewire_shard.models.parameters import Parameter
-from pagewire_shard.precision import Precision
 
 NormWeights = tuple[torch.Tensor, torch.Tensor | None]
 

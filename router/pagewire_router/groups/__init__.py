@@ -1,0 +1,1 @@
+"""Shard groups: found, driven, chosen between, and recovered from."""

@@ -1,0 +1,308 @@
+"""The engine behind the service: shard groups that come and go, the bounded queue, placement, and what moves when."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Coroutine, Mapping
+
+import grpc
+from pagewire.v1 import shard_pb2
+
+from pagewire_router.config import RouterConfig
+from pagewire_router.errors import QueueFull, RequestTooLong, Unavailable
+from pagewire_router.groups.group_loop import GroupLoop
+from pagewire_router.groups.placement import place
+from pagewire_router.groups.shard_client import ShardClient, describe, geometry
+from pagewire_router.groups.shard_directory import REFRESH_S, ShardDirectory, ShardMember
+from pagewire_router.groups.shard_resolver import Resolver, ShardAddress
+from pagewire_router.groups.step_stats import StepStats
+from pagewire_router.metrics.engine_metrics import EngineMetrics
+from pagewire_router.request import Request
+from pagewire_router.service.tls import channel_credentials
+
+logger = logging.getLogger(__name__)
+
+MIN_RETRY_S, MAX_RETRY_S = 0.1, 5.0
+"""Between which a client is told to come back to a full queue."""
+NO_SHARD_RETRY_S = 1.0
+START_PATIENCE_S = 30.0
+STOP_TIMEOUT_S = 2.0
+
+
+class Dispatcher:
+    """Implements Engine (see engine.py) over real shards."""
+
+    def __init__(self, config: RouterConfig, *, resolver: Resolver | None = None, refresh_s: float = REFRESH_S) -> None:
+        """resolver and refresh_s: how names of shards are looked up, and how often."""
+        self._credentials = (
+            channel_credentials(config.shard_tls_ca, config.shard_tls_cert, config.shard_tls_key)
+            if config.shard_tls_ca is not None
+            else None
+        )
+        self.model = shard_pb2.ShardInfo()
+        self.files: Mapping[str, bytes] = {}
+        self.stats = StepStats()
+        self._config = config
+        self._router_id = f"router-{secrets.token_hex(4)}"
+        self._groups: list[GroupLoop] = []
+        self.collector = EngineMetrics(self._groups, self.stats)
+        self.histograms = (self.stats.round_trip_s,)
+        self._directory = ShardDirectory(
+            config.shards, self._connect, self._reconcile, resolver=resolver, refresh_s=refresh_s
+        )
+        self._looking: asyncio.Task[None] | None = None
+        self._running: dict[GroupLoop, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._is_model_known = False
+        self._is_draining = False
+        self._is_stopping = False
+        self._failure: asyncio.Future[None] | None = None
+
+    @property
+    def groups(self) -> list[GroupLoop]:
+        """The shard groups, serving or not."""
+        return self._groups
+
+    @property
+    def is_ready(self) -> bool:
+        """A step would run."""
+        return not self._is_draining and bool(self._able())
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait to be admitted."""
+        return sum(len(group.scheduler.waiting) for group in self._groups)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that were admitted."""
+        return sum(len(group.scheduler.running) for group in self._groups)
+
+    def submit(self, request: Request) -> None:
+        """See Engine."""
+        if self._is_draining:
+            raise Unavailable("the router drains", retry_after_s=1.0)
+        self._check_room(request)
+        place(request, self._usable()).submit(request)
+
+    def abort(self, request: Request) -> None:
+        """See Engine."""
+        for group in self._groups:
+            group.abort(request)
+
+    async def start(self) -> None:
+        """See Engine."""
+        if self._credentials is not None:
+            self._credentials.open()
+        self._failure = asyncio.get_running_loop().create_future()
+        self._looking = asyncio.create_task(self._directory.run(), name="shard directory")
+        while not self._is_model_known:
+            self._changed.clear()
+            if not await self._learn_model():
+                await self._changed.wait()
+        self._reconcile()
+
+    async def wait_ready(self) -> None:
+        """See Engine. Shards that were given by address are likely to start now too, and are waited for a while."""
+        while not self.is_ready:
+            self._changed.clear()
+            await self._changed.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_PATIENCE_S):
+                while self._has_stragglers():
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    async def wait_failed(self) -> None:
+        """See Engine."""
+        assert self._failure is not None
+        await asyncio.shield(self._failure)
+
+    async def drain(self, grace_s: float) -> None:
+        """See Engine."""
+        self._is_draining = True
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + grace_s
+        while (self.num_waiting or self.num_running) and loop.time() < end_s:
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """See Engine."""
+        self._is_draining = self._is_stopping = True
+        for group in list(self._groups):
+            group.fail_all(Unavailable("the router stops", retry_after_s=NO_SHARD_RETRY_S))
+            self._retire(group)
+        await asyncio.gather(*self._ending)
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        await self._directory.close()
+
+    def _connect(self, address: ShardAddress) -> ShardClient:
+        return ShardClient(address.target, name=address.name, credentials=self._credentials)
+
+    async def _learn_model(self) -> bool:
+        """Takes the first model that a shard serves for the one of this router; False: none does yet."""
+        for member in self._directory.members:
+            info = member.info
+            if info is None:
+                continue
+            try:
+                self.files = await member.client.get_model_files()
+            except (grpc.RpcError, Unavailable) as error:
+                logger.warning("no model files from shard %s: %s", member.client.address, describe(error))
+                continue
+            self.model, self._is_model_known = info, True
+            return True
+        return False
+
+    def _has_stragglers(self) -> bool:
+        """Whether a shard that was given by address may yet serve this model."""
+        serving = {rank for group in self._groups if group.is_serving for rank in group.ranks}
+        return any(
+            member.address.name is None
+            and member.client not in serving
+            and (member.info is None or member.info.model_digest == self.model.model_digest)
+            for member in self._directory.members
+        )
+
+    # Groups.
+
+    def _reconcile(self) -> None:
+        """Brings the groups in line with the shards there are. Runs after every change, and every few seconds."""
+        self._changed.set()
+        if not self._is_model_known or self._is_stopping:
+            return
+        for members in self._directory.complete_groups(self.model.model_digest).values():
+            self._settle(members)
+        self._move_requests()
+        self._end_expired()
+        self._drop_gone()
+        self._check_model()
+
+    def _settle(self, members: list[ShardMember]) -> None:
+        """Sees to it that a complete group is driven. One that serves is left alone."""
+        info = members[0].info
+        assert info is not None
+        current = next((group for group in self._groups if group.info.group_id == info.group_id), None)
+        ranks = [member.client for member in members]
+        if current is not None and (
+            current.is_serving or (current.ranks == ranks and geometry(current.info) == geometry(info))
+        ):
+            return
+        group = GroupLoop(
+            ranks,
+            info,
+            router_id=self._router_id,
+            max_inflight=self._config.max_inflight,
+            on_change=self._on_change,
+            on_step=self.stats.add,
+        )
+        self._groups.append(group)
+        self._running[group] = asyncio.create_task(group.run(), name=f"shard group {info.group_id}")
+        if current is not None:
+            group.is_expected_back = current.is_expected_back
+            self._move(current, [group])
+            self._retire(current)
+
+    def _drop_gone(self) -> None:
+        """Gives up groups whose shards are gone. Requests wait on while a shard is listed that may yet take over."""
+        members, now_s = self._directory.members, asyncio.get_running_loop().time()
+        gone = {member.client: member for member in members if member.is_gone(now_s)}
+        has_hope = any(member.is_listed for member in members)
+        for group in list(self._groups):
+            if group.is_serving or gone.keys().isdisjoint(group.ranks) or (group.has_requests and has_hope):
+                continue
+            logger.warning("shard group %s is gone", group.info.group_id)
+            group.fail_all(Unavailable("the shards are gone", retry_after_s=NO_SHARD_RETRY_S))
+            self._retire(group)
+        driven = {rank for group in self._groups for rank in group.ranks}
+        for client in gone.keys() - driven:
+            self._in_background(self._directory.forget(gone[client]))
+
+    def _retire(self, group: GroupLoop) -> None:
+        """Lets go of a group's shards."""
+        self._groups.remove(group)
+        self.collector.on_retired(group)
+        group.stop()
+        self._in_background(_end(self._running.pop(group)))
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _check_model(self) -> None:
+        """A router serves one model for life: when its shards serve another one, a new router has to."""
+        listed = [member.info for member in self._directory.members if member.is_listed and member.info is not None]
+        if not listed or any(group.is_serving for group in self._groups):
+            return
+        if all(info.model_digest != self.model.model_digest for info in listed):
+            assert self._failure is not None
+            if not self._failure.done():
+                self._failure.set_exception(Unavailable("the shards serve another model now; start the router again"))
+
+    # Requests.
+
+    def _usable(self) -> list[GroupLoop]:
+        """The groups a request may go to: those that serve, else those that broke and will be back."""
+        usable = self._able() or [g for g in self._groups if g.is_expected_back and not g.is_draining]
+        if not usable:
+            raise Unavailable("no shard group serves", retry_after_s=NO_SHARD_RETRY_S)
+        return usable
+
+    def _able(self) -> list[GroupLoop]:
+        return [group for group in self._groups if group.is_serving and not group.is_draining]
+
+    def _check_room(self, request: Request) -> None:
+        num_waiting = self.num_waiting
+        num_tokens = sum(group.scheduler.waiting.num_tokens for group in self._groups)
+        if num_waiting >= self._config.max_queued_requests:
+            what = f"{num_waiting} requests wait, at most {self._config.max_queued_requests} may"
+        elif num_waiting and num_tokens + len(request.prompt_token_ids) > self._config.max_queued_tokens:
+            what = f"{num_tokens} prompt tokens wait, at most {self._config.max_queued_tokens} may"
+        else:
+            return
+        retry_after_s = self.stats.seconds_to_admit(num_waiting // 2)
+        raise QueueFull(what, retry_after_s=min(max(retry_after_s, MIN_RETRY_S), MAX_RETRY_S))
+
+    def _on_change(self, _group: GroupLoop) -> None:
+        """A group came up, drains or went down."""
+        self._reconcile()
+
+    def _move_requests(self) -> None:
+        """What waits for a group that is down or drains goes to those that serve, if there are any."""
+        able = self._able()
+        for group in self._groups:
+            if not group.has_requests or group in able:
+                continue
+            if able:
+                self._move(group, able)
+            elif not group.is_expected_back:
+                group.fail_all(Unavailable("another router drives the shards", retry_after_s=NO_SHARD_RETRY_S))
+
+    def _end_expired(self) -> None:
+        """A group that serves looks after its own requests."""
+        for group in self._groups:
+            if not group.is_serving:
+                group.end_expired(time.monotonic())
+
+    def _move(self, group: GroupLoop, others: list[GroupLoop]) -> None:
+        for moved in group.give_up_all():
+            other = place(moved.request, others)
+            try:
+                other.scheduler.check_fits(moved.request)
+            except RequestTooLong as error:
+                moved.request.sink.on_failed(error)
+            else:
+                other.adopt(moved)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Waits for a group to say goodbye."""
+    await asyncio.wait([task], timeout=STOP_TIMEOUT_S)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

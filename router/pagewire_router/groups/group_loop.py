@@ -1,0 +1,375 @@
+"""Drives one shard group: keeps its plan stream open, sends plans, takes in results, hands tokens to the sinks.
+
+Two tasks on the event loop share a scheduler. The sender is the only writer: it fills the window of plans in flight and
+renews the lease. The receiver takes in results and wakes the sender. When anything breaks, the stream is opened again
+and a new epoch begins: the shard has forgotten the sequences (not its cached blocks), so the scheduler admits them
+again with the tokens they have. That is the one recovery path.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+import grpc
+from pagewire.v1 import inference_pb2, shard_pb2
+
+from pagewire_router.errors import DeadlineExceeded, RouterError, Unavailable
+from pagewire_router.groups.prefix_mirror import PrefixMirror
+from pagewire_router.groups.shard_client import LeaseHeld, PlanStreamOpened, RawCall, ShardClient, describe, geometry
+from pagewire_router.request import Request
+from pagewire_router.scheduling.scheduler import Scheduler
+from pagewire_router.scheduling.sequence import ProtocolError, SequenceGroup
+from pagewire_router.scheduling.step_records import GroupLimits, Progress
+from pagewire_router.timeline import FailedOver, Queued
+
+logger = logging.getLogger(__name__)
+
+MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
+CONNECT_TIMEOUT_S = 5.0
+TICK_S = 0.25
+"""How often deadlines are looked at when no result comes."""
+GOODBYE_TIMEOUT_S = 1.0
+
+
+class GroupLoop:
+    """One shard group. `ranks` are its shards, the one that reports tokens first."""
+
+    def __init__(
+        self,
+        ranks: list[ShardClient],
+        info: shard_pb2.ShardInfo,
+        *,
+        router_id: str,
+        max_inflight: int,
+        on_change: Callable[["GroupLoop"], None],
+        on_step: Callable[[shard_pb2.StepResult, float], None],
+    ) -> None:
+        """on_change is called when the group comes up, drains or goes down; on_step with each result and the round
+        trip of its plan in seconds."""
+        self.info = info
+        self.scheduler = Scheduler(
+            GroupLimits(
+                num_blocks=info.num_blocks[0],
+                block_size=info.block_size,
+                max_num_seqs=info.max_num_seqs,
+                max_num_batched_tokens=info.max_num_batched_tokens,
+                max_model_len=info.max_model_len,
+            )
+        )
+        self.mirror = PrefixMirror()
+        self.is_serving = False
+        """The lease is held and plans flow."""
+        self.is_draining = False
+        """The shard is about to stop: it gets no new sequences."""
+        self.is_expected_back = False
+        """It has served, and no other router drives it now: requests may wait for it while it is down."""
+        self.num_failovers = 0
+        """Epochs that ended without Goodbye."""
+        self.num_digest_mismatches = 0
+        """Steps after which the ranks disagreed."""
+        self.epoch = 0
+        """Counter of the last lease that was granted."""
+        self.ranks = ranks
+        self._router_id = router_id
+        self._max_inflight = max_inflight
+        self._on_change = on_change
+        self._on_step = on_step
+        self._groups: dict[Request, SequenceGroup] = {}
+        self._wakeup = asyncio.Event()
+        self._renew_due = False
+        self._sent_s: deque[float] = deque()
+        self._digests: dict[int, int] = {}
+        self._stopping = False
+        self._is_down_logged = False
+
+    @property
+    def load(self) -> int:
+        """Sequences that run or wait."""
+        return self.scheduler.num_running_sequences + len(self.scheduler.waiting)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self.info.block_size
+
+    @property
+    def has_requests(self) -> bool:
+        """Requests run or wait here."""
+        return bool(self._groups)
+
+    # Requests.
+
+    def submit(self, request: Request) -> None:
+        """Queues a request. Raises RequestTooLong."""
+        self._groups[request] = self.scheduler.add(request)
+        self._note_queued(request)
+        self._wakeup.set()
+
+    def abort(self, request: Request) -> None:
+        """Ends a request; its sink hears nothing more."""
+        group = self._groups.pop(request, None)
+        if group is not None:
+            self.scheduler.end(group)
+            self.scheduler.reports.take_note()
+            self._wakeup.set()
+
+    def adopt(self, group: SequenceGroup) -> None:
+        """Takes over a request from another shard group."""
+        self._groups[group.request] = group
+        self.scheduler.adopt(group)
+        self._note_queued(group.request)
+        self._wakeup.set()
+
+    def give_up_all(self) -> list[SequenceGroup]:
+        """Hands over all requests, to be adopted elsewhere. Results that still come are dropped."""
+        self._note_failover()
+        self._groups.clear()
+        return self.scheduler.hand_over()
+
+    def fail_all(self, error: RouterError) -> None:
+        """Ends all requests with an error."""
+        for request, group in list(self._groups.items()):
+            self._groups.pop(request)
+            self.scheduler.end(group)
+            request.sink.on_failed(error)
+        self.scheduler.reports.take_note()
+
+    def end_expired(self, now: float) -> None:
+        """Ends requests that have run out of time. `now` is on the clock of Request.deadline_s."""
+        for group in self.scheduler.take_expired(now):
+            if self._groups.pop(group.request, None) is not None:
+                message = "the request's deadline has passed, or the longest time that this server lets one run"
+                group.request.sink.on_failed(DeadlineExceeded(message))
+
+    def _note_queued(self, request: Request) -> None:
+        if request.timeline is not None:
+            request.timeline.note(Queued(self.info.group_id))
+
+    def _note_failover(self) -> None:
+        """What runs here now will have to be admitted again."""
+        for group in self.scheduler.running:
+            if group.request.timeline is not None:
+                group.request.timeline.note(FailedOver(group.num_output_tokens))
+
+    # The connection.
+
+    async def run(self) -> None:
+        """Keeps the group going until stop()."""
+        backoff_s = MIN_BACKOFF_S
+        while not self._stopping:
+            try:
+                streams = await self._open()
+                backoff_s = MIN_BACKOFF_S
+                await self._serve(streams)
+            except LeaseHeld as error:
+                # Our own lease may outlive a broken stream for a while: that is no reason to give up.
+                self.is_expected_back = self.is_expected_back and error.holder == self._router_id
+                self._log_down(error)
+                self._on_change(self)
+            except (grpc.RpcError, RouterError, ProtocolError, TimeoutError) as error:
+                self._log_down(error)
+            except Exception:  # a bug of ours must not end the group for good
+                logger.exception("shard group %s is down", self.info.group_id)
+                self._is_down_logged = True
+            self._set_serving(False)
+            if not self._stopping:
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    def _log_down(self, error: Exception) -> None:
+        """Once for each time the group goes down: attempts to come back are not news, nor is an end we asked for."""
+        is_news = not (self._is_down_logged or self._stopping or self.is_draining)
+        self._is_down_logged = True
+        level = logging.WARNING if is_news else logging.DEBUG
+        logger.log(level, "shard group %s is down: %s", self.info.group_id, describe(error))
+
+    def stop(self) -> None:
+        """Lets go of the shards with a Goodbye; run() returns."""
+        self._stopping = True
+        self._wakeup.set()
+
+    async def _open(self) -> list[PlanStreamOpened]:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            first = await self.ranks[0].open_plan_stream(self._router_id, self._max_inflight, None)
+            others = [
+                await rank.open_plan_stream(self._router_id, self._max_inflight, first.welcome.epoch)
+                for rank in self.ranks[1:]
+            ]
+            streams = [first, *others]
+        if any(geometry(stream.welcome.info) != geometry(self.info) for stream in streams):
+            raise Unavailable("its shards have been started with another model or other limits")
+        return streams
+
+    async def _serve(self, streams: list[PlanStreamOpened]) -> None:
+        welcome = streams[0].welcome
+        self._start_epoch(welcome)
+        calls = [stream.call for stream in streams]
+        tasks = [asyncio.ensure_future(self._send(calls, welcome))]
+        tasks += [asyncio.ensure_future(self._receive(call, rank)) for rank, call in enumerate(calls)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for call in calls:
+                call.cancel()
+            if not self._stopping and not self.is_draining:
+                self.num_failovers += 1
+            self._note_failover()
+
+    def _start_epoch(self, welcome: shard_pb2.Welcome) -> None:
+        self.scheduler.reset(welcome.free_blocks[0])
+        self.mirror.clear()
+        self._sent_s.clear()
+        self._digests.clear()
+        self.is_draining = False
+        self.is_expected_back = True
+        self.epoch = welcome.epoch.counter
+        self._set_serving(True)
+        level = logging.WARNING if self._is_down_logged else logging.INFO
+        logger.log(level, "shard group %s serves, epoch %d", self.info.group_id, welcome.epoch.counter)
+        self._is_down_logged = False
+
+    def _set_serving(self, is_serving: bool) -> None:
+        if self.is_serving != is_serving:
+            self.is_serving = is_serving
+            self._on_change(self)
+
+    # Down: plans.
+
+    async def _send(self, calls: list[RawCall], welcome: shard_pb2.Welcome) -> None:
+        loop = asyncio.get_running_loop()
+        renew = shard_pb2.RouterMessage(renew_lease=shard_pb2.RenewLease(epoch=welcome.epoch)).SerializeToString()
+        renewal = _Repeating(loop, welcome.lease_term_ms / 3000, self._renew)
+        tick = _Repeating(loop, TICK_S, self._tick)
+        try:
+            while not (self._stopping or (self.is_draining and not self.scheduler.running)):
+                if self._renew_due:
+                    self._renew_due = False
+                    await _write(calls, renew)
+                while self.scheduler.num_inflight < welcome.max_inflight:
+                    plan = self._next_plan(time.monotonic())
+                    if plan is None:
+                        break
+                    plan.epoch.CopyFrom(welcome.epoch)
+                    self._sent_s.append(time.perf_counter())
+                    await _write(calls, shard_pb2.RouterMessage(plan=plan).SerializeToString())
+                self._wakeup.clear()
+                if not (self._stopping or self._renew_due):
+                    await self._wakeup.wait()
+            with contextlib.suppress(grpc.RpcError, TimeoutError):
+                await self._say_goodbye(calls)
+        finally:
+            renewal.cancel()
+            tick.cancel()
+
+    def _next_plan(self, now: float) -> shard_pb2.StepPlan | None:
+        self.end_expired(now)
+        plan = self.scheduler.schedule(now)
+        self.scheduler.reports.take_note()
+        return plan
+
+    def _renew(self) -> None:
+        self._renew_due = True
+        self._wakeup.set()
+
+    def _tick(self) -> None:
+        if self.scheduler.has_work():
+            self._wakeup.set()
+
+    async def _say_goodbye(self, calls: list[RawCall]) -> None:
+        goodbye = shard_pb2.Goodbye(reason="the router stops" if self._stopping else "the shard drains")
+        message = shard_pb2.RouterMessage(goodbye=goodbye).SerializeToString()
+        async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+            await _write(calls, message)
+            for call in calls:
+                await call.done_writing()
+
+    # Up: results.
+
+    async def _receive(self, call: RawCall, rank: int) -> None:
+        while True:
+            data = await call.read()
+            if not isinstance(data, bytes):
+                raise Unavailable(f"the plan stream of rank {rank} ended: {await call.details()}")
+            message = shard_pb2.ShardMessage.FromString(data)
+            kind = message.WhichOneof("message")
+            if kind == "result":
+                self._take_result(message.result, rank)
+            elif kind == "cache_snapshot" and rank == 0:
+                self.mirror.update(message.cache_snapshot.hashes, ())
+            elif kind == "draining":
+                self._drain()
+
+    def _take_result(self, result: shard_pb2.StepResult, rank: int) -> None:
+        if result.HasField("error"):
+            raise Unavailable(f"step {result.step} failed: {result.error.message}")
+        if len(self.ranks) > 1:
+            self._check_digest(result)
+        if rank != 0 or not self.scheduler.num_inflight:
+            return  # Of a plan sent before everything was handed over.
+        round_trip_s = time.perf_counter() - self._sent_s.popleft()
+        self.mirror.update(result.cache_hashes_added, result.cache_hashes_removed)
+        for progress in self.scheduler.update(result):
+            self._deliver(progress)
+        self.scheduler.reports.take_note()
+        self._on_step(result, round_trip_s)
+        self._wakeup.set()
+
+    def _check_digest(self, result: shard_pb2.StepResult) -> None:
+        expected = self._digests.pop(result.step, None)
+        if expected is None:
+            self._digests[result.step] = result.state_digest
+        elif expected != result.state_digest:
+            self.num_digest_mismatches += 1
+            raise ProtocolError(f"the ranks disagree after step {result.step}")
+
+    def _deliver(self, progress: Progress) -> None:
+        sequence = progress.sequence
+        group, reason = sequence.group, progress.finish_reason
+        sink = group.request.sink
+        stop_token_id = None
+        if sink.on_tokens(sequence.index, progress.token_ids, progress.logprobs):
+            reason = inference_pb2.FINISH_REASON_STOP
+            self.scheduler.finish(sequence, reason)
+        elif (
+            reason == inference_pb2.FINISH_REASON_STOP and progress.token_ids[-1] in group.request.params.stop_token_ids
+        ):
+            stop_token_id = progress.token_ids[-1]
+        if reason:
+            sink.on_finished(sequence.index, reason, stop_token_id, group.num_cached_tokens or 0)
+            if group.is_ended:
+                self._groups.pop(group.request, None)
+
+    def _drain(self) -> None:
+        logger.info("shard group %s drains", self.info.group_id)
+        self.is_draining = True
+        self.scheduler.is_admitting = False
+        self._on_change(self)
+        self._wakeup.set()
+
+
+class _Repeating:
+    """Calls back every interval_s until cancelled."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, interval_s: float, callback: Callable[[], None]) -> None:
+        self._loop, self._interval_s, self._callback = loop, interval_s, callback
+        self._handle = loop.call_later(interval_s, self._fire)
+
+    def _fire(self) -> None:
+        self._handle = self._loop.call_later(self._interval_s, self._fire)
+        self._callback()
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
+async def _write(calls: list[RawCall], message: bytes) -> None:
+    for call in calls:
+        await call.write(message)

@@ -1,0 +1,175 @@
+"""Which shards there are and what they say of themselves: names are looked up, and shards asked, every few seconds."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+import grpc
+from pagewire.v1 import shard_pb2
+
+from pagewire_router.groups.shard_client import ShardClient, describe
+from pagewire_router.groups.shard_resolver import DnsResolver, Resolver, ShardAddress, dns_name
+
+logger = logging.getLogger(__name__)
+
+REFRESH_S = 3.0
+"""How often names are looked up, and shards asked."""
+INFO_TIMEOUT_S = 2.0
+MIN_RETRY_S, MAX_RETRY_S = 0.02, 0.2
+"""Between two questions to a shard that does not answer yet, most likely because it loads its model."""
+SILENCE_IS_NEWS_AFTER_S = 60.0
+"""A shard that has not answered for so long is worth a line in the log."""
+GONE_AFTER_S = 10.0
+"""A shard that is behind no name any more and has been silent for so long will not be back."""
+
+
+class ShardMember:
+    """One address that has been given or found."""
+
+    def __init__(self, address: ShardAddress, client: ShardClient, now_s: float) -> None:
+        self.address = address
+        self.client = client
+        self.is_listed = True
+        """It is among the addresses given, or behind a name now."""
+        self.info: shard_pb2.ShardInfo | None = None
+        """What it last said; None while it does not answer."""
+        self.silent_since_s = now_s
+
+    def is_gone(self, now_s: float) -> bool:
+        """Neither listed nor heard of for a while."""
+        return not self.is_listed and self.info is None and now_s - self.silent_since_s >= GONE_AFTER_S
+
+
+class ShardDirectory:
+    """Keeps the list of shards while run() runs."""
+
+    def __init__(
+        self,
+        targets: Sequence[str],
+        connect: Callable[[ShardAddress], ShardClient],
+        on_change: Callable[[], None],
+        *,
+        resolver: Resolver | None = None,
+        refresh_s: float = REFRESH_S,
+    ) -> None:
+        """on_change is called when a shard has said something new, and after each look-up."""
+        self._targets = targets
+        self._connect = connect
+        self._on_change = on_change
+        self._resolver = resolver or DnsResolver()
+        self._refresh_s = refresh_s
+        self._members: dict[ShardAddress, ShardMember] = {}
+        self._asking: dict[ShardMember, asyncio.Task[None]] = {}
+        self._found: dict[str, Sequence[ShardAddress]] = {}
+        self._failing: set[str] = set()
+
+    @property
+    def members(self) -> list[ShardMember]:
+        """All that have not been forgotten, in the order in which they were found."""
+        return list(self._members.values())
+
+    def complete_groups(self, model_digest: bytes) -> dict[str, list[ShardMember]]:
+        """The groups of a model of which all shards answer, by id; in each, the shard that reports tokens first.
+
+        Of two shards that claim one place, the listed one has it, or the one that was found last.
+        """
+        groups: dict[str, dict[tuple[int, int], ShardMember]] = {}
+        sizes: dict[str, int] = {}
+        for member in sorted(self._members.values(), key=lambda member: member.is_listed):
+            info = member.info
+            if info is not None and info.model_digest == model_digest:
+                groups.setdefault(info.group_id, {})[-info.pp_rank, info.tp_rank] = member
+                sizes[info.group_id] = info.tp_size * info.pp_size
+        return {
+            group_id: [places[place] for place in sorted(places)]
+            for group_id, places in groups.items()
+            if len(places) == sizes[group_id]
+        }
+
+    async def run(self) -> None:
+        """Looks names up again and again, until cancelled."""
+        while True:
+            await self._refresh()
+            await asyncio.sleep(self._refresh_s)
+
+    async def forget(self, member: ShardMember) -> None:
+        """Asks it no more, and closes the channel to it."""
+        task = self._asking.pop(member, None)
+        if task is None:
+            return
+        self._members = {address: known for address, known in self._members.items() if known is not member}
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await member.client.close()
+
+    async def close(self) -> None:
+        """Forgets all."""
+        for member in self.members:
+            await self.forget(member)
+
+    async def _refresh(self) -> None:
+        found = await asyncio.gather(*(self._look_up(target) for target in self._targets))
+        listed = {address for addresses in found for address in addresses}
+        now_s = asyncio.get_running_loop().time()
+        for address in sorted(listed - self._members.keys(), key=lambda address: address.target):
+            member = ShardMember(address, self._connect(address), now_s)
+            self._members[address] = member
+            self._asking[member] = asyncio.create_task(self._ask(member))
+        for address, member in self._members.items():
+            member.is_listed = address in listed
+        self._on_change()
+
+    async def _look_up(self, target: str) -> Sequence[ShardAddress]:
+        """What is behind a target now, or was when that could last be told."""
+        name = dns_name(target)
+        if name is None:
+            return (ShardAddress(target),)
+        try:
+            addresses = await self._resolver.resolve(*name)
+        except OSError as error:
+            level = logging.DEBUG if target in self._failing else logging.WARNING
+            logger.log(level, "%s cannot be looked up: %s", target, error)
+            self._failing.add(target)
+            return self._found.get(target, ())
+        self._failing.discard(target)
+        self._found[target] = [ShardAddress(address, name[0]) for address in addresses]
+        return self._found[target]
+
+    async def _ask(self, member: ShardMember) -> None:
+        """Asks a shard again and again who it is."""
+        loop = asyncio.get_running_loop()
+        retry_s, is_told = MIN_RETRY_S, False
+        while True:
+            try:
+                info = await member.client.get_info(INFO_TIMEOUT_S)
+            except grpc.RpcError as error:
+                if member.info is not None:
+                    member.info, member.silent_since_s = None, loop.time()
+                if not is_told and loop.time() - member.silent_since_s > SILENCE_IS_NEWS_AFTER_S:
+                    is_told = True
+                    logger.warning("shard %s does not answer: %s", member.client.address, describe(error))
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, MAX_RETRY_S)
+                continue
+            retry_s, is_told = MIN_RETRY_S, False
+            if info != member.info:
+                member.info = info
+                self._warn_of_rival(member, info)
+                self._on_change()
+            await asyncio.sleep(self._refresh_s)
+
+    def _warn_of_rival(self, member: ShardMember, info: shard_pb2.ShardInfo) -> None:
+        place = (info.group_id, info.pp_rank, info.tp_rank)
+        for other in self._members.values():
+            said = other.info
+            if (
+                said is not None
+                and said.incarnation != info.incarnation  # else: one shard under two addresses
+                and (said.group_id, said.pp_rank, said.tp_rank) == place
+            ):
+                logger.warning(
+                    "shards %s and %s both say that they are rank %d of group %r: give each group an id of its own",
+                    *(other.client.address, member.client.address, info.tp_rank, info.group_id),
+                )

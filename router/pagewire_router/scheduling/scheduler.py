@@ -1,0 +1,498 @@
+"""The scheduler of one shard group: decides what every step runs. Pure and synchronous; time is an argument.
+
+`schedule(now)` makes the next step plan, `update(result)` takes in what came of one. Several plans may be in flight.
+
+A plan is filled in this order: forks that became possible; every running sequence that decodes (one token each), most
+urgent first; chunks of prompts that are being prefilled; then requests from the waiting queue, as long as tokens, slots
+and blocks last. Cost per step is linear in running sequences and does not depend on the length of the queue.
+
+A request that does not fit is passed over, at most MAX_PASSES times; then nobody overtakes it any more. When a running
+sequence needs a block and none is left, the least urgent request is preempted: released, and admitted again later with
+the tokens it has. Urgency is (priority, arrival) and nothing else. A request that was resumed is not preempted again
+before it has yielded a token, except for one of a strictly more urgent priority.
+"""
+
+import heapq
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable
+
+from pagewire.v1 import inference_pb2, shard_pb2
+
+from pagewire_router.errors import FieldViolation, RequestTooLong
+from pagewire_router.request import Request
+from pagewire_router.scheduling.block_ledger import BlockLedger
+from pagewire_router.scheduling.plan_builder import add_admit, add_fork
+from pagewire_router.scheduling.scheduling_reports import SchedulingReports
+from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup
+from pagewire_router.scheduling.step_records import GroupLimits, PlanInFlight, Progress, TokenCounts
+from pagewire_router.scheduling.waiting_queue import WaitingQueue
+
+MAX_PASSES = 32
+"""Admissions that may overtake a request which does not fit."""
+MAX_LOOK_AHEAD = 8
+"""Waiting requests that are looked at in one step beyond those admitted."""
+
+_STOP, _LENGTH = inference_pb2.FINISH_REASON_STOP, inference_pb2.FINISH_REASON_LENGTH
+_STOP_TOKEN = shard_pb2.STOP_REASON_TOKEN
+
+
+class Scheduler:
+    """Waiting and running requests of one shard group."""
+
+    def __init__(self, limits: GroupLimits) -> None:
+        self.limits = limits
+        self.waiting = WaitingQueue()
+        self.running: list[SequenceGroup] = []
+        """Admitted requests, most urgent first."""
+        self.num_preemptions = 0
+        self.tokens = TokenCounts()
+        self.reports = SchedulingReports()
+        self.is_admitting = True
+        """False while the shard group drains: what runs goes on, nothing is added."""
+        self._ledger = BlockLedger(limits.block_size, limits.num_blocks)
+        self._inflight: deque[PlanInFlight] = deque()
+        self._releases: list[int] = []
+        """seq_ids that the next plan releases."""
+        self._releasing_blocks = 0
+        """Blocks that releases queued or in flight give back at most."""
+        self._deadlines: list[tuple[float, int, SequenceGroup]] = []
+        self._last_step = 0
+        self._last_seq_id = 0
+        self._num_slots_used = 0
+        self._num_groups = 0
+
+    @property
+    def num_inflight(self) -> int:
+        """Plans whose results are not back."""
+        return len(self._inflight)
+
+    @property
+    def num_running_sequences(self) -> int:
+        """Sequences admitted to the shard group, those that wait to be forked included."""
+        return self._num_slots_used
+
+    @property
+    def free_blocks(self) -> int:
+        """Free blocks as of the last result."""
+        return self._ledger.free
+
+    def has_work(self) -> bool:
+        """Something waits, runs or is to be released."""
+        return bool(self.running or self._releases or len(self.waiting))
+
+    def reset(self, free_blocks: int) -> None:
+        """A new epoch: the shard group knows no sequences. What ran waits to be admitted again."""
+        self.is_admitting = True
+        self._inflight.clear()
+        self._releases.clear()
+        self._releasing_blocks = self._num_slots_used = 0
+        self._last_step = self._last_seq_id = 0
+        self._ledger = BlockLedger(self.limits.block_size, free_blocks)
+        running, self.running = self.running, []
+        for group in [*running, *self.waiting]:
+            for sequence in group.sequences:
+                sequence.num_inflight = 0
+                sequence.pledge = sequence.held = 0
+                sequence.seq_id = -1
+        for group in running:
+            self._requeue(group)
+
+    def add(self, request: Request) -> SequenceGroup:
+        """Puts a request into the waiting queue.
+
+        Raises:
+            RequestTooLong: it could not run even if it were alone.
+        """
+        group = SequenceGroup(request, self.limits.max_model_len)
+        self.check_fits(request)
+        self.adopt(group)
+        return group
+
+    def adopt(self, group: SequenceGroup) -> None:
+        """Puts a request into the waiting queue, with the tokens it has: it may come from another shard group."""
+        self._num_groups += 1
+        if group.request.deadline_s is not None:
+            heapq.heappush(self._deadlines, (group.request.deadline_s, self._num_groups, group))
+            if len(self._deadlines) > 2 * (len(self.waiting) + len(self.running)) + 64:
+                # Most have ended long before their deadline, and must not be kept until then.
+                self._deadlines = [entry for entry in self._deadlines if not entry[2].is_ended]
+                heapq.heapify(self._deadlines)
+        self.waiting.push(group)
+
+    def hand_over(self) -> list[SequenceGroup]:
+        """All requests, for other shard groups to adopt. From then on they are none of this one's business."""
+        self.reset(0)
+        self._deadlines.clear()
+        return list(iter(self.waiting.pop, None))
+
+    def check_fits(self, request: Request) -> None:
+        """Raises RequestTooLong if the request could not run even if it were alone."""
+        num_prompt, n = len(request.prompt_token_ids), request.params.n
+        limit = min(num_prompt + request.params.max_tokens, self.limits.max_model_len)
+        shared = (num_prompt - 1) // self.limits.block_size if n > 1 else 0
+        needed = shared + n * (self._ledger.blocks(limit) - shared)
+        if needed > self.limits.num_blocks:
+            description = (
+                f"{num_prompt} prompt tokens and {request.params.max_tokens} max_tokens in {n} sequences take {needed} "
+                f"blocks of {self.limits.block_size} tokens; the KV cache has {self.limits.num_blocks}"
+            )
+            raise RequestTooLong([FieldViolation("max_tokens", description)])
+        if n > self.limits.max_num_seqs:
+            raise RequestTooLong([FieldViolation("n", f"{n} sequences; the server runs {self.limits.max_num_seqs}")])
+
+    def end(self, group: SequenceGroup) -> None:
+        """Ends a whole request from outside: aborted, failed or too late. Idempotent."""
+        for sequence in group.alive():
+            self.finish(sequence, inference_pb2.FINISH_REASON_ABORT)
+
+    def finish(self, sequence: Sequence, reason: "inference_pb2.FinishReason.ValueType") -> None:
+        """Ends one sequence; its blocks go back with the next plan. Idempotent."""
+        if sequence.finished:
+            return
+        sequence.finish_reason = reason
+        group = sequence.group
+        if group.is_running:
+            if sequence in group.unforked:
+                # It was never on the shard, but a slot and blocks were kept for it.
+                parent = self._needed_parent(group)
+                group.unforked.remove(sequence)
+                self._ledger.forget(sequence)
+                self._num_slots_used -= 1
+                if parent is not None and parent.finished and not group.unforked:
+                    self._depart(parent)
+            elif sequence is not self._needed_parent(group):
+                self._depart(sequence)
+        if all(s.finished for s in group.sequences):
+            group.is_ended = True
+            self.reports.on_end(group)
+            if group.is_running:
+                group.is_running = False
+                self.running.remove(group)
+                for kept in group.sequences:
+                    if kept.seq_id >= 0:
+                        self._depart(kept)
+            elif group in self.waiting:
+                self.waiting.remove(group)
+
+    def _needed_parent(self, group: SequenceGroup) -> Sequence | None:
+        """The sequence that must stay on the shard, even if it has ended, until the others have been forked from it."""
+        return next((s for s in group.sequences if s.seq_id >= 0), None) if group.unforked else None
+
+    def take_expired(self, now: float) -> list[SequenceGroup]:
+        """Ends requests whose deadline has passed, and returns them."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, group = heapq.heappop(self._deadlines)
+            if not group.is_ended:
+                self.end(group)
+                expired.append(group)
+        return expired
+
+    # Making a plan.
+
+    def schedule(self, now: float) -> shard_pb2.StepPlan | None:
+        """The next plan, None if there is nothing to do. `now` is on the clock of arrival_s and deadline_s."""
+        plan = shard_pb2.StepPlan(step=self._last_step + 1)
+        record = PlanInFlight(plan.step)
+        for group in self.running:
+            if group.unforked:
+                self._fork(group, plan)
+        budgets: list[int] = []
+        left, num_short, prefills = self._run_decodes(record, budgets)
+        left = self._run_prefills(prefills, record, budgets, left)
+        if self.is_admitting and not num_short:
+            self._admit_waiting(plan, record, budgets, left, now)
+        self._release(plan, record)
+        if not (record.sequences or plan.release_seq_ids or plan.forks):
+            return None
+        plan.run_seq_ids.extend([sequence.seq_id for sequence in record.sequences])
+        plan.run_token_budgets.extend(budgets)
+        self._last_step = plan.step
+        self._inflight.append(record)
+        return plan
+
+    def _run_decodes(self, record: PlanInFlight, budgets: list[int]) -> tuple[int, int, list[Sequence]]:
+        """Runs one token of each decoding sequence, most urgent first.
+
+        Returns the tokens left, the blocks that running sequences lack, and the sequences that prefill.
+        """
+        left = self.limits.max_num_batched_tokens
+        available, block_size = self._ledger.available, self.limits.block_size
+        num_short = 0
+        prefills: list[Sequence] = []
+        for group in self.running:
+            for sequence in group.sequences:
+                known, computed = sequence.known, sequence.computed + 1
+                if sequence.seq_id < 0 or sequence.finished or known >= sequence.limit:
+                    continue
+                if known != computed or not sequence.is_exact:
+                    prefills.append(sequence)
+                    continue
+                blocks = -(-computed // block_size) + sequence.maybe_shared
+                if blocks > sequence.pledge:
+                    if blocks - sequence.pledge > available - num_short:
+                        num_short += blocks - sequence.pledge
+                        self._preempt_for(group, num_short)
+                        continue
+                    self._ledger.set(sequence, pledge=blocks, held=sequence.held)
+                    available = self._ledger.available
+                if left == 0:
+                    return 0, num_short, prefills
+                left -= 1
+                sequence.computed = computed
+                sequence.known = known + 1
+                sequence.num_inflight += 1
+                record.sequences.append(sequence)
+                budgets.append(1)
+        return left, num_short, prefills
+
+    def _run_prefills(self, prefills: Iterable[Sequence], record: PlanInFlight, budgets: list[int], left: int) -> int:
+        """Runs chunks of prompts whose blocks were pledged at admission. Returns the tokens left."""
+        for sequence in prefills:
+            if left == 0:
+                break
+            start = sequence.computed if sequence.is_exact else sequence.computed_at_least
+            remaining = (sequence.known if sequence.is_exact else sequence.prefill_target) - start
+            budget = min(left, max(1, remaining))
+            if self._can_take(sequence, budget):
+                self._run(sequence, budget, record, budgets)
+                left -= budget
+        return left
+
+    def _can_take(self, sequence: Sequence, budget: int) -> bool:
+        computed = max(min(sequence.computed + budget, sequence.known), sequence.prefill_target)
+        extra = self._ledger.blocks(computed) + sequence.maybe_shared - sequence.pledge
+        return extra <= 0 or extra <= self._ledger.available
+
+    def _run(self, sequence: Sequence, budget: int, record: PlanInFlight, budgets: list[int]) -> None:
+        """Adds a sequence to the plan and moves its bounds ahead."""
+        sequence.advance(budget)
+        self._ledger.set(sequence, pledge=max(sequence.pledge, self._ledger.bound(sequence)), held=sequence.held)
+        sequence.num_inflight += 1
+        record.sequences.append(sequence)
+        budgets.append(budget)
+        self.reports.on_chunk(sequence, budget, record)
+
+    def _fork(self, group: SequenceGroup, plan: shard_pb2.StepPlan) -> None:
+        """Forks a group's other sequences as soon as the first has computed what they share."""
+        parent = self._needed_parent(group)
+        assert parent is not None
+        common = min(s.prefill_target for s in group.unforked)
+        if parent.computed_in_result < common:
+            return
+        partial = common % self.limits.block_size != 0
+        for sequence in group.unforked:
+            self._last_seq_id += 1
+            sequence.seq_id = self._last_seq_id
+            sequence.start(computed=common, known=len(sequence.token_ids), is_exact=True)
+            sequence.maybe_shared = partial
+            sequence.fork_step = plan.step
+            held = self._ledger.blocks(common)
+            self._ledger.set(sequence, pledge=held, held=held)
+            sequence.prefill_target = len(sequence.token_ids)
+            self._ledger.set(sequence, pledge=self._ledger.bound(sequence), held=held)
+            add_fork(plan, parent, sequence, common)
+        group.unforked.clear()
+        if parent.finished:
+            self._depart(parent)
+        elif partial:
+            parent.maybe_shared = True
+            parent.fork_step = plan.step
+            self._ledger.set(parent, pledge=self._ledger.bound(parent), held=parent.held)
+
+    def _admit_waiting(
+        self, plan: shard_pb2.StepPlan, record: PlanInFlight, budgets: list[int], left: int, now: float
+    ) -> None:
+        passed: list[SequenceGroup] = []
+        while left > 0 and self._num_slots_used < self.limits.max_num_seqs and len(passed) < MAX_LOOK_AHEAD:
+            group = self.waiting.pop()
+            if group is None:
+                break
+            if group.is_drained() and self._fits_now(group):
+                leader = self._admit(group, plan)
+                if group.request.scheduled_s is None:
+                    group.request.scheduled_s = now
+                budget = min(left, leader.prefill_target)
+                self._start_prefill(leader, budget, record, budgets)
+                left -= budget
+                for overtaken in passed:
+                    overtaken.num_passes += 1
+            else:
+                passed.append(group)
+                if group.num_passes >= MAX_PASSES:
+                    break
+        for group in passed:
+            self.waiting.push(group)
+
+    def _fits_now(self, group: SequenceGroup) -> bool:
+        alive = group.alive()
+        if self._num_slots_used + len(alive) > self.limits.max_num_seqs:
+            return False
+        needed = sum(self._ledger.blocks(len(s.token_ids) + 1) for s in alive)
+        if len(alive) > 1:
+            needed -= (len(alive) - 1) * (self._common_length(group) // self.limits.block_size)
+        # One that was preempted comes back only when the others have room to grow, so that it is not thrown out again.
+        headroom = len(self.running) if group.resumptions else 0
+        return needed + headroom <= self._ledger.available
+
+    def _common_length(self, group: SequenceGroup) -> int:
+        """What a group's sequences share and each of them extends by a token at least."""
+        num_prompt = group.num_prompt_tokens
+        return num_prompt - any(len(s.token_ids) == num_prompt for s in group.alive())
+
+    def _admit(self, group: SequenceGroup, plan: shard_pb2.StepPlan) -> Sequence:
+        """Admits a group by its longest sequence; the others get a slot and blocks now and are forked later."""
+        alive = group.alive()
+        leader = max(alive, key=lambda s: len(s.token_ids))
+        common = self._common_length(group)
+        self._num_slots_used += len(alive)
+        self._last_seq_id += 1
+        leader.seq_id = self._last_seq_id
+        leader.prefill_target = len(leader.token_ids)
+        for other in alive:
+            if other is not leader:
+                other.prefill_target = common
+                blocks = self._ledger.blocks(len(other.token_ids) + 1) - common // self.limits.block_size
+                self._ledger.set(other, pledge=blocks, held=0)
+                group.unforked.append(other)
+        group.is_running = True
+        group.has_progressed = group.resumptions == 0
+        insort(self.running, group, key=lambda g: g.urgency)
+        add_admit(plan, leader)
+        self.reports.on_admit(leader, plan.step)
+        return leader
+
+    def _start_prefill(self, leader: Sequence, budget: int, record: PlanInFlight, budgets: list[int]) -> None:
+        num_known = leader.prefill_target
+        if budget == num_known:
+            leader.start(computed=0, known=num_known, is_exact=True)
+        else:
+            # A cached prefix may hold all but the last token.
+            leader.start(computed=num_known - 1, known=num_known, is_exact=False)
+        self._ledger.set(leader, pledge=0, held=0)
+        self._run(leader, budget, record, budgets)
+
+    # Making room.
+
+    def _preempt_for(self, urgent: SequenceGroup, num_blocks: int) -> None:
+        """Releases the least urgent requests until num_blocks will be free, as long as `urgent` is not among them.
+
+        Called while `running` is walked from the front: what is removed here has not been reached yet.
+        """
+        for group in reversed(self.running):
+            if self._ledger.available + self._releasing_blocks >= num_blocks or group is urgent:
+                return
+            if group.has_progressed or group.request.priority > urgent.request.priority:
+                self._preempt(group)
+
+    def _preempt(self, group: SequenceGroup) -> None:
+        self.num_preemptions += 1
+        self.reports.on_preempt(group)
+        self.running.remove(group)
+        for sequence in group.sequences:
+            if sequence.seq_id >= 0:
+                self._depart(sequence)
+        for sequence in group.unforked:
+            self._ledger.forget(sequence)
+            self._num_slots_used -= 1
+        self._requeue(group)
+
+    def _requeue(self, group: SequenceGroup) -> None:
+        if not group.is_running:
+            return
+        group.is_running = False
+        group.unforked.clear()
+        group.resumptions += 1
+        self.waiting.push(group)
+
+    def _depart(self, sequence: Sequence) -> None:
+        """Takes a sequence off the shard with the next plan."""
+        self._releases.append(sequence.seq_id)
+        sequence.seq_id = -1
+        self._releasing_blocks += sequence.held
+        self._num_slots_used -= 1
+        if sequence.num_inflight == 0:
+            self._ledger.forget(sequence)
+
+    def _release(self, plan: shard_pb2.StepPlan, record: PlanInFlight) -> None:
+        plan.release_seq_ids.extend(self._releases)
+        self._releases.clear()
+        record.num_released_blocks = self._releasing_blocks - sum(p.num_released_blocks for p in self._inflight)
+
+    # Taking in a result.
+
+    def update(self, result: shard_pb2.StepResult) -> list[Progress]:
+        """Takes in the result of the oldest plan in flight. Returns what it brought, finished sequences released.
+
+        Raises:
+            ProtocolError: the result is not that plan's, or contradicts earlier ones.
+        """
+        record = self._inflight.popleft() if self._inflight else None
+        if record is None or record.step != result.step:
+            raise ProtocolError(f"result of step {result.step}; expected {record.step if record else 'none'}")
+        self._ledger.free = result.free_blocks[0]
+        self._releasing_blocks -= record.num_released_blocks
+        self._note_cached(record, result)
+        if record.traced_chunks:
+            self.reports.on_result(record, result)
+        logprobs = {entry.run_index: entry for entry in result.logprobs}
+        tokens = iter(result.sampled_token_ids)
+        progress: list[Progress] = []
+        block_size = self.limits.block_size
+        for i, (sequence, computed, known, sampled, stop, shared) in enumerate(
+            zip(
+                record.sequences,
+                result.num_computed_tokens,
+                result.num_known_tokens,
+                result.num_sampled_tokens,
+                result.stop_reasons,
+                result.next_write_block_shared,
+                strict=True,
+            )
+        ):
+            sequence.num_inflight -= 1
+            if sequence.seq_id < 0 or sequence.finished:
+                self._settle_departed(sequence)
+            elif (
+                not sequence.is_exact
+                or shared != sequence.maybe_shared
+                or -(-computed // block_size) != sequence.held
+                or sequence.group.unforked
+            ):
+                self._settle(sequence, computed, known, shared, result.step)
+            if sampled and not sequence.finished:
+                token = next(tokens)
+                if sequence.place(token, known - sampled):
+                    entry = logprobs.get(i)
+                    progress.append(self._progress(sequence, token, stop, None if entry is None else [entry]))
+            elif sampled:
+                next(tokens)
+        self.tokens.generated += len(progress)
+        return progress
+
+    def _note_cached(self, record: PlanInFlight, result: shard_pb2.StepResult) -> None:
+        for index, num_cached in zip(result.first_run_indices, result.num_cached_tokens, strict=True):
+            self.tokens.add_first_run(record.sequences[index], num_cached)
+
+    def _settle_departed(self, sequence: Sequence) -> None:
+        if sequence.num_inflight == 0:
+            self._ledger.forget(sequence)
+
+    def _settle(self, sequence: Sequence, computed: int, known: int, shared: bool, step: int) -> None:
+        """Re-bases a running sequence on what a result says of it."""
+        sequence.computed_in_result = computed
+        if not sequence.is_exact:
+            sequence.settle(computed, known)
+        if step >= sequence.fork_step:
+            sequence.maybe_shared = shared
+        self._ledger.rebase(sequence, computed)
+
+    def _progress(
+        self, sequence: Sequence, token: int, stop: int, logprobs: list[shard_pb2.SequenceLogprobs] | None
+    ) -> Progress:
+        reason = inference_pb2.FINISH_REASON_UNSPECIFIED
+        if stop:
+            reason = _STOP if stop == _STOP_TOKEN else _LENGTH
+            self.finish(sequence, reason)
+        return Progress(sequence, [token], logprobs, reason)

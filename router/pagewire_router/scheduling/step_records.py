@@ -1,0 +1,67 @@
+"""What the scheduler is told, what it remembers of each plan in flight, and what it reports."""
+
+from dataclasses import dataclass, field
+
+from pagewire.v1 import inference_pb2, shard_pb2
+
+from pagewire_router.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """What a shard group can take."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    """Tokens one plan may compute."""
+    max_model_len: int
+
+
+@dataclass(slots=True, eq=False)
+class PlanInFlight:
+    """What has to be remembered of a plan until its result is back."""
+
+    step: int
+    sequences: list[Sequence] = field(default_factory=list)
+    """Its run, in order."""
+    num_released_blocks: int = 0
+    """Blocks its releases give back at most."""
+    traced_chunks: list[int] = field(default_factory=list)
+    """Indices into sequences: those of traced requests that prefill."""
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """Tokens so far, by what was done for them."""
+
+    prompt_computed: int = 0
+    """Of prompts, when they were first admitted."""
+    prompt_cached: int = 0
+    """Of prompts, provided by a cached prefix when they were first admitted."""
+    recomputed: int = 0
+    """Computed again after a preemption or a failover."""
+    generated: int = 0
+    """Sampled, and not dropped because their sequence had ended."""
+
+    def add_first_run(self, sequence: Sequence, num_cached: int) -> None:
+        """A sequence ran for the first time since it entered the shard, from a cached prefix of num_cached tokens."""
+        group = sequence.group
+        if group.num_cached_tokens is None:
+            group.num_cached_tokens = num_cached
+            self.prompt_cached += num_cached
+            self.prompt_computed += group.num_prompt_tokens - num_cached
+        elif not sequence.fork_step:
+            self.recomputed += sequence.prefill_target - num_cached
+
+
+@dataclass(slots=True)
+class Progress:
+    """What one result brought for one sequence."""
+
+    sequence: Sequence
+    token_ids: list[int]
+    logprobs: list[shard_pb2.SequenceLogprobs] | None
+    finish_reason: "inference_pb2.FinishReason.ValueType"
+    """Set if the shard stopped it."""

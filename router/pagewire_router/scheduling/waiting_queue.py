@@ -1,0 +1,66 @@
+"""Requests that wait for a shard group, in order of admission, with a bound.
+
+The order is a single number, fixed when a request arrives: when it is due. A request is due at its deadline, or
+PATIENCE_S after its arrival if that is sooner; each level of priority is worth LEVEL_S. So a lower priority number goes
+first, then the nearer deadline, then the earlier arrival; and since newcomers are due ever later, nobody starves.
+"""
+
+import heapq
+import itertools
+from collections.abc import Iterator
+
+from pagewire_router.scheduling.sequence import SequenceGroup
+
+PATIENCE_S = 60.0
+"""Longest head start that a deadline can give."""
+LEVEL_S = 300.0
+"""A request is overtaken by a priority level's newcomers for at most so long."""
+
+
+class WaitingQueue:
+    """A heap of sequence groups by queue_key; removal is lazy, so that every operation is O(log n), amortized."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, SequenceGroup]] = []
+        self._order = itertools.count()
+        self._entries: dict[SequenceGroup, int] = {}
+        self.num_tokens = 0
+        """Known tokens of all that wait."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, group: SequenceGroup) -> bool:
+        return group in self._entries
+
+    def __iter__(self) -> Iterator[SequenceGroup]:
+        return iter(list(self._entries))
+
+    def push(self, group: SequenceGroup) -> None:
+        """Adds a group at its place."""
+        request = group.request
+        due_s = request.arrival_s + PATIENCE_S
+        if request.deadline_s is not None:
+            due_s = min(due_s, request.deadline_s)
+        group.queue_key = request.priority * LEVEL_S + due_s
+        order = next(self._order)
+        self._entries[group] = order
+        self.num_tokens += len(request.prompt_token_ids)
+        heapq.heappush(self._heap, (group.queue_key, order, group))
+        if len(self._heap) > 2 * len(self._entries) + 64:
+            self._heap = [entry for entry in self._heap if self._entries.get(entry[2]) == entry[1]]
+            heapq.heapify(self._heap)
+
+    def remove(self, group: SequenceGroup) -> None:
+        """Takes a group out, wherever it is."""
+        del self._entries[group]
+        self.num_tokens -= len(group.request.prompt_token_ids)
+
+    def pop(self) -> SequenceGroup | None:
+        """Takes the first group."""
+        while self._heap:
+            _, order, group = heapq.heappop(self._heap)
+            if self._entries.get(group) == order:
+                self.remove(group)
+                return group
+        return None

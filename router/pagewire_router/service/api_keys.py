@@ -1,0 +1,107 @@
+"""API keys: who may call the service. Keys come from a file that may change at any time, and are kept as digests."""
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from pagewire_router.errors import Unauthenticated
+from pagewire_router.service.refusal import Count, refusing_handler
+
+logger = logging.getLogger(__name__)
+
+REREAD_S = 1.0
+"""How often the file is looked at, at most."""
+SCHEME = "bearer"
+
+
+class ApiKeysError(Exception):
+    """The file cannot be used; the message names it and says why, and never shows what is in it."""
+
+
+class ApiKeys:
+    """The keys of a file: one on each line; empty lines and those that begin with # are none."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._content = b""
+        self._digests: tuple[bytes, ...] = ()
+        self._read_s = 0.0
+        self._is_failing = False
+
+    def read(self) -> None:
+        """Reads the file if it has changed. Raises ApiKeysError."""
+        self._read_s = time.monotonic()
+        try:
+            content = self._path.read_bytes()
+        except OSError as error:
+            raise ApiKeysError(f"API keys {self._path}: {error.strerror}") from None
+        if content == self._content:
+            return
+        lines = [line.strip() for line in content.splitlines()]
+        keys = [line for line in lines if line and not line.startswith(b"#")]
+        if not keys:
+            raise ApiKeysError(f"API keys {self._path}: there is no key in it; one is expected on each line")
+        if self._content:
+            logger.warning("API keys %s: read again, %d keys", self._path, len(keys))
+        self._content, self._digests = content, tuple(_digest(key) for key in keys)
+
+    def check(self, authorization: str) -> None:
+        """Checks the value of the header. Raises Unauthenticated."""
+        self._read_again()
+        scheme, _, key = authorization.strip().partition(" ")
+        if scheme.lower() != SCHEME or not key:
+            raise Unauthenticated("an API key is needed: send the metadata 'authorization: Bearer KEY'")
+        presented = _digest(key.strip().encode())
+        is_known = False
+        for digest in self._digests:  # all of them, so that the time taken tells nothing
+            is_known |= hmac.compare_digest(digest, presented)
+        if not is_known:
+            raise Unauthenticated("the API key is not known here")
+
+    def _read_again(self) -> None:
+        if time.monotonic() - self._read_s < REREAD_S:
+            return
+        try:
+            self.read()
+        except ApiKeysError as error:
+            # A file that is just being written must not lock everybody out.
+            if not self._is_failing:
+                logger.error("%s; the keys read before stay valid", error)
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+
+class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
+    """Lets calls through that carry a key, and those to open services."""
+
+    def __init__(self, keys: ApiKeys, open_services: tuple[str, ...], count: Count) -> None:
+        """open_services: full names of the services that need no key, such as health."""
+        self._keys = keys
+        self._open = tuple(f"/{service}/" for service in open_services)
+        self._count = count
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The handler of a call, or one that refuses it."""
+        method = handler_call_details.method
+        if not method.startswith(self._open):
+            headers = dict(handler_call_details.invocation_metadata or ())
+            try:
+                self._keys.check(str(headers.get("authorization", "")))
+            except Unauthenticated as error:
+                return refusing_handler(method, error, self._count)
+        return await continuation(handler_call_details)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

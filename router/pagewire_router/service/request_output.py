@@ -1,0 +1,106 @@
+"""The sink of one request: takes tokens from the engine, hands messages to the call that streams them."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from pagewire.v1 import inference_pb2, shard_pb2
+
+from pagewire_router.errors import RouterError
+from pagewire_router.request import SamplingParams
+from pagewire_router.service.sequence_output import SequenceOutput
+from pagewire_router.text.detokenizer import Detokenizer
+
+
+class Notified(Protocol):
+    """Who is told of output: an OutputStream, or the waiting half of Complete."""
+
+    def notify(self) -> None:
+        """There are new tokens."""
+
+    def notify_now(self) -> None:
+        """A sequence has ended, or the request has failed."""
+
+
+class RequestOutput:
+    """An OutputSink (see request.py). Everything runs on the event loop's thread."""
+
+    __slots__ = ("_notified", "_num_prompt_tokens", "_num_unfinished", "_sequences", "_taken", "error")
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        num_prompt_tokens: int,
+        eos_token_ids: tuple[int, ...],
+        new_detokenizer: Callable[[], Detokenizer] | None,
+        notified: Notified,
+    ) -> None:
+        """new_detokenizer: None if the client wants token ids alone."""
+        self._sequences = [
+            SequenceOutput(index, params, eos_token_ids, new_detokenizer() if new_detokenizer else None)
+            for index in range(params.n)
+        ]
+        self._notified = notified
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_unfinished = params.n
+        self._taken = [False] * params.n
+        self.error: RouterError | None = None
+        """Why the request cannot go on."""
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing more comes from the engine."""
+        return self._num_unfinished == 0 or self.error is not None
+
+    @property
+    def is_all_taken(self) -> bool:
+        """Every sequence has ended and its end was taken."""
+        return all(self._taken)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens sampled, over all sequences."""
+        return sum(sequence.num_tokens for sequence in self._sequences)
+
+    def finish_reasons(self) -> list["inference_pb2.FinishReason.ValueType"]:
+        """How each sequence ended; UNSPECIFIED: it has not."""
+        return [
+            inference_pb2.FINISH_REASON_UNSPECIFIED if sequence.finished is None else sequence.finished.finish_reason
+            for sequence in self._sequences
+        ]
+
+    def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
+        """See OutputSink."""
+        stopped = self._sequences[index].append(token_ids, logprobs)
+        self._notified.notify()
+        return stopped
+
+    def on_finished(
+        self, index: int, reason: "inference_pb2.FinishReason.ValueType", stop_token_id: int | None, num_cached: int
+    ) -> None:
+        """See OutputSink."""
+        sequence = self._sequences[index]
+        usage = inference_pb2.Usage(
+            prompt_tokens=self._num_prompt_tokens, completion_tokens=sequence.num_tokens, cached_tokens=num_cached
+        )
+        sequence.finish(reason, stop_token_id, usage)
+        self._num_unfinished -= 1
+        self._notified.notify_now()
+
+    def on_failed(self, error: RouterError) -> None:
+        """See OutputSink."""
+        self.error = error
+        self._notified.notify_now()
+
+    def take_messages(self) -> list[bytes]:
+        """Serialized GenerateResponses for what came since the last call."""
+        messages: list[bytes] = []
+        for sequence in self._sequences:
+            messages += sequence.take_deltas()
+            if sequence.finished is not None and not self._taken[sequence.index]:
+                self._taken[sequence.index] = True
+                messages.append(inference_pb2.GenerateResponse(finished=sequence.finished).SerializeToString())
+        return messages
+
+    def take_completions(self) -> list[inference_pb2.Completion]:
+        """All sequences whole, if nothing was taken before."""
+        return [sequence.take_completion() for sequence in self._sequences]

@@ -1,0 +1,227 @@
+"""The router's servers: gRPC for clients, plain HTTP for probes and metrics, and their life from start to stop."""
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from pagewire_router.config import RouterConfig
+from pagewire_router.engine import Engine
+from pagewire_router.metrics.request_metrics import CONTENT_TYPE, Metrics
+from pagewire_router.metrics.server_metrics import ServerMetrics
+from pagewire_router.service.api_keys import ApiKeyInterceptor, ApiKeys, ApiKeysError
+from pagewire_router.service.health_endpoint import HealthEndpoint
+from pagewire_router.service.http_endpoint import HttpEndpoint
+from pagewire_router.service.inference_service import SERVICE_NAME, InferenceService
+from pagewire_router.service.loop_lag import watch_loop_lag
+from pagewire_router.service.service_gate import ServiceGate
+from pagewire_router.service.stream_writer import StreamWriter
+from pagewire_router.service.tls import TlsError, server_credentials
+from pagewire_router.text.tokenizer import Tokenizer
+from pagewire_router.text.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
+
+if TYPE_CHECKING:
+    from pagewire_router.tracing.exporting import Tracing
+
+OPEN_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+"""Answered without an API key."""
+STOP_GRACE_S = 1.0
+"""For the last messages of streams whose requests have ended."""
+_log = logging.getLogger(__name__)
+
+
+class ServerError(Exception):
+    """The router cannot serve; the message says why."""
+
+
+def channel_options(config: RouterConfig) -> list[tuple[str, int]]:
+    """The gRPC server's options."""
+    return [
+        # Larger messages are refused by gRPC with RESOURCE_EXHAUSTED before they are read.
+        ("grpc.max_receive_message_length", config.max_receive_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # A second router on the same port must fail, not share its connections.
+        ("grpc.so_reuseport", 0),
+        # One client may hold as many streams as it likes: admission has its own limits.
+        ("grpc.max_concurrent_streams", 1 << 20),
+        # Peers that vanish without closing: ping after 30 s of silence, gone after 20 s more.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.ping_timeout_ms", 20_000),
+        # Clients may ping this often, also without calls.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+class RouterServer:
+    """Everything a client or a probe can connect to."""
+
+    def __init__(self, config: RouterConfig, engine: Engine) -> None:
+        self._config = config
+        self._engine = engine
+        self._metrics = Metrics()
+        self._metrics.add(engine.collector, engine.histograms)
+        self._metrics.add(ServerMetrics(config, is_ready=self._is_serving, is_draining=lambda: self._is_draining))
+        self._health = HealthEndpoint(SERVICE_NAME, self._is_serving)
+        self._gate = ServiceGate(SERVICE_NAME, "the router looks for shards", self._metrics.count_refused)
+        self._api_keys = None if config.api_keys is None else ApiKeys(config.api_keys)
+        self._tracing = _open_tracing(config)
+        self._grpc = grpc.aio.server(options=channel_options(config), interceptors=self._interceptors())
+        self._http = HttpEndpoint(
+            {
+                "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE, self._metrics.render()),
+                "/healthz": lambda: (HTTPStatus.OK, "text/plain", b"alive\n"),
+                "/readyz": self._ready_page,
+            }
+        )
+        self._tokenizer: Tokenizer | None = None
+        self._lag_task: asyncio.Task[None] | None = None
+        self._is_open = False
+        self._is_draining = False
+        self.metrics_port: int | None = None
+        """The port of the HTTP endpoint, after start()."""
+        self.health_port: int | None = None
+        """The port of the plaintext health service, after start()."""
+
+    async def start(self) -> str:
+        """Listens; returns the address. Raises ServerError.
+
+        Probes are answered from now on; calls are told to come back until open() has let them in.
+        """
+        await self._start_probes()
+        if self._api_keys is not None:
+            try:
+                self._api_keys.read()
+            except ApiKeysError as error:
+                raise ServerError(str(error)) from None
+        address = self._bind()
+        self._grpc.add_generic_rpc_handlers((self._gate,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
+        reflection.enable_server_reflection((SERVICE_NAME, *OPEN_SERVICES), self._grpc)
+        await self._grpc.start()
+        return address
+
+    async def open(self) -> None:
+        """Serves, once there are shards; returns when a step would run. Raises ServerError."""
+        self._lag_task = asyncio.create_task(watch_loop_lag(self._metrics.loop_lag_s), name="loop lag")
+        await self._engine.start()
+        files = self._engine.files
+        if TOKENIZER_FILE in files:
+            self._tokenizer = self._read_tokenizer()
+        else:
+            _log.warning("The model has no %s: token ids alone are served", TOKENIZER_FILE)
+        self._gate.open(self._new_service().handler())
+        self._is_open = True
+        await self._engine.wait_ready()
+        await self._health.publish()
+
+    async def _start_probes(self) -> None:
+        host, config = _host_of(self._config.listen), self._config
+        try:
+            self.health_port = await self._health.start(host, config.health_port)
+        except OSError as error:
+            raise ServerError(f"cannot serve health on {host}:{config.health_port}: {error}") from None
+        if config.metrics_port is None:
+            return
+        try:
+            self.metrics_port = await self._http.start(host, config.metrics_port)
+        except OSError as error:
+            raise ServerError(f"cannot serve metrics on {host}:{config.metrics_port}: {error}") from None
+
+    def _read_tokenizer(self) -> Tokenizer:
+        model, num_threads = self._engine.model, self._config.tokenizer_threads
+        try:
+            return Tokenizer(self._engine.files, model.vocab_size, num_threads=num_threads)
+        except TokenizerFilesError as error:
+            raise ServerError(f"{model.model}: {error}") from None
+
+    async def drain(self) -> None:
+        """Tells probes that no more requests are wanted, and lets the running ones finish within the grace."""
+        self._is_draining = True
+        await self._health.publish()
+        await self._engine.drain(self._config.drain_grace_s)
+
+    async def stop(self) -> None:
+        """Ends everything. Calls that still run end with UNAVAILABLE."""
+        self._is_draining = True
+        await self._health.publish()
+        await self._engine.stop()
+        await self._grpc.stop(STOP_GRACE_S)
+        await self._http.stop()
+        await self._health.stop()
+        if self._lag_task is not None:
+            self._lag_task.cancel()
+        if self._tokenizer is not None:
+            self._tokenizer.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.shutdown)
+
+    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
+        """The first one sees a call first: refused calls are traced too."""
+        interceptors: list[grpc.aio.ServerInterceptor] = []
+        if self._tracing is not None:
+            from pagewire_router.tracing.rpc_interceptor import TracingInterceptor
+
+            interceptors.append(TracingInterceptor(self._tracing.tracer, SERVICE_NAME, self._config.listen))
+        if self._api_keys is not None:
+            interceptors.append(ApiKeyInterceptor(self._api_keys, OPEN_SERVICES, self._metrics.count_refused))
+        return interceptors
+
+    def _new_service(self) -> InferenceService:
+        writer = StreamWriter(
+            asyncio.get_running_loop(),
+            max_floor_s=self._config.coalesce_max_ms / 1000,
+            max_writes_per_s=self._config.max_writes_per_s,
+        )
+        return InferenceService(self._config, self._engine, self._tokenizer, writer, self._metrics)
+
+    def _bind(self) -> str:
+        listen = self._config.listen
+        try:
+            credentials = self._credentials()
+            if credentials is None:
+                port = self._grpc.add_insecure_port(listen)
+            else:
+                port = self._grpc.add_secure_port(listen, credentials)
+        except TlsError as error:
+            raise ServerError(str(error)) from None
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise ServerError(f"cannot listen on {listen}: the address is taken or not ours")
+        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        config = self._config
+        if config.tls_cert is not None and config.tls_key is not None:
+            return server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
+        if config.api_keys is not None and not config.listen.startswith("unix:"):
+            _log.warning("API keys travel unencrypted: use --tls-cert, or end TLS in front of the router")
+        return None
+
+    def _is_serving(self) -> bool:
+        return self._is_open and self._engine.is_ready and not self._is_draining
+
+    def _ready_page(self) -> tuple[HTTPStatus, str, bytes]:
+        if self._is_serving():
+            return HTTPStatus.OK, "text/plain", b"ready\n"
+        return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"not ready\n"
+
+
+def _host_of(listen: str) -> str:
+    """Where the HTTP endpoint listens: on the same host, or locally beside a Unix socket."""
+    return "127.0.0.1" if listen.startswith("unix:") else listen.rpartition(":")[0].strip("[]")
+
+
+def _open_tracing(config: RouterConfig) -> "Tracing | None":
+    if not config.trace_exporters:
+        return None
+    # Only now: OpenTelemetry takes 0.2 s to import.
+    from pagewire_router.tracing.exporting import open_tracing
+
+    return open_tracing(config.trace_exporters, "pagewire-router", {})

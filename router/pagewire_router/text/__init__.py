@@ -1,0 +1,1 @@
+"""From text and chat to tokens, and back."""

@@ -1,0 +1,1 @@
+"""How a batch runs on a device: state, transfers, graphs."""

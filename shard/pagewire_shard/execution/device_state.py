@@ -1,0 +1,159 @@
+"""The device's memory of every sequence: one row, or slot, for each.
+
+A step sends up only slots and query lengths; tokens, positions, block tables and sampling parameters are read from
+here, and sampled tokens, counts and stops are written back here, so that step k + 1 can start before the host has seen
+step k's tokens.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from pagewire_kernels.sequence_state import SequenceState, StateColumns
+
+from pagewire_shard.engine import MAX_STOP_TOKENS
+from pagewire_shard.execution.host_transfer import Uplink
+from pagewire_shard.sequence import Sequence
+
+# Columns of `ints`.
+NUM_TOKENS, NUM_COMPUTED, STOP_REASON, NUM_PROMPT, MAX_LEN, MIN_LEN, TOP_K, SEED = range(8)
+# Columns of `floats`.
+TEMPERATURE, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION = range(6)
+
+VOID = -1
+"""The stop reason of the void slot: no sequence's, and like theirs not 0."""
+
+_COLUMNS = StateColumns(num_tokens=NUM_TOKENS, num_computed=NUM_COMPUTED, stop_reason=STOP_REASON, max_len=MAX_LEN)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlotRow:
+    """What a slot is filled with: a sequence as it was when it was admitted."""
+
+    slot: int
+    token_ids: list[int]
+    blocks: list[int]
+    ints: list[int]
+    floats: list[float]
+    stop_token_ids: list[int]
+
+
+class DeviceState:
+    """Preallocated rows for num_slots sequences of at most max_model_len tokens, and one that is always void.
+
+    A batch that is padded points its padding at the void slot. Rows of that slot behave as those of a sequence that has
+    stopped: they write to no cache, sample nothing and change no count.
+    """
+
+    def __init__(self, num_slots: int, max_model_len: int, block_size: int, device: torch.device) -> None:
+        self.device = device
+        self.num_slots = num_slots
+        self.max_model_len = max_model_len
+        num_rows = num_slots + 1
+        # One column more than a sequence can fill: a row that has stopped writes its void token there.
+        self.token_ids = torch.zeros(num_rows, max_model_len + 1, dtype=torch.int32, device=device)
+        """[num_slots + 1, max_model_len + 1]: known tokens; beyond num_tokens arbitrary."""
+        max_blocks = -(-max_model_len // block_size)
+        self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
+        """[num_slots + 1, max_blocks]: block ids in order; beyond the sequence's blocks arbitrary."""
+        self.ints = torch.zeros(num_rows, 8, dtype=torch.int64, device=device)
+        """[num_slots + 1, 8]: counts, limits and the seed; columns above."""
+        self.floats = torch.zeros(num_rows, 6, dtype=torch.float32, device=device)
+        """[num_slots + 1, 6]: sampling parameters; columns above."""
+        self.stop_token_ids = torch.full((num_rows, MAX_STOP_TOKENS), -1, dtype=torch.int32, device=device)
+        """[num_slots + 1, MAX_STOP_TOKENS]: padded with -1."""
+        self.ints[self.void_slot, STOP_REASON] = VOID
+        self.floats[self.void_slot, REPETITION] = 1.0
+        self.sequences = SequenceState(
+            ints=self.ints,
+            token_ids=self.token_ids,
+            block_tables=self.block_tables,
+            stop_token_ids=self.stop_token_ids,
+            columns=_COLUMNS,
+        )
+        """The same tensors, as the ops that read and advance sequences take them."""
+
+    @property
+    def void_slot(self) -> int:
+        """The last row."""
+        return self.num_slots
+
+    def row(self, sequence: Sequence) -> SlotRow:
+        """What the sequence's slot holds when it is admitted."""
+        return SlotRow(
+            slot=sequence.slot,
+            # The host appends to token_ids only what the device has told it.
+            token_ids=sequence.token_ids,
+            blocks=sequence.blocks.copy(),
+            ints=self._ints(sequence),
+            floats=_floats(sequence),
+            stop_token_ids=_stop_token_ids(sequence),
+        )
+
+    def fill(self, rows: Items[SlotRow], uplink: Uplink) -> None:
+        """Writes new sequences' rows, in a number of operations that does not depend on how many there are."""
+        if not rows:
+            return
+        slots = uplink.upload([row.slot for row in rows])
+        _write_runs(self.token_ids, slots, [row.token_ids for row in rows], uplink)
+        _write_runs(self.block_tables, slots, [row.blocks for row in rows], uplink)
+        _write_rows(self.ints, slots, [row.ints for row in rows], uplink)
+        _write_rows(self.floats, slots, [row.floats for row in rows], uplink)
+        _write_rows(self.stop_token_ids, slots, [row.stop_token_ids for row in rows], uplink)
+
+    def update_tables(self, updates: Items[tuple[int, int, int]], uplink: Uplink) -> None:
+        """Sets entries of block tables: (slot, index, block)."""
+        if updates:
+            slots, indices, blocks = uplink.upload(list(chain.from_iterable(updates))).view(-1, 3).unbind(1)
+            self.block_tables[slots, indices] = blocks.to(torch.int32)
+
+    def _ints(self, sequence: Sequence) -> list[int]:
+        num_prompt, stop, seed = sequence.num_prompt_tokens, sequence.stop, sequence.sampling.seed
+        values = [0] * self.ints.shape[1]
+        values[NUM_TOKENS] = len(sequence.token_ids)
+        values[NUM_COMPUTED] = sequence.num_computed_tokens
+        values[NUM_PROMPT] = num_prompt
+        values[MAX_LEN] = min(num_prompt + stop.max_tokens, self.max_model_len)
+        values[MIN_LEN] = num_prompt + stop.min_tokens
+        values[TOP_K] = sequence.sampling.top_k
+        values[SEED] = seed - (1 << 64) if seed >= 1 << 63 else seed
+        return values
+
+
+def _floats(sequence: Sequence) -> list[float]:
+    sampling = sequence.sampling
+    values = [0.0] * 6
+    values[TEMPERATURE] = sampling.temperature
+    values[TOP_P] = sampling.top_p
+    values[MIN_P] = sampling.min_p
+    values[PRESENCE] = sampling.presence_penalty
+    values[FREQUENCY] = sampling.frequency_penalty
+    values[REPETITION] = sampling.repetition_penalty
+    return values
+
+
+def _stop_token_ids(sequence: Sequence) -> list[int]:
+    ids = list(sequence.stop.token_ids)
+    return ids + [-1] * (MAX_STOP_TOKENS - len(ids))
+
+
+def _write_rows(
+    table: torch.Tensor, slots: torch.Tensor, rows: list[list[int]] | list[list[float]], uplink: Uplink
+) -> None:
+    """Writes rows[i] to the table's row slots[i]."""
+    flat = uplink.upload(list(chain.from_iterable(rows)), table.dtype)
+    table.index_copy_(0, slots, flat.view(len(rows), -1))
+
+
+def _write_runs(table: torch.Tensor, slots: torch.Tensor, runs: list[list[int]], uplink: Uplink) -> None:
+    """Writes runs[i] to the beginning of the table's row slots[i]."""
+    total = sum(map(len, runs))
+    if not total:
+        return
+    lens = uplink.upload([len(run) for run in runs])
+    # Where in the flattened table each run would begin, had it not those before it in front.
+    origins = slots * table.shape[1] - (lens.cumsum(0) - lens)
+    places = torch.repeat_interleave(origins, lens, output_size=total)
+    places += torch.arange(total, device=table.device)
+    table.view(-1).index_copy_(0, places, uplink.upload(list(chain.from_iterable(runs)), table.dtype))

@@ -1,0 +1,61 @@
+"""How much of a GPU the block pool may take: what is left beside weights, graphs and the largest step."""
+
+import torch
+from pagewire_kernels import kv_cache
+
+from pagewire_shard.execution.device_state import DeviceState
+from pagewire_shard.execution.gpu_runner import gpu_runner
+from pagewire_shard.execution.warm_up import run_largest_step
+from pagewire_shard.loading.model_loader import LoadedModel
+
+GRAPH_BYTES = 8 << 20
+"""What the driver keeps of the two graphs of one batch size, beside the pool that torch accounts for: some kilobytes
+for each of a thousand kernels."""
+
+
+def bytes_left_for_caches(
+    loaded: LoadedModel,
+    state: DeviceState,
+    *,
+    block_size: int,
+    num_tokens: int,
+    num_logprobs: int,
+    graph_sizes: tuple[int, ...],
+    utilization: float,
+) -> int:
+    """Runs the largest step with caches of one block and measures what it took.
+
+    Args:
+        num_tokens: Tokens a step may compute.
+        num_logprobs: Most log-probabilities that a sequence may ask for.
+        graph_sizes: Batch sizes of decode steps that will be captured, smallest first.
+        utilization: Share of the GPU that may be used by everyone together.
+
+    Returns:
+        Bytes; 0 or less if the model alone takes more than its share.
+    """
+    device, spec = state.device, loaded.model.spec
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    caches = [
+        kv_cache.allocate(1, block_size, spec.num_kv_heads, spec.head_dim, loaded.cache_dtype, device)
+        for _ in range(spec.num_layers)
+    ]
+    for tensor in (tensor for cache in caches for tensor in cache):
+        tensor.zero_()
+    # Smaller graphs fit into the memory of the largest.
+    runner = gpu_runner(loaded.model, state, caches, block_size, graph_sizes[-1:])
+    run_largest_step(
+        runner,
+        num_seqs=state.num_slots,
+        num_tokens=num_tokens,
+        max_model_len=state.max_model_len,
+        num_logprobs=num_logprobs,
+    )
+    torch.cuda.synchronize(device)
+    free, total = torch.cuda.mem_get_info(device)
+    used_by_others = total - free - torch.cuda.memory_reserved(device)
+    peak = torch.cuda.max_memory_reserved(device)
+    del runner, caches
+    torch.cuda.empty_cache()
+    return int(total * utilization) - peak - used_by_others - GRAPH_BYTES * len(graph_sizes)

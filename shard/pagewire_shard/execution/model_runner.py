@@ -1,0 +1,174 @@
+"""Runs any batch, operation after operation: on a CPU every step, on a GPU those that no graph has been captured for.
+
+Everything a step needs beyond slots and query lengths is in the device state, so a step never waits for the host to
+learn what the step before it sampled. A row that stopped in an earlier step which the host has not seen yet is void:
+its keys and values go nowhere and it yields no token. Nothing here waits for the device.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from pagewire.v1 import shard_pb2
+from pagewire_kernels.append_tokens import append_tokens
+from pagewire_kernels.copy_blocks import copy_blocks
+from pagewire_kernels.prepare_inputs import prepare_inputs
+from pagewire_kernels.sample import gather_logprobs, sample
+
+from pagewire_shard.execution.device_state import DeviceState, SlotRow
+from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink, Downlink, Uplink
+from pagewire_shard.execution.sampling_inputs import SamplingNeeds, sampling_batch
+from pagewire_shard.execution.step_report import EMPTY, PendingLogprobs
+from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.runner import PendingTokens, RunBatch
+from pagewire_shard.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepOutput:
+    """What a step leaves on the device."""
+
+    report: torch.Tensor
+    """[4, num_rows] int64, rows of padding included; see step_report.py."""
+    logprobs: PendingLogprobs | None
+
+
+class ModelRunner:
+    """The device's side of the engine: state, caches and the model."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        state: DeviceState,
+        kv_caches: list[KVCache],
+        block_size: int,
+        uplink: Uplink | None = None,
+        downlink: Downlink | None = None,
+    ) -> None:
+        """Without links to a device, the device is a CPU."""
+        self.model = model
+        self.state = state
+        self.kv_caches = kv_caches
+        self.block_size = block_size
+        self.uplink = uplink or CpuUplink()
+        self.downlink = downlink or CpuDownlink()
+        self._admitted: dict[int, SlotRow] = {}
+        """By slot: a plan that was refused may have left one behind."""
+
+    def admit(self, sequence: Sequence) -> None:
+        """Fills the sequence's slot before the next step."""
+        self._admitted[sequence.slot] = self.state.row(sequence)
+
+    @torch.inference_mode()
+    def launch(self, batch: RunBatch) -> PendingTokens:
+        """Runs one step; see the module's docstring."""
+        self.downlink.begin_step()
+        self.uplink.begin_step()
+        self._apply_changes(batch)
+        output = self._run(batch) if batch.sequences else None
+        self.uplink.end_step()
+        return self.downlink.send(output.report, len(batch.slots), output.logprobs) if output else EMPTY
+
+    def _apply_changes(self, batch: RunBatch) -> None:
+        """Brings device state and caches to where the host has them."""
+        self.state.fill(list(self._admitted.values()), self.uplink)
+        self._admitted.clear()
+        self.state.update_tables(batch.table_updates, self.uplink)
+        if batch.copies:
+            sources, targets = zip(*batch.copies, strict=True)
+            copy_blocks(self.kv_caches, self.uplink.upload(sources), self.uplink.upload(targets))
+
+    def _run(self, batch: RunBatch) -> StepOutput:
+        lens = batch.query_lens
+        slots = self.uplink.upload(batch.slots)
+        query_lens = self.uplink.upload(lens) if max(lens) > 1 else None
+        hidden = self.model.forward(self._prepare(batch, slots, query_lens), self.kv_caches)
+        self.downlink.forwarded()
+        rows = [row for row, samples in enumerate(batch.samples) if samples]
+        sampled, sample_rows, logprobs = slots[:0], None, None
+        if rows:
+            sampled, logprobs = self._sample(self._last_logits(hidden, rows, lens), rows, batch)
+        if len(rows) < len(lens):
+            entries = accumulate(batch.samples, initial=0)
+            sample_rows = self.uplink.upload(
+                [entry if samples else -1 for entry, samples in zip(entries, batch.samples, strict=False)]
+            )
+        return StepOutput(append_sampled(self.state, slots, query_lens, sampled, sample_rows), logprobs)
+
+    def _prepare(self, batch: RunBatch, slots: torch.Tensor, query_lens: torch.Tensor | None) -> ForwardBatch:
+        num_tokens = sum(batch.query_lens)
+        inputs = prepare_inputs(
+            self.state.sequences,
+            slots,
+            query_lens,
+            block_size=self.block_size,
+            num_tokens=num_tokens + self._num_padding(num_tokens),
+            max_blocks=-(-batch.max_seq_len // self.block_size),
+        )
+        return ForwardBatch.of(inputs, max(batch.query_lens), batch.max_seq_len, batch.num_decodes)
+
+    def _last_logits(self, hidden: torch.Tensor, rows: list[int], query_lens: list[int]) -> torch.Tensor:
+        """[num_samples, vocab_size]: what follows each row's last token."""
+        ends = list(accumulate(query_lens))
+        last = [ends[row] - 1 for row in rows] + [0] * self._num_padding(len(rows))
+        return self.model.compute_logits(hidden.index_select(0, self.uplink.upload(last)))[: len(rows)]
+
+    def _sample(
+        self, logits: torch.Tensor, rows: list[int], batch: RunBatch
+    ) -> tuple[torch.Tensor, PendingLogprobs | None]:
+        """Samples these rows of the batch."""
+        sequences = [batch.sequences[row] for row in rows]
+        needs = SamplingNeeds(
+            all_greedy=all(sequence.is_greedy for sequence in sequences),
+            any_penalties=any(sequence.has_penalties for sequence in sequences),
+            any_stop_mask=any(sequence.masks_stop for sequence in sequences),
+        )
+        slots = self.uplink.upload([sequence.slot for sequence in sequences])
+        params = sampling_batch(self.state, slots, needs)
+        wanted = [i for i, sequence in enumerate(sequences) if sequence.wants_logprobs]
+        if not wanted:
+            return sample(logits, params), None
+        index = self.uplink.upload(wanted)
+        raw = logits.index_select(0, index)  # A copy: sampling may change the logits in place.
+        token_ids = sample(logits, params)
+        return token_ids, logprobs_of(raw, token_ids.index_select(0, index), [rows[i] for i in wanted], batch)
+
+    def _num_padding(self, num_rows: int) -> int:
+        """Rows to add on a CPU, whose matrix products keep code and memory for every number of rows they have seen."""
+        if self.state.device.type != "cpu":
+            return 0
+        step = 1 if num_rows <= 8 else 8 if num_rows <= 64 else 32
+        return -num_rows % step
+
+
+def append_sampled(
+    state: DeviceState,
+    slots: torch.Tensor,
+    query_lens: torch.Tensor | None,
+    sampled: torch.Tensor,
+    sample_rows: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """append_tokens on the device state, with the stop reasons of the wire."""
+    return append_tokens(
+        state.sequences,
+        slots,
+        query_lens,
+        sampled,
+        sample_rows,
+        token_reason=int(shard_pb2.STOP_REASON_TOKEN),
+        length_reason=int(shard_pb2.STOP_REASON_LENGTH),
+        out=out,
+    )
+
+
+def logprobs_of(logits: torch.Tensor, token_ids: torch.Tensor, rows: list[int], batch: RunBatch) -> PendingLogprobs:
+    """The log-probabilities that these rows of the batch asked for.
+
+    Args:
+        logits: [len(rows), vocab_size], as the model gave them.
+        token_ids: [len(rows)] int64: what was sampled.
+    """
+    nums = [batch.sequences[row].sampling.num_logprobs for row in rows]
+    return PendingLogprobs(rows, nums, gather_logprobs(logits, token_ids, max(nums)))

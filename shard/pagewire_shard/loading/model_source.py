@@ -1,0 +1,100 @@
+"""Where a model's files come from: the bundled demo, a local directory, or the Hugging Face hub; and its digest."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from pagewire_shard.errors import ModelNotFound
+
+DEMO_MODEL = "demo"
+DEMO_MODEL_DIR = Path(__file__).parent.parent / "demo_model"
+ACCEPTED = f'give a Hugging Face model directory, a hub id such as "Qwen/Qwen3-0.6B", or "{DEMO_MODEL}"'
+CONFIG_FILE = "config.json"
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
+HUB_PATTERNS = [CONFIG_FILE, "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_PATTERNS]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+NUM_DIGEST_SAMPLES = 64
+DIGEST_SAMPLE_BYTES = 4096
+MAX_DIGEST_HEADER_BYTES = 64 << 20
+
+
+def resolve_model(model: str) -> Path:
+    """The directory of a model; fetches it from the hub if need be. Raises ModelNotFound."""
+    directory = DEMO_MODEL_DIR if model == DEMO_MODEL else Path(model).expanduser()
+    if directory.is_dir():
+        if not (directory / CONFIG_FILE).is_file():
+            raise ModelNotFound(f"model {model!r}: the directory has no {CONFIG_FILE}; {ACCEPTED}")
+        return directory
+    if directory.exists():
+        raise ModelNotFound(f"model {model!r} is a file; {ACCEPTED}")
+    if not HUB_ID.fullmatch(model):
+        raise ModelNotFound(f"model {model!r}: no such directory; {ACCEPTED}")
+    return _fetch(model)
+
+
+def model_name(model: str) -> str:
+    """The name clients see unless one is given: a directory's last part, or the hub id."""
+    path = Path(model).expanduser()
+    return path.resolve().name if model != DEMO_MODEL and path.is_dir() else model
+
+
+def _fetch(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        directory = Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS))
+    except GatedRepoError as error:
+        raise _missing(hub_id, "the hub wants a login for it (hf auth login)") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise _missing(hub_id, "the Hugging Face hub has no such model") from error
+    except OSError as error:
+        raise _missing(hub_id, "the Hugging Face hub cannot be reached") from error
+    if not (directory / CONFIG_FILE).is_file():
+        raise _missing(hub_id, f"the hub's copy has no {CONFIG_FILE}")
+    return directory
+
+
+def _missing(hub_id: str, reason: str) -> ModelNotFound:
+    return ModelNotFound(f"model {hub_id!r}: no such directory, and {reason}; {ACCEPTED}")
+
+
+def model_digest(directory: Path, dummy_seed: int | None = None) -> bytes:
+    """SHA-256 that tells models apart, without reading gigabytes.
+
+    Covers configuration and tokenizer files in full, and of each safetensors file the name, size, header and some
+    evenly spaced pages of data: checkpoints that differ in training alone have equal headers. With dummy weights,
+    their seed takes the place of the files.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({p for pattern in ("config.json", *TOKENIZER_PATTERNS) for p in directory.glob(pattern)}):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    if dummy_seed is not None:
+        digest.update(f"dummy\0{dummy_seed}".encode())
+        return digest.digest()
+    for path in sorted(directory.glob("*.safetensors")):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        digest.update(_sample_safetensors(path))
+    return digest.digest()
+
+
+def _sample_safetensors(path: Path) -> bytes:
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        # 8 bytes little-endian length, then the header. A damaged length is the loader's to report.
+        prefix = file.read(8)
+        digest.update(prefix)
+        digest.update(file.read(min(int.from_bytes(prefix, "little"), size, MAX_DIGEST_HEADER_BYTES)))
+        for i in range(NUM_DIGEST_SAMPLES):
+            file.seek(size * i // NUM_DIGEST_SAMPLES)
+            digest.update(file.read(DIGEST_SAMPLE_BYTES))
+    return digest.digest()

@@ -1,0 +1,208 @@
+"""Execute: the plan stream's protocol. Moves messages between routers and the step thread, and keeps the lease.
+
+One call, in order: Hello -> lease granted -> the last holder's step ends -> Welcome, CacheSnapshot... -> plans down,
+results and heartbeats up -> Goodbye, or the lease lapses, or it is taken, or the stream breaks -> sequences dropped.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from typing import NoReturn, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+from pagewire.v1 import shard_pb2
+
+from pagewire_shard.errors import InvalidMessage, LeaseLost, ProtocolMismatch, ShardUnavailable, StreamError
+from pagewire_shard.service.lease import EpochId, Lease
+from pagewire_shard.service.plan_stream import PlanStream, snapshot_messages
+from pagewire_shard.service.protocol import PROTOCOL_MAJOR
+from pagewire_shard.service.rpc_status import abort
+from pagewire_shard.stepping.step_commands import EpochStart
+from pagewire_shard.stepping.step_thread import StepThread
+
+logger = logging.getLogger(__name__)
+
+MAX_INFLIGHT_LIMIT = 4
+LATE_TIMER_S = 0.5
+"""A lease timer this late says that the event loop stood still: renewals may lie unread, so it looks again."""
+
+
+class RawContext(Protocol):
+    """A stream-stream call of grpc.aio without serializers: messages are bytes."""
+
+    async def read(self) -> object:
+        """The next message, or grpc.aio.EOF."""
+
+    async def write(self, message: bytes) -> None:
+        """Sends a message; waits only when the peer does not read."""
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: tuple[tuple[str, bytes], ...] = ()
+    ) -> NoReturn:
+        """Ends the call."""
+
+
+class ExecuteService:
+    """Serves Execute to one router at a time."""
+
+    def __init__(self, steps: StepThread, info: shard_pb2.ShardInfo, lease: Lease) -> None:
+        self._steps = steps
+        self._info = info
+        self._lease = lease
+        self._grants_lease = info.tp_rank == 0 and info.pp_rank == 0
+        self._stream: PlanStream | None = None
+        self._released = asyncio.Event()
+        self._released.set()
+        self._draining = False
+        self.num_failures: Counter[str] = Counter()
+        """Calls that ended with an error, by its reason."""
+
+    @property
+    def is_draining(self) -> bool:
+        """The shard was told to stop."""
+        return self._draining
+
+    async def execute(self, _request_iterator: object, context: RawContext) -> None:
+        """The call, with messages as bytes. Its end, whatever the reason, frees the lease."""
+        try:
+            hello = parse_hello(await context.read())
+            stream = self._open(hello)
+            try:
+                await self._serve(stream, hello.max_inflight, context)
+            finally:
+                self._close(stream)
+        except StreamError as error:
+            self.num_failures[error.reason] += 1
+            logger.info("plan stream ends: %s", error.message)
+            await abort(context, error)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new routers, tells the current one to move its sequences, waits until it lets go."""
+        self._draining = True
+        if self._stream is None:
+            return
+        draining = shard_pb2.Draining(grace_ms=int(grace_s * 1000))
+        self._stream.put(shard_pb2.ShardMessage(draining=draining).SerializeToString())
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._released.wait()
+        except TimeoutError:
+            logger.warning("router %r did not let go within %g s", self._stream.router_id, grace_s)
+            self._stream.close(ShardUnavailable("the shard stops"))
+
+    def _open(self, hello: shard_pb2.Hello) -> PlanStream:
+        if self._draining:
+            raise ShardUnavailable("the shard drains")
+        if self._grants_lease:
+            epoch = self._lease.grant(hello.router_id, force=hello.force)
+        else:
+            epoch = self._lease.obey(hello.router_id, EpochId(hello.epoch.incarnation, hello.epoch.counter))
+        if self._stream is not None:
+            self._stream.close(LeaseLost(f"the lease was taken by router {hello.router_id!r}"))
+        self._stream = PlanStream(hello.router_id, epoch)
+        self._released.clear()
+        logger.info("router %r leads, epoch %s", hello.router_id, epoch)
+        return self._stream
+
+    def _close(self, stream: PlanStream) -> None:
+        stream.close()
+        self._lease.release(stream.epoch)
+        self._steps.end_epoch(stream)
+        if self._stream is stream:
+            self._stream = None
+            self._released.set()
+
+    async def _serve(self, stream: PlanStream, max_inflight: int, context: RawContext) -> None:
+        start = await asyncio.wrap_future(self._steps.begin_epoch(stream, max_inflight))
+        if stream is self._stream:
+            self._lease.renew(stream.epoch)
+        stream.open_with([self._welcome(stream, max_inflight, start), *snapshot_messages(start.cached_hashes)])
+        async with asyncio.TaskGroup() as group:
+            helpers = [
+                group.create_task(self._read(stream, context)),
+                group.create_task(watch_lease(self._lease, stream)),
+            ]
+            try:
+                await stream.write_to(context)
+            except StreamError as error:
+                stream_error: StreamError | None = error
+            else:
+                stream_error = None
+            for helper in helpers:
+                helper.cancel()
+        if stream_error is not None:
+            raise stream_error
+
+    def _welcome(self, stream: PlanStream, max_inflight: int, start: EpochStart) -> bytes:
+        welcome = shard_pb2.Welcome(
+            epoch=shard_pb2.Epoch(incarnation=stream.epoch.incarnation, counter=stream.epoch.counter),
+            lease_term_ms=int(self._lease.term_s * 1000),
+            max_inflight=max_inflight,
+            info=self._info,
+            free_blocks=start.free_blocks,
+        )
+        return shard_pb2.ShardMessage(welcome=welcome).SerializeToString()
+
+    async def _read(self, stream: PlanStream, context: RawContext) -> None:
+        try:
+            while (data := await context.read()) is not grpc.aio.EOF:
+                self._take(stream, data)
+            # A cancelled call can look like this too, so it is never taken for a goodbye.
+            stream.close(LeaseLost("the router's messages ended without Goodbye"))
+        except StreamError as error:
+            stream.close(error)
+
+    def _take(self, stream: PlanStream, data: object) -> None:
+        message = parse(data)
+        match message.WhichOneof("message"):
+            case "plan":
+                self._take_plan(stream, message.plan)
+            case "renew_lease":
+                self._lease.renew(EpochId(message.renew_lease.epoch.incarnation, message.renew_lease.epoch.counter))
+            case "goodbye":
+                logger.info("router %r says goodbye: %s", stream.router_id, message.goodbye.reason)
+                stream.close()
+            case "hello":
+                raise InvalidMessage("Hello comes once, first")
+            case _:
+                raise InvalidMessage("the message is of no kind this shard knows")
+
+    def _take_plan(self, stream: PlanStream, plan: shard_pb2.StepPlan) -> None:
+        self._lease.check(EpochId(plan.epoch.incarnation, plan.epoch.counter))
+        self._steps.submit(stream, plan)
+
+
+async def watch_lease(lease: Lease, stream: PlanStream) -> None:
+    """Ends the stream when the lease lapses."""
+    loop = asyncio.get_running_loop()
+    while (remaining_s := lease.remaining_s) > 0:
+        due_s = loop.time() + remaining_s
+        await asyncio.sleep(remaining_s)
+        if loop.time() - due_s > LATE_TIMER_S:
+            await asyncio.sleep(LATE_TIMER_S)
+    stream.close(LeaseLost(f"the lease lapsed: not renewed for {lease.term_s:g} s"))
+
+
+def parse(data: object) -> shard_pb2.RouterMessage:
+    """Raises InvalidMessage."""
+    assert isinstance(data, bytes)
+    try:
+        return shard_pb2.RouterMessage.FromString(data)
+    except DecodeError as error:
+        raise InvalidMessage("the bytes are no pagewire.v1.RouterMessage") from error
+
+
+def parse_hello(data: object) -> shard_pb2.Hello:
+    """The first message of a call, checked. Raises InvalidMessage and ProtocolMismatch."""
+    if data is grpc.aio.EOF:
+        raise InvalidMessage("the stream ended before Hello")
+    message = parse(data)
+    if message.WhichOneof("message") != "hello":
+        raise InvalidMessage("the first message must be Hello")
+    hello = message.hello
+    if hello.protocol_major != PROTOCOL_MAJOR:
+        raise ProtocolMismatch(f"the router speaks protocol {hello.protocol_major}, this shard {PROTOCOL_MAJOR}")
+    if not 1 <= hello.max_inflight <= MAX_INFLIGHT_LIMIT:
+        raise InvalidMessage(f"Hello.max_inflight is {hello.max_inflight}, accepted are 1 to {MAX_INFLIGHT_LIMIT}")
+    return hello

@@ -1,0 +1,78 @@
+"""One router's Execute call: what is on its way up to the router, and how the call ends."""
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from pagewire.v1 import shard_pb2
+
+from pagewire_shard.errors import StreamError
+from pagewire_shard.service.lease import EpochId
+
+if TYPE_CHECKING:
+    from pagewire_shard.service.execute_service import RawContext
+
+SNAPSHOT_CHUNK_HASHES = 64 * 1024
+
+
+class PlanStream:
+    """Serialized messages wait here until the call's own coroutine writes them.
+
+    The step thread calls post() and fail(); everything else happens on the event loop. A writer that is fed by one
+    deque costs one callback per message, whether or not the last write is through.
+    """
+
+    def __init__(self, router_id: str, epoch: EpochId) -> None:
+        self.router_id = router_id
+        self.epoch = epoch
+        self._loop = asyncio.get_running_loop()
+        self._outbox: deque[bytes] = deque()
+        self._wakeup = asyncio.Event()
+        self._closed = False
+        self._error: StreamError | None = None
+
+    def post(self, message: bytes) -> None:
+        """From the step thread: a message for the router."""
+        self._loop.call_soon_threadsafe(self.put, message)
+
+    def fail(self, error: StreamError) -> None:
+        """From the step thread: the epoch has ended."""
+        self._loop.call_soon_threadsafe(self.close, error)
+
+    def put(self, message: bytes) -> None:
+        """Queues a message; dropped once the stream is closed."""
+        if not self._closed:
+            self._outbox.append(message)
+            self._wakeup.set()
+
+    def close(self, error: StreamError | None = None) -> None:
+        """Ends the call after what is queued: with the error's status, or with OK. The first close counts."""
+        if not self._closed:
+            self._closed = True
+            self._error = error
+            self._wakeup.set()
+
+    def open_with(self, greeting: list[bytes]) -> None:
+        """Queues the first messages of the call before any that the step thread may have posted already."""
+        self._outbox.extendleft(reversed(greeting))
+
+    async def write_to(self, context: "RawContext") -> None:
+        """Writes until the stream is closed and everything is written; then raises the error it was closed with."""
+        while True:
+            while self._outbox:
+                await context.write(self._outbox.popleft())
+            if self._closed:
+                break
+            self._wakeup.clear()
+            await self._wakeup.wait()
+        if self._error is not None:
+            raise self._error
+
+
+def snapshot_messages(hashes: list[int]) -> list[bytes]:
+    """The cache snapshot in messages of at most SNAPSHOT_CHUNK_HASHES; at least one, the last one marked."""
+    starts = range(0, max(len(hashes), 1), SNAPSHOT_CHUNK_HASHES)
+    chunks = [hashes[start : start + SNAPSHOT_CHUNK_HASHES] for start in starts]
+    snapshots = [shard_pb2.CacheSnapshot(hashes=chunk) for chunk in chunks]
+    snapshots[-1].last = True
+    return [shard_pb2.ShardMessage(cache_snapshot=snapshot).SerializeToString() for snapshot in snapshots]

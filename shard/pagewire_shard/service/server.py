@@ -1,0 +1,149 @@
+"""The shard process on its event loop: gRPC, health and metrics around the step thread."""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from pagewire.v1 import shard_pb2
+
+from pagewire_shard.config import ShardConfig
+from pagewire_shard.errors import BadOption
+from pagewire_shard.service.execute_service import ExecuteService
+from pagewire_shard.service.http_endpoint import HttpEndpoint
+from pagewire_shard.service.lease import Lease
+from pagewire_shard.service.model_files import collect_model_files
+from pagewire_shard.service.readiness import Readiness
+from pagewire_shard.service.shard_service import SERVICE_NAME, ShardService
+from pagewire_shard.service.tls import ServerCertificate
+from pagewire_shard.stepping.step_thread import StepThread
+
+if TYPE_CHECKING:
+    from pagewire_shard.metrics import ShardMetrics
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 256 << 20
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Two shards on one port would take turns in answering.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Routers ping often, also while idle; peers are our own, so that none is punished for it.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+    # A router that hangs is noticed after keepalive_time + ping_timeout; keepalive_timeout has no effect in the core.
+    ("grpc.keepalive_time_ms", 5000),
+    ("grpc.http2.ping_timeout_ms", 5000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+CANCEL_GRACE_S = 1.0
+
+
+class ShardServer:
+    """Listens at once, serves when the engine is built. The step thread is the caller's to start and to join."""
+
+    def __init__(self, config: ShardConfig, model_dir: "Future[Path]", steps: StepThread) -> None:
+        self._config = config
+        self._steps = steps
+        self._readiness = Readiness(steps, config.stall_timeout_s)
+        self._model_files = asyncio.ensure_future(_collect(model_dir))
+        self._service = ShardService(self._model_files)
+        self._execute_service: ExecuteService | None = None
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._health_server: grpc.aio.Server | None = None
+        self._http: HttpEndpoint | None = None
+        self._metrics: ShardMetrics | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self.health_port: int | None = None
+        """The port of the plaintext health service, after start()."""
+
+    async def start(self) -> str:
+        """Binds the ports; returns the address to connect to. Raises BadOption for one that cannot be had."""
+        address = self._bind()
+        self._watch = asyncio.create_task(self._readiness.watch())
+        self.health_port = await self._start_health(address)
+        self._server.add_generic_rpc_handlers((self._service.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.health_servicer, self._server)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        await self._server.start()
+        if self._config.metrics_port is not None:
+            await self._start_http(address, self._config.metrics_port)
+        return address
+
+    async def open(self) -> shard_pb2.ShardInfo:
+        """Waits for the engine and the model's files, then lets routers in. Raises whatever kept them from coming."""
+        info, _ = await asyncio.gather(asyncio.wrap_future(self._steps.ready), self._model_files)
+        lease = Lease(info.incarnation, self._config.lease_term_s, time.monotonic)
+        self._execute_service = ExecuteService(self._steps, info, lease)
+        self._service.open(self._execute_service, info)
+        if self._metrics is not None:
+            self._metrics.open(info, lease, self._execute_service)
+        await self._readiness.open()
+        return info
+
+    async def stop(self, drain_grace_s: float) -> None:
+        """Lets the router go, within the grace; then ends all calls and the step thread's loop."""
+        await self._readiness.close()
+        if self._execute_service is not None:
+            await self._execute_service.drain(drain_grace_s)
+        self._steps.stop()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._http is not None:
+            await self._http.stop()
+        await self._server.stop(CANCEL_GRACE_S)
+        if self._health_server is not None:
+            await self._health_server.stop(None)
+
+    def _bind(self) -> str:
+        config, listen = self._config, self._config.listen
+        try:
+            if config.tls_cert is not None and config.tls_key is not None:
+                certificate = ServerCertificate(config.tls_cert, config.tls_key, config.tls_client_ca)
+                port = self._server.add_secure_port(listen, certificate.credentials())
+            else:
+                port = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise BadOption(
+                f"cannot listen on {listen}: the address is taken, malformed or not this machine's"
+            ) from error
+        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+    async def _start_health(self, address: str) -> int | None:
+        """Health in plaintext on a port of its own, since Kubernetes' probes know no TLS."""
+        if self._config.health_port is None:
+            return None
+        host = "127.0.0.1" if address.startswith("unix:") else address.rpartition(":")[0]
+        self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.health_servicer, self._health_server)
+        listen = f"{host}:{self._config.health_port}"
+        try:
+            port = self._health_server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise BadOption(f"cannot serve health on {listen}: the address is taken or not this machine's") from error
+        await self._health_server.start()
+        return port
+
+    async def _start_http(self, address: str, port: int) -> None:
+        from pagewire_shard.metrics import ShardMetrics
+
+        host = "127.0.0.1" if address.startswith("unix:") else address.rpartition(":")[0].strip("[]")
+        self._metrics = ShardMetrics(self._steps.stats, self._readiness.is_ready)
+        self._http = HttpEndpoint(self._readiness.is_alive, self._readiness.is_ready, self._metrics.render)
+        try:
+            bound = await self._http.start(host, port)
+        except OSError as error:
+            raise BadOption(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+        logger.info("metrics on http://%s:%d/metrics", host, bound)
+
+
+async def _collect(model_dir: "Future[Path]") -> dict[str, bytes]:
+    directory = await asyncio.wrap_future(model_dir)
+    return await asyncio.to_thread(collect_model_files, directory)
