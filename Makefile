@@ -26,7 +26,7 @@ test-gpu: $(STAMP) ## Run the tests that need a CUDA device.
 
 test-operate: $(STAMP) ## Install trace and metrics backends, helm and compilers, and run the tests that need them.
 	@tools/operate/setup.sh
-	@$(PY) -m pytest -m operate
+	@$(PY) -m pytest -m operate --verbose --junitxml=.operate/results.xml; $(PY) tools/operate/report.py .operate/results.xml
 
 check: $(STAMP) ## Check format, lint, types, structure and generated stubs.
 	@tools/check.sh

@@ -64,9 +64,10 @@ def measured() -> tuple[dict[str, float], dict[str, float]]:
         ("pagewire_request_latency_seconds", "mean_e2el_ms", "completed"),
     ],
 )
-def test_means_agree_with_the_clients(metric, figure, count, measured):
+def test_means_agree_with_the_clients(metric, figure, count, measured, record_property):
     client, rise = measured
     assert rise[f"{metric}_count"] == client[count]
     server_ms = rise[f"{metric}_sum"] / client[count] * 1000
-    print(f"{metric}: {server_ms:.2f} ms by /metrics, {client[figure]:.2f} ms by the client")
+    record_property(f"{metric}, mean, ms", server_ms)
+    record_property(f"{figure}, of the client", client[figure])
     assert server_ms == pytest.approx(client[figure], rel=TOLERANCE)

@@ -5,7 +5,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,9 +146,10 @@ def check_is_one_tree(spans: list[Span]) -> Span:
 
 
 def test_a_request_from_node_is_one_connected_trace(
-    node: ExampleClient, cluster: Cluster, backend: TraceBackend
+    node: ExampleClient, cluster: Cluster, backend: TraceBackend, record_property: Callable[[str, float], None]
 ) -> None:
     spans = ask(node, cluster, backend)
+    record_property("spans in the trace", len(spans))
     call = check_is_one_tree(spans)
     names = [span["name"] for span in children(spans, call)]
     assert sorted(names) == ["decode", "prefill", "queue", "sequence", "tokenize"]
@@ -159,7 +160,7 @@ def test_a_request_from_node_is_one_connected_trace(
 
 
 def test_a_preemption_is_in_the_trace_of_its_request_and_the_trace_can_be_drawn(
-    node: ExampleClient, cluster: Cluster, backend: TraceBackend
+    node: ExampleClient, cluster: Cluster, backend: TraceBackend, record_property: Callable[[str, float], None]
 ) -> None:
     with pressure(cluster.address):
         for _ in range(MAX_ATTEMPTS):
@@ -168,6 +169,8 @@ def test_a_preemption_is_in_the_trace_of_its_request_and_the_trace_can_be_drawn(
             num_preemptions = len(preemptions(call))
             if num_preemptions:
                 break
+    record_property("spans in a trace with preemptions", len(spans))
+    record_property("preemptions in it", num_preemptions)
     assert num_preemptions, f"no request was preempted in {MAX_ATTEMPTS} attempts"
     queues = named(children(spans, call), "queue")
     assert [queue["attributes"]["pagewire.queue.reason"] for queue in queues] == [
