@@ -207,6 +207,22 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, str, str]]:
         yield path, cell(str(value)), ""
 
 
+def operate_tables(result: Result) -> Iterator[str]:
+    """What `make test-operate` showed: tests by file, then the figures that they recorded."""
+    files = result["result"]["files"]
+    rows = [
+        [f"`{name}`", str(file["passed"]), str(file["failed"]), str(file["skipped"]), figure(file["seconds"])]
+        for name, file in files.items()
+    ]
+    yield table(["tests", "passed", "failed", "skipped", "seconds"], rows)
+    reasons = sorted({reason for file in files.values() for reason in file["reasons"]})
+    if reasons:
+        yield "Skipped: " + "; ".join(map(cell, reasons)) + "."
+    figures = [[cell(name), figure(value)] for file in files.values() for name, value in file["figures"].items()]
+    if figures:
+        yield table(["recorded", "value"], figures)
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What one benchmark's files are shown as."""
@@ -223,5 +239,6 @@ KINDS = {
     "tuning": Kind("Knobs", tuning_tables),
     "cpu": Kind("Kernels on a CPU", cpu_kernel_tables),
     "gpu": Kind("On a GPU", gpu_tables),
+    "operate": Kind("Tests with backends, toolchains and charts", operate_tables),
 }
 """By the first word of a file's name, in the page's order."""
