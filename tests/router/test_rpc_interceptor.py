@@ -154,6 +154,18 @@ async def test_a_call_that_is_not_sampled_is_served_without_a_timeline() -> None
         assert not echo.exporter.get_finished_spans()
 
 
+async def test_a_call_that_cannot_be_traced_is_answered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("pagewire_router.tracing.rpc_interceptor.add_request_spans", fail)
+    async with echo_server() as echo:
+        assert await echo.unary(b"abc") == b"abc"
+    assert "A call could not be traced" in caplog.text
+
+
 async def test_other_services_are_left_alone() -> None:
     async with echo_server() as echo:
         assert await echo.channel.unary_unary("/other.v1.Echo/Unary")(b"abc") == b"abc"

@@ -145,3 +145,10 @@ def test_an_epoch_that_ends_otherwise_ends_its_sequences_without() -> None:
     assert (span.status.status_code, [event.name for event in span.events]) == (StatusCode.UNSET, ["epoch_end"])
     shard.observer.on_epoch_end(None)
     assert len(shard.spans("sequence")) == 1
+
+
+def test_a_result_that_cannot_be_traced_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    shard = Shard()
+    step = shard.plan(admits={1: SAMPLED}, run={1: 10})
+    shard.observer.on_result(shard_pb2.StepResult(step=step))  # It says nothing of the sequence that ran.
+    assert "A step could not be traced" in caplog.text

@@ -26,8 +26,8 @@ from pagewire_router.timeline import (
 from pagewire_router.tracing import conventions as names
 
 
-def add_request_spans(tracer: Tracer, call: Span, timeline: Timeline, start_ns: int, end_ns: int) -> None:
-    """Adds a request's spans under its call's span, which lasts from start_ns to end_ns."""
+def add_request_spans(tracer: Tracer, call: Span, timeline: Timeline, end_ns: int) -> int | None:
+    """Adds a request's spans under its call's span, which ends at end_ns. Returns when its first token came."""
     spans = _RequestSpans(tracer, call)
     if timeline.tokenized_ns is not None:
         num_tokens = {} if timeline.request is None else {names.NUM_TOKENS: len(timeline.request.prompt_token_ids)}
@@ -37,8 +37,7 @@ def add_request_spans(tracer: Tracer, call: Span, timeline: Timeline, start_ns: 
     spans.close(end_ns)
     if spans.num_cached is not None:
         call.set_attribute(names.USAGE_CACHE_READ_INPUT_TOKENS, spans.num_cached)
-    if spans.first_token_ns is not None:
-        call.set_attribute(names.RESPONSE_TIME_TO_FIRST_CHUNK, (spans.first_token_ns - start_ns) / 1e9)
+    return spans.first_token_ns
 
 
 class _RequestSpans:

@@ -5,6 +5,7 @@ answered, so that one wrapper serves both.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,6 +22,7 @@ from pagewire_router.tracing.request_attributes import request_attributes
 from pagewire_router.tracing.request_spans import add_request_spans
 
 Handler = Callable[[bytes, Any], Awaitable[Any]]
+_log = logging.getLogger(__name__)
 
 
 class TracingInterceptor(grpc.aio.ServerInterceptor):
@@ -64,12 +66,12 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
                 status = "CANCELLED" if remaining_s is None or remaining_s > 0 else "DEADLINE_EXCEEDED"
                 raise
             finally:
-                end_ns = time.time_ns()
-                span.set_attributes(client_attributes(context.peer()))
-                span.set_attributes(request_attributes(timeline, is_stream=is_stream))
-                add_request_spans(self._tracer, span, timeline, start_ns, end_ns)
-                _set_status(span, status if context.code() is None else context.code().name, context.details())
-                span.end(end_ns)
+                try:
+                    _set_status(span, status if context.code() is None else context.code().name, context.details())
+                    span.set_attributes(client_attributes(context.peer()))
+                    self._finish(span, timeline, start_ns, is_stream=is_stream)
+                except Exception:  # A bug of ours must not take the client's answer away.
+                    _log.exception("A call could not be traced")
 
         return call
 
@@ -78,6 +80,14 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
         parent = propagate.extract(headers, Context())
         attributes = {names.RPC_METHOD: method, **self._attributes}
         return self._tracer.start_span(method, parent, SpanKind.SERVER, attributes, start_time=start_ns)
+
+    def _finish(self, span: Span, timeline: Timeline, start_ns: int, *, is_stream: bool) -> None:
+        end_ns = time.time_ns()
+        span.set_attributes(request_attributes(timeline, is_stream=is_stream))
+        first_token_ns = add_request_spans(self._tracer, span, timeline, end_ns)
+        if is_stream and first_token_ns is not None:
+            span.set_attribute(names.RESPONSE_TIME_TO_FIRST_CHUNK, (first_token_ns - start_ns) / 1e9)
+        span.end(end_ns)
 
 
 def _set_status(span: Span, status: str, description: str | None) -> None:

@@ -8,8 +8,12 @@ A step span is made for every step that computes prompt tokens of a sampled requ
 for one every DECODE_INTERVAL_S: they come by the hundred each second and are all alike.
 """
 
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
@@ -30,6 +34,21 @@ from pagewire_shard.errors import StreamError, status_code
 from pagewire_shard.tracing import conventions as names
 
 DECODE_INTERVAL_S = 0.1
+P = ParamSpec("P")
+_log = logging.getLogger(__name__)
+
+
+def _never_raises(method: Callable[P, None]) -> Callable[P, None]:
+    """A bug of ours in tracing must not end the router's epoch."""
+
+    @wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception:
+            _log.exception("A step could not be traced")
+
+    return guarded
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +85,7 @@ class StepSpans:
         self._launches: dict[int, _Launch] = {}
         self._decode_due_s = 0.0
 
+    @_never_raises
     def on_plan(self, plan: shard_pb2.StepPlan) -> None:
         """See StepObserver."""
         for fork in plan.forks:
@@ -85,6 +105,7 @@ class StepSpans:
         if self._sequences:
             self._note_run(plan)
 
+    @_never_raises
     def on_result(self, result: shard_pb2.StepResult) -> None:
         """See StepObserver."""
         launch = self._launches.pop(result.step, None)
@@ -106,6 +127,7 @@ class StepSpans:
                 if result.num_sampled_tokens[i]:
                     self._end_prefill(sequence)
 
+    @_never_raises
     def on_epoch_end(self, error: StreamError | None) -> None:
         """See StepObserver."""
         for sequence in self._sequences.values():
