@@ -5,7 +5,6 @@ There is one for all clients: grpc.aio wakes every event loop of a process for e
 
 import asyncio
 import concurrent.futures
-import functools
 import queue
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator
@@ -63,10 +62,18 @@ async def _pump(items: AsyncGenerator[T, None], received: "queue.SimpleQueue[tup
         await items.aclose()
 
 
-@functools.cache
+_started: BackgroundLoop | None = None
+_starting = threading.Lock()
+
+
 def background_loop() -> BackgroundLoop:
-    """The process's one background loop, started on first use."""
-    return BackgroundLoop()
+    """The process's one background loop, started on first use, whichever thread that is in."""
+    global _started
+    if _started is None:
+        with _starting:
+            if _started is None:
+                _started = BackgroundLoop()
+    return _started
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
