@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from dashboards import DASHBOARDS, alerts, panel_queries, panels
+from dashboard_files import DASHBOARDS, alerts, panel_queries, panels
 from promql import TARGET_LABELS, faults, parse
 
 RUNBOOK = (Path(__file__).resolve().parents[2] / "docs" / "runbook.md").read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster import Cluster, eventually, free_port, shards_and_router
-from dashboards import DASHBOARDS, RULE_FILES, alerts, panel_queries
+from dashboard_files import DASHBOARDS, RULE_FILES, alerts, panel_queries
 from operate_tools import ROOT, set_up
 from prometheus import PROMTOOL, Prometheus, prometheus
 
