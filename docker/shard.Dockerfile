@@ -1,19 +1,19 @@
 # A shard, for CPUs and NVIDIA GPUs: the wheel of torch brings CUDA's libraries, the node its driver.
 #   docker build --file docker/shard.Dockerfile --tag pagewire-shard:0.1.0 .
-# For CPUs alone, a quarter of the size:
-#   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu ...
+# For CPUs alone, a quarter of the size: --build-arg TORCH_INDEX=URL, with PyTorch's index of CPU wheels.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /source
 COPY pyproject.toml constraints.txt ./
 COPY docker/requirements.py docker/
-ARG TORCH_INDEX=https://pypi.org/simple
+# Where torch alone comes from; empty: from where everything else does.
+ARG TORCH_INDEX=
 RUN python -m venv /opt/pagewire \
     && python docker/requirements.py shard > requirements.txt \
     && grep '^torch' requirements.txt > torch.txt \
-    && /opt/pagewire/bin/pip install --no-cache-dir --constraint constraints.txt --index-url "${TORCH_INDEX}" \
-        --extra-index-url https://pypi.org/simple --requirement torch.txt \
+    && /opt/pagewire/bin/pip install --no-cache-dir --constraint constraints.txt \
+        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} --requirement torch.txt \
     && /opt/pagewire/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY client client

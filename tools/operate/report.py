@@ -5,6 +5,7 @@ Reads the JUnit file that pytest wrote and writes benchmarks/results/operate.jso
 
 import sys
 import xml.etree.ElementTree as ET
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ def read_cases(junit: Path) -> dict[str, dict[str, Any]]:
     """By file: tests that passed, failed and were skipped with their reasons, seconds, recorded figures."""
     files: dict[str, dict[str, Any]] = {}
     for case in ET.parse(junit).iter("testcase"):
-        name = case.get("classname", "").replace(".", "/") + ".py"
+        # Of a test in a class, the class's name comes last.
+        modules = takewhile(str.islower, case.get("classname", "").split("."))
+        name = "/".join(modules) + ".py"
         file = files.setdefault(
             name, {"passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0, "reasons": [], "figures": {}}
         )
