@@ -5,9 +5,9 @@ from functools import partial
 import torch
 
 from gpu_parts import paged
-from gpu_parts.paged import Heads, PagedBatch
+from gpu_parts.paged import Heads
 from gpu_parts.part import Bench, Part, Row
-from gpu_parts.roofline import row
+from gpu_parts.roofline import MAX_COPIES, MIN_COPIES, Call, row
 
 LLAMA_8B, LLAMA_1B, QWEN3_30B = Heads(32, 8, 128), Heads(32, 8, 64), Heads(32, 4, 128)
 K = 1024
@@ -16,40 +16,45 @@ K = 1024
 def decode(heads: Heads, num_seqs: int, seq_len: int, bench: Bench) -> list[Row]:
     """One new token of each sequence: keys and values are read once."""
     num_seqs, seq_len = bench.size(num_seqs, min(num_seqs, 4)), bench.size(seq_len, seq_len // 64)
-    batch = paged.make(bench, heads, [1] * num_seqs, [seq_len] * num_seqs)
-    num_bytes = batch.keys.nbytes + batch.values.nbytes + 2 * batch.query.numel() * batch.query.element_size()
-    return _rows(bench, f"decode, {num_seqs} x {seq_len}, {heads}", batch, num_bytes, causal=False)
+    name = f"decode, {num_seqs} x {seq_len}, {heads}"
+    return _rows(bench, name, heads, (num_seqs, 1, seq_len), MAX_COPIES)
 
 
 def prefill(heads: Heads, num_seqs: int, query_len: int, seq_len: int, bench: Bench) -> list[Row]:
     """The last query_len tokens of each sequence; of the products, those that the causal mask leaves."""
     query_len, seq_len = bench.size(query_len, query_len // 64), bench.size(seq_len, seq_len // 64)
-    batch = paged.make(bench, heads, [query_len] * num_seqs, [seq_len] * num_seqs)
-    num_bytes = batch.keys.nbytes + batch.values.nbytes + 2 * batch.query.numel() * batch.query.element_size()
     name = f"prefill, {num_seqs} x {query_len}" + (f" of {seq_len}" if seq_len != query_len else "") + f", {heads}"
-    return _rows(bench, name, batch, num_bytes, causal=query_len == seq_len)
+    return _rows(bench, name, heads, (num_seqs, query_len, seq_len), MIN_COPIES)
 
 
-def _rows(bench: Bench, name: str, batch: PagedBatch, num_bytes: int, *, causal: bool) -> list[Row]:
-    num_flops = sum(
-        4 * batch.heads.num_heads * batch.heads.head_dim * (n * seq_len - n * (n - 1) // 2)
-        for n, seq_len in zip(batch.query_lens, batch.seq_lens, strict=True)
-    )
-    ours = row(bench, name, batch.attend, num_bytes, num_flops)
-    if not causal and batch.query_lens[0] > 1:
+def _rows(bench: Bench, name: str, heads: Heads, shape: tuple[int, int, int], max_copies: int) -> list[Row]:
+    num_seqs, query_len, seq_len = shape
+    query_bytes = num_seqs * query_len * heads.num_heads * heads.head_dim * bench.dtype.itemsize
+    cache_bytes = 2 * num_seqs * seq_len * heads.num_kv_heads * heads.head_dim * bench.dtype.itemsize
+    num_products = num_seqs * (query_len * seq_len - query_len * (query_len - 1) // 2)
+    work = (cache_bytes + 2 * query_bytes, 4 * heads.num_heads * heads.head_dim * num_products)
+    ours = row(bench, name, partial(_ours, bench, heads, *shape), *work, max_copies=max_copies)
+    if 1 < query_len < seq_len:
         # A continued prefill: torch's causal mask is aligned to the first key, not to the last.
         return [ours]
-    num_seqs, heads = len(batch.seq_lens), batch.heads
-    query = batch.query.reshape(num_seqs, -1, heads.num_heads, heads.head_dim).transpose(1, 2).contiguous()
-    keys, values = (
-        x.view(num_seqs, -1, heads.num_kv_heads, heads.head_dim).transpose(1, 2).contiguous()
-        for x in (batch.keys, batch.values)
+    peer = row(bench, f"torch, {name}", partial(_peer, bench, heads, *shape), *work, max_copies=max_copies)
+    return [ours | {"speed_up": peer["median_us"] / ours["median_us"]}, peer]
+
+
+def _ours(bench: Bench, heads: Heads, num_seqs: int, query_len: int, seq_len: int) -> Call:
+    return paged.make(bench, heads, [query_len] * num_seqs, [seq_len] * num_seqs).attend
+
+
+def _peer(bench: Bench, heads: Heads, num_seqs: int, query_len: int, seq_len: int) -> Call:
+    """Torch's, on one array of keys and one of values: [num_seqs, num_kv_heads, seq_len, head_dim], contiguous."""
+    query, keys, values = (
+        torch.randn(num_seqs, num_heads, length, heads.head_dim, dtype=bench.dtype, device=bench.device)
+        for num_heads, length in ((heads.num_heads, query_len), *((heads.num_kv_heads, seq_len),) * 2)
     )
-    attend = partial(
+    causal = query_len > 1
+    return partial(
         torch.nn.functional.scaled_dot_product_attention, query, keys, values, is_causal=causal, enable_gqa=True
     )
-    peer = row(bench, f"torch, {name}", attend, num_bytes, num_flops)
-    return [ours | {"speed_up": peer["median_us"] / ours["median_us"]}, peer]
 
 
 DECODES = (

@@ -1,6 +1,7 @@
 """The whole engine against its roofline: time per output token of decode steps, prompts, whole workloads."""
 
 import statistics
+from collections.abc import Iterable, Iterator
 from functools import partial
 from time import perf_counter
 
@@ -15,6 +16,7 @@ from gpu_parts.part import Bench, Part, Row
 NUM_STEPS = 40
 NUM_PROFILED = 5
 NUM_PROFILE_ROWS = 25
+NUM_NAME_CHARS = 90
 
 
 def engine_for(bench: Bench, case: Case, extra_tokens: int) -> Engine:
@@ -158,21 +160,43 @@ def profile(case: Case, bench: Bench) -> list[Row]:
         for _ in range(NUM_PROFILED):
             driver.step()
     driver.close()
-    return _profile_rows(profiler, bench.device.type)
+    return profile_rows(_kernels(profiler, bench.device.type))
 
 
-def _profile_rows(profiler: torch.profiler.profile, device_type: str) -> list[Row]:
-    entries = []
+def _kernels(profiler: torch.profiler.profile, device_type: str) -> Iterator[tuple[str, float, int]]:
+    """(Name, microseconds in all, number of calls) of what ran on the device."""
     for entry in profiler.key_averages():
-        is_kernel = str(entry.device_type).lower().endswith(device_type)
         total_us = entry.self_device_time_total if device_type == "cuda" else entry.self_cpu_time_total
-        if is_kernel and total_us > 0:
-            entries.append((total_us / NUM_PROFILED, entry.count / NUM_PROFILED, entry.key))
-    entries.sort(reverse=True)
-    rest_us = sum(us for us, _, _ in entries[NUM_PROFILE_ROWS:])
-    rows = [{"name": key[:90], "us_per_step": us, "calls_per_step": n} for us, n, key in entries[:NUM_PROFILE_ROWS]]
-    total_us = sum(us for us, _, _ in entries)
-    return [*rows, {"name": "the rest", "us_per_step": rest_us}, {"name": "all", "us_per_step": total_us}]
+        if str(entry.device_type).lower().endswith(device_type) and total_us > 0:
+            yield entry.key, float(total_us), int(entry.count)
+
+
+def profile_rows(kernels: Iterable[tuple[str, float, int]]) -> list[Row]:
+    """One row for each name, as far as it is shown, the longest in all first: of a step, and of one call on average.
+
+    Args:
+        kernels: (name, microseconds, calls) in NUM_PROFILED steps; a name may occur several times.
+    """
+    totals: dict[str, tuple[float, int]] = {}
+    for key, us, count in kernels:
+        name = key[:NUM_NAME_CHARS]
+        before_us, before = totals.get(name, (0.0, 0))
+        totals[name] = (before_us + us, before + count)
+    rows: list[Row] = [
+        {
+            "name": name,
+            "us_per_step": us / NUM_PROFILED,
+            "calls_per_step": count / NUM_PROFILED,
+            "us_per_call": us / count,
+        }
+        for name, (us, count) in sorted(totals.items(), key=lambda item: -item[1][0])
+    ]
+    rest_us, all_us = (sum(row["us_per_step"] for row in part) for part in (rows[NUM_PROFILE_ROWS:], rows))
+    return [
+        *rows[:NUM_PROFILE_ROWS],
+        {"name": "the rest", "us_per_step": rest_us},
+        {"name": "all", "us_per_step": all_us},
+    ]
 
 
 def _drain(driver: Driver) -> list[engine_driver.Step]:

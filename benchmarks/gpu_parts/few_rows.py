@@ -1,17 +1,18 @@
 """Products of 1, 4 and 16 rows with the weights of Llama-3.1-8B: as served, and torch's beside it.
 
-The roofline's bytes are the weight's. Each call is one product with a weight that is not in the cache.
+The roofline's bytes are the weight's. Calls take turns with weights that are not in the cache.
 """
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import cycle
 
 import torch
 from pagewire_kernels.activation import silu_and_mul
 from pagewire_kernels.few_rows_linear import few_rows_linear, tiles_by_rows
 
 from gpu_parts.part import Bench, Part, Row
-from gpu_parts.roofline import row
+from gpu_parts.roofline import MIN_COPIES, num_copies, row
 
 WEIGHTS = {
     "qkv": (6144, 4096, False),
@@ -31,18 +32,31 @@ def few_rows_weights(bench: Bench) -> Iterator[tuple[int, int, bool]]:
 
 def run(bench: Bench) -> list[Row]:
     """Times every weight at every number of rows, by torch and, where the table has a tile, by the kernel."""
-    rows = []
+    rows: list[Row] = []
     for name, (height, width, gated) in zip(WEIGHTS, few_rows_weights(bench), strict=True):
-        weight = torch.randn(height, width, dtype=bench.dtype, device=bench.device) * width**-0.5
-        tiles = tiles_by_rows(weight, gated=gated)
+        copies = bench.size(num_copies(height * width * bench.dtype.itemsize), MIN_COPIES)
+        weights = [
+            torch.randn(height, width, dtype=bench.dtype, device=bench.device) * width**-0.5 for _ in range(copies)
+        ]
         for num_rows in (1, 4, 16):
-            x = torch.randn(num_rows, width, dtype=bench.dtype, device=bench.device)
-            case = f"{name}, {num_rows} rows"
-            rows.append(row(bench, f"torch, {case}", partial(_torch, x, weight, gated), weight.nbytes))
-            if tiles and tiles[num_rows] is not None:
-                call = partial(few_rows_linear, x, weight, gated=gated, tile=tiles[num_rows])
-                rows.append(row(bench, f"few_rows_linear, {case}", call, weight.nbytes))
+            rows.extend(_rows(bench, f"{name}, {num_rows} rows", num_rows, weights, gated))
     return rows
+
+
+def _rows(bench: Bench, name: str, num_rows: int, weights: list[torch.Tensor], gated: bool) -> Iterator[Row]:
+    # Shared: x is small, and in a step it has just been written.
+    x = torch.randn(num_rows, weights[0].shape[1], dtype=bench.dtype, device=bench.device)
+    turn = cycle(weights)
+    num_bytes = weights[0].nbytes
+    yield row(bench, f"torch, {name}", lambda: partial(_torch, x, next(turn), gated), num_bytes)
+    tiles = tiles_by_rows(weights[0], gated=gated)
+    if tiles and (tile := tiles[num_rows]) is not None:
+        yield row(
+            bench,
+            f"few_rows_linear, {name}",
+            lambda: partial(few_rows_linear, x, next(turn), gated=gated, tile=tile),
+            num_bytes,
+        )
 
 
 def _torch(x: torch.Tensor, weight: torch.Tensor, gated: bool) -> torch.Tensor:

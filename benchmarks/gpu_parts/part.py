@@ -58,6 +58,14 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def make_room(self, num_bytes: int) -> None:
+        """Releases the model in use if the device has less memory left than that."""
+        if self._model is None or self.device.type != "cuda":
+            return
+        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        if torch.cuda.mem_get_info(self.device)[0] + held < num_bytes:
+            self.release_model()
+
     def size(self, full: int, tiny: int) -> int:
         """A size, by whether this is a real run."""
         return tiny if self.tiny else full

@@ -25,6 +25,7 @@ COLUMNS = {
     "capture_s": "of which graphs, s",
     "num_graphs": "graphs",
     "median_us": "time, µs",
+    "alone_us": "alone, µs",
     "ttft_ms": "first token, ms",
     "tpot_ms": "step, ms",
     "roofline_ms": "roofline, ms",
