@@ -34,7 +34,7 @@ MAX_GRID = 80
 
 Entry = dict[str, Any]
 Measure = Callable[[Config], list[float]]
-"""Seconds of each load; infinite if it does not run or is wrong."""
+"""Seconds of a call of each load; infinite if it does not run or is wrong."""
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ def measure_on_device(loads: Sequence[Load], start: Config) -> Measure:
 
     def measure(config: Config) -> list[float]:
         times_s = []
-        for run, reference in zip(runs, expected, strict=True):
+        for load, run, reference in zip(loads, runs, expected, strict=True):
             try:
                 error = (run(config).float() - reference.float()).norm() / reference.float().norm()
                 if not error <= MAX_ERROR:
@@ -97,7 +97,7 @@ def measure_on_device(loads: Sequence[Load], start: Config) -> Measure:
                 )
             except (CompilationError, OutOfResources):
                 return [math.inf] * len(runs)
-            times_s.append(took_ms / 1e3)
+            times_s.append(took_ms / 1e3 / load.num_calls)
         torch.cuda.synchronize()
         return times_s
 

@@ -5,15 +5,19 @@ A class is what one entry of a table in kernels/pagewire_kernels/tuning serves.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from pagewire_kernels.paged_attention.inputs import AttentionInputs
 
 DEVICE = torch.device("cuda")
 BLOCK_SIZE = 64
 K = 1024
 ROTATED_BYTES = 512 << 20
-"""Of weights that a call goes through, so that none of them is in the cache when its turn comes again."""
+"""Of weights or caches that a run goes through, so that none of them is in the cache when its turn comes again."""
+MAX_ROTATED = 64
 
 Config = Any
 """A frozen dataclass of pagewire_kernels.tuning."""
@@ -29,8 +33,10 @@ class Load:
     make: Callable[[], Run]
     """Allocates the inputs."""
     num_bytes: float
-    """What it must move; 0: it is judged by its operations."""
+    """What a call must move; 0: it is judged by its operations."""
     num_flops: float
+    num_calls: int = 1
+    """Calls of a run, on inputs of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +99,46 @@ def _attention_classes(gpu: int) -> Iterator[TuningClass]:
 
 
 def _decode(head_dim: int, num_seqs: int, seq_len: int) -> Load:
-    num_bytes = 2.0 * 2 * num_seqs * seq_len * 8 * head_dim
-    return Load(f"{num_seqs} x {seq_len}", lambda: _attention(head_dim, num_seqs, 1, seq_len), num_bytes, 0.0)
+    """Calls with different caches of one size, captured as a graph: launches cost what they do in a decode step."""
+    num_bytes = 2 * 2 * num_seqs * seq_len * 8 * head_dim
+    num_calls = _num_rotated(num_bytes)
+
+    def make() -> Run:
+        from pagewire_kernels.paged_attention.triton_decode import attend_decodes
+
+        batches = [_attention(head_dim, num_seqs, 1, seq_len) for _ in range(num_calls)]
+
+        def attend(config: Config) -> torch.Tensor:
+            for inputs in batches:
+                attend_decodes(inputs, num_seqs, config)
+            return batches[-1].out
+
+        return _in_graphs(attend)
+
+    return Load(f"{num_seqs} x {seq_len}", make, num_bytes, 0.0, num_calls)
 
 
 def _prefill(head_dim: int, num_seqs: int, query_len: int, seq_len: int) -> Load:
     num_products = query_len * seq_len - query_len * (query_len - 1) // 2
     num_flops = 4.0 * 32 * head_dim * num_seqs * num_products
-    name = f"{num_seqs} x {query_len} of {seq_len}"
-    return Load(name, lambda: _attention(head_dim, num_seqs, query_len, seq_len), 0.0, num_flops)
+
+    def make() -> Run:
+        from pagewire_kernels.paged_attention.triton_prefill import attend_prefills
+
+        inputs = _attention(head_dim, num_seqs, query_len, seq_len)
+
+        def attend(config: Config) -> torch.Tensor:
+            attend_prefills(inputs, 0, config)
+            return inputs.out
+
+        return attend
+
+    return Load(f"{num_seqs} x {query_len} of {seq_len}", make, 0.0, num_flops)
 
 
-def _attention(head_dim: int, num_seqs: int, query_len: int, seq_len: int) -> Run:
+def _attention(head_dim: int, num_seqs: int, query_len: int, seq_len: int) -> "AttentionInputs":
     """32 query heads and 8 key heads, blocks scattered over the pool."""
     from pagewire_kernels.paged_attention.inputs import AttentionInputs
-    from pagewire_kernels.paged_attention.triton_decode import attend_decodes
-    from pagewire_kernels.paged_attention.triton_prefill import attend_prefills
 
     num_blocks = -(-seq_len // BLOCK_SIZE)
     shape = (num_seqs * num_blocks, BLOCK_SIZE, 8, head_dim)
@@ -119,18 +149,9 @@ def _attention(head_dim: int, num_seqs: int, query_len: int, seq_len: int) -> Ru
     lens = torch.full((num_seqs,), seq_len, dtype=torch.int32, device=DEVICE)
     out = torch.empty_like(query)
     scale = head_dim**-0.5
-    inputs = AttentionInputs(
+    return AttentionInputs(
         query, keys, values, tables, starts, lens, out, scale, query_len, seq_len, 0, 0.0, None, None
     )
-
-    def run(config: Config) -> torch.Tensor:
-        if query_len == 1:
-            attend_decodes(inputs, num_seqs, config)
-        else:
-            attend_prefills(inputs, 0, config)
-        return out
-
-    return run
 
 
 def _moe_classes(gpu: int) -> Iterator[TuningClass]:
@@ -181,13 +202,23 @@ def _experts(num_tokens: int) -> Load:
 
 
 FEW_ROWS_WEIGHTS = (
+    # Llama-3.1-8B's qkv, o, gate and up, down, output projection.
     (6144, 4096, False),
     (4096, 4096, False),
     (28_672, 4096, True),
     (4096, 14_336, False),
     (128_256, 4096, False),
+    # Llama-3.2-1B's.
+    (3072, 2048, False),
+    (2048, 2048, False),
+    (16_384, 2048, True),
+    (2048, 8192, False),
+    (128_256, 2048, False),
+    # Qwen3-30B-A3B's qkv and o.
+    (5120, 2048, False),
+    (2048, 4096, False),
 )
-"""(rows, columns, gated) of Llama-3.1-8B's weights: qkv, o, gate and up, down, output projection."""
+"""(rows, columns, gated)."""
 # (block_n, block_k, num_warps, num_stages). Between 4 and 16 KB a stage, and 12 to 64 KB on their way in a program.
 THREAD_TILES = (
     (4, 1024, 4, 1),
@@ -245,24 +276,15 @@ def _few_rows_classes(gpu: int) -> Iterator[TuningClass]:
 
 def _few_rows(num_rows: int, height: int, width: int, gated: bool) -> Load:
     """Products with different weights of one size, captured as a graph: launches cost what they do in a decode step."""
-    num_weights = -(-ROTATED_BYTES // (2 * height * width))
+    num_bytes = 2 * height * width
+    num_weights = _num_rotated(num_bytes)
 
     def make() -> Run:
         x = torch.randn(num_rows, width, dtype=torch.bfloat16, device=DEVICE)
         weights = torch.randn(num_weights, height, width, dtype=torch.bfloat16, device=DEVICE) * width**-0.5
-        graphs: dict[Config, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        return _in_graphs(lambda config: [_product(x, weight, gated, config) for weight in weights][-1])
 
-        def run(config: Config) -> torch.Tensor:
-            if config not in graphs:
-                graphs[config] = _captured(lambda: [_product(x, weight, gated, config) for weight in weights][-1])
-            graph, out = graphs[config]
-            graph.replay()
-            return out
-
-        return run
-
-    name = f"{num_rows} rows, {num_weights} weights of {height} x {width}"
-    return Load(name, make, 2.0 * num_weights * height * width, 0.0)
+    return Load(f"{num_rows} rows of {height} x {width}", make, num_bytes, 0.0, num_weights)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, gated: bool, config: Config) -> torch.Tensor:
@@ -275,10 +297,25 @@ def _product(x: torch.Tensor, weight: torch.Tensor, gated: bool, config: Config)
     return silu_and_mul(y) if gated else y
 
 
-def _captured(work: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """The work as a graph, and where it leaves its result. Compiles first, which a capture must not."""
-    work()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = work()
-    return graph, out
+def _num_rotated(num_bytes: int) -> int:
+    """Calls that go through ROTATED_BYTES together."""
+    return min(MAX_ROTATED, -(-ROTATED_BYTES // num_bytes))
+
+
+def _in_graphs(work: Run) -> Run:
+    """Replays the work, which is captured the first time a configuration comes."""
+    graphs: dict[Config, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+
+    def run(config: Config) -> torch.Tensor:
+        if config not in graphs:
+            # Compiles first, which a capture must not.
+            work(config)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = work(config)
+            graphs[config] = (graph, out)
+        graph, out = graphs[config]
+        graph.replay()
+        return out
+
+    return run
