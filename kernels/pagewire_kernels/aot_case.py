@@ -1,7 +1,7 @@
 """What ahead-of-time compilation is asked for: one specialisation of a Triton kernel, as a launch would make it.
 
-A module <op>/triton*.py that has kernels lists the specialisations that matter in a constant AOT_CASES; aot.py collects
-and compiles them for every GPU generation without a GPU.
+A module <op>/triton*.py or <op>/hopper*.py that has kernels lists the specialisations that matter in a constant
+AOT_CASES; aot.py collects and compiles them for every GPU generation without a GPU.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,12 @@ class AotCase:
     name: str
     """What is special about it, unique within its module, such as "head128-bf16"."""
     kernel: Any
-    """The function that @triton.jit made."""
+    """The function that @triton.jit or @gluon.jit made."""
     signature: Mapping[str, str]
-    """Argument -> type as Triton spells it: "*bf16" (a pointer), "i32", "i64", "fp32"."""
+    """Argument -> type as Triton spells it: "*bf16" (a pointer), "i32", "i64", "fp32", "tensordesc<...>"."""
     constexprs: Mapping[str, object]
-    """Argument -> value. An integer that is 1 in practice is a constexpr too: a launch specialises on it."""
+    """Argument -> value. An integer that is 1 in practice is a constexpr too: a launch specialises on it. Without PDL
+    (dependent_launch.py), which the target decides."""
     num_warps: int = 4
     num_stages: int = 3
     divisible: tuple[str, ...] = ()

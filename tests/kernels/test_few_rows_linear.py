@@ -22,8 +22,8 @@ HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-TENSOR_CORES = FewRowsTile(tensor_cores=True, block_n=16, block_k=32, num_warps=4, num_stages=3)
-THREADS = FewRowsTile(tensor_cores=False, block_n=8, block_k=64, num_warps=2, num_stages=3)
+TENSOR_CORES = FewRowsTile(tensor_cores=True, block_n=16, block_k=32, num_warps=4, num_stages=3, early_release=False)
+THREADS = FewRowsTile(tensor_cores=False, block_n=8, block_k=64, num_warps=2, num_stages=3, early_release=False)
 TILES = [(1, THREADS), (1, TENSOR_CORES), (3, TENSOR_CORES), (8, TENSOR_CORES), (9, TENSOR_CORES), (16, TENSOR_CORES)]
 
 runs_kernels = pytest.mark.skipif(

@@ -13,8 +13,8 @@ from pagewire_shard.layers.linear import PlainLinear, float32_linear
 from pagewire_shard.layers.mlp import Mlp
 from pagewire_shard.models.spec import Activation, MlpSpec
 
-ONE_ROW = FewRowsTile(tensor_cores=False, block_n=8, block_k=512, num_warps=4, num_stages=4)
-MORE_ROWS = FewRowsTile(tensor_cores=True, block_n=32, block_k=128, num_warps=4, num_stages=4)
+ONE_ROW = FewRowsTile(tensor_cores=False, block_n=8, block_k=512, num_warps=4, num_stages=4, early_release=False)
+MORE_ROWS = FewRowsTile(tensor_cores=True, block_n=32, block_k=128, num_warps=4, num_stages=4, early_release=False)
 TILES = (None, ONE_ROW, None, *[MORE_ROWS] * (MAX_ROWS - 2))
 """Two rows are torch's."""
 HIDDEN, SIZE = 12, 20

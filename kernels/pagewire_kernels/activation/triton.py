@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.aot_case import AotCase
+from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.row_tile import row_tile
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -28,7 +29,7 @@ def _activate(gate, ACTIVATION: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _kernel(
+def activate_and_mul_kernel(
     x_ptr,
     out_ptr,
     num_rows,
@@ -37,12 +38,15 @@ def _kernel(
     ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (cdiv(num_rows, ROWS), cdiv(WIDTH, COLUMNS)); one program makes a tile of out, [num_rows, WIDTH]."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # [ROWS, 1]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]  # [1, COLUMNS]
     mask = (row < num_rows) & (column < WIDTH)
     offsets = row * stride_row + column
+    release_next(PDL)
+    wait_for_previous(PDL)
     gate = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [ROWS, COLUMNS]
     up = tl.load(x_ptr + offsets + WIDTH, mask=mask, other=0.0).to(tl.float32)
     out = _activate(gate, ACTIVATION) * up
@@ -63,7 +67,7 @@ def activate_and_mul(x: torch.Tensor, activation: str) -> torch.Tensor:
     num_rows = rows.shape[0]
     if num_rows > 0:
         tile = row_tile(width, _MAX_COLUMNS)
-        _kernel[(triton.cdiv(num_rows, tile.rows), triton.cdiv(width, tile.columns))](
+        activate_and_mul_kernel[(triton.cdiv(num_rows, tile.rows), triton.cdiv(width, tile.columns))](
             rows,
             out,
             num_rows,
@@ -72,6 +76,7 @@ def activate_and_mul(x: torch.Tensor, activation: str) -> torch.Tensor:
             ACTIVATION=activation,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
+            **launch_options(x.device),
             num_warps=tile.num_warps,
         )
     return out
@@ -81,7 +86,7 @@ def _aot_case(name: str, width: int, activation: str) -> AotCase:
     tile = row_tile(width, _MAX_COLUMNS)
     return AotCase(
         name,
-        _kernel,
+        activate_and_mul_kernel,
         {"x_ptr": "*bf16", "out_ptr": "*bf16", "num_rows": "i32", "stride_row": "i32"},
         {"WIDTH": width, "ACTIVATION": activation, "ROWS": tile.rows, "COLUMNS": tile.columns},
         num_warps=tile.num_warps,

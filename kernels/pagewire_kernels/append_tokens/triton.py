@@ -19,7 +19,7 @@ _NUM_WARPS = 4
     do_not_specialize=["num_rows"],
     do_not_specialize_on_alignment=["slots_ptr", "query_lens_ptr", "sampled_ptr", "sample_rows_ptr"],
 )
-def _kernel(
+def append_tokens_kernel(
     slots_ptr,
     query_lens_ptr,
     sampled_ptr,
@@ -99,7 +99,7 @@ def append_tokens(
     report = torch.empty((4, num_rows), dtype=torch.int64, device=slots.device) if out is None else out
     num_stops = state.stop_token_ids.shape[1]
     columns = state.columns
-    _kernel[(triton.cdiv(num_rows, _ROWS),)](
+    append_tokens_kernel[(triton.cdiv(num_rows, _ROWS),)](
         slots,
         slots if query_lens is None else query_lens.contiguous(),
         sampled,
@@ -136,7 +136,7 @@ def _aot_case(name: str, one_each: bool) -> AotCase:
     constexprs = {"ONE_EACH": one_each, "ALL_SAMPLE": one_each, "NUM_TOKENS": 0, "NUM_COMPUTED": 1, "STOP_REASON": 2}
     constexprs |= {"MAX_LEN": 4, "TOKEN_REASON": 1, "LENGTH_REASON": 2, "NUM_STOPS": 64, "STOP_BLOCK": 64}
     constexprs |= {"ROWS": _ROWS}
-    return AotCase(name, _kernel, signature, constexprs, num_warps=_NUM_WARPS)
+    return AotCase(name, append_tokens_kernel, signature, constexprs, num_warps=_NUM_WARPS)
 
 
 AOT_CASES = (_aot_case("decode", one_each=True), _aot_case("mixed", one_each=False))

@@ -19,7 +19,7 @@ _NUM_WARPS = 4
 
 
 @triton.jit
-def _kernel(
+def copy_blocks_kernel(
     base_ptr,
     offsets_ptr,
     source_ids_ptr,
@@ -58,7 +58,7 @@ def copy_blocks(
     num_copies = source_ids.shape[0]
     if num_copies == 0:
         return
-    _kernel[(num_copies, len(tensors), triton.cdiv(block_bytes // 4, _WORDS))](
+    copy_blocks_kernel[(num_copies, len(tensors), triton.cdiv(block_bytes // 4, _WORDS))](
         tensors[0].view(-1).view(torch.int32),
         _offset_table(addresses, tensors[0].device),
         source_ids.contiguous(),
@@ -72,7 +72,7 @@ def copy_blocks(
 AOT_CASES = (
     AotCase(
         "block64-heads8-head128-bf16",
-        _kernel,
+        copy_blocks_kernel,
         {"base_ptr": "*i32", "offsets_ptr": "*i64", "source_ids_ptr": "*i64", "target_ids_ptr": "*i64"},
         {"UNITS_PER_BLOCK": 64 * 8 * 128 * 2 // _UNIT_BYTES, "WORDS": _WORDS},
         num_warps=_NUM_WARPS,

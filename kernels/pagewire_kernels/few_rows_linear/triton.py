@@ -5,14 +5,15 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.aot_case import TARGETS, AotCase
+from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.tuning.few_rows_linear import MAX_ROWS, FewRowsTile, few_rows_config
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 _LEAST_TENSOR_ROWS = 8
 """Of x in a tensor core instruction. The weight stands on the left, where an instruction takes 16 rows or 64."""
-_ANY_ROWS = FewRowsTile(tensor_cores=True, block_n=32, block_k=128, num_warps=4, num_stages=4)
-_ONE_ROW = FewRowsTile(tensor_cores=False, block_n=8, block_k=512, num_warps=4, num_stages=4)
+_ANY_ROWS = FewRowsTile(tensor_cores=True, block_n=32, block_k=128, num_warps=4, num_stages=4, early_release=False)
+_ONE_ROW = FewRowsTile(tensor_cores=False, block_n=8, block_k=512, num_warps=4, num_stages=4, early_release=False)
 
 
 @triton.jit
@@ -35,7 +36,7 @@ def _finish(total, bias_ptr, column, is_column, TENSOR_CORES: tl.constexpr, HAS_
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_columns"])
-def _kernel(
+def few_rows_linear_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
@@ -51,10 +52,15 @@ def _kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY_RELEASE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (cdiv(num_columns, BLOCK_N),); one program makes BLOCK_N columns of out, [num_rows, num_columns].
 
     x: [num_rows, K]; weight: [num_columns, K], or gate and up, one above the other, of as many rows each.
+
+    The first tile of the weight is on its way before the program waits for x: as much as the registers of all programs
+    that are resident hold is read while the kernels before still run. One row with BLOCK_K >= K has no other tile.
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK_N
     column = first + tl.arange(0, BLOCK_N)
@@ -64,21 +70,34 @@ def _kernel(
     inner = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + row.to(tl.int64)[:, None] * stride_x + inner[None, :]
     weight_ptrs = weight_ptr + column[:, None] * K + inner[None, :]
-    to_up = tl.cast(num_columns, tl.int64) * K
+    up_ptrs = weight_ptrs + tl.cast(num_columns, tl.int64) * K
+    is_inner = (inner < K)[None, :]
+    mask = is_column[:, None] & is_inner
+    # The weight passes through the cache once; x stays, for the other programs.
+    weight = tl.load(weight_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")  # [BLOCK_N, BLOCK_K]
+    if GATED:
+        up_weight = tl.load(up_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")
+    wait_for_previous(PDL)
+    if EARLY_RELEASE:
+        release_next(PDL)
+    x = tl.load(x_ptrs, mask=is_row[:, None] & is_inner, other=0.0)  # [ROWS, BLOCK_K]
     total = tl.zeros([BLOCK_N, ROWS if TENSOR_CORES else BLOCK_K], tl.float32)
     total_up = total
+    total = _add_products(total, weight, x, TENSOR_CORES)
+    if GATED:
+        total_up = _add_products(total_up, up_weight, x, TENSOR_CORES)
     # The number of stages stands here because without products of tiles nothing would be pipelined.
-    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+    for start in tl.range(BLOCK_K, K, BLOCK_K, num_stages=STAGES):
         is_inner = (start + inner < K)[None, :]
         mask = is_column[:, None] & is_inner
-        # The weight passes through the cache once; x stays, for the other programs.
-        weight = tl.load(weight_ptrs + start, mask=mask, other=0.0, eviction_policy="evict_first")  # [BLOCK_N, BLOCK_K]
-        x = tl.load(x_ptrs + start, mask=is_row[:, None] & is_inner, other=0.0)  # [ROWS, BLOCK_K]
+        weight = tl.load(weight_ptrs + start, mask=mask, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_ptrs + start, mask=is_row[:, None] & is_inner, other=0.0)
         total = _add_products(total, weight, x, TENSOR_CORES)
         if GATED:
-            up_ptrs = weight_ptrs + to_up + start
-            up_weight = tl.load(up_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")
+            up_weight = tl.load(up_ptrs + start, mask=mask, other=0.0, eviction_policy="evict_first")
             total_up = _add_products(total_up, up_weight, x, TENSOR_CORES)
+    if not EARLY_RELEASE:
+        release_next(PDL)
     out = _finish(total, bias_ptr, column, is_column, TENSOR_CORES, HAS_BIAS)
     if GATED:
         out *= tl.sigmoid(out) * _finish(total_up, bias_ptr + num_columns, column, is_column, TENSOR_CORES, HAS_BIAS)
@@ -102,7 +121,7 @@ def few_rows_linear(
     out = torch.empty((num_rows, num_columns), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    _kernel[(triton.cdiv(num_columns, tile.block_n),)](
+    few_rows_linear_kernel[(triton.cdiv(num_columns, tile.block_n),)](
         x,
         weight,
         weight if bias is None else bias,
@@ -111,6 +130,7 @@ def few_rows_linear(
         num_columns,
         x.stride(0),
         **_constants(size, num_rows, gated, bias is not None, tile),
+        **launch_options(x.device),
         num_warps=tile.num_warps,
     )
     return out
@@ -128,6 +148,7 @@ def _constants(size: int, num_rows: int, gated: bool, has_bias: bool, tile: FewR
         "BLOCK_N": tile.block_n,
         "BLOCK_K": tile.block_k,
         "STAGES": tile.num_stages,
+        "EARLY_RELEASE": tile.early_release,
     }
 
 
@@ -136,7 +157,7 @@ def _aot_case(name: str, shape: tuple[int, int], gated: bool, rows: int, target:
     tile = chosen or (_ONE_ROW if rows == 1 else _ANY_ROWS)
     return AotCase(
         f"{name}-{rows}rows-sm{target}",
-        _kernel,
+        few_rows_linear_kernel,
         {
             **dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "out_ptr"), "*bf16"),
             **dict.fromkeys(("num_rows", "num_columns", "stride_x"), "i32"),

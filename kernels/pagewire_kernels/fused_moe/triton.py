@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.aot_case import TARGETS, AotCase
+from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.fused_moe.triton_route import Routing, route
 from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
 
@@ -29,7 +30,7 @@ def _tile_of(num_blocks, num_columns, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def _up(
+def moe_up_kernel(
     x_ptr,
     gate_up_ptr,
     out_ptr,
@@ -45,12 +46,14 @@ def _up(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (num_blocks * cdiv(SIZE, BLOCK_N),); one program makes BLOCK_N columns of silu(gate) * up for a block.
 
     Rows of x are gathered by their pairs; rows of out, [num_blocks * BLOCK_M, SIZE], stand in the order of the blocks.
     """
     block, column_tile = _tile_of(num_blocks, tl.cdiv(SIZE, BLOCK_N), GROUP_M)
+    wait_for_previous(PDL)
     num_rows = tl.load(block_num_rows_ptr + block)
     if num_rows <= 0:
         return
@@ -73,6 +76,7 @@ def _up(
         up_weight = tl.load(gate_ptrs + start + SIZE * HIDDEN, mask=weight_mask, other=0.0)
         gate = tl.dot(x, tl.trans(gate_weight), gate, input_precision="ieee")
         up = tl.dot(x, tl.trans(up_weight), up, input_precision="ieee")
+    release_next(PDL)
     out = gate * tl.sigmoid(gate) * up
     out_row = (block * BLOCK_M + row).to(tl.int64)
     out_ptrs = out_ptr + out_row[:, None] * SIZE + column[None, :]
@@ -80,7 +84,7 @@ def _up(
 
 
 @triton.jit
-def _down(
+def moe_down_kernel(
     x_ptr,
     down_ptr,
     out_ptr,
@@ -95,6 +99,7 @@ def _down(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (num_blocks * cdiv(HIDDEN, BLOCK_N),); one program makes BLOCK_N columns of weight * down(x) for a block.
 
@@ -102,6 +107,7 @@ def _down(
     order of the pairs.
     """
     block, column_tile = _tile_of(num_blocks, tl.cdiv(HIDDEN, BLOCK_N), GROUP_M)
+    wait_for_previous(PDL)
     num_rows = tl.load(block_num_rows_ptr + block)
     if num_rows <= 0:
         return
@@ -119,6 +125,7 @@ def _down(
         x = tl.load(x_ptrs + start, mask=is_row[:, None] & is_inner, other=0.0)  # [BLOCK_M, BLOCK_K]
         weight = tl.load(weight_ptrs + start, mask=is_column[:, None] & is_inner, other=0.0)  # [BLOCK_N, BLOCK_K]
         total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
+    release_next(PDL)
     pair = tl.load(pairs_ptr + block * BLOCK_M + row, mask=is_row, other=0).to(tl.int64)
     total = total * tl.load(weights_ptr + pair, mask=is_row, other=0.0)[:, None]
     out_ptrs = out_ptr + pair[:, None] * HIDDEN + column[None, :]
@@ -126,12 +133,14 @@ def _down(
 
 
 @triton.jit
-def _sum(x_ptr, out_ptr, HIDDEN: tl.constexpr, TOP_K: tl.constexpr, COLUMNS: tl.constexpr):
+def moe_sum_kernel(x_ptr, out_ptr, HIDDEN: tl.constexpr, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr):
     """Grid: (num_tokens, cdiv(HIDDEN, COLUMNS)); one program adds COLUMNS columns of a token's TOP_K rows."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < HIDDEN
     total = tl.zeros([COLUMNS], tl.float32)
+    release_next(PDL)
+    wait_for_previous(PDL)
     for place in tl.static_range(TOP_K):
         total += tl.load(x_ptr + (token * TOP_K + place) * HIDDEN + column, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + token * HIDDEN + column, total.to(out_ptr.dtype.element_ty), mask=mask)
@@ -169,7 +178,9 @@ def fused_moe(
     _products(x, gate_up, down, by_pair, routing, top_k, config)
     if top_k > 1:
         columns = min(_SUM_COLUMNS, triton.next_power_of_2(hidden))
-        _sum[(num_tokens, triton.cdiv(hidden, columns))](by_pair, out, HIDDEN=hidden, TOP_K=top_k, COLUMNS=columns)
+        moe_sum_kernel[(num_tokens, triton.cdiv(hidden, columns))](
+            by_pair, out, HIDDEN=hidden, TOP_K=top_k, COLUMNS=columns, **launch_options(x.device)
+        )
     return out
 
 
@@ -185,7 +196,7 @@ def _products(
     hidden, size = x.shape[1], down.shape[2]
     num_blocks = len(routing.block_experts)
     middle = torch.empty((num_blocks * config.block_m, size), dtype=x.dtype, device=x.device)
-    _up[(num_blocks * triton.cdiv(size, config.up_n),)](
+    moe_up_kernel[(num_blocks * triton.cdiv(size, config.up_n),)](
         x,
         gate_up,
         middle,
@@ -201,10 +212,11 @@ def _products(
         BLOCK_N=config.up_n,
         BLOCK_K=config.up_k,
         GROUP_M=_GROUP_M,
+        **launch_options(x.device),
         num_warps=config.up_warps,
         num_stages=config.up_stages,
     )
-    _down[(num_blocks * triton.cdiv(hidden, config.down_n),)](
+    moe_down_kernel[(num_blocks * triton.cdiv(hidden, config.down_n),)](
         middle,
         down,
         by_pair,
@@ -219,6 +231,7 @@ def _products(
         BLOCK_N=config.down_n,
         BLOCK_K=config.down_k,
         GROUP_M=_GROUP_M,
+        **launch_options(x.device),
         num_warps=config.down_warps,
         num_stages=config.down_stages,
     )
@@ -239,7 +252,7 @@ def _aot_cases(name: str, hidden: int, size: int, top_k: int, rows: int, target:
     rows_of = dict.fromkeys(("pairs_ptr", "block_experts_ptr", "block_num_rows_ptr"), "*i32")
     up = AotCase(
         f"up-{name}-{rows}rows-sm{target}",
-        _up,
+        moe_up_kernel,
         {
             **dict.fromkeys(("x_ptr", "gate_up_ptr", "out_ptr"), "*bf16"),
             **rows_of,
@@ -254,7 +267,7 @@ def _aot_cases(name: str, hidden: int, size: int, top_k: int, rows: int, target:
     )
     down = AotCase(
         f"down-{name}-{rows}rows-sm{target}",
-        _down,
+        moe_down_kernel,
         {
             **dict.fromkeys(("x_ptr", "down_ptr", "out_ptr"), "*bf16"),
             "weights_ptr": "*fp32",
@@ -279,7 +292,7 @@ AOT_CASES = (
     ),
     AotCase(
         "sum-qwen3-30b-a3b",
-        _sum,
+        moe_sum_kernel,
         {"x_ptr": "*bf16", "out_ptr": "*bf16"},
         {"HIDDEN": 2048, "TOP_K": 8, "COLUMNS": _SUM_COLUMNS},
     ),

@@ -13,15 +13,16 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.aot_case import AotCase
+from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 _FEW_SLOTS = 128
 """Up to so many pairs one program routes all: comparing each with each costs less than two more launches."""
 _CHOSEN = 1
-"""Tokens of one program of _choose, which is one warp."""
+"""Tokens of one program of moe_choose_kernel, which is one warp."""
 _ARRANGED = 64
-"""Pairs, and blocks, of one program of _arrange: each is compared with every expert."""
+"""Pairs, and blocks, of one program of moe_arrange_kernel: each is compared with every expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _describe_blocks(
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
-def _route_few(
+def moe_route_few_kernel(
     logits_ptr,
     weights_ptr,
     pairs_ptr,
@@ -128,11 +129,14 @@ def _route_few(
     BLOCK_M: tl.constexpr,
     TOKENS: tl.constexpr,
     SLOTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Grid: (1,); the program does for at most TOKENS tokens what _choose and _arrange do for any number.
+    """Grid: (1,); the program does for at most TOKENS tokens what the two kernels below do for any number.
 
     A slot is a place in the tile of pairs, SLOTS = TOKENS * TOP_K_BLOCK; some hold no pair.
     """
+    release_next(PDL)
+    wait_for_previous(PDL)
     token = tl.arange(0, TOKENS)
     # [TOKENS, TOP_K_BLOCK]
     experts, weights = _top_experts(
@@ -156,7 +160,7 @@ def _route_few(
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
-def _choose(
+def moe_choose_kernel(
     logits_ptr,
     weights_ptr,
     experts_ptr,
@@ -170,12 +174,15 @@ def _choose(
     TOP_K_BLOCK: tl.constexpr,
     RENORMALISE: tl.constexpr,
     TOKENS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (cdiv(num_tokens, TOKENS),); one program chooses the experts of TOKENS tokens.
 
     A pair's rank follows the order in which programs happen to come. It decides which row of a product a pair gets, and
     no row depends on another.
     """
+    release_next(PDL)
+    wait_for_previous(PDL)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     # [TOKENS, TOP_K_BLOCK]
     experts, weights = _top_experts(
@@ -190,7 +197,7 @@ def _choose(
 
 
 @triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
-def _arrange(
+def moe_arrange_kernel(
     experts_ptr,
     ranks_ptr,
     counts_ptr,
@@ -203,9 +210,12 @@ def _arrange(
     EXPERTS_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     ARRANGED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (cdiv(max(num_pairs, num_blocks), ARRANGED),); one program places ARRANGED pairs and describes ARRANGED
     blocks."""
+    release_next(PDL)
+    wait_for_previous(PDL)
     columns = tl.arange(0, EXPERTS_BLOCK)
     counts = tl.load(counts_ptr + columns, mask=columns < NUM_EXPERTS, other=0)  # [EXPERTS_BLOCK]
     index = tl.program_id(0) * ARRANGED + tl.arange(0, ARRANGED)
@@ -245,7 +255,7 @@ def route(router_logits: torch.Tensor, top_k: int, renormalise: bool, block_m: i
     if num_slots > _FEW_SLOTS:
         _route_many(router_logits, routing, constants, block_m)
         return routing
-    _route_few[(1,)](
+    moe_route_few_kernel[(1,)](
         router_logits,
         routing.weights,
         routing.pairs,
@@ -258,6 +268,7 @@ def route(router_logits: torch.Tensor, top_k: int, renormalise: bool, block_m: i
         BLOCK_M=block_m,
         TOKENS=tokens,
         SLOTS=num_slots,
+        **launch_options(device),
         num_warps=_few_warps(num_slots),
     )
     return routing
@@ -273,7 +284,7 @@ def _route_many(router_logits: torch.Tensor, routing: Routing, constants: dict[s
     num_pairs, num_blocks = routing.weights.numel(), len(routing.block_experts)
     experts, ranks = torch.empty((2, num_pairs), dtype=torch.int32, device=router_logits.device).unbind()
     counts = torch.zeros(num_experts, dtype=torch.int32, device=router_logits.device)
-    _choose[(triton.cdiv(num_tokens, _CHOSEN),)](
+    moe_choose_kernel[(triton.cdiv(num_tokens, _CHOSEN),)](
         router_logits,
         routing.weights,
         experts,
@@ -283,9 +294,10 @@ def _route_many(router_logits: torch.Tensor, routing: Routing, constants: dict[s
         router_logits.stride(0),
         **constants,
         TOKENS=_CHOSEN,
+        **launch_options(router_logits.device),
         num_warps=1,
     )
-    _arrange[(triton.cdiv(max(num_pairs, num_blocks), _ARRANGED),)](
+    moe_arrange_kernel[(triton.cdiv(max(num_pairs, num_blocks), _ARRANGED),)](
         experts,
         ranks,
         counts,
@@ -298,6 +310,7 @@ def _route_many(router_logits: torch.Tensor, routing: Routing, constants: dict[s
         EXPERTS_BLOCK=constants["EXPERTS_BLOCK"],
         BLOCK_M=block_m,
         ARRANGED=_ARRANGED,
+        **launch_options(router_logits.device),
     )
 
 
@@ -320,15 +333,17 @@ def _aot_cases(name: str, num_experts: int, top_k: int, num_few: int) -> Iterato
     few = {"BLOCK_M": 16, "TOKENS": num_few, "SLOTS": num_few * constants["TOP_K_BLOCK"]}
     yield AotCase(
         f"few-{name}",
-        _route_few,
+        moe_route_few_kernel,
         {**logits, **rows, "num_blocks": "i32"},
         {**constants, **few},
         num_warps=_few_warps(few["SLOTS"]),
     )
-    yield AotCase(f"choose-{name}", _choose, {**logits, **chosen}, {**constants, "TOKENS": _CHOSEN}, num_warps=1)
+    yield AotCase(
+        f"choose-{name}", moe_choose_kernel, {**logits, **chosen}, {**constants, "TOKENS": _CHOSEN}, num_warps=1
+    )
     yield AotCase(
         f"arrange-{name}",
-        _arrange,
+        moe_arrange_kernel,
         {**chosen, **rows, "num_pairs": "i32", "num_blocks": "i32"},
         {**experts, "BLOCK_M": 16, "ARRANGED": _ARRANGED},
     )

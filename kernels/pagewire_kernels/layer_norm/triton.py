@@ -5,13 +5,14 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.aot_case import AotCase
+from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.row_tile import row_tile
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _kernel(
+def layer_norm_kernel(
     x_ptr,
     residual_ptr,
     weight_ptr,
@@ -26,6 +27,7 @@ def _kernel(
     HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (cdiv(num_rows, ROWS),); one program normalises ROWS rows of WIDTH elements, stride_row apart in x and
     contiguous elsewhere."""
@@ -33,6 +35,8 @@ def _kernel(
     column = tl.arange(0, COLUMNS)[None, :]  # [1, COLUMNS]
     is_column = column < WIDTH
     mask = (row < num_rows) & is_column
+    release_next(PDL)
+    wait_for_previous(PDL)
     x = tl.load(x_ptr + row * stride_row + column, mask=mask, other=0.0)  # [ROWS, COLUMNS]
     dtype = x.dtype
     offsets = row * WIDTH + column
@@ -72,7 +76,7 @@ def layer_norm(
     num_rows = rows.shape[0]
     if num_rows > 0:
         tile = row_tile(width)
-        _kernel[(triton.cdiv(num_rows, tile.rows),)](
+        layer_norm_kernel[(triton.cdiv(num_rows, tile.rows),)](
             rows,
             residual.contiguous() if residual is not None else out,
             weight,
@@ -87,6 +91,7 @@ def layer_norm(
             HAS_BIAS=bias is not None,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
+            **launch_options(x.device),
             num_warps=tile.num_warps,
         )
     return out if total is None else (out, total)
@@ -97,7 +102,7 @@ def _aot_case(name: str, width: int, has_residual: bool) -> AotCase:
     tile = row_tile(width)
     return AotCase(
         name,
-        _kernel,
+        layer_norm_kernel,
         dict.fromkeys(pointers, "*bf16") | {"num_rows": "i32", "stride_row": "i32", "eps": "fp32"},
         {
             "WIDTH": width,

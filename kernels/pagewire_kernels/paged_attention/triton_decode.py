@@ -1,17 +1,19 @@
 """Decode attention on a GPU: one new token per sequence, the context of a sequence split among programs.
 
 Split-KV ("flash-decoding", pytorch.org/blog/flash-decoding). How a batch is split depends on the lengths alone and is
-worked out on the device, by every program for itself, so that one captured launch serves any lengths.
+worked out on the device, by every program for itself, so that one captured launch serves any lengths. What the splits
+of a sequence found is added up by a second launch, in triton_combine.py.
 """
 
 from functools import cache
 
-import torch
 import triton
 import triton.language as tl
 
 from pagewire_kernels.aot_case import AotCase
+from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
+from pagewire_kernels.paged_attention.triton_combine import MAX_SPLITS, Partials, combine_splits
 from pagewire_kernels.paged_attention.triton_tile import (
     LOG2_E,
     LOWEST,
@@ -25,12 +27,6 @@ from pagewire_kernels.paged_attention.triton_tile import (
 from pagewire_kernels.tuning.paged_attention import DecodeConfig, decode_config, tile_for
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
-_MAX_SPLITS = 64
-"""Of one sequence: what one program adds up in a few rounds of loads."""
-_ROUND_ELEMENTS = 8192
-"""Partial results a program has in flight while it adds them up: 64 registers of each of 128 threads."""
-_MIN_ARRIVALS = 65536
 
 
 @triton.jit
@@ -77,53 +73,6 @@ def _find_split(
 
 
 @triton.jit
-def _add_splits(
-    partial_out_ptr,
-    partial_stats_ptr,
-    first,
-    num_splits,
-    NUM_KV_HEADS: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    ROUND: tl.constexpr,
-):
-    """(maximum [BLOCK_G], total [BLOCK_G], weighted sum [BLOCK_G, BLOCK_D]) of the splits from partial `first` on.
-
-    .cg: other multiprocessors wrote these, the first-level cache must not answer for them.
-    """
-    rows = tl.arange(0, BLOCK_G)
-    cells = rows[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    splits = tl.arange(0, MAX_SPLITS)
-    is_split = (splits < num_splits)[:, None]
-    stats = (first + splits * NUM_KV_HEADS).to(tl.int64)[:, None] * (2 * BLOCK_G) + rows[None, :]
-    maxima = tl.load(partial_stats_ptr + stats, mask=is_split, other=LOWEST, cache_modifier=".cg")
-    totals = tl.load(partial_stats_ptr + stats + BLOCK_G, mask=is_split, other=0.0, cache_modifier=".cg")
-    maximum = tl.max(maxima, axis=0)
-    total = tl.sum(totals * tl.exp2(maxima - maximum[None, :]), axis=0)
-    accumulator = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for start in range(0, num_splits, ROUND):
-        some = start + tl.arange(0, ROUND)
-        is_one = some < num_splits
-        partial = (first + some * NUM_KV_HEADS).to(tl.int64)  # [ROUND]
-        some_maxima = tl.load(
-            partial_stats_ptr + partial[:, None] * (2 * BLOCK_G) + rows[None, :],
-            mask=is_one[:, None],
-            other=LOWEST,
-            cache_modifier=".cg",
-        )
-        weights = tl.exp2(some_maxima - maximum[None, :])  # [ROUND, BLOCK_G]
-        values = tl.load(
-            partial_out_ptr + partial[:, None, None] * (BLOCK_G * BLOCK_D) + cells[None, :, :],
-            mask=is_one[:, None, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )  # [ROUND, BLOCK_G, BLOCK_D]
-        accumulator += tl.sum(values * weights[:, :, None], axis=0)
-    return maximum, total, accumulator
-
-
-@triton.jit
 def _store_rows(
     out_ptr, values, seq, kv_head, NUM_KV_HEADS: tl.constexpr, GROUP_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr
 ):
@@ -136,7 +85,7 @@ def _store_rows(
 
 
 @triton.jit(do_not_specialize=["num_seqs", "num_shares"])
-def _kernel(
+def decode_attention_kernel(
     query_ptr,
     key_cache_ptr,
     value_cache_ptr,
@@ -145,9 +94,9 @@ def _kernel(
     alibi_slopes_ptr,
     sinks_ptr,
     out_ptr,
-    partial_out_ptr,
-    partial_stats_ptr,
-    arrivals_ptr,
+    sums_ptr,
+    stats_ptr,
+    splits_ptr,
     score_scale,
     softcap_log2,
     num_seqs,
@@ -166,29 +115,34 @@ def _kernel(
     TILE: tl.constexpr,
     MIN_TILES: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
-    ROUND: tl.constexpr,
     BLOCK_SEQS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (NUM_KV_HEADS, num_seqs + num_shares); one program attends from the GROUP_SIZE query heads of one KV head
     to one split of one sequence. Heads vary fastest: programs that run together read whole rows of the cache.
 
-    Without partial_out_ptr every sequence is one split. With it, a program leaves its maximum, total and weighted sum
-    there, and the one that arrives last of its sequence and head adds them up.
+    Without sums_ptr every sequence is one split. With it, programs of sequences that have several leave their maxima,
+    totals and weighted sums as Partials has them.
     """
     kv_head = tl.program_id(0)
     item = tl.program_id(1)
     HAS_ALIBI: tl.constexpr = alibi_slopes_ptr is not None
+    wait_for_previous(PDL)
     seq, first_item, num_splits, begin = item, item, 1, 0
-    if partial_out_ptr is not None:
+    if sums_ptr is not None:
         seq, first_item, num_splits, split_tiles = _find_split(
             seq_lens_ptr, item, num_seqs, num_shares, SLIDING_WINDOW, TILE, MIN_TILES, MAX_SPLITS, BLOCK_SEQS
         )
         if seq == num_seqs:
             return
+        if item == first_item:
+            # Every head says the same.
+            tl.store(splits_ptr + 2 * seq, first_item)
+            tl.store(splits_ptr + 2 * seq + 1, num_splits)
     seq_len = tl.load(seq_lens_ptr + seq)
     begin = _first_tile(seq_len, SLIDING_WINDOW, TILE) * TILE
     end = seq_len
-    if partial_out_ptr is not None:
+    if sums_ptr is not None:
         begin += (item - first_item) * split_tiles * TILE
         end = tl.minimum(begin + split_tiles * TILE, seq_len)
 
@@ -231,39 +185,24 @@ def _kernel(
         value = tl.load(value_cache_ptr + offsets, mask=key_mask, other=0.0)  # [TILE, BLOCK_D]
         accumulator = accumulator * rescale[:, None]
         accumulator = tl.dot(weights.to(value.dtype), value, accumulator, input_precision="ieee")
+    release_next(PDL)
     total = tl.sum(totals, axis=1)
 
     if num_splits == 1:
         total = add_sinks(sinks_ptr, heads, row_mask, maximum, total)
         _store_rows(out_ptr, accumulator / total[:, None], seq, kv_head, NUM_KV_HEADS, GROUP_SIZE, HEAD_DIM)
-    elif partial_out_ptr is not None:
+    elif sums_ptr is not None:
         partial = (item * NUM_KV_HEADS + kv_head).to(tl.int64)
         is_kept = rows < BLOCK_G
-        stats_ptr = partial_stats_ptr + partial * (2 * BLOCK_G) + rows
-        tl.store(stats_ptr, maximum, mask=is_kept)
-        tl.store(stats_ptr + BLOCK_G, total, mask=is_kept)
+        row_stats_ptr = stats_ptr + partial * (2 * BLOCK_G) + rows
+        tl.store(row_stats_ptr, maximum, mask=is_kept)
+        tl.store(row_stats_ptr + BLOCK_G, total, mask=is_kept)
         cells = rows[:, None] * BLOCK_D + dims[None, :]
-        tl.store(partial_out_ptr + partial * (BLOCK_G * BLOCK_D) + cells, accumulator, mask=is_kept[:, None])
-        # All threads have written before one of them says so; who reads after the last arrival sees all of it.
-        tl.debug_barrier()
-        arrival_ptr = arrivals_ptr + seq * NUM_KV_HEADS + kv_head
-        if tl.atomic_add(arrival_ptr, 1, sem="acq_rel", scope="gpu") == num_splits - 1:
-            # As the next launch wants to find it.
-            tl.store(arrival_ptr, 0)
-            first = first_item * NUM_KV_HEADS + kv_head
-            all_maximum, all_total, all_values = _add_splits(
-                partial_out_ptr, partial_stats_ptr, first, num_splits, NUM_KV_HEADS, BLOCK_G, BLOCK_D, MAX_SPLITS, ROUND
-            )
-            group = tl.arange(0, BLOCK_G)
-            all_total = add_sinks(sinks_ptr, kv_head * GROUP_SIZE + group, group < GROUP_SIZE, all_maximum, all_total)
-            _store_rows(out_ptr, all_values / all_total[:, None], seq, kv_head, NUM_KV_HEADS, GROUP_SIZE, HEAD_DIM)
+        tl.store(sums_ptr + partial * (BLOCK_G * BLOCK_D) + cells, accumulator, mask=is_kept[:, None])
 
 
 def attend_decodes(inputs: AttentionInputs, num_decodes: int, config: DecodeConfig | None = None) -> None:
-    """Writes the first num_decodes rows of inputs.out: token i is sequence i's one new token.
-
-    Not for two streams of one device at a time: launches share the counters of arrivals.
-    """
+    """Writes the first num_decodes rows of inputs.out: token i is sequence i's one new token."""
     head_dim = inputs.query.shape[2]
     device = inputs.query.device
     gpu, num_multiprocessors = gpu_traits(device)
@@ -276,18 +215,10 @@ def attend_decodes(inputs: AttentionInputs, num_decodes: int, config: DecodeConf
     num_shares = num_decodes * (triton.cdiv(reach, tile * config.min_split_tiles) - 1)
     num_shares = max(0, min(num_shares, num_multiprocessors * config.programs_per_sm // inputs.num_kv_heads))
     num_items = num_decodes + num_shares
-    # Made by whatever runs first, split or not: by the time a graph is captured, it is there.
-    arrivals = _arrivals(device, triton.next_power_of_2(max(_MIN_ARRIVALS, num_decodes * inputs.num_kv_heads)))
-    scratch: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None)
+    partials: Partials | None = None
     if num_shares > 0:
-        num_partials = num_items * inputs.num_kv_heads * block_g
-        partials = torch.empty(num_partials * (block_d + 2), dtype=torch.float32, device=device)
-        scratch = (
-            partials[: num_partials * block_d],
-            partials[num_partials * block_d :],
-            arrivals,
-        )
-    _kernel[(inputs.num_kv_heads, num_items)](
+        partials = Partials.empty(num_items, num_decodes, inputs.num_kv_heads, block_g, block_d, device)
+    decode_attention_kernel[(inputs.num_kv_heads, num_items)](
         inputs.query,
         inputs.key_cache,
         inputs.value_cache,
@@ -296,7 +227,7 @@ def attend_decodes(inputs: AttentionInputs, num_decodes: int, config: DecodeConf
         inputs.alibi_slopes,
         inputs.sinks,
         inputs.out,
-        *scratch,
+        *((partials.sums, partials.stats, partials.splits) if partials else (None, None, None)),
         inputs.score_scale,
         inputs.softcap_log2,
         num_decodes,
@@ -307,9 +238,12 @@ def attend_decodes(inputs: AttentionInputs, num_decodes: int, config: DecodeConf
         HAS_SOFTCAP=inputs.logit_softcap > 0,
         BLOCK_SEQS=_block_seqs(num_decodes),
         **constants,
+        **launch_options(device),
         num_warps=_num_warps(config, int(constants["BLOCK_M"])),
         num_stages=config.num_stages,
     )
+    if partials:
+        combine_splits(inputs, partials)
 
 
 @cache
@@ -330,8 +264,7 @@ def _constants(
         "BLOCK_D": block_d,
         "TILE": tile_for(block_size, config.tile),
         "MIN_TILES": config.min_split_tiles,
-        "MAX_SPLITS": _MAX_SPLITS,
-        "ROUND": min(_MAX_SPLITS, max(1, _ROUND_ELEMENTS // (block_g * block_d))),
+        "MAX_SPLITS": MAX_SPLITS,
     }
 
 
@@ -343,22 +276,6 @@ def _num_warps(config: DecodeConfig, block_m: int) -> int:
 def _block_seqs(num_seqs: int) -> int:
     """Room for num_seqs lengths, in few sizes: each is a compilation."""
     return next((size for size in (32, 256) if num_seqs <= size), triton.next_power_of_2(num_seqs))
-
-
-@cache
-def _arrivals(device: torch.device, size: int) -> torch.Tensor:
-    """Zeros that every launch leaves as zeros: how many splits of a sequence and head have arrived.
-
-    Raises:
-        RuntimeError: in a graph's capture, whose memory is the graph's own. Run once before capturing.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("the first decode attention of a process cannot be captured: run one before")
-    arrivals = torch.zeros(size, dtype=torch.int32, device=device)
-    if device.type == "cuda":
-        # Whatever stream uses it next finds zeros.
-        torch.cuda.current_stream(device).synchronize()
-    return arrivals
 
 
 def _aot_case(
@@ -375,7 +292,7 @@ def _aot_case(
 ) -> AotCase:
     config = decode_config(target, head_dim, 4 if dtype == "fp32" else 2)
     per_head = {"alibi_slopes_ptr": "*fp32", "sinks_ptr": "*fp32"}
-    scratch = {"partial_out_ptr": "*fp32", "partial_stats_ptr": "*fp32", "arrivals_ptr": "*i32"}
+    scratch = {"sums_ptr": "*fp32", "stats_ptr": "*fp32", "splits_ptr": "*i32"}
     signature = dict.fromkeys(("query_ptr", "key_cache_ptr", "value_cache_ptr", "out_ptr"), f"*{dtype}")
     signature |= {"block_tables_ptr": "*i32", "seq_lens_ptr": "*i32", "score_scale": "fp32", "softcap_log2": "fp32"}
     signature |= dict.fromkeys(("num_seqs", "num_shares", "stride_query_token", "stride_table"), "i32")
@@ -389,7 +306,7 @@ def _aot_case(
     shape = _constants(config, group_size, head_dim, 8, block_size)
     return AotCase(
         name=name,
-        kernel=_kernel,
+        kernel=decode_attention_kernel,
         signature=signature,
         constexprs=constants | shape,
         num_warps=_num_warps(config, int(shape["BLOCK_M"])),

@@ -28,7 +28,7 @@ def _copy_table(source_ptr, target_ptr, part, num_entries, num_parts, BLOCK: tl.
 
 # Slots and query lengths come packed from the host, aligned to their own size only.
 @triton.jit(do_not_specialize=["num_rows", "max_blocks"], do_not_specialize_on_alignment=["slots_ptr"])
-def _decode_kernel(
+def prepare_decode_kernel(
     slots_ptr,
     ints_ptr,
     token_ids_ptr,
@@ -77,7 +77,7 @@ def _decode_kernel(
     do_not_specialize=["num_rows", "num_tokens", "max_blocks"],
     do_not_specialize_on_alignment=["slots_ptr", "query_lens_ptr"],
 )
-def _mixed_kernel(
+def prepare_mixed_kernel(
     slots_ptr,
     query_lens_ptr,
     ints_ptr,
@@ -166,11 +166,11 @@ def prepare_inputs(
     options = {"BLOCK_SIZE": block_size, **columns, "BLOCK": _BLOCK, "num_warps": _NUM_WARPS}
     if query_lens is None:
         grid = (num_rows, max(1, triton.cdiv(max_blocks, _BLOCK)))
-        _decode_kernel[grid](slots, *sources, *outputs, num_rows, max_blocks, *strides, **options)
+        prepare_decode_kernel[grid](slots, *sources, *outputs, num_rows, max_blocks, *strides, **options)
     else:
         grid = (num_rows + 1, max(1, triton.cdiv(max(num_tokens, max_blocks), _BLOCK)))
         counts = (num_rows, num_tokens, max_blocks)
-        _mixed_kernel[grid](slots, query_lens.contiguous(), *sources, *outputs, *counts, *strides, **options)
+        prepare_mixed_kernel[grid](slots, query_lens.contiguous(), *sources, *outputs, *counts, *strides, **options)
     return inputs
 
 
@@ -181,10 +181,10 @@ _SIGNATURE |= dict.fromkeys(("num_rows", "max_blocks", "stride_ints", "stride_to
 _CONSTEXPRS = {"BLOCK_SIZE": 64, "NUM_COMPUTED": 1, "STOP_REASON": 2, "BLOCK": _BLOCK}
 
 AOT_CASES = (
-    AotCase("decode-block64", _decode_kernel, _SIGNATURE, _CONSTEXPRS, num_warps=_NUM_WARPS),
+    AotCase("decode-block64", prepare_decode_kernel, _SIGNATURE, _CONSTEXPRS, num_warps=_NUM_WARPS),
     AotCase(
         "mixed-block64",
-        _mixed_kernel,
+        prepare_mixed_kernel,
         _SIGNATURE | {"query_lens_ptr": "*i64", "num_tokens": "i32"},
         _CONSTEXPRS,
         num_warps=_NUM_WARPS,

@@ -4,11 +4,13 @@ import torch
 import triton
 import triton.language as tl
 
+from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
+
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 
 @triton.jit
-def _kernel(
+def reshape_and_cache_kernel(
     key_ptr,
     value_ptr,
     key_cache_ptr,
@@ -18,9 +20,12 @@ def _kernel(
     stride_value_token,
     TOKEN_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (num_tokens,); one program writes one token's key and value, TOKEN_SIZE elements each."""
     token = tl.program_id(0).to(tl.int64)
+    release_next(PDL)
+    wait_for_previous(PDL)
     slot = tl.load(slot_mapping_ptr + token)
     if slot < 0:
         return
@@ -48,7 +53,7 @@ def reshape_and_cache(
     if num_tokens == 0:
         return
     token_size = num_kv_heads * head_dim
-    _kernel[(num_tokens,)](
+    reshape_and_cache_kernel[(num_tokens,)](
         key,
         value,
         key_cache,
@@ -58,4 +63,5 @@ def reshape_and_cache(
         value.stride(0),
         TOKEN_SIZE=token_size,
         BLOCK=triton.next_power_of_2(token_size),
+        **launch_options(key.device),
     )

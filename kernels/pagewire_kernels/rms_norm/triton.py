@@ -5,13 +5,14 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.aot_case import AotCase
+from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.row_tile import row_tile
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _kernel(
+def rms_norm_kernel(
     x_ptr,
     residual_ptr,
     weight_ptr,
@@ -26,6 +27,7 @@ def _kernel(
     HAS_RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (cdiv(num_rows, ROWS),); one program normalises ROWS rows of WIDTH elements.
 
@@ -35,6 +37,8 @@ def _kernel(
     column = tl.arange(0, COLUMNS)[None, :]  # [1, COLUMNS]
     mask = (row < num_rows) & (column < WIDTH)
     x_offsets = row // num_inner * stride_outer + row % num_inner * stride_inner + column
+    release_next(PDL)
+    wait_for_previous(PDL)
     x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0)  # [ROWS, COLUMNS]
     dtype = x.dtype
     offsets = row * WIDTH + column
@@ -66,7 +70,7 @@ def rms_norm(
     num_rows = out.numel() // width
     if num_rows > 0:
         tile = row_tile(width)
-        _kernel[(triton.cdiv(num_rows, tile.rows),)](
+        rms_norm_kernel[(triton.cdiv(num_rows, tile.rows),)](
             rows,
             residual.contiguous() if residual is not None else out,
             weight,
@@ -81,6 +85,7 @@ def rms_norm(
             HAS_RESIDUAL=residual is not None,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
+            **launch_options(x.device),
             num_warps=tile.num_warps,
         )
     return out if total is None else (out, total)
@@ -98,7 +103,7 @@ def _aot_case(name: str, width: int, has_residual: bool, num_inner: int = 1) -> 
     else:
         signature |= {"num_inner": "i32", "stride_inner": "i32"}
     divisible = ("stride_outer", "stride_inner")
-    return AotCase(name, _kernel, signature, constexprs, num_warps=tile.num_warps, divisible=divisible)
+    return AotCase(name, rms_norm_kernel, signature, constexprs, num_warps=tile.num_warps, divisible=divisible)
 
 
 AOT_CASES = (

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.aot_case import AotCase
+from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -105,7 +106,7 @@ def _turn_heads(
 
 
 @triton.jit
-def _kernel(
+def rotary_and_cache_kernel(
     query_ptr,
     key_ptr,
     value_ptr,
@@ -131,6 +132,7 @@ def _kernel(
     REST_BLOCK: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid: (num_tokens, cdiv(NUM_HEADS, QUERY_HEADS) + cdiv(NUM_KV_HEADS, KV_HEADS)); one program turns QUERY_HEADS
     query heads of one token in place, or writes KV_HEADS turned key heads and as many value heads to the caches.
@@ -140,6 +142,8 @@ def _kernel(
     query_tiles: tl.constexpr = (NUM_HEADS + QUERY_HEADS - 1) // QUERY_HEADS
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
+    release_next(PDL)
+    wait_for_previous(PDL)
     angles_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * (2 * HALF)
     if tile < query_tiles:
         head = (tile * QUERY_HEADS + tl.arange(0, QUERY_HEADS))[:, None]  # [QUERY_HEADS, 1]
@@ -251,7 +255,7 @@ def rotary_and_cache(
         return
     has_norm = q_norm_weight is not None
     shape = _specialise(num_heads, key.shape[1], head_dim, cos_sin_cache.shape[1], interleaved, has_norm)
-    _kernel[(num_tokens, shape.num_tiles)](
+    rotary_and_cache_kernel[(num_tokens, shape.num_tiles)](
         query,
         key,
         value,
@@ -267,6 +271,7 @@ def rotary_and_cache(
         value.stride(0),
         eps,
         **shape.constexprs,
+        **launch_options(query.device),
         num_warps=shape.num_warps,
     )
 
@@ -283,7 +288,9 @@ def _aot_case(
     signature = {f"{tensor}_ptr": "*bf16" for tensor in tensors} | dict.fromkeys(strides, "i32")
     signature |= {"positions_ptr": "*i64", "slot_mapping_ptr": "*i64", "cos_sin_ptr": "*fp32", "eps": "fp32"}
     shape = _specialise(*heads, rotary_dim or heads[2], interleaved, has_norm)
-    return AotCase(name, _kernel, signature, shape.constexprs, num_warps=shape.num_warps, divisible=strides)
+    return AotCase(
+        name, rotary_and_cache_kernel, signature, shape.constexprs, num_warps=shape.num_warps, divisible=strides
+    )
 
 
 AOT_CASES = (

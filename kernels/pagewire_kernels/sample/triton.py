@@ -11,8 +11,8 @@ import triton
 from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.sample import triton_choose, triton_chunks
 from pagewire_kernels.sample.batch import SamplingBatch
-from pagewire_kernels.sample.triton_choose import LISTED, choose_kernel
-from pagewire_kernels.sample.triton_chunks import CHUNK, GROUP, TOKENS_AT_ONCE, chunk_kernel
+from pagewire_kernels.sample.triton_choose import LISTED, sample_choose_kernel
+from pagewire_kernels.sample.triton_chunks import CHUNK, GROUP, TOKENS_AT_ONCE, sample_chunk_kernel
 
 
 def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
@@ -37,14 +37,14 @@ def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
     rewritten = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=device)
     listed = torch.empty((num_rows, num_groups), dtype=torch.int32, device=device)
     sampled = torch.empty(num_rows, dtype=torch.int64, device=device)
-    chunk_kernel[(num_chunks, num_rows)](
+    sample_chunk_kernel[(num_chunks, num_rows)](
         logits, *floats, *ints, params.token_ids, params.slots, params.stop_token_ids, mask_stop, best, group_max,
         chunk_max, chunk_mass, rewritten, rewritten.view(torch.int32), logits.stride(0), stride_floats, stride_ints,
         params.token_ids.stride(0), params.stop_token_ids.stride(0), BY_SLOT=params.by_slot, VOCAB_SIZE=vocab_size,
         NUM_STOPS=params.stop_token_ids.shape[1], CHUNK=CHUNK, GROUP=GROUP, TOKENS_AT_ONCE=TOKENS_AT_ONCE,
         num_warps=triton_chunks.NUM_WARPS,
     )  # fmt: skip
-    choose_kernel[(num_rows,)](
+    sample_choose_kernel[(num_rows,)](
         logits, *floats, *ints[:3], params.slots, mask_stop, best, group_max, chunk_max, chunk_mass, rewritten,
         listed, sampled, logits.stride(0), stride_floats, stride_ints, BY_SLOT=params.by_slot, VOCAB_SIZE=vocab_size,
         NUM_CHUNKS=num_chunks, CHUNK_BLOCK=triton.next_power_of_2(num_chunks), NUM_GROUPS=num_groups,
@@ -101,8 +101,8 @@ def _aot_cases(vocab_size: int, logits_kind: str, name: str) -> tuple[AotCase, A
             divisible=("stride_logits",),
         )
 
-    chunks = case(chunk_kernel, "chunks", triton_chunks.NUM_WARPS)
-    return chunks, case(choose_kernel, "choose", triton_choose.NUM_WARPS)
+    chunks = case(sample_chunk_kernel, "chunks", triton_chunks.NUM_WARPS)
+    return chunks, case(sample_choose_kernel, "choose", triton_choose.NUM_WARPS)
 
 
 AOT_CASES = (

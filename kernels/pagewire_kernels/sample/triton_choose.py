@@ -248,7 +248,7 @@ def _draw(
 
 
 @triton.jit
-def choose_kernel(
+def sample_choose_kernel(
     logits_ptr,
     temperature_ptr,
     top_p_ptr,

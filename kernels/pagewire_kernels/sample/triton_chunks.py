@@ -69,7 +69,7 @@ def _mask_stop_tokens(x, token, stop_ptr, NUM_STOPS: tl.constexpr):
 
 
 @triton.jit
-def chunk_kernel(
+def sample_chunk_kernel(
     logits_ptr,
     temperature_ptr,
     top_p_ptr,

@@ -25,7 +25,7 @@ def _take_best(ranks):
 
 
 @triton.jit(do_not_specialize=["num_top"])
-def _chunk_kernel(
+def logprobs_chunk_kernel(
     logits_ptr,
     sampled_ptr,
     chunk_max_ptr,
@@ -59,7 +59,7 @@ def _chunk_kernel(
 
 
 @triton.jit(do_not_specialize=["num_top"])
-def _row_kernel(
+def logprobs_row_kernel(
     logits_ptr,
     sampled_ptr,
     chunk_max_ptr,
@@ -122,7 +122,7 @@ def gather_logprobs(
         return logprobs, ranks, top_ids, top_logprobs
     sampled = sampled.contiguous()
     partials = (chunk_max, chunk_mass, num_larger, chunk_top)
-    _chunk_kernel[(num_chunks, num_rows)](
+    logprobs_chunk_kernel[(num_chunks, num_rows)](
         logits,
         sampled,
         *partials,
@@ -132,7 +132,7 @@ def gather_logprobs(
         CHUNK=_CHUNK,
         num_warps=_NUM_WARPS,
     )
-    _row_kernel[(num_rows,)](
+    logprobs_row_kernel[(num_rows,)](
         logits,
         sampled,
         *partials,
@@ -166,7 +166,7 @@ def _aot_cases(vocab_size: int) -> tuple[AotCase, AotCase]:
     return (
         AotCase(
             f"chunks-{name}",
-            _chunk_kernel,
+            logprobs_chunk_kernel,
             shared | {"top_ptr": "*i64"},
             {"VOCAB_SIZE": vocab_size, "CHUNK": _CHUNK},
             num_warps=_NUM_WARPS,
@@ -174,7 +174,7 @@ def _aot_cases(vocab_size: int) -> tuple[AotCase, AotCase]:
         ),
         AotCase(
             f"rows-{name}",
-            _row_kernel,
+            logprobs_row_kernel,
             shared | outputs,
             {"VOCAB_SIZE": vocab_size, **blocks},
             num_warps=_CHOOSE_WARPS,

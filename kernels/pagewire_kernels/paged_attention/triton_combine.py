@@ -1,0 +1,140 @@
+"""Adds up what the splits of a sequence found: the second launch of decode attention on a GPU."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from pagewire_kernels.aot_case import AotCase
+from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
+from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
+from pagewire_kernels.paged_attention.triton_tile import LOWEST, add_sinks
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+MAX_SPLITS = 64
+"""Of one sequence: what one program loads at once, 64 registers of each of 128 threads for heads of 128."""
+_NUM_WARPS = 4
+_PROGRAMS_PER_SM = 8
+"""At most: that many are resident, and most of a large batch's sequences are not split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partials:
+    """What splits leave for each other. G and D: a group's query heads and head_dim, as powers of two."""
+
+    sums: torch.Tensor
+    """[num_items, num_kv_heads, G, D] float32: weighted sums of values."""
+    stats: torch.Tensor
+    """[num_items, num_kv_heads, 2, G] float32: maxima of the scores, in powers of two, and totals of the weights."""
+    splits: torch.Tensor
+    """[num_seqs, 2] int32: a sequence's first item and how many it has; with one, it is done already."""
+
+    @classmethod
+    def empty(
+        cls, num_items: int, num_seqs: int, num_kv_heads: int, g: int, d: int, device: torch.device
+    ) -> "Partials":
+        """For num_items splits of num_seqs sequences, not initialised."""
+        num_rows = num_items * num_kv_heads * g
+        scratch = torch.empty(num_rows * (d + 2), dtype=torch.float32, device=device)
+        return cls(
+            sums=scratch[: num_rows * d].view(num_items, num_kv_heads, g, d),
+            stats=scratch[num_rows * d :].view(num_items, num_kv_heads, 2, g),
+            splits=torch.empty((num_seqs, 2), dtype=torch.int32, device=device),
+        )
+
+
+@triton.jit(do_not_specialize=["heads_per_program"])
+def combine_splits_kernel(
+    sums_ptr,
+    stats_ptr,
+    splits_ptr,
+    sinks_ptr,
+    out_ptr,
+    heads_per_program,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (cdiv(num_heads, heads_per_program), num_seqs); one program makes heads_per_program query heads of one
+    sequence, each in one round of loads: the latency of memory is most of what this takes."""
+    NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP_SIZE
+    first_head = tl.program_id(0) * heads_per_program
+    seq = tl.program_id(1).to(tl.int64)
+    split = tl.arange(0, MAX_SPLITS)
+    dims = tl.arange(0, BLOCK_D)
+    release_next(PDL)
+    wait_for_previous(PDL)
+    first_item = tl.load(splits_ptr + 2 * seq)
+    num_splits = tl.load(splits_ptr + 2 * seq + 1)
+    if num_splits <= 1:
+        return
+    is_split = split < num_splits
+    for head in range(first_head, tl.minimum(first_head + heads_per_program, NUM_HEADS)):
+        row = head % GROUP_SIZE
+        partial = (first_item + split).to(tl.int64) * NUM_KV_HEADS + head // GROUP_SIZE  # [MAX_SPLITS]
+        maxima = tl.load(stats_ptr + partial * (2 * BLOCK_G) + row, mask=is_split, other=LOWEST)
+        totals = tl.load(stats_ptr + partial * (2 * BLOCK_G) + BLOCK_G + row, mask=is_split, other=0.0)
+        cells = (partial * BLOCK_G + row)[:, None] * BLOCK_D + dims[None, :]
+        sums = tl.load(sums_ptr + cells, mask=is_split[:, None], other=0.0)  # [MAX_SPLITS, BLOCK_D]
+        maximum = tl.max(maxima, axis=0)
+        weights = tl.exp2(maxima - maximum)
+        total = add_sinks(sinks_ptr, head, True, maximum, tl.sum(totals * weights, axis=0))
+        out = tl.sum(sums * weights[:, None], axis=0) / total  # [BLOCK_D]
+        out_offsets = (seq * NUM_HEADS + head) * HEAD_DIM + dims
+        tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+
+
+def combine_splits(inputs: AttentionInputs, partials: Partials) -> None:
+    """Writes the rows of inputs.out whose sequences were split; the others stay as they are."""
+    num_heads, head_dim = inputs.query.shape[1:]
+    _, num_kv_heads, block_g, block_d = partials.sums.shape
+    num_seqs = len(partials.splits)
+    _, num_multiprocessors = gpu_traits(inputs.query.device)
+    heads_per_program = triton.cdiv(num_heads * num_seqs, num_multiprocessors * _PROGRAMS_PER_SM)
+    combine_splits_kernel[(triton.cdiv(num_heads, heads_per_program), num_seqs)](
+        partials.sums,
+        partials.stats,
+        partials.splits,
+        inputs.sinks,
+        inputs.out,
+        heads_per_program,
+        **_constants(num_kv_heads, inputs.group_size, head_dim, block_g, block_d),
+        **launch_options(inputs.query.device),
+        num_warps=_NUM_WARPS,
+    )
+
+
+def _constants(num_kv_heads: int, group_size: int, head_dim: int, block_g: int, block_d: int) -> dict[str, int]:
+    return {
+        "NUM_KV_HEADS": num_kv_heads,
+        "GROUP_SIZE": group_size,
+        "HEAD_DIM": head_dim,
+        "BLOCK_G": block_g,
+        "BLOCK_D": block_d,
+        "MAX_SPLITS": MAX_SPLITS,
+    }
+
+
+def _aot_case(name: str, head_dim: int, group_size: int, has_sinks: bool = False) -> AotCase:
+    block_g, block_d = triton.next_power_of_2(group_size), max(16, triton.next_power_of_2(head_dim))
+    constants: dict[str, object] = {**_constants(8, group_size, head_dim, block_g, block_d)}
+    signature = {"sums_ptr": "*fp32", "stats_ptr": "*fp32", "splits_ptr": "*i32", "out_ptr": "*bf16"}
+    signature["heads_per_program"] = "i32"
+    if has_sinks:
+        signature["sinks_ptr"] = "*fp32"
+    else:
+        constants["sinks_ptr"] = None
+    return AotCase(name, combine_splits_kernel, signature, constants, num_warps=_NUM_WARPS)
+
+
+AOT_CASES = (
+    _aot_case("head128-bf16-group4", 128, 4),
+    _aot_case("head64-bf16-group4", 64, 4),
+    _aot_case("head256-bf16-group7-sinks", 256, 7, has_sinks=True),
+)
