@@ -5,6 +5,7 @@ A class is what one entry of a table in kernels/pagewire_kernels/tuning serves.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,8 +66,12 @@ def all_classes(gpu: int) -> Iterator[TuningClass]:
     yield from _few_rows_classes(gpu)
 
 
+PREFILLS = ((1, 8 * K, 8 * K), (8, K, K), (1, 2 * K, 16 * K))
+"""(sequences, new tokens of each, tokens of each)."""
+
+
 def _attention_classes(gpu: int) -> Iterator[TuningClass]:
-    from pagewire_kernels.tuning.paged_attention import decode_config, prefill_config
+    from pagewire_kernels.tuning.paged_attention import decode_config, hopper_prefill_config, prefill_config
 
     for head_dim in (64, 128):
         key = {"gpu": gpu, "max_head_dim": head_dim, "element_bytes": 2}
@@ -94,8 +99,26 @@ def _attention_classes(gpu: int) -> Iterator[TuningClass]:
                 "num_stages": (2, 3, 4),
                 "late_values": (False, True),
             },
-            [_prefill(head_dim, n, q * K, k * K) for n, q, k in ((1, 8, 8), (8, 1, 1), (1, 2, 16))],
+            [_prefill(head_dim, *load) for load in PREFILLS],
         )
+        hopper = hopper_prefill_config(gpu, head_dim, 2)
+        if hopper is not None and _has_gluon():
+            yield TuningClass(
+                "paged_attention",
+                {"query": "hopper_prefill", **key},
+                hopper,
+                {"tile": (64, 128), "num_stages": (2, 3, 4)},
+                [_prefill(head_dim, *load, kernel="hopper_prefill") for load in PREFILLS],
+            )
+
+
+def _has_gluon() -> bool:
+    """Whether the installed Triton has Gluon as the kernel for Hopper needs it."""
+    try:
+        import_module("pagewire_kernels.paged_attention.hopper_prefill")
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def _decode(head_dim: int, num_seqs: int, seq_len: int) -> Load:
@@ -118,13 +141,13 @@ def _decode(head_dim: int, num_seqs: int, seq_len: int) -> Load:
     return Load(f"{num_seqs} x {seq_len}", make, num_bytes, 0.0, num_calls)
 
 
-def _prefill(head_dim: int, num_seqs: int, query_len: int, seq_len: int) -> Load:
+def _prefill(head_dim: int, num_seqs: int, query_len: int, seq_len: int, kernel: str = "triton_prefill") -> Load:
+    """One prefill by the kernel of a module of paged_attention."""
     num_products = query_len * seq_len - query_len * (query_len - 1) // 2
     num_flops = 4.0 * 32 * head_dim * num_seqs * num_products
 
     def make() -> Run:
-        from pagewire_kernels.paged_attention.triton_prefill import attend_prefills
-
+        attend_prefills = import_module(f"pagewire_kernels.paged_attention.{kernel}").attend_prefills
         inputs = _attention(head_dim, num_seqs, query_len, seq_len)
 
         def attend(config: Config) -> torch.Tensor:
@@ -219,20 +242,26 @@ FEW_ROWS_WEIGHTS = (
     (2048, 4096, False),
 )
 """(rows, columns, gated)."""
-# (block_n, block_k, num_warps, num_stages). Between 4 and 16 KB a stage, and 12 to 64 KB on their way in a program.
+# (block_n, block_k, num_warps, num_stages). One stage: a tile is in registers, on its way before x is there; the widest
+# hold whole rows. More: 4 to 16 KB a stage.
 THREAD_TILES = (
+    (2, 4096, 4, 1),
+    (4, 4096, 8, 1),
+    (1, 4096, 2, 1),
+    (2, 2048, 2, 1),
+    (2, 2048, 4, 1),
+    (4, 2048, 4, 1),
+    (4, 2048, 8, 1),
+    (1, 2048, 1, 1),
+    (1, 8192, 4, 1),
+    (2, 8192, 8, 1),
+    (1, 16_384, 4, 1),
     (4, 1024, 4, 1),
     (8, 512, 4, 1),
-    (16, 512, 8, 1),
     (4, 512, 2, 4),
-    (8, 256, 2, 5),
-    (4, 1024, 4, 4),
     (8, 512, 4, 3),
     (8, 512, 4, 5),
-    (16, 256, 4, 4),
     (16, 256, 4, 6),
-    (16, 512, 8, 4),
-    (8, 1024, 8, 4),
 )
 # More than a warp for every 16 rows of the weight read the same weights from shared memory again. None of these spills.
 TENSOR_TILES = (
@@ -254,8 +283,8 @@ def _few_rows_classes(gpu: int) -> Iterator[TuningClass]:
     """Torch is where each begins: what the table gives a tile has beaten it."""
     from pagewire_kernels.tuning.few_rows_linear import TORCH, FewRowsTile
 
-    by_threads = [FewRowsTile(False, *tile) for tile in THREAD_TILES]
-    by_tensor_cores = [FewRowsTile(True, *tile) for tile in TENSOR_TILES]
+    by_threads = [FewRowsTile(False, *tile, early) for tile in THREAD_TILES for early in (False, True)]
+    by_tensor_cores = [FewRowsTile(True, *tile, False) for tile in TENSOR_TILES]
     for height, width, gated in FEW_ROWS_WEIGHTS:
         for num_rows in (1, 4, 16):
             yield TuningClass(
@@ -269,7 +298,7 @@ def _few_rows_classes(gpu: int) -> Iterator[TuningClass]:
                     "weight_columns": width,
                 },
                 TORCH,
-                {"tile": (None, *(by_threads if num_rows == 1 else ()), *by_tensor_cores)},
+                {"tile": (None, *(by_threads if num_rows == 1 else by_tensor_cores))},
                 [_few_rows(num_rows, height, width, gated)],
             )
 

@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pagewire_kernels
 from pagewire_kernels.aot_case import AotCase
+from pagewire_kernels.dependent_launch import LEAST_GENERATION
 
 SHARED_MEMORY_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
 """What a block of one program may take: 163 KiB on an A100, 227 KiB since."""
@@ -52,10 +54,18 @@ class Resources:
 
 
 def collect() -> dict[str, AotCase]:
-    """All cases, by "<op>/<case>", or "<op>/<module>/<case>" in ops of several Triton modules."""
+    """All cases, by "<op>/<case>", or "<op>/<module>/<case>" in ops of several modules with kernels.
+
+    Those in Gluon are left out where the installed Triton does not have it as they need it.
+    """
     cases: dict[str, AotCase] = {}
     for op, module_name in _triton_modules():
-        module = importlib.import_module(f"{pagewire_kernels.__name__}.{op}.{module_name}")
+        try:
+            module = importlib.import_module(f"{pagewire_kernels.__name__}.{op}.{module_name}")
+        except (ImportError, AttributeError):
+            if not module_name.startswith("hopper"):
+                raise
+            continue
         part = module_name.removeprefix("triton").strip("_")
         for case in getattr(module, "AOT_CASES", ()):
             key = "/".join(filter(None, (op, part, case.name)))
@@ -69,7 +79,7 @@ def _triton_modules() -> Iterator[tuple[str, str]]:
     for package in pkgutil.iter_modules([root]):
         if package.ispkg:
             for module in pkgutil.iter_modules([str(Path(root) / package.name)]):
-                if module.name.startswith("triton"):
+                if module.name.startswith(("triton", "hopper")):
                     yield package.name, module.name
 
 
@@ -130,20 +140,33 @@ def compile_case(case: AotCase, target: int) -> Resources:
     """
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     names: list[str] = case.kernel.arg_names
-    described = [*case.signature, *case.constexprs]
+    constexprs = dict(case.constexprs)
+    if "PDL" in names:
+        constexprs["PDL"] = target >= LEAST_GENERATION
+    described = [*case.signature, *constexprs]
     if sorted(described) != sorted(names):
         raise ValueError(f"case {case.name} describes {sorted(described)}; the kernel takes {sorted(names)}")
     signature = {name: case.signature.get(name, "constexpr") for name in names}
     aligned = [name for name, kind in case.signature.items() if kind.startswith("*") or name in case.divisible]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    source = ASTSource(case.kernel, signature, dict(case.constexprs), attributes)
+    source = _source_class(case.kernel)(case.kernel, signature, constexprs, attributes)
     # Fused multiply-adds are what a launch gets in every version so far; later ones ask to be told.
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, WARP_SIZE), options=options)
     return _resources(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def _source_class(kernel: Any) -> Any:
+    """What triton.compile takes a kernel as, by the language it is written in."""
+    if kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        return GluonASTSource
+    from triton.compiler import ASTSource
+
+    return ASTSource
 
 
 def _resources(cubin: bytes, shared_bytes: int) -> Resources:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pagewire_kernels.paged_attention import paged_attention, reference
+from pagewire_kernels.paged_attention.inputs import AttentionInputs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -136,3 +137,57 @@ def test_a_launch_does_not_wait_for_the_host(paged_batch):
         attend(inputs, batch, num_decodes=2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def attends_on_hopper(inputs, batch, num_decodes=0):
+    """What the kernel for Hopper writes over NaN, if that is what the device is; the other tests see to the rest."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs a Hopper GPU")
+    hopper_prefill = pytest.importorskip("pagewire_kernels.paged_attention.hopper_prefill")
+    out = torch.full(inputs[0].shape, torch.nan, dtype=inputs[0].dtype, device="cuda")
+    lens = (batch.max_query_len, batch.max_seq_len)
+    attention = AttentionInputs(*inputs, out, batch.query.shape[2] ** -0.5, *lens, 0, 0.0, None, None)
+    assert hopper_prefill.serves(attention)
+    hopper_prefill.attend_prefills(attention, num_decodes)
+    return out
+
+
+def check_on_hopper(batch, num_decodes=0):
+    inputs = tensors(batch)
+    out = attends_on_hopper(inputs, batch, num_decodes)
+    errors = relative_errors(out, inputs, batch)[num_decodes:]
+    wrong = {num_decodes + i: error for i, error in enumerate(errors) if not error < MAX_ERRORS[batch.query.dtype]}
+    assert not wrong, f"relative errors by sequence: {wrong}"
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(("block_size", "dtype"), [(16, torch.float16), (32, torch.bfloat16), (64, torch.bfloat16),
+                                                   (64, torch.float16), (128, torch.bfloat16)])  # fmt: skip
+def test_hopper_prefill_of_any_length(paged_batch, block_size, dtype, head_dim):
+    query_lens = [1, 63, 64, 65, 128, 130, 500, 7, 3, 40, 300]
+    seq_lens = [1, 63, 64, 65, 128, 130, 500, 1000, 0, 333, 1024]
+    heads = {"num_heads": 8, "num_kv_heads": 2, "head_dim": head_dim}
+    check_on_hopper(paged_batch(query_lens, seq_lens, block_size=block_size, dtype=dtype, **heads))
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 8, 16, 64])
+def test_hopper_prefill_of_any_group(paged_batch, group_size):
+    heads = {"num_heads": 2 * group_size, "num_kv_heads": 2, "head_dim": 128}
+    batch = paged_batch(
+        [1, 1, 130, 33, 5, 256], [9, 700, 400, 33, 0, 256], dtype=torch.bfloat16, block_size=64, **heads
+    )
+    check_on_hopper(batch, num_decodes=2)
+
+
+def test_hopper_prefill_with_more_items_than_programs(paged_batch):
+    batch = paged_batch([1500, 2, 900], [2100, 0, 901], block_size=64, dtype=torch.bfloat16, **LLAMA)
+    check_on_hopper(batch)
+    inputs = tensors(batch)
+    first = attends_on_hopper(inputs, batch)
+    assert all(torch.equal(attends_on_hopper(inputs, batch), first) for _ in range(20))
+
+
+def test_prefill_takes_the_kernel_for_hopper(paged_batch):
+    batch = paged_batch([300, 40], [900, 40], block_size=64, dtype=torch.bfloat16, **LLAMA)
+    inputs = tensors(batch)
+    assert torch.equal(attend(inputs, batch), attends_on_hopper(inputs, batch))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pagewire_kernels.tuning.few_rows_linear import TORCH
 from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
+from pagewire_kernels.tuning.paged_attention import HopperPrefillConfig, hopper_prefill_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -78,13 +79,28 @@ def test_every_class_starts_from_its_table_and_tries_what_its_configuration_has(
         assert (tune_kernels.TABLES / f"{each.table}.json").exists()
 
 
+def test_the_kernel_for_hopper_is_tuned_on_hopper_alone() -> None:
+    pytest.importorskip("pagewire_kernels.paged_attention.hopper_prefill")
+    queries = {gpu: [each.key["query"] for each in all_classes(gpu) if "query" in each.key] for gpu in (80, 90, 100)}
+    # Heads of 64 and of 128 elements.
+    assert {gpu: queries[gpu].count("hopper_prefill") for gpu in queries} == {80: 0, 90: 2, 100: 0}
+    assert all(queries[gpu].count("prefill") == 2 for gpu in queries)
+
+
+def test_the_kernel_for_hopper_has_entries_for_what_it_serves_and_nothing_else() -> None:
+    assert hopper_prefill_config(90, 64, 2) == HopperPrefillConfig(tile=128, num_stages=4)
+    assert hopper_prefill_config(90, 128, 2) == HopperPrefillConfig(tile=128, num_stages=2)
+    others = ((90, 256, 2), (90, 128, 4), (80, 128, 2), (100, 64, 2))
+    assert [hopper_prefill_config(*other) for other in others] == [None] * len(others)
+
+
 def test_a_tile_for_few_rows_has_to_beat_torch() -> None:
     classes = [each for each in all_classes(90) if each.table == "few_rows_linear"]
     assert classes
     for each in classes:
         assert each.start == TORCH
         (tiles,) = each.choices.values()
-        assert len(set(tiles)) == len(tiles) <= 24
+        assert len(set(tiles)) == len(tiles) <= 40
         # Tiles without tensor cores serve a single row.
         assert each.key["max_rows"] == 1 or all(tile is None or tile.tensor_cores for tile in tiles)
 

@@ -1,8 +1,12 @@
-"""paged_attention on a GPU, on the NHD layout: one launch for the decodes of a batch, one for its prefills."""
+"""paged_attention on a GPU, on the NHD layout: decodes of a batch and its prefills, each in launches of their own."""
+
+from functools import cache
+from types import ModuleType
 
 import torch
+from triton import knobs
 
-from pagewire_kernels.paged_attention.inputs import AttentionInputs
+from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
 from pagewire_kernels.paged_attention.triton_decode import attend_decodes
 from pagewire_kernels.paged_attention.triton_prefill import attend_prefills
 
@@ -52,5 +56,24 @@ def paged_attention(
     if num_decodes:
         attend_decodes(inputs, num_decodes)
     if num_decodes < num_seqs:
-        attend_prefills(inputs, num_decodes)
+        hopper = _hopper_prefill(query.device)
+        if hopper is not None and hopper.serves(inputs):
+            hopper.attend_prefills(inputs, num_decodes)
+        else:
+            attend_prefills(inputs, num_decodes)
     return out
+
+
+@cache
+def _hopper_prefill(device: torch.device) -> ModuleType | None:
+    """The kernel for Hopper alone, where the device is one and the installed Triton has Gluon as that kernel needs it.
+
+    The interpreter does not know Gluon.
+    """
+    if knobs.runtime.interpret or device.type != "cuda" or gpu_traits(device)[0] != 90:
+        return None
+    try:
+        from pagewire_kernels.paged_attention import hopper_prefill
+    except (ImportError, AttributeError):
+        return None
+    return hopper_prefill

@@ -155,7 +155,7 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=["first_seq", "num_seqs"])
-def _kernel(
+def prefill_attention_kernel(
     query_ptr,
     key_cache_ptr,
     value_cache_ptr,
@@ -282,7 +282,9 @@ def attend_prefills(inputs: AttentionInputs, first_seq: int, config: PrefillConf
         gpu, _ = gpu_traits(inputs.query.device)
         config = prefill_config(gpu, head_dim, inputs.query.element_size())
     constants = _constants(config, inputs.group_size, head_dim, inputs.num_kv_heads, inputs.block_size)
-    _kernel[((num_tokens - first_seq) // constants["BLOCK_Q"] + num_seqs - first_seq, inputs.num_kv_heads)](
+    prefill_attention_kernel[
+        ((num_tokens - first_seq) // constants["BLOCK_Q"] + num_seqs - first_seq, inputs.num_kv_heads)
+    ](
         inputs.query,
         inputs.key_cache,
         inputs.value_cache,
@@ -350,7 +352,7 @@ def _aot_case(
         constants |= dict.fromkeys(per_head)
     return AotCase(
         name=name,
-        kernel=_kernel,
+        kernel=prefill_attention_kernel,
         signature=signature,
         constexprs=constants | _constants(config, group_size, head_dim, 8, block_size),
         num_warps=config.num_warps,

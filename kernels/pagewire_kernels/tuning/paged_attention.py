@@ -1,7 +1,8 @@
 """Tile configurations of paged attention: paged_attention.json, which a re-tuning run rewrites, read into dataclasses.
 
-An entry serves one class of queries ("decode": one token per sequence, or "prefill"), one GPU generation (compute
-capability times ten; 0: any that has no entry of its own), heads up to max_head_dim and elements of element_bytes.
+An entry serves one class of queries ("decode": one token per sequence; "prefill"; "hopper_prefill": what Hopper's own
+kernel takes of these), one GPU generation (compute capability times ten; 0: any that has no entry of its own), heads up
+to max_head_dim and elements of element_bytes.
 """
 
 import json
@@ -39,6 +40,16 @@ class PrefillConfig:
     """Whether a tile's values are added while the next tile's exponentials are computed."""
 
 
+@dataclass(frozen=True, slots=True)
+class HopperPrefillConfig:
+    """How the prefill kernel for Hopper (paged_attention/hopper_prefill.py) is cut."""
+
+    tile: int
+    """Keys that are taken at once: 64 or 128."""
+    num_stages: int
+    """Tiles of keys, and as many of values, that shared memory holds."""
+
+
 @cache
 def decode_config(gpu: int, head_dim: int, element_bytes: int) -> DecodeConfig:
     """The table's choice for decodes.
@@ -57,6 +68,15 @@ def prefill_config(gpu: int, head_dim: int, element_bytes: int) -> PrefillConfig
         ValueError: heads are larger than any entry serves.
     """
     return PrefillConfig(**_find("prefill", PrefillConfig, gpu, head_dim, element_bytes))
+
+
+@cache
+def hopper_prefill_config(gpu: int, head_dim: int, element_bytes: int) -> HopperPrefillConfig | None:
+    """The table's choice for prefills by the kernel for Hopper; None: they are not for that kernel."""
+    try:
+        return HopperPrefillConfig(**_find("hopper_prefill", HopperPrefillConfig, gpu, head_dim, element_bytes))
+    except ValueError:
+        return None
 
 
 def tile_for(block_size: int, tile: int) -> int:
