@@ -167,6 +167,9 @@ def test_a_step_in_which_nobody_samples():
 @pytest.mark.gpu
 @runs_kernels
 def test_a_captured_step_runs_on_whatever_the_slots_hold():
+    from pagewire_kernels.append_tokens.triton import append_tokens
+    from pagewire_kernels.prepare_inputs.triton import prepare_inputs
+
     state = on_device(sequence_state(stopped=[4]))
     slots, sampled = torch.tensor([12, 12, 12], device=DEVICE), torch.tensor([1, 2, 3], device=DEVICE)
 
