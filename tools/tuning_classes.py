@@ -284,7 +284,7 @@ def _few_rows_classes(gpu: int) -> Iterator[TuningClass]:
     from pagewire_kernels.tuning.few_rows_linear import TORCH, FewRowsTile
 
     by_threads = [FewRowsTile(False, *tile, early) for tile in THREAD_TILES for early in (False, True)]
-    by_tensor_cores = [FewRowsTile(True, *tile, False) for tile in TENSOR_TILES]
+    by_tensor_cores = [FewRowsTile(True, *tile, early) for tile in TENSOR_TILES for early in (False, True)]
     for height, width, gated in FEW_ROWS_WEIGHTS:
         for num_rows in (1, 4, 16):
             yield TuningClass(
