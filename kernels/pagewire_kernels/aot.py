@@ -28,6 +28,9 @@ SHARED_MEMORY_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
 WARP_SIZE = 32
 # The opcode of each line of SASS, behind its address and its predicate.
 _OPCODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
+_WAIT = "ACQBULK"
+"""For the kernel before this one."""
+_MEMORY_ACCESSES = {"LD", "LDG", "LDGSTS", "ST", "STG", "ATOM", "ATOMG", "RED", "REDG"}
 
 Job = tuple[str, int]
 """(a case's key, a target)."""
@@ -51,6 +54,8 @@ class Resources:
     """Copies from global to shared memory that bypass registers."""
     tma: int
     """Bulk tensor copies."""
+    before_wait: int = 0
+    """Accesses to global memory that a kernel with PDL (dependent_launch.py) makes before it waits."""
 
 
 def collect() -> dict[str, AotCase]:
@@ -178,7 +183,8 @@ def _resources(cubin: bytes, shared_bytes: int) -> Resources:
         cuobjdump = knobs.nvidia.cuobjdump.path
         usage = _output([cuobjdump, "--dump-resource-usage", file.name])
         sass = _output([knobs.nvidia.nvdisasm.path, "--print-code", file.name])
-    opcodes = Counter(_OPCODE.findall(sass))
+    code = _OPCODE.findall(sass)
+    opcodes = Counter(code)
     registers = re.search(r"REG:(\d+)", usage)
     assert registers is not None, usage
     return Resources(
@@ -189,6 +195,7 @@ def _resources(cubin: bytes, shared_bytes: int) -> Resources:
         wgmma=opcodes["HGMMA"],
         async_copies=opcodes["LDGSTS"],
         tma=opcodes["UTMALDG"],
+        before_wait=sum(name in _MEMORY_ACCESSES for name in code[: code.index(_WAIT)]) if _WAIT in opcodes else 0,
     )
 
 

@@ -2,13 +2,13 @@
 
 A decode step of one sequence is some 260 kernels of a few microseconds each, and between two of them a GPU idles: the
 last programs of one end, the first of the next are placed, load their arguments, wait for memory. From compute
-capability 9.0 on, a kernel can be launched so that its programs are placed as soon as all of the kernel before have
-begun, and wait there, or read ahead what no kernel writes, until that kernel has ended.
+capability 9.0 on, a kernel can be launched so that its programs are placed as soon as all programs of the kernel before
+have called release_next or ended, and wait there, or read ahead what no kernel writes, until that kernel has ended.
 
 Two rules make that safe; a kernel that is launched with launch_options() keeps both:
 
-1. Every program calls wait_for_previous before it touches memory that any kernel before it reads or writes. That is
-   everything but weights.
+1. Every program calls wait_for_previous before it reads what a kernel before it may have written, and before it writes
+   anything. Weights alone may be read earlier.
 2. It calls it unconditionally, so that no kernel ends before the one before it: whoever waits for a kernel has waited
    for all before that one.
 

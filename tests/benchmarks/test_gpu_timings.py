@@ -109,7 +109,7 @@ def test_a_profile_has_one_row_for_each_name_with_the_time_of_one_call() -> None
         "calls_per_step": 4 / NUM_PROFILED,
         "us_per_call": 20.0,
     }
-    assert [r["name"] for r in rows[NUM_PROFILE_ROWS:]] == ["the rest", "all"]
+    assert [r["name"] for r in rows[NUM_PROFILE_ROWS:]] == ["the rest", "sum"]
     assert rows[-2]["us_per_step"] == pytest.approx(2 * 0.5 / NUM_PROFILED)
     assert rows[-1]["us_per_step"] == pytest.approx(sum(us for _, us, _ in kernels) / NUM_PROFILED)
 

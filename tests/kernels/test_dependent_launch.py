@@ -1,4 +1,7 @@
-"""Kernels that start while the one before still runs: the rules that make it safe, and that it changes nothing."""
+"""Kernels that start while the one before still runs: the rules that make it safe, and that it changes nothing.
+
+Every op that launches such kernels has ahead-of-time cases, from which the kernels are taken here.
+"""
 
 import ast
 import importlib
@@ -13,12 +16,11 @@ import torch
 pytest.importorskip("triton")
 from pagewire_kernels import aot, dependent_launch
 
-READ_EARLY = {"weight_ptrs", "up_ptrs"}
-"""Pointers to what no kernel writes."""
 MODULES = (
     *("few_rows_linear.triton", "rms_norm.triton", "rotary_and_cache.triton", "activation.triton"),
     *("paged_attention.triton_decode", "paged_attention.triton_combine"),
 )
+HOPPER = 90
 
 
 def kernels() -> dict[str, Any]:
@@ -43,18 +45,23 @@ def before_the_wait(kernel: Any) -> Iterator[ast.stmt]:
 
 
 def test_the_kernels_of_a_decode_layer_may_start_early() -> None:
-    assert {"rms_norm_kernel", "few_rows_linear_kernel", "decode_attention_kernel"} <= set(kernels())
+    names = {"rms_norm_kernel", "few_rows_linear_kernel", "rotary_and_cache_kernel", "reshape_and_cache_kernel"}
+    assert names | {"decode_attention_kernel", "combine_splits_kernel", "moe_up_kernel"} <= set(kernels())
 
 
 @pytest.mark.parametrize("name", sorted(kernels()))
-def test_no_program_ends_or_touches_what_others_write_before_it_has_waited(name: str) -> None:
+def test_no_program_ends_before_it_has_waited(name: str) -> None:
     for statement in before_the_wait(kernels()[name]):
-        for node in ast.walk(statement):
-            assert not isinstance(node, ast.Return)
-            if any(is_call_of(node, access) for access in ("load", "store", "atomic_add")):
-                assert isinstance(node, ast.Call)
-                names = {each.id for each in ast.walk(node.args[0]) if isinstance(each, ast.Name)}
-                assert names <= READ_EARLY, f"{ast.unparse(node)} comes before the wait"
+        assert not any(isinstance(node, ast.Return) for node in ast.walk(statement))
+
+
+def test_machine_code_touches_no_memory_before_the_wait_but_weights() -> None:
+    cases = aot.collect()
+    jobs = [job for job in aot.sample(cases, HOPPER) if "PDL" in cases[job[0]].kernel.arg_names]
+    found, failed = aot.measure(jobs, num_processes=2)
+    assert not failed
+    early = {cases[key].kernel.fn.__name__ for (key, _), resources in found.items() if resources.before_wait}
+    assert early == {"few_rows_linear_kernel"}
 
 
 def test_devices_without_it_are_not_asked_for_it() -> None:

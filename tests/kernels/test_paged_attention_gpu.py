@@ -191,3 +191,15 @@ def test_prefill_takes_the_kernel_for_hopper(paged_batch):
     batch = paged_batch([300, 40], [900, 40], block_size=64, dtype=torch.bfloat16, **LLAMA)
     inputs = tensors(batch)
     assert torch.equal(attend(inputs, batch), attends_on_hopper(inputs, batch))
+
+
+def test_hopper_prefill_with_sequences_and_rows_that_have_no_work(paged_batch):
+    # Two sequences without new tokens, and rows at the end that belong to no sequence.
+    batch = paged_batch([40, 1, 200, 30], [40, 64, 900, 30], block_size=64, dtype=torch.bfloat16, **LLAMA)
+    inputs = tensors(batch)
+    expected = attends_on_hopper(inputs, batch)
+    inputs[4] = torch.tensor([0, 40, 40, 240, 240], dtype=torch.int32).cuda()
+    inputs[0] = torch.cat((inputs[0][:40], inputs[0][41:241], inputs[0][:300]))
+    out = attends_on_hopper(inputs, batch)
+    assert torch.equal(out[:40], expected[:40])
+    assert torch.equal(out[40:240], expected[41:241])

@@ -24,7 +24,7 @@ def few_rows_linear(
     Args:
         x: [num_rows, in_features], at most MAX_ROWS rows, each contiguous.
         weight: [out_features, in_features], contiguous, x's dtype; gated: [2 * out_features, in_features], gate above
-            up.
+            up. It may be read while the kernel launched last still runs: no kernel on its way may write it.
         bias: one element for each row of the weight.
         tile: on a GPU; None: one that serves any number of rows, not measured.
 

@@ -150,6 +150,7 @@ def attend_prefills(inputs: AttentionInputs, first_seq: int, config: HopperPrefi
     num_seqs, group_size, block_size = inputs.seq_lens.shape[0], inputs.group_size, inputs.block_size
     config = config or hopper_prefill_config(HOPPER, head_dim, query.element_size())
     assert config is not None, "serves has been asked"
+    assert config.num_stages >= 2, "values of one tile and keys of the next are needed at the same time"
     block_q = NUM_CONSUMERS.value * ROWS.value // group_size
     num_items = ((num_tokens - first_seq) // block_q + num_seqs - first_seq) * inputs.num_kv_heads
     num_programs = min(num_items, gpu_traits(query.device)[1])

@@ -2,7 +2,7 @@
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from pagewire_kernels.paged_attention import triton_prefill
 from pagewire_kernels.paged_attention.hopper_shared import (
@@ -15,15 +15,13 @@ from pagewire_kernels.paged_attention.hopper_shared import (
     PANEL,
     ROWS,
     SEQ_LEN,
+    load_box,
     meet,
     post,
     view,
 )
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
-# What Triton 3.6 and later versions call differently.
-_load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 
 # Items are counted as triton_prefill.py counts its programs; Gluon compiles the same source.
 _find_sequence = gluon.jit(triton_prefill._find_sequence.fn)
@@ -42,7 +40,7 @@ def _copy_queries(desc, first_row, first_head, full, queries):
     mbarrier.expect(full, NUM_CONSUMERS * ROWS * queries.shape[2] * 2)
     for part in gl.static_range(NUM_PARTS):
         row = first_row + part // NUM_PANELS * QUERIES
-        _load_box(desc, [row, first_head, part % NUM_PANELS * PANEL], full, panels.index(part))
+        load_box(desc, [row, first_head, part % NUM_PANELS * PANEL], full, panels.index(part))
 
 
 @gluon.jit
@@ -77,7 +75,7 @@ def _copy_tile(desc, rows, column, empty, full, stages, count):
     for panel in gl.static_range(NUM_PANELS):
         for box in gl.static_range(NUM_BOXES):
             place = (stage * NUM_PANELS + panel) * NUM_BOXES + box
-            _load_box(desc, [rows[box], column + panel * PANEL], full.index(stage), boxes.index(place))
+            load_box(desc, [rows[box], column + panel * PANEL], full.index(stage), boxes.index(place))
 
 
 @gluon.jit

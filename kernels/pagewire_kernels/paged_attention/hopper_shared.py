@@ -2,12 +2,14 @@
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import tma
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
-# What Triton 3.6 and later versions call differently.
+# What Triton 3.6 and later versions name differently.
 _Shared = gl.shared_memory_descriptor
 meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 view = _Shared.reinterpret if hasattr(_Shared, "reinterpret") else _Shared._reinterpret
 
 NUM_CONSUMERS = gl.constexpr(2)

@@ -1,5 +1,6 @@
 """paged_attention on a GPU, on the NHD layout: decodes of a batch and its prefills, each in launches of their own."""
 
+import logging
 from functools import cache
 from types import ModuleType
 
@@ -9,6 +10,8 @@ from triton import knobs
 from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
 from pagewire_kernels.paged_attention.triton_decode import attend_decodes
 from pagewire_kernels.paged_attention.triton_prefill import attend_prefills
+
+_log = logging.getLogger(__name__)
 
 
 def paged_attention(
@@ -74,6 +77,7 @@ def _hopper_prefill(device: torch.device) -> ModuleType | None:
         return None
     try:
         from pagewire_kernels.paged_attention import hopper_prefill
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError) as error:
+        _log.warning("prefill attention without Gluon, which is slower: %s", error)
         return None
     return hopper_prefill

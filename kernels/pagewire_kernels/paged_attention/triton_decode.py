@@ -1,8 +1,9 @@
 """Decode attention on a GPU: one new token per sequence, the context of a sequence split among programs.
 
-Split-KV ("flash-decoding", pytorch.org/blog/flash-decoding). How a batch is split depends on the lengths alone and is
-worked out on the device, by every program for itself, so that one captured launch serves any lengths. What the splits
-of a sequence found is added up by a second launch, in triton_combine.py.
+Split-KV ("flash-decoding", pytorch.org/blog/flash-decoding). How a batch is split depends on its
+lengths, on how many there are and on the device, and is worked out there, by every program for itself, so that one
+captured launch serves any lengths. What the splits of a sequence found is added up by a second launch, in
+triton_combine.py.
 """
 
 from functools import cache

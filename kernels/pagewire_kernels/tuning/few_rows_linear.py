@@ -33,7 +33,8 @@ class FewRowsTile:
     num_stages: int
     """Loads under way, this one included; 1: straight into registers."""
     early_release: bool
-    """Whether the next kernel's programs may be placed as soon as this one's are, or only when these have read all."""
+    """Whether the next kernel's programs may be placed as soon as this one's have waited for x, or only when these have
+    read all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class HopperPrefillConfig:
     tile: int
     """Keys that are taken at once: 64 or 128."""
     num_stages: int
-    """Tiles of keys, and as many of values, that shared memory holds."""
+    """Tiles of keys, and as many of values, that shared memory holds; at least 2, or the kernel waits for itself."""
 
 
 @cache
