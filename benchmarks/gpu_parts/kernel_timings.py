@@ -23,6 +23,8 @@ from gpu_parts.roofline import MIN_COPIES, Call, row
 from gpu_parts.sampling_inputs import sampling_batch
 
 BLOCK_SIZE = 64
+NUM_WEIGHT_SETS = 4
+"""Of experts, in turn. A call of one token reads 75 MB of a set, and comes back to it after three others at least."""
 HIDDEN, INTERMEDIATE = 4096, 14_336
 """Of Llama-3.1-8B."""
 
@@ -49,7 +51,7 @@ def norms_and_activation(bench: Bench, num_tokens: int) -> Iterator[Row]:
 
 
 def rotary(bench: Bench, num_tokens: int) -> Row:
-    """Rotation and cache write: queries and keys change in place, keys and values also go to the cache."""
+    """Rotation and cache write: queries change in place, rotated keys and values go to the cache."""
     heads = Heads(4, 2, 32) if bench.tiny else Heads(32, 8, 128)
     num_blocks = -(-num_tokens // BLOCK_SIZE)
     parts = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
@@ -60,7 +62,9 @@ def rotary(bench: Bench, num_tokens: int) -> Row:
             num_blocks, BLOCK_SIZE, heads.num_kv_heads, heads.head_dim, bench.dtype, bench.device
         )
         positions = torch.arange(num_tokens, device=bench.device)
-        cos_sin = torch.randn(num_tokens, heads.head_dim, device=bench.device)
+        # Rotations: queries are turned again and again, and anything else would let them grow or shrink.
+        angles = torch.randn(num_tokens, heads.head_dim // 2, device=bench.device)
+        cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1)
         slots = torch.randperm(num_blocks * BLOCK_SIZE, device=bench.device)[:num_tokens]
         return partial(rotary_and_cache, query, key, value, positions, cos_sin, *caches, slots)
 
@@ -112,10 +116,9 @@ def experts(bench: Bench) -> Iterator[Row]:
         ("mixtral-8x7b", 8, 2, 4096, 14_336),
     ):
         num_experts, hidden, size = bench.size(num_experts, 4 * top_k), bench.size(hidden, 64), bench.size(size, 48)
-        # Enough for one token, too, with which a call reads 75 MB of them: in one round that is several times the L2.
         weights = [
             (_random(bench, num_experts, 2 * size, hidden), _random(bench, num_experts, hidden, size))
-            for _ in range(MIN_COPIES)
+            for _ in range(NUM_WEIGHT_SETS)
         ]
         for num_tokens in (1, 16, 64, bench.size(256, 32), bench.size(8192, 64)):
             yield _experts_row(bench, f"fused_moe, {name}, {num_tokens} tokens", num_tokens, weights, top_k)

@@ -17,6 +17,8 @@ MAX_ROTATED_BYTES = 12 << 30
 """That they touch at most; of larger calls one flushes the cache by itself."""
 REPLAY_BYTES = 2 << 30
 """That a replay touches, in some more rounds: half a millisecond, beside which the launch of a graph does not count."""
+LEAST_COPY_BYTES = 16 << 20
+"""Of a copy to compare with: what smaller ones take is their launch."""
 ROOM_BYTES = 20 << 30
 """Of device memory, for the copies."""
 
@@ -48,7 +50,8 @@ def row(
     Every figure but alone_us is the steady state: of a call in a graph that goes through the copies.
 
     of_roofline: the time that the ceilings allow, over the time taken. of_copy: a copy that moves as many bytes, timed
-    the same way, over the time taken; small copies reach less than large ones. None where operations decide.
+    the same way, over the time taken; small copies reach less than large ones. None where operations decide, and for a
+    few megabytes.
     alone_us: one call by itself, as Clock.time has it.
 
     Args:
@@ -67,7 +70,8 @@ def row(
     calls.clear()
     ceiling_s = bench.ceilings.seconds(num_bytes, num_flops)
     is_memory_bound = ceiling_s == num_bytes / bench.ceilings.copy_bytes_per_s
-    copy_s = _copy_s(bench.clock, bench.device, int(num_bytes), copies, rounds) if is_memory_bound else None
+    compares = is_memory_bound and num_bytes >= LEAST_COPY_BYTES
+    copy_s = _copy_s(bench.clock, bench.device, int(num_bytes), copies, rounds) if compares else None
     return {
         "name": name,
         "median_us": timing.median_s * 1e6,
