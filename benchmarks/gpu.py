@@ -112,7 +112,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(args).items() if key not in ("worker", "list")}
+    return {key: value for key, value in vars(args).items() if key not in ("worker", "list", "out")}
 
 
 def _describe_gpu(device: str) -> dict[str, Any]:

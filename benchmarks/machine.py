@@ -55,11 +55,20 @@ def describe_run(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": shlex.join(command_line()),
         "machine": describe_machine(),
         "software": describe_software(),
         "settings": dict(settings),
     }
+
+
+def command_line() -> list[str]:
+    """How this process was started, without where its result goes."""
+    words = [Path(sys.executable).name, os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]
+    if "--out" in words:
+        place = words.index("--out")
+        del words[place : place + 2]
+    return words
 
 
 def save_result(name: str, settings: Mapping[str, Any], result: Mapping[str, Any], folder: Path = RESULTS) -> Path:

@@ -35,6 +35,8 @@ def engine_for(bench: Bench, case: Case, extra_tokens: int) -> Engine:
 
     engine, pool_bytes = bench.model(f"engine:{shape.name}", load)
     if pool_bytes < needed:
+        # Two do not fit: nothing may hold the one before.
+        del engine
         bench.release_model()
         engine, _ = bench.model(f"engine:{shape.name}", load)
     return engine  # type: ignore[no-any-return]

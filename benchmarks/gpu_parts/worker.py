@@ -5,6 +5,7 @@ so that nothing mixes with the answers.
 """
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import ROOT
 
 from gpu_parts import (
     attention_timings,
@@ -70,7 +72,9 @@ def run(bench: Bench, part: Part) -> dict[str, Any]:
         answer["skipped"] = str(reason)
     except Exception as error:  # The top of the loop: the next part may well run.
         answer["error"] = f"{type(error).__name__}: {error}"
-        answer["traceback"] = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
+        # Where this checkout lies is nobody's business.
+        lines = traceback.format_exc().replace(f"{ROOT}{os.sep}", "").splitlines()
+        answer["traceback"] = lines[-TRACEBACK_LINES:]
         # The stack holds tensors.
         error.__traceback__ = None
         answer["device_lost"] = not _settle(bench)

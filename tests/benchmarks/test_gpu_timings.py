@@ -1,6 +1,7 @@
 """How the GPU benchmark times a call: in a graph over several copies of its inputs and outputs, and by itself."""
 
 import sys
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 
 from docs_pages.gpu_tables import gpu_tables  # noqa: E402
+from gpu_parts import engine_driver  # noqa: E402
+from gpu_parts.cases import Case  # noqa: E402
 from gpu_parts.clock import Clock  # noqa: E402
-from gpu_parts.engine_parts import NUM_PROFILE_ROWS, NUM_PROFILED, profile_rows  # noqa: E402
+from gpu_parts.engine_parts import NUM_PROFILE_ROWS, NUM_PROFILED, engine_for, profile_rows  # noqa: E402
 from gpu_parts.part import Bench, Ceilings  # noqa: E402
 from gpu_parts.roofline import num_copies, num_rounds, row  # noqa: E402
 
@@ -145,3 +148,25 @@ def test_a_replay_finds_its_inputs_restored() -> None:
     x = torch.zeros(1024, device="cuda")
     Clock(x.device, 5).time_in_graph([partial(x.add_, 1)], prepare=x.zero_)
     assert float(x[0]) == 1.0
+
+
+class StandInEngine:
+    """Something that can be watched as it goes."""
+
+
+def test_an_engine_with_too_small_a_pool_is_gone_before_the_next_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = bench_on(CPU, tmp_path, tiny=True)
+    made: list[weakref.ref[StandInEngine]] = []
+
+    def build(bench: Bench, shape: object, pool_bytes: int) -> StandInEngine:
+        assert not any(other() for other in made), "two engines at a time do not fit on a device"
+        engine = StandInEngine()
+        made.append(weakref.ref(engine))
+        return engine
+
+    monkeypatch.setattr(engine_driver, "build", build)
+    engine_for(bench, Case("llama-8b", 1, 1024), 1)
+    engine_for(bench, Case("llama-8b", 1, 1024), 10_000_000)
+    assert len(made) == 2
