@@ -7,7 +7,6 @@ results and heartbeats up -> Goodbye, or the lease lapses, or it is taken, or th
 import asyncio
 import logging
 from collections import Counter
-from typing import NoReturn, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -15,7 +14,7 @@ from pagewire.v1 import shard_pb2
 
 from pagewire_shard.errors import InvalidMessage, LeaseLost, ProtocolMismatch, ShardUnavailable, StreamError
 from pagewire_shard.service.lease import EpochId, Lease
-from pagewire_shard.service.plan_stream import PlanStream, snapshot_messages
+from pagewire_shard.service.plan_stream import PlanStream, RawContext, snapshot_messages
 from pagewire_shard.service.protocol import PROTOCOL_MAJOR
 from pagewire_shard.service.rpc_status import abort
 from pagewire_shard.stepping.step_commands import EpochStart
@@ -26,21 +25,6 @@ logger = logging.getLogger(__name__)
 MAX_INFLIGHT_LIMIT = 4
 LATE_TIMER_S = 0.5
 """A lease timer this late says that the event loop stood still: renewals may lie unread, so it looks again."""
-
-
-class RawContext(Protocol):
-    """A stream-stream call of grpc.aio without serializers: messages are bytes."""
-
-    async def read(self) -> object:
-        """The next message, or grpc.aio.EOF."""
-
-    async def write(self, message: bytes) -> None:
-        """Sends a message; waits only when the peer does not read."""
-
-    async def abort(
-        self, code: grpc.StatusCode, details: str = "", trailing_metadata: tuple[tuple[str, bytes], ...] = ()
-    ) -> NoReturn:
-        """Ends the call."""
 
 
 class ExecuteService:

@@ -2,17 +2,30 @@
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import NoReturn, Protocol
 
+import grpc
 from pagewire.v1 import shard_pb2
 
 from pagewire_shard.errors import StreamError
 from pagewire_shard.service.lease import EpochId
 
-if TYPE_CHECKING:
-    from pagewire_shard.service.execute_service import RawContext
-
 SNAPSHOT_CHUNK_HASHES = 64 * 1024
+
+
+class RawContext(Protocol):
+    """A stream-stream call of grpc.aio without serializers: messages are bytes."""
+
+    async def read(self) -> object:
+        """The next message, or grpc.aio.EOF."""
+
+    async def write(self, message: bytes) -> None:
+        """Sends a message; waits only when the peer does not read."""
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: tuple[tuple[str, bytes], ...] = ()
+    ) -> NoReturn:
+        """Ends the call."""
 
 
 class PlanStream:
@@ -56,7 +69,7 @@ class PlanStream:
         """Queues the first messages of the call before any that the step thread may have posted already."""
         self._outbox.extendleft(reversed(greeting))
 
-    async def write_to(self, context: "RawContext") -> None:
+    async def write_to(self, context: RawContext) -> None:
         """Writes until the stream is closed and everything is written; then raises the error it was closed with."""
         while True:
             while self._outbox:

@@ -8,8 +8,9 @@ import grpc
 from pagewire.v1 import shard_pb2
 
 from pagewire_shard.errors import ModelError, ShardUnavailable
-from pagewire_shard.service.execute_service import ExecuteService, RawContext
+from pagewire_shard.service.execute_service import ExecuteService
 from pagewire_shard.service.model_files import chunk_messages
+from pagewire_shard.service.plan_stream import RawContext
 from pagewire_shard.service.rpc_status import AbortableContext, abort
 
 SERVICE_NAME = "pagewire.v1.Shard"
