@@ -125,7 +125,7 @@ def test_repeated_launches_give_the_same_bits(paged_batch):
     inputs = tensors(batch)
     first = attend(inputs, batch, num_decodes=3)
     different = sum(not torch.equal(attend(inputs, batch, num_decodes=3), first) for _ in range(300))
-    assert different == 0, f"{different} of 300 launches: splits were added before all had arrived"
+    assert different == 0, f"{different} of 300 launches: splits were added before all were written"
 
 
 def test_a_launch_does_not_wait_for_the_host(paged_batch):
