@@ -10,9 +10,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from pagewire_kernels import aot
+from kernel_aot import compiling as aot
 
-TABLE = Path(__file__).resolve().parent.parent / "kernels" / "pagewire_kernels" / "aot_table.json"
+TABLE = Path(__file__).resolve().parent / "kernel_aot" / "table.json"
 
 Table = dict[str, dict[str, dict[str, dict[str, int]]]]
 """Triton's minor version -> case -> target -> as_row's fields."""

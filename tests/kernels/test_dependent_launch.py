@@ -14,7 +14,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from pagewire_kernels import aot, dependent_launch
+from kernel_aot import compiling as aot
+from pagewire_kernels import dependent_launch
 
 MODULES = (
     *("few_rows_linear.triton", "rms_norm.triton", "rotary_and_cache.triton", "activation.triton"),

@@ -4,7 +4,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.row_tile import row_tile
 
@@ -80,23 +79,3 @@ def activate_and_mul(x: torch.Tensor, activation: str) -> torch.Tensor:
             num_warps=tile.num_warps,
         )
     return out
-
-
-def _aot_case(name: str, width: int, activation: str) -> AotCase:
-    tile = row_tile(width, _MAX_COLUMNS)
-    return AotCase(
-        name,
-        activate_and_mul_kernel,
-        {"x_ptr": "*bf16", "out_ptr": "*bf16", "num_rows": "i32", "stride_row": "i32"},
-        {"WIDTH": width, "ACTIVATION": activation, "ROWS": tile.rows, "COLUMNS": tile.columns},
-        num_warps=tile.num_warps,
-        divisible=("stride_row",),
-    )
-
-
-AOT_CASES = (
-    _aot_case("silu14336-bf16", 14336, "silu"),
-    _aot_case("silu768-bf16", 768, "silu"),
-    _aot_case("gelu8192-bf16", 8192, "gelu"),
-    _aot_case("gelu-tanh8192-bf16", 8192, "gelu_tanh"),
-)

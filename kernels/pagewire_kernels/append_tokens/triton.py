@@ -4,7 +4,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.sequence_state import SequenceState
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -126,17 +125,3 @@ def append_tokens(
         num_warps=_NUM_WARPS,
     )
     return report
-
-
-def _aot_case(name: str, one_each: bool) -> AotCase:
-    int64 = ("slots_ptr", "query_lens_ptr", "sampled_ptr", "sample_rows_ptr", "ints_ptr", "report_ptr")
-    numbers = ("num_rows", "stride_ints", "stride_tokens", "stride_stops")
-    signature = dict.fromkeys(int64, "*i64") | dict.fromkeys(numbers, "i32")
-    signature |= {"token_ids_ptr": "*i32", "stop_token_ids_ptr": "*i32"}
-    constexprs = {"ONE_EACH": one_each, "ALL_SAMPLE": one_each, "NUM_TOKENS": 0, "NUM_COMPUTED": 1, "STOP_REASON": 2}
-    constexprs |= {"MAX_LEN": 4, "TOKEN_REASON": 1, "LENGTH_REASON": 2, "NUM_STOPS": 64, "STOP_BLOCK": 64}
-    constexprs |= {"ROWS": _ROWS}
-    return AotCase(name, append_tokens_kernel, signature, constexprs, num_warps=_NUM_WARPS)
-
-
-AOT_CASES = (_aot_case("decode", one_each=True), _aot_case("mixed", one_each=False))

@@ -7,8 +7,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import AotCase
-
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 _UNIT_BYTES = 16
@@ -67,14 +65,3 @@ def copy_blocks(
         WORDS=_WORDS,
         num_warps=_NUM_WARPS,
     )
-
-
-AOT_CASES = (
-    AotCase(
-        "block64-heads8-head128-bf16",
-        copy_blocks_kernel,
-        {"base_ptr": "*i32", "offsets_ptr": "*i64", "source_ids_ptr": "*i64", "target_ids_ptr": "*i64"},
-        {"UNITS_PER_BLOCK": 64 * 8 * 128 * 2 // _UNIT_BYTES, "WORDS": _WORDS},
-        num_warps=_NUM_WARPS,
-    ),
-)

@@ -4,9 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import TARGETS, AotCase
 from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
-from pagewire_kernels.tuning.few_rows_linear import MAX_ROWS, FewRowsTile, few_rows_config
+from pagewire_kernels.tuning.few_rows_linear import MAX_ROWS, FewRowsTile
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -150,32 +149,3 @@ def _constants(size: int, num_rows: int, gated: bool, has_bias: bool, tile: FewR
         "STAGES": tile.num_stages,
         "EARLY_RELEASE": tile.early_release,
     }
-
-
-def _aot_case(name: str, shape: tuple[int, int], gated: bool, rows: int, target: int) -> AotCase:
-    chosen = few_rows_config(target, 2, gated, rows, *shape).tile
-    tile = chosen or (_ONE_ROW if rows == 1 else _ANY_ROWS)
-    return AotCase(
-        f"{name}-{rows}rows-sm{target}",
-        few_rows_linear_kernel,
-        {
-            **dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "out_ptr"), "*bf16"),
-            **dict.fromkeys(("num_rows", "num_columns", "stride_x"), "i32"),
-        },
-        _constants(shape[1], rows, gated, False, tile),
-        num_warps=tile.num_warps,
-        divisible=("stride_x",),
-        targets=(target,),
-    )
-
-
-AOT_CASES = tuple(
-    _aot_case(name, shape, gated, rows, target)
-    for target in TARGETS
-    for name, shape, gated in (
-        ("qkv-llama-8b", (6144, 4096), False),
-        ("gate-up-llama-8b", (28_672, 4096), True),
-        ("down-llama-8b", (4096, 14_336), False),
-    )
-    for rows in (1, 4, 16)
-)

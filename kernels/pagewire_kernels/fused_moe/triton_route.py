@@ -5,14 +5,12 @@ BLOCK_M rows of one expert; its last block is padded. How many blocks there are 
 most there can be, and blocks without rows end at once, so that one captured graph serves every routing.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -322,31 +320,3 @@ def _constants(num_experts: int, top_k: int, renormalise: bool) -> dict[str, int
         "TOP_K_BLOCK": triton.next_power_of_2(top_k),
         "RENORMALISE": renormalise,
     }
-
-
-def _aot_cases(name: str, num_experts: int, top_k: int, num_few: int) -> Iterator[AotCase]:
-    constants = _constants(num_experts, top_k, True)
-    experts = {"NUM_EXPERTS": num_experts, "EXPERTS_BLOCK": constants["EXPERTS_BLOCK"]}
-    logits = {"logits_ptr": "*bf16", "weights_ptr": "*fp32", "num_tokens": "i32", "stride_logits": "i32"}
-    rows = dict.fromkeys(("pairs_ptr", "block_experts_ptr", "block_num_rows_ptr"), "*i32")
-    chosen = dict.fromkeys(("experts_ptr", "ranks_ptr", "counts_ptr"), "*i32")
-    few = {"BLOCK_M": 16, "TOKENS": num_few, "SLOTS": num_few * constants["TOP_K_BLOCK"]}
-    yield AotCase(
-        f"few-{name}",
-        moe_route_few_kernel,
-        {**logits, **rows, "num_blocks": "i32"},
-        {**constants, **few},
-        num_warps=_few_warps(few["SLOTS"]),
-    )
-    yield AotCase(
-        f"choose-{name}", moe_choose_kernel, {**logits, **chosen}, {**constants, "TOKENS": _CHOSEN}, num_warps=1
-    )
-    yield AotCase(
-        f"arrange-{name}",
-        moe_arrange_kernel,
-        {**chosen, **rows, "num_pairs": "i32", "num_blocks": "i32"},
-        {**experts, "BLOCK_M": 16, "ARRANGED": _ARRANGED},
-    )
-
-
-AOT_CASES = (*_aot_cases("qwen3-30b-a3b", 128, 8, 16), *_aot_cases("mixtral-8x7b", 8, 2, 64))

@@ -4,7 +4,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.row_tile import row_tile
 
@@ -95,29 +94,3 @@ def layer_norm(
             num_warps=tile.num_warps,
         )
     return out if total is None else (out, total)
-
-
-def _aot_case(name: str, width: int, has_residual: bool) -> AotCase:
-    pointers = ("x_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "out_ptr", "total_ptr")
-    tile = row_tile(width)
-    return AotCase(
-        name,
-        layer_norm_kernel,
-        dict.fromkeys(pointers, "*bf16") | {"num_rows": "i32", "stride_row": "i32", "eps": "fp32"},
-        {
-            "WIDTH": width,
-            "HAS_RESIDUAL": has_residual,
-            "HAS_BIAS": True,
-            "ROWS": tile.rows,
-            "COLUMNS": tile.columns,
-        },
-        num_warps=tile.num_warps,
-        divisible=("stride_row",),
-    )
-
-
-AOT_CASES = (
-    _aot_case("hidden768-bf16", 768, has_residual=True),
-    _aot_case("hidden4096-bf16", 4096, has_residual=True),
-    _aot_case("hidden4096-alone-bf16", 4096, has_residual=False),
-)

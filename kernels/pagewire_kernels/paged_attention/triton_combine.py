@@ -6,7 +6,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
 from pagewire_kernels.paged_attention.triton_tile import LOWEST, add_sinks
@@ -119,22 +118,3 @@ def _constants(num_kv_heads: int, group_size: int, head_dim: int, block_g: int, 
         "BLOCK_D": block_d,
         "MAX_SPLITS": MAX_SPLITS,
     }
-
-
-def _aot_case(name: str, head_dim: int, group_size: int, has_sinks: bool = False) -> AotCase:
-    block_g, block_d = triton.next_power_of_2(group_size), max(16, triton.next_power_of_2(head_dim))
-    constants: dict[str, object] = {**_constants(8, group_size, head_dim, block_g, block_d)}
-    signature = {"sums_ptr": "*fp32", "stats_ptr": "*fp32", "splits_ptr": "*i32", "out_ptr": "*bf16"}
-    signature["heads_per_program"] = "i32"
-    if has_sinks:
-        signature["sinks_ptr"] = "*fp32"
-    else:
-        constants["sinks_ptr"] = None
-    return AotCase(name, combine_splits_kernel, signature, constants, num_warps=_NUM_WARPS)
-
-
-AOT_CASES = (
-    _aot_case("head128-bf16-group4", 128, 4),
-    _aot_case("head64-bf16-group4", 64, 4),
-    _aot_case("head256-bf16-group7-sinks", 256, 7, has_sinks=True),
-)

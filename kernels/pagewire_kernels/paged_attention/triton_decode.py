@@ -11,7 +11,6 @@ from functools import cache
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
 from pagewire_kernels.paged_attention.triton_combine import MAX_SPLITS, Partials, combine_splits
@@ -277,58 +276,3 @@ def _num_warps(config: DecodeConfig, block_m: int) -> int:
 def _block_seqs(num_seqs: int) -> int:
     """Room for num_seqs lengths, in few sizes: each is a compilation."""
     return next((size for size in (32, 256) if num_seqs <= size), triton.next_power_of_2(num_seqs))
-
-
-def _aot_case(
-    name: str,
-    *,
-    target: int = 90,
-    dtype: str = "bf16",
-    head_dim: int = 128,
-    block_size: int = 64,
-    group_size: int = 4,
-    sliding_window: int = 0,
-    all_options: bool = False,
-    splits: bool = True,
-) -> AotCase:
-    config = decode_config(target, head_dim, 4 if dtype == "fp32" else 2)
-    per_head = {"alibi_slopes_ptr": "*fp32", "sinks_ptr": "*fp32"}
-    scratch = {"sums_ptr": "*fp32", "stats_ptr": "*fp32", "splits_ptr": "*i32"}
-    signature = dict.fromkeys(("query_ptr", "key_cache_ptr", "value_cache_ptr", "out_ptr"), f"*{dtype}")
-    signature |= {"block_tables_ptr": "*i32", "seq_lens_ptr": "*i32", "score_scale": "fp32", "softcap_log2": "fp32"}
-    signature |= dict.fromkeys(("num_seqs", "num_shares", "stride_query_token", "stride_table"), "i32")
-    constants: dict[str, object] = {"SLIDING_WINDOW": sliding_window, "HAS_SOFTCAP": all_options}
-    constants["BLOCK_SEQS"] = _block_seqs(256)
-    for optional, is_given in ((per_head, all_options), (scratch, splits)):
-        if is_given:
-            signature |= optional
-        else:
-            constants |= dict.fromkeys(optional)
-    shape = _constants(config, group_size, head_dim, 8, block_size)
-    return AotCase(
-        name=name,
-        kernel=decode_attention_kernel,
-        signature=signature,
-        constexprs=constants | shape,
-        num_warps=_num_warps(config, int(shape["BLOCK_M"])),
-        num_stages=config.num_stages,
-        divisible=("stride_query_token",),
-        targets=(target,),
-    )
-
-
-AOT_CASES = (
-    *(
-        _aot_case(f"head{head_dim}-bf16-sm{target}", target=target, head_dim=head_dim)
-        for target in (90, 80, 100)
-        for head_dim in (128, 64, 256)
-    ),
-    _aot_case("head128-bf16-whole", splits=False),
-    _aot_case("head128-fp16", dtype="fp16"),
-    _aot_case("head128-fp32", dtype="fp32"),
-    _aot_case("head128-bf16-block16", block_size=16),
-    _aot_case("head128-bf16-group16", group_size=16),
-    _aot_case("head64-bf16-group71", head_dim=64, group_size=71),
-    _aot_case("head80-bf16-group1", head_dim=80, group_size=1),
-    _aot_case("head128-bf16-all-options", sliding_window=4096, all_options=True),
-)

@@ -6,7 +6,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.prepare_inputs import PreparedInputs
 from pagewire_kernels.sequence_state import SequenceState
 
@@ -176,17 +175,3 @@ def prepare_inputs(
 
 _INT64 = ("slots_ptr", "ints_ptr", "input_ids_ptr", "positions_ptr", "slot_mapping_ptr")
 _INT32 = ("token_ids_ptr", "tables_ptr", "query_start_loc_ptr", "seq_lens_ptr", "out_tables_ptr")
-_SIGNATURE = dict.fromkeys(_INT64, "*i64") | dict.fromkeys(_INT32, "*i32")
-_SIGNATURE |= dict.fromkeys(("num_rows", "max_blocks", "stride_ints", "stride_tokens", "stride_tables"), "i32")
-_CONSTEXPRS = {"BLOCK_SIZE": 64, "NUM_COMPUTED": 1, "STOP_REASON": 2, "BLOCK": _BLOCK}
-
-AOT_CASES = (
-    AotCase("decode-block64", prepare_decode_kernel, _SIGNATURE, _CONSTEXPRS, num_warps=_NUM_WARPS),
-    AotCase(
-        "mixed-block64",
-        prepare_mixed_kernel,
-        _SIGNATURE | {"query_lens_ptr": "*i64", "num_tokens": "i32"},
-        _CONSTEXPRS,
-        num_warps=_NUM_WARPS,
-    ),
-)

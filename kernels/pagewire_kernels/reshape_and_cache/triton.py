@@ -4,7 +4,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -66,18 +65,3 @@ def reshape_and_cache(
         BLOCK=triton.next_power_of_2(token_size),
         **launch_options(key.device),
     )
-
-
-AOT_CASES = (
-    AotCase(
-        "heads12-head64-bf16",
-        reshape_and_cache_kernel,
-        {
-            **dict.fromkeys(("key_ptr", "value_ptr", "key_cache_ptr", "value_cache_ptr"), "*bf16"),
-            "slot_mapping_ptr": "*i64",
-            **dict.fromkeys(("stride_key_token", "stride_value_token"), "i32"),
-        },
-        {"TOKEN_SIZE": 768, "BLOCK": 1024},
-        divisible=("stride_key_token", "stride_value_token"),
-    ),
-)

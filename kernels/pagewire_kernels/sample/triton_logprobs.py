@@ -4,7 +4,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.sample.triton_row import NOTHING, key_value, rank, token_of
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -149,38 +148,3 @@ def gather_logprobs(
         num_warps=_CHOOSE_WARPS,
     )
     return logprobs, ranks, top_ids, top_logprobs
-
-
-def _aot_cases(vocab_size: int) -> tuple[AotCase, AotCase]:
-    num_chunks = triton.cdiv(vocab_size, _CHUNK)
-    shared = {"logits_ptr": "*bf16", "sampled_ptr": "*i64", "chunk_max_ptr": "*fp32", "chunk_mass_ptr": "*fp32"}
-    shared |= {"num_larger_ptr": "*i32", "num_top": "i32", "stride_logits": "i32"}
-    outputs = {"chunk_top_ptr": "*i64", "logprobs_ptr": "*fp32", "ranks_ptr": "*i64", "top_ids_ptr": "*i64"}
-    outputs |= {"top_logprobs_ptr": "*fp32"}
-    blocks = {
-        "NUM_CHUNKS": num_chunks,
-        "CHUNK_BLOCK": triton.next_power_of_2(num_chunks),
-        "TOP_BLOCK": triton.next_power_of_2(num_chunks * MAX_TOP),
-    }
-    name, divisible = f"vocab{vocab_size}-bf16", ("stride_logits",)
-    return (
-        AotCase(
-            f"chunks-{name}",
-            logprobs_chunk_kernel,
-            shared | {"top_ptr": "*i64"},
-            {"VOCAB_SIZE": vocab_size, "CHUNK": _CHUNK},
-            num_warps=_NUM_WARPS,
-            divisible=divisible,
-        ),
-        AotCase(
-            f"rows-{name}",
-            logprobs_row_kernel,
-            shared | outputs,
-            {"VOCAB_SIZE": vocab_size, **blocks},
-            num_warps=_CHOOSE_WARPS,
-            divisible=divisible,
-        ),
-    )
-
-
-AOT_CASES = _aot_cases(128_256)

@@ -1,7 +1,7 @@
 """Compiles the Triton kernels for every GPU generation without a GPU, and reads what each compiled kernel takes.
 
-Nothing here runs when pagewire serves. tools/kernel_table.py keeps the figures as a table that a test compares, so that
-a change which costs registers or shared memory shows before anybody has a GPU to feel it.
+tools/kernel_table.py keeps the figures in table.json, which a test compares, so that a change which costs registers or
+shared memory shows before it runs on a GPU.
 """
 
 import importlib
@@ -11,17 +11,17 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-import pagewire_kernels
-from pagewire_kernels.aot_case import AotCase
 from pagewire_kernels.dependent_launch import LEAST_GENERATION
+
+from kernel_aot import cases as case_modules
+from kernel_aot.case import AotCase
 
 SHARED_MEMORY_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
 """What a block of one program may take: 163 KiB on an A100, 227 KiB since."""
@@ -59,33 +59,23 @@ class Resources:
 
 
 def collect() -> dict[str, AotCase]:
-    """All cases, by "<op>/<case>", or "<op>/<module>/<case>" in ops of several modules with kernels.
+    """All cases by "<op>/<case>", or "<op>/<part>/<case>" for ops that have kernels in several modules.
 
-    Those in Gluon are left out where the installed Triton does not have it as they need it.
+    Kernels in Gluon are left out if the installed Triton does not have Gluon as they need it.
     """
     cases: dict[str, AotCase] = {}
-    for op, module_name in _triton_modules():
+    for found in sorted(pkgutil.iter_modules(case_modules.__path__), key=lambda module: module.name):
         try:
-            module = importlib.import_module(f"{pagewire_kernels.__name__}.{op}.{module_name}")
+            module = importlib.import_module(f"{case_modules.__name__}.{found.name}")
         except (ImportError, AttributeError):
-            if not module_name.startswith("hopper"):
+            if "hopper" not in found.name:
                 raise
             continue
-        part = module_name.removeprefix("triton").strip("_")
-        for case in getattr(module, "AOT_CASES", ()):
-            key = "/".join(filter(None, (op, part, case.name)))
+        for case in module.AOT_CASES:
+            key = f"{module.PREFIX}/{case.name}"
             assert key not in cases, f"two cases are named {key}"
             cases[key] = case
     return cases
-
-
-def _triton_modules() -> Iterator[tuple[str, str]]:
-    (root,) = pagewire_kernels.__path__
-    for package in pkgutil.iter_modules([root]):
-        if package.ispkg:
-            for module in pkgutil.iter_modules([str(Path(root) / package.name)]):
-                if module.name.startswith(("triton", "hopper")):
-                    yield package.name, module.name
 
 
 def jobs(cases: Mapping[str, AotCase]) -> list[Job]:

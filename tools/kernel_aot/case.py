@@ -1,7 +1,7 @@
-"""What ahead-of-time compilation is asked for: one specialisation of a Triton kernel, as a launch would make it.
+"""One ahead-of-time case: a specialisation of a Triton kernel, as a launch would make it.
 
-A module <op>/triton*.py or <op>/hopper*.py that has kernels lists the specialisations that matter in a constant
-AOT_CASES; aot.py collects and compiles them for every GPU generation without a GPU.
+The modules of cases/ list the specialisations that matter of each op's kernels in AOT_CASES. compiling.py compiles them
+for every GPU generation without a GPU. They read launch constants of the kernels' modules, private ones included.
 """
 
 from collections.abc import Mapping

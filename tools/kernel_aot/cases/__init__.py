@@ -1,0 +1,1 @@
+"""The ahead-of-time cases: one module for each module of kernels."""

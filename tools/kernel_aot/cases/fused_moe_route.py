@@ -1,0 +1,41 @@
+"""Ahead-of-time cases of fused_moe's kernels of triton_route.py."""
+
+from collections.abc import Iterator
+
+from pagewire_kernels.fused_moe import triton_route as kernels
+
+from kernel_aot.case import AotCase
+
+PREFIX = "fused_moe/route"
+
+
+def _aot_cases(name: str, num_experts: int, top_k: int, num_few: int) -> Iterator[AotCase]:
+    constants = kernels._constants(num_experts, top_k, True)
+    experts = {"NUM_EXPERTS": num_experts, "EXPERTS_BLOCK": constants["EXPERTS_BLOCK"]}
+    logits = {"logits_ptr": "*bf16", "weights_ptr": "*fp32", "num_tokens": "i32", "stride_logits": "i32"}
+    rows = dict.fromkeys(("pairs_ptr", "block_experts_ptr", "block_num_rows_ptr"), "*i32")
+    chosen = dict.fromkeys(("experts_ptr", "ranks_ptr", "counts_ptr"), "*i32")
+    few = {"BLOCK_M": 16, "TOKENS": num_few, "SLOTS": num_few * constants["TOP_K_BLOCK"]}
+    yield AotCase(
+        f"few-{name}",
+        kernels.moe_route_few_kernel,
+        {**logits, **rows, "num_blocks": "i32"},
+        {**constants, **few},
+        num_warps=kernels._few_warps(few["SLOTS"]),
+    )
+    yield AotCase(
+        f"choose-{name}",
+        kernels.moe_choose_kernel,
+        {**logits, **chosen},
+        {**constants, "TOKENS": kernels._CHOSEN},
+        num_warps=1,
+    )
+    yield AotCase(
+        f"arrange-{name}",
+        kernels.moe_arrange_kernel,
+        {**chosen, **rows, "num_pairs": "i32", "num_blocks": "i32"},
+        {**experts, "BLOCK_M": 16, "ARRANGED": kernels._ARRANGED},
+    )
+
+
+AOT_CASES = (*_aot_cases("qwen3-30b-a3b", 128, 8, 16), *_aot_cases("mixtral-8x7b", 8, 2, 64))

@@ -1,0 +1,49 @@
+"""Ahead-of-time cases of sample's kernels."""
+
+import triton
+from pagewire_kernels.sample import triton as kernels
+from pagewire_kernels.sample import triton_choose, triton_chunks
+from pagewire_kernels.sample.triton_choose import LISTED, sample_choose_kernel
+from pagewire_kernels.sample.triton_chunks import CHUNK, GROUP, TOKENS_AT_ONCE, sample_chunk_kernel
+
+from kernel_aot.case import AotCase
+
+PREFIX = "sample"
+
+
+def _aot_cases(vocab_size: int, logits_kind: str, name: str) -> tuple[AotCase, AotCase]:
+    num_chunks, num_groups = triton.cdiv(vocab_size, CHUNK), triton.cdiv(vocab_size, GROUP)
+    constexprs: dict[str, object] = {
+        "BY_SLOT": True,
+        "VOCAB_SIZE": vocab_size,
+        "NUM_STOPS": 64,
+        "CHUNK": CHUNK,
+        "GROUP": GROUP,
+        "TOKENS_AT_ONCE": TOKENS_AT_ONCE,
+        "NUM_CHUNKS": num_chunks,
+        "CHUNK_BLOCK": triton.next_power_of_2(num_chunks),
+        "NUM_GROUPS": num_groups,
+        "GROUP_BLOCK": triton.next_power_of_2(num_groups),
+        "LISTED": LISTED,
+    }
+    signature = kernels._signature("*i64", logits_kind)
+
+    def case(kernel: triton.JITFunction, part: str, num_warps: int) -> AotCase:
+        return AotCase(
+            f"{part}-{name}",
+            kernel,
+            {key: kind for key, kind in signature.items() if key in kernel.arg_names},
+            {key: value for key, value in constexprs.items() if key in kernel.arg_names},
+            num_warps=num_warps,
+            divisible=("stride_logits",),
+        )
+
+    chunks = case(sample_chunk_kernel, "chunks", triton_chunks.NUM_WARPS)
+    return chunks, case(sample_choose_kernel, "choose", triton_choose.NUM_WARPS)
+
+
+AOT_CASES = (
+    *_aot_cases(128_256, "*bf16", "vocab128256-bf16"),
+    *_aot_cases(151_936, "*bf16", "vocab151936-bf16"),
+    *_aot_cases(32_000, "*fp32", "vocab32000-fp32"),
+)
