@@ -14,11 +14,12 @@ from time import perf_counter
 
 import torch
 from machine import print_table, save_result, spread
-from pagewire_kernels import cpu_threads, kv_cache
+from pagewire_kernels import kv_cache
 from pagewire_kernels.activation import silu_and_mul
-from pagewire_kernels.paged_attention import paged_attention
+from pagewire_kernels.cpu import threads as cpu_threads
+from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
 from pagewire_kernels.rms_norm import rms_norm
-from pagewire_kernels.rotary_and_cache import rotary_and_cache
+from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 from pagewire_kernels.sample import SamplingBatch, sample
 
 BLOCK_SIZE = 16
@@ -64,15 +65,17 @@ def attention_call(
     def call() -> torch.Tensor:
         keys, values = next(turns)
         return paged_attention(
-            query,
-            keys,
-            values,
-            block_tables,
-            starts,
-            lens,
-            scale=head_dim**-0.5,
-            max_query_len=max(query_lens),
-            max_seq_len=max(seq_lens),
+            AttentionInputs(
+                query,
+                keys,
+                values,
+                block_tables,
+                starts,
+                lens,
+                scale=head_dim**-0.5,
+                max_query_len=max(query_lens),
+                max_seq_len=max(seq_lens),
+            )
         )
 
     return call
@@ -167,7 +170,7 @@ def layer_calls(num_tokens: int) -> dict[str, Callable[[], object]]:
     return {
         "rms_norm with residual": lambda: rms_norm(hidden, weight, 1e-5, residual),
         "silu_and_mul": lambda: silu_and_mul(gate_up),
-        "rotary_and_cache": lambda: rotary_and_cache(query, key, value, slots, angles, *caches, slots),
+        "rotary_and_cache": lambda: rotary_and_cache(RotaryInputs(query, key, value, slots, angles, *caches, slots)),
     }
 
 

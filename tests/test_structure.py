@@ -30,6 +30,18 @@ FORBIDDEN = {
     "pagewire_shard": (),
     "pagewire_kernels": (),
 }
+# The rooms of a package, floor by floor from the ground up. A room is a folder, or a module directly in the package; it
+# imports, at run time and for types, only itself and rooms of lower floors.
+FLOORS = {
+    "pagewire_kernels": (
+        ("kv_cache", "sequence_state", "cpu", "gpu", "tuning"),
+        (
+            *("activation", "append_tokens", "copy_blocks", "few_rows_linear", "fused_moe", "layer_norm"),
+            *("paged_attention", "prepare_inputs", "reshape_and_cache", "rms_norm", "rotary", "sample"),
+        ),
+        ("rotary_and_cache",),
+    ),
+}
 # llvmlite is the compiler inside numba.
 KERNEL_DEPENDENCIES = {"torch", "triton", "numba", "llvmlite", "numpy"}
 
@@ -72,6 +84,48 @@ def test_heavy_libraries_stay_where_they_belong(package: str) -> None:
         if is_within(module, FORBIDDEN[package])
     ]
     assert not wrong
+
+
+def room_of(package: str, module: str) -> str:
+    """The room that a module of the package, or a name in one, belongs to; "" for the package itself."""
+    return module.removeprefix(package).removeprefix(".").partition(".")[0]
+
+
+def upward_imports(package: str, folder: Path) -> list[str]:
+    """One line for each import that does not go to a lower floor."""
+    floor_of = {room: floor for floor, rooms in enumerate(FLOORS[package]) for room in rooms}
+    wrong = []
+    for path in sorted(folder.rglob("*.py")):
+        relative = path.relative_to(folder)
+        room = relative.parts[0].removesuffix(".py")
+        for module in imports(path):
+            target = room_of(package, module) if is_within(module, (package,)) else room
+            if target and room != "__init__" and target != room and floor_of[target] >= floor_of[room]:
+                wrong.append(f"{relative} imports {module}")
+    return wrong
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_folders_import_only_from_floors_below(package: str) -> None:
+    assert upward_imports(package, PACKAGES[package]) == []
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_folder_has_a_floor(package: str) -> None:
+    rooms = {
+        path.name.removesuffix(".py") for path in PACKAGES[package].iterdir() if path.suffix == ".py" or path.is_dir()
+    }
+    listed = [room for floor in FLOORS[package] for room in floor]
+    assert sorted(rooms - {"__init__", "__pycache__"}) == sorted(listed)
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_an_upward_import_is_noticed(package: str, tmp_path: Path) -> None:
+    lowest, highest = FLOORS[package][0][0], FLOORS[package][-1][0]
+    (tmp_path / lowest).mkdir()
+    planted = tmp_path / lowest / "planted.py"
+    planted.write_text(f"if TYPE_CHECKING:\n    from {package}.{highest} import anything\n")
+    assert upward_imports(package, tmp_path) == [f"{lowest}/planted.py imports {package}.{highest}.anything"]
 
 
 def test_kernels_depend_on_little() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from pagewire_kernels.paged_attention.inputs import AttentionInputs
+    from pagewire_kernels.paged_attention import AttentionInputs
 
 DEVICE = torch.device("cuda")
 BLOCK_SIZE = 64
@@ -130,11 +130,12 @@ def _decode(head_dim: int, num_seqs: int, seq_len: int) -> Load:
         from pagewire_kernels.paged_attention.triton_decode import attend_decodes
 
         batches = [_attention(head_dim, num_seqs, 1, seq_len) for _ in range(num_calls)]
+        out = torch.empty_like(batches[0].query)
 
         def attend(config: Config) -> torch.Tensor:
             for inputs in batches:
-                attend_decodes(inputs, num_seqs, config)
-            return batches[-1].out
+                attend_decodes(inputs, out, num_seqs, config)
+            return out
 
         return _in_graphs(attend)
 
@@ -149,10 +150,11 @@ def _prefill(head_dim: int, num_seqs: int, query_len: int, seq_len: int, kernel:
     def make() -> Run:
         attend_prefills = import_module(f"pagewire_kernels.paged_attention.{kernel}").attend_prefills
         inputs = _attention(head_dim, num_seqs, query_len, seq_len)
+        out = torch.empty_like(inputs.query)
 
         def attend(config: Config) -> torch.Tensor:
-            attend_prefills(inputs, 0, config)
-            return inputs.out
+            attend_prefills(inputs, out, 0, config)
+            return out
 
         return attend
 
@@ -161,7 +163,7 @@ def _prefill(head_dim: int, num_seqs: int, query_len: int, seq_len: int, kernel:
 
 def _attention(head_dim: int, num_seqs: int, query_len: int, seq_len: int) -> "AttentionInputs":
     """32 query heads and 8 key heads, blocks scattered over the pool."""
-    from pagewire_kernels.paged_attention.inputs import AttentionInputs
+    from pagewire_kernels.paged_attention import AttentionInputs
 
     num_blocks = -(-seq_len // BLOCK_SIZE)
     shape = (num_seqs * num_blocks, BLOCK_SIZE, 8, head_dim)
@@ -170,11 +172,7 @@ def _attention(head_dim: int, num_seqs: int, query_len: int, seq_len: int) -> "A
     tables = torch.randperm(num_seqs * num_blocks, device=DEVICE).to(torch.int32).view(num_seqs, num_blocks)
     starts = torch.arange(num_seqs + 1, dtype=torch.int32, device=DEVICE) * query_len
     lens = torch.full((num_seqs,), seq_len, dtype=torch.int32, device=DEVICE)
-    out = torch.empty_like(query)
-    scale = head_dim**-0.5
-    return AttentionInputs(
-        query, keys, values, tables, starts, lens, out, scale, query_len, seq_len, 0, 0.0, None, None
-    )
+    return AttentionInputs(query, keys, values, tables, starts, lens, head_dim**-0.5, query_len, seq_len)
 
 
 def _moe_classes(gpu: int) -> Iterator[TuningClass]:

@@ -16,7 +16,7 @@ from pagewire_kernels.fused_moe import reference as moe_reference
 from pagewire_kernels.layer_norm import layer_norm
 from pagewire_kernels.reshape_and_cache import reshape_and_cache
 from pagewire_kernels.rms_norm import rms_norm
-from pagewire_kernels.rotary_and_cache import rotary_and_cache
+from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 from pagewire_kernels.sample import gather_logprobs, sample
 from pagewire_kernels.sample import reference as sample_reference
 
@@ -104,7 +104,7 @@ def rotations(bench: Bench) -> Errors:
         expected_query, expected_key = (float64.rotate(x, positions, cos_sin) for x in (query, key))
         expected_value = value.clone()
         caches = _empty_caches(bench, heads, 6, block_size)
-        rotary_and_cache(query, key, value, positions, cos_sin, *caches, slots)
+        rotary_and_cache(RotaryInputs(query, key, value, positions, cos_sin, *caches, slots))
         yield f"rotary_and_cache, query, {heads}", _error(query, expected_query)
         yield f"rotary_and_cache, keys, {heads}", _cache_error(bench, caches, 0, slots, expected_key)
         yield f"rotary_and_cache, values, {heads}", _cache_error(bench, caches, 1, slots, expected_value)
@@ -123,7 +123,7 @@ def normed_rotations(bench: Bench) -> Errors:
     expected_key = float64.rotate(float64.rms_norm(key, k_weight, 1e-6), positions, cos_sin)
     caches = _empty_caches(bench, heads, 3, 16)
     weights = {"q_norm_weight": q_weight, "k_norm_weight": k_weight, "eps": 1e-6}
-    rotary_and_cache(query, key, value, positions, cos_sin, *caches, slots, **weights)  # type: ignore[arg-type]
+    rotary_and_cache(RotaryInputs(query, key, value, positions, cos_sin, *caches, slots, **weights))  # type: ignore[arg-type]
     yield f"rotary_and_cache with norms, query, {heads}", _error(query, expected_query)
     yield f"rotary_and_cache with norms, keys, {heads}", _cache_error(bench, caches, 0, slots, expected_key)
 

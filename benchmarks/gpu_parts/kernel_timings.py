@@ -14,7 +14,7 @@ from pagewire_kernels.copy_blocks import copy_blocks
 from pagewire_kernels.fused_moe import fused_moe
 from pagewire_kernels.layer_norm import layer_norm
 from pagewire_kernels.rms_norm import rms_norm
-from pagewire_kernels.rotary_and_cache import rotary_and_cache
+from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 from pagewire_kernels.sample import SamplingBatch, gather_logprobs, sample
 
 from gpu_parts.paged import Heads
@@ -66,7 +66,7 @@ def rotary(bench: Bench, num_tokens: int) -> Row:
         angles = torch.randn(num_tokens, heads.head_dim // 2, device=bench.device)
         cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1)
         slots = torch.randperm(num_blocks * BLOCK_SIZE, device=bench.device)[:num_tokens]
-        return partial(rotary_and_cache, query, key, value, positions, cos_sin, *caches, slots)
+        return partial(rotary_and_cache, RotaryInputs(query, key, value, positions, cos_sin, *caches, slots))
 
     # The rotated key need not be written back: the cache has it.
     num_elements = heads.head_dim * (2 * heads.num_heads + 4 * heads.num_kv_heads)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from pagewire_kernels import kv_cache
-from pagewire_kernels.paged_attention import paged_attention
+from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
 from pagewire_kernels.reshape_and_cache import reshape_and_cache
 
 from gpu_parts.part import Bench
@@ -50,17 +50,19 @@ class PagedBatch:
     def attend(self, sliding_window: int = 0, softcap: float = 0.0) -> torch.Tensor:
         """Calls the kernel."""
         return paged_attention(
-            self.query,
-            *self.caches,
-            self.block_tables,
-            self.query_start_loc,
-            self.lens,
-            scale=self.scale,
-            max_query_len=max(self.query_lens),
-            max_seq_len=max(self.seq_lens),
-            sliding_window=sliding_window,
-            logit_softcap=softcap,
-            num_decodes=self.num_decodes,
+            AttentionInputs(
+                self.query,
+                *self.caches,
+                self.block_tables,
+                self.query_start_loc,
+                self.lens,
+                scale=self.scale,
+                max_query_len=max(self.query_lens),
+                max_seq_len=max(self.seq_lens),
+                sliding_window=sliding_window,
+                logit_softcap=softcap,
+                num_decodes=self.num_decodes,
+            )
         )
 
 

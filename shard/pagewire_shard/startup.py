@@ -74,7 +74,7 @@ def _device(config: ShardConfig) -> torch.device:
 
 
 def _set_cpu_threads(num_threads: int) -> None:
-    from pagewire_kernels.cpu_threads import set_num_threads
+    from pagewire_kernels.cpu.threads import set_num_threads
 
     set_num_threads(num_threads)
 

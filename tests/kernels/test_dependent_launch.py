@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("triton")
 from kernel_aot import compiling as aot
-from pagewire_kernels import dependent_launch
+from pagewire_kernels.gpu import dependent_launch
 
 MODULES = (
     *("few_rows_linear.triton", "rms_norm.triton", "rotary_and_cache.triton", "activation.triton"),
@@ -72,9 +72,9 @@ def test_devices_without_it_are_not_asked_for_it() -> None:
 def layers(num_layers: int) -> Callable[[], list[torch.Tensor]]:
     """Layers of one token at a time, whose kernels are short: each reads what the one before has just written."""
     from pagewire_kernels.few_rows_linear import few_rows_linear
-    from pagewire_kernels.paged_attention import paged_attention
+    from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
     from pagewire_kernels.rms_norm import rms_norm
-    from pagewire_kernels.rotary_and_cache import rotary_and_cache
+    from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 
     make = {"dtype": torch.bfloat16, "device": "cuda"}
     torch.manual_seed(0)
@@ -93,9 +93,9 @@ def layers(num_layers: int) -> Callable[[], list[torch.Tensor]]:
             normed, residual = rms_norm(y, norm, 1e-5, residual)
             heads = few_rows_linear(normed, qkv).view(1, 6, 128)
             query, key, value = heads.split_with_sizes([4, 1, 1], 1)
-            rotary_and_cache(query, key, value, positions, cos_sin, keys, values, slots)
+            rotary_and_cache(RotaryInputs(query, key, value, positions, cos_sin, keys, values, slots))
             lengths = {"max_query_len": 1, "max_seq_len": 512, "num_decodes": 1}
-            attended = paged_attention(query, keys, values, tables, starts, lens, scale=0.1, **lengths)
+            attended = paged_attention(AttentionInputs(query, keys, values, tables, starts, lens, scale=0.1, **lengths))
             normed, residual = rms_norm(few_rows_linear(attended.view(1, 512), o), norm, 1e-5, residual)
             y = few_rows_linear(few_rows_linear(normed, gate_up, gated=True), down)
             outputs.append(y)

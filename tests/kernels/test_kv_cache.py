@@ -8,8 +8,8 @@ from pagewire_kernels.reshape_and_cache import reference as cache_reference
 from pagewire_kernels.reshape_and_cache import reshape_and_cache
 from pagewire_kernels.rotary import apply_rotary
 from pagewire_kernels.rotary import reference as rotary_reference
+from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 from pagewire_kernels.rotary_and_cache import reference as fused_reference
-from pagewire_kernels.rotary_and_cache import rotary_and_cache
 
 CPU = torch.device("cpu")
 
@@ -102,8 +102,8 @@ def test_rotary_and_cache_is_the_composition(interleaved, has_norm):
     nhd, cpu = empty_caches(100, 8, 2, 24)
     slots = torch.randperm(800)[:600]
     slots[7] = -1
-    fused_reference.rotary_and_cache(*expected_heads, positions, cache, *nhd, slots, interleaved, **norms)
-    rotary_and_cache(*tensors, positions, cache, *cpu, slots, interleaved, **norms)
+    fused_reference.rotary_and_cache(RotaryInputs(*expected_heads, positions, cache, *nhd, slots, interleaved, **norms))
+    rotary_and_cache(RotaryInputs(*tensors, positions, cache, *cpu, slots, interleaved, **norms))
     assert_same(tensors[0], expected_heads[0])
     for actual, wanted in zip(kv_cache.to_nhd_layout(*cpu), nhd, strict=True):
         assert_same(actual, wanted)
@@ -114,7 +114,9 @@ def test_one_norm_weight_without_the_other_is_refused():
     caches = empty_caches(1, 1, 2, 8)[1]
     with pytest.raises(ValueError, match="come together"):
         rotary_and_cache(
-            *tensors, torch.tensor([0]), angles(1, 8), *caches, torch.tensor([0]), q_norm_weight=torch.ones(8)
+            RotaryInputs(
+                *tensors, torch.tensor([0]), angles(1, 8), *caches, torch.tensor([0]), q_norm_weight=torch.ones(8)
+            )
         )
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from pagewire_kernels import cpu_threads, kv_cache
-from pagewire_kernels.paged_attention import paged_attention, reference
+from pagewire_kernels import kv_cache
+from pagewire_kernels.cpu import threads as cpu_threads
+from pagewire_kernels.paged_attention import AttentionInputs, paged_attention, reference
 
 TINY = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
 
@@ -21,9 +22,9 @@ def check(batch, **options):
     lens = {"max_query_len": batch.max_query_len, "max_seq_len": batch.max_seq_len}
     scale = batch.query.shape[2] ** -0.5
     caches = kv_cache.to_cpu_layout(batch.key_cache, batch.value_cache)
-    out = paged_attention(batch.query, *caches, *inputs, scale=scale, **lens, **options)
+    out = paged_attention(AttentionInputs(batch.query, *caches, *inputs, scale=scale, **lens, **options))
     expected = reference.paged_attention(
-        batch.query, batch.key_cache, batch.value_cache, *inputs, scale, **lens, **options
+        AttentionInputs(batch.query, batch.key_cache, batch.value_cache, *inputs, scale, **lens, **options)
     )
     assert out.is_contiguous()
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
@@ -68,7 +69,9 @@ def test_slots_before_the_window_may_hold_anything(paged_batch):
     inputs = (batch.block_tables, batch.query_start_loc, batch.seq_lens)
     caches = kv_cache.to_cpu_layout(batch.key_cache, batch.value_cache)
     out = paged_attention(
-        batch.query, *caches, *inputs, scale=0.25, max_query_len=3, max_seq_len=90, sliding_window=window
+        AttentionInputs(
+            batch.query, *caches, *inputs, scale=0.25, max_query_len=3, max_seq_len=90, sliding_window=window
+        )
     )
     assert out.isfinite().all()
 
@@ -101,14 +104,16 @@ def test_result_of_a_sequence_does_not_depend_on_its_batch(paged_batch):
     def attend(rows: int, seq_len_beside: int) -> torch.Tensor:
         caches = kv_cache.to_cpu_layout(alone.key_cache, alone.value_cache)
         return paged_attention(
-            alone.query.repeat(rows, 1, 1),
-            *caches,
-            alone.block_tables.repeat(rows, 1),
-            torch.arange(rows + 1, dtype=torch.int32),
-            torch.tensor([77] + [seq_len_beside] * (rows - 1), dtype=torch.int32),
-            scale=scale,
-            max_query_len=1,
-            max_seq_len=77,
+            AttentionInputs(
+                alone.query.repeat(rows, 1, 1),
+                *caches,
+                alone.block_tables.repeat(rows, 1),
+                torch.arange(rows + 1, dtype=torch.int32),
+                torch.tensor([77] + [seq_len_beside] * (rows - 1), dtype=torch.int32),
+                scale=scale,
+                max_query_len=1,
+                max_seq_len=77,
+            )
         )[0]
 
     assert torch.equal(attend(1, 0), attend(5, 33))
@@ -119,7 +124,9 @@ def test_other_dtypes_are_refused(paged_batch):
     inputs = (batch.block_tables, batch.query_start_loc, batch.seq_lens)
     caches = kv_cache.to_cpu_layout(batch.key_cache, batch.value_cache)
     with pytest.raises(ValueError, match="float32"):
-        paged_attention(batch.query.half(), *caches, *inputs, scale=1.0, max_query_len=1, max_seq_len=3)
+        paged_attention(
+            AttentionInputs(batch.query.half(), *caches, *inputs, scale=1.0, max_query_len=1, max_seq_len=3)
+        )
 
 
 @pytest.mark.parametrize("option", ["alibi_slopes", "sinks"])
@@ -129,7 +136,9 @@ def test_options_that_a_cpu_has_not_are_refused_by_name(paged_batch, option):
     caches = kv_cache.to_cpu_layout(batch.key_cache, batch.value_cache)
     options = {option: torch.zeros(2)}
     with pytest.raises(ValueError, match=option):
-        paged_attention(batch.query, *caches, *inputs, scale=1.0, max_query_len=1, max_seq_len=3, **options)
+        paged_attention(
+            AttentionInputs(batch.query, *caches, *inputs, scale=1.0, max_query_len=1, max_seq_len=3, **options)
+        )
 
 
 def test_number_of_decodes_makes_no_difference(paged_batch):

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from pagewire_kernels.paged_attention import paged_attention, reference
-from pagewire_kernels.paged_attention.inputs import AttentionInputs
+from pagewire_kernels.paged_attention import AttentionInputs, paged_attention, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,14 +20,14 @@ def tensors(batch):
 
 def attend(inputs, batch, **options):
     lens = {"max_query_len": batch.max_query_len, "max_seq_len": batch.max_seq_len}
-    return paged_attention(*inputs, scale=batch.query.shape[2] ** -0.5, **lens, **options)
+    return paged_attention(AttentionInputs(*inputs, scale=batch.query.shape[2] ** -0.5, **lens, **options))
 
 
 def relative_errors(out, inputs, batch, **options):
     """Of each sequence, in the Euclidean norm; a void sequence must be zero."""
     precise = [tensor.double() for tensor in inputs[:3]]
     lens = (batch.query.shape[2] ** -0.5, batch.max_query_len, batch.max_seq_len)
-    expected = reference.paged_attention(*precise, *inputs[3:], *lens, **options)
+    expected = reference.paged_attention(AttentionInputs(*precise, *inputs[3:], *lens, **options))
     errors = []
     for start, end in zip(batch.query_start_loc[:-1].tolist(), batch.query_start_loc[1:].tolist(), strict=True):
         difference = (out[start:end].double() - expected[start:end]).norm()
@@ -105,7 +104,7 @@ def test_one_captured_graph_serves_any_lengths(paged_batch):
             buffer[tuple(slice(size) for size in tensor.shape)].copy_(tensor)
 
     def run():
-        return paged_attention(*buffers, scale=0.1, max_query_len=1, max_seq_len=3000, num_decodes=4)
+        return paged_attention(AttentionInputs(*buffers, scale=0.1, max_query_len=1, max_seq_len=3000, num_decodes=4))
 
     fill(longest)
     run()
@@ -115,7 +114,9 @@ def test_one_captured_graph_serves_any_lengths(paged_batch):
     for batch in batches:
         fill(batch)
         graph.replay()
-        expected = reference.paged_attention(*(t.double() for t in buffers[:3]), *buffers[3:], 0.1, 1, 3000)
+        expected = reference.paged_attention(
+            AttentionInputs(*(t.double() for t in buffers[:3]), *buffers[3:], 0.1, 1, 3000)
+        )
         error = ((out.double() - expected).norm() / expected.norm().clamp(min=1e-30)).item()
         assert error < MAX_ERRORS[torch.bfloat16], f"lengths {batch.seq_lens.tolist()}: relative error {error}"
 
@@ -146,9 +147,9 @@ def attends_on_hopper(inputs, batch, num_decodes=0):
     hopper_prefill = pytest.importorskip("pagewire_kernels.paged_attention.hopper_prefill")
     out = torch.full(inputs[0].shape, torch.nan, dtype=inputs[0].dtype, device="cuda")
     lens = (batch.max_query_len, batch.max_seq_len)
-    attention = AttentionInputs(*inputs, out, batch.query.shape[2] ** -0.5, *lens, 0, 0.0, None, None)
+    attention = AttentionInputs(*inputs, batch.query.shape[2] ** -0.5, *lens)
     assert hopper_prefill.serves(attention)
-    hopper_prefill.attend_prefills(attention, num_decodes)
+    hopper_prefill.attend_prefills(attention, out, num_decodes)
     return out
 
 

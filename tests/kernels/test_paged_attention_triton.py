@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from pagewire_kernels.paged_attention import reference
+from pagewire_kernels.paged_attention import AttentionInputs, reference
 
 pytest.importorskip("triton")
 IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
@@ -55,7 +55,7 @@ def tensors(batch):
 def check_equal(out, batch, **options):
     lens = (batch.query.shape[2] ** -0.5, batch.max_query_len, batch.max_seq_len)
     tolerance = TOLERANCES[batch.query.dtype]
-    expected = reference.paged_attention(*tensors(batch), *lens, **options)
+    expected = reference.paged_attention(AttentionInputs(*tensors(batch), *lens, **options))
     torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
 
 
@@ -64,20 +64,18 @@ def attend(batch, num_decodes=0, **options):
     from pagewire_kernels.paged_attention import triton as kernels
 
     lens = (batch.query.shape[2] ** -0.5, batch.max_query_len, batch.max_seq_len)
-    out = kernels.paged_attention(*tensors(batch), *lens, num_decodes=num_decodes, **options)
+    out = kernels.paged_attention(AttentionInputs(*tensors(batch), *lens, num_decodes=num_decodes, **options))
     check_equal(out, batch, **options)
 
 
 def attend_in_small_tiles(batch, num_decodes=0, late_values=True, min_split_tiles=1, **options):
     """Tiles of 16 keys and 16 rows, so that short sequences have many, and splits of few."""
-    from pagewire_kernels.paged_attention.inputs import AttentionInputs
     from pagewire_kernels.paged_attention.triton_decode import attend_decodes
     from pagewire_kernels.paged_attention.triton_prefill import attend_prefills
     from pagewire_kernels.tuning.paged_attention import DecodeConfig, PrefillConfig
 
     inputs = AttentionInputs(
         *tensors(batch),
-        out=torch.empty(batch.query.shape, dtype=batch.query.dtype),
         scale=batch.query.shape[2] ** -0.5,
         max_query_len=batch.max_query_len,
         max_seq_len=batch.max_seq_len,
@@ -86,11 +84,12 @@ def attend_in_small_tiles(batch, num_decodes=0, late_values=True, min_split_tile
         alibi_slopes=options.get("alibi_slopes"),
         sinks=options.get("sinks"),
     )
+    out = torch.empty(batch.query.shape, dtype=batch.query.dtype)
     if num_decodes:
-        attend_decodes(inputs, num_decodes, DecodeConfig(16, 4, 3, 1, min_split_tiles))
+        attend_decodes(inputs, out, num_decodes, DecodeConfig(16, 4, 3, 1, min_split_tiles))
     if num_decodes < len(batch.seq_lens):
-        attend_prefills(inputs, num_decodes, PrefillConfig(16, 16, 4, 3, late_values))
-    check_equal(inputs.out, batch, **options)
+        attend_prefills(inputs, out, num_decodes, PrefillConfig(16, 16, 4, 3, late_values))
+    check_equal(out, batch, **options)
 
 
 def random_options(num_heads):
@@ -196,7 +195,7 @@ def test_slots_before_the_window_may_hold_anything(paged_batch):
     from pagewire_kernels.paged_attention import triton as kernels
 
     options = {"sliding_window": window, "num_decodes": 1}
-    assert kernels.paged_attention(*tensors(batch), 0.25, 3, 90, **options).isfinite().all()
+    assert kernels.paged_attention(AttentionInputs(*tensors(batch), 0.25, 3, 90, **options)).isfinite().all()
 
 
 @runs_kernels
@@ -217,14 +216,16 @@ def test_rows_of_padding_after_the_last_sequence_are_left_alone(paged_batch):
     batch = paged_batch([1, 20, 30], [50, 40, 30])
     # The last sequence's tokens become padding.
     out = kernels.paged_attention(
-        *tensors(batch)[:3],
-        batch.block_tables[:2],
-        batch.query_start_loc[:3],
-        batch.seq_lens[:2],
-        batch.query.shape[2] ** -0.5,
-        20,
-        50,
-        num_decodes=1,
+        AttentionInputs(
+            *tensors(batch)[:3],
+            batch.block_tables[:2],
+            batch.query_start_loc[:3],
+            batch.seq_lens[:2],
+            batch.query.shape[2] ** -0.5,
+            20,
+            50,
+            num_decodes=1,
+        )
     )
     assert out[:21].isfinite().all()
     assert out[21:].isnan().all()
@@ -247,7 +248,7 @@ def test_bad_arguments_are_refused(paged_batch, options, message):
     batch = paged_batch([1, 3], [5, 9])
     arguments = {"scale": 1.0, "max_query_len": 3, "max_seq_len": 9} | options
     with pytest.raises(ValueError, match=re.escape(message)):
-        kernels.paged_attention(*tensors(batch), **arguments)
+        kernels.paged_attention(AttentionInputs(*tensors(batch), **arguments))
 
 
 @runs_kernels
@@ -256,7 +257,7 @@ def test_query_of_another_dtype_than_the_cache_is_refused(paged_batch):
 
     query, *others = tensors(paged_batch([1], [5]))
     with pytest.raises(ValueError, match="float16"):
-        kernels.paged_attention(query.half(), *others, 1.0, 1, 5)
+        kernels.paged_attention(AttentionInputs(query.half(), *others, 1.0, 1, 5))
 
 
 @runs_kernels
@@ -265,4 +266,4 @@ def test_heads_larger_than_the_table_serves_are_refused(paged_batch):
 
     batch = paged_batch([1], [5], num_heads=1, num_kv_heads=1, head_dim=264)
     with pytest.raises(ValueError, match="264"):
-        kernels.paged_attention(*tensors(batch), 1.0, 1, 5)
+        kernels.paged_attention(AttentionInputs(*tensors(batch), 1.0, 1, 5))

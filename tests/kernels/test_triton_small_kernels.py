@@ -15,6 +15,7 @@ from pagewire_kernels.activation import reference as activation_reference
 from pagewire_kernels.copy_blocks import reference as copy_reference
 from pagewire_kernels.layer_norm import reference as layer_norm_reference
 from pagewire_kernels.rms_norm import reference as rms_norm_reference
+from pagewire_kernels.rotary_and_cache import RotaryInputs
 from pagewire_kernels.rotary_and_cache import reference as rotary_reference
 
 HAS_GPU = torch.cuda.is_available()
@@ -173,16 +174,20 @@ def test_rotation_and_cache_write(num_heads, num_kv_heads, head_dim, rotary_dim,
     turned = on_device.unflatten(1, (-1, head_dim)).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     turned_caches = [cache.to(DEVICE, copy=True) for cache in caches]
     kernel.rotary_and_cache(
-        *turned,
-        positions.to(DEVICE),
-        angles.to(DEVICE),
-        *turned_caches,
-        slots.to(DEVICE),
-        interleaved,
-        *(weight if weight is None else weight.to(DEVICE) for weight in weights),
-        1e-5,
+        RotaryInputs(
+            *turned,
+            positions.to(DEVICE),
+            angles.to(DEVICE),
+            *turned_caches,
+            slots.to(DEVICE),
+            interleaved,
+            *(weight if weight is None else weight.to(DEVICE) for weight in weights),
+            1e-5,
+        )
     )
-    rotary_reference.rotary_and_cache(*heads, positions, angles, *caches, slots, interleaved, *weights, 1e-5)
+    rotary_reference.rotary_and_cache(
+        RotaryInputs(*heads, positions, angles, *caches, slots, interleaved, *weights, 1e-5)
+    )
     assert_same(turned[0], heads[0], dtype)
     for cache, expected in zip(turned_caches, caches, strict=True):
         assert_same(cache, expected, dtype)

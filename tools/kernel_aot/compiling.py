@@ -18,7 +18,7 @@ from functools import cache
 from multiprocessing import get_context
 from typing import Any
 
-from pagewire_kernels.dependent_launch import LEAST_GENERATION
+from pagewire_kernels.gpu.dependent_launch import LEAST_GENERATION
 
 from kernel_aot import cases as case_modules
 from kernel_aot.case import AotCase

@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.fused_moe.triton_route import Routing, route
+from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"

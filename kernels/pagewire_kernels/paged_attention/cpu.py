@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from numba import carray, cfunc, float32, int32, njit
 
-from pagewire_kernels.cpu_threads import team_size
-from pagewire_kernels.launch import FASTMATH, WORKER, float_bits, from_bits, launch, pointer, take
+from pagewire_kernels.cpu.simd_ir import LANES
+from pagewire_kernels.cpu.team import FASTMATH, WORKER, float_bits, from_bits, launch, pointer, take
+from pagewire_kernels.cpu.threads import team_size
 from pagewire_kernels.paged_attention.cpu_tile import attend_tile
-from pagewire_kernels.simd_ir import LANES
+from pagewire_kernels.paged_attention.inputs import AttentionInputs
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -92,25 +93,18 @@ def _list_tiles(query_start_loc, num_seqs, tile_queries, tiles):
     return count
 
 
-def paged_attention(
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    block_tables: torch.Tensor,
-    query_start_loc: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    max_query_len: int,
-    max_seq_len: int,
-    sliding_window: int = 0,
-    logit_softcap: float = 0.0,
-    alibi_slopes: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None,
-    num_decodes: int = 0,
-) -> torch.Tensor:
+def paged_attention(inputs: AttentionInputs) -> torch.Tensor:
     """See the package; float32 in the CPU layout, decodes and prefills alike."""
-    if alibi_slopes is not None or sinks is not None:
-        raise ValueError(f"CPU attention has no {'sinks' if alibi_slopes is None else 'alibi_slopes'}")
+    if inputs.alibi_slopes is not None or inputs.sinks is not None:
+        raise ValueError(f"CPU attention has no {'sinks' if inputs.alibi_slopes is None else 'alibi_slopes'}")
+    query, key_cache, value_cache, block_tables = (
+        inputs.query,
+        inputs.key_cache,
+        inputs.value_cache,
+        inputs.block_tables,
+    )
+    query_start_loc, seq_lens = inputs.query_start_loc, inputs.seq_lens
+    max_query_len, max_seq_len = inputs.max_query_len, inputs.max_seq_len
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, block_size = key_cache.shape[1], key_cache.shape[3]
     num_seqs = seq_lens.shape[0]
@@ -150,9 +144,9 @@ def paged_attention(
         tile_queries,
         strip,
         num_seqs,
-        sliding_window,
-        float_bits(scale),
-        float_bits(logit_softcap),
+        inputs.sliding_window,
+        float_bits(inputs.scale),
+        float_bits(inputs.logit_softcap),
     )
     launch(_ADDRESS, team_size(num_tokens * num_kv_heads * head_dim * max_seq_len), args)
     return out

@@ -3,9 +3,9 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 from numba import njit
 
-from pagewire_kernels.launch import FASTMATH
-from pagewire_kernels.simd import HAS_AVX512, make_gemm_tile
-from pagewire_kernels.simd_ir import LANES
+from pagewire_kernels.cpu.simd import HAS_AVX512, make_gemm_tile
+from pagewire_kernels.cpu.simd_ir import LANES
+from pagewire_kernels.cpu.team import FASTMATH
 
 _SCORE_ROWS = 12 if HAS_AVX512 else 6
 """Rows whose scores stay in registers together: two thirds of the machine's vector registers hold results."""

@@ -14,10 +14,10 @@ Tuples that travel together, of int64:
 import numpy as np
 from numba import carray, float32, njit
 
-from pagewire_kernels.launch import FASTMATH, pointer
+from pagewire_kernels.cpu.simd import MASKED, exp, row_exp, row_max, row_softcap
+from pagewire_kernels.cpu.simd_ir import LANES
+from pagewire_kernels.cpu.team import FASTMATH, pointer
 from pagewire_kernels.paged_attention.cpu_products import add_values, score_keys
-from pagewire_kernels.simd import MASKED, exp, row_exp, row_max, row_softcap
-from pagewire_kernels.simd_ir import LANES
 
 # Untyped: numba infers the types of what it compiles.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"

@@ -16,10 +16,11 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from pagewire_kernels.gpu.traits import gpu_traits
 from pagewire_kernels.paged_attention.hopper_consume import consume
 from pagewire_kernels.paged_attention.hopper_produce import produce
 from pagewire_kernels.paged_attention.hopper_shared import NOTICE_SIZE, NUM_CONSUMERS, PANEL, ROWS
-from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
+from pagewire_kernels.paged_attention.inputs import AttentionInputs
 from pagewire_kernels.tuning.paged_attention import HopperPrefillConfig, hopper_prefill_config
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -138,8 +139,10 @@ def serves(inputs: AttentionInputs) -> bool:
     )
 
 
-def attend_prefills(inputs: AttentionInputs, first_seq: int, config: HopperPrefillConfig | None = None) -> None:
-    """Writes the rows of inputs.out that belong to sequences from first_seq on; those before it have a token each.
+def attend_prefills(
+    inputs: AttentionInputs, out: torch.Tensor, first_seq: int, config: HopperPrefillConfig | None = None
+) -> None:
+    """Writes the rows of out that belong to sequences from first_seq on; those before it have a token each.
 
     Args:
         config: Instead of the table's choice.
@@ -171,7 +174,7 @@ def attend_prefills(inputs: AttentionInputs, first_seq: int, config: HopperPrefi
         inputs.query_start_loc,
         inputs.seq_lens,
         inputs.sinks,
-        inputs.out,
+        out,
         counter,
         inputs.score_scale,
         first_seq,

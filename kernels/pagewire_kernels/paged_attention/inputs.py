@@ -1,32 +1,48 @@
-"""The arguments of one call of paged_attention on a GPU, checked, and what its kernels derive from them."""
+"""The arguments of one call of paged_attention, and what GPU kernels derive from them."""
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
 _LOG2_E = 1.4426950408889634
-_INTERPRETED = (90, 132)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """See paged_attention for the fields; out is [num_tokens, num_heads, head_dim], contiguous, to be written."""
+    """One batch: the new tokens of each sequence, and the cache that holds all of their tokens so far."""
 
     query: torch.Tensor
+    """[num_tokens, num_heads, head_dim], sequence after sequence; each token's heads contiguous. num_heads is a
+    multiple of the cache's num_kv_heads."""
     key_cache: torch.Tensor
+    """In the device's layout (kv_cache.py), query's dtype."""
     value_cache: torch.Tensor
+    """In the device's layout, query's dtype."""
     block_tables: torch.Tensor
+    """[num_seqs, max_blocks] int32, rows contiguous; entries beyond a sequence's length are not read."""
     query_start_loc: torch.Tensor
+    """[num_seqs + 1] int32."""
     seq_lens: torch.Tensor
-    out: torch.Tensor
+    """[num_seqs] int32, new tokens included; 0: the row is void and its output is zero."""
     scale: float
+    """Multiplies the scores; positive."""
     max_query_len: int
+    """Upper bound of the query lengths. 1: every sequence has exactly one new token."""
     max_seq_len: int
-    sliding_window: int
-    logit_softcap: float
-    alibi_slopes: torch.Tensor | None
-    sinks: torch.Tensor | None
+    """Upper bound of seq_lens."""
+    sliding_window: int = 0
+    """A token attends to itself and the sliding_window - 1 tokens before it; 0: to all."""
+    logit_softcap: float = 0.0
+    """Scores become cap * tanh(score / cap); 0: they stay."""
+    alibi_slopes: torch.Tensor | None = None
+    """[num_heads], contiguous: slope * distance is subtracted from a head's scores (after the cap), where distance is
+    how far the key lies behind the query. ALiBi, arXiv:2108.12409. Not on a CPU."""
+    sinks: torch.Tensor | None = None
+    """[num_heads], contiguous: a score, neither scaled nor capped, that takes part in a head's softmax and has no
+    value. Not on a CPU."""
+    num_decodes: int = 0
+    """The first num_decodes sequences have exactly one new token each; a GPU attends from them in a launch of their
+    own. Results do not depend on it."""
 
     @property
     def block_size(self) -> int:
@@ -69,15 +85,3 @@ class AttentionInputs:
         for name, per_head in (("alibi_slopes", self.alibi_slopes), ("sinks", self.sinks)):
             if per_head is not None and (per_head.shape != (num_heads,) or not per_head.is_contiguous()):
                 raise ValueError(f"{name} must be contiguous and of shape [{num_heads}], not {list(per_head.shape)}")
-
-
-@cache
-def gpu_traits(device: torch.device) -> tuple[int, int]:
-    """(GPU generation as in tuning/, number of multiprocessors); Triton's interpreter is taken for an H200."""
-    if device.type != "cuda":
-        return _INTERPRETED
-    major, minor = torch.cuda.get_device_capability(device)
-    # Hopper and data centre Blackwell are alike whatever the minor number; Ampere's other parts have less memory.
-    return 10 * major + (0 if major in (9, 10) else minor), torch.cuda.get_device_properties(
-        device
-    ).multi_processor_count

@@ -7,63 +7,34 @@ from types import ModuleType
 import torch
 from triton import knobs
 
-from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
+from pagewire_kernels.gpu.traits import gpu_traits
+from pagewire_kernels.paged_attention.inputs import AttentionInputs
 from pagewire_kernels.paged_attention.triton_decode import attend_decodes
 from pagewire_kernels.paged_attention.triton_prefill import attend_prefills
 
 _log = logging.getLogger(__name__)
 
 
-def paged_attention(
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    block_tables: torch.Tensor,
-    query_start_loc: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    max_query_len: int,
-    max_seq_len: int,
-    sliding_window: int = 0,
-    logit_softcap: float = 0.0,
-    alibi_slopes: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None,
-    num_decodes: int = 0,
-) -> torch.Tensor:
+def paged_attention(inputs: AttentionInputs) -> torch.Tensor:
     """See the package. Launches depend on shapes and plain numbers alone: they can be captured in a graph."""
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    inputs = AttentionInputs(
-        query,
-        key_cache,
-        value_cache,
-        block_tables,
-        query_start_loc,
-        seq_lens,
-        out,
-        scale,
-        max_query_len,
-        max_seq_len,
-        sliding_window,
-        logit_softcap,
-        alibi_slopes,
-        sinks,
-    )
     inputs.check()
+    query, seq_lens, num_decodes = inputs.query, inputs.seq_lens, inputs.num_decodes
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     num_tokens, num_seqs = query.shape[0], seq_lens.shape[0]
     if num_tokens == 0 or num_seqs == 0:
         return out
-    if max_query_len == 1:
+    if inputs.max_query_len == 1:
         num_decodes = num_seqs
     if not 0 <= num_decodes <= min(num_seqs, num_tokens):
         raise ValueError(f"{num_decodes} decodes in a batch of {num_seqs} sequences and {num_tokens} tokens")
     if num_decodes:
-        attend_decodes(inputs, num_decodes)
+        attend_decodes(inputs, out, num_decodes)
     if num_decodes < num_seqs:
         hopper = _hopper_prefill(query.device)
         if hopper is not None and hopper.serves(inputs):
-            hopper.attend_prefills(inputs, num_decodes)
+            hopper.attend_prefills(inputs, out, num_decodes)
         else:
-            attend_prefills(inputs, num_decodes)
+            attend_prefills(inputs, out, num_decodes)
     return out
 
 

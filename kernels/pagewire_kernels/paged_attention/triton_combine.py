@@ -6,8 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
-from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
+from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
+from pagewire_kernels.gpu.traits import gpu_traits
+from pagewire_kernels.paged_attention.inputs import AttentionInputs
 from pagewire_kernels.paged_attention.triton_tile import LOWEST, add_sinks
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -89,8 +90,8 @@ def combine_splits_kernel(
         tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
-def combine_splits(inputs: AttentionInputs, partials: Partials) -> None:
-    """Writes the rows of inputs.out whose sequences were split; the others stay as they are."""
+def combine_splits(inputs: AttentionInputs, out: torch.Tensor, partials: Partials) -> None:
+    """Writes the rows of out whose sequences were split; the others stay as they are."""
     num_heads, head_dim = inputs.query.shape[1:]
     _, num_kv_heads, block_g, block_d = partials.sums.shape
     num_seqs = len(partials.splits)
@@ -101,7 +102,7 @@ def combine_splits(inputs: AttentionInputs, partials: Partials) -> None:
         partials.stats,
         partials.splits,
         inputs.sinks,
-        inputs.out,
+        out,
         heads_per_program,
         **_constants(num_kv_heads, inputs.group_size, head_dim, block_g, block_d),
         **launch_options(inputs.query.device),

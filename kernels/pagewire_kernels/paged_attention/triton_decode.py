@@ -8,11 +8,13 @@ triton_combine.py.
 
 from functools import cache
 
+import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
-from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
+from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
+from pagewire_kernels.gpu.traits import gpu_traits
+from pagewire_kernels.paged_attention.inputs import AttentionInputs
 from pagewire_kernels.paged_attention.triton_combine import MAX_SPLITS, Partials, combine_splits
 from pagewire_kernels.paged_attention.triton_tile import (
     LOG2_E,
@@ -201,8 +203,10 @@ def decode_attention_kernel(
         tl.store(sums_ptr + partial * (BLOCK_G * BLOCK_D) + cells, accumulator, mask=is_kept[:, None])
 
 
-def attend_decodes(inputs: AttentionInputs, num_decodes: int, config: DecodeConfig | None = None) -> None:
-    """Writes the first num_decodes rows of inputs.out: token i is sequence i's one new token."""
+def attend_decodes(
+    inputs: AttentionInputs, out: torch.Tensor, num_decodes: int, config: DecodeConfig | None = None
+) -> None:
+    """Writes the first num_decodes rows of out: token i is sequence i's one new token."""
     head_dim = inputs.query.shape[2]
     device = inputs.query.device
     gpu, num_multiprocessors = gpu_traits(device)
@@ -226,7 +230,7 @@ def attend_decodes(inputs: AttentionInputs, num_decodes: int, config: DecodeConf
         inputs.seq_lens,
         inputs.alibi_slopes,
         inputs.sinks,
-        inputs.out,
+        out,
         *((partials.sums, partials.stats, partials.splits) if partials else (None, None, None)),
         inputs.score_scale,
         inputs.softcap_log2,
@@ -243,7 +247,7 @@ def attend_decodes(inputs: AttentionInputs, num_decodes: int, config: DecodeConf
         num_stages=config.num_stages,
     )
     if partials:
-        combine_splits(inputs, partials)
+        combine_splits(inputs, out, partials)
 
 
 @cache

@@ -6,10 +6,12 @@ tiles, of which those that every query sees are computed without masks and those
 
 from functools import cache
 
+import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.paged_attention.inputs import AttentionInputs, gpu_traits
+from pagewire_kernels.gpu.traits import gpu_traits
+from pagewire_kernels.paged_attention.inputs import AttentionInputs
 from pagewire_kernels.paged_attention.triton_tile import (
     LOG2_E,
     LOWEST,
@@ -273,8 +275,10 @@ def prefill_attention_kernel(
     tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def attend_prefills(inputs: AttentionInputs, first_seq: int, config: PrefillConfig | None = None) -> None:
-    """Writes the rows of inputs.out that belong to sequences from first_seq on; those before it have a token each."""
+def attend_prefills(
+    inputs: AttentionInputs, out: torch.Tensor, first_seq: int, config: PrefillConfig | None = None
+) -> None:
+    """Writes the rows of out that belong to sequences from first_seq on; those before it have a token each."""
     num_tokens, _, head_dim = inputs.query.shape
     num_seqs = inputs.seq_lens.shape[0]
     if config is None:
@@ -292,7 +296,7 @@ def attend_prefills(inputs: AttentionInputs, first_seq: int, config: PrefillConf
         inputs.seq_lens,
         inputs.alibi_slopes,
         inputs.sinks,
-        inputs.out,
+        out,
         inputs.score_scale,
         inputs.softcap_log2,
         first_seq,

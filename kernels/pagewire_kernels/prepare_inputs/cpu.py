@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from pagewire_kernels.prepare_inputs import PreparedInputs
+from pagewire_kernels.prepare_inputs.inputs import PreparedInputs
 from pagewire_kernels.sequence_state import SequenceState
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from pagewire_kernels.prepare_inputs import PreparedInputs
+from pagewire_kernels.prepare_inputs.inputs import PreparedInputs
 from pagewire_kernels.sequence_state import SequenceState
 
 

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.prepare_inputs import PreparedInputs
+from pagewire_kernels.prepare_inputs.inputs import PreparedInputs
 from pagewire_kernels.sequence_state import SequenceState
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"

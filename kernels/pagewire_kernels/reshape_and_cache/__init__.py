@@ -34,9 +34,9 @@ def reshape_and_cache(
 @cache
 def _backend(device_type: str) -> Callable[..., None]:
     if device_type == "cpu":
-        from pagewire_kernels.rotary_and_cache import cpu
+        from pagewire_kernels.cpu import rotary_worker
 
-        return cpu.reshape_and_cache
+        return rotary_worker.reshape_and_cache
     if device_type == "cuda":
         from pagewire_kernels.reshape_and_cache.triton import reshape_and_cache as triton_kernel
 

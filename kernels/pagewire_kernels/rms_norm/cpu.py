@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numba import carray, cfunc, float32, njit
 
-from pagewire_kernels.cpu_threads import team_size
-from pagewire_kernels.launch import FASTMATH, WORKER, float_bits, from_bits, launch, pointer, take
+from pagewire_kernels.cpu.team import FASTMATH, WORKER, float_bits, from_bits, launch, pointer, take
+from pagewire_kernels.cpu.threads import team_size
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 

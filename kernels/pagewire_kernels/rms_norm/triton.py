@@ -4,8 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
-from pagewire_kernels.row_tile import row_tile
+from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
+from pagewire_kernels.gpu.row_tile import row_tile
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 

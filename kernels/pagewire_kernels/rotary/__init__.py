@@ -36,6 +36,6 @@ def apply_rotary(
 
 @cache
 def _cpu() -> Callable[..., None]:
-    from pagewire_kernels.rotary_and_cache import cpu
+    from pagewire_kernels.cpu import rotary_worker
 
-    return cpu.apply_rotary
+    return rotary_worker.apply_rotary

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from functools import cache
 
-import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.dependent_launch import launch_options, release_next, wait_for_previous
+from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
+from pagewire_kernels.rotary_and_cache.inputs import RotaryInputs
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -228,47 +228,37 @@ def _specialise(
     return _Specialisation(constexprs, num_tiles, max(1, query_heads * dim_block // _ELEMENTS_PER_WARP))
 
 
-def rotary_and_cache(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    positions: torch.Tensor,
-    cos_sin_cache: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-    interleaved: bool = False,
-    q_norm_weight: torch.Tensor | None = None,
-    k_norm_weight: torch.Tensor | None = None,
-    eps: float = 0.0,
-) -> None:
+def rotary_and_cache(inputs: RotaryInputs) -> None:
     """See the package."""
+    query, key, value = inputs.query, inputs.key, inputs.value
     num_tokens, num_heads, head_dim = query.shape
     if any(x.stride(2) != 1 or x.stride(1) != head_dim for x in (query, key, value)):
         raise ValueError("the heads of a token must be contiguous in query, key and value")
-    if not (key_cache.is_contiguous() and value_cache.is_contiguous() and cos_sin_cache.is_contiguous()):
+    caches = (inputs.key_cache, inputs.value_cache, inputs.cos_sin_cache)
+    if not all(cache.is_contiguous() for cache in caches):
         raise ValueError("the caches must be contiguous")
-    if positions.stride(0) != 1 or slot_mapping.stride(0) != 1:
+    if inputs.positions.stride(0) != 1 or inputs.slot_mapping.stride(0) != 1:
         raise ValueError("positions and slot_mapping must be contiguous")
     if num_tokens == 0:
         return
-    has_norm = q_norm_weight is not None
-    shape = _specialise(num_heads, key.shape[1], head_dim, cos_sin_cache.shape[1], interleaved, has_norm)
+    has_norm = inputs.q_norm_weight is not None
+    rotary_dim = inputs.cos_sin_cache.shape[1]
+    shape = _specialise(num_heads, key.shape[1], head_dim, rotary_dim, inputs.interleaved, has_norm)
     rotary_and_cache_kernel[(num_tokens, shape.num_tiles)](
         query,
         key,
         value,
-        positions,
-        cos_sin_cache,
-        key_cache,
-        value_cache,
-        slot_mapping,
-        q_norm_weight if q_norm_weight is not None else query,
-        k_norm_weight if k_norm_weight is not None else key,
+        inputs.positions,
+        inputs.cos_sin_cache,
+        inputs.key_cache,
+        inputs.value_cache,
+        inputs.slot_mapping,
+        inputs.q_norm_weight if inputs.q_norm_weight is not None else query,
+        inputs.k_norm_weight if inputs.k_norm_weight is not None else key,
         query.stride(0),
         key.stride(0),
         value.stride(0),
-        eps,
+        inputs.eps,
         **shape.constexprs,
         **launch_options(query.device),
         num_warps=shape.num_warps,

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from numba import carray, cfunc, float32, int32, int64, njit, uint8
 
-from pagewire_kernels.cpu_threads import team_size
-from pagewire_kernels.launch import FASTMATH, WORKER, launch, pointer, take
+from pagewire_kernels.cpu.team import FASTMATH, WORKER, launch, pointer, take
+from pagewire_kernels.cpu.threads import team_size
 from pagewire_kernels.sample.batch import GREEDY_BELOW, SamplingBatch
 from pagewire_kernels.sample.cpu_filters import filter_threshold
 from pagewire_kernels.sample.cpu_row import apply_penalties, draw, first_largest, largest, mask_stop_tokens

@@ -10,8 +10,8 @@ import math
 import numpy as np
 from numba import carray, float32, njit
 
-from pagewire_kernels.launch import FASTMATH, pointer
-from pagewire_kernels.simd import exp
+from pagewire_kernels.cpu.simd import exp
+from pagewire_kernels.cpu.team import FASTMATH, pointer
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 

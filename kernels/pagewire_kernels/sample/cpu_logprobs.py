@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numba import carray, cfunc, float32, int64, njit
 
-from pagewire_kernels.cpu_threads import team_size
-from pagewire_kernels.launch import FASTMATH, WORKER, launch, pointer, take
+from pagewire_kernels.cpu.simd import exp
+from pagewire_kernels.cpu.team import FASTMATH, WORKER, launch, pointer, take
+from pagewire_kernels.cpu.threads import team_size
 from pagewire_kernels.sample.cpu_row import largest
-from pagewire_kernels.simd import exp
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 

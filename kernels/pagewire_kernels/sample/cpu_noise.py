@@ -8,7 +8,7 @@ from llvmlite.ir import Value
 from numba import types
 from numba.extending import intrinsic
 
-from pagewire_kernels.simd_ir import I32, LANES, VECTOR, constant, log, multiply_add, store
+from pagewire_kernels.cpu.simd_ir import I32, LANES, VECTOR, constant, log, multiply_add, store
 
 GROUP = 4 * LANES
 """Tokens whose noise is made at once: four of each of LANES counters."""

@@ -3,10 +3,10 @@
 import numpy as np
 from numba import carray, float32, int32, njit
 
-from pagewire_kernels.launch import FASTMATH, pointer
+from pagewire_kernels.cpu.simd import MASKED, row_max
+from pagewire_kernels.cpu.simd_ir import LANES
+from pagewire_kernels.cpu.team import FASTMATH, pointer
 from pagewire_kernels.sample.cpu_noise import GROUP, MAX_NOISE, gumbel_group
-from pagewire_kernels.simd import MASKED, row_max
-from pagewire_kernels.simd_ir import LANES
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 

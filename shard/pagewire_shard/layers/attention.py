@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from pagewire_kernels.paged_attention import paged_attention
+from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
 from pagewire_kernels.reshape_and_cache import reshape_and_cache
-from pagewire_kernels.rotary_and_cache import rotary_and_cache
+from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 
 from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.linear import Linear
@@ -32,7 +32,7 @@ class Attention:
         self._qkv = qkv
         self._o = o
         self._cos_sin_cache = cos_sin_cache
-        # Keywords of rotary_and_cache, which norms each head in the pass that rotates it.
+        # Fields of RotaryInputs: the op norms each head in the pass that rotates it.
         self._norm_options: dict[str, Any] = {}
         if qk_norms is not None:
             query_norm, key_norm = qk_norms
@@ -51,27 +51,29 @@ class Attention:
             reshape_and_cache(key, value, key_cache, value_cache, batch.slot_mapping)
         else:
             rotary_and_cache(
-                query,
-                key,
-                value,
-                batch.positions,
-                self._cos_sin_cache,
-                key_cache,
-                value_cache,
-                batch.slot_mapping,
-                **self._norm_options,
+                RotaryInputs(
+                    query=query,
+                    key=key,
+                    value=value,
+                    positions=batch.positions,
+                    cos_sin_cache=self._cos_sin_cache,
+                    key_cache=key_cache,
+                    value_cache=value_cache,
+                    slot_mapping=batch.slot_mapping,
+                    **self._norm_options,
+                )
             )
-        output = paged_attention(
-            query,
-            key_cache,
-            value_cache,
-            batch.block_tables,
-            batch.query_start_loc,
-            batch.seq_lens,
+        inputs = AttentionInputs(
+            query=query,
+            key_cache=key_cache,
+            value_cache=value_cache,
+            block_tables=batch.block_tables,
+            query_start_loc=batch.query_start_loc,
+            seq_lens=batch.seq_lens,
             scale=self._scale,
             max_query_len=batch.max_query_len,
             max_seq_len=batch.max_seq_len,
             sliding_window=self._sliding_window,
             num_decodes=batch.num_decodes,
         )
-        return self._o(output.view(x.shape[0], -1))
+        return self._o(paged_attention(inputs).view(x.shape[0], -1))

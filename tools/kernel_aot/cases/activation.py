@@ -1,7 +1,7 @@
 """Ahead-of-time cases of activation's kernels."""
 
 from pagewire_kernels.activation import triton as kernels
-from pagewire_kernels.row_tile import row_tile
+from pagewire_kernels.gpu.row_tile import row_tile
 
 from kernel_aot.case import AotCase
 

@@ -18,8 +18,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from pagewire_kernels import cpu_threads
-from pagewire_kernels.compile_cache import use_compile_cache
+from pagewire_kernels.cpu import threads
+from pagewire_kernels.cpu.compile_cache import use_compile_cache
 
 use_compile_cache()
 
@@ -38,7 +38,7 @@ def _serial(function: int, data: int, num_threads: int, flags: int) -> None:
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
 
 
-llvm.add_symbol("GOMP_parallel", cpu_threads.gomp_parallel_address() or ctypes.cast(_serial, ctypes.c_void_p).value)
+llvm.add_symbol("GOMP_parallel", threads.gomp_parallel_address() or ctypes.cast(_serial, ctypes.c_void_p).value)
 
 
 @intrinsic

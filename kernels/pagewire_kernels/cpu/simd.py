@@ -14,8 +14,8 @@ from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-from pagewire_kernels import simd_ir
-from pagewire_kernels.simd_ir import (
+from pagewire_kernels.cpu import simd_ir
+from pagewire_kernels.cpu.simd_ir import (
     F32,
     I64,
     LANES,

@@ -2,7 +2,7 @@
 
 numba's OpenMP layer links a second libgomp beside the one torch ships (it asks for another file name), and its parallel
 loops are slow to compile. So compiled kernels are plain functions that a GNU OpenMP entry point, found through torch,
-runs on every thread of the team; they share out their work by an atomic counter. See launch.py.
+runs on every thread of the team; they share out their work by an atomic counter. See team.py.
 """
 
 import ctypes

@@ -13,7 +13,7 @@ from pathlib import Path
 from numba import config
 from numba.misc.appdirs import user_cache_dir
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 
 
 def use_compile_cache() -> None:
