@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.set-up
 
-.PHONY: help setup demo test test-slow test-gpu test-operate check fmt docs docs-serve protos bench clean
+.PHONY: help setup demo test test-delivery test-slow test-gpu test-operate check fmt docs docs-serve protos bench clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,8 +15,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Start router and shard on the bundled model and complete three prompts.
 	@.venv/bin/pagewire demo
 
-test: $(STAMP) ## Run all tests but the slow ones and those that need a GPU or large installs.
-	@tools/test.sh -m "not slow and not gpu and not operate"
+test: $(STAMP) ## Run the tests of the engine, the service and the clients.
+	@tools/test.sh -m "not slow and not gpu and not operate and not delivery"
+
+test-delivery: $(STAMP) ## Run the tests of the chart, dashboards, alerts and documentation.
+	@tools/test.sh -m "delivery and not slow and not operate"
 
 test-slow: $(STAMP) ## Run the tests that take minutes.
 	@tools/test.sh -m "slow and not gpu and not operate"
@@ -33,7 +36,7 @@ check: $(STAMP) ## Check format, lint, types, structure and generated stubs.
 
 fmt: $(STAMP) ## Format the code, fix what can be fixed, write the generated pages and lists of docs/.
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
-	@$(PY) tools/module_list.py && $(PY) tools/generate_docs.py && $(PY) tools/generate_dashboards.py && $(PY) tools/chart_readme.py
+	@$(PY) tools/generate_docs.py && $(PY) tools/chart_readme.py
 
 docs: $(STAMP) ## Build the site of docs/ into build/site, strictly.
 	@tools/docs.sh

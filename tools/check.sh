@@ -15,9 +15,7 @@ check "format" .venv/bin/ruff format --check --quiet .
 check "lint" .venv/bin/ruff check --quiet .
 check "types" .venv/bin/mypy
 check "size limits" .venv/bin/python tools/check_structure.py
-check "list of modules" .venv/bin/python tools/module_list.py --check
 check "generated pages" .venv/bin/python tools/generate_docs.py --check
-check "dashboards" .venv/bin/python tools/generate_dashboards.py --check
 check "values of the chart" .venv/bin/python tools/chart_readme.py --check
 check "imports and protos" .venv/bin/python -m pytest tests/test_structure.py tests/protos
 # As tools/operate/buf.sh installs it, or one that is there already.

@@ -1,6 +1,6 @@
 """Tables of facts, names and questions for the demo model's modern-English training text. Data only.
 
-A table has field names and one row a line, columns separated by '|'. How templates refer to it: demo_templates.py.
+A table has field names and one row a line, columns separated by '|'. How templates refer to it: templates.py.
 """
 
 RECORDS: dict[str, tuple[tuple[str, ...], str]] = {

@@ -2,9 +2,9 @@
 
 A slot `{animal}` stands for a random entry of WORDS["animal"], drawn anew each time and not twice in a document while
 there are others; `{animal#1}` keeps what it drew for the rest of the document. `{country.capital}` is a field of a
-random row of the table `country` of demo_facts.py, the same row wherever the document says `country`;
+random row of the table `country` of facts.py, the same row wherever the document says `country`;
 `{country#b.capital}` is one of another row of it. `{^...}` begins with a capital letter. Entries may hold slots
-themselves. demo_corpus.Expander fills them.
+themselves. corpus.Expander fills them.
 """
 
 

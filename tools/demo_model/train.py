@@ -1,6 +1,6 @@
 """Trains the bundled demo model: a small Llama on public-domain books and generated modern English.
 
-    python tools/train_demo_model.py --out shard/pagewire_shard/demo_model
+    cd tools && python -m demo_model.train --out ../shard/pagewire_shard/demo_model
 
 Minutes on a data-centre GPU, hours on a CPU. The corpus needs Debian's apt-get once; it is kept in --corpus-dir.
 """
@@ -12,11 +12,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import demo_export
 import torch
-from demo_corpus import Corpus, build_corpus
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from demo_model import export
+from demo_model.corpus import Corpus, build_corpus
 
 SHAPES = ((64, 512), (64, 512), (64, 512), (16, 2048))
 """Batch and window of the steps in turn: mostly short, every fourth as long as the context, so that RoPE learns it."""
@@ -86,8 +87,8 @@ class Progress:
 
 def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, device: str) -> dict[str, TokenSource]:
     """Token streams by source: books and texts as BOS ... EOS, conversations as the chat template writes them."""
-    texts = {name: [text + demo_export.EOS for text in getattr(corpus, name)] for name in ("austen", "kjv", "modern")}
-    texts["chats"] = [demo_export.render_chat(messages).removeprefix(demo_export.BOS) for messages in corpus.chats]
+    texts = {name: [text + export.EOS for text in getattr(corpus, name)] for name in ("austen", "kjv", "modern")}
+    texts["chats"] = [export.render_chat(messages).removeprefix(export.BOS) for messages in corpus.chats]
     sources = {}
     for name, documents in texts.items():
         ids = [encoding.ids for encoding in tokenizer.encode_batch(documents)]
@@ -105,17 +106,17 @@ def build_model(config: TrainingConfig) -> LlamaForCausalLM:
     """A randomly initialised model in float32 on the training device."""
     torch.manual_seed(config.seed)
     shape = LlamaConfig(
-        vocab_size=demo_export.VOCAB_SIZE,
+        vocab_size=export.VOCAB_SIZE,
         hidden_size=256,
         intermediate_size=512,
         num_hidden_layers=6,
         num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=32,
-        max_position_embeddings=demo_export.MAX_POSITIONS,
+        max_position_embeddings=export.MAX_POSITIONS,
         tie_word_embeddings=True,
-        bos_token_id=demo_export.SPECIAL_TOKENS.index(demo_export.BOS),
-        eos_token_id=demo_export.SPECIAL_TOKENS.index(demo_export.EOS),
+        bos_token_id=export.SPECIAL_TOKENS.index(export.BOS),
+        eos_token_id=export.SPECIAL_TOKENS.index(export.EOS),
     )
     return LlamaForCausalLM(shape).to(config.device)
 
@@ -176,7 +177,7 @@ def write_card(config: TrainingConfig, model: LlamaForCausalLM, progress: Progre
     """Writes README.md, with samples from the directory as written."""
     shape = model.config
     device = torch.cuda.get_device_name() if config.device == "cuda" else "a CPU"
-    card = demo_export.CARD.format(
+    card = export.CARD.format(
         num_parameters=model.num_parameters() / 1e6,
         layers=shape.num_hidden_layers,
         hidden=shape.hidden_size,
@@ -186,15 +187,15 @@ def write_card(config: TrainingConfig, model: LlamaForCausalLM, progress: Progre
         head_dim=shape.head_dim,
         vocab=shape.vocab_size,
         positions=shape.max_position_embeddings,
-        megabytes=demo_export.directory_megabytes(config.out),
-        bos=demo_export.BOS,
-        end=demo_export.END,
-        eos=demo_export.EOS,
+        megabytes=export.directory_megabytes(config.out),
+        bos=export.BOS,
+        end=export.END,
+        eos=export.EOS,
         steps=progress.step,
         minutes=progress.minutes,
         device=device,
         losses=format_losses(losses),
-        samples=demo_export.write_samples(config.out, config.seed),
+        samples=export.write_samples(config.out, config.seed),
         **SHARES,
     )
     (config.out / "README.md").write_text(card, encoding="utf-8")
@@ -227,13 +228,13 @@ def main() -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(config.seed)
     corpus = build_corpus(config.corpus_dir, config.num_modern, config.num_modern // 2, rng)
-    tokenizer = demo_export.train_tokenizer(corpus.austen + corpus.kjv[: len(corpus.kjv) // 2] + corpus.modern)
+    tokenizer = export.train_tokenizer(corpus.austen + corpus.kjv[: len(corpus.kjv) // 2] + corpus.modern)
     sources = tokenize_corpus(corpus, tokenizer, config.device)
     model = build_model(config)
     progress = train(model, sources, config)
     losses = held_out_losses(model, sources)
-    demo_export.write_tokenizer(tokenizer, config.out)
-    demo_export.write_model(model, config.out)
+    export.write_tokenizer(tokenizer, config.out)
+    export.write_model(model, config.out)
     write_card(config, model, progress, losses)
 
 

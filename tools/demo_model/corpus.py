@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo_facts import RECORDS
-from demo_templates import DOCUMENTS, SYSTEM_PROMPTS, TURNS, WORDS
+from demo_model.facts import RECORDS
+from demo_model.templates import DOCUMENTS, SYSTEM_PROMPTS, TURNS, WORDS
 
 PACKAGES = ("bible-kjv", "bible-kjv-text", "r-cran-janeaustenr")
 DOCUMENT_BREAK = "\f"

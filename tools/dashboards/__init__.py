@@ -1,1 +1,0 @@
-"""The Grafana dashboards of the chart, one module for each."""
