@@ -385,3 +385,31 @@ async def test_500_streams_at_once_all_finish(serve, byte_level_files):
         assert not router.engine.aborted
         # Under such load tokens share messages.
         assert sum(map(len, answers)) < 500 * len(token_ids_of(answers[0]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field", "named"),
+    [
+        ({"text": "Hello <tool> world"}, "text", "'<tool>'"),
+        ({"chat": {"messages": [{"role": "user", "content": "use <tool>"}]}}, "chat", "'<tool>'"),
+        ({"token_ids": {"ids": [3, 420]}}, "token_ids.ids[1]", "420"),
+    ],
+    ids=["text", "chat", "token_ids"],
+)
+async def test_a_token_that_the_model_has_no_embedding_for_is_refused(serve, new_engine, prompt, field, named):
+    """The tokenizer has 421 tokens, the last of them added; the model knows 420."""
+    model = new_engine().model
+    model.vocab_size = 420
+    model.eos_token_ids[:] = [1, 420]
+    async with serve(model=model) as router:
+        request = inference_pb2.GenerateRequest(**prompt)
+        for call in (router.stub.Complete(request), router.stub.Generate(request).read()):
+            error = await refusal(call)
+            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+            violation = detail(error, error_details_pb2.BadRequest).field_violations[0]
+            assert violation.field == field
+            assert named in violation.description
+            assert "420" in violation.description
+        assert router.engine.requests == []
+        await router.generate(text="Hello", sampling_params=inference_pb2.SamplingParams(max_tokens=1))
+        assert router.engine.requests[0].eos_token_ids == (1,), "no token the model could sample"

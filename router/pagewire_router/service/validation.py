@@ -34,7 +34,7 @@ class Limits:
     max_logprobs: int
     """Most log-probabilities for each token."""
     eos_token_ids: tuple[int, ...]
-    """The model's own end-of-sequence tokens."""
+    """The model's own end-of-sequence tokens, as far as its vocabulary has them."""
 
     @staticmethod
     def of(model: shard_pb2.ShardInfo, *, max_n: int, max_logprobs: int) -> "Limits":
@@ -44,7 +44,7 @@ class Limits:
             max_model_len=model.max_model_len,
             max_n=min(max_n, model.max_num_seqs),
             max_logprobs=min(max_logprobs, model.max_logprobs),
-            eos_token_ids=tuple(model.eos_token_ids),
+            eos_token_ids=tuple(token_id for token_id in model.eos_token_ids if token_id < model.vocab_size),
         )
 
 

@@ -40,13 +40,26 @@ class PromptEncoder:
             prompt = await self.encode_chat(request.chat)
         elif field == "token_ids":
             prompt = Prompt(list(request.token_ids.ids), "")
-            violations = Violations()
-            check_token_ids(prompt.token_ids, "token_ids.ids", self._limits, violations)
-            violations.raise_if_any()
         else:
             raise InvalidRequest([FieldViolation(field, "is missing; set text, token_ids or chat")])
         check_prompt_length(len(prompt.token_ids), field, self._limits)
+        self._check_vocabulary(prompt, field)
         return prompt
+
+    def _check_vocabulary(self, prompt: Prompt, field: str) -> None:
+        """A tokenizer may know tokens that the model has no embedding for. Raises InvalidRequest."""
+        violations = Violations()
+        if field == "token_ids":
+            check_token_ids(prompt.token_ids, "token_ids.ids", self._limits, violations)
+        elif max(prompt.token_ids) >= self._limits.vocab_size:
+            token_id = next(t for t in prompt.token_ids if t >= self._limits.vocab_size)
+            token = self.tokenizer_for(field).token_text(token_id)
+            violations.add(
+                field,
+                f"holds token {token!r}, which the tokenizer numbers {token_id}; the model knows token ids below its "
+                f"vocabulary size, {self._limits.vocab_size}",
+            )
+        violations.raise_if_any()
 
     async def encode_text(self, text: str, *, add_special_tokens: bool, field: str = "text") -> Prompt:
         """Token ids of a text. Raises RequestTooLong without encoding a text that cannot fit."""

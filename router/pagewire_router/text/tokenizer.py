@@ -51,6 +51,10 @@ class Tokenizer:
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def token_text(self, token_id: int) -> str:
+        """The token as the vocabulary writes it; empty if there is none with this id."""
+        return self._backend.id_to_token(token_id) or ""
+
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         """The text of a whole sequence of tokens. Ids without a token have no text."""
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
