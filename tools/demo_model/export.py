@@ -70,7 +70,8 @@ The weights are Apache-2.0.
 
 ## Training
 `python -m demo_model.train --out DIR` in `tools/` with {steps} steps of 32,768 tokens, {minutes:.1f} minutes on
-{device}. It runs on a CPU as well, where a step takes about half a minute on two cores; `--minutes 60` gives a rougher model.
+{device}. It runs on a CPU as well, where a step takes about half a minute on two cores; `--minutes 60` gives a rougher
+model.
 
 Loss on held-out documents, in nats per token (a uniform guess: 8.32): {losses}.
 Held-out generated texts come from the same templates, which the model has all but learnt by heart: outside
