@@ -1,8 +1,10 @@
 """Incremental detokenization: the pieces add up to the whole, and no piece ends inside a character."""
 
+import json
 from functools import cache
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pagewire_router.text.tokenizer import Tokenizer
@@ -38,6 +40,61 @@ def test_pieces_add_up_to_the_full_text_after_the_prompt(tokenizer, prompt, text
     pieces = stream(tokenizer, head, tail, chunk, skip)
     assert head_text + "".join(pieces) == tokenizer.decode(both, skip_special_tokens=skip)
     assert not any(piece.endswith(BROKEN) for piece in pieces)
+
+
+@pytest.fixture(scope="module")
+def metaspace_files(byte_fallback_files):
+    """Byte fallback, but with a decoder that takes a space off the first token: no concatenation."""
+    backend = tokenizers.Tokenizer.from_str(byte_fallback_files["tokenizer.json"].decode())
+    backend.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace(), tokenizers.decoders.Fuse()]
+    )
+    return {**byte_fallback_files, "tokenizer.json": backend.to_str().encode()}
+
+
+@pytest.fixture(scope="module")
+def byte_level_window_files(byte_level_files):
+    """Byte-level BPE with a further step of decoding."""
+    description = json.loads(byte_level_files["tokenizer.json"])
+    description["decoder"] = {"type": "Sequence", "decoders": [description["decoder"], {"type": "Fuse"}]}
+    return {**byte_level_files, "tokenizer.json": json.dumps(description).encode()}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "byte_level_files",
+        "byte_fallback_files",
+        "metaspace_files",
+        "byte_level_window_files",
+        "word_piece_files",
+    ],
+)
+def any_tokenizer(request):
+    return Tokenizer(request.getfixturevalue(request.param), 500)
+
+
+@property_test
+@given(data=st.data(), text=TEXT, skip=st.booleans(), chunk=st.integers(1, 3))
+def test_a_stream_that_breaks_anywhere_is_continued_by_its_tokens(any_tokenizer, data, text, skip, chunk):
+    token_ids = any_tokenizer._encode(text, True)
+    border = data.draw(st.integers(0, len(token_ids)))
+    received = "".join(stream(any_tokenizer, [], token_ids[:border], chunk, skip)[:-1])
+    continuation = "".join(stream(any_tokenizer, token_ids[:border], token_ids[border:], chunk, skip))
+    assert received + continuation == any_tokenizer.decode(token_ids, skip_special_tokens=skip)
+
+
+def test_a_prompt_may_end_after_any_byte_of_a_character(any_tokenizer):
+    token_ids = any_tokenizer._encode("x é€🜁 é€🜁é€🜁 y", False)
+    whole = any_tokenizer.decode(token_ids, skip_special_tokens=True)
+    for border in range(len(token_ids)):
+        received = "".join(stream(any_tokenizer, [], token_ids[:border])[:-1])
+        assert received + "".join(stream(any_tokenizer, token_ids[:border], token_ids[border:])) == whole
+
+
+def test_a_replacement_character_of_the_prompt_is_not_repeated(any_tokenizer):
+    prompt = any_tokenizer._encode(f"x{BROKEN}", False)
+    assert "".join(stream(any_tokenizer, prompt, any_tokenizer._encode("x", False)[-1:])).strip() == "x"
 
 
 @property_test

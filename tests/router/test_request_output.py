@@ -1,6 +1,8 @@
 """The sink of one request: what it makes of tokens, stops and ends."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_router.errors import Aborted
 from pagewire_router.request import SamplingParams
@@ -82,6 +84,44 @@ def test_stop_strings_count_only_after_min_tokens(tokenizer):
     token_ids = tokenizer._encode("a a a", False)
     output = output_of(tokenizer, stop=("a",), min_tokens=len(token_ids) - 1)
     assert [output.on_tokens(0, [token_id], None) for token_id in token_ids][-2:] == [False, True]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text("ab é", min_size=1, max_size=12),
+    stops=st.lists(st.text("ab é", min_size=1, max_size=4), min_size=1, max_size=3),
+    min_tokens=st.integers(0, 12),
+    chunk=st.integers(1, 4),
+    include=st.booleans(),
+)
+def test_a_stop_string_ends_after_the_first_min_tokens_wherever_it_begins(
+    tokenizer, text, stops, min_tokens, chunk, include
+):
+    token_ids = tokenizer._encode(text, False)
+    text = tokenizer.decode(token_ids, skip_special_tokens=True)
+    # Only the text that is certain after min_tokens counts: an unfinished character comes with its last token.
+    detokenizer = tokenizer.detokenizer([], skip_special_tokens=True, spaces_between_special_tokens=True)
+    num_passed_over = len(detokenizer.feed(token_ids[:min_tokens]))
+    expected, matched = text, None
+    for end in range(num_passed_over + 1, len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            matched = max(found, key=len)
+            expected = text[: end if include else end - len(matched)]
+            break
+    output = output_of(tokenizer, stop=tuple(stops), min_tokens=min_tokens, include_stop_str_in_output=include)
+    sent, stopped = "", False
+    for start in range(0, len(token_ids), chunk):
+        stopped = output.on_tokens(0, token_ids[start : start + chunk], None)
+        sent += "".join([message.delta.text for message in taken(output)])
+        assert expected.startswith(sent)
+        if stopped:
+            break
+    output.on_finished(0, FINISH.FINISH_REASON_STOP, None, 0)
+    *deltas, end = taken(output)
+    assert sent + "".join([message.delta.text for message in deltas]) == expected
+    assert stopped == (matched is not None)
+    assert end.finished.stop_string == (matched or "")
 
 
 def test_stop_token_text_is_kept_if_asked_for(tokenizer):

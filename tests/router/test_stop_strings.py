@@ -8,9 +8,9 @@ TEXT = st.text("ab\n", max_size=20)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=5), min_size=1, max_size=3).map(tuple)
 
 
-def run(pieces, stops, include):
+def run(pieces, stops, include, passed_over=()):
     matcher = StopStrings(stops, include_in_output=include)
-    sent = ""
+    sent = "".join([matcher.pass_over(piece) for piece in passed_over])
     for piece in pieces:
         sent += matcher.feed(piece)
         if matcher.matched is not None:
@@ -18,9 +18,12 @@ def run(pieces, stops, include):
     return sent + matcher.flush(), None
 
 
-def expected(text, stops, include):
-    """The definition: read character by character, stop at the first that completes a stop string, the longest."""
-    for end in range(1, len(text) + 1):
+def expected(text, stops, include, num_passed_over=0):
+    """The definition: read character by character, stop at the first that completes a stop string, the longest.
+
+    The first num_passed_over characters complete none.
+    """
+    for end in range(num_passed_over + 1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
             stop = max(found, key=len)
@@ -33,10 +36,17 @@ def test_result_does_not_depend_on_how_the_text_is_cut(pieces, stops, include):
     assert run(pieces, stops, include) == expected("".join(pieces), stops, include)
 
 
+@given(passed_over=st.lists(TEXT, max_size=4), pieces=st.lists(TEXT, max_size=4), stops=STOPS, include=st.booleans())
+def test_a_stop_string_may_begin_in_what_is_passed_over_but_not_end_there(passed_over, pieces, stops, include):
+    text = "".join(passed_over)
+    assert run(pieces, stops, include, passed_over) == expected(text + "".join(pieces), stops, include, len(text))
+
+
 @given(pieces=st.lists(TEXT, max_size=8), stops=STOPS)
 def test_no_part_of_a_possible_stop_string_is_sent(pieces, stops):
     matcher = StopStrings(stops, include_in_output=False)
-    text = sent = ""
+    text = pieces.pop() if pieces else ""
+    sent = matcher.pass_over(text)
     for piece in pieces:
         text += piece
         sent += matcher.feed(piece)

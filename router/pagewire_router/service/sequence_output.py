@@ -59,15 +59,18 @@ class SequenceOutput:
             self._logprobs += map(_token_logprobs, token_ids, logprobs)
         if self._detokenizer is None:
             return False
+        num_passed_over = self._min_tokens - (self.num_tokens - len(token_ids))
         if token_ids[-1] in self._stop_token_ids:
             token_ids = token_ids[:-1]
-        text = self._detokenizer.feed(token_ids)
-        if self._stop_strings is not None and self.num_tokens > self._min_tokens:
-            text = self._stop_strings.feed(text)
-            self._text += text
-            return self._stop_strings.matched is not None
-        self._text += text
-        return False
+        if self._stop_strings is None:
+            self._text += self._detokenizer.feed(token_ids)
+            return False
+        if num_passed_over > 0:
+            # A stop string may begin in the first min_tokens tokens, but not end there.
+            self._text += self._stop_strings.pass_over(self._detokenizer.feed(token_ids[:num_passed_over]))
+            token_ids = token_ids[num_passed_over:]
+        self._text += self._stop_strings.feed(self._detokenizer.feed(token_ids))
+        return self._stop_strings.matched is not None
 
     def finish(
         self,
@@ -91,7 +94,8 @@ class SequenceOutput:
         if self._stop_strings is None:
             self._text += text
             return None
-        self._text += self._stop_strings.feed(text) + self._stop_strings.flush()
+        take = self._stop_strings.feed if self.num_tokens > self._min_tokens else self._stop_strings.pass_over
+        self._text += take(text) + self._stop_strings.flush()
         return self._stop_strings.matched
 
     def take_deltas(self) -> list[bytes]:

@@ -4,18 +4,24 @@ Two decoders cover the decoder-only models: byte-level BPE, and SentencePiece pi
 text is the concatenation of one byte string for each token, so a table and a UTF-8 decoder that keeps the bytes of an
 unfinished character are exact and cost a list access for most tokens. Any other decoder is asked for the text of a
 short window of tokens again and again.
+
+A prompt may end inside a character (a client goes on with a stream that broke there): then the first output token
+that completes it brings the whole character.
 """
 
 import codecs
+from collections.abc import Mapping
 from typing import Protocol
 
 from tokenizers import Tokenizer as Backend
 
-from pagewire_router.text.piece_table import PieceTable
+from pagewire_router.text.piece_table import Piece, PieceTable
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _MAX_HELD_TOKENS = 16
 """A character has at most 4 bytes: text that stays undecodable for longer is malformed, not unfinished."""
+_MAX_UNFINISHED_BYTES = 3
+_UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer(Protocol):
@@ -41,7 +47,7 @@ class PieceDetokenizer:
         self._pieces = table.pieces_without_special if skip_special_tokens else table.pieces
         # The decoder strips the space before the first word of a text: of the prompt's, if that has any.
         self._at_start = table.strips_first_space and not any(self._pieces[i] for i in prompt_token_ids)
-        self._bytes: codecs.IncrementalDecoder | None = None
+        self._bytes = _unfinished_character(self._pieces, prompt_token_ids)
 
     def feed(self, token_ids: list[int]) -> str:
         if self._bytes is None and not self._at_start and len(token_ids) == 1:
@@ -58,7 +64,7 @@ class PieceDetokenizer:
         if isinstance(piece, str):
             return self.flush() + piece if piece else ""
         if self._bytes is None:
-            self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+            self._bytes = _UTF8_DECODER("replace")
         text = self._bytes.decode(piece)
         if not self._bytes.getstate()[0]:
             self._bytes = None
@@ -72,17 +78,74 @@ class PieceDetokenizer:
         return text
 
 
+def _unfinished_character(pieces: list[Piece], token_ids: list[int]) -> codecs.IncrementalDecoder | None:
+    """A decoder that holds the bytes of the character which the tokens end in; None if they end between two."""
+    tail = b""
+    for token_id in reversed(token_ids):
+        piece = pieces[token_id]
+        if isinstance(piece, str):
+            if piece:
+                break
+            continue  # A token without text does not part the bytes around it.
+        tail = piece + tail
+        if len(tail) >= _MAX_UNFINISHED_BYTES:
+            break
+    if not tail:
+        return None
+    num_unfinished = _num_unfinished_bytes(tail)
+    if not num_unfinished:
+        return None
+    decoder = _UTF8_DECODER("replace")
+    decoder.decode(tail[-num_unfinished:])
+    return decoder
+
+
 class WindowDetokenizer:
     """For any decoder: decodes a window of recent tokens with and without the new ones; the difference is the text."""
 
     __slots__ = ("_backend", "_num_sent", "_previous", "_skip_special_tokens", "_window")
 
-    def __init__(self, backend: Backend, prompt_token_ids: list[int], *, skip_special_tokens: bool) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        prompt_token_ids: list[int],
+        partial_pieces: Mapping[int, bytes],
+        *,
+        skip_special_tokens: bool,
+    ) -> None:
+        """partial_pieces: the bytes of those tokens that may hold part of a character."""
         self._backend = backend
         self._skip_special_tokens = skip_special_tokens
-        self._window = prompt_token_ids[-_MAX_HELD_TOKENS:]
+        start = max(0, len(prompt_token_ids) - _MAX_HELD_TOKENS)
+        while start > 0 and _continues_a_character(partial_pieces.get(prompt_token_ids[start], b"")):
+            start -= 1
+        self._window = prompt_token_ids[start:]
         self._num_sent = len(self._window)
-        self._previous = self._decode(self._window)
+        self._previous = ""
+        self._leave_out_unfinished_character(partial_pieces)
+
+    def _leave_out_unfinished_character(self, partial_pieces: Mapping[int, bytes]) -> None:
+        """Where the prompt ends inside a character, the tokens that hold its bytes count as not sent yet."""
+        window = self._window
+        tail = b""
+        while len(tail) < _MAX_UNFINISHED_BYTES and self._num_sent > 0:
+            piece = partial_pieces.get(window[self._num_sent - 1])
+            if piece is None:
+                break
+            self._num_sent -= 1
+            tail = piece + tail
+        num_unfinished = _num_unfinished_bytes(tail)
+        while num_unfinished < len(tail):
+            piece = partial_pieces[window[self._num_sent]]
+            if len(tail) - len(piece) < num_unfinished:
+                break
+            tail = tail[len(piece) :]
+            self._num_sent += 1
+        if len(tail) == num_unfinished:
+            self._previous = self._decode(window[: self._num_sent])
+        else:
+            # The first of these tokens has characters before the unfinished one.
+            self._previous = self._decode(window).removesuffix(UNFINISHED)
 
     def feed(self, token_ids: list[int]) -> str:
         return "".join([self._feed_one(i) for i in token_ids])
@@ -109,6 +172,17 @@ class WindowDetokenizer:
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._backend.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
+
+
+def _continues_a_character(piece: bytes) -> bool:
+    return piece[:1] != b"" and 0x80 <= piece[0] < 0xC0
+
+
+def _num_unfinished_bytes(data: bytes) -> int:
+    """How many of the last bytes begin a character that more bytes would complete. No such byte continues another."""
+    decoder = _UTF8_DECODER("replace")
+    decoder.decode(data[-_MAX_UNFINISHED_BYTES:])
+    return len(decoder.getstate()[0])
 
 
 class SeparateSpecialTokens:

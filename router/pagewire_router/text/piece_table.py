@@ -27,27 +27,46 @@ def build_piece_table(backend: Backend, vocab_size: int) -> PieceTable | None:
 
     vocab_size: the model's, which may exceed the tokenizer's.
     """
-    decoder: dict[str, Any] = json.loads(backend.to_str())["decoder"] or {}
-    steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
+    steps = decoder_steps(backend)
     if [step.get("type") for step in steps] == ["ByteLevel"]:
         to_bytes, strips_first_space = _byte_level_bytes, False
     elif _is_byte_fallback(steps):
         to_bytes, strips_first_space = _byte_fallback_bytes, steps[-1]["type"] == "Strip"
     else:
         return None
-    vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-    # Added tokens take precedence where an id has two names.
-    tokens = {token_id: token for token, token_id in vocabulary.items()}
-    added = backend.get_added_tokens_decoder()
-    tokens.update({token_id: added_token.content for token_id, added_token in added.items()})
+    tokens = _tokens_by_id(backend)
     pieces: list[Piece] = [""] * max(vocab_size, max(tokens, default=-1) + 1)
     for token_id, token in tokens.items():
         pieces[token_id] = _whole_characters(to_bytes(token))
     without_special = pieces.copy()
-    for token_id, added_token in added.items():
+    for token_id, added_token in backend.get_added_tokens_decoder().items():
         if added_token.special:
             without_special[token_id] = ""
     return PieceTable(pieces, without_special, strips_first_space)
+
+
+def partial_pieces(backend: Backend) -> dict[int, bytes]:
+    """The bytes of each token that may hold part of a character, for decoders that are no concatenation."""
+    types = {step.get("type") for step in decoder_steps(backend)}
+    if types.isdisjoint({"ByteLevel", "ByteFallback"}):
+        return {}
+    to_bytes = _byte_level_bytes if "ByteLevel" in types else _byte_fallback_bytes
+    pieces = {token_id: _whole_characters(to_bytes(token)) for token_id, token in _tokens_by_id(backend).items()}
+    return {token_id: piece for token_id, piece in pieces.items() if isinstance(piece, bytes)}
+
+
+def decoder_steps(backend: Backend) -> list[dict[str, Any]]:
+    """The decoder's description, one entry for each step."""
+    # Without the vocabulary, whose description takes a second for the largest.
+    decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
+    return decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
+
+
+def _tokens_by_id(backend: Backend) -> dict[int, str]:
+    """Added tokens take precedence where an id has two names."""
+    tokens = {token_id: token for token, token_id in backend.get_vocab(with_added_tokens=True).items()}
+    added = backend.get_added_tokens_decoder()
+    return tokens | {token_id: added_token.content for token_id, added_token in added.items()}
 
 
 def _is_byte_fallback(steps: list[dict[str, Any]]) -> bool:

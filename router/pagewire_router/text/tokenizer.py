@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 
 from pagewire_router.text.chat_template import ChatTemplates
 from pagewire_router.text.detokenizer import Detokenizer, PieceDetokenizer, SeparateSpecialTokens, WindowDetokenizer
-from pagewire_router.text.piece_table import build_piece_table
+from pagewire_router.text.piece_table import build_piece_table, partial_pieces
 from pagewire_router.text.tokenizer_files import build_backend, chat_templates, special_tokens
 
 T = TypeVar("T")
@@ -28,6 +28,7 @@ class Tokenizer:
         """
         self._backend: Backend = build_backend(files)
         self._table = build_piece_table(self._backend, vocab_size)
+        self._partial_pieces = partial_pieces(self._backend) if self._table is None else {}
         self._special_token_ids = frozenset(
             token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special
         )
@@ -66,7 +67,9 @@ class Tokenizer:
         if self._table is not None:
             # Such decoders never put a space between tokens.
             return PieceDetokenizer(self._table, prompt_token_ids, skip_special_tokens=skip_special_tokens)
-        window = WindowDetokenizer(self._backend, prompt_token_ids, skip_special_tokens=skip_special_tokens)
+        window = WindowDetokenizer(
+            self._backend, prompt_token_ids, self._partial_pieces, skip_special_tokens=skip_special_tokens
+        )
         if skip_special_tokens or spaces_between_special_tokens:
             return window
         return SeparateSpecialTokens(window, self._special_token_ids)
