@@ -72,6 +72,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         api_keys=options.api_keys,
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
+        max_receive_message_bytes=options.max_receive_message_bytes,
         max_inflight=options.max_inflight,
         coalesce_max_ms=options.coalesce_max_ms,
         tokenizer_threads=default_tokenizer_threads(),
@@ -103,20 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--port", type=_port, help="port to serve on, 50051 if not given; 0 takes a free one")
     add("--metrics-port", type=_port, metavar="PORT", help="port of /metrics, /healthz and /readyz; 0 takes a free one")
     add("--health-port", type=_port, metavar="PORT", help="port of gRPC health in plaintext; 0 takes a free one")
-    add(
-        "--max-queued-requests",
-        type=_positive,
-        metavar="N",
-        default=defaults.max_queued_requests,
-        help="requests that may wait",
-    )
-    add(
-        "--max-queued-tokens",
-        type=_positive,
-        metavar="N",
-        default=defaults.max_queued_tokens,
-        help="prompt tokens that may wait",
-    )
+    _add_bounds(parser.add_argument_group("bounds"), defaults)
     add("--log-level", choices=LOG_LEVELS, default=defaults.log_level, help="least severe messages to log")
     add(
         "--max-inflight",
@@ -148,6 +136,31 @@ def build_parser() -> argparse.ArgumentParser:
     add("--exit-with-parent", action="store_true", help="stop when standard input ends")
     _add_security_options(parser.add_argument_group("security"))
     return parser
+
+
+def _add_bounds(group: argparse._ArgumentGroup, defaults: RouterConfig) -> None:
+    add = group.add_argument
+    add(
+        "--max-queued-requests",
+        type=_positive,
+        metavar="N",
+        default=defaults.max_queued_requests,
+        help="requests that may wait",
+    )
+    add(
+        "--max-queued-tokens",
+        type=_positive,
+        metavar="N",
+        default=defaults.max_queued_tokens,
+        help="prompt tokens that may wait",
+    )
+    add(
+        "--max-receive-message-bytes",
+        type=_positive,
+        metavar="BYTES",
+        help="largest message taken from a client; if not given, 1 MiB and 16 bytes for each token of the model's "
+        "context, at most 16 MiB",
+    )
 
 
 def _add_security_options(group: argparse._ArgumentGroup) -> None:

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Largest message taken from a client while the model is not known, and for models of very long context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,9 @@ class RouterConfig:
     """Most sequences of one request."""
     max_logprobs: int = 20
     """Most log-probabilities for each token."""
-    max_receive_message_bytes: int = 64 * 1024 * 1024
-    """Largest message taken from a client."""
+    max_receive_message_bytes: int | None = None
+    """Largest message taken from a client; None: what a request to the served model can need (Limits in validation.py),
+    and at most MAX_MESSAGE_BYTES."""
     coalesce_max_ms: float = 50.0
     """Under load, a stream is written at most once in this time; 0: every token goes out at once."""
     max_writes_per_s: float = 2000.0

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from pagewire.v1 import inference_pb2
 from pagewire_router.errors import DeadlineExceeded, QueueFull, Unavailable
+from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_router.text.tokenizer import Tokenizer
 from pagewire_router.timeline import TraceContext
 
@@ -286,6 +287,72 @@ async def test_a_message_of_100_mb_is_refused_and_the_server_lives_on(serve):
         error = await refusal(router.generate(text="x" * 100_000_000))
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await router.generate(text="still alive")
+
+
+async def test_a_message_larger_than_the_model_can_need_is_refused_and_told_the_limit(serve):
+    async with serve() as router:
+        error = await refusal(router.generate(text="x" * 2_000_000))
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert detail(error, error_details_pb2.ErrorInfo).reason == "REQUEST_TOO_LONG"
+        assert f"accepted: up to {(1 << 20) + 16 * 256} (--max-receive-message-bytes)" in error.details()
+    async with serve(config={"max_receive_message_bytes": 3_000_000}) as router:
+        error = await refusal(router.generate(text="x" * 2_000_000))
+        assert [v.field for v in detail(error, error_details_pb2.BadRequest).field_violations] == ["text"]
+
+
+LISTS_BEYOND_EVERY_BOUND = {
+    "token ids": ({"token_ids": inference_pb2.TokenIds(ids=[5] * 500_000)}, "token_ids"),
+    "stop strings": ({"stop": ["a"] * 200_000}, "sampling_params.stop"),
+    "stop tokens": ({"stop_token_ids": [5] * 500_000}, "sampling_params.stop_token_ids"),
+    "allowed tokens": ({"allowed_token_ids": [5] * 500_000}, "sampling_params.allowed_token_ids"),
+    "bias": ({"logit_bias": dict.fromkeys(range(50_000), 1.0)}, "sampling_params.logit_bias"),
+    "bad words": ({"bad_words": ["a"] * 200_000}, "sampling_params.bad_words"),
+    "grammar": (
+        {"structured_outputs": inference_pb2.StructuredOutputs(grammar="a" * 900_000)},
+        "sampling_params.structured_outputs",
+    ),
+    "resume": ({"resume": inference_pb2.Resume(sequences=[{"token_ids": range(9)}] * 50_000)}, "resume"),
+    "id": ({"request_id": "i" * 900_000}, "request_id"),
+    "salt": ({"cache_salt": "s" * 900_000}, "cache_salt"),
+}
+
+
+@pytest.mark.parametrize("case", LISTS_BEYOND_EVERY_BOUND)
+async def test_what_is_too_long_is_refused_by_name(serve, case):
+    fields, name = LISTS_BEYOND_EVERY_BOUND[case]
+    if name.startswith("sampling_params."):
+        fields = {"sampling_params": inference_pb2.SamplingParams(**fields)}
+    prompt = {} if "token_ids" in fields else {"text": "x"}
+    async with serve() as router:
+        error = await refusal(router.generate(**prompt, **fields))
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert [v.field for v in detail(error, error_details_pb2.BadRequest).field_violations] == [name]
+
+
+async def test_more_tokens_than_the_context_holds_are_not_detokenized(serve):
+    async with serve() as router:
+        assert (await router.stub.Detokenize(inference_pb2.DetokenizeRequest(token_ids=[40] * 256))).text
+        error = await refusal(router.stub.Detokenize(inference_pb2.DetokenizeRequest(token_ids=[40] * 257)))
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert detail(error, error_details_pb2.BadRequest).field_violations[0].field == "token_ids"
+
+
+async def test_sequences_that_wait_share_their_prompt(serve):
+    """A request of many sequences keeps one copy of its prompt until it runs."""
+    request = inference_pb2.GenerateRequest(
+        token_ids=inference_pb2.TokenIds(ids=[40] * 200), sampling_params=inference_pb2.SamplingParams(n=50)
+    )
+    async with serve() as router:
+        await router.stub.Complete(request)
+        group = SequenceGroup(router.engine.requests[0], 256)
+        assert {id(sequence.token_ids) for sequence in group.sequences} == {id(group.request.prompt_token_ids)}
+        first = group.sequences[0]
+        first.start(computed=0, known=200, is_exact=True)
+        first.place(41, 200)
+        assert len(first.token_ids) == 201
+        assert len(group.request.prompt_token_ids) == len(group.sequences[1].token_ids) == 200
+        first.start(computed=0, known=201, is_exact=True)
+        assert len(first.token_ids) == 201
 
 
 async def test_another_model_is_not_found(serve):

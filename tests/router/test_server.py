@@ -114,7 +114,7 @@ async def test_a_unix_socket_serves(serve, tmp_path):
 
 def test_channel_options_are_those_the_service_needs():
     options = dict(channel_options(RouterConfig(shards=())))
-    assert options["grpc.max_receive_message_length"] == 64 * 1024 * 1024
+    assert options["grpc.max_receive_message_length"] == 16 * 1024 * 1024
     assert options["grpc.so_reuseport"] == 0
     assert options["grpc.max_concurrent_streams"] >= 10_000
     # Without a ping timeout a peer that hangs is noticed only after a minute.

@@ -36,7 +36,7 @@ class Sequence:
     group: "SequenceGroup"
     index: int
     token_ids: list[int]
-    """Prompt, then what was sampled and has come back."""
+    """Prompt, then what was sampled and has come back. The request's own list of the prompt until start()."""
     limit: int
     """Its longest length: prompt plus max_tokens."""
     seq_id: int = -1
@@ -75,6 +75,8 @@ class Sequence:
 
     def start(self, *, computed: int, known: int, is_exact: bool) -> None:
         """It enters the shard: by admission, or forked from another."""
+        if self.token_ids is self.group.request.prompt_token_ids:
+            self.token_ids = self.token_ids.copy()
         self.computed, self.known, self.is_exact = computed, known, is_exact
         self.computed_in_result = computed if is_exact else 0
         self.computed_at_least = 0
@@ -137,9 +139,7 @@ class SequenceGroup:
         self.request = request
         num_prompt = len(request.prompt_token_ids)
         limit = min(num_prompt + request.params.max_tokens, max_model_len)
-        self.sequences = [
-            Sequence(self, index, list(request.prompt_token_ids), limit) for index in range(request.params.n)
-        ]
+        self.sequences = [Sequence(self, index, request.prompt_token_ids, limit) for index in range(request.params.n)]
         self.urgency = (request.priority, request.arrival_s)
         """Lower is more urgent: what preemption compares."""
         self.queue_key = 0.0

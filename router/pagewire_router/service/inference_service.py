@@ -23,10 +23,18 @@ from pagewire_router.service.message_decoder import decode
 from pagewire_router.service.request_output import RequestOutput
 from pagewire_router.service.rpc_status import abort
 from pagewire_router.service.stream_writer import StreamWriter
-from pagewire_router.service.validation import Limits, Violations, check_token_ids
+from pagewire_router.service.validation import (
+    Limits,
+    Violations,
+    check_num_token_ids,
+    check_request_id,
+    check_token_ids,
+)
 from pagewire_router.text.tokenizer import Tokenizer
 
 SERVICE_NAME = "pagewire.v1.Inference"
+COMPLETIONS_PER_TURN = 4
+"""Sequences of one answer that are encoded in one turn of the event loop."""
 DEADLINE_SLACK_S = 0.1
 """A call that is cancelled so shortly before its deadline was ended by it."""
 M = TypeVar("M", bound=protobuf.Message)
@@ -91,8 +99,8 @@ class InferenceService:
                     if output.error is not None:
                         raise output.error
 
-    async def complete(self, message: inference_pb2.GenerateRequest, context: Context) -> inference_pb2.GenerateResult:
-        """The same, answered once."""
+    async def complete(self, message: inference_pb2.GenerateRequest, context: Context) -> bytes:
+        """The same, answered once with a serialized GenerateResult."""
         end = _End()
         with self._reserve_id(message.request_id) as request_id:
             request, output = await self._admission.admit(message, request_id, context, end)
@@ -102,9 +110,7 @@ class InferenceService:
                 timer.on_written(output.num_tokens)
             if output.error is not None:
                 raise output.error
-            return inference_pb2.GenerateResult(
-                started=self._started(message, request), completions=output.take_completions()
-            )
+            return await self._result(self._started(message, request), output)
 
     async def tokenize(
         self, message: inference_pb2.TokenizeRequest, context: Context
@@ -123,7 +129,8 @@ class InferenceService:
     async def detokenize(
         self, message: inference_pb2.DetokenizeRequest, context: Context
     ) -> inference_pb2.DetokenizeResponse:
-        """Decodes a whole sequence of tokens."""
+        """Decodes a whole sequence of tokens, which is no longer than the context."""
+        check_num_token_ids(len(message.token_ids), "token_ids", self._limits)
         token_ids = list(message.token_ids)
         violations = Violations()
         check_token_ids(token_ids, "token_ids", self._limits, violations)
@@ -152,6 +159,15 @@ class InferenceService:
             max_queued_tokens=self._config.max_queued_tokens,
         )
 
+    async def _result(self, started: inference_pb2.Started, output: RequestOutput) -> bytes:
+        """Sequence by sequence, since many of them with log-probabilities take longer than others should wait."""
+        parts = [inference_pb2.GenerateResult(started=started).SerializeToString()]
+        for completion in output.take_completions():
+            parts.append(inference_pb2.GenerateResult(completions=(completion,)).SerializeToString())
+            if len(parts) % COMPLETIONS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        return b"".join(parts)
+
     def _started(self, message: inference_pb2.GenerateRequest, request: Request) -> inference_pb2.Started:
         return inference_pb2.Started(
             request_id=request.request_id,
@@ -165,6 +181,7 @@ class InferenceService:
     @contextmanager
     def _reserve_id(self, request_id: str) -> Iterator[str]:
         """The request's id, picked if it has none, for as long as it is alive. Raises RequestAlreadyExists."""
+        check_request_id(request_id)
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._live_request_ids:
             raise RequestAlreadyExists(f"a request with the id {request_id!r} is alive; choose another id")
@@ -189,18 +206,21 @@ class InferenceService:
     async def _stream(self, data: bytes, context: Context) -> None:
         await self._answer(
             "Generate",
-            lambda: self.generate(decode(inference_pb2.GenerateRequest, data), context),
+            lambda: self.generate(self._decode(inference_pb2.GenerateRequest, data), context),
             context,
         )
 
     def _unary(
-        self, name: str, message_type: type[M], method: Callable[[M, Context], Awaitable[protobuf.Message]]
+        self, name: str, message_type: type[M], method: Callable[[M, Context], Awaitable[protobuf.Message | bytes]]
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def call(data: bytes, context: Context) -> bytes:
-            answer = await self._answer(name, lambda: method(decode(message_type, data), context), context)
-            return answer.SerializeToString()
+            answer = await self._answer(name, lambda: method(self._decode(message_type, data), context), context)
+            return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
         return call
+
+    def _decode(self, message_type: type[M], data: bytes) -> M:
+        return decode(message_type, data, self._config.max_receive_message_bytes or self._limits.max_message_bytes)
 
     async def _answer(self, name: str, call: Callable[[], Awaitable[T]], context: Context) -> T:
         """The top of every call: errors become statuses, and ends are counted."""

@@ -1,6 +1,6 @@
 """The sink of one request: takes tokens from the engine, hands messages to the call that streams them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from pagewire.v1 import inference_pb2, shard_pb2
@@ -101,6 +101,6 @@ class RequestOutput:
                 messages.append(inference_pb2.GenerateResponse(finished=sequence.finished).SerializeToString())
         return messages
 
-    def take_completions(self) -> list[inference_pb2.Completion]:
-        """All sequences whole, if nothing was taken before."""
-        return [sequence.take_completion() for sequence in self._sequences]
+    def take_completions(self) -> Iterator[inference_pb2.Completion]:
+        """All sequences whole, each made when it is asked for, if nothing was taken before."""
+        return (sequence.take_completion() for sequence in self._sequences)

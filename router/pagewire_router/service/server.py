@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from pagewire_router.config import RouterConfig
+from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
 from pagewire_router.engine import Engine
 from pagewire_router.metrics.request_metrics import CONTENT_TYPE, Metrics
 from pagewire_router.metrics.server_metrics import ServerMetrics
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 OPEN_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 """Answered without an API key."""
+MAX_PENDING_CALLS = 65_536
+"""At about 20 kB each they stay below 1.5 GB."""
 STOP_GRACE_S = 1.0
 """For the last messages of streams whose requests have ended."""
 _log = logging.getLogger(__name__)
@@ -41,13 +43,18 @@ class ServerError(Exception):
 def channel_options(config: RouterConfig) -> list[tuple[str, int]]:
     """The gRPC server's options."""
     return [
-        # Larger messages are refused by gRPC with RESOURCE_EXHAUSTED before they are read.
-        ("grpc.max_receive_message_length", config.max_receive_message_bytes),
+        # Larger messages are refused by gRPC with RESOURCE_EXHAUSTED before they are read. What the model allows is
+        # known later; messages between the two are read, and refused by InferenceService.
+        ("grpc.max_receive_message_length", config.max_receive_message_bytes or MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", -1),
         # A second router on the same port must fail, not share its connections.
         ("grpc.so_reuseport", 0),
         # One client may hold as many streams as it likes: admission has its own limits.
         ("grpc.max_concurrent_streams", 1 << 20),
+        # Calls that wait to be looked at. Above these numbers gRPC ends calls with a bare CANCELLED, above the first
+        # one by chance: refusals are admission's business, which says when to come back.
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         # Peers that vanish without closing: ping after 30 s of silence, gone after 20 s more.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -18,6 +18,12 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKENS = 64
 """Of a sequence, the model's own end-of-sequence tokens among them (StopConditions in shard.proto)."""
+MAX_STOP_TOKEN_ENTRIES = 1024
+"""Stop tokens that a request may list, repetitions included: longer lists are not read."""
+MESSAGE_ROOM_BYTES = 1 << 20
+MESSAGE_BYTES_PER_TOKEN = 16
+"""A message may have this many bytes for each token of the context, and MESSAGE_ROOM_BYTES more. A token takes at most
+five bytes as an id and about four as text; the rest is for chat messages, tools and what a template leaves out."""
 _INT64 = 1 << 63
 
 
@@ -35,6 +41,11 @@ class Limits:
     """Most log-probabilities for each token."""
     eos_token_ids: tuple[int, ...]
     """The model's own end-of-sequence tokens, as far as its vocabulary has them."""
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Largest message that a request to this model can need."""
+        return MESSAGE_ROOM_BYTES + MESSAGE_BYTES_PER_TOKEN * self.max_model_len
 
     @staticmethod
     def of(model: shard_pb2.ShardInfo, *, max_n: int, max_logprobs: int) -> "Limits":
@@ -89,8 +100,8 @@ def check_sampling_params(
         top_k=max(0, check.integer("top_k", 0, -1, None)),
         min_p=check.between("min_p", 0.0, 0.0, 1.0),
         seed=params.seed if params.HasField("seed") else secrets.randbelow(_INT64),
-        stop=tuple(params.stop),
-        stop_token_ids=tuple(dict.fromkeys(params.stop_token_ids)),
+        stop=tuple(params.stop[:MAX_STOP_STRINGS]),
+        stop_token_ids=tuple(dict.fromkeys(params.stop_token_ids[:MAX_STOP_TOKEN_ENTRIES])),
         ignore_eos=params.ignore_eos,
         max_tokens=max_tokens,
         min_tokens=check.integer("min_tokens", 0, 0, max_tokens),
@@ -100,7 +111,7 @@ def check_sampling_params(
         spaces_between_special_tokens=check.value("spaces_between_special_tokens", True),
         include_stop_str_in_output=params.include_stop_str_in_output,
     )
-    _check_stops(checked, limits, violations, prefix)
+    _check_stops(params, checked, limits, violations, prefix)
     for name in ("prompt_logprobs", "logit_bias", "allowed_token_ids", "bad_words", "structured_outputs"):
         if check.is_set(name):
             violations.add(f"{prefix}{name}", "is not served yet; leave it out")
@@ -114,9 +125,10 @@ class _Checker:
         self._params = params
         self._violations = violations
         self._prefix = prefix
+        self._set = {descriptor.name for descriptor, _ in params.ListFields()}
 
     def is_set(self, name: str) -> bool:
-        return any(descriptor.name == name for descriptor, _ in self._params.ListFields())
+        return name in self._set
 
     def value(self, name: str, default: Any) -> Any:
         return getattr(self._params, name) if self._params.HasField(name) else default  # type: ignore[arg-type]
@@ -142,22 +154,24 @@ class _Checker:
         return value
 
 
-def _check_stops(params: SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
+def _check_stops(
+    given: inference_pb2.SamplingParams, params: SamplingParams, limits: Limits, violations: Violations, prefix: str
+) -> None:
+    """given: as it was sent; params: the same, but for what its lists have too many of."""
     if params.stop and not params.detokenize:
         violations.add(f"{prefix}stop", "is given while detokenize is false; stop strings need text")
-    if len(params.stop) > MAX_STOP_STRINGS:
-        violations.add(f"{prefix}stop", f"holds {len(params.stop)} strings; accepted: up to {MAX_STOP_STRINGS}")
-    for index, stop in enumerate(params.stop[:MAX_STOP_STRINGS]):
+    if len(given.stop) > MAX_STOP_STRINGS:
+        violations.add(f"{prefix}stop", f"holds {len(given.stop)} strings; accepted: up to {MAX_STOP_STRINGS}")
+    for index, stop in enumerate(params.stop):
         if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
             violations.add(
                 f"{prefix}stop[{index}]", f"has {len(stop)} characters; accepted: 1 to {MAX_STOP_STRING_CHARS}"
             )
     eos_token_ids = () if params.ignore_eos else limits.eos_token_ids
     max_stop_tokens = MAX_STOP_TOKENS - len(eos_token_ids)
-    if len(set(params.stop_token_ids) - set(eos_token_ids)) > max_stop_tokens:
-        violations.add(
-            f"{prefix}stop_token_ids", f"holds {len(params.stop_token_ids)} ids; accepted: up to {max_stop_tokens}"
-        )
+    num_given = len(given.stop_token_ids)
+    if num_given > MAX_STOP_TOKEN_ENTRIES or len(set(params.stop_token_ids) - set(eos_token_ids)) > max_stop_tokens:
+        violations.add(f"{prefix}stop_token_ids", f"holds {num_given} ids; accepted: up to {max_stop_tokens}")
     check_token_ids(params.stop_token_ids, f"{prefix}stop_token_ids", limits, violations)
 
 
@@ -181,10 +195,23 @@ def check_request(request: inference_pb2.GenerateRequest, violations: Violations
         violations.add("resume", "is not served yet; leave it out")
     if request.HasField("adapter"):
         violations.add("adapter", "is not served yet; leave it out")
-    for name, max_chars in (("request_id", MAX_REQUEST_ID_CHARS), ("cache_salt", MAX_CACHE_SALT_CHARS)):
-        num_chars = len(getattr(request, name))
-        if num_chars > max_chars:
-            violations.add(name, f"has {num_chars} characters; accepted: up to {max_chars}")
+    num_chars = len(request.cache_salt)
+    if num_chars > MAX_CACHE_SALT_CHARS:
+        violations.add("cache_salt", f"has {num_chars} characters; accepted: up to {MAX_CACHE_SALT_CHARS}")
+
+
+def check_request_id(request_id: str) -> None:
+    """Raises InvalidRequest if it is too long."""
+    if len(request_id) > MAX_REQUEST_ID_CHARS:
+        description = f"has {len(request_id)} characters; accepted: up to {MAX_REQUEST_ID_CHARS}"
+        raise InvalidRequest([FieldViolation("request_id", description)])
+
+
+def check_num_token_ids(num_tokens: int, name: str, limits: Limits) -> None:
+    """More token ids than the context holds are not looked at. Raises RequestTooLong."""
+    if num_tokens > limits.max_model_len:
+        description = f"holds {num_tokens} ids; accepted: up to {limits.max_model_len}, the context's length"
+        raise RequestTooLong([FieldViolation(name, description)])
 
 
 def check_prompt_length(num_tokens: int, name: str, limits: Limits) -> None:

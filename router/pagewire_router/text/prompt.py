@@ -39,6 +39,7 @@ class PromptEncoder:
         elif field == "chat":
             prompt = await self.encode_chat(request.chat)
         elif field == "token_ids":
+            check_prompt_length(len(request.token_ids.ids), field, self._limits)
             prompt = Prompt(list(request.token_ids.ids), "")
         else:
             raise InvalidRequest([FieldViolation(field, "is missing; set text, token_ids or chat")])
