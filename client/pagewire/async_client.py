@@ -14,7 +14,7 @@ from pagewire.channels import ChannelPool, Connection
 from pagewire.errors import InvalidRequest, PagewireError, from_rpc_error
 from pagewire.events import Event
 from pagewire.outputs import RequestOutput
-from pagewire.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt, as_prompts, fill_tokenize
+from pagewire.prompts import ChatMessage, ChatPrompt, ContentFormat, Prompt, TextPrompt, as_prompts, fill_tokenize
 from pagewire.retry import NEVER, PATIENT, Attempts, RetryPolicy
 from pagewire.sampling_params import SamplingParams
 from pagewire.tls import channel_credentials
@@ -137,9 +137,12 @@ class AsyncClient:
         sampling_params: SamplingParams | None = None,
         *,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormat = "auto",
+        add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         request_id: str = "",
         model: str | None = None,
         priority: int = 0,
@@ -149,10 +152,17 @@ class AsyncClient:
         """The next turn of a conversation.
 
         Args:
-            messages: oldest first, as {"role": ..., "content": ...}.
-            chat_template: a Jinja template used in place of the model's own.
+            messages: oldest first, as {"role": ..., "content": ...}, in the form of OpenAI's API; keys that the model's
+                chat template reads, such as tool_calls, reach it as they are.
+            chat_template: the name of one of the model's templates, or a Jinja template to use in their place, if the
+                server takes those (--trust-request-chat-template).
+            chat_template_content_format: how the template is given the content of messages: as "string", as a list of
+                parts ("openai"), or as it expects it ("auto").
+            add_generation_prompt: ends the prompt with the tokens that open the assistant's turn; None: unless the
+                final message continues.
             continue_final_message: leaves the last message open, so that the model continues it.
             template_kwargs: further variables for the template.
+            chat_template_kwargs: the same, by vLLM's name.
             tools: JSON schema objects of the tools offered to the model.
 
         Further arguments as for generate; to stream a conversation, give {"messages": [...]} to that.
@@ -160,10 +170,14 @@ class AsyncClient:
         prompt: ChatPrompt = {
             "messages": messages,
             "chat_template": chat_template,
+            "chat_template_content_format": chat_template_content_format,
             "continue_final_message": continue_final_message,
-            "template_kwargs": template_kwargs or {},
+            "template_kwargs": template_kwargs,
+            "chat_template_kwargs": chat_template_kwargs,
             "tools": tools,
         }
+        if add_generation_prompt is not None:
+            prompt["add_generation_prompt"] = add_generation_prompt
         options = RequestOptions(request_id, model, priority, cache_salt)
         return await self._complete(prompt, sampling_params, options, self._attempts(timeout_s))
 

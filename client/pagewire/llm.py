@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ from pagewire.client import Client
 from pagewire.errors import InvalidRequest
 from pagewire.outputs import RequestOutput
 from pagewire.progress import progress_bar
-from pagewire.prompts import ChatMessage, ChatPrompt, Prompt, as_prompts
+from pagewire.prompts import ChatMessage, ChatPrompt, ContentFormat, Prompt, as_prompts
 from pagewire.sampling_params import SamplingParams
 from pagewire.serve.options import model_flags
 from pagewire.server_process import ServerProcess
@@ -35,7 +35,9 @@ class LLM:
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
         flags = model_flags(options)
-        server = ServerProcess([*flags, "--", os.fspath(model) if model is not None else DEFAULT_MODEL])
+        # Whoever can talk to this server may run code as this user anyway.
+        model = os.fspath(model) if model is not None else DEFAULT_MODEL
+        server = ServerProcess(["--trust-request-chat-template", *flags, "--", model])
         self._client = Client(server.address)
         self._finalizer = weakref.finalize(self, _close, self._client, server, os.getpid())
 
@@ -73,33 +75,44 @@ class LLM:
         use_tqdm: bool = True,
         *,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormat = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answers one conversation or several.
 
         Args:
-            messages: one conversation, as {"role": ..., "content": ...}, oldest first, or a list of them.
-            chat_template: a Jinja template used in place of the model's own.
+            messages: one conversation, as {"role": ..., "content": ...}, oldest first, or a list of them. Keys that the
+                model's chat template reads, such as tool_calls, reach it as they are.
+            chat_template: a Jinja template used in place of the model's own, or the name of one of its templates.
+            chat_template_content_format: how the template is given the content of messages: as "string", as a list of
+                parts ("openai"), or as it expects it ("auto").
             add_generation_prompt: ends the prompt with the tokens that open the assistant's turn.
             continue_final_message: leaves the last message open instead, so that the model continues it.
             tools: JSON schema objects of the tools offered to the model.
+            chat_template_kwargs: further variables for the template, such as {"enable_thinking": False}.
+            template_kwargs: the same, by another name.
 
         Returns:
             One answer for each conversation, in their order.
         """
         if not messages:
             raise InvalidRequest.of_field("messages", "none given, accepted: at least one")
-        conversations = [messages] if isinstance(messages[0], dict) else messages
+        is_one = not isinstance(messages[0], Sequence)
         prompts: list[Prompt] = []
-        for conversation in conversations:
+        for conversation in [messages] if is_one else messages:
             prompt: ChatPrompt = {
                 "messages": conversation,  # type: ignore[typeddict-item]
                 "chat_template": chat_template,
+                "chat_template_content_format": chat_template_content_format,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
                 "continue_final_message": continue_final_message,
                 "tools": tools,
+                "chat_template_kwargs": chat_template_kwargs,
+                "template_kwargs": template_kwargs,
             }
             prompts.append(prompt)
         return self.generate(prompts, sampling_params, use_tqdm)

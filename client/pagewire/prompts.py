@@ -1,8 +1,9 @@
 """What can be asked: the kinds of prompts, and how they go into a request."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, final
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, final
 
 from pagewire.errors import InvalidRequest
 
@@ -24,14 +25,17 @@ class TokensPrompt(TypedDict):
     prompt_token_ids: Sequence[int]
 
 
-class ChatMessage(TypedDict):
-    """One turn of a conversation."""
+ContentFormat = Literal["auto", "string", "openai"]
+"""As the template expects it, always text, always a list of parts."""
+_CONTENT_FORMATS: tuple[ContentFormat, ...] = ("auto", "string", "openai")
+"""In the order of their numbers on the wire."""
+ChatMessage = Mapping[str, Any]
+"""One turn of a conversation, in the form of OpenAI's API.
 
-    role: str
-    """"system", "user", "assistant" or "tool"."""
-    content: str
-    name: NotRequired[str]
-    """The speaker's name, for templates that use it."""
+    role: "system", "user", "assistant" or "tool".
+    content: text, or a list of {"type": "text", "text": ...}.
+    tool_calls, tool_call_id, name, reasoning_content ...: whatever else the model's chat template reads.
+"""
 
 
 @final
@@ -40,14 +44,18 @@ class ChatPrompt(TypedDict):
 
     messages: Sequence[ChatMessage]
     chat_template: NotRequired[str | None]
-    """A Jinja template used in place of the model's own."""
+    """The name of one of the model's templates, or a Jinja template in their place, if the server takes those."""
+    chat_template_content_format: NotRequired[ContentFormat]
+    """How the template is given the content of messages. Default: "auto", as it expects it."""
     add_generation_prompt: NotRequired[bool]
     """Ends the prompt with the tokens that open the assistant's turn. Default: unless the final message continues."""
     continue_final_message: NotRequired[bool]
     """Leaves the last message open, so that the model continues it."""
-    template_kwargs: NotRequired[Mapping[str, Any]]
+    template_kwargs: NotRequired[Mapping[str, Any] | None]
     """Further variables for the template."""
-    tools: NotRequired[Sequence[Mapping[str, Any]]]
+    chat_template_kwargs: NotRequired[Mapping[str, Any] | None]
+    """The same, by vLLM's name."""
+    tools: NotRequired[Sequence[Mapping[str, Any]] | None]
     """JSON schema objects of the tools offered to the model."""
 
 
@@ -113,10 +121,17 @@ def _naming_the_prompt() -> Iterator[None]:
 
 
 def fill_chat(chat: "inference_pb2.ChatPrompt", prompt: ChatPrompt) -> None:
-    """Writes a conversation into its message."""
-    for message in prompt["messages"]:
-        chat.messages.add(role=message["role"], content=message["content"], name=message.get("name"))
+    """Writes a conversation into its message.
+
+    Raises:
+        TypeError, ValueError, KeyError: it is malformed.
+    """
+    unknown = set(prompt) - set(ChatPrompt.__annotations__)
+    if unknown:
+        raise ValueError(f"unknown keys {sorted(unknown)}; accepted: {', '.join(ChatPrompt.__annotations__)}")
     chat.SetInParent()
+    for message in prompt["messages"]:
+        _fill_message(chat.messages.add(), message)
     template = prompt.get("chat_template")
     if template is not None:
         chat.chat_template = template
@@ -127,7 +142,48 @@ def fill_chat(chat: "inference_pb2.ChatPrompt", prompt: ChatPrompt) -> None:
         chat.add_generation_prompt = prompt["add_generation_prompt"]
     elif continues:
         chat.add_generation_prompt = False
-    if "template_kwargs" in prompt:
-        chat.template_kwargs.update(prompt["template_kwargs"])
-    for tool in prompt.get("tools", ()):
-        chat.tools.add().update(tool)
+    _fill_template_options(chat, prompt)
+
+
+def _fill_template_options(chat: "inference_pb2.ChatPrompt", prompt: ChatPrompt) -> None:
+    kwargs, other = prompt.get("template_kwargs"), prompt.get("chat_template_kwargs")
+    if kwargs and other:
+        raise ValueError("template_kwargs and chat_template_kwargs are the same; give one")
+    kwargs = kwargs or other
+    if kwargs:
+        chat.template_kwargs_json = _to_json(dict(kwargs))
+    tools = prompt.get("tools")
+    if tools is not None:
+        chat.tools_json = _to_json(list(tools))
+    content_format = prompt.get("chat_template_content_format", "auto")
+    if content_format not in _CONTENT_FORMATS:
+        raise ValueError(f"chat_template_content_format is {content_format!r}; accepted: {', '.join(_CONTENT_FORMATS)}")
+    if content_format != "auto":
+        chat.content_format = _CONTENT_FORMATS.index(content_format)  # type: ignore[assignment]
+
+
+def _fill_message(target: "inference_pb2.ChatMessage", message: ChatMessage) -> None:
+    """As fields where these say everything, else whole, as JSON."""
+    if list(message) in _PLAIN_KEYS and all(type(value) is str for value in message.values()):
+        target.role, target.content = message["role"], message["content"]
+        if "name" in message:
+            target.name = message["name"]
+    else:
+        target.json = _to_json(message)
+
+
+_PLAIN_KEYS = (["role", "content"], ["role", "content", "name"])
+
+
+def _to_json(value: Any) -> str:
+    """JSON with keys in their order. Raises TypeError or ValueError for what JSON cannot say."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json)
+
+
+def _as_json(value: Any) -> Any:
+    """Of objects that are no JSON themselves: other mappings, and the OpenAI client's objects."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if callable(dump := getattr(value, "model_dump", None)):
+        return dump()
+    raise TypeError(f"a {type(value).__name__} cannot be sent; accepted: what JSON can say")

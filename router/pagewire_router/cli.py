@@ -70,6 +70,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         shard_tls_cert=options.shard_tls_cert,
         shard_tls_key=options.shard_tls_key,
         api_keys=options.api_keys,
+        trust_request_chat_template=options.trust_request_chat_template,
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
         max_receive_message_bytes=options.max_receive_message_bytes,
@@ -172,6 +173,11 @@ def _add_security_options(group: argparse._ArgumentGroup) -> None:
     add("--shard-tls-cert", metavar="FILE", help="PEM certificate chain to show shards")
     add("--shard-tls-key", metavar="FILE", help="PEM private key of --shard-tls-cert")
     add("--api-keys", metavar="FILE", help="keys that calls must carry, one on each line; read again when it changes")
+    add(
+        "--trust-request-chat-template",
+        action="store_true",
+        help="take chat templates from clients; they run sandboxed, in a process bounded in time and memory",
+    )
 
 
 def _value_of(options: argparse.Namespace, flag: str) -> str | None:

@@ -56,6 +56,8 @@ class RouterConfig:
     """
     tokenizer_threads: int = 1
     """Threads that encode long prompts beside the event loop."""
+    trust_request_chat_template: bool = False
+    """Take chat templates from clients. They run in a process of their own, bounded in time and memory."""
     max_request_time_s: float | None = None
     """Longest that a request may take from its arrival to its last token, whatever its deadline; None: no limit."""
     drain_grace_s: float = 30.0

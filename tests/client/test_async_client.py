@@ -1,4 +1,5 @@
 import asyncio
+import json
 
 import grpc
 import pytest
@@ -68,7 +69,42 @@ async def test_chat_sends_messages_and_template_options(fake, client):
     assert [(m.role, m.content, m.name) for m in chat.messages] == [("user", "hi", "Ada"), ("assistant", "so", "")]
     assert chat.continue_final_message
     assert chat.add_generation_prompt is False
-    assert (chat.template_kwargs["think"], chat.tools[0]["type"]) == (True, "x")
+    assert (chat.template_kwargs_json, chat.tools_json) == ('{"think": true}', '[{"type": "x"}]')
+
+
+async def test_chat_sends_whole_messages_in_their_own_order(fake, client):
+    messages = [
+        {"content": "hi", "role": "user"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"z": 1.0, "a": 2**70}}]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "naïve"}]},
+    ]
+    kwargs = {"b": 1, "a": 1.0}
+    await client.chat(messages, tools=None, chat_template_kwargs=kwargs, chat_template_content_format="openai")
+    chat = fake.requests[0].chat
+    assert [json.loads(m.json) for m in chat.messages] == messages
+    assert [list(json.loads(m.json)) for m in chat.messages] == [list(m) for m in messages]
+    assert chat.template_kwargs_json == '{"b": 1, "a": 1.0}'
+    assert chat.content_format == pb.CHAT_CONTENT_FORMAT_OPENAI
+    assert not chat.HasField("tools_json")
+    await client.chat(messages, tools=[])
+    assert fake.requests[1].chat.tools_json == "[]"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"messages": [{"role": "user", "content": "x", "score": float("nan")}]},
+        {"messages": [{"role": "user", "content": "x", "raw": b"x"}]},
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        {"messages": [], "chat_template_kwrgs": {}},
+        {"messages": [], "template_kwargs": {"a": 1}, "chat_template_kwargs": {"a": 1}},
+        {"messages": [], "chat_template_content_format": "text"},
+    ],
+)
+async def test_a_malformed_conversation_is_refused_before_anything_is_sent(fake, client, prompt):
+    with pytest.raises(InvalidRequest):
+        await client.complete(prompt)
+    assert not fake.requests
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,9 @@ def test_options_become_flags():
     with LLM("my model", dtype="float16", kv_cache_memory="2GiB", max_num_seqs=4, seed=None) as llm:
         command = llm.client.get_model().name
     assert command.startswith("--private-socket")
-    assert command.endswith("--exit-with-parent --dtype=float16 --kv-cache-memory=2GiB --max-num-seqs=4 -- my model")
+    assert command.endswith(
+        "--trust-request-chat-template --dtype=float16 --kv-cache-memory=2GiB --max-num-seqs=4 -- my model"
+    )
 
 
 def test_an_unknown_option_is_named_before_anything_starts(stand_in):

@@ -50,7 +50,7 @@ def test_every_field_has_a_flag():
         *("--max-model-len", "4", "--max-num-seqs", "5", "--max-num-batched-tokens", "6", "--block-size", "8"),
         *("--kv-cache-memory", "1KiB", "--no-cuda-graphs", "--load-format", "dummy", "--seed", "9"),
         *("--cpu-threads", "2", "--drain-grace", "1.5", "--exit-with-parent", "--uds", "/s", "--private-socket"),
-        *("--health-port", "3", "--max-request-time", "2.5", "--api-keys", "k"),
+        *("--health-port", "3", "--max-request-time", "2.5", "--api-keys", "k", "--trust-request-chat-template"),
         *("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e"),
     )
     changed = [field.name for field in fields(ServeConfig) if getattr(config, field.name) != field.default]
@@ -95,6 +95,8 @@ def test_the_command_lines_of_the_children():
     router = " ".join(router_command(config, ["unix:/a", "unix:/b"], "h:1")[1:])
     assert router == "-m pagewire_router --shards unix:/a,unix:/b --listen h:1 --metrics-port 0 --exit-with-parent"
     secured = parse("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e", "--api-keys", "k", "--uds", "/s")
+    trusting = parse("--trust-request-chat-template")
+    assert "--trust-request-chat-template" in router_command(trusting, ["unix:/a"], "h:1")
     router = " ".join(router_command(secured, ["unix:/a"], "h:1")[1:])
     assert "--tls-cert c --tls-key d --tls-client-ca e --api-keys k --exit-with-parent" in router
 

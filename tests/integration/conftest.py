@@ -41,7 +41,9 @@ def tokenizer(model: Path) -> transformers.PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def cluster(model: Path) -> Iterator[Cluster]:
-    with shards_and_router(model, "--block-size", "16", "--kv-cache-memory", "64MiB") as cluster:
+    with shards_and_router(
+        model, "--block-size", "16", "--kv-cache-memory", "64MiB", router_flags=["--trust-request-chat-template"]
+    ) as cluster:
         yield cluster
 
 

@@ -175,7 +175,7 @@ async def test_chat_template_kwargs_keep_whole_numbers_whole(serve):
         chat_template="{{ k }} {{ deep | tojson }}",
         template_kwargs=kwargs,
     )
-    async with serve() as router:
+    async with serve(config={"trust_request_chat_template": True}) as router:
         answer = await router.stub.Tokenize(inference_pb2.TokenizeRequest(chat=chat))
     assert answer.text == '3 [1.5, null, {"a": true}]'
 
@@ -240,7 +240,7 @@ BAD_REQUESTS = {
                 messages=[inference_pb2.ChatMessage(role="user", content="x")], chat_template="{% for %}"
             )
         },
-        "chat",
+        "chat.chat_template",
     ),
     "beam search": ({"text": "x", "beam_search_params": inference_pb2.BeamSearchParams()}, "beam_search_params"),
     "resume": ({"text": "x", "resume": inference_pb2.Resume()}, "resume"),

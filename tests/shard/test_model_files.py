@@ -63,6 +63,17 @@ def test_a_tokenizer_that_is_there_is_sent_as_it_is(slow_tokenizer_dir):
     assert set(files) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
+def test_chat_templates_beside_the_first_are_sent(slow_tokenizer_dir):
+    directory = slow_tokenizer_dir("gpt2", GPT2)
+    folder = directory / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_bytes(b"for tools")
+    (folder / "notes.txt").write_bytes(b"no template")
+    files = collect_model_files(directory)
+    assert files["additional_chat_templates/tool_use.jinja"] == b"for tools"
+    assert not [name for name in files if name.endswith(".txt")]
+
+
 def test_a_model_without_a_tokenizer_has_none(model_dir):
     assert set(collect_model_files(model_dir)) == {"config.json"}
 

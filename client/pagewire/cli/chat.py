@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import json
 import sys
+from typing import Any
 
 from pagewire.cli.sampling_flags import add_sampling_flags, sampling_params_from
 from pagewire.cli.server_flags import add_server_flags, connection_from
@@ -19,6 +21,12 @@ CLOSED_STDIN = ""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommand's arguments."""
     parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=_json_object,
+        metavar="JSON",
+        help='further variables for the chat template, such as {"enable_thinking": false}',
+    )
     add_server_flags(parser)
     add_sampling_flags(parser, max_tokens=1024)
 
@@ -26,9 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Conversation:
     """The messages so far, and how to get the next one."""
 
-    def __init__(self, client: Client, params: SamplingParams, system: str | None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        params: SamplingParams,
+        system: str | None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         self._client = client
         self._params = params
+        self._chat_template_kwargs = chat_template_kwargs
         self._opening: list[ChatMessage] = [] if system is None else [{"role": "system", "content": system}]
         self.messages = list(self._opening)
 
@@ -43,7 +58,7 @@ class Conversation:
             PagewireError: there is no reply; `text` counts as not said.
         """
         self.messages.append({"role": "user", "content": text})
-        prompt: ChatPrompt = {"messages": self.messages}
+        prompt: ChatPrompt = {"messages": self.messages, "chat_template_kwargs": self._chat_template_kwargs}
         reply = Reply()
         try:
             with (
@@ -67,10 +82,20 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidRequest(f"the model {model.name} has no chat template; `pagewire complete` continues text")
         if interactive:
             _greet(model.name)
-        conversation = Conversation(client, params, args.system)
+        conversation = Conversation(client, params, args.system, args.chat_template_kwargs)
         while (line := _read_line(interactive)) is not None:
             _handle(conversation, line, interactive)
     return 0
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {exc}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return value
 
 
 def _greet(model: str) -> None:

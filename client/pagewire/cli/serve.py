@@ -74,6 +74,11 @@ def _add_security(group: argparse._ArgumentGroup) -> None:
         ("--api-keys", "keys that calls must carry, one on each line; read again when it changes"),
     ):
         group.add_argument(flag, metavar="FILE", default=argparse.SUPPRESS, help=text)
+    group.add_argument(
+        "--trust-request-chat-template",
+        action="store_true",
+        help="take chat templates from clients; they run sandboxed, in a process bounded in time and memory",
+    )
 
 
 def config_from(args: argparse.Namespace) -> ServeConfig:

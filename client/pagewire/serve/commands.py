@@ -55,5 +55,6 @@ def router_command(config: ServeConfig, shards: Sequence[str], listen: str) -> l
         *("--shards", ",".join(shards)),
         *("--listen", listen),
         *(word for flag, value in optional.items() if value is not None for word in (flag, str(value))),
+        *(("--trust-request-chat-template",) if config.trust_request_chat_template else ()),
         "--exit-with-parent",
     ]

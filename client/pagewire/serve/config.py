@@ -31,6 +31,8 @@ class ServeConfig:
     """PEM file of the authorities of which clients must show a certificate."""
     api_keys: str | None = None
     """File of the keys that calls must carry, one on each line."""
+    trust_request_chat_template: bool = False
+    """Take chat templates from clients."""
     max_request_time_s: float | None = None
     """Longest that a request may take; None: no limit."""
     tensor_parallel_size: int = 1

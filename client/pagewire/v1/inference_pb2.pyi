@@ -20,6 +20,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ChatContentFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChatContentFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChatContentFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHAT_CONTENT_FORMAT_UNSPECIFIED: _ChatContentFormat.ValueType  # 0
+    """As parts if the template loops over the content of messages, else as text."""
+    CHAT_CONTENT_FORMAT_STRING: _ChatContentFormat.ValueType  # 1
+    """As text: parts are joined by newlines."""
+    CHAT_CONTENT_FORMAT_OPENAI: _ChatContentFormat.ValueType  # 2
+    """As a list of parts, as in OpenAI's API: text becomes one part."""
+
+class ChatContentFormat(_ChatContentFormat, metaclass=_ChatContentFormatEnumTypeWrapper):
+    """How the content of messages is given to a chat template."""
+
+CHAT_CONTENT_FORMAT_UNSPECIFIED: ChatContentFormat.ValueType  # 0
+"""As parts if the template loops over the content of messages, else as text."""
+CHAT_CONTENT_FORMAT_STRING: ChatContentFormat.ValueType  # 1
+"""As text: parts are joined by newlines."""
+CHAT_CONTENT_FORMAT_OPENAI: ChatContentFormat.ValueType  # 2
+"""As a list of parts, as in OpenAI's API: text becomes one part."""
+Global___ChatContentFormat: _TypeAlias = ChatContentFormat  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -199,23 +223,36 @@ class ChatPrompt(_message.Message):
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _builtins.int
     TEMPLATE_KWARGS_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    TOOLS_JSON_FIELD_NUMBER: _builtins.int
+    TEMPLATE_KWARGS_JSON_FIELD_NUMBER: _builtins.int
+    CONTENT_FORMAT_FIELD_NUMBER: _builtins.int
     chat_template: _builtins.str
-    """A Jinja template used in place of the model's own. Sandboxed."""
+    """The name of one of the model's templates, or a Jinja template used in their place. The latter is refused unless the
+    router runs with --trust-request-chat-template; it runs in a process of its own, bounded in time and memory.
+    """
     add_generation_prompt: _builtins.bool
     """Ends the prompt with the tokens that open the assistant's turn. Default true."""
     continue_final_message: _builtins.bool
     """Leaves the last message open, so that the model continues it. Default false; excludes add_generation_prompt."""
+    tools_json: _builtins.str
+    """Tools offered to the model: a JSON array of objects, passed to the template as it is. Excludes tools."""
+    template_kwargs_json: _builtins.str
+    """Further variables for the template: a JSON object. Excludes template_kwargs."""
+    content_format: Global___ChatContentFormat.ValueType
+    """How the content of messages is given to the template. Default: as the template expects it."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """In order, oldest first. At least one."""
 
     @_builtins.property
     def template_kwargs(self) -> _struct_pb2.Struct:
-        """Further variables for the template."""
+        """Further variables for the template. A Struct keeps neither the order of keys nor the difference between 1 and 1.0:
+        prefer template_kwargs_json.
+        """
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
-        """Tools offered to the model, as JSON schema objects. Passed to the template."""
+        """Tools offered to the model, as JSON schema objects. Passed to the template. Prefer tools_json, for the same reason."""
 
     def __init__(
         self,
@@ -226,10 +263,13 @@ class ChatPrompt(_message.Message):
         continue_final_message: _builtins.bool | None = ...,
         template_kwargs: _struct_pb2.Struct | None = ...,
         tools: _abc.Iterable[_struct_pb2.Struct] | None = ...,
+        tools_json: _builtins.str | None = ...,
+        template_kwargs_json: _builtins.str | None = ...,
+        content_format: Global___ChatContentFormat.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_chat_template", b"_chat_template", "_continue_final_message", b"_continue_final_message", "add_generation_prompt", b"add_generation_prompt", "chat_template", b"chat_template", "continue_final_message", b"continue_final_message", "template_kwargs", b"template_kwargs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_chat_template", b"_chat_template", "_continue_final_message", b"_continue_final_message", "_template_kwargs_json", b"_template_kwargs_json", "_tools_json", b"_tools_json", "add_generation_prompt", b"add_generation_prompt", "chat_template", b"chat_template", "continue_final_message", b"continue_final_message", "template_kwargs", b"template_kwargs", "template_kwargs_json", b"template_kwargs_json", "tools_json", b"tools_json"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_chat_template", b"_chat_template", "_continue_final_message", b"_continue_final_message", "add_generation_prompt", b"add_generation_prompt", "chat_template", b"chat_template", "continue_final_message", b"continue_final_message", "messages", b"messages", "template_kwargs", b"template_kwargs", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_chat_template", b"_chat_template", "_continue_final_message", b"_continue_final_message", "_template_kwargs_json", b"_template_kwargs_json", "_tools_json", b"_tools_json", "add_generation_prompt", b"add_generation_prompt", "chat_template", b"chat_template", "content_format", b"content_format", "continue_final_message", b"continue_final_message", "messages", b"messages", "template_kwargs", b"template_kwargs", "template_kwargs_json", b"template_kwargs_json", "tools", b"tools", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
     _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015
@@ -237,12 +277,20 @@ class ChatPrompt(_message.Message):
     _WhichOneofArgType__chat_template: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template"]  # noqa: Y015
     _WhichOneofReturnType__continue_final_message: _TypeAlias = _typing.Literal["continue_final_message"]  # noqa: Y015
     _WhichOneofArgType__continue_final_message: _TypeAlias = _typing.Literal["_continue_final_message", b"_continue_final_message"]  # noqa: Y015
+    _WhichOneofReturnType__template_kwargs_json: _TypeAlias = _typing.Literal["template_kwargs_json"]  # noqa: Y015
+    _WhichOneofArgType__template_kwargs_json: _TypeAlias = _typing.Literal["_template_kwargs_json", b"_template_kwargs_json"]  # noqa: Y015
+    _WhichOneofReturnType__tools_json: _TypeAlias = _typing.Literal["tools_json"]  # noqa: Y015
+    _WhichOneofArgType__tools_json: _TypeAlias = _typing.Literal["_tools_json", b"_tools_json"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__add_generation_prompt) -> _WhichOneofReturnType__add_generation_prompt | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__chat_template) -> _WhichOneofReturnType__chat_template | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__continue_final_message) -> _WhichOneofReturnType__continue_final_message | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__template_kwargs_json) -> _WhichOneofReturnType__template_kwargs_json | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tools_json) -> _WhichOneofReturnType__tools_json | None: ...
 
 Global___ChatPrompt: _TypeAlias = ChatPrompt  # noqa: Y015
 
@@ -255,25 +303,36 @@ class ChatMessage(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Who speaks: "system", "user", "assistant" or "tool"."""
     content: _builtins.str
     """What was said."""
     name: _builtins.str
     """The speaker's name, for templates that use it."""
+    json: _builtins.str
+    """The whole message as a JSON object in the form of OpenAI's API: role, content (text or text parts), tool_calls,
+    tool_call_id, reasoning_content and whatever else the template reads. Excludes all other fields of the message.
+    """
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         content: _builtins.str = ...,
         name: _builtins.str | None = ...,
+        json: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_json", b"_json", "_name", b"_name", "json", b"json", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "content", b"content", "name", b"name", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_json", b"_json", "_name", b"_name", "content", b"content", "json", b"json", "name", b"name", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__json: _TypeAlias = _typing.Literal["json"]  # noqa: Y015
+    _WhichOneofArgType__json: _TypeAlias = _typing.Literal["_json", b"_json"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__json) -> _WhichOneofReturnType__json | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
 
 Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015

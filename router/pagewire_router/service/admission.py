@@ -20,6 +20,7 @@ from pagewire_router.service.validation import (
 )
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.prompt import Prompt, PromptEncoder
+from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.tokenizer import Tokenizer
 from pagewire_router.timeline import Timeline, TraceContext, current_timeline
 
@@ -36,11 +37,13 @@ class Admission:
         tokenizer: Tokenizer | None,
         max_request_time_s: float | None = None,
         *,
+        template_process: TemplateProcess | None = None,
         is_tracing: bool = False,
     ) -> None:
         """
         Args:
             max_request_time_s: no request may run for longer; None: no limit but its own deadline.
+            template_process: renders chat templates that clients send; None: such templates are refused.
             is_tracing: this router decides which requests are traced; else clients and shards do.
         """
         self._model = model
@@ -48,7 +51,7 @@ class Admission:
         self._max_request_time_s = math.inf if max_request_time_s is None else max_request_time_s
         self._limits = limits
         self._tokenizer = tokenizer
-        self.prompts = PromptEncoder(tokenizer, limits)
+        self.prompts = PromptEncoder(tokenizer, limits, template_process)
 
     async def admit(
         self, message: inference_pb2.GenerateRequest, request_id: str, context: Context, notified: Notified

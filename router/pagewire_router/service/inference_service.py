@@ -30,6 +30,7 @@ from pagewire_router.service.validation import (
     check_request_id,
     check_token_ids,
 )
+from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.tokenizer import Tokenizer
 
 SERVICE_NAME = "pagewire.v1.Inference"
@@ -46,9 +47,19 @@ class InferenceService:
     """The Inference service over one started engine. Requests and answers pass as bytes; see handler()."""
 
     def __init__(
-        self, config: RouterConfig, engine: Engine, tokenizer: Tokenizer | None, writer: StreamWriter, metrics: Metrics
+        self,
+        config: RouterConfig,
+        engine: Engine,
+        tokenizer: Tokenizer | None,
+        writer: StreamWriter,
+        metrics: Metrics,
+        template_process: TemplateProcess | None = None,
     ) -> None:
-        """tokenizer: None if the model came without one; then token ids alone are served."""
+        """
+        Args:
+            tokenizer: None if the model came without one; then token ids alone are served.
+            template_process: renders chat templates that clients send; None: such templates are refused.
+        """
         self._config = config
         self._engine = engine
         self._model = engine.model
@@ -61,6 +72,7 @@ class InferenceService:
             self._limits,
             tokenizer,
             config.max_request_time_s,
+            template_process=template_process,
             is_tracing=bool(config.trace_exporters),
         )
         self._live_request_ids: set[str] = set()

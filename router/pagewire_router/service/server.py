@@ -21,6 +21,7 @@ from pagewire_router.service.loop_lag import watch_loop_lag
 from pagewire_router.service.service_gate import ServiceGate
 from pagewire_router.service.stream_writer import StreamWriter
 from pagewire_router.service.tls import TlsError, server_credentials
+from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.tokenizer import Tokenizer
 from pagewire_router.text.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
 
@@ -87,6 +88,7 @@ class RouterServer:
             }
         )
         self._tokenizer: Tokenizer | None = None
+        self._template_process = TemplateProcess() if config.trust_request_chat_template else None
         self._lag_task: asyncio.Task[None] | None = None
         self._is_open = False
         self._is_draining = False
@@ -163,6 +165,8 @@ class RouterServer:
         await self._health.stop()
         if self._lag_task is not None:
             self._lag_task.cancel()
+        if self._template_process is not None:
+            await self._template_process.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
         if self._tracing is not None:
@@ -185,7 +189,9 @@ class RouterServer:
             max_floor_s=self._config.coalesce_max_ms / 1000,
             max_writes_per_s=self._config.max_writes_per_s,
         )
-        return InferenceService(self._config, self._engine, self._tokenizer, writer, self._metrics)
+        return InferenceService(
+            self._config, self._engine, self._tokenizer, writer, self._metrics, self._template_process
+        )
 
     def _bind(self) -> str:
         listen = self._config.listen

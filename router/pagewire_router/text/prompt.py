@@ -1,15 +1,20 @@
 """From what a client sent to the token ids of its prompt."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from google.protobuf import struct_pb2
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
 from pagewire_router.service.validation import Limits, Violations, check_prompt_length, check_token_ids
-from pagewire_router.text.chat_template import ChatTemplateError, ChatTemplates
-from pagewire_router.text.tokenizer import MAX_INLINE_CHARS, Tokenizer
+from pagewire_router.text.chat_template import ChatTemplateError, RenderedTooLong
+from pagewire_router.text.conversation import check_size, read_conversation
+from pagewire_router.text.template_process import MAX_TEMPLATE_BYTES, TemplateProcess, encode_request
+from pagewire_router.text.tokenizer import Tokenizer
+
+MAX_CHAR_BYTES = 4
+"""Of a character in UTF-8."""
+MAX_INLINE_CHAT_BYTES = 4096
+"""Smaller conversations are rendered on the event loop: that takes under 1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +30,17 @@ class Prompt:
 class PromptEncoder:
     """Turns prompts into token ids and refuses those that do not fit the context."""
 
-    def __init__(self, tokenizer: Tokenizer | None, limits: Limits) -> None:
-        """tokenizer: None if the model came without one; then prompts are token ids."""
+    def __init__(
+        self, tokenizer: Tokenizer | None, limits: Limits, template_process: TemplateProcess | None = None
+    ) -> None:
+        """
+        Args:
+            tokenizer: None if the model came without one; then prompts are token ids.
+            template_process: renders chat templates that clients send; None: such templates are refused.
+        """
         self._tokenizer = tokenizer
         self._limits = limits
+        self._template_process = template_process
 
     async def encode(self, request: inference_pb2.GenerateRequest) -> Prompt:
         """The prompt of a request. Raises InvalidRequest, RequestTooLong."""
@@ -65,7 +77,7 @@ class PromptEncoder:
     async def encode_text(self, text: str, *, add_special_tokens: bool, field: str = "text") -> Prompt:
         """Token ids of a text. Raises RequestTooLong without encoding a text that cannot fit."""
         tokenizer = self.tokenizer_for(field)
-        max_chars = tokenizer.max_chars_per_token * self._limits.max_model_len
+        max_chars = self._max_chars(tokenizer)
         if len(text) > max_chars:
             raise RequestTooLong(
                 [
@@ -79,67 +91,61 @@ class PromptEncoder:
         return Prompt(await tokenizer.encode(text, add_special_tokens=add_special_tokens), text)
 
     async def encode_chat(self, chat: inference_pb2.ChatPrompt) -> Prompt:
-        """Renders the chat template; what it writes holds the special tokens already. Raises InvalidRequest."""
+        """Renders the chat template; what it writes holds the special tokens already.
+
+        Raises InvalidRequest, RequestTooLong, QueueFull.
+        """
         tokenizer = self.tokenizer_for("chat")
-        _check_chat(chat)
-        num_chars = sum(len(message.content) for message in chat.messages)
+        templates = tokenizer.chat_templates
+        is_sent = chat.HasField("chat_template") and chat.chat_template not in templates
+        field = "chat.chat_template" if is_sent else "chat"
         try:
-            if num_chars <= MAX_INLINE_CHARS and not chat.HasField("chat_template"):
-                text = _render(tokenizer.chat_templates, chat)
-            else:
-                text = await tokenizer.run_on_thread(lambda whole: _render(tokenizer.chat_templates, whole), chat)
+            text = await (self._render_sent(chat, tokenizer) if is_sent else self._render(chat, tokenizer))
+        except RenderedTooLong as error:
+            raise RequestTooLong([FieldViolation(field, str(error))]) from None
         except ChatTemplateError as error:
-            raise InvalidRequest([FieldViolation("chat", str(error))]) from None
+            raise InvalidRequest([FieldViolation(field, str(error))]) from None
         return await self.encode_text(text, add_special_tokens=False, field="chat")
+
+    async def _render(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer) -> str:
+        """The text that one of the model's own templates writes."""
+        max_chars = self._max_chars(tokenizer)
+        name = chat.chat_template if chat.HasField("chat_template") else None
+
+        def render(chat: inference_pb2.ChatPrompt) -> str:
+            return tokenizer.chat_templates.render(read_conversation(chat), name=name, max_chars=max_chars)
+
+        if check_size(chat, self._limits.max_model_len, MAX_CHAR_BYTES * max_chars) <= MAX_INLINE_CHAT_BYTES:
+            return render(chat)
+        return await tokenizer.run_on_thread(render, chat)
+
+    async def _render_sent(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer) -> str:
+        """The text that a template of the client's writes."""
+        if self._template_process is None:
+            raise ChatTemplateError(
+                "is not one of the model's templates, and others are taken only with --trust-request-chat-template"
+            )
+        num_bytes = len(chat.chat_template.encode())
+        if num_bytes > MAX_TEMPLATE_BYTES:
+            raise ChatTemplateError(f"has {num_bytes} bytes; accepted: up to {MAX_TEMPLATE_BYTES}")
+        max_chars = self._max_chars(tokenizer)
+        special_tokens = tokenizer.chat_templates.special_tokens
+
+        def encode(chat: inference_pb2.ChatPrompt) -> bytes:
+            return encode_request(chat.chat_template, read_conversation(chat), special_tokens, max_chars)
+
+        if check_size(chat, self._limits.max_model_len, MAX_CHAR_BYTES * max_chars) <= MAX_INLINE_CHAT_BYTES:
+            request = encode(chat)
+        else:
+            request = await tokenizer.run_on_thread(encode, chat)
+        return await self._template_process.render(request)
+
+    def _max_chars(self, tokenizer: Tokenizer) -> int:
+        """The longest text that can fit the context."""
+        return tokenizer.max_chars_per_token * self._limits.max_model_len
 
     def tokenizer_for(self, field: str) -> Tokenizer:
         """The tokenizer. Raises InvalidRequest that names the field which needs one, if there is none."""
         if self._tokenizer is None:
             raise InvalidRequest([FieldViolation(field, "needs a tokenizer, which the model lacks; use token ids")])
         return self._tokenizer
-
-
-def _render(templates: ChatTemplates, chat: inference_pb2.ChatPrompt) -> str:
-    continue_final_message = chat.continue_final_message
-    return templates.render(
-        [_message(message) for message in chat.messages],
-        chat_template=chat.chat_template if chat.HasField("chat_template") else None,
-        tools=[_plain(tool) for tool in chat.tools],
-        add_generation_prompt=(
-            chat.add_generation_prompt if chat.HasField("add_generation_prompt") else not continue_final_message
-        ),
-        continue_final_message=continue_final_message,
-        template_kwargs=_plain(chat.template_kwargs),
-    )
-
-
-def _check_chat(chat: inference_pb2.ChatPrompt) -> None:
-    violations = Violations()
-    if not chat.messages:
-        violations.add("chat.messages", "is empty; a conversation has at least one message")
-    for index, message in enumerate(chat.messages):
-        if not message.role:
-            violations.add(f"chat.messages[{index}].role", 'is empty; such as "user", "assistant" or "system"')
-    if chat.continue_final_message and chat.add_generation_prompt:
-        violations.add("chat.continue_final_message", "is set together with add_generation_prompt; choose one")
-    violations.raise_if_any()
-
-
-def _message(message: inference_pb2.ChatMessage) -> dict[str, Any]:
-    fields = {"role": message.role, "content": message.content}
-    return {**fields, "name": message.name} if message.HasField("name") else fields
-
-
-def _plain(value: Any) -> Any:
-    """A Struct as Python values. Its numbers are all doubles: whole ones become integers, as they were in JSON."""
-    if isinstance(value, struct_pb2.Struct):
-        return {key: _plain(entry) for key, entry in value.fields.items()}
-    if isinstance(value, struct_pb2.ListValue):
-        return [_plain(entry) for entry in value.values]
-    kind = value.WhichOneof("kind")
-    if kind in (None, "null_value"):
-        return None
-    content = getattr(value, kind)
-    if kind == "number_value":
-        return int(content) if content.is_integer() else content
-    return _plain(content) if kind in ("struct_value", "list_value") else content

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from tokenizers import Tokenizer as Backend
 
 from pagewire_router.text.chat_template import ChatTemplates
+from pagewire_router.text.daemon_threads import DaemonThreads
 from pagewire_router.text.detokenizer import Detokenizer, PieceDetokenizer, SeparateSpecialTokens, WindowDetokenizer
 from pagewire_router.text.piece_table import build_piece_table, partial_pieces
 from pagewire_router.text.tokenizer_files import build_backend, chat_templates, special_tokens
@@ -32,7 +32,7 @@ class Tokenizer:
         self._special_token_ids = frozenset(
             token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special
         )
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
+        self._threads = DaemonThreads(num_threads, "tokenizer")
         self.chat_templates = ChatTemplates(chat_templates(files), special_tokens(files))
         self.max_chars_per_token = max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
         """No token stands for a longer text."""

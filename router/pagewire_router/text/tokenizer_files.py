@@ -8,6 +8,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates/"
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 Files = Mapping[str, bytes]
@@ -65,17 +67,36 @@ def special_tokens(files: Files) -> dict[str, str]:
 
 
 def chat_templates(files: Files) -> dict[str, str]:
-    """The model's chat templates by name; the plain one is called "default". A file of its own takes precedence."""
-    if "chat_template.jinja" in files:
-        return {"default": _text("chat_template.jinja", files["chat_template.jinja"])}
-    template = read_json(files, "chat_template.json").get("chat_template") or tokenizer_config(files).get(
-        "chat_template"
-    )
-    if isinstance(template, str):
-        return {"default": template}
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
+    """The model's chat templates by name; a single one is called "default".
+
+    Jinja files take the place of what the configuration says, as in transformers. chat_template.json is that of models
+    with a processor, which has its template beside the tokenizer's. Raises TokenizerFilesError.
+    """
+    templates = {}
+    if TEMPLATE_FILE in files:
+        templates["default"] = _text(TEMPLATE_FILE, files[TEMPLATE_FILE])
+    for path in sorted(files):
+        if path.startswith(TEMPLATE_FOLDER) and path.endswith(".jinja"):
+            templates[path.removeprefix(TEMPLATE_FOLDER).removesuffix(".jinja")] = _text(path, files[path])
+    if templates:
+        return templates
+    for name, content in (
+        ("tokenizer_config.json", tokenizer_config(files)),
+        ("chat_template.json", read_json(files, "chat_template.json")),
+    ):
+        if content.get("chat_template"):
+            return _named_templates(content["chat_template"], name)
     return {}
+
+
+def _named_templates(value: Any, file: str) -> dict[str, str]:
+    """Templates as JSON files have them: one, or a list or an object of named ones."""
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        value = {str(entry.get("name")): entry.get("template") for entry in value}
+    templates = value if isinstance(value, dict) else {"default": value}
+    if not all(isinstance(template, str) for template in templates.values()):
+        raise TokenizerFilesError(f"{file}: chat_template is neither a template nor a list of named ones")
+    return templates
 
 
 def _text(name: str, content: bytes) -> str:

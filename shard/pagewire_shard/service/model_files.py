@@ -32,6 +32,8 @@ def collect_model_files(directory: Path) -> dict[str, bytes]:
     Raises CorruptTokenizer if there are tokenizer files that cannot be converted.
     """
     files = {name: (directory / name).read_bytes() for name in FILE_NAMES if (directory / name).is_file()}
+    templates = directory.glob("additional_chat_templates/*.jinja")
+    files |= {path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(templates)}
     if TOKENIZER_FILE not in files and any((directory / name).is_file() for name in SLOW_TOKENIZER_FILES):
         files[TOKENIZER_FILE] = convert_tokenizer(directory)
     return files
