@@ -19,7 +19,7 @@ import hashlib
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -75,6 +75,10 @@ class Engine:
         self._highest_seq_id = -1
         self._digest = b""
         self.end_epoch()
+
+    def watch_progress(self, on_progress: Callable[[], None]) -> None:
+        """See StepEngine."""
+        self._runner.watch_progress(on_progress)
 
     def begin_epoch(self, max_inflight: int) -> list[int]:
         """Starts a term with no sequences. Returns the free blocks of each cache group."""

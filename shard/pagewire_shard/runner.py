@@ -4,6 +4,7 @@ The engine decides what runs; a Runner owns the device state (one row, or slot, 
 model runner is the real one; tests drive the engine with a runner whose model is a hash function.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -83,3 +84,6 @@ class Runner(Protocol):
 
     def launch(self, batch: RunBatch) -> PendingTokens:
         """Runs one step."""
+
+    def watch_progress(self, on_progress: Callable[[], None]) -> None:
+        """Has on_progress called while launch gets on."""

@@ -50,6 +50,9 @@ class FakeEngine:
         self.may_launch.set()
         self.hashes = list(range(num_cached_hashes))
 
+    def watch_progress(self, on_progress: Callable[[], None]) -> None:
+        self.on_progress = on_progress
+
     def begin_epoch(self, max_inflight: int) -> list[int]:
         self.log.append(f"begin {max_inflight}")
         return [10]

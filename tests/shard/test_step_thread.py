@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import threading
+import time
 
 import grpc
 import pytest
@@ -170,16 +172,70 @@ async def test_heartbeats_stop_and_health_turns_while_a_step_hangs(serve_shard, 
     assert len(router.heartbeats) == num_heartbeats
     assert await health(shard, "") == NOT_SERVING
     assert await health(shard, "liveness") == NOT_SERVING, "only a new start helps"
+    with pytest.raises(grpc.aio.AioRpcError, match="no progress") as ended:
+        await reading
+    assert ended.value.code() == grpc.StatusCode.UNAVAILABLE, "the router moves its requests"
+    with pytest.raises(grpc.aio.AioRpcError, match="no progress") as refused:
+        await shard.router().hello("another")
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     shard.engine.may_launch.set()
-    assert (await reading).step == 1
-    async with asyncio.timeout(10):
-        while await health(shard) == NOT_SERVING:
-            await asyncio.sleep(0.01)
-    await router.plan(2)
-    await router.result()
-    reading = asyncio.ensure_future(router.result())
-    await shard.until(lambda: bool(router.heartbeats) and router.heartbeats[-1].last_step == 2)
+    await until_health(shard, "pagewire.v1.Shard", SERVING)
+    again = shard.router()
+    await again.hello()
+    await again.plan(1)
+    await again.result()
+    reading = asyncio.ensure_future(again.result())
+    await shard.until(lambda: bool(again.heartbeats) and again.heartbeats[-1].last_step == 1)
     reading.cancel()
+
+
+async def test_no_heartbeat_comes_while_a_device_that_runs_a_step_does_not_get_on(
+    serve_shard, fake_engine, monkeypatch
+):
+    """The window has room, so that the thread does not wait within the step: it could well send heartbeats."""
+    monkeypatch.setattr(step_loop, "HEARTBEAT_INTERVAL_S", 0.01)
+    shard = await serve_shard(fake_engine(on_gpu=True), stall_timeout_s=0.3)
+    router = shard.router()
+    await router.hello(max_inflight=2)
+    await router.plan(1)
+    with pytest.raises(grpc.aio.AioRpcError, match="no progress"):
+        await router.result()
+    assert len(router.heartbeats) <= 5, "only until the launch"
+    await until_health(shard, "liveness", NOT_SERVING)
+
+
+async def test_a_long_step_that_gets_on_sends_heartbeats_and_is_no_stall(serve_shard, fake_engine, monkeypatch):
+    class SlowEngine(fake_engine):
+        def launch(self, plan):
+            for _ in range(40):
+                time.sleep(0.02)
+                self.on_progress()
+            return super().launch(plan)
+
+    monkeypatch.setattr(step_loop, "HEARTBEAT_INTERVAL_S", 0.05)
+    shard = await serve_shard(SlowEngine(), stall_timeout_s=0.4)
+    router = shard.router()
+    await router.hello()
+    await router.plan(1)
+    assert (await router.result()).step == 1
+    assert len(router.heartbeats) >= 4
+
+
+async def test_a_thread_that_hangs_while_idle_is_noticed_when_a_plan_comes(serve_shard, monkeypatch):
+    shard = await serve_shard(stall_timeout_s=0.3)
+    router = shard.router()
+    await router.hello()
+    may_go_on = threading.Event()
+    monkeypatch.setattr(step_loop.StepLoop, "_patience_s", lambda self: may_go_on.wait(10) and None)
+    await asyncio.sleep(1.2)  # until the next turn, which ends where it cannot take a command
+    assert await health(shard, "liveness") == SERVING, "nothing waits"
+    await router.plan(1)
+    with pytest.raises(grpc.aio.AioRpcError, match="no progress"):
+        await router.result()
+    await until_health(shard, "liveness", NOT_SERVING)
+    monkeypatch.undo()
+    may_go_on.set()
+    await until_health(shard, "liveness", SERVING)
 
 
 async def test_a_broken_step_ends_the_epoch_once_and_the_shard_recovers(serve_shard, caplog):

@@ -6,6 +6,7 @@ copied, evicted or overwritten wrongly shows up as a wrong token.
 
 import random
 from collections import deque
+from collections.abc import Callable
 
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_router.request import Request, SamplingParams
@@ -54,6 +55,9 @@ class HashRunner:
             "seed": sequence.sampling.seed,
             "eos": EOS in sequence.stop.token_ids,
         }
+
+    def watch_progress(self, on_progress: Callable[[], None]) -> None:
+        """Its steps take no time."""
 
     def launch(self, batch: RunBatch) -> "HashPending":
         for slot, index, block in batch.table_updates:

@@ -5,6 +5,7 @@ learn what the step before it sampled. A row that stopped in an earlier step whi
 its keys and values go nowhere and it yields no token. Nothing here waits for the device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -59,6 +60,10 @@ class ModelRunner:
     def admit(self, sequence: Sequence) -> None:
         """Fills the sequence's slot before the next step."""
         self._admitted[sequence.slot] = self.state.row(sequence)
+
+    def watch_progress(self, on_progress: Callable[[], None]) -> None:
+        """See Runner."""
+        self.model.on_layer = on_progress
 
     @torch.inference_mode()
     def launch(self, batch: RunBatch) -> PendingTokens:

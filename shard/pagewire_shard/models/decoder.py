@@ -4,6 +4,8 @@ The model runner calls forward and compute_logits. All that a pass needs comes i
 between passes but the KV caches, which the runner owns.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
@@ -39,6 +41,8 @@ class Decoder:
         self._final_norm = builder.norm("final_norm") if spec.final_norm else None
         self._project_out = weights.linears.get("project_out")
         self._lm_head = weights.linears["lm_head"]
+        self.on_layer: Callable[[], None] = _ignore
+        """Called after each layer, as a sign of life of a long step."""
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, kv_caches: list[KVCache]) -> torch.Tensor:
@@ -54,6 +58,7 @@ class Decoder:
         stream: Stream = (self._embeddings(batch), None)
         for block, kv_cache in zip(self._blocks, kv_caches, strict=True):
             stream = block(stream, batch, kv_cache)
+            self.on_layer()
         if self._final_norm is not None:
             return normalise(self._final_norm, stream)[0]
         x, residual = stream
@@ -75,6 +80,10 @@ class Decoder:
         if self._position_embed is not None:
             x = x + self._position_embed(batch.positions)
         return x
+
+
+def _ignore() -> None:
+    """Nobody watches."""
 
 
 class _Builder:

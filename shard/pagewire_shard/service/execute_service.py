@@ -6,6 +6,7 @@ results and heartbeats up -> Goodbye, or the lease lapses, or it is taken, or th
 
 import asyncio
 import logging
+import math
 from collections import Counter
 
 import grpc
@@ -23,6 +24,7 @@ from pagewire_shard.stepping.step_thread import StepThread
 logger = logging.getLogger(__name__)
 
 MAX_INFLIGHT_LIMIT = 4
+STALL_CHECK_INTERVAL_S = 1.0
 LATE_TIMER_S = 0.5
 """A lease timer this late says that the event loop stood still: renewals may lie unread, so it looks again."""
 
@@ -30,10 +32,14 @@ LATE_TIMER_S = 0.5
 class ExecuteService:
     """Serves Execute to one router at a time."""
 
-    def __init__(self, steps: StepThread, info: shard_pb2.ShardInfo, lease: Lease) -> None:
+    def __init__(
+        self, steps: StepThread, info: shard_pb2.ShardInfo, lease: Lease, *, stall_timeout_s: float = math.inf
+    ) -> None:
+        """stall_timeout_s: how long work may wait without progress before the shard counts as hung."""
         self._steps = steps
         self._info = info
         self._lease = lease
+        self._stall_timeout_s = stall_timeout_s
         self._grants_lease = info.tp_rank == 0 and info.pp_rank == 0
         self._stream: PlanStream | None = None
         self._released = asyncio.Event()
@@ -78,6 +84,7 @@ class ExecuteService:
     def _open(self, hello: shard_pb2.Hello) -> PlanStream:
         if self._draining:
             raise ShardUnavailable("the shard drains")
+        self._check_progress()
         if self._grants_lease:
             epoch = self._lease.grant(hello.router_id, force=hello.force)
         else:
@@ -106,6 +113,7 @@ class ExecuteService:
             helpers = [
                 group.create_task(self._read(stream, context)),
                 group.create_task(watch_lease(self._lease, stream)),
+                group.create_task(self._watch_progress(stream)),
             ]
             try:
                 await stream.write_to(context)
@@ -117,6 +125,21 @@ class ExecuteService:
                 helper.cancel()
         if stream_error is not None:
             raise stream_error
+
+    def _check_progress(self) -> None:
+        """Raises ShardUnavailable if the step thread hangs: no epoch would begin, and no plan would run."""
+        stalled_s = self._steps.stats.stalled_s()
+        if stalled_s >= self._stall_timeout_s:
+            raise ShardUnavailable(f"the shard hangs: its step thread has made no progress for {stalled_s:.0f} s")
+
+    async def _watch_progress(self, stream: PlanStream) -> None:
+        """Ends the stream when the step thread hangs: the router moves its requests as soon as it knows."""
+        while True:
+            await asyncio.sleep(min(STALL_CHECK_INTERVAL_S, self._stall_timeout_s / 4))
+            try:
+                self._check_progress()
+            except ShardUnavailable as error:
+                stream.close(error)
 
     def _welcome(self, stream: PlanStream, max_inflight: int, start: EpochStart) -> bytes:
         welcome = shard_pb2.Welcome(

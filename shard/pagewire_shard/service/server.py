@@ -81,7 +81,7 @@ class ShardServer:
         """Waits for the engine and the model's files, then lets routers in. Raises whatever kept them from coming."""
         info, _ = await asyncio.gather(asyncio.wrap_future(self._steps.ready), self._model_files)
         lease = Lease(info.incarnation, self._config.lease_term_s, time.monotonic)
-        self._execute_service = ExecuteService(self._steps, info, lease)
+        self._execute_service = ExecuteService(self._steps, info, lease, stall_timeout_s=self._config.stall_timeout_s)
         self._service.open(self._execute_service, info)
         if self._metrics is not None:
             self._metrics.open(info, lease, self._execute_service)

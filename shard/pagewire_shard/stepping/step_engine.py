@@ -1,5 +1,6 @@
 """The seam between the shard process and what it runs: the step thread on one side, the engine on the other."""
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from pagewire.v1 import shard_pb2
@@ -28,6 +29,12 @@ class StepEngine(Protocol[PendingT]):
 
     info: shard_pb2.ShardInfo
     """Fixed once the engine is built."""
+
+    def watch_progress(self, on_progress: Callable[[], None]) -> None:
+        """Has on_progress called from within long steps, whenever the calling thread gets on, such as for each layer.
+
+        Called once, before the first epoch.
+        """
 
     def begin_epoch(self, max_inflight: int) -> list[int]:
         """Drops all sequences, cached blocks stay. max_inflight: plans that may be pending, from now on.

@@ -58,7 +58,10 @@ class StepLoop:
         self._launched: deque[_Launched] = deque()
         self._last_step = 0
         self._heartbeat_due_s = 0.0
+        self._shown_progress_s = 0.0
+        """What progress_s was at the last heartbeat."""
         self._stopped = False
+        engine.watch_progress(self._on_progress)
 
     def run(self) -> None:
         """Until Stop. An unexpected error ends the epoch, not the loop."""
@@ -106,6 +109,7 @@ class StepLoop:
         return None
 
     def _apply(self, command: Command) -> None:
+        self._stats.asked_s = None
         match command:
             case RunPlan():
                 if command.sink is self._sink:
@@ -199,9 +203,19 @@ class StepLoop:
         self._engine.end_epoch()
         self._progress()
 
+    def _on_progress(self) -> None:
+        """From within a step: steps may take long on a CPU."""
+        now_s = self._stats.progress_s = time.monotonic()
+        if now_s >= self._heartbeat_due_s:
+            self._show_alive()
+
     def _show_alive(self) -> None:
+        """A heartbeat a second; while plans wait or run, only if something has moved since the last one."""
         now = time.monotonic()
-        if self._sink is not None and now >= self._heartbeat_due_s:
+        if self._sink is None or now < self._heartbeat_due_s:
+            return
+        if not (self._plans or self._launched) or self._stats.progress_s > self._shown_progress_s:
+            self._shown_progress_s = self._stats.progress_s
             beat = shard_pb2.Heartbeat(last_step=self._last_step, num_queued_plans=len(self._plans))
             self._post(shard_pb2.ShardMessage(heartbeat=beat))
             self._heartbeat_due_s = now + HEARTBEAT_INTERVAL_S

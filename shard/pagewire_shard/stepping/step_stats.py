@@ -59,6 +59,8 @@ class StepStats:
     """Commands or steps are being worked on."""
     progress_s: float = 0.0
     """time.monotonic() when a launch, a result or an epoch was last done with, or when work came to an idle thread."""
+    asked_s: float | None = None
+    """time.monotonic() when a command came that the step thread has not taken yet; None: it has taken all."""
     failed: bool = False
     """The last step broke with an unexpected error; cleared by the next one that works."""
     broken: bool = False
@@ -83,8 +85,11 @@ class StepStats:
     histograms: StepHistograms = field(default_factory=StepHistograms)
 
     def stalled_s(self) -> float:
-        """For how long work has waited without any progress."""
-        return time.monotonic() - self.progress_s if self.busy else 0.0
+        """For how long work has waited without any progress, taken by the thread or not."""
+        if self.busy:
+            return time.monotonic() - self.progress_s
+        asked_s = self.asked_s
+        return 0.0 if asked_s is None else time.monotonic() - asked_s
 
     def add(self, result: shard_pb2.StepResult, *, num_tokens: int, num_queried_tokens: int) -> None:
         """Takes in a step that worked; num_tokens: what it computed, num_queried_tokens: what its plan admitted."""

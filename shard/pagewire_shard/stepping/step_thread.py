@@ -40,25 +40,31 @@ class StepThread:
         reply: Future[EpochStart] = Future()
         # A call that is cancelled while it waits must not cancel what the step thread is about to answer.
         reply.set_running_or_notify_cancel()
-        self._commands.put(BeginEpoch(sink, max_inflight, reply))
+        self._put(BeginEpoch(sink, max_inflight, reply))
         return reply
 
     def submit(self, sink: EpochSink, plan: shard_pb2.StepPlan) -> None:
         """Queues a plan of the sink's epoch."""
-        self._commands.put(RunPlan(sink, plan, time.monotonic()))
+        self._put(RunPlan(sink, plan, time.monotonic()))
 
     def end_epoch(self, sink: EpochSink) -> None:
         """Ends the sink's epoch, unless another has begun since."""
-        self._commands.put(EndEpoch(sink))
+        self._put(EndEpoch(sink))
 
     def stop(self) -> None:
         """Ends the thread after the running steps; does not wait for it."""
-        self._commands.put(Stop())
+        self._put(Stop())
 
     def join(self, timeout_s: float) -> bool:
         """Waits for the end of the thread. False: it is still busy."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def _put(self, command: Command) -> None:
+        # Before the command is put: the thread clears it when it takes one.
+        if self.stats.asked_s is None:
+            self.stats.asked_s = time.monotonic()
+        self._commands.put(command)
 
     def _run(self) -> None:
         self.ready.set_running_or_notify_cancel()
