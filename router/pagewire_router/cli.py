@@ -75,6 +75,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         max_queued_tokens=options.max_queued_tokens,
         max_receive_message_bytes=options.max_receive_message_bytes,
         max_inflight=options.max_inflight,
+        step_timeout_s=options.step_timeout,
+        shard_wait_s=options.shard_wait,
         coalesce_max_ms=options.coalesce_max_ms,
         tokenizer_threads=default_tokenizer_threads(),
         max_request_time_s=options.max_request_time,
@@ -108,13 +110,6 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bounds(parser.add_argument_group("bounds"), defaults)
     add("--log-level", choices=LOG_LEVELS, default=defaults.log_level, help="least severe messages to log")
     add(
-        "--max-inflight",
-        type=int,
-        choices=range(1, 5),
-        default=defaults.max_inflight,
-        help="plans outstanding on a shard group",
-    )
-    add(
         "--coalesce-max-ms",
         type=_duration,
         default=defaults.coalesce_max_ms,
@@ -135,6 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="time to finish after SIGTERM",
     )
     add("--exit-with-parent", action="store_true", help="stop when standard input ends")
+    _add_shard_options(parser.add_argument_group("driving shards"), defaults)
     _add_security_options(parser.add_argument_group("security"))
     return parser
 
@@ -161,6 +157,31 @@ def _add_bounds(group: argparse._ArgumentGroup, defaults: RouterConfig) -> None:
         metavar="BYTES",
         help="largest message taken from a client; if not given, 1 MiB and 16 bytes for each token of the model's "
         "context, at most 16 MiB",
+    )
+
+
+def _add_shard_options(group: argparse._ArgumentGroup, defaults: RouterConfig) -> None:
+    add = group.add_argument
+    add(
+        "--max-inflight",
+        type=int,
+        choices=range(1, 5),
+        default=defaults.max_inflight,
+        help="plans outstanding on a shard group",
+    )
+    add(
+        "--step-timeout",
+        type=_limit,
+        default=defaults.step_timeout_s,
+        metavar="S",
+        help="time without progress after which a shard group's requests are moved",
+    )
+    add(
+        "--shard-wait",
+        type=_duration,
+        default=defaults.shard_wait_s,
+        metavar="S",
+        help="longest that requests wait for shards that have gone",
     )
 
 
@@ -209,7 +230,7 @@ def _duration(text: str) -> float:
 def _limit(text: str) -> float:
     value = _duration(text)
     if value == 0:
-        raise argparse.ArgumentTypeError("0 would end every request at once")
+        raise argparse.ArgumentTypeError("0 would be over at once")
     return value
 
 

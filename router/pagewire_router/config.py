@@ -40,6 +40,11 @@ class RouterConfig:
     """Prompt tokens that may wait before new requests are refused."""
     max_inflight: int = 2
     """Plans that may be outstanding on a shard group, 1 to 4."""
+    step_timeout_s: float = 30.0
+    """How long a shard group may make no progress before its requests are moved; a shard that proves slow, not hung,
+    is allowed more."""
+    shard_wait_s: float = 60.0
+    """How long requests wait for shards that have gone and may be back, before they are told to come back later."""
     max_n: int = 128
     """Most sequences of one request."""
     max_logprobs: int = 20

@@ -99,10 +99,12 @@ class Dispatcher:
             self._credentials.open()
         self._failure = asyncio.get_running_loop().create_future()
         self._looking = asyncio.create_task(self._directory.run(), name="shard directory")
+        self._looking.add_done_callback(self._on_ended)
         while not self._is_model_known:
             self._changed.clear()
             if not await self._learn_model():
                 await self._changed.wait()
+                self._raise_failure()
         self._reconcile()
 
     async def wait_ready(self) -> None:
@@ -110,6 +112,7 @@ class Dispatcher:
         while not self.is_ready:
             self._changed.clear()
             await self._changed.wait()
+            self._raise_failure()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_PATIENCE_S):
                 while self._has_stragglers():
@@ -198,13 +201,16 @@ class Dispatcher:
             info,
             router_id=self._router_id,
             max_inflight=self._config.max_inflight,
+            step_timeout_s=self._config.step_timeout_s,
+            shard_wait_s=self._config.shard_wait_s,
             on_change=self._on_change,
             on_step=self.stats.add,
         )
         self._groups.append(group)
         self._running[group] = asyncio.create_task(group.run(), name=f"shard group {info.group_id}")
+        self._running[group].add_done_callback(self._on_ended)
         if current is not None:
-            group.is_expected_back = current.is_expected_back
+            group.take_place_of(current)
             self._move(current, [group])
             self._retire(current)
 
@@ -241,9 +247,26 @@ class Dispatcher:
         if not listed or any(group.is_serving for group in self._groups):
             return
         if all(info.model_digest != self.model.model_digest for info in listed):
-            assert self._failure is not None
-            if not self._failure.done():
-                self._failure.set_exception(Unavailable("the shards serve another model now; start the router again"))
+            self._fail("the shards serve another model now")
+
+    def _on_ended(self, task: asyncio.Task[None]) -> None:
+        """What should run for as long as the router does has ended: a bug. Groups that were let go may end."""
+        if self._is_stopping or (task is not self._looking and task not in self._running.values()):
+            return
+        error = None if task.cancelled() else task.exception()
+        logger.error("the task %r has ended", task.get_name(), exc_info=error)
+        self._fail(f"the task {task.get_name()!r} has ended")
+
+    def _fail(self, why: str) -> None:
+        """Only a new router can go on."""
+        assert self._failure is not None
+        if not self._failure.done():
+            self._failure.set_exception(Unavailable(f"{why}; start the router again"))
+        self._changed.set()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None and self._failure.done():
+            self._failure.result()
 
     # Requests.
 
@@ -282,7 +305,7 @@ class Dispatcher:
             if able:
                 self._move(group, able)
             elif not group.is_expected_back:
-                group.fail_all(Unavailable("another router drives the shards", retry_after_s=NO_SHARD_RETRY_S))
+                group.fail_all(Unavailable(group.why_away, retry_after_s=NO_SHARD_RETRY_S))
 
     def _end_expired(self) -> None:
         """A group that serves looks after its own requests."""

@@ -1,24 +1,36 @@
 """Drives one shard group: keeps its plan stream open, sends plans, takes in results, hands tokens to the sinks.
 
 Two tasks on the event loop share a scheduler. The sender is the only writer: it fills the window of plans in flight and
-renews the lease. The receiver takes in results and wakes the sender. When anything breaks, the stream is opened again
-and a new epoch begins: the shard has forgotten the sequences (not its cached blocks), so the scheduler admits them
-again with the tokens they have. That is the one recovery path.
+renews the lease. The receiver takes in results and wakes the sender. When anything breaks, or a shard makes no
+progress, the stream is opened again and a new epoch begins: the shard has forgotten the sequences (not its cached
+blocks), so the scheduler admits them again with the tokens they have. That is the one recovery path.
+
+While the group is down its requests wait for it, unless other groups serve: for at most `shard_wait_s`, and not at all
+once another router drives the shards.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 
-import grpc
 from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.errors import DeadlineExceeded, RouterError, Unavailable
 from pagewire_router.groups.prefix_mirror import PrefixMirror
-from pagewire_router.groups.shard_client import LeaseHeld, PlanStreamOpened, RawCall, ShardClient, describe, geometry
+from pagewire_router.groups.shard_client import (
+    CALL_ERRORS,
+    LeaseHeld,
+    PlanStreamOpened,
+    RawCall,
+    ShardClient,
+    describe,
+    geometry,
+)
+from pagewire_router.groups.stall_watch import StallWatch
 from pagewire_router.request import Request
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import ProtocolError, SequenceGroup
@@ -30,7 +42,9 @@ logger = logging.getLogger(__name__)
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 CONNECT_TIMEOUT_S = 5.0
 TICK_S = 0.25
-"""How often deadlines are looked at when no result comes."""
+"""How often deadlines and progress are looked at when no result comes."""
+DRAINED_WAIT_S = 15.0
+"""How long requests wait at most for shards that were told to stop: long enough for ones that are started again."""
 GOODBYE_TIMEOUT_S = 1.0
 
 
@@ -44,11 +58,13 @@ class GroupLoop:
         *,
         router_id: str,
         max_inflight: int,
+        step_timeout_s: float = math.inf,
+        shard_wait_s: float = math.inf,
         on_change: Callable[["GroupLoop"], None],
         on_step: Callable[[shard_pb2.StepResult, float], None],
     ) -> None:
-        """on_change is called when the group comes up, drains or goes down; on_step with each result and the round
-        trip of its plan in seconds."""
+        """step_timeout_s, shard_wait_s: see RouterConfig. on_change is called when the group comes up, drains, goes
+        down or is no longer waited for; on_step with each result and the round trip of its plan in seconds."""
         self.info = info
         self.scheduler = Scheduler(
             GroupLimits(
@@ -65,7 +81,9 @@ class GroupLoop:
         self.is_draining = False
         """The shard is about to stop: it gets no new sequences."""
         self.is_expected_back = False
-        """It has served, and no other router drives it now: requests may wait for it while it is down."""
+        """It has served, not too long ago, and no other router drives it now: requests may wait while it is down."""
+        self.why_away = "no shard group serves"
+        """Why requests do not wait for it while it is down."""
         self.num_failovers = 0
         """Epochs that ended without Goodbye."""
         self.num_digest_mismatches = 0
@@ -75,6 +93,7 @@ class GroupLoop:
         self.ranks = ranks
         self._router_id = router_id
         self._max_inflight = max_inflight
+        self._shard_wait_s = shard_wait_s
         self._on_change = on_change
         self._on_step = on_step
         self._groups: dict[Request, SequenceGroup] = {}
@@ -82,6 +101,9 @@ class GroupLoop:
         self._renew_due = False
         self._sent_s: deque[float] = deque()
         self._digests: dict[int, int] = {}
+        self._progress = StallWatch(len(ranks), step_timeout_s)
+        self._away_since_s = 0.0
+        """When it last went down, on the clock of time.monotonic()."""
         self._stopping = False
         self._is_down_logged = False
 
@@ -127,7 +149,13 @@ class GroupLoop:
         """Hands over all requests, to be adopted elsewhere. Results that still come are dropped."""
         self._note_failover()
         self._groups.clear()
+        self._sent_s.clear()
         return self.scheduler.hand_over()
+
+    def take_place_of(self, other: "GroupLoop") -> None:
+        """Requests wait for this group as they did for another one, which drove shards of the same group."""
+        self.is_expected_back, self.why_away = other.is_expected_back, other.why_away
+        self._away_since_s = other._away_since_s
 
     def fail_all(self, error: RouterError) -> None:
         """Ends all requests with an error."""
@@ -165,19 +193,30 @@ class GroupLoop:
                 backoff_s = MIN_BACKOFF_S
                 await self._serve(streams)
             except LeaseHeld as error:
-                # Our own lease may outlive a broken stream for a while: that is no reason to give up.
-                self.is_expected_back = self.is_expected_back and error.holder == self._router_id
                 self._log_down(error)
-                self._on_change(self)
-            except (grpc.RpcError, RouterError, ProtocolError, TimeoutError) as error:
+                # Our own lease may outlive a broken stream for a while: that is no reason to give up.
+                if error.holder != self._router_id:
+                    self._expect_no_more("another router drives the shards")
+            except (*CALL_ERRORS, RouterError, ProtocolError, TimeoutError) as error:
                 self._log_down(error)
             except Exception:  # a bug of ours must not end the group for good
                 logger.exception("shard group %s is down", self.info.group_id)
                 self._is_down_logged = True
             self._set_serving(False)
+            self._end_wait()
             if not self._stopping:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    def _end_wait(self) -> None:
+        """Requests wait no longer for shards that have been away for too long."""
+        wait_s = min(self._shard_wait_s, DRAINED_WAIT_S) if self.is_draining else self._shard_wait_s
+        if self.is_expected_back and time.monotonic() - self._away_since_s >= wait_s:
+            self._expect_no_more(f"the shards have been away for {wait_s:g} s")
+
+    def _expect_no_more(self, why: str) -> None:
+        self.is_expected_back, self.why_away = False, why
+        self._on_change(self)
 
     def _log_down(self, error: Exception) -> None:
         """Once for each time the group goes down: attempts to come back are not news, nor is an end we asked for."""
@@ -192,26 +231,33 @@ class GroupLoop:
         self._wakeup.set()
 
     async def _open(self) -> list[PlanStreamOpened]:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            first = await self.ranks[0].open_plan_stream(self._router_id, self._max_inflight, None)
-            others = [
-                await rank.open_plan_stream(self._router_id, self._max_inflight, first.welcome.epoch)
-                for rank in self.ranks[1:]
-            ]
-            streams = [first, *others]
-        if any(geometry(stream.welcome.info) != geometry(self.info) for stream in streams):
-            raise Unavailable("its shards have been started with another model or other limits")
+        streams: list[PlanStreamOpened] = []
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                for rank in self.ranks:
+                    epoch = streams[0].welcome.epoch if streams else None
+                    streams.append(await rank.open_plan_stream(self._router_id, self._max_inflight, epoch))
+            if any(geometry(stream.welcome.info) != geometry(self.info) for stream in streams):
+                raise Unavailable("its shards have been started with another model or other limits")
+        except BaseException:
+            for stream in streams:
+                stream.call.cancel()
+            raise
         return streams
 
     async def _serve(self, streams: list[PlanStreamOpened]) -> None:
         welcome = streams[0].welcome
         self._start_epoch(welcome)
         calls = [stream.call for stream in streams]
-        tasks = [asyncio.ensure_future(self._send(calls, welcome))]
+        stalled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        tasks = [stalled]
         tasks += [asyncio.ensure_future(self._receive(call, rank)) for rank, call in enumerate(calls)]
+        tasks.append(asyncio.ensure_future(self._send(calls, welcome, stalled)))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+            for task in (task for task in tasks if task in done):
+                if task.cancelled():  # by grpc.aio: the call was cancelled, nobody cancels the tasks here
+                    raise Unavailable("the plan stream was cancelled")
                 task.result()
         finally:
             for task in tasks:
@@ -228,6 +274,11 @@ class GroupLoop:
         self.mirror.clear()
         self._sent_s.clear()
         self._digests.clear()
+        if self._progress.start(welcome.epoch.incarnation, time.monotonic()):
+            logger.warning(
+                "shard group %s was slow, it does not hang: it may take %g s now; raise --step-timeout",
+                *(self.info.group_id, self._progress.allowed_s),
+            )
         self.is_draining = False
         self.is_expected_back = True
         self.epoch = welcome.epoch.counter
@@ -239,15 +290,17 @@ class GroupLoop:
     def _set_serving(self, is_serving: bool) -> None:
         if self.is_serving != is_serving:
             self.is_serving = is_serving
+            self._away_since_s = time.monotonic()
             self._on_change(self)
 
     # Down: plans.
 
-    async def _send(self, calls: list[RawCall], welcome: shard_pb2.Welcome) -> None:
+    async def _send(self, calls: list[RawCall], welcome: shard_pb2.Welcome, stalled: "asyncio.Future[None]") -> None:
+        """stalled: fails when a shard makes no progress, even while this waits to write."""
         loop = asyncio.get_running_loop()
         renew = shard_pb2.RouterMessage(renew_lease=shard_pb2.RenewLease(epoch=welcome.epoch)).SerializeToString()
         renewal = _Repeating(loop, welcome.lease_term_ms / 3000, self._renew)
-        tick = _Repeating(loop, TICK_S, self._tick)
+        tick = _Repeating(loop, TICK_S, lambda: self._tick(welcome.epoch.incarnation, stalled))
         try:
             while not (self._stopping or (self.is_draining and not self.scheduler.running)):
                 if self._renew_due:
@@ -258,12 +311,12 @@ class GroupLoop:
                     if plan is None:
                         break
                     plan.epoch.CopyFrom(welcome.epoch)
-                    self._sent_s.append(time.perf_counter())
+                    self._sent_s.append(time.monotonic())
                     await _write(calls, shard_pb2.RouterMessage(plan=plan).SerializeToString())
                 self._wakeup.clear()
                 if not (self._stopping or self._renew_due):
                     await self._wakeup.wait()
-            with contextlib.suppress(grpc.RpcError, TimeoutError):
+            with contextlib.suppress(*CALL_ERRORS, Unavailable, TimeoutError):
                 await self._say_goodbye(calls)
         finally:
             renewal.cancel()
@@ -279,7 +332,12 @@ class GroupLoop:
         self._renew_due = True
         self._wakeup.set()
 
-    def _tick(self) -> None:
+    def _tick(self, incarnation: int, stalled: "asyncio.Future[None]") -> None:
+        oldest_plan_s = self._sent_s[0] if self._sent_s else None
+        stall = self._progress.check(time.monotonic(), oldest_plan_s)
+        if stall is not None and not stalled.done():
+            self._progress.note_stall(incarnation)
+            stalled.set_exception(Unavailable(str(stall)))
         if self.scheduler.has_work():
             self._wakeup.set()
 
@@ -294,27 +352,30 @@ class GroupLoop:
     # Up: results.
 
     async def _receive(self, call: RawCall, rank: int) -> None:
+        progress = self._progress
         while True:
             data = await call.read()
             if not isinstance(data, bytes):
                 raise Unavailable(f"the plan stream of rank {rank} ended: {await call.details()}")
+            now_s = progress.heard_s[rank] = time.monotonic()
             message = shard_pb2.ShardMessage.FromString(data)
             kind = message.WhichOneof("message")
             if kind == "result":
-                self._take_result(message.result, rank)
+                self._take_result(message.result, rank, now_s)
             elif kind == "cache_snapshot" and rank == 0:
                 self.mirror.update(message.cache_snapshot.hashes, ())
             elif kind == "draining":
                 self._drain()
 
-    def _take_result(self, result: shard_pb2.StepResult, rank: int) -> None:
+    def _take_result(self, result: shard_pb2.StepResult, rank: int, now_s: float) -> None:
         if result.HasField("error"):
             raise Unavailable(f"step {result.step} failed: {result.error.message}")
         if len(self.ranks) > 1:
             self._check_digest(result)
         if rank != 0 or not self.scheduler.num_inflight:
             return  # Of a plan sent before everything was handed over.
-        round_trip_s = time.perf_counter() - self._sent_s.popleft()
+        round_trip_s = now_s - self._sent_s.popleft()
+        self._progress.result_s = now_s
         self.mirror.update(result.cache_hashes_added, result.cache_hashes_removed)
         for progress in self.scheduler.update(result):
             self._deliver(progress)
@@ -371,5 +432,9 @@ class _Repeating:
 
 
 async def _write(calls: list[RawCall], message: bytes) -> None:
+    """To every rank. Raises CALL_ERRORS, and Unavailable with the reason if a call has ended before."""
     for call in calls:
-        await call.write(message)
+        try:
+            await call.write(message)
+        except asyncio.InvalidStateError:
+            raise Unavailable(f"the plan stream ended: {await call.details()}") from None

@@ -1,5 +1,6 @@
 """One shard as the router sees it: its channel, its description, its files, and the plan stream."""
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 
@@ -29,6 +30,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_send_message_length", 256 * 1024 * 1024),
 )
 
+CALL_ERRORS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
+"""What grpc.aio raises when a call has ended or its channel is closed, depending on who notices it first."""
+
 RawMultiCallable = grpc.aio.StreamStreamMultiCallable[bytes, bytes]
 RawCall = grpc.aio.StreamStreamCall[bytes, bytes]
 
@@ -50,7 +54,7 @@ class LeaseHeld(Unavailable):
 
 
 class ShardClient:
-    """A channel to one shard. Errors are grpc.RpcError; the group loop turns them into a new attempt."""
+    """A channel to one shard. Errors are CALL_ERRORS and Unavailable; the group loop makes a new attempt."""
 
     def __init__(
         self,
@@ -101,7 +105,10 @@ class ShardClient:
     async def open_plan_stream(
         self, router_id: str, max_inflight: int, epoch: shard_pb2.Epoch | None
     ) -> PlanStreamOpened:
-        """Asks for the lease. `epoch`: what rank 0 granted, for the other ranks of the group."""
+        """Asks for the lease. `epoch`: what rank 0 granted, for the other ranks of the group.
+
+        Raises LeaseHeld if another router drives the shard, Unavailable for any other refusal.
+        """
         await self._renew()
         # Plans are serialized once for all ranks of a group, so the call takes bytes.
         execute: RawMultiCallable = self._channel.stream_stream("/pagewire.v1.Shard/Execute")
@@ -114,12 +121,27 @@ class ShardClient:
             max_inflight=max_inflight,
             epoch=epoch,
         )
-        await call.write(shard_pb2.RouterMessage(hello=hello).SerializeToString())
-        data = await call.read()
+        try:
+            return PlanStreamOpened(call, await self._welcome(call, hello))
+        except BaseException:
+            call.cancel()  # else the shard would hold the lease for a call that nobody reads
+            raise
+
+    async def _welcome(self, call: RawCall, hello: shard_pb2.Hello) -> shard_pb2.Welcome:
+        try:
+            await call.write(shard_pb2.RouterMessage(hello=hello).SerializeToString())
+            data = await call.read()
+        except CALL_ERRORS:
+            raise await self._refusal(call) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise Unavailable(f"the channel to shard {self.address} was closed") from None
         message = shard_pb2.ShardMessage.FromString(data) if isinstance(data, bytes) else shard_pb2.ShardMessage()
         if message.WhichOneof("message") != "welcome":
             raise await self._refusal(call)
-        return PlanStreamOpened(call, message.welcome)
+        return message.welcome
 
     async def _refusal(self, call: RawCall) -> Unavailable:
         """Why a shard has not welcomed us: awaiting a status raises nothing."""

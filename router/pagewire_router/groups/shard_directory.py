@@ -5,10 +5,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-import grpc
 from pagewire.v1 import shard_pb2
 
-from pagewire_router.groups.shard_client import ShardClient, describe
+from pagewire_router.groups.shard_client import CALL_ERRORS, ShardClient, describe
 from pagewire_router.groups.shard_resolver import DnsResolver, Resolver, ShardAddress, dns_name
 
 logger = logging.getLogger(__name__)
@@ -144,7 +143,7 @@ class ShardDirectory:
         while True:
             try:
                 info = await member.client.get_info(INFO_TIMEOUT_S)
-            except grpc.RpcError as error:
+            except CALL_ERRORS as error:
                 if member.info is not None:
                     member.info, member.silent_since_s = None, loop.time()
                 if not is_told and loop.time() - member.silent_since_s > SILENCE_IS_NEWS_AFTER_S:

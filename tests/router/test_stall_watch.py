@@ -1,0 +1,64 @@
+"""When a rank counts as hung, on a clock of the test's own."""
+
+import pytest
+from pagewire_router.groups.stall_watch import MAX_GROWTH, PLAN_PATIENCE, StallWatch
+
+
+def checks(watch, *, until_s, oldest_plan_s=None, from_s=0.0):
+    """The first time at which a rank hangs, looking every quarter of a second; None: never."""
+    now_s = from_s
+    while now_s < until_s:
+        now_s += 0.25
+        stall = watch.check(now_s, oldest_plan_s)
+        if stall is not None:
+            return now_s, stall.rank
+    return None
+
+
+@pytest.fixture
+def watch():
+    watch = StallWatch(2, 10.0)
+    watch.start(7, 0.0)
+    return watch
+
+
+def test_a_rank_of_which_nothing_is_heard_hangs(watch):
+    watch.heard_s = [8.0, 3.0]
+    assert checks(watch, until_s=30.0) == (13.25, 1)
+
+
+def test_a_plan_without_a_result_is_given_longer_while_heartbeats_come(watch):
+    for second in range(1, 100):
+        watch.heard_s = [float(second)] * 2
+        stall = watch.check(float(second), oldest_plan_s=5.0)
+        assert (stall is not None) == (second > 5 + PLAN_PATIENCE * 10)
+
+
+def test_results_that_come_are_progress_however_old_the_oldest_plan_is(watch):
+    for second in range(1, 100):
+        watch.heard_s, watch.result_s = [float(second)] * 2, float(second)
+        assert watch.check(float(second), oldest_plan_s=0.0) is None
+
+
+def test_a_router_that_stood_still_first_reads_what_has_come(watch):
+    assert watch.check(0.25, None) is None
+    assert watch.check(100.0, 0.2) is None
+    assert checks(watch, from_s=100.0, until_s=200.0) == (110.0, 0)
+
+
+def test_a_shard_that_comes_back_without_a_new_start_was_slow_and_may_take_longer(watch):
+    allowed = []
+    for _ in range(4):
+        watch.note_stall(7)
+        assert watch.start(7, 0.0)
+        allowed.append(watch.allowed_s)
+    assert allowed == [20.0, 40.0, 40.0, 40.0]
+    assert max(allowed) == MAX_GROWTH * 10.0
+    watch.note_stall(7)
+    assert not watch.start(8, 0.0), "it was started again"
+    assert watch.allowed_s == 10.0
+
+
+def test_a_stream_that_broke_for_other_reasons_changes_nothing(watch):
+    assert not watch.start(7, 50.0)
+    assert watch.allowed_s == 10.0
