@@ -80,6 +80,14 @@ class BlockPool:
         """Has more than one holder."""
         return self._ref_counts[block] > 1
 
+    def num_holders(self, block: int) -> int:
+        """How many block tables name it."""
+        return self._ref_counts[block]
+
+    def is_indexed(self, block: int) -> bool:
+        """Can be found in the prefix index."""
+        return self._digests[block] is not None
+
     def lookup(self, digest: Digest) -> int | None:
         """The block with this content, if there is one."""
         return self._index.get(digest)
@@ -91,6 +99,14 @@ class BlockPool:
         self._index[digest] = block
         self._digests[block] = digest
         self._added.append(digest)
+
+    def forget(self, blocks: list[int]) -> None:
+        """Takes blocks out of the prefix index: their content is not to be used by anybody else."""
+        for block in blocks:
+            if self._digests[block] is not None:
+                self._evict(block)
+                if self._ref_counts[block] == 0:
+                    self._free.move_to_end(block, last=False)
 
     def forget_all(self) -> None:
         """Empties the prefix index: the blocks' content cannot be trusted any more."""

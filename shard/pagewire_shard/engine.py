@@ -1,18 +1,20 @@
 """The shard's deterministic state machine: applies step plans to the block pool and hands batches to the runner.
 
-Called from the step thread only. A plan is applied in this order:
+Called from the step thread only. A plan is checked and applied in this order:
 
-  1. effects   what the samples of step k mean for the host (known tokens, stops, prefix index) takes effect when plan
-               k + max_inflight is applied: by plan number, never by when a copy happened to finish, so that all ranks
-               of a group stay identical
-  2. forks and releases, as one permutation: children take their parents' blocks, then releases give up theirs, then
-               children take slots
-  3. admits    each starts from the longest prefix that the pool has cached
-  4. run       blocks for the new tokens (copied first if shared), then the batch goes to the runner
-  5. index     blocks that are full and known become findable
+  1. check     whatever in it breaks the contract refuses it as a whole
+  2. effects   what the samples of step k mean for the host (known tokens, stops, prefix index) takes effect when plan
+               k + max_inflight comes: by plan number, never by when a copy happened to finish, so that all ranks of a
+               group stay identical
+  3. room      what the plan changes is worked out, and refused if slots or blocks do not suffice
+  4. changes   forks and releases, as one permutation: children take their parents' blocks, then releases give up
+               theirs, then children take slots; then admits, each from the longest prefix that the pool has cached
+  5. run       blocks for the new tokens (copied first if shared), then the batch goes to the runner
+  6. index     blocks that are full and known become findable
 
-A plan that cannot be applied raises PlanRefused and ends the epoch: sequences are dropped, and since nothing is indexed
-before step 5, the index never names a block whose content was not computed.
+A plan that cannot be applied raises PlanRefused before step 4, so that nothing of it is applied; it ends the epoch. The
+index never names a block whose content was not computed: only a step that breaks can leave such blocks behind, and
+then all of them are forgotten (reset_cache).
 """
 
 import hashlib
@@ -20,19 +22,17 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import grpc
 from pagewire.v1 import shard_pb2
 
-from pagewire_shard.block_hash import root_digest
-from pagewire_shard.block_pool import BlockPool, OutOfBlocks
+from pagewire_shard.block_pool import BlockPool
 from pagewire_shard.errors import PlanRefused
+from pagewire_shard.plan_check import PlanCheck, malformed
 from pagewire_shard.runner import PendingTokens, RunBatch, Runner, StepTokens
-from pagewire_shard.sequence import Sequence
-
-MAX_STOP_TOKENS = 64
+from pagewire_shard.sequence import Sequence, admitted, forked
+from pagewire_shard.step_changes import StepChanges
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +65,7 @@ class Engine:
         self.info = info
         self.pool = pool
         self._runner = runner
+        self._check = PlanCheck(info)
         self._sequences: dict[int, Sequence] = {}
         self._free_slots: list[int] = []
         self._copied: list[int] = []
@@ -82,23 +83,24 @@ class Engine:
 
     def begin_epoch(self, max_inflight: int) -> list[int]:
         """Starts a term with no sequences. Returns the free blocks of each cache group."""
-        self.end_epoch()
         self._max_inflight = max_inflight
-        return [self.pool.num_free]
+        return self.end_epoch()
 
-    def end_epoch(self) -> None:
-        """Drops all sequences; cached blocks stay."""
+    def end_epoch(self) -> list[int]:
+        """Drops all sequences; cached blocks stay. Returns the free blocks of each cache group."""
         self.pool.release(self._copied)
         self._copied.clear()
         for sequence in self._sequences.values():
             self.pool.release(sequence.blocks)
         self._sequences.clear()
         self._effects.clear()
+        self._runner.end_epoch()
         self._free_slots = list(range(self.info.max_num_seqs - 1, -1, -1))
         self._last_step = 0
         self._highest_seq_id = -1
         self._digest = b""
         self.pool.take_index_changes()
+        return [self.pool.num_free]
 
     def reset_cache(self) -> None:
         """Forgets all cached blocks: a step failed, so what the index promises may not have been computed."""
@@ -116,16 +118,16 @@ class Engine:
                 to end.
         """
         started = time.perf_counter()
-        self._check(plan)
-        self._last_step = plan.step
+        if plan.step != self._last_step + 1:
+            raise malformed(f"step {plan.step} follows step {self._last_step}; expected {self._last_step + 1}")
+        self._check.check(plan, self._sequences, self._highest_seq_id)
         self._apply_effects(plan.step - self._max_inflight)
-        try:
-            self._admit(self._fork(plan))
-            self._admit([self._new_sequence(admit) for admit in plan.admits])
-            batch, pending = self._prepare_run(plan)
-        except OutOfBlocks:
-            message = f"step {plan.step} needs more than the {self.pool.num_blocks} blocks of the pool"
-            raise PlanRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, message) from None
+        changes = self._work_out(plan)
+        self._check_room(changes, plan.step)
+        # From here on nothing is refused.
+        self._last_step = plan.step
+        self._take_in(changes)
+        batch, pending = self._prepare_run(plan.step, changes.rows)
         pending.num_tokens = sum(batch.query_lens)
         for sequence in pending.sequences:
             self._index_full_blocks(sequence)
@@ -155,20 +157,43 @@ class Engine:
         result.timings.forward_us, result.timings.sample_us = tokens.forward_us, tokens.sample_us
         return result
 
-    def _check(self, plan: shard_pb2.StepPlan) -> None:
-        if plan.step != self._last_step + 1:
-            raise _malformed(f"step {plan.step} follows step {self._last_step}; expected {self._last_step + 1}")
-        if len(plan.run_token_budgets) != len(plan.run_seq_ids):
-            raise _malformed(f"{len(plan.run_seq_ids)} run_seq_ids but {len(plan.run_token_budgets)} run_token_budgets")
-        if any(mode == shard_pb2.RUN_MODE_SCORE for mode in plan.run_modes):
-            raise _malformed("run mode SCORE is not served")
-        if plan.draft_token_ids or plan.num_draft_tokens:
-            raise _malformed("draft tokens are not served")
-        new_ids = [fork.child_seq_id for fork in plan.forks] + [admit.seq_id for admit in plan.admits]
-        if new_ids:
-            if min(new_ids) <= self._highest_seq_id or len(set(new_ids)) != len(new_ids):
-                raise _malformed(f"seq_ids {new_ids} are not new: {self._highest_seq_id} has been used")
-            self._highest_seq_id = max(new_ids)
+    def _work_out(self, plan: shard_pb2.StepPlan) -> StepChanges:
+        """What the plan changes; changes nothing. Raises PlanRefused."""
+        sequences = self._sequences
+        children = [self._child(fork) for fork in plan.forks]
+        admits = [admitted(admit, self.pool, self.info.max_model_len) for admit in plan.admits]
+        new = {sequence.seq_id: sequence for sequence in (*children, *admits)}
+        released = [sequences.get(i) or new[i] for i in plan.release_seq_ids]
+        rows: list[tuple[Sequence, int]] = []
+        for seq_id, budget in zip(plan.run_seq_ids, plan.run_token_budgets, strict=True):
+            sequence = sequences.get(seq_id) or new[seq_id]
+            num_new = sequence.num_tokens - sequence.num_computed_tokens
+            if budget < num_new:
+                num_new = budget
+            if sequence.stopped or sequence.num_tokens >= sequence.max_len:
+                num_new = 0  # It has stopped, or a step in flight samples its last token.
+            rows.append((sequence, num_new))
+        return StepChanges(children, admits, released, rows)
+
+    def _child(self, fork: shard_pb2.Fork) -> Sequence:
+        parent = self._sequences[fork.parent_seq_id]
+        if fork.num_tokens > min(parent.num_computed_tokens, len(parent.token_ids)):
+            raise malformed(f"fork of seq_id {parent.seq_id}: it has not computed num_tokens {fork.num_tokens}")
+        return forked(parent, fork, self.pool.block_size)
+
+    def _check_room(self, changes: StepChanges, step: int) -> None:
+        if changes.num_tokens > self.info.max_num_batched_tokens:
+            raise malformed(
+                f"run_token_budgets: step {step} would compute {changes.num_tokens} tokens, more than "
+                f"max_num_batched_tokens {self.info.max_num_batched_tokens}"
+            )
+        num_slots = len(self._free_slots) + sum([sequence.slot >= 0 for sequence in changes.released])
+        if changes.num_new_slots > num_slots:
+            message = f"step {step} would hold more than max_num_seqs {self.info.max_num_seqs} sequences"
+            raise PlanRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        if not changes.fits(self.pool):
+            message = f"step {step} needs more than the {self.pool.num_blocks} blocks of the pool"
+            raise PlanRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
 
     def _apply_effects(self, up_to_step: int) -> None:
         while self._effects and self._effects[0].step <= up_to_step:
@@ -178,112 +203,47 @@ class Engine:
             tokens = pending.tokens
             assert tokens is not None
             for i, (sequence, token) in enumerate(zip(pending.sequences, tokens.sampled, strict=True)):
-                if token < 0 or sequence.released:
+                if sequence.released or sequence.stopped:
                     continue
-                sequence.token_ids.append(token)
+                if token >= 0:
+                    sequence.token_ids.append(token)
                 if tokens.stop_reasons[i]:
                     sequence.stopped = True
                     sequence.num_tokens = tokens.num_tokens[i]
                     sequence.num_computed_tokens = tokens.num_computed_tokens[i]
-                    self._index_full_blocks(sequence)
+                    if tokens.stop_reasons[i] == shard_pb2.STOP_REASON_ERROR:
+                        self.pool.forget(sequence.blocks)
+                    else:
+                        self._index_full_blocks(sequence)
 
-    def _fork(self, plan: shard_pb2.StepPlan) -> list[Sequence]:
-        children = [self._new_child(fork) for fork in plan.forks]
-        for seq_id in plan.release_seq_ids:
-            sequence = self._sequences.pop(seq_id, None)
-            if sequence is None:
-                raise _malformed(f"release of unknown seq_id {seq_id}")
+    def _take_in(self, changes: StepChanges) -> None:
+        """Forks and releases as one permutation, then admits."""
+        for child in changes.children:
+            self._hold(child)
+        for sequence in changes.released:
             sequence.released = True
+            del self._sequences[sequence.seq_id]
             self.pool.release(sequence.blocks)
             if sequence.slot >= 0:
                 self._free_slots.append(sequence.slot)
-        # A child whose request is preempted by the plan that forks it is gone before it takes a slot.
-        return [child for child in children if not child.released]
+        for sequence in changes.admitted:
+            self._hold(sequence)
+        for sequence in (*changes.children, *changes.admitted):
+            # A child whose request is preempted by the plan that forks it is gone before it takes a slot.
+            if not sequence.released:
+                sequence.slot = self._free_slots.pop()
+                self._runner.admit(sequence)
 
-    def _new_child(self, fork: shard_pb2.Fork) -> Sequence:
-        parent = self._sequences.get(fork.parent_seq_id)
-        if parent is None:
-            raise _malformed(f"fork of unknown seq_id {fork.parent_seq_id}")
-        shared = fork.num_tokens
-        if shared > min(parent.num_computed_tokens, len(parent.token_ids)):
-            raise _malformed(f"fork of seq_id {fork.parent_seq_id} at {shared} tokens: it has not computed as many")
-        if not fork.appended_token_ids:
-            raise _malformed(f"fork of seq_id {fork.parent_seq_id} appends no token")
-        sampling = shard_pb2.SequenceSampling()
-        sampling.CopyFrom(parent.sampling)
-        sampling.seed = fork.seed
-        child = Sequence(
-            seq_id=fork.child_seq_id,
-            slot=-1,
-            token_ids=parent.token_ids[:shared] + list(fork.appended_token_ids),
-            num_prompt_tokens=parent.num_prompt_tokens,
-            root=parent.root,
-            sampling=sampling,
-            stop=parent.stop,
-            blocks=parent.blocks[: -(-shared // self.pool.block_size)],
-            num_computed_tokens=shared,
-        )
-        for block in child.blocks:
+    def _hold(self, sequence: Sequence) -> None:
+        for block in sequence.blocks:
             self.pool.share(block)
-        self._sequences[child.seq_id] = child
-        return child
-
-    def _new_sequence(self, admit: shard_pb2.Admit) -> Sequence:
-        if not 0 < admit.num_prompt_tokens <= len(admit.token_ids):
-            raise _malformed(f"seq_id {admit.seq_id}: {admit.num_prompt_tokens} of {len(admit.token_ids)} are prompt")
-        if len(admit.token_ids) >= self.info.max_model_len + 1:
-            raise _malformed(f"seq_id {admit.seq_id}: {len(admit.token_ids)} tokens exceed {self.info.max_model_len}")
-        if len(admit.stop.token_ids) > MAX_STOP_TOKENS:
-            raise _malformed(f"seq_id {admit.seq_id}: more than {MAX_STOP_TOKENS} stop tokens")
-        if admit.adapter or admit.grammar:
-            raise _malformed(f"seq_id {admit.seq_id}: adapters and grammars are not served")
-        sequence = Sequence(
-            seq_id=admit.seq_id,
-            slot=-1,
-            token_ids=list(admit.token_ids),
-            num_prompt_tokens=admit.num_prompt_tokens,
-            root=root_digest(admit.cache_salt, admit.adapter),
-            sampling=admit.sampling,
-            stop=admit.stop,
-        )
         self._sequences[sequence.seq_id] = sequence
-        self._attach_cached_prefix(sequence, admit.min_recompute_from)
-        return sequence
+        self._highest_seq_id = max(self._highest_seq_id, sequence.seq_id)
 
-    def _attach_cached_prefix(self, sequence: Sequence, min_recompute_from: int) -> None:
-        # The last known token is always computed: its logits are what the first sample needs.
-        limit = len(sequence.token_ids) - 1
-        if min_recompute_from:
-            limit = min(limit, min_recompute_from)
-        for i in range(limit // self.pool.block_size):
-            block = self.pool.lookup(sequence.digest_of(i, self.pool.block_size))
-            if block is None:
-                break
-            self.pool.share(block)
-            sequence.blocks.append(block)
-        sequence.num_indexed_blocks = len(sequence.blocks)
-        sequence.num_computed_tokens = sequence.num_cached_tokens = len(sequence.blocks) * self.pool.block_size
-
-    def _admit(self, sequences: Items[Sequence]) -> None:
-        if len(sequences) > len(self._free_slots):
-            message = f"{len(self._sequences)} sequences exceed max_num_seqs {self.info.max_num_seqs}"
-            raise PlanRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
-        for sequence in sequences:
-            sequence.slot = self._free_slots.pop()
-            sequence.num_tokens = sequence.reported_known = len(sequence.token_ids)
-            sequence.reported_computed = sequence.num_computed_tokens
-            self._runner.admit(sequence)
-
-    def _prepare_run(self, plan: shard_pb2.StepPlan) -> tuple[RunBatch, PendingStep]:
+    def _prepare_run(self, step: int, rows: list[tuple[Sequence, int]]) -> tuple[RunBatch, PendingStep]:
         batch = RunBatch()
-        pending = PendingStep(plan.step, [], [], shard_pb2.StepResult(step=plan.step))
-        for seq_id, budget in zip(plan.run_seq_ids, plan.run_token_budgets, strict=True):
-            sequence = self._sequences.get(seq_id)
-            if sequence is None:
-                raise _malformed(f"run of unknown seq_id {seq_id}")
-            num_new = 0 if sequence.stopped else min(budget, sequence.num_tokens - sequence.num_computed_tokens)
-            if num_new and sequence.num_tokens >= self._max_len(sequence):
-                num_new = 0  # A step in flight samples its last token.
+        pending = PendingStep(step, [], [], shard_pb2.StepResult(step=step))
+        for sequence, num_new in rows:
             pending.sequences.append(sequence)
             pending.batch_rows.append(len(batch.sequences) if num_new else -1)
             if num_new:
@@ -291,9 +251,6 @@ class Engine:
         self.pool.release(self._copied)
         self._copied.clear()
         return batch, pending
-
-    def _max_len(self, sequence: Sequence) -> int:
-        return min(sequence.num_prompt_tokens + sequence.stop.max_tokens, self.info.max_model_len)
 
     def _extend(self, sequence: Sequence, num_new: int, batch: RunBatch) -> None:
         """Gives a sequence blocks for its next num_new tokens and adds it to the batch."""
@@ -381,7 +338,3 @@ def _spread(tokens: StepTokens, pending: PendingStep) -> StepTokens:
         forward_us=tokens.forward_us,
         sample_us=tokens.sample_us,
     )
-
-
-def _malformed(message: str) -> PlanRefused:
-    return PlanRefused(grpc.StatusCode.INVALID_ARGUMENT, message)

@@ -87,3 +87,6 @@ class Runner(Protocol):
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
         """Has on_progress called while launch gets on."""
+
+    def end_epoch(self) -> None:
+        """Forgets what was admitted and has not run."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from pagewire.v1 import shard_pb2
 
-from pagewire_shard.block_hash import block_digest
-from pagewire_shard.block_pool import Digest
+from pagewire_shard.block_hash import block_digest, root_digest
+from pagewire_shard.block_pool import BlockPool, Digest
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy."""
@@ -29,9 +29,11 @@ class Sequence:
     """Parent of its first block's digest."""
     sampling: shard_pb2.SequenceSampling
     stop: shard_pb2.StopConditions
+    max_len: int = 0
+    """It samples no token beyond this length."""
     blocks: list[int] = field(default_factory=list)
     """The block table."""
-    num_tokens: int = 0
+    num_tokens: int = field(init=False)
     """Tokens known once everything launched so far is done."""
     num_computed_tokens: int = 0
     """Tokens in the cache once everything launched so far is done."""
@@ -45,9 +47,9 @@ class Sequence:
     """Tokens a cached prefix provided."""
     has_run: bool = False
     released: bool = False
-    reported_computed: int = 0
+    reported_computed: int = field(init=False)
     """num_computed_tokens in the last result."""
-    reported_known: int = 0
+    reported_known: int = field(init=False)
     """num_known_tokens in the last result."""
     reported_stop: "shard_pb2.StopReason.ValueType" = shard_pb2.STOP_REASON_UNSPECIFIED
     """stop_reason in the last result."""
@@ -65,6 +67,8 @@ class Sequence:
         )
         self.wants_logprobs = sampling.HasField("num_logprobs")
         self.masks_stop = self.stop.min_tokens > 0
+        self.num_tokens = self.reported_known = len(self.token_ids)
+        self.reported_computed = self.num_computed_tokens
 
     def digest_of(self, block_idx: int, block_size: int) -> Digest:
         """The digest of its block_idx-th block, all of whose tokens are known on the host."""
@@ -73,3 +77,50 @@ class Sequence:
             parent = self.digests[i - 1] if i else self.root
             self.digests.append(block_digest(parent, self.token_ids[i * block_size : (i + 1) * block_size]))
         return self.digests[block_idx]
+
+
+def forked(parent: Sequence, fork: shard_pb2.Fork, block_size: int) -> Sequence:
+    """The child of a fork; it names the parent's blocks and does not hold them yet."""
+    shared = fork.num_tokens
+    sampling = shard_pb2.SequenceSampling()
+    sampling.CopyFrom(parent.sampling)
+    sampling.seed = fork.seed
+    return Sequence(
+        seq_id=fork.child_seq_id,
+        slot=-1,
+        token_ids=parent.token_ids[:shared] + list(fork.appended_token_ids),
+        num_prompt_tokens=parent.num_prompt_tokens,
+        root=parent.root,
+        sampling=sampling,
+        stop=parent.stop,
+        max_len=parent.max_len,
+        blocks=parent.blocks[: -(-shared // block_size)],
+        num_computed_tokens=shared,
+    )
+
+
+def admitted(admit: shard_pb2.Admit, pool: BlockPool, max_model_len: int) -> Sequence:
+    """A new sequence; it names the blocks of its cached prefix and does not hold them yet."""
+    sequence = Sequence(
+        seq_id=admit.seq_id,
+        slot=-1,
+        token_ids=list(admit.token_ids),
+        num_prompt_tokens=admit.num_prompt_tokens,
+        root=root_digest(admit.cache_salt, admit.adapter),
+        sampling=admit.sampling,
+        stop=admit.stop,
+        max_len=min(admit.num_prompt_tokens + admit.stop.max_tokens, max_model_len),
+    )
+    # The last known token is always computed: its logits are what the first sample needs.
+    limit = sequence.num_tokens - 1
+    if admit.min_recompute_from:
+        limit = min(limit, admit.min_recompute_from)
+    for i in range(limit // pool.block_size):
+        block = pool.lookup(sequence.digest_of(i, pool.block_size))
+        if block is None:
+            break
+        sequence.blocks.append(block)
+    num_cached = len(sequence.blocks) * pool.block_size
+    sequence.num_indexed_blocks = len(sequence.blocks)
+    sequence.num_cached_tokens = sequence.num_computed_tokens = sequence.reported_computed = num_cached
+    return sequence

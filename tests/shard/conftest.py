@@ -57,8 +57,9 @@ class FakeEngine:
         self.log.append(f"begin {max_inflight}")
         return [10]
 
-    def end_epoch(self) -> None:
+    def end_epoch(self) -> list[int]:
         self.log.append("end")
+        return [10]
 
     def reset_cache(self) -> None:
         self.log.append("reset cache")

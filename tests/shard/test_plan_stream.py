@@ -43,9 +43,12 @@ async def test_an_empty_cache_still_has_a_last_snapshot(serve_shard, fake_engine
 async def test_results_come_in_order_of_plans(serve_shard):
     shard = await serve_shard()
     router = shard.router()
-    await router.hello()
-    await router.plan(*range(1, 51), run_seq_ids=[3, 5])
-    results = [await router.result() for _ in range(50)]
+    await router.hello(max_inflight=4)
+    await router.plan(1, 2, 3, run_seq_ids=[3, 5])
+    results = []
+    for step in range(4, 54):
+        await router.plan(step, run_seq_ids=[3, 5])
+        results.append(await router.result())
     assert [r.step for r in results] == list(range(1, 51))
     assert all(list(r.sampled_token_ids) == [r.step, r.step] for r in results)
 
@@ -110,17 +113,18 @@ async def test_force_takes_the_lease_and_ends_the_old_stream(serve_shard):
 
 
 async def test_takeover_waits_for_the_running_step_and_drops_what_waits(serve_shard, fake_engine):
-    shard = await serve_shard(fake_engine(on_gpu=True))
+    shard = await serve_shard(fake_engine())
+    shard.engine.may_launch.clear()
     first, second = shard.router(), shard.router()
-    await first.hello("first", max_inflight=1)
+    await first.hello("first")
     await first.plan(1, 2)
-    await shard.until(lambda: bool(shard.engine.launched))
+    await shard.until(lambda: "launch 1" in shard.engine.log)
     welcome = asyncio.ensure_future(second.hello("second", force=True))
     assert (await first.error()).code() == grpc.StatusCode.ABORTED
     assert not welcome.done()
-    shard.engine.launched[0].done.set()
+    shard.engine.may_launch.set()
     await welcome
-    assert shard.engine.log == ["begin 1", "launch 1", "collect 1", "end", "begin 2"]
+    assert shard.engine.log == ["begin 2", "launch 1", "collect 1", "end", "begin 2"]
 
 
 async def test_a_call_cancelled_while_its_epoch_begins_does_no_harm(serve_shard, fake_engine):
@@ -193,7 +197,7 @@ async def test_a_refused_plan_has_a_result_and_ends_the_stream(serve_shard, fake
     shard.engine.refusals[2] = PlanRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, "out of blocks")
     router = shard.router()
     await router.hello()
-    await router.plan(1, 2, 3)
+    await router.plan(1, 2)
     await shard.until(lambda: "launch 2" in shard.engine.log)
     shard.engine.launched[0].done.set()
     assert (await router.result()).step == 1
@@ -253,3 +257,24 @@ async def test_a_router_that_does_not_let_go_is_cut_off_after_the_grace(serve_sh
     await router.hello()
     await shard.server.stop(0.05)
     assert (await router.error()).code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_plans_beyond_the_window_are_refused(serve_shard, fake_engine):
+    shard = await serve_shard(fake_engine(on_gpu=True))
+    router = shard.router()
+    await router.hello()
+    await router.plan(1, 2)
+    await shard.until(lambda: len(shard.engine.launched) == 2)
+    for step in shard.engine.launched:
+        step.done.set()
+    assert [(await router.result()).step for _ in range(2)] == [1, 2]
+    await router.plan(3, 4)
+    await shard.until(lambda: len(shard.engine.launched) == 4)
+    await router.plan(5)
+    error = await router.error()
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "max_inflight" in error.details()
+    for step in shard.engine.launched:
+        step.done.set()
+    await shard.router().hello()
+    assert "launch 5" not in shard.engine.log

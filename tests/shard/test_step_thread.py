@@ -9,6 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pagewire.v1 import shard_pb2
+from pagewire_shard.service.readiness import MAX_FAILED_IN_A_ROW
 from pagewire_shard.stepping import step_loop
 from pagewire_shard.stepping.step_thread import StepThread
 
@@ -20,7 +21,7 @@ class ListSink:
         self.results: list[shard_pb2.StepResult] = []
         self.error: Exception | None = None
 
-    def post(self, message: bytes) -> None:
+    def post(self, message: bytes, *, is_result: bool) -> None:
         parsed = shard_pb2.ShardMessage.FromString(message)
         if parsed.WhichOneof("message") == "result":
             self.results.append(parsed.result)
@@ -78,7 +79,7 @@ async def test_on_a_cpu_a_result_goes_up_before_the_next_plan_is_launched(start,
     engine, sink = fake_engine(), ListSink()
     engine.may_launch.clear()
     steps = start(engine)
-    steps.begin_epoch(sink, 2)
+    steps.begin_epoch(sink, 3)
     for step in (1, 2, 3):
         steps.submit(sink, plan(step))
     engine.may_launch.set()
@@ -90,10 +91,12 @@ async def test_on_a_gpu_plans_are_launched_while_the_step_before_them_runs(start
     engine, sink = fake_engine(on_gpu=True), ListSink()
     steps = start(engine)
     steps.begin_epoch(sink, 2)
-    for step in (1, 2, 3):
+    for step in (1, 2):
         steps.submit(sink, plan(step))
     await until(lambda: len(engine.launched) == 2)
     engine.launched[0].done.set()
+    await until(lambda: len(sink.results) == 1)
+    steps.submit(sink, plan(3))
     await until(lambda: len(engine.launched) == 3)
     for step in engine.launched:
         step.done.set()
@@ -114,16 +117,14 @@ async def test_a_plan_that_comes_while_a_gpu_step_runs_is_not_kept_waiting(start
 
 
 async def test_results_say_how_long_their_plans_waited(start, fake_engine):
-    engine, sink = fake_engine(on_gpu=True), ListSink()
+    engine, sink = fake_engine(), ListSink()
+    engine.may_launch.clear()
     steps = start(engine)
-    steps.begin_epoch(sink, 1)
+    steps.begin_epoch(sink, 2)
     for step in (1, 2):
         steps.submit(sink, plan(step))
-    await until(lambda: bool(engine.launched))
     await asyncio.sleep(0.02)
-    engine.launched[0].done.set()
-    await until(lambda: len(engine.launched) == 2)
-    engine.launched[1].done.set()
+    engine.may_launch.set()
     await until(lambda: len(sink.results) == 2)
     assert sink.results[1].timings.queue_us >= 20_000
 
@@ -244,7 +245,7 @@ async def test_a_broken_step_ends_the_epoch_once_and_the_shard_recovers(serve_sh
     router = shard.router()
     await router.hello()
     with caplog.at_level(logging.ERROR):
-        await router.plan(1, 2, 3)
+        await router.plan(1, 2)
         assert (await router.result()).step == 1
         broken = await router.result()
     assert (broken.step, broken.error.code) == (2, grpc.StatusCode.INTERNAL.value[0])
@@ -276,3 +277,43 @@ async def test_an_epoch_that_cannot_begin_is_refused_and_the_next_may(serve_shar
         await until_health(shard, "liveness", NOT_SERVING)
     await shard.router().hello()
     await until_health(shard, "liveness", SERVING)
+
+
+async def test_a_shard_whose_every_step_fails_is_not_alive(serve_shard, caplog):
+    shard = await serve_shard()
+    for step in range(1, 4):
+        shard.engine.bugs[step] = RuntimeError("device-side assert")
+    for _ in range(MAX_FAILED_IN_A_ROW - 1):
+        router = shard.router()
+        await router.hello()
+        await router.plan(1)
+        assert (await router.result()).error.code == grpc.StatusCode.INTERNAL.value[0]
+        await router.error()
+    assert await health(shard, "liveness") == SERVING
+    shard.engine.bugs.clear()
+    router = shard.router()
+    await router.hello()
+    await router.plan(1)
+    assert not (await router.result()).HasField("error")
+    assert shard.steps.stats.num_failed_in_a_row == 0, "the count begins anew"
+    shard.engine.bugs[2] = shard.engine.bugs[1] = RuntimeError("device-side assert")
+    await router.plan(2)
+    await router.error()
+    for _ in range(MAX_FAILED_IN_A_ROW - 1):
+        router = shard.router()
+        await router.hello()
+        await router.plan(1)
+        await router.error()
+    await until_health(shard, "liveness", NOT_SERVING)
+    assert sum("Traceback" in (record.exc_text or "") for record in caplog.records) == 2, "one for each run of failures"
+
+
+async def test_gauges_are_true_after_an_epoch_that_ends_between_steps(serve_shard):
+    shard = await serve_shard()
+    router = shard.router()
+    await router.hello()
+    await router.plan(1)
+    await router.result()
+    assert shard.steps.stats.free_blocks == [9]
+    router.call.cancel()
+    await shard.until(lambda: shard.steps.stats.free_blocks == [10])

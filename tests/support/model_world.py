@@ -16,7 +16,7 @@ from pagewire_shard.execution.forward_batch import KVCache
 from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.runner import Runner
-from scheduling_world import make_request
+from scheduling_world import make_request, shard_info
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ class ModelWorld:
             for tensor in cache:
                 tensor.fill_(torch.nan)
         state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
-        info = shard_pb2.ShardInfo(max_num_seqs=limits.max_num_seqs, max_model_len=limits.max_model_len)
+        info = shard_info(limits, spec.vocab_size)
         pool = BlockPool(limits.num_blocks, limits.block_size)
         self.runner = make_runner(model, state, caches, limits.block_size)
         self.engine = Engine(info, self.runner, pool)

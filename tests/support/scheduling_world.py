@@ -36,6 +36,17 @@ def next_token(last: int, seed: int, position: int, eos_share: float) -> int:
     return EOS if rng.random() < eos_share else rng.randrange(1, VOCAB_SIZE)
 
 
+def shard_info(limits: GroupLimits, vocab_size: int) -> shard_pb2.ShardInfo:
+    """What a shard of these limits says of itself, as far as an engine reads it."""
+    return shard_pb2.ShardInfo(
+        max_num_seqs=limits.max_num_seqs,
+        max_model_len=limits.max_model_len,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        vocab_size=vocab_size,
+        max_logprobs=20,
+    )
+
+
 class HashRunner:
     """Rows as the device has them: exact counts, stops known at once, void rows that write nowhere."""
 
@@ -58,6 +69,8 @@ class HashRunner:
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
         """Its steps take no time."""
+
+    def end_epoch(self) -> None: ...
 
     def launch(self, batch: RunBatch) -> "HashPending":
         for slot, index, block in batch.table_updates:
@@ -110,7 +123,7 @@ class Rank:
     """One shard. A lazy rank collects as late as the protocol allows, an eager one at once."""
 
     def __init__(self, limits: GroupLimits, eos_share: float, window: int, lazy: bool) -> None:
-        info = shard_pb2.ShardInfo(max_num_seqs=limits.max_num_seqs, max_model_len=limits.max_model_len)
+        info = shard_info(limits, VOCAB_SIZE)
         self.runner = HashRunner(limits.num_blocks, limits.block_size, limits.max_model_len, eos_share)
         self.engine = Engine(info, self.runner, BlockPool(limits.num_blocks, limits.block_size))
         self.engine.begin_epoch(window)

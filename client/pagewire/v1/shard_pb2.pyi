@@ -59,6 +59,8 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     """Its last token is one of its stop tokens."""
     STOP_REASON_LENGTH: _StopReason.ValueType  # 2
     """It has max_tokens, or the context is full."""
+    STOP_REASON_ERROR: _StopReason.ValueType  # 3
+    """The model gave no finite logits for its next token, so that none was sampled."""
 
 class StopReason(_StopReason, metaclass=_StopReasonEnumTypeWrapper):
     """Whether and why a sequence has stopped."""
@@ -69,6 +71,8 @@ STOP_REASON_TOKEN: StopReason.ValueType  # 1
 """Its last token is one of its stop tokens."""
 STOP_REASON_LENGTH: StopReason.ValueType  # 2
 """It has max_tokens, or the context is full."""
+STOP_REASON_ERROR: StopReason.ValueType  # 3
+"""The model gave no finite logits for its next token, so that none was sampled."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
 
 @_typing.final
@@ -249,7 +253,9 @@ class Welcome(_message.Message):
     lease_term_ms: _builtins.int
     """The lease ends this long after the last renewal."""
     max_inflight: _builtins.int
-    """Plans that may be outstanding."""
+    """Plans that may be outstanding. The first shard of a group refuses a plan beyond them, the others one beyond twice
+    as many.
+    """
     @_builtins.property
     def epoch(self) -> Global___Epoch:
         """The term. Every plan carries it; plans of another epoch are refused with ABORTED."""
@@ -367,7 +373,9 @@ class StepPlan(_message.Message):
 
     @_builtins.property
     def run_token_budgets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For each of run_seq_ids: compute at most this many of its not yet computed tokens."""
+        """For each of run_seq_ids: compute at most this many of its not yet computed tokens. All together compute at most
+        max_num_batched_tokens.
+        """
 
     @_builtins.property
     def run_modes(self) -> _containers.RepeatedScalarFieldContainer[Global___RunMode.ValueType]:
@@ -473,7 +481,7 @@ class Admit(_message.Message):
     """Cached blocks from this token on are not used (prompt log-probabilities must be computed). 0: no limit."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """All tokens known so far, prompt first."""
+        """All tokens known so far, prompt first; at most max_model_len. Token ids here and elsewhere are below vocab_size."""
 
     @_builtins.property
     def sampling(self) -> Global___SequenceSampling:
@@ -511,7 +519,7 @@ Global___Admit: _TypeAlias = Admit  # noqa: Y015
 
 @_typing.final
 class SequenceSampling(_message.Message):
-    """How a sequence samples. All fields are set: a shard knows no defaults."""
+    """How a sequence samples. All fields are set: a shard knows no defaults. A plan with a value out of range is refused."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -525,7 +533,7 @@ class SequenceSampling(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     NUM_LOGPROBS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Below 1e-5: greedy."""
+    """0 or more; below 1e-5: greedy."""
     top_p: _builtins.float
     """In (0, 1]; 1 keeps all."""
     top_k: _builtins.int

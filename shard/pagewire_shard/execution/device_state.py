@@ -12,8 +12,8 @@ from itertools import chain
 import torch
 from pagewire_kernels.sequence_state import SequenceState, StateColumns
 
-from pagewire_shard.engine import MAX_STOP_TOKENS
 from pagewire_shard.execution.host_transfer import Uplink
+from pagewire_shard.plan_check import MAX_STOP_TOKENS
 from pagewire_shard.sequence import Sequence
 
 # Columns of `ints`.

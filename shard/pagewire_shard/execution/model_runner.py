@@ -55,7 +55,7 @@ class ModelRunner:
         self.uplink = uplink or CpuUplink()
         self.downlink = downlink or CpuDownlink()
         self._admitted: dict[int, SlotRow] = {}
-        """By slot: a plan that was refused may have left one behind."""
+        """By slot: what the next step fills."""
 
     def admit(self, sequence: Sequence) -> None:
         """Fills the sequence's slot before the next step."""
@@ -64,6 +64,10 @@ class ModelRunner:
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
         """See Runner."""
         self.model.on_layer = on_progress
+
+    def end_epoch(self) -> None:
+        """Forgets sequences whose first step never came, or broke."""
+        self._admitted.clear()
 
     @torch.inference_mode()
     def launch(self, batch: RunBatch) -> PendingTokens:
@@ -77,8 +81,9 @@ class ModelRunner:
 
     def _apply_changes(self, batch: RunBatch) -> None:
         """Brings device state and caches to where the host has them."""
-        self.state.fill(list(self._admitted.values()), self.uplink)
+        rows = list(self._admitted.values())
         self._admitted.clear()
+        self.state.fill(rows, self.uplink)
         self.state.update_tables(batch.table_updates, self.uplink)
         if batch.copies:
             sources, targets = zip(*batch.copies, strict=True)

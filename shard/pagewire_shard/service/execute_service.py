@@ -45,6 +45,7 @@ class ExecuteService:
         self._released = asyncio.Event()
         self._released.set()
         self._draining = False
+        self._max_outstanding = 1
         self.num_failures: Counter[str] = Counter()
         """Calls that ended with an error, by its reason."""
 
@@ -93,6 +94,8 @@ class ExecuteService:
             self._stream.close(LeaseLost(f"the lease was taken by router {hello.router_id!r}"))
         self._stream = PlanStream(hello.router_id, epoch)
         self._released.clear()
+        # The router counts by the results of the first rank; the others may be behind it.
+        self._max_outstanding = hello.max_inflight if self._grants_lease else 2 * hello.max_inflight
         logger.info("router %r leads, epoch %s", hello.router_id, epoch)
         return self._stream
 
@@ -177,6 +180,7 @@ class ExecuteService:
 
     def _take_plan(self, stream: PlanStream, plan: shard_pb2.StepPlan) -> None:
         self._lease.check(EpochId(plan.epoch.incarnation, plan.epoch.counter))
+        stream.take_plan(plan.step, self._max_outstanding)
         self._steps.submit(stream, plan)
 
 

@@ -7,7 +7,7 @@ from typing import NoReturn, Protocol
 import grpc
 from pagewire.v1 import shard_pb2
 
-from pagewire_shard.errors import StreamError
+from pagewire_shard.errors import PlanRefused, StreamError
 from pagewire_shard.service.lease import EpochId
 
 SNAPSHOT_CHUNK_HASHES = 64 * 1024
@@ -42,10 +42,21 @@ class PlanStream:
         self._outbox: deque[bytes] = deque()
         self._wakeup = asyncio.Event()
         self._closed = False
+        self._num_plans = 0
+        self._num_results = 0
         self._error: StreamError | None = None
 
-    def post(self, message: bytes) -> None:
+    def take_plan(self, step: int, max_outstanding: int) -> None:
+        """Counts a plan that has arrived. Raises PlanRefused if too many wait for their results already."""
+        if self._num_plans - self._num_results >= max_outstanding:
+            message = f"step {step} comes while {max_outstanding} plans are outstanding: more than max_inflight allows"
+            raise PlanRefused(grpc.StatusCode.INVALID_ARGUMENT, message)
+        self._num_plans += 1
+
+    def post(self, message: bytes, *, is_result: bool) -> None:
         """From the step thread: a message for the router."""
+        # Before the message can reach the router, which answers it with a plan.
+        self._num_results += is_result
         self._loop.call_soon_threadsafe(self.put, message)
 
     def fail(self, error: StreamError) -> None:

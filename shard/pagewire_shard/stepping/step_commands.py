@@ -12,8 +12,8 @@ from pagewire_shard.errors import StreamError
 class EpochSink(Protocol):
     """Where an epoch's messages go. Called from the step thread; must not wait."""
 
-    def post(self, message: bytes) -> None:
-        """A serialized ShardMessage for the router."""
+    def post(self, message: bytes, *, is_result: bool) -> None:
+        """A serialized ShardMessage for the router; is_result: it answers a plan."""
 
     def fail(self, error: StreamError) -> None:
         """The epoch has ended; nothing more comes."""

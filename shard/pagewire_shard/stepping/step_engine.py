@@ -42,8 +42,8 @@ class StepEngine(Protocol[PendingT]):
         Returns the free blocks, cached ones that nobody uses included, for each cache group.
         """
 
-    def end_epoch(self) -> None:
-        """Drops all sequences, cached blocks stay."""
+    def end_epoch(self) -> list[int]:
+        """Drops all sequences, cached blocks stay. Returns the free blocks, as begin_epoch."""
 
     def reset_cache(self) -> None:
         """Forgets all cached blocks: a step broke, so their content may never have been computed."""

@@ -71,7 +71,6 @@ class StepLoop:
                 self._do_next()
                 self._show_alive()
             except Exception as error:  # whatever a model or a device can raise
-                logger.exception("the epoch broke after step %d", self._last_step)
                 self._break(error)
             self._stats.busy = bool(self._plans or self._launched)
 
@@ -175,14 +174,25 @@ class StepLoop:
         """After an unexpected error: steps that were launched are lost with it."""
         self._stats.failed = True
         self._stats.num_failed_steps += 1
+        self._stats.num_failed_in_a_row += 1
+        self._log_failure(error)
         self._launched.clear()
         failure = StepFailed(f"step {self._last_step + 1} broke: {_one_line(error)}")
         self._post(_error_message(self._last_step + 1, failure))
         try:
             self._fail(failure)
             self._engine.reset_cache()
+            self._stats.num_cached_blocks = 0
         except Exception:  # the device may be gone for good
             logger.exception("the engine cannot be cleared")
+
+    def _log_failure(self, error: Exception) -> None:
+        """With a traceback, unless the step before failed too."""
+        if self._stats.num_failed_in_a_row == 1:
+            logger.error("the epoch broke after step %d", self._last_step, exc_info=error)
+        else:
+            num_failed = self._stats.num_failed_in_a_row
+            logger.error("the epoch broke again, %d times in a row: %s", num_failed, _one_line(error))
 
     def _fail(self, error: StreamError) -> None:
         sink = self._sink
@@ -200,7 +210,8 @@ class StepLoop:
             self._collect()
         if self._observer is not None:
             self._observer.on_epoch_end(error)
-        self._engine.end_epoch()
+        self._stats.free_blocks = self._engine.end_epoch()
+        self._stats.num_cached_blocks = len(self._engine.cached_hashes())
         self._progress()
 
     def _on_progress(self) -> None:
@@ -217,12 +228,12 @@ class StepLoop:
         if not (self._plans or self._launched) or self._stats.progress_s > self._shown_progress_s:
             self._shown_progress_s = self._stats.progress_s
             beat = shard_pb2.Heartbeat(last_step=self._last_step, num_queued_plans=len(self._plans))
-            self._post(shard_pb2.ShardMessage(heartbeat=beat))
+            self._post(shard_pb2.ShardMessage(heartbeat=beat), is_result=False)
             self._heartbeat_due_s = now + HEARTBEAT_INTERVAL_S
 
-    def _post(self, message: shard_pb2.ShardMessage) -> None:
+    def _post(self, message: shard_pb2.ShardMessage, *, is_result: bool = True) -> None:
         if self._sink is not None:
-            self._sink.post(message.SerializeToString())
+            self._sink.post(message.SerializeToString(), is_result=is_result)
 
     def _progress(self) -> None:
         self._stats.progress_s = time.monotonic()

@@ -68,6 +68,8 @@ class StepStats:
     num_steps: int = 0
     num_failed_steps: int = 0
     """Steps that broke with an unexpected error."""
+    num_failed_in_a_row: int = 0
+    """Of them, those since a step last worked, over epochs."""
     num_refused_plans: int = 0
     num_computed_tokens: int = 0
     num_sampled_tokens: int = 0
@@ -94,6 +96,8 @@ class StepStats:
     def add(self, result: shard_pb2.StepResult, *, num_tokens: int, num_queried_tokens: int) -> None:
         """Takes in a step that worked; num_tokens: what it computed, num_queried_tokens: what its plan admitted."""
         self.failed = False
+        if num_tokens:
+            self.num_failed_in_a_row = 0
         self.num_steps += 1
         self.num_computed_tokens += num_tokens
         self.num_sampled_tokens += len(result.sampled_token_ids)

@@ -1,0 +1,169 @@
+"""Whether a step plan keeps the contract of shard.proto: checked as a whole before anything of it is applied.
+
+What a plan needs of blocks is the engine's to check, since it depends on what earlier steps have sampled.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
+
+import grpc
+from pagewire.v1 import shard_pb2
+
+from pagewire_shard.errors import PlanRefused
+from pagewire_shard.sequence import Sequence
+
+MAX_STOP_TOKENS = 64
+MAX_TOP_K = (1 << 31) - 1
+_RUN_MODES = frozenset((shard_pb2.RUN_MODE_UNSPECIFIED, shard_pb2.RUN_MODE_SAMPLE))
+_FLOAT_RANGES = (
+    ("temperature", 0.0, math.inf),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("repetition_penalty", 0.0, math.inf),
+)
+_ABOVE_ZERO = frozenset(("top_p", "repetition_penalty"))
+
+
+def malformed(message: str) -> PlanRefused:
+    """The refusal of a plan that breaks the contract."""
+    return PlanRefused(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+class PlanCheck:
+    """Checks plans against the limits of a shard. Every method raises PlanRefused that names the field."""
+
+    def __init__(self, info: shard_pb2.ShardInfo) -> None:
+        # Read for every plan, where fields of a message would cost more.
+        self._max_num_seqs = info.max_num_seqs
+        self._max_model_len = info.max_model_len
+        self._vocab_size = info.vocab_size
+        self._max_logprobs = info.max_logprobs
+
+    def check(self, plan: shard_pb2.StepPlan, sequences: Mapping[int, Sequence], highest_seq_id: int) -> None:
+        """Everything but the step's number and the pool. sequences: those on the shard, by seq_id."""
+        new_ids = self._check_new(plan, sequences, highest_seq_id) if plan.forks or plan.admits else frozenset[int]()
+        released = frozenset[int]()
+        if plan.release_seq_ids:
+            released = self._check_releases(plan, sequences, new_ids)
+        self._check_run(plan, sequences, new_ids, released)
+
+    def _check_new(
+        self, plan: shard_pb2.StepPlan, sequences: Mapping[int, Sequence], highest_seq_id: int
+    ) -> frozenset[int]:
+        if max(len(plan.forks), len(plan.admits)) > self._max_num_seqs:
+            raise malformed(f"{len(plan.forks)} forks and {len(plan.admits)} admits; max_num_seqs {self._max_num_seqs}")
+        ids = [fork.child_seq_id for fork in plan.forks] + [admit.seq_id for admit in plan.admits]
+        new_ids = frozenset(ids)
+        if min(ids) <= highest_seq_id or len(new_ids) != len(ids):
+            raise malformed(f"seq_ids {_some(ids)} of forks and admits are not new: {highest_seq_id} has been used")
+        for fork in plan.forks:
+            self._check_fork(fork, sequences)
+        for admit in plan.admits:
+            self._check_admit(admit)
+        return new_ids
+
+    def _check_fork(self, fork: shard_pb2.Fork, sequences: Mapping[int, Sequence]) -> None:
+        what = f"fork of seq_id {fork.parent_seq_id}"
+        parent = sequences.get(fork.parent_seq_id)
+        if parent is None:
+            raise malformed(f"{what}: it is unknown")
+        if not fork.appended_token_ids:
+            raise malformed(f"{what}: appended_token_ids is empty")
+        num_tokens = fork.num_tokens + len(fork.appended_token_ids)
+        if not parent.num_prompt_tokens <= num_tokens <= self._max_model_len:
+            raise malformed(
+                f"{what}: num_tokens and appended_token_ids make {num_tokens} tokens, accepted are "
+                f"{parent.num_prompt_tokens} (its prompt) to {self._max_model_len}"
+            )
+        self._check_token_ids(fork.appended_token_ids, f"{what}: appended_token_ids")
+
+    def _check_admit(self, admit: shard_pb2.Admit) -> None:
+        what = f"admit of seq_id {admit.seq_id}"
+        num_tokens = len(admit.token_ids)
+        if num_tokens > self._max_model_len:
+            raise malformed(f"{what}: {num_tokens} token_ids exceed max_model_len {self._max_model_len}")
+        if not 0 < admit.num_prompt_tokens <= num_tokens:
+            raise malformed(f"{what}: num_prompt_tokens is {admit.num_prompt_tokens} of {num_tokens} token_ids")
+        self._check_token_ids(admit.token_ids, f"{what}: token_ids")
+        if admit.adapter or admit.grammar:
+            raise malformed(f"{what}: adapter and grammar are not served")
+        self._check_stop(admit.stop, what)
+        self._check_sampling(admit.sampling, what)
+
+    def _check_stop(self, stop: shard_pb2.StopConditions, what: str) -> None:
+        if len(stop.token_ids) > MAX_STOP_TOKENS:
+            raise malformed(f"{what}: {len(stop.token_ids)} stop.token_ids, accepted are {MAX_STOP_TOKENS}")
+        self._check_token_ids(stop.token_ids, f"{what}: stop.token_ids")
+        for name, value in (("max_tokens", stop.max_tokens), ("min_tokens", stop.min_tokens)):
+            if value > self._max_model_len:
+                raise malformed(f"{what}: stop.{name} {value} exceeds max_model_len {self._max_model_len}")
+
+    def _check_sampling(self, sampling: shard_pb2.SequenceSampling, what: str) -> None:
+        for name, low, high in _FLOAT_RANGES:
+            value = getattr(sampling, name)
+            is_above = value > low if name in _ABOVE_ZERO else value >= low
+            if not (is_above and value <= high and math.isfinite(value)):
+                raise malformed(f"{what}: sampling.{name} is {value:g}")
+        if sampling.top_k > MAX_TOP_K:
+            raise malformed(f"{what}: sampling.top_k {sampling.top_k} exceeds {MAX_TOP_K}")
+        if sampling.num_logprobs > self._max_logprobs:
+            raise malformed(f"{what}: sampling.num_logprobs {sampling.num_logprobs} exceeds {self._max_logprobs}")
+
+    def _check_token_ids(self, token_ids: Items[int], what: str) -> None:
+        if token_ids and max(token_ids) >= self._vocab_size:
+            raise malformed(f"{what}: {max(token_ids)} is not below the vocabulary size {self._vocab_size}")
+
+    def _check_releases(
+        self, plan: shard_pb2.StepPlan, sequences: Mapping[int, Sequence], new_ids: frozenset[int]
+    ) -> frozenset[int]:
+        """A child that is forked by this very plan may be released by it too."""
+        ids = plan.release_seq_ids
+        if len(ids) > len(sequences) + len(plan.forks):
+            raise malformed(f"{len(ids)} release_seq_ids are more than the sequences there are")
+        released = frozenset(ids)
+        if len(released) != len(ids):
+            raise malformed("release_seq_ids holds a seq_id twice")
+        unknown = released - sequences.keys()
+        if unknown:
+            unknown -= {fork.child_seq_id for fork in plan.forks} & new_ids
+        if unknown:
+            raise malformed(f"release_seq_ids: {_some(unknown)} are unknown")
+        return released
+
+    def _check_run(
+        self,
+        plan: shard_pb2.StepPlan,
+        sequences: Mapping[int, Sequence],
+        new_ids: frozenset[int],
+        released: frozenset[int],
+    ) -> None:
+        num_rows = len(plan.run_seq_ids)
+        if num_rows > self._max_num_seqs:
+            raise malformed(f"{num_rows} run_seq_ids exceed max_num_seqs {self._max_num_seqs}")
+        if len(plan.run_token_budgets) != num_rows:
+            raise malformed(f"{num_rows} run_seq_ids but {len(plan.run_token_budgets)} run_token_budgets")
+        if plan.draft_token_ids or plan.num_draft_tokens:
+            raise malformed("draft_token_ids and num_draft_tokens are not served")
+        if plan.run_modes:
+            if len(plan.run_modes) != num_rows:
+                raise malformed(f"{num_rows} run_seq_ids but {len(plan.run_modes)} run_modes")
+            if not _RUN_MODES.issuperset(plan.run_modes):
+                raise malformed("run_modes: only SAMPLE is served")
+        ids = frozenset(plan.run_seq_ids)
+        if len(ids) != num_rows:
+            raise malformed("run_seq_ids holds a seq_id twice")
+        if not sequences.keys() >= ids:
+            unknown = ids - sequences.keys() - new_ids
+            if unknown:
+                raise malformed(f"run_seq_ids: {_some(unknown)} are unknown")
+        if released and not released.isdisjoint(ids):
+            raise malformed(f"run_seq_ids: {_some(ids & released)} are released by the same plan")
+
+
+def _some(ids: Iterable[int], limit: int = 5) -> str:
+    """The ids for a message, not more than a few."""
+    listed = list(ids)
+    return ", ".join(map(str, listed[:limit])) + (", ..." if len(listed) > limit else "")

@@ -1,0 +1,72 @@
+"""What a plan will change, worked out before anything is changed, and whether the pool has the blocks for it."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from pagewire_shard.block_pool import BlockPool
+from pagewire_shard.sequence import Sequence
+
+
+@dataclass(slots=True, eq=False)
+class StepChanges:
+    """The sequences that a plan brings, takes away and runs."""
+
+    children: list[Sequence]
+    """Forked; they name their parents' blocks and do not hold them yet."""
+    admitted: list[Sequence]
+    """They name the blocks of their cached prefixes and do not hold them yet."""
+    released: list[Sequence]
+    """Children of this plan may be among them."""
+    rows: list[tuple[Sequence, int]]
+    """The run in its order: a sequence and how many tokens it computes; 0: it has stopped."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the plan computes."""
+        return sum([num_new for _, num_new in self.rows])
+
+    @property
+    def num_new_slots(self) -> int:
+        """Slots it takes. A child that the same plan releases takes none."""
+        if not self.children:
+            return len(self.admitted)
+        released = set(self.released)
+        return len(self.admitted) + sum(child not in released for child in self.children)
+
+    def fits(self, pool: BlockPool) -> bool:
+        """Whether the pool has the blocks for it."""
+        num_at_most = self.num_tokens // pool.block_size + 2 * len(self.rows)
+        num_at_most += sum([len(sequence.blocks) for sequence in self.admitted])
+        return num_at_most <= pool.num_free or self._num_blocks(pool) <= pool.num_free
+
+    def _num_blocks(self, pool: BlockPool) -> int:
+        """Free blocks it needs: what it takes, less what its releases give back."""
+        added: defaultdict[int, int] = defaultdict(int)  # Holders that each block gains.
+        for sequence in (*self.children, *self.admitted):
+            for block in sequence.blocks:
+                added[block] += 1
+        for sequence in self.released:
+            for block in sequence.blocks:
+                added[block] -= 1
+        num_taken = 0
+        for block, count in added.items():
+            before = pool.num_holders(block)
+            num_taken += (before == 0) - (before + count == 0)
+        for sequence, num_new in self.rows:
+            if num_new:
+                num_taken += _num_blocks_of_row(sequence, num_new, pool, added)
+        return num_taken
+
+
+def _num_blocks_of_row(sequence: Sequence, num_new: int, pool: BlockPool, added: defaultdict[int, int]) -> int:
+    start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_new
+    num_taken = max(0, -(-end // pool.block_size) - len(sequence.blocks))
+    i = start // pool.block_size
+    if i < len(sequence.blocks):
+        block = sequence.blocks[i]
+        num_holders = pool.num_holders(block) + added[block]
+        if num_holders > 1 or pool.is_indexed(block):
+            num_taken += 1
+            if num_holders > 1:
+                added[block] -= 1  # Its copy takes the row's place.
+    return num_taken
