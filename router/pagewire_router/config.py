@@ -76,5 +76,6 @@ class RouterConfig:
 
 
 def default_tokenizer_threads() -> int:
-    """One thread for each four cores: encoding is a small share of a router's work."""
-    return max(1, (os.cpu_count() or 1) // 4)
+    """One thread for each four cores, since encoding is a small share of a router's work; two at least, so that one
+    very long text does not hold up all others."""
+    return max(2, (os.cpu_count() or 1) // 4)

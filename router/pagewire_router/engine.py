@@ -33,6 +33,10 @@ class Engine(Protocol):
     def is_ready(self) -> bool:
         """A step would run."""
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that were submitted and wait to be admitted."""
+
     def submit(self, request: Request) -> None:
         """Queues a request; its sink hears of it from then on.
 

@@ -111,6 +111,7 @@ class FakeEngine:
     collector: CollectorRegistry = field(default_factory=CollectorRegistry)
     histograms: tuple[Histogram, ...] = ()
     is_ready: bool = True
+    num_waiting: int = 0
     step_s: float = 0.0
     refusal: RouterError | None = None
     with_logprobs: bool = False

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from pagewire_router.caller import note_key
 from pagewire_router.errors import Unauthenticated
 from pagewire_router.service.refusal import Count, refusing_handler
 
@@ -51,8 +52,8 @@ class ApiKeys:
             logger.warning("API keys %s: read again, %d keys", self._path, len(keys))
         self._content, self._digests = content, tuple(_digest(key) for key in keys)
 
-    def check(self, authorization: str) -> None:
-        """Checks the value of the header. Raises Unauthenticated."""
+    def check(self, authorization: str) -> str:
+        """Checks the value of the header; returns a digest of the key in it. Raises Unauthenticated."""
         self._read_again()
         scheme, _, key = authorization.strip().partition(" ")
         if scheme.lower() != SCHEME or not key:
@@ -63,6 +64,7 @@ class ApiKeys:
             is_known |= hmac.compare_digest(digest, presented)
         if not is_known:
             raise Unauthenticated("the API key is not known here")
+        return presented.hex()
 
     def _read_again(self) -> None:
         if time.monotonic() - self._read_s < REREAD_S:
@@ -97,7 +99,7 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
         if not method.startswith(self._open):
             headers = dict(handler_call_details.invocation_metadata or ())
             try:
-                self._keys.check(str(headers.get("authorization", "")))
+                note_key(self._keys.check(str(headers.get("authorization", ""))))
             except Unauthenticated as error:
                 return refusing_handler(method, error, self._count)
         return await continuation(handler_call_details)

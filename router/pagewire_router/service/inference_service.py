@@ -11,7 +11,7 @@ import grpc
 from google.protobuf import message as protobuf
 from pagewire.v1 import inference_pb2
 
-from pagewire_router.config import RouterConfig
+from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
 from pagewire_router.engine import Engine
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestAlreadyExists, RouterError, status_code
 from pagewire_router.metrics.request_metrics import Metrics
@@ -20,6 +20,7 @@ from pagewire_router.request import Request
 from pagewire_router.service.admission import Admission, Context
 from pagewire_router.service.arrival import ArrivalNote
 from pagewire_router.service.message_decoder import decode
+from pagewire_router.service.reception import Reception
 from pagewire_router.service.request_output import RequestOutput
 from pagewire_router.service.rpc_status import abort
 from pagewire_router.service.stream_writer import StreamWriter
@@ -31,6 +32,7 @@ from pagewire_router.service.validation import (
     check_token_ids,
 )
 from pagewire_router.text.template_process import TemplateProcess
+from pagewire_router.text.text_threads import CHARS_PER_TOKEN
 from pagewire_router.text.tokenizer import Tokenizer
 
 SERVICE_NAME = "pagewire.v1.Inference"
@@ -75,13 +77,14 @@ class InferenceService:
             template_process=template_process,
             is_tracing=bool(config.trace_exporters),
         )
+        self._reception = Reception(config.max_receive_message_bytes or MAX_MESSAGE_BYTES, metrics.count_refused)
         self._live_request_ids: set[str] = set()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service for a grpc.aio server.
 
-        Without deserializers, since gRPC would answer undecodable bytes with UNKNOWN or INTERNAL, and without
-        serializers, since Generate encodes by hand.
+        As if each call had a stream of requests: see reception.py. Without deserializers, since gRPC would answer
+        undecodable bytes with UNKNOWN or INTERNAL, and without serializers, since Generate encodes by hand.
         """
         unary = {
             "Complete": self._unary("Complete", inference_pb2.GenerateRequest, self.complete),
@@ -90,9 +93,9 @@ class InferenceService:
             "GetModel": self._unary("GetModel", inference_pb2.GetModelRequest, self.get_model),
         }
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            name: grpc.unary_unary_rpc_method_handler(method) for name, method in unary.items()
+            name: grpc.stream_unary_rpc_method_handler(method) for name, method in unary.items()
         }
-        methods["Generate"] = grpc.unary_stream_rpc_method_handler(self._stream)
+        methods["Generate"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return ArrivalNote(grpc.method_handlers_generic_handler(SERVICE_NAME, methods))
 
     async def generate(self, message: inference_pb2.GenerateRequest, context: Context) -> None:
@@ -150,7 +153,9 @@ class InferenceService:
         skip_special_tokens = not message.HasField("skip_special_tokens") or message.skip_special_tokens
         tokenizer = self._admission.prompts.tokenizer_for("token_ids")
         text = await tokenizer.run_on_thread(
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens), token_ids
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens),
+            token_ids,
+            num_chars=len(token_ids) * CHARS_PER_TOKEN,
         )
         return inference_pb2.DetokenizeResponse(text=text)
 
@@ -215,23 +220,27 @@ class InferenceService:
                 self._engine.abort(request)
             timer.on_end(output)
 
-    async def _stream(self, data: bytes, context: Context) -> None:
-        await self._answer(
-            "Generate",
-            lambda: self.generate(self._decode(inference_pb2.GenerateRequest, data), context),
-            context,
-        )
+    async def _stream(self, _requests: object, context: Context) -> None:
+        async def generate() -> None:
+            message = await self._receive("Generate", inference_pb2.GenerateRequest, context)
+            await self.generate(message, context)
+
+        await self._answer("Generate", generate, context)
 
     def _unary(
         self, name: str, message_type: type[M], method: Callable[[M, Context], Awaitable[protobuf.Message | bytes]]
-    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        async def call(data: bytes, context: Context) -> bytes:
-            answer = await self._answer(name, lambda: method(self._decode(message_type, data), context), context)
-            return answer if isinstance(answer, bytes) else answer.SerializeToString()
+    ) -> Callable[[object, Context], Awaitable[bytes]]:
+        async def call(_requests: object, context: Context) -> bytes:
+            async def respond() -> bytes:
+                answer = await method(await self._receive(name, message_type, context), context)
+                return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+            return await self._answer(name, respond, context)
 
         return call
 
-    def _decode(self, message_type: type[M], data: bytes) -> M:
+    async def _receive(self, name: str, message_type: type[M], context: Context) -> M:
+        data = await self._reception.read(name, context)
         return decode(message_type, data, self._config.max_receive_message_bytes or self._limits.max_message_bytes)
 
     async def _answer(self, name: str, call: Callable[[], Awaitable[T]], context: Context) -> T:
@@ -245,6 +254,8 @@ class InferenceService:
             # A write met the end of its call: the client has gone, or its deadline has passed.
             self._metrics.num_calls[name, _why_cancelled(context)] += 1
             raise asyncio.CancelledError from None
+        except grpc.aio.AbortError:  # Reception has ended and counted the call.
+            raise
         except RouterError as error:
             failure = error
         except Exception:

@@ -14,11 +14,12 @@ Count = Callable[[str, RouterError], None]
 def refusing_handler(method: str, error: RouterError, count: Count) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """What a gRPC server calls in place of the method.
 
-    A call that ends without an answer looks the same whether or not its answer is a stream.
+    A call that ends without an answer looks the same whether or not its answer is a stream. As if its requests were
+    one, so that none of them is read (see reception.py).
     """
 
-    async def refuse(_request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+    async def refuse(_requests: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
         count(method, error)
         await abort(context, error)
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.stream_unary_rpc_method_handler(refuse)

@@ -22,6 +22,7 @@ from pagewire_router.service.service_gate import ServiceGate
 from pagewire_router.service.stream_writer import StreamWriter
 from pagewire_router.service.tls import TlsError, server_credentials
 from pagewire_router.text.template_process import TemplateProcess
+from pagewire_router.text.text_threads import QueueBounds
 from pagewire_router.text.tokenizer import Tokenizer
 from pagewire_router.text.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
 
@@ -32,6 +33,8 @@ OPEN_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 """Answered without an API key."""
 MAX_PENDING_CALLS = 65_536
 """At about 20 kB each they stay below 1.5 GB."""
+UNREAD_BYTES = 65_536
+"""Of a call's message; most messages are shorter."""
 STOP_GRACE_S = 1.0
 """For the last messages of streams whose requests have ended."""
 _log = logging.getLogger(__name__)
@@ -48,6 +51,10 @@ def channel_options(config: RouterConfig) -> list[tuple[str, int]]:
         # known later; messages between the two are read, and refused by InferenceService.
         ("grpc.max_receive_message_length", config.max_receive_message_bytes or MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", -1),
+        # What a message may fill before it is read (reception.py). Without probes of the bandwidth, which would let it
+        # be megabytes; while it is read there is a window for all of it.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
         # A second router on the same port must fail, not share its connections.
         ("grpc.so_reuseport", 0),
         # One client may hold as many streams as it likes: admission has its own limits.
@@ -145,9 +152,16 @@ class RouterServer:
     def _read_tokenizer(self) -> Tokenizer:
         model, num_threads = self._engine.model, self._config.tokenizer_threads
         try:
-            return Tokenizer(self._engine.files, model.vocab_size, num_threads=num_threads)
+            return Tokenizer(
+                self._engine.files, model.vocab_size, num_threads=num_threads, queue_bounds=self._queue_bounds()
+            )
         except TokenizerFilesError as error:
             raise ServerError(f"{model.model}: {error}") from None
+
+    def _queue_bounds(self) -> QueueBounds:
+        return QueueBounds(
+            self._config.max_queued_requests, self._config.max_queued_tokens, lambda: self._engine.num_waiting
+        )
 
     async def drain(self) -> None:
         """Tells probes that no more requests are wanted, and lets the running ones finish within the grace."""

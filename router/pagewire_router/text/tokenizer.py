@@ -1,15 +1,14 @@
 """The served model's tokenizer: text and chat to token ids and back."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from tokenizers import Tokenizer as Backend
 
 from pagewire_router.text.chat_template import ChatTemplates
-from pagewire_router.text.daemon_threads import DaemonThreads
 from pagewire_router.text.detokenizer import Detokenizer, PieceDetokenizer, SeparateSpecialTokens, WindowDetokenizer
 from pagewire_router.text.piece_table import build_piece_table, partial_pieces
+from pagewire_router.text.text_threads import QueueBounds, TextThreads
 from pagewire_router.text.tokenizer_files import build_backend, chat_templates, special_tokens
 
 T = TypeVar("T")
@@ -21,10 +20,23 @@ MAX_INLINE_CHARS = 1024
 class Tokenizer:
     """Encodes and decodes as transformers' AutoTokenizer does with the same files."""
 
-    def __init__(self, files: Mapping[str, bytes], vocab_size: int, *, num_threads: int = 1) -> None:
-        """files: the model's, by name. vocab_size: the model's, which may exceed the tokenizer's.
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        vocab_size: int,
+        *,
+        num_threads: int = 1,
+        queue_bounds: QueueBounds | None = None,
+    ) -> None:
+        """
+        Args:
+            files: the model's, by name.
+            vocab_size: the model's, which may exceed the tokenizer's.
+            num_threads: how many long texts are encoded at a time.
+            queue_bounds: how many may wait; None: the defaults.
 
-        Raises TokenizerFilesError.
+        Raises:
+            TokenizerFilesError: the files are not those of a tokenizer.
         """
         self._backend: Backend = build_backend(files)
         self._table = build_piece_table(self._backend, vocab_size)
@@ -32,7 +44,7 @@ class Tokenizer:
         self._special_token_ids = frozenset(
             token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special
         )
-        self._threads = DaemonThreads(num_threads, "tokenizer")
+        self._threads = TextThreads(num_threads, queue_bounds or QueueBounds())
         self.chat_templates = ChatTemplates(chat_templates(files), special_tokens(files))
         self.max_chars_per_token = max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
         """No token stands for a longer text."""
@@ -40,14 +52,19 @@ class Tokenizer:
         self._threads.submit(self.chat_templates.compile)
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text; long texts are encoded on a thread."""
+        """Token ids of a text; long texts are encoded on a thread. Raises QueueFull."""
         if len(text) <= MAX_INLINE_CHARS:
             return self._encode(text, add_special_tokens)
-        return await self.run_on_thread(lambda whole: self._encode(whole, add_special_tokens), text)
+        return await self.run_on_thread(
+            lambda whole: self._encode(whole, add_special_tokens), text, num_chars=len(text)
+        )
 
-    async def run_on_thread(self, function: Callable[[A], T], argument: A) -> T:
-        """Runs long work beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, argument)
+    async def run_on_thread(self, function: Callable[[A], T], argument: A, *, num_chars: int = MAX_INLINE_CHARS) -> T:
+        """Runs work on a text of about so many characters beside the event loop, when it is the caller's turn.
+
+        Raises QueueFull.
+        """
+        return await self._threads.run(function, argument, num_chars)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -76,4 +93,4 @@ class Tokenizer:
 
     def close(self) -> None:
         """Ends the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()

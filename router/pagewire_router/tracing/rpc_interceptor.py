@@ -21,7 +21,7 @@ from pagewire_router.tracing.addresses import client_attributes, server_attribut
 from pagewire_router.tracing.request_attributes import request_attributes
 from pagewire_router.tracing.request_spans import add_request_spans
 
-Handler = Callable[[bytes, Any], Awaitable[Any]]
+Handler = Callable[[Any, Any], Awaitable[Any]]
 _log = logging.getLogger(__name__)
 
 
@@ -44,12 +44,12 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith(self._prefix):
             return handler
-        if handler.response_streaming:
-            return handler._replace(unary_stream=self._traced(method[1:], handler.unary_stream, is_stream=True))
-        return handler._replace(unary_unary=self._traced(method[1:], handler.unary_unary, is_stream=False))
+        is_stream = handler.response_streaming
+        kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if is_stream else 'unary'}"
+        return handler._replace(**{kind: self._traced(method[1:], getattr(handler, kind), is_stream=is_stream)})
 
     def _traced(self, method: str, handler: Handler, *, is_stream: bool) -> Handler:
-        async def call(request: bytes, context: Any) -> Any:
+        async def call(request: Any, context: Any) -> Any:
             start_ns = time.time_ns()
             span = self._start(method, context, start_ns)
             if not span.is_recording():

@@ -1,0 +1,87 @@
+"""Receiving the messages of calls: after the caller is known, and not too many at a time.
+
+gRPC reads the message of a method with one request before it looks for who serves it. Methods are therefore registered
+as if they took a stream of requests, of which one is read: on the wire the two are the same. Until it is read, a
+message fills no more than its connection's small window; while it is read, it may grow to the largest size that is
+accepted. The number of messages being read is bounded so that all of them together stay below MAX_RECEIVING_BYTES.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+
+from pagewire_router.caller import current_caller, note_peer
+from pagewire_router.errors import FieldViolation, InvalidRequest, QueueFull
+from pagewire_router.fair_slots import FairSlots
+from pagewire_router.service.refusal import Count
+from pagewire_router.service.rpc_status import abort
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+MAX_RECEIVING_BYTES = 256 << 20
+MIN_MESSAGES = 4
+"""May be received at a time, however large they are."""
+MAX_WAITING = 4096
+"""Calls that may wait to be read."""
+PATIENCE_S = 2.0
+"""While others wait, a message that is still not whole after this time is given up."""
+LOOK_AGAIN_S = 0.5
+RETRY_AFTER_S = 1.0
+END_S = 0.05
+"""Within which gRPC cancels a call that has ended before its message was whole."""
+
+
+class Reception:
+    """Reads one message of each call."""
+
+    def __init__(self, max_message_bytes: int, count: Count) -> None:
+        """count: counts the calls that are given up by their methods' paths."""
+        self._slots = FairSlots(max(MIN_MESSAGES, MAX_RECEIVING_BYTES // max_message_bytes))
+        self._count = count
+        self._reading: dict[Context, tuple[str, float]] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    async def read(self, method: str, context: Context) -> bytes:
+        """The call's message. Raises QueueFull, InvalidRequest, and grpc.aio.AbortError of a call that was given up."""
+        note_peer(context.peer)
+        if not self._slots.take():
+            await self._wait()
+        self._reading[context] = method, time.monotonic()
+        try:
+            message: Any = await context.read()
+        finally:
+            del self._reading[context]
+            self._slots.release()
+        if message is grpc.aio.EOF:
+            # So ends a call, too, whose client has gone or whose message is over gRPC's limit: it is cancelled now.
+            await asyncio.sleep(END_S)
+            raise InvalidRequest([FieldViolation("message", "is missing; the call has none")])
+        return bytes(message)
+
+    async def _wait(self) -> None:
+        if self._slots.num_waiting >= MAX_WAITING:
+            raise QueueFull("too many messages wait to be received", retry_after_s=RETRY_AFTER_S)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch(), name="slow messages")
+        await self._slots.wait(current_caller())
+
+    async def _watch(self) -> None:
+        """Gives up messages that come too slowly, for as long as others wait."""
+        while self._slots.num_waiting:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            limit_s = time.monotonic() - PATIENCE_S
+            slow = [(call, method) for call, (method, began_s) in self._reading.items() if began_s < limit_s]
+            for context, method in slow[: self._slots.num_waiting]:
+                await self._give_up(context, method)
+        self._watching = None
+
+    async def _give_up(self, context: Context, method: str) -> None:
+        """Ends the call; whoever reads its message hears of it there."""
+        error = QueueFull("the message came too slowly while others waited", retry_after_s=RETRY_AFTER_S)
+        self._count(method, error)
+        try:
+            await abort(context, error)
+        except (grpc.aio.AbortError, grpc.aio.BaseError, grpc.aio.UsageError):
+            return

@@ -1,0 +1,110 @@
+"""Work on texts: beside the event loop, in a bounded queue, by turns, and never in the way of the process's end."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import pytest
+from pagewire_router import caller
+from pagewire_router.errors import QueueFull
+from pagewire_router.text.text_threads import QueueBounds, TextThreads
+
+
+@pytest.fixture
+def gate():
+    """Holds the functions of a test up until it is set."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def started(threads, gate, *, number=1, num_chars=100, result=None):
+    """Tasks that wait for the gate on a thread."""
+
+    def work(text):
+        assert gate.wait(30)
+        return text
+
+    return [asyncio.create_task(threads.run(work, result, num_chars)) for _ in range(number)]
+
+
+async def until_waiting(threads, number):
+    async with asyncio.timeout(10):
+        while threads.num_waiting != number:
+            await asyncio.sleep(0.001)
+
+
+async def test_results_and_errors_come_back():
+    threads = TextThreads(1, QueueBounds())
+    assert await threads.run(str.upper, "abc", 3) == "ABC"
+    with pytest.raises(ZeroDivisionError):
+        await threads.run(lambda number: 1 // number, 0, 1)
+    assert await threads.run(lambda _: threading.current_thread() is threading.main_thread(), "", 1) is False
+    threads.close()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "what"),
+    [
+        (QueueBounds(max_requests=3), "3 requests wait, at most 3 may"),
+        (QueueBounds(max_requests=10, num_queued=lambda: 7), "10 requests wait, at most 10 may"),
+        (QueueBounds(max_tokens=80), "about 75 tokens wait to be tokenized, at most 80 may"),
+    ],
+)
+async def test_beyond_its_bounds_texts_are_refused_and_told_when_to_come_back(gate, bounds, what):
+    threads = TextThreads(1, bounds)
+    tasks = started(threads, gate, number=4)
+    await until_waiting(threads, 3)
+    with pytest.raises(QueueFull, match=what) as refused:
+        await threads.run(str.upper, "abc", 100)
+    assert 0.1 <= refused.value.retry_after_s <= 5.0
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert await threads.run(str.upper, "abc", 100) == "ABC"
+    threads.close()
+
+
+async def test_a_client_with_one_text_does_not_wait_for_all_of_another(gate):
+    threads = TextThreads(1, QueueBounds())
+    ended = []
+
+    async def call(peer, number):
+        caller.note_peer(lambda: peer)
+        ended.append(await threads.run(lambda name: (gate.wait(30), name)[1], (peer, number), 100))
+
+    tasks = [asyncio.create_task(call("ipv4:10.0.0.1:1000", number)) for number in range(50)]
+    await until_waiting(threads, 49)
+    tasks.append(asyncio.create_task(call("ipv4:10.0.0.2:1000", 0)))
+    await until_waiting(threads, 50)
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert ended.index(("ipv4:10.0.0.2:1000", 0)) <= 2
+    threads.close()
+
+
+async def test_a_text_whose_call_has_ended_leaves_the_queue(gate):
+    threads = TextThreads(1, QueueBounds(max_requests=5))
+    tasks = started(threads, gate, number=6)
+    await until_waiting(threads, 5)
+    for task in tasks:
+        task.cancel()
+    await until_waiting(threads, 0)
+    waiting = asyncio.create_task(threads.run(str.upper, "abc", 100))
+    await until_waiting(threads, 1)
+    gate.set()
+    assert await waiting == "ABC", "the thread of a call that has ended is free when its work is"
+    threads.close()
+
+
+def test_the_process_ends_whatever_a_thread_does():
+    program = (
+        "import asyncio, time\n"
+        "from pagewire_router.text.text_threads import *\n"
+        "threads = TextThreads(1, QueueBounds())\n"
+        "async def main():\n"
+        "    await asyncio.wait([asyncio.ensure_future(threads.run(time.sleep, 600, 1))], timeout=0.2)\n"
+        "asyncio.run(main())\n"
+        "threads.close()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
