@@ -5,12 +5,11 @@ from typing import Any
 from google.protobuf import struct_pb2
 from pagewire.v1 import inference_pb2
 
+from pagewire_router.errors import FieldViolation, InvalidRequest
 from pagewire_router.service.validation import Violations
 from pagewire_router.text.chat_template import Conversation
 from pagewire_router.text.json_text import MAX_DEPTH, JsonError, parse_json
 
-MIN_MAX_CHAT_BYTES = 64 * 1024
-"""A conversation may have this much in any case: tools and variables need not be written by the template."""
 _CONTENT_FORMATS = {
     inference_pb2.CHAT_CONTENT_FORMAT_UNSPECIFIED: "auto",
     inference_pb2.CHAT_CONTENT_FORMAT_STRING: "string",
@@ -24,22 +23,17 @@ MAX_NAMED_MESSAGES = 16
 """Of many messages that are wrong, so many are named."""
 
 
-def check_size(chat: inference_pb2.ChatPrompt, max_model_len: int, max_text_bytes: int) -> int:
-    """Refuses what cannot fit the context before it is walked. Returns the size in bytes. Raises InvalidRequest.
-
-    max_text_bytes: size of the longest text that fits the context.
-    """
-    violations = Violations()
-    if len(chat.messages) > max_model_len:
-        violations.add(
-            "chat.messages", f"holds {len(chat.messages)} messages; no more than {max_model_len} fit the context"
+def check_num_messages(chat: inference_pb2.ChatPrompt, max_model_len: int) -> None:
+    """Refuses more messages than the context has tokens, before they are walked. Raises InvalidRequest."""
+    num_messages = len(chat.messages)
+    if num_messages > max_model_len:
+        raise InvalidRequest(
+            [
+                FieldViolation(
+                    "chat.messages", f"holds {num_messages} messages; no more than {max_model_len} fit the context"
+                )
+            ]
         )
-    violations.raise_if_any()
-    num_bytes, max_bytes = chat.ByteSize(), MIN_MAX_CHAT_BYTES + max_text_bytes
-    if num_bytes > max_bytes:
-        violations.add("chat", f"has {num_bytes} bytes; no conversation above {max_bytes} fits the context")
-    violations.raise_if_any()
-    return num_bytes
 
 
 def read_conversation(chat: inference_pb2.ChatPrompt) -> Conversation:
@@ -93,6 +87,8 @@ def _read_json_message(message: inference_pb2.ChatMessage, field: str, violation
         return {}
     field += ".json"
     given = _read_json(message.json, field, dict, violations)
+    if given is None:
+        return {}
     # As in transformers: templates can tell that a key is missing, but would write out null.
     fields: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     role = fields.get("role")
@@ -136,8 +132,8 @@ def _tools(chat: inference_pb2.ChatPrompt, violations: Violations) -> list[dict[
     if chat.tools:
         violations.add("chat.tools_json", "is given together with tools; choose one")
         return None
-    tools: list[dict[str, Any]] = _read_json(chat.tools_json, "chat.tools_json", list, violations)
-    for index, tool in enumerate(tools):
+    tools: list[dict[str, Any]] | None = _read_json(chat.tools_json, "chat.tools_json", list, violations)
+    for index, tool in enumerate(tools or []):
         if not isinstance(tool, dict):
             violations.add(f"chat.tools_json[{index}]", "is no object; a tool is described by a JSON object")
             break
@@ -151,7 +147,7 @@ def _template_kwargs(chat: inference_pb2.ChatPrompt, violations: Violations) -> 
         if chat.HasField("template_kwargs"):
             violations.add(field, "is given together with template_kwargs; choose one")
             return {}
-        kwargs: dict[str, Any] = _read_json(chat.template_kwargs_json, field, dict, violations)
+        kwargs: dict[str, Any] = _read_json(chat.template_kwargs_json, field, dict, violations) or {}
     elif chat.HasField("template_kwargs"):
         kwargs = _plain(chat.template_kwargs)
     else:
@@ -167,15 +163,15 @@ def _template_kwargs(chat: inference_pb2.ChatPrompt, violations: Violations) -> 
 
 
 def _read_json(text: str, field: str, kind: type, violations: Violations) -> Any:
-    """The value, or an empty one if it was refused."""
+    """The value; None if it was refused."""
     try:
         value = parse_json(text)
     except JsonError as error:
         violations.add(field, str(error))
-        return kind()
+        return None
     if type(value) is not kind:
         violations.add(field, f"is no JSON {'object' if kind is dict else 'array'}")
-        return kind()
+        return None
     return value
 
 

@@ -7,12 +7,10 @@ from pagewire.v1 import inference_pb2
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
 from pagewire_router.service.validation import Limits, Violations, check_prompt_length, check_token_ids
 from pagewire_router.text.chat_template import ChatTemplateError, RenderedTooLong
-from pagewire_router.text.conversation import check_size, read_conversation
+from pagewire_router.text.conversation import check_num_messages, read_conversation
 from pagewire_router.text.template_process import MAX_TEMPLATE_BYTES, TemplateProcess, encode_request
 from pagewire_router.text.tokenizer import Tokenizer
 
-MAX_CHAR_BYTES = 4
-"""Of a character in UTF-8."""
 MAX_INLINE_CHAT_BYTES = 4096
 """Smaller conversations are rendered on the event loop: that takes under 1 ms."""
 
@@ -96,6 +94,7 @@ class PromptEncoder:
         Raises InvalidRequest, RequestTooLong, QueueFull.
         """
         tokenizer = self.tokenizer_for("chat")
+        check_num_messages(chat, self._limits.max_model_len)
         templates = tokenizer.chat_templates
         is_sent = chat.HasField("chat_template") and chat.chat_template not in templates
         field = "chat.chat_template" if is_sent else "chat"
@@ -115,7 +114,7 @@ class PromptEncoder:
         def render(chat: inference_pb2.ChatPrompt) -> str:
             return tokenizer.chat_templates.render(read_conversation(chat), name=name, max_chars=max_chars)
 
-        if check_size(chat, self._limits.max_model_len, MAX_CHAR_BYTES * max_chars) <= MAX_INLINE_CHAT_BYTES:
+        if chat.ByteSize() <= MAX_INLINE_CHAT_BYTES:
             return render(chat)
         return await tokenizer.run_on_thread(render, chat)
 
@@ -134,7 +133,7 @@ class PromptEncoder:
         def encode(chat: inference_pb2.ChatPrompt) -> bytes:
             return encode_request(chat.chat_template, read_conversation(chat), special_tokens, max_chars)
 
-        if check_size(chat, self._limits.max_model_len, MAX_CHAR_BYTES * max_chars) <= MAX_INLINE_CHAT_BYTES:
+        if chat.ByteSize() <= MAX_INLINE_CHAT_BYTES:
             request = encode(chat)
         else:
             request = await tokenizer.run_on_thread(encode, chat)

@@ -4,11 +4,13 @@ import asyncio
 import json
 import math
 import os
+import socket
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from subprocess import DEVNULL, Popen
 
 from pagewire_router.errors import QueueFull, Unavailable
 from pagewire_router.text.chat_template import ChatTemplateError, Conversation, RenderedTooLong
@@ -37,6 +39,51 @@ def encode_request(
     return json.dumps(request).encode()
 
 
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """A process, and the connection to its standard input and output."""
+
+    process: Popen[bytes]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    reaper: threading.Thread
+    """Takes note of the end of the process, whoever ends it."""
+
+    @staticmethod
+    async def start(max_cpu_s: int) -> "_Worker":
+        """Starts a process with nothing of the router's: no environment but the time zone, no open files."""
+        environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        if "TZ" in os.environ:
+            environment["TZ"] = os.environ["TZ"]
+        command = (sys.executable, "-P", "-m", "pagewire_router.text.template_worker", str(max_cpu_s))
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # Not the event loop's own way to start processes: uvloop forks, which gRPC does not like.
+            process = Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=DEVNULL, env=environment)
+        reaper = threading.Thread(target=process.wait, name="template-reaper", daemon=True)
+        reaper.start()
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            process.kill()
+            ours.close()
+            raise
+        return _Worker(process, reader, writer, reaper)
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        self.writer.transport.abort()
+
+    async def ask(self, request: bytes) -> bytes:
+        """The answer to a request. Raises EOFError or OSError if the process ends."""
+        self.writer.write(len(request).to_bytes(LENGTH_BYTES, "big") + request)
+        await self.writer.drain()
+        head = await self.reader.readexactly(LENGTH_BYTES)
+        return await self.reader.readexactly(int.from_bytes(head, "big"))
+
+
 class TemplateProcess:
     """The process, started when it is first needed and again after it had to be killed. It renders one request at a
     time, in the order of arrival, and is killed when the request takes too long or its client goes away.
@@ -47,7 +94,7 @@ class TemplateProcess:
         self._max_waiting = max_waiting
         self._num_waiting = 0
         self._turn = asyncio.Lock()
-        self._process: Process | None = None
+        self._worker: _Worker | None = None
         self._is_closed = False
 
     async def render(self, request: bytes) -> str:
@@ -74,14 +121,14 @@ class TemplateProcess:
     async def close(self) -> None:
         """Ends the process. Requests that wait for it fail."""
         self._is_closed = True
-        process = self._discard()
-        if process is not None:
-            await process.wait()
+        worker = self._discard()
+        if worker is not None:
+            await asyncio.to_thread(worker.reaper.join)
 
     async def _render(self, request: bytes) -> str:
-        process = await self._running()
+        worker = await self._running()
         try:
-            answer = await asyncio.wait_for(_ask(process, request), self._max_seconds)
+            answer = await asyncio.wait_for(worker.ask(request), self._max_seconds)
         except TimeoutError:
             self._discard()
             raise ChatTemplateError(f"the chat template takes more than {self._max_seconds:g} s") from None
@@ -95,52 +142,29 @@ class TemplateProcess:
             raise
         return _read_answer(answer)
 
-    async def _running(self) -> Process:
-        process = self._process
-        if process is not None and process.returncode is None:
-            return process
+    async def _running(self) -> _Worker:
+        if self._worker is not None and self._worker.process.returncode is None:
+            return self._worker
         self._discard()
         if self._is_closed:
             raise Unavailable("the router stops")
-        self._process = process = await _start(math.ceil(self._max_seconds))
+        self._worker = worker = await _Worker.start(math.ceil(self._max_seconds))
+        is_ready = False
         try:
-            assert process.stdout is not None
-            is_ready = await asyncio.wait_for(process.stdout.read(1), MAX_START_S) == READY
-        except TimeoutError:
-            is_ready = False
-        except BaseException:
-            self._discard()
-            raise
+            with suppress(TimeoutError, OSError):
+                is_ready = await asyncio.wait_for(worker.reader.read(1), MAX_START_S) == READY
+        finally:
+            if not is_ready:
+                self._discard()
         if not is_ready:
-            self._discard()
             raise Unavailable("the process that renders chat templates does not start", retry_after_s=1.0)
-        return process
+        return worker
 
-    def _discard(self) -> Process | None:
-        process, self._process = self._process, None
-        if process is not None:
-            with suppress(ProcessLookupError):
-                process.kill()
-        return process
-
-
-async def _start(max_cpu_s: int) -> Process:
-    """Starts the process with nothing of the router's: no environment but the time zone, no open files."""
-    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    if "TZ" in os.environ:
-        environment["TZ"] = os.environ["TZ"]
-    command = (sys.executable, "-P", "-m", "pagewire_router.text.template_worker", str(max_cpu_s))
-    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment)
-
-
-async def _ask(process: Process, request: bytes) -> bytes:
-    """Raises EOFError or OSError if the process ends."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(len(request).to_bytes(LENGTH_BYTES, "big") + request)
-    await process.stdin.drain()
-    head = await process.stdout.readexactly(LENGTH_BYTES)
-    return await process.stdout.readexactly(int.from_bytes(head, "big"))
+    def _discard(self) -> _Worker | None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.kill()
+        return worker
 
 
 def _read_answer(answer: bytes) -> str:
