@@ -30,6 +30,8 @@ TOO_LONG = b"L"
 LENGTH_BYTES = 4
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
 """Of address space; some 100 MB of it are Python's own."""
+NICENESS = 10
+"""Where cores are short, the router comes first."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -39,6 +41,7 @@ def main(max_cpu_s: int) -> None:
     time.localtime()  # Reads the time zone.
     parent = os.getppid()
     _end_with_parent()
+    os.nice(NICENESS)
     _limit_resources()
     if os.getppid() != parent:
         return
