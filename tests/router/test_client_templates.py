@@ -12,6 +12,7 @@ import psutil
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from pagewire.v1 import inference_pb2
+from pagewire_router.caller import note_peer
 from pagewire_router.errors import QueueFull, Unavailable
 from pagewire_router.text.chat_template import ChatTemplateError, Conversation, RenderedTooLong
 from pagewire_router.text.template_process import TemplateProcess, encode_request
@@ -161,7 +162,7 @@ async def test_rendering_ends_when_its_client_goes_away():
 async def test_too_many_at_once_are_told_to_come_back():
     process = TemplateProcess(max_seconds=60, max_waiting=2)
     try:
-        waiting = [asyncio.ensure_future(process.render(request(FOREVER))) for _ in range(2)]
+        waiting = [asyncio.ensure_future(process.render(request(FOREVER))) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull) as caught:
             await process.render(request("{{ 1 }}"))
@@ -170,6 +171,27 @@ async def test_too_many_at_once_are_told_to_come_back():
             call.cancel()
         await asyncio.wait(waiting)
         assert await process.render(request("{{ 1 }}")) == "1"
+    finally:
+        await process.close()
+
+
+async def test_one_client_leaves_the_process_to_others_too():
+    async def ask(peer, template):
+        note_peer(lambda: peer)
+        return await process.render(request(template))
+
+    process = TemplateProcess(max_seconds=1)
+    try:
+        many = [asyncio.ensure_future(ask("ipv4:10.0.0.1:1", FOREVER)) for _ in range(20)]
+        await asyncio.sleep(0)
+        refused = [call for call in many if call.done()]
+        assert all(isinstance(call.exception(), QueueFull) for call in refused)
+        assert 1 < len(many) - len(refused) < 15
+        assert await asyncio.wait_for(ask("ipv4:10.0.0.2:1", "{{ 2 }}"), 5) == "2"
+        for call in many:
+            call.cancel()
+        await asyncio.wait(many)
+        assert await asyncio.wait_for(ask("ipv4:10.0.0.1:1", "{{ 1 }}"), 5) == "1"
     finally:
         await process.close()
 

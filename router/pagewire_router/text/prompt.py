@@ -114,9 +114,10 @@ class PromptEncoder:
         def render(chat: inference_pb2.ChatPrompt) -> str:
             return tokenizer.chat_templates.render(read_conversation(chat), name=name, max_chars=max_chars)
 
-        if chat.ByteSize() <= MAX_INLINE_CHAT_BYTES:
+        num_bytes = chat.ByteSize()
+        if num_bytes <= MAX_INLINE_CHAT_BYTES:
             return render(chat)
-        return await tokenizer.run_on_thread(render, chat)
+        return await tokenizer.run_on_thread(render, chat, num_chars=num_bytes)
 
     async def _render_sent(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer) -> str:
         """The text that a template of the client's writes."""
@@ -133,10 +134,11 @@ class PromptEncoder:
         def encode(chat: inference_pb2.ChatPrompt) -> bytes:
             return encode_request(chat.chat_template, read_conversation(chat), special_tokens, max_chars)
 
-        if chat.ByteSize() <= MAX_INLINE_CHAT_BYTES:
+        num_bytes = chat.ByteSize()
+        if num_bytes <= MAX_INLINE_CHAT_BYTES:
             request = encode(chat)
         else:
-            request = await tokenizer.run_on_thread(encode, chat)
+            request = await tokenizer.run_on_thread(encode, chat, num_chars=num_bytes)
         return await self._template_process.render(request)
 
     def _max_chars(self, tokenizer: Tokenizer) -> int:

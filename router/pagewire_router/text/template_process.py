@@ -7,12 +7,15 @@ import os
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from subprocess import DEVNULL, Popen
 
+from pagewire_router.caller import current_caller
 from pagewire_router.errors import QueueFull, Unavailable
+from pagewire_router.fair_slots import FairSlots
 from pagewire_router.text.chat_template import ChatTemplateError, Conversation, RenderedTooLong
 from pagewire_router.text.template_worker import LENGTH_BYTES, READY, TEXT, TOO_LONG
 
@@ -22,8 +25,10 @@ MAX_SECONDS = 2.0
 """For compiling and rendering, until the process is killed."""
 MAX_START_S = 10.0
 """For the process to start."""
-MAX_WAITING = 16
+MAX_WAITING = 64
 """Requests that may wait for the process before new ones are refused."""
+MAX_WAITING_OF_OWNER = 8
+"""Those of one client, which leaves room for others."""
 
 
 def encode_request(
@@ -86,14 +91,14 @@ class _Worker:
 
 class TemplateProcess:
     """The process, started when it is first needed and again after it had to be killed. It renders one request at a
-    time, in the order of arrival, and is killed when the request takes too long or its client goes away.
+    time, clients taking turns, and is killed when the request takes too long or its client goes away.
     """
 
     def __init__(self, *, max_seconds: float = MAX_SECONDS, max_waiting: int = MAX_WAITING) -> None:
         self._max_seconds = max_seconds
         self._max_waiting = max_waiting
-        self._num_waiting = 0
-        self._turn = asyncio.Lock()
+        self._waiting: Counter[str] = Counter()
+        self._turn = FairSlots(1)
         self._worker: _Worker | None = None
         self._is_closed = False
 
@@ -106,17 +111,22 @@ class TemplateProcess:
             QueueFull: too many requests wait for the process.
             Unavailable: the process does not start, or the router stops.
         """
-        if self._num_waiting >= self._max_waiting:
+        caller = current_caller()
+        if self._turn.take():
+            return await self._render_in_turn(request)
+        if self._turn.num_waiting >= self._max_waiting or self._waiting[caller.owner] >= MAX_WAITING_OF_OWNER:
             raise QueueFull(
                 "too many requests with chat templates of their own wait to be rendered",
-                retry_after_s=max(1.0, self._max_seconds),
+                retry_after_s=self._max_seconds,
             )
-        self._num_waiting += 1
+        self._waiting[caller.owner] += 1
         try:
-            async with self._turn:
-                return await self._render(request)
+            await self._turn.wait(caller)
         finally:
-            self._num_waiting -= 1
+            self._waiting[caller.owner] -= 1
+            if not self._waiting[caller.owner]:
+                del self._waiting[caller.owner]
+        return await self._render_in_turn(request)
 
     async def close(self) -> None:
         """Ends the process. Requests that wait for it fail."""
@@ -124,6 +134,12 @@ class TemplateProcess:
         worker = self._discard()
         if worker is not None:
             await asyncio.to_thread(worker.reaper.join)
+
+    async def _render_in_turn(self, request: bytes) -> str:
+        try:
+            return await self._render(request)
+        finally:
+            self._turn.release()
 
     async def _render(self, request: bytes) -> str:
         worker = await self._running()
