@@ -5,7 +5,7 @@ RouterError
 +-- RequestTooLong          the prompt does not fit the context or the pool
 +-- ModelNotFound           another model was asked for
 +-- RequestAlreadyExists    the id belongs to a request that is alive
-+-- QueueFull               come back later
++-- QueueFull               the queue is full, or too long for the deadline: come back later
 +-- DeadlineExceeded        the request's deadline has passed
 +-- Unauthenticated         the call has no API key, or one that is not known
 +-- Unavailable             no shard group serves, or the router drains
@@ -67,7 +67,7 @@ class RequestAlreadyExists(RouterError):
 
 
 class QueueFull(RouterError):
-    """The queue is full; retry_after_s says when to come back."""
+    """The queue is full, or too long for the request's deadline; retry_after_s says when to come back."""
 
     reason = "QUEUE_FULL"
 

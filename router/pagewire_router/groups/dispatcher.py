@@ -13,7 +13,8 @@ from pagewire.v1 import shard_pb2
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import QueueFull, RequestTooLong, Unavailable
 from pagewire_router.groups.group_loop import GroupLoop
-from pagewire_router.groups.placement import place
+from pagewire_router.groups.placement import place, place_in_time
+from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import ShardClient, describe, geometry
 from pagewire_router.groups.shard_directory import REFRESH_S, ShardDirectory, ShardMember
 from pagewire_router.groups.shard_resolver import Resolver, ShardAddress
@@ -24,8 +25,6 @@ from pagewire_router.service.tls import channel_credentials
 
 logger = logging.getLogger(__name__)
 
-MIN_RETRY_S, MAX_RETRY_S = 0.1, 5.0
-"""Between which a client is told to come back to a full queue."""
 NO_SHARD_RETRY_S = 1.0
 START_PATIENCE_S = 30.0
 STOP_TIMEOUT_S = 2.0
@@ -86,7 +85,7 @@ class Dispatcher:
         if self._is_draining:
             raise Unavailable("the router drains", retry_after_s=1.0)
         self._check_room(request)
-        place(request, self._usable()).submit(request)
+        place_in_time(request, self._usable(), time.monotonic()).submit(request)
 
     def abort(self, request: Request) -> None:
         """See Engine."""
@@ -289,8 +288,13 @@ class Dispatcher:
             what = f"{num_tokens} prompt tokens wait, at most {self._config.max_queued_tokens} may"
         else:
             return
-        retry_after_s = self.stats.seconds_to_admit(num_waiting // 2)
-        raise QueueFull(what, retry_after_s=min(max(retry_after_s, MIN_RETRY_S), MAX_RETRY_S))
+        raise QueueFull(what, retry_after_s=retry_delay_s(self._half_queue_s()))
+
+    def _half_queue_s(self) -> float | None:
+        """How long it takes until half of what waits is admitted, in the group where that is soonest."""
+        now = time.monotonic()
+        waits_s = [group.scheduler.forecast.wait_for_all_s(now) for group in self._able()]
+        return min((wait_s / 2 for wait_s in waits_s if wait_s is not None), default=None)
 
     def _on_change(self, _group: GroupLoop) -> None:
         """A group came up, drains or went down."""
@@ -317,7 +321,7 @@ class Dispatcher:
         for moved in group.give_up_all():
             other = place(moved.request, others)
             try:
-                other.scheduler.check_fits(moved.request)
+                other.scheduler.limits.check_fits(moved.request)
             except RequestTooLong as error:
                 moved.request.sink.on_failed(error)
             else:

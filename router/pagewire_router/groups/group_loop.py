@@ -19,8 +19,9 @@ from collections.abc import Callable
 
 from pagewire.v1 import inference_pb2, shard_pb2
 
-from pagewire_router.errors import DeadlineExceeded, RouterError, Unavailable
+from pagewire_router.errors import DeadlineExceeded, QueueFull, RouterError, Unavailable
 from pagewire_router.groups.prefix_mirror import PrefixMirror
+from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import (
     CALL_ERRORS,
     LeaseHeld,
@@ -32,6 +33,7 @@ from pagewire_router.groups.shard_client import (
 )
 from pagewire_router.groups.stall_watch import StallWatch
 from pagewire_router.request import Request
+from pagewire_router.scheduling.forecast import Estimate
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import ProtocolError, SequenceGroup
 from pagewire_router.scheduling.step_records import GroupLimits, Progress
@@ -100,6 +102,7 @@ class GroupLoop:
         self._wakeup = asyncio.Event()
         self._renew_due = False
         self._sent_s: deque[float] = deque()
+        self._last_result_s = 0.0
         self._digests: dict[int, int] = {}
         self._progress = StallWatch(len(ranks), step_timeout_s)
         self._away_since_s = 0.0
@@ -129,6 +132,10 @@ class GroupLoop:
         self._groups[request] = self.scheduler.add(request)
         self._note_queued(request)
         self._wakeup.set()
+
+    def estimate(self, request: Request, now: float) -> Estimate | None:
+        """When a request would run that is submitted now; None: that is not known."""
+        return self.scheduler.forecast.estimate(request, now) if self.is_serving else None
 
     def abort(self, request: Request) -> None:
         """Ends a request; its sink hears nothing more."""
@@ -171,6 +178,15 @@ class GroupLoop:
             if self._groups.pop(group.request, None) is not None:
                 message = "the request's deadline has passed, or the longest time that this server lets one run"
                 group.request.sink.on_failed(DeadlineExceeded(message))
+        self._fail_given_up(now)
+
+    def _fail_given_up(self, now: float) -> None:
+        given_up, self.scheduler.given_up = self.scheduler.given_up, []
+        for group in given_up:
+            if self._groups.pop(group.request, None) is not None:
+                retry_after_s = retry_delay_s(self.scheduler.forecast.wait_for_all_s(now))
+                message = "the request has waited until it could not finish before its deadline any more"
+                group.request.sink.on_failed(QueueFull(message, retry_after_s=retry_after_s))
 
     def _note_queued(self, request: Request) -> None:
         if request.timeline is not None:
@@ -325,6 +341,7 @@ class GroupLoop:
     def _next_plan(self, now: float) -> shard_pb2.StepPlan | None:
         self.end_expired(now)
         plan = self.scheduler.schedule(now)
+        self._fail_given_up(now)
         self.scheduler.reports.take_note()
         return plan
 
@@ -374,13 +391,15 @@ class GroupLoop:
             self._check_digest(result)
         if rank != 0 or not self.scheduler.num_inflight:
             return  # Of a plan sent before everything was handed over.
-        round_trip_s = now_s - self._sent_s.popleft()
+        sent_s = self._sent_s.popleft()
+        took_s, self._last_result_s = now_s - max(sent_s, self._last_result_s), now_s
         self._progress.result_s = now_s
         self.mirror.update(result.cache_hashes_added, result.cache_hashes_removed)
         for progress in self.scheduler.update(result):
             self._deliver(progress)
         self.scheduler.reports.take_note()
-        self._on_step(result, round_trip_s)
+        self.scheduler.forecast.on_step(now_s, took_s, self.scheduler.last_result)
+        self._on_step(result, now_s - sent_s)
         self._wakeup.set()
 
     def _check_digest(self, result: shard_pb2.StepResult) -> None:

@@ -1,10 +1,16 @@
-"""Which shard group a request goes to: where most of its prompt is cached, among those that are not much busier."""
+"""Which shard group a request goes to: where most of its prompt is cached, among those that are not much busier.
+
+A request with a deadline that it would miss there goes to another one, or is refused.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from pagewire_router.errors import QueueFull
 from pagewire_router.groups.prefix_mirror import PrefixMirror, prefix_hashes
+from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.request import Request
+from pagewire_router.scheduling.forecast import Estimate
 
 LOAD_WINDOW_SEQUENCES = 16
 """A group with so many more sequences than the least busy one is not chosen for its cache: the cost of waiting for a
@@ -24,6 +30,9 @@ class Candidate(Protocol):
     def block_size(self) -> int:
         """Tokens in a block."""
 
+    def estimate(self, request: Request, now: float) -> Estimate | None:
+        """When a request would run that is submitted now; None: that is not known."""
+
 
 AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
 
@@ -36,3 +45,21 @@ def place(request: Request, groups: Sequence[AnyCandidate]) -> AnyCandidate:
     near = [group for group in groups if group.load <= least + LOAD_WINDOW_SEQUENCES]
     hashes = list(prefix_hashes(request.prompt_token_ids, near[0].block_size, request.cache_salt))
     return max(near, key=lambda group: (group.mirror.num_cached_blocks(hashes), -group.load))
+
+
+def place_in_time(request: Request, groups: Sequence[AnyCandidate], now: float) -> AnyCandidate:
+    """Chooses one of the groups, of which there is at least one, where the request finishes before its deadline.
+
+    Raises QueueFull if by estimate there is none.
+    """
+    chosen = place(request, groups)
+    if request.deadline_s is None:
+        return chosen
+    left_s = request.deadline_s - now
+    estimates = [(group, group.estimate(request, now)) for group in (chosen, *groups)]
+    in_time = [group for group, estimate in estimates if estimate is None or estimate.is_in_time(left_s)]
+    if in_time:
+        return in_time[0]
+    wait_s = min(estimate.wait_s for _, estimate in estimates if estimate is not None)
+    message = f"{left_s:.2f} s are left until the deadline; waiting in the queue and running would take longer"
+    raise QueueFull(message, retry_after_s=retry_delay_s(wait_s))

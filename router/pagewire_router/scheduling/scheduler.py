@@ -3,8 +3,8 @@
 `schedule(now)` makes the next step plan, `update(result)` takes in what came of one. Several plans may be in flight.
 
 A plan is filled in this order: forks that became possible; every running sequence that decodes (one token each), most
-urgent first; chunks of prompts that are being prefilled; then requests from the waiting queue, as long as tokens, slots
-and blocks last. Cost per step is linear in running sequences and does not depend on the length of the queue.
+urgent first; chunks of prompts that are being prefilled; then requests from the waiting queue, as long as tokens, slots,
+blocks and time (forecast.py) last. Cost per step is linear in running sequences, whatever the length of the queue.
 
 A request that does not fit is passed over, at most MAX_PASSES times; then nobody overtakes it any more. When a running
 sequence needs a block and none is left, the least urgent request is preempted: released, and admitted again later with
@@ -12,16 +12,16 @@ the tokens it has. Urgency is (priority, arrival) and nothing else. A request th
 before it has yielded a token, except for one of a strictly more urgent priority.
 """
 
-import heapq
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 
 from pagewire.v1 import inference_pb2, shard_pb2
 
-from pagewire_router.errors import FieldViolation, RequestTooLong
 from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import BlockLedger
+from pagewire_router.scheduling.deadlines import Deadlines
+from pagewire_router.scheduling.forecast import Forecast, Verdict
 from pagewire_router.scheduling.plan_builder import add_admit, add_fork
 from pagewire_router.scheduling.scheduling_reports import SchedulingReports
 from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup
@@ -32,6 +32,8 @@ MAX_PASSES = 32
 """Admissions that may overtake a request which does not fit."""
 MAX_LOOK_AHEAD = 8
 """Waiting requests that are looked at in one step beyond those admitted."""
+RECHECK_S = 0.1
+"""A waiting request that might have become hopeless, and has not, is looked at again after so long."""
 
 _STOP, _LENGTH = inference_pb2.FINISH_REASON_STOP, inference_pb2.FINISH_REASON_LENGTH
 _STOP_TOKEN = shard_pb2.STOP_REASON_TOKEN
@@ -48,6 +50,9 @@ class Scheduler:
         self.num_preemptions = 0
         self.tokens = TokenCounts()
         self.reports = SchedulingReports()
+        self.forecast = Forecast(limits, self.running, self.waiting)
+        self.given_up: list[SequenceGroup] = []
+        """Requests that were ended since they could not finish in time, until somebody tells their clients."""
         self.is_admitting = True
         """False while the shard group drains: what runs goes on, nothing is added."""
         self._ledger = BlockLedger(limits.block_size, limits.num_blocks)
@@ -56,11 +61,13 @@ class Scheduler:
         """seq_ids that the next plan releases."""
         self._releasing_blocks = 0
         """Blocks that releases queued or in flight give back at most."""
-        self._deadlines: list[tuple[float, int, SequenceGroup]] = []
+        self._deadlines = Deadlines()
+        self._now = 0.0
+        self.last_result = PlanInFlight(0)
+        """The plan whose result came last."""
         self._last_step = 0
         self._last_seq_id = 0
         self._num_slots_used = 0
-        self._num_groups = 0
 
     @property
     def num_inflight(self) -> int:
@@ -89,7 +96,9 @@ class Scheduler:
         self._releasing_blocks = self._num_slots_used = 0
         self._last_step = self._last_seq_id = 0
         self._ledger = BlockLedger(self.limits.block_size, free_blocks)
-        running, self.running = self.running, []
+        self.forecast.clear()
+        running = self.running.copy()
+        self.running.clear()
         for group in [*running, *self.waiting]:
             for sequence in group.sequences:
                 sequence.num_inflight = 0
@@ -105,19 +114,16 @@ class Scheduler:
             RequestTooLong: it could not run even if it were alone.
         """
         group = SequenceGroup(request, self.limits.max_model_len)
-        self.check_fits(request)
+        self.limits.check_fits(request)
         self.adopt(group)
         return group
 
     def adopt(self, group: SequenceGroup) -> None:
         """Puts a request into the waiting queue, with the tokens it has: it may come from another shard group."""
-        self._num_groups += 1
+        self.forecast.on_arrival(group, self._now)
         if group.request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (group.request.deadline_s, self._num_groups, group))
-            if len(self._deadlines) > 2 * (len(self.waiting) + len(self.running)) + 64:
-                # Most have ended long before their deadline, and must not be kept until then.
-                self._deadlines = [entry for entry in self._deadlines if not entry[2].is_ended]
-                heapq.heapify(self._deadlines)
+            at_s = self.forecast.latest_start_s(group, self._now)
+            self._deadlines.push(at_s, group, len(self.waiting) + len(self.running))
         self.waiting.push(group)
 
     def hand_over(self) -> list[SequenceGroup]:
@@ -125,21 +131,6 @@ class Scheduler:
         self.reset(0)
         self._deadlines.clear()
         return list(iter(self.waiting.pop, None))
-
-    def check_fits(self, request: Request) -> None:
-        """Raises RequestTooLong if the request could not run even if it were alone."""
-        num_prompt, n = len(request.prompt_token_ids), request.params.n
-        limit = min(num_prompt + request.params.max_tokens, self.limits.max_model_len)
-        shared = (num_prompt - 1) // self.limits.block_size if n > 1 else 0
-        needed = shared + n * (self._ledger.blocks(limit) - shared)
-        if needed > self.limits.num_blocks:
-            description = (
-                f"{num_prompt} prompt tokens and {request.params.max_tokens} max_tokens in {n} sequences take {needed} "
-                f"blocks of {self.limits.block_size} tokens; the KV cache has {self.limits.num_blocks}"
-            )
-            raise RequestTooLong([FieldViolation("max_tokens", description)])
-        if n > self.limits.max_num_seqs:
-            raise RequestTooLong([FieldViolation("n", f"{n} sequences; the server runs {self.limits.max_num_seqs}")])
 
     def end(self, group: SequenceGroup) -> None:
         """Ends a whole request from outside: aborted, failed or too late. Idempotent."""
@@ -151,17 +142,18 @@ class Scheduler:
         if sequence.finished:
             return
         sequence.finish_reason = reason
+        self.forecast.on_end(sequence, self._now, is_complete=reason != inference_pb2.FINISH_REASON_ABORT)
         group = sequence.group
         if group.is_running:
             if sequence in group.unforked:
                 # It was never on the shard, but a slot and blocks were kept for it.
-                parent = self._needed_parent(group)
+                parent = group.needed_parent()
                 group.unforked.remove(sequence)
                 self._ledger.forget(sequence)
                 self._num_slots_used -= 1
                 if parent is not None and parent.finished and not group.unforked:
                     self._depart(parent)
-            elif sequence is not self._needed_parent(group):
+            elif sequence is not group.needed_parent():
                 self._depart(sequence)
         if all(s.finished for s in group.sequences):
             group.is_ended = True
@@ -175,24 +167,32 @@ class Scheduler:
             elif group in self.waiting:
                 self.waiting.remove(group)
 
-    def _needed_parent(self, group: SequenceGroup) -> Sequence | None:
-        """The sequence that must stay on the shard, even if it has ended, until the others have been forked from it."""
-        return next((s for s in group.sequences if s.seq_id >= 0), None) if group.unforked else None
-
     def take_expired(self, now: float) -> list[SequenceGroup]:
-        """Ends requests whose deadline has passed, and returns them."""
+        """Ends requests whose deadline has passed, and returns them; gives up those that cannot meet it any more."""
+        self._now = now
         expired = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, group = heapq.heappop(self._deadlines)
-            if not group.is_ended:
+        for group in self._deadlines.pop_due(now):
+            deadline_s = group.request.deadline_s
+            assert deadline_s is not None
+            if deadline_s <= now:
                 self.end(group)
                 expired.append(group)
+            elif not group.is_running and self.forecast.is_hopeless(group, now):
+                self._give_up(group)
+            else:
+                at_s = deadline_s if group.is_running else self.forecast.latest_start_s(group, now)
+                self._deadlines.push(max(at_s, min(now + RECHECK_S, deadline_s)), group, len(self.waiting))
         return expired
+
+    def _give_up(self, group: SequenceGroup) -> None:
+        self.end(group)
+        self.given_up.append(group)
 
     # Making a plan.
 
     def schedule(self, now: float) -> shard_pb2.StepPlan | None:
         """The next plan, None if there is nothing to do. `now` is on the clock of arrival_s and deadline_s."""
+        self._now = now
         plan = shard_pb2.StepPlan(step=self._last_step + 1)
         record = PlanInFlight(plan.step)
         for group in self.running:
@@ -202,7 +202,8 @@ class Scheduler:
         left, num_short, prefills = self._run_decodes(record, budgets)
         left = self._run_prefills(prefills, record, budgets, left)
         if self.is_admitting and not num_short:
-            self._admit_waiting(plan, record, budgets, left, now)
+            left = self._admit_waiting(plan, record, budgets, left, now)
+        self.forecast.on_plan(is_full=bool(len(self.waiting)) and left > 0)
         self._release(plan, record)
         if not (record.sequences or plan.release_seq_ids or plan.forks):
             return None
@@ -257,6 +258,7 @@ class Scheduler:
             budget = min(left, max(1, remaining))
             if self._can_take(sequence, budget):
                 self._run(sequence, budget, record, budgets)
+                record.num_prompt_tokens += budget - 1
                 left -= budget
         return left
 
@@ -276,7 +278,7 @@ class Scheduler:
 
     def _fork(self, group: SequenceGroup, plan: shard_pb2.StepPlan) -> None:
         """Forks a group's other sequences as soon as the first has computed what they share."""
-        parent = self._needed_parent(group)
+        parent = group.needed_parent()
         assert parent is not None
         common = min(s.prefill_target for s in group.unforked)
         if parent.computed_in_result < common:
@@ -303,13 +305,23 @@ class Scheduler:
 
     def _admit_waiting(
         self, plan: shard_pb2.StepPlan, record: PlanInFlight, budgets: list[int], left: int, now: float
-    ) -> None:
+    ) -> int:
+        """Admits what fits, in order. Returns the tokens left."""
         passed: list[SequenceGroup] = []
         while left > 0 and self._num_slots_used < self.limits.max_num_seqs and len(passed) < MAX_LOOK_AHEAD:
             group = self.waiting.pop()
             if group is None:
                 break
             if group.is_drained() and self._fits_now(group):
+                if (
+                    self._deadlines
+                    and (verdict := self.forecast.verdict(group, now, self._num_slots_used)) is not Verdict.ADMIT
+                ):
+                    if verdict is Verdict.GIVE_UP:
+                        self._give_up(group)
+                        continue
+                    passed.append(group)
+                    break
                 leader = self._admit(group, plan)
                 if group.request.scheduled_s is None:
                     group.request.scheduled_s = now
@@ -324,6 +336,7 @@ class Scheduler:
                     break
         for group in passed:
             self.waiting.push(group)
+        return left
 
     def _fits_now(self, group: SequenceGroup) -> bool:
         alive = group.alive()
@@ -331,21 +344,16 @@ class Scheduler:
             return False
         needed = sum(self._ledger.blocks(len(s.token_ids) + 1) for s in alive)
         if len(alive) > 1:
-            needed -= (len(alive) - 1) * (self._common_length(group) // self.limits.block_size)
+            needed -= (len(alive) - 1) * (group.common_length() // self.limits.block_size)
         # One that was preempted comes back only when the others have room to grow, so that it is not thrown out again.
         headroom = len(self.running) if group.resumptions else 0
         return needed + headroom <= self._ledger.available
-
-    def _common_length(self, group: SequenceGroup) -> int:
-        """What a group's sequences share and each of them extends by a token at least."""
-        num_prompt = group.num_prompt_tokens
-        return num_prompt - any(len(s.token_ids) == num_prompt for s in group.alive())
 
     def _admit(self, group: SequenceGroup, plan: shard_pb2.StepPlan) -> Sequence:
         """Admits a group by its longest sequence; the others get a slot and blocks now and are forked later."""
         alive = group.alive()
         leader = max(alive, key=lambda s: len(s.token_ids))
-        common = self._common_length(group)
+        common = group.common_length()
         self._num_slots_used += len(alive)
         self._last_seq_id += 1
         leader.seq_id = self._last_seq_id
@@ -433,7 +441,8 @@ class Scheduler:
             raise ProtocolError(f"result of step {result.step}; expected {record.step if record else 'none'}")
         self._ledger.free = result.free_blocks[0]
         self._releasing_blocks -= record.num_released_blocks
-        self._note_cached(record, result)
+        self.tokens.add_first_runs(record, result)
+        self.last_result = record
         if record.traced_chunks:
             self.reports.on_result(record, result)
         logprobs = {entry.run_index: entry for entry in result.logprobs}
@@ -453,7 +462,8 @@ class Scheduler:
         ):
             sequence.num_inflight -= 1
             if sequence.seq_id < 0 or sequence.finished:
-                self._settle_departed(sequence)
+                if sequence.num_inflight == 0:
+                    self._ledger.forget(sequence)
             elif (
                 not sequence.is_exact
                 or shared != sequence.maybe_shared
@@ -470,14 +480,6 @@ class Scheduler:
                 next(tokens)
         self.tokens.generated += len(progress)
         return progress
-
-    def _note_cached(self, record: PlanInFlight, result: shard_pb2.StepResult) -> None:
-        for index, num_cached in zip(result.first_run_indices, result.num_cached_tokens, strict=True):
-            self.tokens.add_first_run(record.sequences[index], num_cached)
-
-    def _settle_departed(self, sequence: Sequence) -> None:
-        if sequence.num_inflight == 0:
-            self._ledger.forget(sequence)
 
     def _settle(self, sequence: Sequence, computed: int, known: int, shared: bool, step: int) -> None:
         """Re-bases a running sequence on what a result says of it."""

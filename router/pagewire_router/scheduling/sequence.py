@@ -122,6 +122,7 @@ class SequenceGroup:
 
     __slots__ = (
         "__weakref__",
+        "expected_tokens",
         "has_progressed",
         "is_ended",
         "is_running",
@@ -142,6 +143,8 @@ class SequenceGroup:
         self.sequences = [Sequence(self, index, request.prompt_token_ids, limit) for index in range(request.params.n)]
         self.urgency = (request.priority, request.arrival_s)
         """Lower is more urgent: what preemption compares."""
+        self.expected_tokens = 0.0
+        """What its sequences are likely to yield, all together."""
         self.queue_key = 0.0
         """Its place in the waiting queue."""
         self.num_passes = 0
@@ -175,3 +178,12 @@ class SequenceGroup:
     def is_drained(self) -> bool:
         """No plan in flight runs any of its sequences, so that it may be admitted again."""
         return all(sequence.num_inflight == 0 for sequence in self.sequences)
+
+    def common_length(self) -> int:
+        """What its sequences share and each of them extends by a token at least."""
+        num_prompt = self.num_prompt_tokens
+        return num_prompt - any(len(sequence.token_ids) == num_prompt for sequence in self.alive())
+
+    def needed_parent(self) -> Sequence | None:
+        """The sequence that must stay on the shard, even if it has ended, until the others have been forked from it."""
+        return next((s for s in self.sequences if s.seq_id >= 0), None) if self.unforked else None

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from pagewire.v1 import inference_pb2, shard_pb2
 
+from pagewire_router.errors import FieldViolation, RequestTooLong
+from pagewire_router.request import Request
 from pagewire_router.scheduling.sequence import Sequence
 
 
@@ -18,6 +20,21 @@ class GroupLimits:
     """Tokens one plan may compute."""
     max_model_len: int
 
+    def check_fits(self, request: Request) -> None:
+        """Raises RequestTooLong if the request could not run even if it were alone."""
+        num_prompt, n = len(request.prompt_token_ids), request.params.n
+        limit = min(num_prompt + request.params.max_tokens, self.max_model_len)
+        shared = (num_prompt - 1) // self.block_size if n > 1 else 0
+        needed = shared + n * (-(-limit // self.block_size) - shared)
+        if needed > self.num_blocks:
+            description = (
+                f"{num_prompt} prompt tokens and {request.params.max_tokens} max_tokens in {n} sequences take {needed} "
+                f"blocks of {self.block_size} tokens; the KV cache has {self.num_blocks}"
+            )
+            raise RequestTooLong([FieldViolation("max_tokens", description)])
+        if n > self.max_num_seqs:
+            raise RequestTooLong([FieldViolation("n", f"{n} sequences; the server runs {self.max_num_seqs}")])
+
 
 @dataclass(slots=True, eq=False)
 class PlanInFlight:
@@ -26,6 +43,8 @@ class PlanInFlight:
     step: int
     sequences: list[Sequence] = field(default_factory=list)
     """Its run, in order."""
+    num_prompt_tokens: int = 0
+    """Tokens it computes beside the last of each sequence; of those run for the first time, known with its result."""
     num_released_blocks: int = 0
     """Blocks its releases give back at most."""
     traced_chunks: list[int] = field(default_factory=list)
@@ -44,6 +63,12 @@ class TokenCounts:
     """Computed again after a preemption or a failover."""
     generated: int = 0
     """Sampled, and not dropped because their sequence had ended."""
+
+    def add_first_runs(self, record: PlanInFlight, result: shard_pb2.StepResult) -> None:
+        """Takes in what a result says of sequences that ran for the first time since they entered the shard."""
+        for index, num_cached in zip(result.first_run_indices, result.num_cached_tokens, strict=True):
+            record.num_prompt_tokens += max(0, result.num_computed_tokens[index] - num_cached - 1)
+            self.add_first_run(record.sequences[index], num_cached)
 
     def add_first_run(self, sequence: Sequence, num_cached: int) -> None:
         """A sequence ran for the first time since it entered the shard, from a cached prefix of num_cached tokens."""

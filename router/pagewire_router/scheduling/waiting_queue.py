@@ -7,14 +7,26 @@ first, then the nearer deadline, then the earlier arrival; and since newcomers a
 
 import heapq
 import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from pagewire_router.request import Request
 from pagewire_router.scheduling.sequence import SequenceGroup
 
 PATIENCE_S = 60.0
 """Longest head start that a deadline can give."""
 LEVEL_S = 300.0
 """A request is overtaken by a priority level's newcomers for at most so long."""
+BIN_S = 0.5
+"""Requests that are due so near to each other are counted together as those ahead of another one."""
+
+
+def queue_key(request: Request) -> float:
+    """The place of a request in the queue: lower goes first."""
+    due_s = request.arrival_s + PATIENCE_S
+    if request.deadline_s is not None:
+        due_s = min(due_s, request.deadline_s)
+    return request.priority * LEVEL_S + due_s
 
 
 class WaitingQueue:
@@ -26,6 +38,10 @@ class WaitingQueue:
         self._entries: dict[SequenceGroup, int] = {}
         self.num_tokens = 0
         """Known tokens of all that wait."""
+        self.num_sequences = 0
+        self._expected: defaultdict[int, float] = defaultdict(float)
+        """Tokens that waiting requests are expected to yield, by bins of their keys; no bin is empty."""
+        self._num_in_bin: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -36,16 +52,22 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[SequenceGroup]:
         return iter(list(self._entries))
 
+    @property
+    def num_expected_tokens(self) -> float:
+        """Tokens that all who wait are expected to yield."""
+        return sum(self._expected.values())
+
+    def tokens_ahead(self, key: float) -> float:
+        """Tokens that those who are due before `key`, or about then, are expected to yield. Flat in what waits."""
+        last = key // BIN_S
+        return sum(tokens for index, tokens in self._expected.items() if index <= last)
+
     def push(self, group: SequenceGroup) -> None:
         """Adds a group at its place."""
-        request = group.request
-        due_s = request.arrival_s + PATIENCE_S
-        if request.deadline_s is not None:
-            due_s = min(due_s, request.deadline_s)
-        group.queue_key = request.priority * LEVEL_S + due_s
+        group.queue_key = queue_key(group.request)
         order = next(self._order)
         self._entries[group] = order
-        self.num_tokens += len(request.prompt_token_ids)
+        self._count(group, 1)
         heapq.heappush(self._heap, (group.queue_key, order, group))
         if len(self._heap) > 2 * len(self._entries) + 64:
             self._heap = [entry for entry in self._heap if self._entries.get(entry[2]) == entry[1]]
@@ -54,7 +76,7 @@ class WaitingQueue:
     def remove(self, group: SequenceGroup) -> None:
         """Takes a group out, wherever it is."""
         del self._entries[group]
-        self.num_tokens -= len(group.request.prompt_token_ids)
+        self._count(group, -1)
 
     def pop(self) -> SequenceGroup | None:
         """Takes the first group."""
@@ -64,3 +86,13 @@ class WaitingQueue:
                 self.remove(group)
                 return group
         return None
+
+    def _count(self, group: SequenceGroup, sign: int) -> None:
+        self.num_tokens += sign * len(group.request.prompt_token_ids)
+        self.num_sequences += sign * len(group.sequences)
+        index = int(group.queue_key // BIN_S)
+        self._num_in_bin[index] += sign
+        if self._num_in_bin[index]:
+            self._expected[index] += sign * group.expected_tokens
+        else:
+            del self._num_in_bin[index], self._expected[index]
