@@ -23,6 +23,7 @@ NEEDS = (
     ("--shard-tls-cert", "--shard-tls-ca"),
 )
 """Flags that make no sense without another."""
+MIN_STEP_TIMEOUT_S = 2.0
 
 if TYPE_CHECKING:
     from pagewire_router.engine import Engine
@@ -171,7 +172,7 @@ def _add_shard_options(group: argparse._ArgumentGroup, defaults: RouterConfig) -
     )
     add(
         "--step-timeout",
-        type=_limit,
+        type=_step_timeout,
         default=defaults.step_timeout_s,
         metavar="S",
         help="time without progress after which a shard group's requests are moved",
@@ -231,6 +232,13 @@ def _limit(text: str) -> float:
     value = _duration(text)
     if value == 0:
         raise argparse.ArgumentTypeError("0 would be over at once")
+    return value
+
+
+def _step_timeout(text: str) -> float:
+    value = _duration(text)
+    if value < MIN_STEP_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"{text} is not {MIN_STEP_TIMEOUT_S:g} or more: heartbeats come every second")
     return value
 
 

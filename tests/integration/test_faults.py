@@ -10,14 +10,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import eventually, is_running, serve, shards_and_router, start_serve
-from pagewire import AsyncClient, SamplingParams, TokenDelta
-from pagewire.retry import RetryPolicy
+from cluster import eventually, is_running, serve, shards_and_router, start_router, start_serve
+from pagewire import AsyncClient, SamplingParams, TokenDelta, Unavailable
+from pagewire.retry import NEVER, RetryPolicy
 from random_models import random_prompts
 from reference_model import Comparison, ReferenceModel
 
 NUM_TOKENS = 700
 LONG = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
+SHORT = SamplingParams(temperature=0.0, max_tokens=2)
 FLAGS = ("--block-size", "16", "--kv-cache-memory", "32MiB")
 PATIENT = RetryPolicy(max_unavailable_attempts=100, max_delay_s=0.5)
 
@@ -140,6 +141,72 @@ async def test_a_router_that_is_killed_comes_back_and_finds_the_cached_blocks(mo
         assert server.children("pagewire_router") != [router]
         assert server.children("pagewire_shard") == [shard]
         assert "Traceback" not in server.errors, server.log()
+
+
+async def until_served(client: AsyncClient) -> None:
+    """Asks again until a request is served."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await client.complete({"prompt_token_ids": [1, 2, 3]}, SHORT)
+                return
+            except Unavailable:
+                await asyncio.sleep(0.1)
+
+
+async def until_not_ready(client: AsyncClient) -> None:
+    """Health follows within a fraction of a second."""
+    async with asyncio.timeout(10):
+        while await client.health():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_router_that_wakes_without_its_shard_says_so_and_takes_it_again_later(
+    model: Path, tmp_path: Path
+) -> None:
+    """It was stopped for so long that another one took the shard."""
+    with shards_and_router(model, *FLAGS, "--lease-term", "2") as cluster:
+        standby = start_router("standby", cluster.shard_addresses, tmp_path)
+        try:
+            async with AsyncClient(cluster.address, timeout_s=60, retry=NEVER) as first:
+                begun = asyncio.Event()
+                running = asyncio.create_task(stream(first, [1, 2, 3], lambda num_tokens: begun.set()))
+                await begun.wait()
+                os.kill(cluster.router.pid, signal.SIGSTOP)
+                try:
+                    async with AsyncClient(f"unix:{tmp_path}/standby.sock", timeout_s=60, retry=NEVER) as second:
+                        await until_served(second)
+                finally:
+                    os.kill(cluster.router.pid, signal.SIGCONT)
+                async with asyncio.timeout(20):
+                    with pytest.raises(Unavailable) as ended:
+                        await running
+                    with pytest.raises(Unavailable) as refused:
+                        await first.complete({"prompt_token_ids": [1, 2, 3]}, SHORT)
+                assert ended.value.retry_after_s
+                assert refused.value.retry_after_s
+                await until_not_ready(first)
+                assert standby.stop() == 0
+                await until_served(first)
+        finally:
+            standby.stop()
+        assert "Traceback" not in cluster.log(), cluster.log()
+
+
+async def test_requests_for_a_shard_that_is_dead_for_good_are_told_to_come_back(model: Path) -> None:
+    with shards_and_router(model, *FLAGS, router_flags=["--shard-wait", "2"]) as cluster:
+        async with AsyncClient(cluster.address, retry=NEVER) as client, asyncio.timeout(60):
+            begun = asyncio.Event()
+            running = asyncio.create_task(stream(client, [1, 2, 3], lambda num_tokens: begun.set()))
+            await begun.wait()
+            os.kill(cluster.shards[0].pid, signal.SIGKILL)
+            with pytest.raises(Unavailable) as ended:
+                await running
+            with pytest.raises(Unavailable) as refused:
+                await client.complete({"prompt_token_ids": [1, 2, 3]}, SHORT)
+            assert ended.value.retry_after_s
+            assert refused.value.retry_after_s
+            await until_not_ready(client)
 
 
 def broken(model: Path, directory: Path, what: str) -> tuple[str, tuple[str, ...], str]:

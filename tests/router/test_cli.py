@@ -32,6 +32,8 @@ def test_options_make_the_configuration():
         "--tls-client-ca e --shard-tls-ca f --shard-tls-cert g --shard-tls-key h"
     )
     assert config.shards == ("dns:///s:5", "[::1]:6")
+    waits = config_of("--shards a:1 --step-timeout 9 --shard-wait 0")
+    assert (waits.step_timeout_s, waits.shard_wait_s) == (9, 0)
     assert (config.health_port, config.max_request_time_s, config.api_keys) == (0, 60, "k")
     assert (config.tls_cert, config.tls_key, config.tls_client_ca) == ("c", "d", "e")
     assert (config.shard_tls_ca, config.shard_tls_cert, config.shard_tls_key) == ("f", "g", "h")
@@ -50,6 +52,8 @@ def test_options_make_the_configuration():
         "--shards a:1 --coalesce-max-ms -1",
         "--shards a:1 --drain-grace nan",
         "--shards a:1 --max-request-time 0",
+        "--shards a:1 --step-timeout 1",
+        "--shards a:1 --shard-wait -1",
         "--shards dns:///name",
         "--shards dns:///:5",
         "--shards dns:name:5",

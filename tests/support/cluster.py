@@ -163,17 +163,22 @@ def shards_and_router(
             ]
             shards.append(Service(f"shard{i}", command, directory))
             stack.callback(shards[-1].stop)
-        command = [
-            *(sys.executable, "-m", "pagewire_router", "--shards", ",".join(addresses)),
-            *("--listen", f"unix:{directory}/router.sock", "--drain-grace", "1", "--exit-with-parent", *router_flags),
-        ]
-        router = Service("router", command, directory)
+        router = start_router("router", addresses, directory, *router_flags)
         stack.callback(router.stop)
         for shard in shards:
             shard.wait_ready()
         cluster = Cluster(router.wait_ready(), router, shards, addresses, ports)
         cluster.num_blocks = [num_blocks_of(address) for address in addresses]
         yield cluster
+
+
+def start_router(name: str, shards: Sequence[str], directory: Path, *flags: str) -> Service:
+    """A router on a Unix socket in the directory, not yet ready."""
+    command = [
+        *(sys.executable, "-m", "pagewire_router", "--shards", ",".join(shards)),
+        *("--listen", f"unix:{directory}/{name}.sock", "--drain-grace", "1", "--exit-with-parent", *flags),
+    ]
+    return Service(name, command, directory)
 
 
 @contextmanager

@@ -220,6 +220,7 @@ class GroupLoop:
                 self._is_down_logged = True
             self._set_serving(False)
             self._end_wait()
+            self.end_expired(time.monotonic())
             if not self._stopping:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 REFRESH_S = 3.0
 """How often names are looked up, and shards asked."""
+LOOK_UP_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 2.0
 MIN_RETRY_S, MAX_RETRY_S = 0.02, 0.2
 """Between two questions to a shard that does not answer yet, most likely because it loads its model."""
@@ -89,7 +90,10 @@ class ShardDirectory:
     async def run(self) -> None:
         """Looks names up again and again, until cancelled."""
         while True:
-            await self._refresh()
+            try:
+                await self._refresh()
+            except Exception:  # a bug of ours must not keep the router from ever finding shards
+                logger.exception("the shards cannot be looked up")
             await asyncio.sleep(self._refresh_s)
 
     async def forget(self, member: ShardMember) -> None:
@@ -126,10 +130,11 @@ class ShardDirectory:
         if name is None:
             return (ShardAddress(target),)
         try:
-            addresses = await self._resolver.resolve(*name)
+            async with asyncio.timeout(LOOK_UP_TIMEOUT_S):
+                addresses = await self._resolver.resolve(*name)
         except OSError as error:
             level = logging.DEBUG if target in self._failing else logging.WARNING
-            logger.log(level, "%s cannot be looked up: %s", target, error)
+            logger.log(level, "%s cannot be looked up: %s", target, describe(error))
             self._failing.add(target)
             return self._found.get(target, ())
         self._failing.discard(target)
@@ -156,7 +161,10 @@ class ShardDirectory:
             if info != member.info:
                 member.info = info
                 self._warn_of_rival(member, info)
-                self._on_change()
+                try:
+                    self._on_change()
+                except Exception:  # a bug of ours must not keep a shard from ever being asked again
+                    logger.exception("shard %s cannot be taken in", member.client.address)
             await asyncio.sleep(self._refresh_s)
 
     def _warn_of_rival(self, member: ShardMember, info: shard_pb2.ShardInfo) -> None:
