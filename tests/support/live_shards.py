@@ -18,7 +18,7 @@ from pagewire_shard.engine import Engine
 from pagewire_shard.runner import RunBatch
 from pagewire_shard.service.server import ShardServer
 from pagewire_shard.stepping.step_thread import StepThread
-from scheduling_world import HashPending, HashRunner, NullSink, expected_output, make_request
+from scheduling_world import VOCAB_SIZE, HashPending, HashRunner, NullSink, expected_output, make_request
 
 EOS_SHARE = 0.0
 INFO = shard_pb2.ShardInfo(
@@ -31,6 +31,7 @@ INFO = shard_pb2.ShardInfo(
     max_num_seqs=16,
     max_num_batched_tokens=64,
     max_model_len=512,
+    vocab_size=VOCAB_SIZE,
     protocol_major=1,
 )
 
@@ -148,7 +149,8 @@ class Answer(NullSink):
 
 def ask(router: Dispatcher, number: int = 0, num_tokens: int = 300) -> tuple[Request, Answer]:
     """Submits a request without a deadline."""
-    request = make_request([number + 1, 2, 3, 4, 5], eos=False, max_tokens=num_tokens, ignore_eos=True)
+    prompt = [1 + number % 5, 1 + number // 5, 3, 4, 5]
+    request = make_request(prompt, eos=False, max_tokens=num_tokens, ignore_eos=True)
     request.sink = answer = Answer()
     router.submit(request)
     return request, answer
