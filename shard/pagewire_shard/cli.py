@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Read by OpenMP when torch is loaded: threads that spin between kernels take the cores that router and client need.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # tiktoken would keep a copy of each file by its path, and take that when the file has changed.
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
     from pagewire_shard.errors import ModelError
     from pagewire_shard.process import run
     from pagewire_shard.process_log import set_up_logging

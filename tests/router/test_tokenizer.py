@@ -1,11 +1,14 @@
 """Tokenizer against transformers, reading the same files."""
 
-import json
+import asyncio
 
 import pytest
+import tokenizers
 import transformers
+from pagewire_router.text.length_bound import max_chars_per_token
 from pagewire_router.text.tokenizer import MAX_INLINE_CHARS, Tokenizer
 from pagewire_router.text.tokenizer_files import TokenizerFilesError
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 TEXTS = [
     "",
@@ -49,16 +52,79 @@ async def test_long_texts_are_encoded_on_a_thread_with_the_same_result(byte_leve
     tokenizer.close()
 
 
-def test_special_tokens_of_the_configuration_are_special(byte_level_files, tmp_path):
-    config = json.loads(byte_level_files["tokenizer_config.json"])
-    config |= {"pad_token": "<pad>", "extra_special_tokens": ["<|user|>"]}
-    files = {**byte_level_files, "tokenizer_config.json": json.dumps(config).encode()}
-    ours, theirs = Tokenizer(files, 500), reference(files, tmp_path)
-    token_ids = theirs.encode("a<pad>b<|user|>c")
-    assert ours._encode("a<pad>b<|user|>c", True) == token_ids
-    assert (
-        ours.decode(token_ids, skip_special_tokens=True) == theirs.decode(token_ids, skip_special_tokens=True) == "abc"
-    )
+async def test_the_event_loop_runs_while_a_long_text_is_encoded(byte_level_files):
+    tokenizer = Tokenizer(byte_level_files, 500)
+    encoding = asyncio.ensure_future(tokenizer.encode("naïve 😀 " * 200_000, add_special_tokens=True))
+    num_turns = 0
+    while not encoding.done():
+        await asyncio.sleep(0.001)
+        num_turns += 1
+    # With the interpreter's lock held there would be one or two.
+    assert num_turns > 5
+    tokenizer.close()
+
+
+def test_a_token_beyond_the_models_vocabulary_is_encoded_and_decoded(byte_level_files):
+    tokenizer = Tokenizer(byte_level_files, 10)
+    token_ids = tokenizer._encode("<tool>", False)
+    detokenizer = tokenizer.detokenizer(token_ids, skip_special_tokens=True, spaces_between_special_tokens=True)
+    assert token_ids[0] >= 10
+    assert detokenizer.feed(token_ids) == "<tool>"
+
+
+UNKNOWN = {"[UNK]": 0, "a": 1}
+BYTES = {**UNKNOWN, **{f"<0x{byte:02X}>": 2 + byte for byte in range(256)}}
+ALPHABET = {character: number for number, character in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+
+
+def backend_of(model, normalizer=None, pre_tokenizer=None, added=None):
+    backend = tokenizers.Tokenizer(model)
+    if normalizer:
+        backend.normalizer = normalizer
+    if pre_tokenizer:
+        backend.pre_tokenizer = pre_tokenizer
+    backend.add_tokens(added or [])
+    return backend
+
+
+def byte_fallback(*others, **added):
+    return backend_of(models.BPE(BYTES, [], byte_fallback=True), *others, **added)
+
+
+@pytest.mark.parametrize(
+    ("backend", "text"),
+    [
+        (backend_of(models.WordLevel(UNKNOWN, unk_token="[UNK]")), "x" * 999),
+        (backend_of(models.WordPiece(UNKNOWN, unk_token="[UNK]")), "x" * 999),
+        (backend_of(models.Unigram([("[UNK]", 0.0), ("a", -1.0)], unk_id=0)), "x" * 999),
+        (backend_of(models.BPE(UNKNOWN, [], unk_token="[UNK]", fuse_unk=True)), "x" * 999),
+        (backend_of(models.BPE(UNKNOWN, [])), "x" * 999),
+        (backend_of(models.BPE(UNKNOWN, [], unk_token="[UNK]", fuse_unk=True, byte_fallback=True)), "x" * 999),
+        (byte_fallback(normalizers.Strip()), " " * 999),
+        (byte_fallback(normalizers.Replace(tokenizers.Regex(" +"), "a")), " " * 999),
+        (byte_fallback(None, pre_tokenizers.WhitespaceSplit()), " " * 999),
+        (backend_of(models.BPE(ALPHABET, []), None, pre_tokenizers.Whitespace()), " " * 999),
+        (byte_fallback(added=[AddedToken("<l>", lstrip=True)]), " " * 999 + "<l>"),
+        (byte_fallback(added=[AddedToken("<r>", rstrip=True)]), "<r>" + " " * 999),
+    ],
+)
+def test_where_a_token_may_stand_for_any_length_of_text_there_is_no_bound(backend, text):
+    assert len(backend.encode(text).ids) <= 1
+    assert max_chars_per_token(backend) is None
+
+
+@pytest.mark.parametrize(
+    ("backend", "bound"),
+    [
+        (byte_fallback(), 6),
+        (backend_of(models.BPE(UNKNOWN, [], unk_token="[UNK]")), 5),
+        (backend_of(models.BPE(ALPHABET, []), None, pre_tokenizers.ByteLevel()), 1),
+        (backend_of(models.BPE(ALPHABET, []), normalizers.NFC(), pre_tokenizers.ByteLevel()), 4),
+        (backend_of(models.BPE(ALPHABET, []), normalizers.Replace("----", "-"), pre_tokenizers.ByteLevel()), 4),
+    ],
+)
+def test_where_every_character_has_its_tokens_text_is_bounded(backend, bound):
+    assert max_chars_per_token(backend) == bound
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import sys
 from concurrent.futures import Future
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import pytest
+import tokenizer_folders
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
 from pagewire_shard.errors import CorruptTokenizer
 from pagewire_shard.service import model_files
@@ -54,12 +57,11 @@ def test_vocabulary_and_merges_become_a_tokenizer_with_the_same_ids(slow_tokeniz
     assert starts_with_eos == (model_type == "opt")
 
 
-def test_a_tokenizer_that_is_there_is_sent_as_it_is(slow_tokenizer_dir):
-    directory = slow_tokenizer_dir("gpt2", GPT2)
-    (directory / "tokenizer.json").write_bytes(b"the owner's own")
-    (directory / "model.safetensors").write_bytes(b"not for routers")
-    files = collect_model_files(directory)
-    assert files["tokenizer.json"] == b"the owner's own"
+def test_a_tokenizer_that_says_all_is_sent_as_it_is(tmp_path):
+    tokenizer_folders.plain(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not for routers")
+    files = collect_model_files(tmp_path)
+    assert files["tokenizer.json"] == (tmp_path / "tokenizer.json").read_bytes()
     assert set(files) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -72,6 +74,33 @@ def test_chat_templates_beside_the_first_are_sent(slow_tokenizer_dir):
     files = collect_model_files(directory)
     assert files["additional_chat_templates/tool_use.jinja"] == b"for tools"
     assert not [name for name in files if name.endswith(".txt")]
+
+
+def test_the_same_folder_is_always_read_the_same(tmp_path):
+    tokenizer_folders.gemma(tmp_path)
+    assert collect_model_files(tmp_path) == collect_model_files(tmp_path)
+
+
+def test_a_tokenizer_that_needs_code_of_the_model_falls_back_to_its_file(tmp_path, caplog):
+    tokenizer_folders.plain(tmp_path)
+    config = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own"}))
+    files = collect_model_files(tmp_path)
+    assert files["tokenizer.json"] == (tmp_path / "tokenizer.json").read_bytes()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "tokenizer.json alone is used" in caplog.text
+    assert "\n" not in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named 'sentencepiece'"), TypeError("other protobuf")])
+def test_a_sentencepiece_model_without_the_package_says_so(tmp_path, monkeypatch, error):
+    tokenizer_folders.sentencepiece_alone(tmp_path)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", Mock(side_effect=error))
+    with pytest.raises(CorruptTokenizer, match="pip install sentencepiece"):
+        collect_model_files(tmp_path)
 
 
 def test_a_model_without_a_tokenizer_has_none(model_dir):
@@ -100,8 +129,9 @@ def test_chunks_are_bounded_and_the_last_has_the_digest(monkeypatch, size):
     assert of_a[-1].sha256 == hashlib.sha256(content).digest()
 
 
-async def test_files_and_info_are_served(serve_shard, model_dir):
-    (model_dir / "tokenizer.json").write_bytes(b"x" * (model_files.CHUNK_BYTES * 2 + 1))
+async def test_files_and_info_are_served(serve_shard, model_dir, monkeypatch):
+    monkeypatch.setattr(model_files, "CHUNK_BYTES", 1000)
+    tokenizer_folders.plain(model_dir)
     shard = await serve_shard()
     stub = shard_pb2_grpc.ShardStub(shard.channel)
     assert await stub.GetInfo(shard_pb2.GetInfoRequest()) == shard.engine.info

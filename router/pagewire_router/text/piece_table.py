@@ -84,12 +84,12 @@ def _byte_level_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-_BYTE_OF_CHARACTER = _byte_level_alphabet()
+BYTE_LEVEL_ALPHABET = _byte_level_alphabet()
 
 
 def _byte_level_bytes(token: str) -> bytes:
     try:
-        return bytes([_BYTE_OF_CHARACTER[character] for character in token])
+        return bytes([BYTE_LEVEL_ALPHABET[character] for character in token])
     except KeyError:
         return token.encode()  # An added token: it is text already.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pagewire.v1 import inference_pb2
 
+from pagewire_router.config import MAX_MESSAGE_BYTES
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
 from pagewire_router.service.validation import Limits, Violations, check_prompt_length, check_token_ids
 from pagewire_router.text.chat_template import ChatTemplateError, RenderedTooLong
@@ -142,7 +143,9 @@ class PromptEncoder:
         return await self._template_process.render(request)
 
     def _max_chars(self, tokenizer: Tokenizer) -> int:
-        """The longest text that can fit the context."""
+        """The longest text that can fit the context; what a message can bring where tokens have no longest text."""
+        if tokenizer.max_chars_per_token is None:
+            return MAX_MESSAGE_BYTES
         return tokenizer.max_chars_per_token * self._limits.max_model_len
 
     def tokenizer_for(self, field: str) -> Tokenizer:

@@ -7,9 +7,11 @@ from tokenizers import Tokenizer as Backend
 
 from pagewire_router.text.chat_template import ChatTemplates
 from pagewire_router.text.detokenizer import Detokenizer, PieceDetokenizer, SeparateSpecialTokens, WindowDetokenizer
+from pagewire_router.text.length_bound import max_chars_per_token
 from pagewire_router.text.piece_table import build_piece_table, partial_pieces
+from pagewire_router.text.space_clean_up import CleanUpDetokenizer, clean_up_spaces
 from pagewire_router.text.text_threads import QueueBounds, TextThreads
-from pagewire_router.text.tokenizer_files import build_backend, chat_templates, special_tokens
+from pagewire_router.text.tokenizer_files import build_backend, chat_templates, special_tokens, tokenizer_settings
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -18,7 +20,7 @@ MAX_INLINE_CHARS = 1024
 
 
 class Tokenizer:
-    """Encodes and decodes as transformers' AutoTokenizer does with the same files."""
+    """Encodes and decodes as transformers' AutoTokenizer does, whose reading of the model's files the shard sends."""
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Tokenizer:
             TokenizerFilesError: the files are not those of a tokenizer.
         """
         self._backend: Backend = build_backend(files)
+        self._cleans_up_spaces = tokenizer_settings(files).clean_up_tokenization_spaces
         self._table = build_piece_table(self._backend, vocab_size)
         self._partial_pieces = partial_pieces(self._backend) if self._table is None else {}
         self._special_token_ids = frozenset(
@@ -46,8 +49,8 @@ class Tokenizer:
         )
         self._threads = TextThreads(num_threads, queue_bounds or QueueBounds())
         self.chat_templates = ChatTemplates(chat_templates(files), special_tokens(files))
-        self.max_chars_per_token = max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
-        """No token stands for a longer text."""
+        self.max_chars_per_token = max_chars_per_token(self._backend)
+        """No token stands for a longer text; None: there is no such bound."""
         # Beside the event loop, since Jinja takes 0.1 s to import; a malformed template is reported when it is used.
         self._threads.submit(self.chat_templates.compile)
 
@@ -67,7 +70,10 @@ class Tokenizer:
         return await self._threads.run(function, argument, num_chars)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # Unlike encode(), this lets go of the interpreter's lock, and does not compute offsets.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        token_ids: list[int] = encoding.ids
+        return token_ids
 
     def token_text(self, token_id: int) -> str:
         """The token as the vocabulary writes it; empty if there is none with this id."""
@@ -75,12 +81,19 @@ class Tokenizer:
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         """The text of a whole sequence of tokens. Ids without a token have no text."""
-        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return clean_up_spaces(text) if self._cleans_up_spaces else text
 
     def detokenizer(
         self, prompt_token_ids: list[int], *, skip_special_tokens: bool, spaces_between_special_tokens: bool
     ) -> Detokenizer:
         """A detokenizer for one sequence that continues the prompt."""
+        detokenizer = self._plain_detokenizer(prompt_token_ids, skip_special_tokens, spaces_between_special_tokens)
+        return CleanUpDetokenizer(detokenizer) if self._cleans_up_spaces else detokenizer
+
+    def _plain_detokenizer(
+        self, prompt_token_ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool
+    ) -> Detokenizer:
         if self._table is not None:
             # Such decoders never put a space between tokens.
             return PieceDetokenizer(self._table, prompt_token_ids, skip_special_tokens=skip_special_tokens)

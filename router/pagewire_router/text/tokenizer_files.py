@@ -1,16 +1,17 @@
-"""Reading a Hugging Face model's tokenizer files as transformers' AutoTokenizer reads them."""
+"""Reading a model's tokenizer and chat templates from the files that its shard sends."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates/"
-SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SETTINGS_FILE = "tokenizer_settings.json"
+"""Made by the shard: see TokenizerSettings. It also names the special tokens."""
 
 Files = Mapping[str, bytes]
 """File contents by name."""
@@ -41,13 +42,29 @@ def tokenizer_config(files: Files) -> dict[str, Any]:
     return config
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerSettings:
+    """What tokenizer.json cannot say of a tokenizer."""
+
+    clean_up_tokenization_spaces: bool = False
+    """Decoded text loses spaces before punctuation and contractions."""
+    split_special_tokens: bool = False
+    """Special tokens in a text are encoded as ordinary text."""
+
+
+def tokenizer_settings(files: Files) -> TokenizerSettings:
+    """As the shard read them from the model's other files."""
+    given = read_json(files, SETTINGS_FILE)
+    return TokenizerSettings(**{name: given[name] for name in TokenizerSettings.__slots__ if name in given})
+
+
 def build_backend(files: Files) -> Backend:
-    """The tokenizer itself. Shards convert older formats, so that tokenizer.json is the only one here."""
+    """The tokenizer itself. The shard resolves all other files, so that tokenizer.json is the only one here."""
     try:
         backend = Backend.from_str(files[TOKENIZER_FILE].decode())
     except Exception as error:  # The library raises bare Exception.
         raise TokenizerFilesError(f"{TOKENIZER_FILE} cannot be read: {error}") from None
-    _add_special_tokens(backend, tokenizer_config(files))
+    backend.encode_special_tokens = tokenizer_settings(files).split_special_tokens
     backend.no_padding()
     backend.no_truncation()
     return backend
@@ -55,6 +72,9 @@ def build_backend(files: Files) -> Backend:
 
 def special_tokens(files: Files) -> dict[str, str]:
     """The text of the named special tokens, such as bos_token, as chat templates use them."""
+    resolved = read_json(files, SETTINGS_FILE).get("special_tokens")
+    if resolved is not None:
+        return dict(resolved)
     config = tokenizer_config(files)
     extra = config.get("extra_special_tokens")
     # Further named tokens, such as image_token, are known to templates too.
@@ -111,22 +131,3 @@ def _token_text(token: Any) -> str | None:
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
-
-
-def _add_special_tokens(backend: Backend, config: dict[str, Any]) -> None:
-    """Tokens that the configuration calls special are special, even if tokenizer.json does not say so."""
-    added = config.get("added_tokens_decoder") or {}
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    missing = [
-        AddedToken(**{key: value for key, value in token.items() if key != "__type"})
-        for _, token in sorted(added.items(), key=lambda item: int(item[0]))
-        if token["content"] not in known
-    ]
-    if missing:
-        backend.add_tokens(missing)
-    known |= {token.content for token in missing}
-    named = [_token_text(config.get(name)) for name in SPECIAL_TOKEN_NAMES]
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    if isinstance(extra, list):
-        named += [_token_text(token) for token in extra]
-    backend.add_special_tokens([AddedToken(text, normalized=False) for text in named if text and text not in known])

@@ -16,6 +16,9 @@ TOKENIZER_PATTERNS = (
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
     "chat_template*",
     "additional_chat_templates/*.jinja",
 )
@@ -75,7 +78,8 @@ def model_digest(directory: Path, dummy_seed: int | None = None) -> bytes:
     their seed takes the place of the files.
     """
     digest = hashlib.sha256()
-    for path in sorted({p for pattern in ("config.json", *TOKENIZER_PATTERNS) for p in directory.glob(pattern)}):
+    patterns = (CONFIG_FILE, *TOKENIZER_PATTERNS)
+    for path in sorted({p for pattern in patterns for p in directory.glob(pattern) if p.is_file()}):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     if dummy_seed is not None:

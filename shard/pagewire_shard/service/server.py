@@ -53,7 +53,7 @@ class ShardServer:
         self._config = config
         self._steps = steps
         self._readiness = Readiness(steps, config.stall_timeout_s)
-        self._model_files = asyncio.ensure_future(_collect(model_dir))
+        self._model_files = asyncio.ensure_future(_collect(model_dir, config.model))
         self._service = ShardService(self._model_files)
         self._execute_service: ExecuteService | None = None
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -144,6 +144,6 @@ class ShardServer:
         logger.info("metrics on http://%s:%d/metrics", host, bound)
 
 
-async def _collect(model_dir: "Future[Path]") -> dict[str, bytes]:
+async def _collect(model_dir: "Future[Path]", model: str) -> dict[str, bytes]:
     directory = await asyncio.wrap_future(model_dir)
-    return await asyncio.to_thread(collect_model_files, directory)
+    return await asyncio.to_thread(collect_model_files, directory, model)
