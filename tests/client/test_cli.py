@@ -94,3 +94,13 @@ def test_names_keep_their_case_in_help(capsys):
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     assert "Serve a model over gRPC." in capsys.readouterr().out
+
+
+def test_chat_passes_variables_to_the_template(background_fake, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    flags = ["--chat-template-kwargs", '{"enable_thinking": false}']
+    assert main(["chat", "--server", background_fake.target, *flags]) == 0
+    assert background_fake.requests[0].chat.template_kwargs_json == '{"enable_thinking": false}'
+    with pytest.raises(SystemExit):
+        main(["chat", "--chat-template-kwargs", "[]"])
+    assert "no JSON object" in capsys.readouterr().err

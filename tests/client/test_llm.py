@@ -8,6 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 from pagewire import LLM, InvalidRequest, SamplingParams, StartupError, server_process
+from pagewire.prompts import fill_chat
+from pagewire.v1 import inference_pb2
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_server.py")))
 
@@ -71,6 +73,25 @@ def test_one_conversation_and_several(llm):
     assert [output.outputs.text for output in llm.chat(several)] == [" hello", " be brief"]
     with pytest.raises(InvalidRequest, match="messages"):
         llm.chat([])
+
+
+def test_chat_takes_vllms_arguments(monkeypatch, llm):
+    asked = []
+    monkeypatch.setattr(llm, "generate", lambda prompts, *args, **kwargs: asked.extend(prompts))
+    llm.chat(
+        [{"role": "user", "content": "hi"}],
+        chat_template="default",
+        chat_template_content_format="string",
+        add_generation_prompt=False,
+        tools=None,
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    chat = inference_pb2.ChatPrompt()
+    fill_chat(chat, asked[0])
+    assert (chat.chat_template, chat.add_generation_prompt) == ("default", False)
+    assert chat.content_format == inference_pb2.CHAT_CONTENT_FORMAT_STRING
+    assert chat.template_kwargs_json == '{"enable_thinking": false}'
+    assert not chat.HasField("tools_json")
 
 
 def test_options_become_flags():

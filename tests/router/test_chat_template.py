@@ -163,7 +163,8 @@ PRINT = (
     "{% for m in messages %}{{ m.content.split(' ')[0] }}{% for w in m.content.split(' ') %}{% endfor %}{% endfor %}"
 )
 AS_TEXT = [{"role": "user", "content": "ab"}]
-AS_PARTS = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+AS_PARTS = [{"role": "user", "content": PARTS}]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +191,12 @@ def test_content_is_given_in_the_format_that_the_client_wants():
     assert render(AS_PARTS, "string") == '"a\\nb"'
     assert json.loads(render(AS_TEXT, "openai")) == [{"type": "text", "text": "ab"}]
     assert json.loads(render(AS_PARTS, "openai")) == AS_PARTS[0]["content"]
+
+
+def test_thoughts_are_text_where_the_template_wants_text():
+    content = [{"type": "thinking", "thinking": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, *PARTS]
+    template = ChatTemplate("{{ messages[0].content }}")
+    assert template.render(Conversation([{"role": "assistant", "content": content}]), {}, MAX_CHARS) == "ab\na\nb"
 
 
 def test_the_last_text_part_is_continued():

@@ -79,6 +79,14 @@ BAD = {
     "infinity": (chat('{"role": "user", "content": "x", "n": 1e999}'), "chat.messages[0].json"),
     "half a pair": (chat('{"role": "user", "content": "\\ud83d"}'), "chat.messages[0].json"),
     "half a pair in a key": (chat(template_kwargs_json='{"\\uDE00": 1}'), "chat.template_kwargs_json"),
+    "NaN in a Struct": (
+        chat(template_kwargs=struct_pb2.Struct(fields={"a": struct_pb2.Value(number_value=float("nan"))})),
+        "chat.template_kwargs",
+    ),
+    "thoughts that are no text": (
+        chat('{"role": "user", "content": [{"type": "thinking", "thinking": [5]}]}'),
+        "chat.messages[0].json.content[0].thinking",
+    ),
     "deep": (chat(tools_json=f"[{DEEP}]"), "chat.tools_json"),
     "very deep": (chat(tools_json="[" * 100_000), "chat.tools_json"),
     "a number of many digits": (chat(tools_json="[" + "9" * 100_000 + "]"), "chat.tools_json"),

@@ -51,8 +51,8 @@ def in_format(messages: list[dict[str, Any]], content_format: str, use: ContentU
 
 
 def _text_of(part: dict[str, Any]) -> str:
-    text: str = part["thinking"] if part.get("type") == "thinking" else part["text"]
-    return text
+    text: str | list[dict[str, str]] = part["thinking"] if part.get("type") == "thinking" else part["text"]
+    return text if isinstance(text, str) else "".join(thought["text"] for thought in text)
 
 
 def _content_names(tree: "nodes.Template") -> set[str]:

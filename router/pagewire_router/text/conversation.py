@@ -1,5 +1,6 @@
 """From the ChatPrompt that a client sent to the conversation that a template is applied to, fully checked."""
 
+import math
 from typing import Any
 
 from google.protobuf import struct_pb2
@@ -8,7 +9,7 @@ from pagewire.v1 import inference_pb2
 from pagewire_router.errors import FieldViolation, InvalidRequest
 from pagewire_router.service.validation import Violations
 from pagewire_router.text.chat_template import Conversation
-from pagewire_router.text.json_text import MAX_DEPTH, JsonError, parse_json
+from pagewire_router.text.json_text import JsonError, parse_json
 
 _CONTENT_FORMATS = {
     inference_pb2.CHAT_CONTENT_FORMAT_UNSPECIFIED: "auto",
@@ -119,16 +120,23 @@ def _part(part: Any, field: str, violations: Violations) -> dict[str, Any]:
     key = _TEXT_PARTS.get(kind, kind) if isinstance(kind, str) else ""
     if key not in ("text", "refusal", "thinking"):
         violations.add(field, f"is of type {str(kind)[:100]!r}, which is not served; accepted: text")
-    elif not isinstance(part.get(key), str) and (key != "thinking" or not isinstance(part.get(key), list)):
+    elif not isinstance(part.get(key), str) and not (key == "thinking" and _is_thought(part.get(key))):
         violations.add(f"{field}.{key}", "is no text")
     elif kind in _TEXT_PARTS:
         return {"type": "text", "text": part[key]}
     return part
 
 
+def _is_thought(value: Any) -> bool:
+    """Mistral's models have their reasoning as a list of text parts."""
+    return isinstance(value, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in value
+    )
+
+
 def _tools(chat: inference_pb2.ChatPrompt, violations: Violations) -> list[dict[str, Any]] | None:
     if not chat.HasField("tools_json"):
-        return [_plain(tool) for tool in chat.tools] or None
+        return [_read_struct(tool, f"chat.tools[{index}]", violations) for index, tool in enumerate(chat.tools)] or None
     if chat.tools:
         violations.add("chat.tools_json", "is given together with tools; choose one")
         return None
@@ -149,7 +157,7 @@ def _template_kwargs(chat: inference_pb2.ChatPrompt, violations: Violations) -> 
             return {}
         kwargs: dict[str, Any] = _read_json(chat.template_kwargs_json, field, dict, violations) or {}
     elif chat.HasField("template_kwargs"):
-        kwargs = _plain(chat.template_kwargs)
+        kwargs = _read_struct(chat.template_kwargs, field, violations)
     else:
         return {}
     for name in _OWN_FIELDS:
@@ -175,17 +183,30 @@ def _read_json(text: str, field: str, kind: type, violations: Violations) -> Any
     return value
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """A Struct as Python values. Its numbers are all doubles: whole ones become integers, as they were in JSON."""
-    assert depth <= 2 * MAX_DEPTH, "protobuf itself allows messages 100 deep"
+def _read_struct(struct: struct_pb2.Struct, field: str, violations: Violations) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = _plain(struct)
+    except JsonError as error:
+        violations.add(field, str(error))
+        return {}
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """A Struct as Python values; protobuf itself bounds its depth. Raises JsonError.
+
+    Its numbers are all doubles: whole ones become integers, as they were in JSON.
+    """
     if isinstance(value, struct_pb2.Struct):
-        return {key: _plain(entry, depth + 1) for key, entry in value.fields.items()}
+        return {key: _plain(entry) for key, entry in value.fields.items()}
     if isinstance(value, struct_pb2.ListValue):
-        return [_plain(entry, depth + 1) for entry in value.values]
+        return [_plain(entry) for entry in value.values]
     kind = value.WhichOneof("kind")
     if kind in (None, "null_value"):
         return None
     content = getattr(value, kind)
     if kind == "number_value":
+        if not math.isfinite(content):
+            raise JsonError(f"holds {content}, which is no number of JSON")
         return int(content) if content.is_integer() else content
-    return _plain(content, depth) if kind in ("struct_value", "list_value") else content
+    return _plain(content) if kind in ("struct_value", "list_value") else content
