@@ -29,7 +29,7 @@ class FairSlots:
         return True
 
     async def wait(self, caller: Caller) -> None:
-        """Takes a slot when it is the caller's turn."""
+        """Takes a slot when it is the caller's turn. Raises what displace() was told."""
         if self.take():
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -53,6 +53,27 @@ class FairSlots:
                 waiter.set_result(None)
                 return
         self._num_free += 1
+
+    def displace(self, caller: Caller, error: Exception) -> bool:
+        """Makes room for a caller: who waits most often loses the newest place. False: nobody has more than the caller.
+
+        Takes time in proportion to the connections that wait.
+        """
+        owners = {owner: sum(map(len, connections.values())) for owner, connections in self._owners.items()}
+        owner = max(owners, key=owners.__getitem__, default=caller.owner)
+        if owners.get(owner, 0) <= owners.get(caller.owner, 0) + 1:
+            owner = caller.owner
+        connections = self._owners.get(owner, {})
+        connection = max(connections, key=lambda name: len(connections[name]), default="")
+        waiters = connections.get(connection, {})
+        num_own = 0 if owner != caller.owner else len(connections.get(caller.connection, {}))
+        if len(waiters) <= num_own + (owner == caller.owner):
+            return False
+        waiter = next(reversed(waiters))
+        self._forget(Caller(owner, connection), waiter)
+        if not waiter.done():
+            waiter.set_exception(error)
+        return True
 
     def _pop(self) -> "asyncio.Future[None]":
         """The next in turn. Its owner and its connection go to the end of their lines, or leave them."""

@@ -83,6 +83,30 @@ async def test_a_client_with_one_text_does_not_wait_for_all_of_another(gate):
     threads.close()
 
 
+async def test_a_full_queue_refuses_the_client_that_filled_it(gate):
+    threads = TextThreads(1, QueueBounds(max_requests=6))
+
+    async def call(peer):
+        caller.note_peer(lambda: peer)
+        return await threads.run(lambda text: (gate.wait(30), text)[1], peer, 100)
+
+    flood = [asyncio.create_task(call("ipv4:10.0.0.1:1000")) for _ in range(7)]
+    await until_waiting(threads, 6)
+    others = [asyncio.create_task(call(f"ipv4:10.0.0.{host}:1000")) for host in (2, 3, 4)]
+    async with asyncio.timeout(5):
+        while sum(task.done() for task in flood) < 3:
+            await asyncio.sleep(0.001)
+    assert threads.num_waiting == 6
+    more_of_the_flood = asyncio.create_task(call("ipv4:10.0.0.1:1000"))
+    with pytest.raises(QueueFull):
+        await more_of_the_flood
+    gate.set()
+    results = await asyncio.gather(*flood, return_exceptions=True)
+    assert [isinstance(result, QueueFull) for result in results] == [False] * 4 + [True] * 3
+    assert await asyncio.gather(*others) == [f"ipv4:10.0.0.{host}:1000" for host in (2, 3, 4)]
+    threads.close()
+
+
 async def test_a_text_whose_call_has_ended_leaves_the_queue(gate):
     threads = TextThreads(1, QueueBounds(max_requests=5))
     tasks = started(threads, gate, number=6)

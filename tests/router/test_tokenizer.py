@@ -139,3 +139,12 @@ def test_where_every_character_has_its_tokens_text_is_bounded(backend, bound):
 def test_broken_files_are_named(files, message, byte_level_files):
     with pytest.raises(TokenizerFilesError, match=message):
         Tokenizer({**byte_level_files, **files}, 500)
+
+
+async def test_long_texts_have_the_same_tokens_as_short_ones(byte_level_files, byte_fallback_files, word_piece_files):
+    text = "Hello, 世界! naïve 😀 and    spaces\n\n<tool>" * 100
+    for files in (byte_level_files, byte_fallback_files, word_piece_files):
+        tokenizer = Tokenizer(files, 500)
+        for add_special_tokens in (True, False):
+            expected = tokenizer._encode(text, add_special_tokens)
+            assert await tokenizer.encode(text, add_special_tokens=add_special_tokens) == expected

@@ -1,7 +1,8 @@
 """Threads for long work on texts, beside the event loop, and the bounded queue in front of them.
 
 Texts that wait count as requests that wait: a router refuses more of them than it may queue. Clients take turns, so
-that one with many texts does not keep another with a single one.
+that one with many texts does not keep another with a single one; when the queue is full, the one that has most in it
+is refused first.
 """
 
 import asyncio
@@ -110,7 +111,9 @@ class TextThreads:
         else:
             return
         retry_after_s = self._text_s * num_waiting / 2 / self._num_threads
-        raise QueueFull(what, retry_after_s=min(max(retry_after_s, MIN_RETRY_S), MAX_RETRY_S))
+        error = QueueFull(what, retry_after_s=min(max(retry_after_s, MIN_RETRY_S), MAX_RETRY_S))
+        if not self._slots.displace(current_caller(), error):
+            raise error
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
