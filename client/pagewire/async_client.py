@@ -12,7 +12,7 @@ from pagewire import batch
 from pagewire.call_span import call_span
 from pagewire.channels import ChannelPool, Connection
 from pagewire.errors import InvalidRequest, PagewireError, from_rpc_error
-from pagewire.events import Event
+from pagewire.events import Event, Started
 from pagewire.outputs import RequestOutput
 from pagewire.prompts import ChatMessage, ChatPrompt, ContentFormat, Prompt, TextPrompt, as_prompts, fill_tokenize
 from pagewire.retry import NEVER, PATIENT, Attempts, RetryPolicy
@@ -83,6 +83,8 @@ class AsyncClient:
     ) -> AsyncGenerator[Event, None]:
         """Yields events as tokens are sampled. Leaving the iteration cancels the request.
 
+        A stream that breaks before its first token is asked for again, as long as `retry` says; Started comes once.
+
         Args:
             prompt: text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}.
             request_id: unique among the requests that are alive; empty: the server picks one.
@@ -93,8 +95,8 @@ class AsyncClient:
         options = RequestOptions(request_id, model, priority, cache_salt, add_special_tokens)
         request = build_request(prompt, sampling_params, options, return_prompt_token_ids=return_prompt_token_ids)
         attempts = self._attempts(timeout_s)
+        is_started = has_output = False
         while True:
-            accepted = False
             try:
                 with self._channels.lease() as connection, call_span(f"{INFERENCE}/Generate", self.target) as headers:
                     metadata = (*self._metadata, *headers)
@@ -102,7 +104,14 @@ class AsyncClient:
                     try:
                         # read() costs less per message than `async for` over the call.
                         while (event := await call.read()) is not grpc.aio.EOF:
-                            accepted = True
+                            if isinstance(event, Started):
+                                if is_started:
+                                    continue  # The caller has had it from an attempt that broke before its first token.
+                                is_started = True
+                                # Another attempt samples as this one said it would.
+                                request.sampling_params.seed = event.seed
+                            elif event is not None:
+                                has_output = True
                             if event is not None:
                                 yield cast("Event", event)
                         return
@@ -110,7 +119,7 @@ class AsyncClient:
                         call.cancel()
             except grpc.aio.AioRpcError as exc:
                 error = from_rpc_error(exc, self.target)
-                delay_s = None if accepted else attempts.delay_s(error)
+                delay_s = None if has_output else attempts.delay_s(error)
                 if delay_s is None:
                     raise error from exc
             await asyncio.sleep(delay_s)

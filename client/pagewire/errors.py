@@ -8,7 +8,7 @@ PagewireError
 +-- DeadlineExceeded        the timeout has passed
 +-- Unavailable             nobody answers, or the server starts, drains or lost its shards; .retry_after_s if known
 +-- Aborted                 the request was ended from outside
-+-- Cancelled               the server cancelled the call
++-- Cancelled               the client was closed while the request ran
 +-- Unauthenticated         the server wants other credentials
 +-- ServerError             the server failed, or does not speak this protocol
 +-- StartupError            a server that was started here did not come up
@@ -84,7 +84,7 @@ class Aborted(PagewireError):
 
 
 class Cancelled(PagewireError):
-    """The server cancelled the call."""
+    """The client was closed while the request ran."""
 
 
 class Unauthenticated(PagewireError):
@@ -108,11 +108,15 @@ ERRORS: dict[str, type[PagewireError]] = {
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "UNAVAILABLE": Unavailable,
     "ABORTED": Aborted,
-    "CANCELLED": Cancelled,
+    "CANCELLED": Unavailable,
     "UNAUTHENTICATED": Unauthenticated,
     "PERMISSION_DENIED": Unauthenticated,
 }
-"""By name of the gRPC status; any other status is a ServerError."""
+"""By name of the gRPC status; any other status is a ServerError.
+
+A call that its client cancels raises CancelledError, not a status: CANCELLED comes from a server, or a proxy, that
+dropped the call.
+"""
 
 
 @dataclass(slots=True)

@@ -13,8 +13,11 @@ class RetryPolicy:
 
     max_queue_wait_s: float = 60.0
     """A request that is refused for so long, because the queue is full, fails with QueueFull."""
-    max_unavailable_attempts: int = 4
-    """So many attempts in a row at a server that is not available fail with Unavailable."""
+    max_unavailable_s: float = 30.0
+    """A request without a timeout that meets no available server for so long fails with Unavailable; one with a timeout
+    keeps asking until then."""
+    max_unavailable_attempts: int | None = None
+    """So many attempts in a row at a server that is not available fail, whatever the time; None: the time decides."""
     min_delay_s: float = 0.05
     """Wait before the second attempt when the server did not say; doubles each time."""
     max_delay_s: float = 5.0
@@ -37,6 +40,7 @@ class Attempts:
     _start_s: float = field(default_factory=time.monotonic)
     _num_failed: int = 0
     _num_unavailable: int = 0
+    _unavailable_since_s: float = 0.0
 
     def remaining_s(self) -> float | None:
         """What is left of the timeout for the next attempt."""
@@ -44,16 +48,23 @@ class Attempts:
 
     def delay_s(self, error: PagewireError) -> float | None:
         """How long to wait before asking again after `error`; None: it is final."""
-        self._num_unavailable = self._num_unavailable + 1 if isinstance(error, Unavailable) else 0
-        if isinstance(error, QueueFull):
-            final = self._elapsed_s() >= self.policy.max_queue_wait_s
-        else:
-            final = not isinstance(error, Unavailable) or self._num_unavailable >= self.policy.max_unavailable_attempts
-        if final:
+        if self._is_final(error):
             return None
         delay_s = self._next_delay_s(error.retry_after_s)
         remaining_s = self.remaining_s()
         return None if remaining_s is not None and delay_s >= remaining_s else delay_s
+
+    def _is_final(self, error: PagewireError) -> bool:
+        if not isinstance(error, Unavailable):
+            self._num_unavailable = 0
+            return not isinstance(error, QueueFull) or self._elapsed_s() >= self.policy.max_queue_wait_s
+        if self._num_unavailable == 0:
+            self._unavailable_since_s = time.monotonic()
+        self._num_unavailable += 1
+        if self.policy.max_unavailable_attempts is not None:
+            return self._num_unavailable >= self.policy.max_unavailable_attempts
+        waited_s = time.monotonic() - self._unavailable_since_s
+        return self.timeout_s is None and waited_s >= self.policy.max_unavailable_s
 
     def _next_delay_s(self, retry_after_s: float | None) -> float:
         # Jitter only adds to the server's wish, so that the clients it sent away do not come back together or early.

@@ -64,6 +64,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         listen=options.listen or f"{options.host or '0.0.0.0'}:{port}",
         metrics_port=options.metrics_port,
         health_port=options.health_port,
+        health_listen=options.health_listen,
         tls_cert=options.tls_cert,
         tls_key=options.tls_key,
         tls_client_ca=options.tls_client_ca,
@@ -108,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--port", type=_port, help="port to serve on, 50051 if not given; 0 takes a free one")
     add("--metrics-port", type=_port, metavar="PORT", help="port of /metrics, /healthz and /readyz; 0 takes a free one")
     add("--health-port", type=_port, metavar="PORT", help="port of gRPC health in plaintext; 0 takes a free one")
+    add("--health-listen", metavar="ADDR", help="serve gRPC health in plaintext on HOST:PORT or unix:PATH too")
     _add_bounds(parser.add_argument_group("bounds"), defaults)
     add("--log-level", choices=LOG_LEVELS, default=defaults.log_level, help="least severe messages to log")
     add(

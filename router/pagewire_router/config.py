@@ -20,6 +20,8 @@ class RouterConfig:
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
     health_port: int | None = None
     """Port of a plaintext grpc.health.v1, on the host of `listen`; None: on `listen` alone; 0: any free port."""
+    health_listen: str | None = None
+    """A further address of that service: host:port, or unix:PATH."""
     tls_cert: str | None = None
     """PEM file of the certificate that clients are shown, with its chain; read again when it changes. None: no TLS."""
     tls_key: str | None = None

@@ -196,15 +196,55 @@ async def test_a_server_that_stays_away_is_given_up(fake):
     assert len(fake.requests) == 3
 
 
-async def test_a_stream_that_breaks_after_its_first_message_is_not_repeated(fake, client):
+async def test_a_stream_that_breaks_before_its_first_token_is_asked_for_again_with_its_seed(fake, client):
+    async def break_off_twice(request, context):
+        yield pb.GenerateResponse(started=pb.Started(request_id="r", seed=len(fake.requests)))
+        if len(fake.requests) < 3:
+            await fake.refuse(context, "UNAVAILABLE", "lost the shard", reason="UNAVAILABLE", retry_after_s=0.01)
+        yield pb.GenerateResponse(delta=pb.Delta(text="a", token_ids=[1]))
+
+    fake.generate = break_off_twice
+    events = await collect(client.generate("x"))
+    assert [type(event) for event in events] == [Started, TokenDelta]
+    assert [request.sampling_params.seed for request in fake.requests] == [0, 1, 1]
+
+
+async def test_a_stream_that_breaks_after_its_first_token_is_not_repeated(fake, client):
     async def break_off(request, context):
         yield pb.GenerateResponse(started=pb.Started())
+        yield pb.GenerateResponse(delta=pb.Delta(text="a", token_ids=[1]))
         await fake.refuse(context, "UNAVAILABLE", "lost the shard", reason="UNAVAILABLE", retry_after_s=0.01)
 
     fake.generate = break_off
     with pytest.raises(Unavailable, match="lost the shard"):
         await collect(client.generate("x"))
     assert len(fake.requests) == 1
+
+
+async def test_without_a_timeout_an_absent_server_is_asked_for_as_long_as_the_policy_says(fake):
+    async def refuse(request, context):
+        await fake.refuse(context, "UNAVAILABLE", "the router drains", reason="UNAVAILABLE", retry_after_s=0.05)
+
+    fake.complete = refuse
+    async with AsyncClient(fake.target, retry=RetryPolicy(max_unavailable_s=0.3)) as client:
+        with pytest.raises(Unavailable, match="the router drains"):
+            await client.complete("x")
+        assert 4 <= len(fake.requests) <= 8
+        # A timeout takes the place of the policy's.
+        with pytest.raises(Unavailable, match="the router drains"):
+            await client.complete("x", timeout_s=1.0)
+    assert len(fake.requests) > 18
+
+
+async def test_a_call_that_the_server_drops_is_asked_for_again(fake, client):
+    async def drop_once(request, context):
+        if len(fake.requests) == 1:
+            await fake.refuse(context, "CANCELLED", "dropped")
+        return pb.GenerateResult()
+
+    fake.complete = drop_once
+    await client.complete("x")
+    assert len(fake.requests) == 2
 
 
 async def test_leaving_the_iteration_cancels_the_request(fake, client, eventually):

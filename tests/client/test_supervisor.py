@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pagewire.serve import sockets
 
 # Logs what happens to it; ends on SIGTERM and when standard input ends, as routers and shards do.
 CHILD = """
@@ -51,17 +52,34 @@ config = ServeConfig(port=4321, replicas=2, drain_grace_s=5, exit_with_parent="o
 def shard_command(config, replica, tp_rank, listen):
     return [sys.executable, child, f"shard{replica}", listen, log, shard]
 
-def router_command(config, shards, listen):
+def router_command(config, shards, listen, health):
     assert len(shards) == 2
     return [sys.executable, child, "router", listen, log, router]
 
+async def probe(address):
+    # A child whose name is a flag hangs until it has been started again.
+    name = "router" if address.endswith("health.sock") else "shard" + address.split("-")[-2]
+    return name not in sys.argv or open(log).read().count(f"{name} started") > 1
+
 async def main():
+    from pagewire.serve import probe as probing
+    probing.INTERVAL_S = 0.05
     supervisor = Supervisor(
-        config, shard_command=shard_command, router_command=router_command, min_backoff_s=0.05
+        config, shard_command=shard_command, router_command=router_command, probe=probe, min_backoff_s=0.05
     )
     return await supervisor.run()
 
 sys.exit(asyncio.run(main()))
+"""
+
+# A server that is killed with its folder in place.
+LEAVE_FOLDER = """
+import os, sys
+from pagewire.serve import sockets
+sockets.tempfile.gettempdir = lambda: sys.argv[1]
+with sockets.private_directory() as directory:
+    print(directory, flush=True)
+    os._exit(0)
 """
 
 
@@ -187,6 +205,32 @@ def test_a_child_that_dies_is_started_again(supervise, name):
     status, _, errors = supervised.finish()
     assert status == 0
     assert errors.count("starting it again") == 2
+
+
+@pytest.mark.parametrize("name", ["shard1", "router"])
+def test_a_child_that_hangs_is_killed_and_started_again(supervise, name):
+    supervised = supervise("ready()", "ready()", name)
+    supervised.wait_ready()
+    supervised.wait_for(lambda: [who for who, _, _ in supervised.notes("started")].count(name) == 2)
+    supervised.process.send_signal(signal.SIGTERM)
+    status, _, errors = supervised.finish()
+    assert status == 0
+    assert errors.count("hangs; killing it") == 1
+    assert [who for who, _, _ in supervised.notes("started")].count(name) == 2
+
+
+def test_folders_of_killed_servers_are_removed_and_those_of_living_ones_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(sockets.tempfile, "gettempdir", lambda: str(tmp_path))
+    left = subprocess.run(
+        [sys.executable, "-c", LEAVE_FOLDER, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    (tmp_path / "pagewire-somebody").mkdir()
+    assert Path(left).is_dir()
+    with sockets.private_directory() as living:
+        assert not Path(left).exists()
+        with sockets.private_directory():
+            assert Path(living).is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["pagewire-somebody"]
 
 
 def test_children_end_when_the_supervisor_is_killed(supervise):

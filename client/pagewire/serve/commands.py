@@ -7,8 +7,8 @@ from pagewire.serve.config import ServeConfig
 
 ShardCommand = Callable[[ServeConfig, int, int, str], list[str]]
 """Of a configuration, a replica, a tensor-parallel rank and the address to listen on."""
-RouterCommand = Callable[[ServeConfig, Sequence[str], str], list[str]]
-"""Of a configuration, the shards' addresses and the address to listen on."""
+RouterCommand = Callable[[ServeConfig, Sequence[str], str, str], list[str]]
+"""Of a configuration, the shards' addresses, the address to listen on and that of the health service."""
 
 
 def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) -> list[str]:
@@ -34,12 +34,13 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
         *(() if config.cuda_graphs else ("--no-cuda-graphs",)),
         *("--load-format", config.load_format),
         *("--seed", str(config.seed)),
+        *("--drain-grace", str(config.drain_grace_s)),
         *(word for flag, value in optional.items() if value is not None for word in (flag, str(value))),
         "--exit-with-parent",
     ]
 
 
-def router_command(config: ServeConfig, shards: Sequence[str], listen: str) -> list[str]:
+def router_command(config: ServeConfig, shards: Sequence[str], listen: str, health: str) -> list[str]:
     """Starts the router."""
     optional = {
         "--metrics-port": config.metrics_port,
@@ -54,6 +55,8 @@ def router_command(config: ServeConfig, shards: Sequence[str], listen: str) -> l
         *(sys.executable, "-m", "pagewire_router"),
         *("--shards", ",".join(shards)),
         *("--listen", listen),
+        *("--health-listen", health),
+        *("--drain-grace", str(config.drain_grace_s)),
         *(word for flag, value in optional.items() if value is not None for word in (flag, str(value))),
         *(("--trust-request-chat-template",) if config.trust_request_chat_template else ()),
         "--exit-with-parent",

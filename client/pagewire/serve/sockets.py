@@ -1,15 +1,47 @@
-"""Where private Unix sockets live."""
+"""Where private Unix sockets live, and what becomes of the folders of servers that were killed."""
 
+import contextlib
+import fcntl
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MAX_DIRECTORY_LENGTH = 60
 """A socket's path may have 107 bytes; this leaves room for the names within."""
+PREFIX = "pagewire-"
+LOCK = "lock"
+"""Held locked by the server that made the folder, for as long as it lives."""
 
 
-def private_directory() -> "tempfile.TemporaryDirectory[str]":
-    """A new directory that only this user can enter, with a path short enough for sockets."""
+@contextmanager
+def private_directory() -> Iterator[str]:
+    """A new directory that only this user can enter, with a path short enough for sockets; removed at the end.
+
+    Folders of this user whose servers are gone without having removed them are removed first.
+    """
     base = Path(tempfile.gettempdir())
     if len(str(base)) > MAX_DIRECTORY_LENGTH:
         base = Path("/tmp")
-    return tempfile.TemporaryDirectory(prefix="pagewire-", dir=base, ignore_cleanup_errors=True)
+    _sweep(base)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=base, ignore_cleanup_errors=True) as directory:
+        # The lock goes with the process, however it ends. Children do not inherit the descriptor.
+        with (Path(directory) / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield directory
+
+
+def _sweep(base: Path) -> None:
+    for directory in base.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # not ours, or another server sweeps it
+            if directory.is_dir() and not directory.is_symlink() and directory.stat().st_uid == os.getuid():
+                _remove_if_left(directory)
+
+
+def _remove_if_left(directory: Path) -> None:
+    """Raises BlockingIOError if its server lives, FileNotFoundError if it is no folder of a server."""
+    with (directory / LOCK).open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory)

@@ -2,10 +2,12 @@
 
 Start: all at once; the router waits for its shards. A child that ends before the router is ready fails the start, with
 the child's own message. Later a child that ends is started again on the same address: the router connects again and
-resumes the shard's sequences; the shards outlive the router with their caches.
+resumes the shard's sequences; the shards outlive the router with their caches. A child that was ready and then hangs is
+killed and started again likewise.
 
-Stop: SIGTERM, SIGINT or the parent's end. The router drains and lets go of the shards, then the shards end. A second
-signal ends everything at once.
+Stop: SIGTERM, SIGINT or the parent's end. The router drains and lets go of the shards, then the shards end. Children
+know the grace, and get MARGIN_S more to end by themselves, so that clients are answered and not cut off. A second signal
+ends everything at once.
 """
 
 import asyncio
@@ -23,6 +25,7 @@ from pagewire.serve.child import Child
 from pagewire.serve.commands import RouterCommand, ShardCommand, router_command, shard_command
 from pagewire.serve.config import ServeConfig
 from pagewire.serve.gpus import shard_environment
+from pagewire.serve.probe import Probe, is_alive, wait_until_dead
 from pagewire.serve.sockets import private_directory
 
 STDIN = 0
@@ -36,6 +39,8 @@ FAILED_START_GRACE_S = 1.0
 """Grace after a start that failed: nothing runs yet."""
 SHARD_GRACE_S = 3.0
 """What the shards get in any case, even if the router used up the grace."""
+MARGIN_S = 5.0
+"""How long children may take to end after their grace."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +49,8 @@ class _Role:
 
     name: str
     command: Sequence[str]
+    health: str
+    """Address of its health service."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Beside that of this process."""
     child: Child | None = None
@@ -59,6 +66,7 @@ class Supervisor:
 
     Args:
         shard_command, router_command: how to start the children.
+        probe: asks a child whether it lives.
         min_backoff_s: wait before a child is started again; doubles with each time it ends early.
     """
 
@@ -68,16 +76,18 @@ class Supervisor:
         *,
         shard_command: ShardCommand = shard_command,
         router_command: RouterCommand = router_command,
+        probe: Probe = is_alive,
         min_backoff_s: float = MIN_BACKOFF_S,
     ) -> None:
         self._config = config
         self._shard_command = shard_command
         self._router_command = router_command
+        self._probe = probe
         self._min_backoff_s = min_backoff_s
         self._grace_s = config.drain_grace_s
         self._stop = asyncio.Event()
         self._shards: list[_Role] = []
-        self._router = _Role("router", ())
+        self._router = _Role("router", (), "")
 
     async def run(self) -> int:
         """Serves until told to stop. Returns the exit status: 0 after a stop, 1 if the start failed."""
@@ -115,9 +125,10 @@ class Supervisor:
                 addresses.append(address)
                 command = self._shard_command(self._config, replica, tp_rank, address)
                 environment = shard_environment(len(self._shards), self._config.gpus)
-                self._shards.append(_Role(f"shard {replica}.{tp_rank}", command, environment))
+                self._shards.append(_Role(f"shard {replica}.{tp_rank}", command, address, environment))
+        self._router.health = f"unix:{directory / 'health.sock'}"
         listen = f"unix:{directory / 'pagewire.sock'}" if self._config.private_socket else self._config.listen
-        self._router.command = self._router_command(self._config, addresses, listen)
+        self._router.command = self._router_command(self._config, addresses, listen, self._router.health)
         return addresses
 
     async def _wait_until_ready(self) -> str | None:
@@ -142,7 +153,7 @@ class Supervisor:
         assert self._router.child is not None
         address = self._router.child.address.result()
         # A router that is started again serves where the first one did, also if that port was picked by chance.
-        self._router.command = self._router_command(self._config, addresses, address)
+        self._router.command = self._router_command(self._config, addresses, address, self._router.health)
         print(f"pagewire ready on {address}", flush=True)
         for role in self._roles():
             role.keeper = asyncio.create_task(self._keep(role))
@@ -155,7 +166,11 @@ class Supervisor:
         while True:
             assert role.child is not None
             started_s = loop.time()
-            status = await role.child.wait()
+            watch = asyncio.create_task(self._kill_if_hung(role))
+            try:
+                status = await role.child.wait()
+            finally:
+                watch.cancel()
             if loop.time() - started_s > STABLE_S:
                 backoff_s = self._min_backoff_s
             why = f" ({role.child.error})" if role.child.error else ""
@@ -167,6 +182,15 @@ class Supervisor:
             except OSError as exc:  # out of processes or memory: perhaps not for long
                 _log(f"cannot start the {role.name}: {exc}")
 
+    async def _kill_if_hung(self, role: _Role) -> None:
+        """Probes a child once it has been ready: until then it may load for as long as it takes."""
+        child = role.child
+        assert child is not None
+        await asyncio.shield(child.address)
+        await wait_until_dead(role.health, self._probe)
+        _log(f"the {role.name} hangs; killing it")
+        child.kill()
+
     async def _shut_down(self) -> None:
         """Stops the router first, so that it drains and lets go of the shards, then the shards."""
         for role in self._roles():
@@ -174,8 +198,8 @@ class Supervisor:
                 role.keeper.cancel()
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._grace_s
-        await _stop_all([self._router], self._grace_s)
-        await _stop_all(self._shards, max(deadline_s - loop.time(), min(self._grace_s, SHARD_GRACE_S)))
+        await _stop_all([self._router], self._grace_s + MARGIN_S)
+        await _stop_all(self._shards, max(deadline_s - loop.time(), min(self._grace_s, SHARD_GRACE_S)) + MARGIN_S)
 
     def _watch_for_stop(self) -> None:
         loop = asyncio.get_running_loop()

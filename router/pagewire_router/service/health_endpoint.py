@@ -27,18 +27,25 @@ class HealthEndpoint:
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int | None) -> int | None:
-        """Begins to answer; returns the port if there is to be one, a free one for 0. Raises OSError."""
+    async def start(self, host: str, port: int | None, listen: str | None = None) -> int | None:
+        """Begins to answer; returns the port if there is to be one, a free one for 0. Raises OSError.
+
+        listen: a further address to answer on.
+        """
         await self.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self.publish()
         self._watch = asyncio.create_task(self._follow(), name="health")
-        if port is None:
+        if port is None and listen is None:
             return None
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         health_pb2_grpc.add_HealthServicer_to_server(self.servicer, self._server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        bound = None
         try:
-            bound = self._server.add_insecure_port(address)
+            if listen is not None:
+                self._server.add_insecure_port(listen)
+            if port is not None:
+                bound = self._server.add_insecure_port(address)
         except RuntimeError:
             raise OSError("the address is taken or not ours") from None
         await self._server.start()

@@ -139,9 +139,11 @@ class RouterServer:
     async def _start_probes(self) -> None:
         host, config = _host_of(self._config.listen), self._config
         try:
-            self.health_port = await self._health.start(host, config.health_port)
+            self.health_port = await self._health.start(host, config.health_port, config.health_listen)
         except OSError as error:
-            raise ServerError(f"cannot serve health on {host}:{config.health_port}: {error}") from None
+            port = None if config.health_port is None else f"{host}:{config.health_port}"
+            where = " or ".join(filter(None, (config.health_listen, port)))
+            raise ServerError(f"cannot serve health on {where}: {error}") from None
         if config.metrics_port is None:
             return
         try:
