@@ -10,6 +10,9 @@ RouterError
 +-- Unauthenticated         the call has no API key, or one that is not known
 +-- Unavailable             no shard group serves, or the router drains
 +-- Aborted                 the request was ended from outside
++-- RequestFailed           the server cannot compute this request
+    +-- StepFailed          steps with this request fail, also when it runs alone
+    +-- NoFiniteLogits      the model gave no finite logits for the request's next token
 """
 
 from dataclasses import dataclass
@@ -96,6 +99,24 @@ class Aborted(RouterError):
     reason = "ABORTED"
 
 
+class RequestFailed(RouterError):
+    """The server cannot compute this request; others are not affected."""
+
+    reason = "REQUEST_FAILED"
+
+
+class StepFailed(RequestFailed):
+    """Steps with this request fail, also when it runs alone."""
+
+    reason = "STEP_FAILED"
+
+
+class NoFiniteLogits(RequestFailed):
+    """The model gave no finite logits for the request's next token."""
+
+    reason = "NO_FINITE_LOGITS"
+
+
 STATUS_CODES: dict[type[RouterError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     RequestTooLong: grpc.StatusCode.INVALID_ARGUMENT,
@@ -106,6 +127,9 @@ STATUS_CODES: dict[type[RouterError], grpc.StatusCode] = {
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     Aborted: grpc.StatusCode.ABORTED,
+    RequestFailed: grpc.StatusCode.INTERNAL,
+    StepFailed: grpc.StatusCode.INTERNAL,
+    NoFiniteLogits: grpc.StatusCode.INTERNAL,
 }
 
 

@@ -55,6 +55,8 @@ class HashRunner:
         self.cache = [[-1] * block_size for _ in range(num_blocks)]
         self.rows: dict[int, dict] = {}
         self.num_computed_total = 0
+        self.poisons: dict[int, int] = {}
+        """First tokens of sequences that break steps, and from which length on they do."""
 
     def admit(self, sequence: Sequence) -> None:
         self.rows[sequence.slot] = {
@@ -78,6 +80,7 @@ class HashRunner:
             table[index : index + 1] = [block]
         for source, destination in batch.copies:
             self.cache[destination] = list(self.cache[source])
+        self._break_if_poisoned(batch)
         out = StepTokens([], [], [], [], [])
         for slot, num_new, samples in zip(batch.slots, batch.query_lens, batch.samples, strict=True):
             row = self.rows[slot]
@@ -87,6 +90,13 @@ class HashRunner:
             out.sampled.append(sampled)
             out.stop_reasons.append(row["stop"])
         return HashPending(out)
+
+    def _break_if_poisoned(self, batch: RunBatch) -> None:
+        """A step with a poisoned sequence breaks once the sequence has grown to the length that its poison names."""
+        for slot in batch.slots:
+            tokens = self.rows[slot]["tokens"]
+            if tokens[0] in self.poisons and len(tokens) >= self.poisons[tokens[0]] and not self.rows[slot]["stop"]:
+                raise RuntimeError("poison")
 
     def _run(self, row: dict, num_new: int, samples: bool) -> int:
         values = chain(row["tokens"])
@@ -122,8 +132,10 @@ class HashPending:
 class Rank:
     """One shard. A lazy rank collects as late as the protocol allows, an eager one at once."""
 
-    def __init__(self, limits: GroupLimits, eos_share: float, window: int, lazy: bool) -> None:
-        info = shard_info(limits, VOCAB_SIZE)
+    def __init__(
+        self, limits: GroupLimits, eos_share: float, window: int, lazy: bool, vocab_size: int = VOCAB_SIZE
+    ) -> None:
+        info = shard_info(limits, vocab_size)
         self.runner = HashRunner(limits.num_blocks, limits.block_size, limits.max_model_len, eos_share)
         self.engine = Engine(info, self.runner, BlockPool(limits.num_blocks, limits.block_size))
         self.engine.begin_epoch(window)

@@ -17,10 +17,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import grpc
 from pagewire.v1 import inference_pb2, shard_pb2
 
-from pagewire_router.errors import DeadlineExceeded, QueueFull, RouterError, Unavailable
+from pagewire_router.errors import (
+    DeadlineExceeded,
+    NoFiniteLogits,
+    QueueFull,
+    RequestFailed,
+    RouterError,
+    StepFailed,
+    Unavailable,
+)
 from pagewire_router.groups.prefix_mirror import PrefixMirror
+from pagewire_router.groups.repeating import Repeating
 from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import (
     CALL_ERRORS,
@@ -37,6 +47,7 @@ from pagewire_router.scheduling.forecast import Estimate
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import ProtocolError, SequenceGroup
 from pagewire_router.scheduling.step_records import GroupLimits, Progress
+from pagewire_router.scheduling.suspects import blame, note_death
 from pagewire_router.timeline import FailedOver, Queued
 
 logger = logging.getLogger(__name__)
@@ -109,6 +120,9 @@ class GroupLoop:
         """When it last went down, on the clock of time.monotonic()."""
         self._stopping = False
         self._is_down_logged = False
+        self._lost: list[SequenceGroup] = []
+        """Requests that were in flight when the last epoch ended without a reason."""
+        self._incarnation = 0  # Of the shard process that was driven last.
 
     @property
     def load(self) -> int:
@@ -171,6 +185,13 @@ class GroupLoop:
             self.scheduler.end(group)
             request.sink.on_failed(error)
         self.scheduler.reports.take_note()
+
+    def _fail(self, group: SequenceGroup, error: RouterError) -> None:
+        """Ends one request."""
+        if self._groups.pop(group.request, None) is not None:
+            self.scheduler.end(group)
+            self.scheduler.reports.take_note()
+            group.request.sink.on_failed(error)
 
     def end_expired(self, now: float) -> None:
         """Ends requests that have run out of time. `now` is on the clock of Request.deadline_s."""
@@ -284,9 +305,11 @@ class GroupLoop:
                 call.cancel()
             if not self._stopping and not self.is_draining:
                 self.num_failovers += 1
+                self._lost = self.scheduler.groups_in_flight()
             self._note_failover()
 
     def _start_epoch(self, welcome: shard_pb2.Welcome) -> None:
+        self._count_deaths(welcome.epoch.incarnation)
         self.scheduler.reset(welcome.free_blocks[0])
         self.mirror.clear()
         self._sent_s.clear()
@@ -304,6 +327,19 @@ class GroupLoop:
         logger.log(level, "shard group %s serves, epoch %d", self.info.group_id, welcome.epoch.counter)
         self._is_down_logged = False
 
+    def _count_deaths(self, incarnation: int) -> None:
+        """Requests that ran when the shard's process ended may have ended it: streams that broke alone do not count."""
+        lost, self._lost = [group for group in self._lost if not group.is_ended], []
+        if self._incarnation not in (0, incarnation):
+            alone = len(lost) == 1 and lost[0].suspicion is not None
+            for group in lost:
+                if note_death(group, alone=alone):
+                    group.is_condemned = True
+        self._incarnation = incarnation
+        # It may have moved here from the group that it ran on.
+        for group in [group for group in self._groups.values() if group.is_condemned]:
+            self._fail(group, StepFailed("shards stop when they run this request, also when they run nothing else"))
+
     def _set_serving(self, is_serving: bool) -> None:
         if self.is_serving != is_serving:
             self.is_serving = is_serving
@@ -316,8 +352,8 @@ class GroupLoop:
         """stalled: fails when a shard makes no progress, even while this waits to write."""
         loop = asyncio.get_running_loop()
         renew = shard_pb2.RouterMessage(renew_lease=shard_pb2.RenewLease(epoch=welcome.epoch)).SerializeToString()
-        renewal = _Repeating(loop, welcome.lease_term_ms / 3000, self._renew)
-        tick = _Repeating(loop, TICK_S, lambda: self._tick(welcome.epoch.incarnation, stalled))
+        renewal = Repeating(loop, welcome.lease_term_ms / 3000, self._renew)
+        tick = Repeating(loop, TICK_S, lambda: self._tick(welcome.epoch.incarnation, stalled))
         try:
             while not (self._stopping or (self.is_draining and not self.scheduler.running)):
                 if self._renew_due:
@@ -387,6 +423,7 @@ class GroupLoop:
 
     def _take_result(self, result: shard_pb2.StepResult, rank: int, now_s: float) -> None:
         if result.HasField("error"):
+            self._blame(result)
             raise Unavailable(f"step {result.step} failed: {result.error.message}")
         if len(self.ranks) > 1:
             self._check_digest(result)
@@ -397,11 +434,26 @@ class GroupLoop:
         self._progress.result_s = now_s
         self.mirror.update(result.cache_hashes_added, result.cache_hashes_removed)
         for progress in self.scheduler.update(result):
-            self._deliver(progress)
+            try:
+                self._deliver(progress)
+            except Exception:  # a bug of ours in one request's output must not end the others'
+                logger.exception("request %s fails", progress.sequence.group.request.request_id)
+                self._fail(progress.sequence.group, RequestFailed("the server cannot write this request's output"))
         self.scheduler.reports.take_note()
         self.scheduler.forecast.on_step(now_s, took_s, self.scheduler.last_result)
         self._on_step(result, now_s - sent_s)
         self._wakeup.set()
+
+    def _blame(self, result: shard_pb2.StepResult) -> None:
+        """Finds the request that makes steps fail: those of a failed step run alone next, one that was alone ends."""
+        if result.error.code == grpc.StatusCode.ABORTED.value[0]:
+            return
+        # What breaks while a step runs may show only in a later one; a refusal names its own plan.
+        step = None if result.error.code == grpc.StatusCode.INTERNAL.value[0] else result.step
+        culprit = blame(self.scheduler.groups_in_flight(step) or self.scheduler.running)
+        if culprit is not None:
+            message = f"a step with this request failed, and again with nothing else in it: {result.error.message}"
+            self._fail(culprit, StepFailed(message))
 
     def _check_digest(self, result: shard_pb2.StepResult) -> None:
         expected = self._digests.pop(result.step, None)
@@ -416,6 +468,9 @@ class GroupLoop:
         group, reason = sequence.group, progress.finish_reason
         sink = group.request.sink
         stop_token_id = None
+        if progress.has_failed:
+            self._fail(group, NoFiniteLogits("the model gave no finite logits for the request's next token"))
+            return
         if sink.on_tokens(sequence.index, progress.token_ids, progress.logprobs):
             reason = inference_pb2.FINISH_REASON_STOP
             self.scheduler.finish(sequence, reason)
@@ -434,21 +489,6 @@ class GroupLoop:
         self.scheduler.is_admitting = False
         self._on_change(self)
         self._wakeup.set()
-
-
-class _Repeating:
-    """Calls back every interval_s until cancelled."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, interval_s: float, callback: Callable[[], None]) -> None:
-        self._loop, self._interval_s, self._callback = loop, interval_s, callback
-        self._handle = loop.call_later(interval_s, self._fire)
-
-    def _fire(self) -> None:
-        self._handle = self._loop.call_later(self._interval_s, self._fire)
-        self._callback()
-
-    def cancel(self) -> None:
-        self._handle.cancel()
 
 
 async def _write(calls: list[RawCall], message: bytes) -> None:

@@ -10,7 +10,7 @@ flight are done. A sequence that left (finished, preempted) counts until the las
 lane may still have taken a block; what its release gives back counts only when the result of that release is back.
 """
 
-from pagewire_router.scheduling.sequence import Sequence
+from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 
 
 class BlockLedger:
@@ -41,6 +41,20 @@ class BlockLedger:
         """The most blocks a sequence has after all plans in flight."""
         tokens = max(sequence.computed, sequence.prefill_target)
         return self.blocks(tokens) + (1 if sequence.maybe_shared else 0)
+
+    def can_take(self, sequence: Sequence, budget: int) -> bool:
+        """Whether the blocks suffice for this many more tokens of a sequence."""
+        computed = max(min(sequence.computed + budget, sequence.known), sequence.prefill_target)
+        extra = self.blocks(computed) + sequence.maybe_shared - sequence.pledge
+        return extra <= 0 or extra <= self.available
+
+    def needed_by(self, group: SequenceGroup) -> int:
+        """Blocks that a group takes with its first tokens after admission."""
+        alive = group.alive()
+        needed = sum(self.blocks(len(sequence.token_ids) + 1) for sequence in alive)
+        if len(alive) > 1:
+            needed -= (len(alive) - 1) * (group.common_length() // self.block_size)
+        return needed
 
     def rebase(self, sequence: Sequence, computed: int) -> None:
         """Takes over from a result how many tokens a running sequence has computed."""

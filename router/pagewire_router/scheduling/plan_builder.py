@@ -2,7 +2,8 @@
 
 from pagewire.v1 import shard_pb2
 
-from pagewire_router.scheduling.sequence import Sequence, sequence_seed
+from pagewire_router.scheduling.block_ledger import BlockLedger
+from pagewire_router.scheduling.sequence import Sequence, SequenceGroup, sequence_seed
 
 
 def add_admit(plan: shard_pb2.StepPlan, sequence: Sequence) -> None:
@@ -45,3 +46,30 @@ def add_fork(plan: shard_pb2.StepPlan, parent: Sequence, child: Sequence, num_to
         appended_token_ids=child.token_ids[num_tokens:],
         seed=sequence_seed(child.group.request.params.seed, child.index),
     )
+
+
+def fork_children(
+    group: SequenceGroup, parent: Sequence, plan: shard_pb2.StepPlan, ledger: BlockLedger, first_seq_id: int
+) -> int:
+    """Forks a group's unforked sequences if the parent has computed what they share. Returns how many were forked."""
+    common = min(sequence.prefill_target for sequence in group.unforked)
+    if parent.computed_in_result < common:
+        return 0
+    partial = common % ledger.block_size != 0
+    held = ledger.blocks(common)
+    num_forked = len(group.unforked)
+    for seq_id, sequence in enumerate(group.unforked, first_seq_id):
+        sequence.seq_id = seq_id
+        sequence.start(computed=common, known=len(sequence.token_ids), is_exact=True)
+        sequence.maybe_shared = partial
+        sequence.fork_step = plan.step
+        ledger.set(sequence, pledge=held, held=held)
+        sequence.prefill_target = len(sequence.token_ids)
+        ledger.set(sequence, pledge=ledger.bound(sequence), held=held)
+        add_fork(plan, parent, sequence, common)
+    group.unforked.clear()
+    if partial and not parent.finished:
+        parent.maybe_shared = True
+        parent.fork_step = plan.step
+        ledger.set(parent, pledge=ledger.bound(parent), held=parent.held)
+    return num_forked

@@ -3,13 +3,14 @@
 `schedule(now)` makes the next step plan, `update(result)` takes in what came of one. Several plans may be in flight.
 
 A plan is filled in this order: forks that became possible; every running sequence that decodes (one token each), most
-urgent first; chunks of prompts that are being prefilled; then requests from the waiting queue, as long as tokens, slots,
-blocks and time (forecast.py) last. Cost per step is linear in running sequences, whatever the length of the queue.
+urgent first; chunks of prompts that are being prefilled; then requests from the waiting queue, as long as tokens,
+slots, blocks and time (forecast.py) last. Cost per step is linear in running sequences, whatever the queue's length.
 
 A request that does not fit is passed over, at most MAX_PASSES times; then nobody overtakes it any more. When a running
 sequence needs a block and none is left, the least urgent request is preempted: released, and admitted again later with
 the tokens it has. Urgency is (priority, arrival) and nothing else. A request that was resumed is not preempted again
 before it has yielded a token, except for one of a strictly more urgent priority.
+While there are suspects (suspects.py), one of them runs alone in every other plan, and no two plans are in flight.
 """
 
 from bisect import insort
@@ -22,10 +23,11 @@ from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import BlockLedger
 from pagewire_router.scheduling.deadlines import Deadlines
 from pagewire_router.scheduling.forecast import Forecast, Verdict
-from pagewire_router.scheduling.plan_builder import add_admit, add_fork
+from pagewire_router.scheduling.plan_builder import add_admit, fork_children
 from pagewire_router.scheduling.scheduling_reports import SchedulingReports
 from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup
 from pagewire_router.scheduling.step_records import GroupLimits, PlanInFlight, Progress, TokenCounts
+from pagewire_router.scheduling.suspects import Queue, Suspects
 from pagewire_router.scheduling.waiting_queue import WaitingQueue
 
 MAX_PASSES = 32
@@ -36,7 +38,7 @@ RECHECK_S = 0.1
 """A waiting request that might have become hopeless, and has not, is looked at again after so long."""
 
 _STOP, _LENGTH = inference_pb2.FINISH_REASON_STOP, inference_pb2.FINISH_REASON_LENGTH
-_STOP_TOKEN = shard_pb2.STOP_REASON_TOKEN
+_STOP_TOKEN, _STOP_ERROR = shard_pb2.STOP_REASON_TOKEN, shard_pb2.STOP_REASON_ERROR
 
 
 class Scheduler:
@@ -47,6 +49,7 @@ class Scheduler:
         self.waiting = WaitingQueue()
         self.running: list[SequenceGroup] = []
         """Admitted requests, most urgent first."""
+        self.suspects = Suspects()
         self.num_preemptions = 0
         self.tokens = TokenCounts()
         self.reports = SchedulingReports()
@@ -86,7 +89,7 @@ class Scheduler:
 
     def has_work(self) -> bool:
         """Something waits, runs or is to be released."""
-        return bool(self.running or self._releases or len(self.waiting))
+        return bool(self.running or self._releases or len(self.waiting) or self.suspects)
 
     def reset(self, free_blocks: int) -> None:
         """A new epoch: the shard group knows no sequences. What ran waits to be admitted again."""
@@ -97,15 +100,15 @@ class Scheduler:
         self._last_step = self._last_seq_id = 0
         self._ledger = BlockLedger(self.limits.block_size, free_blocks)
         self.forecast.clear()
-        running = self.running.copy()
-        self.running.clear()
-        for group in [*running, *self.waiting]:
-            for sequence in group.sequences:
-                sequence.num_inflight = 0
-                sequence.pledge = sequence.held = 0
-                sequence.seq_id = -1
+        running, self.running[:] = self.running.copy(), []
+        for group in [*running, *self.waiting, *self.suspects]:
+            group.leave()
         for group in running:
             self._requeue(group)
+        for group in self.waiting:
+            if group.suspicion is not None:  # It was preempted by a plan in flight.
+                self.waiting.remove(group)
+                self.suspects.push(group)
 
     def add(self, request: Request) -> SequenceGroup:
         """Puts a request into the waiting queue.
@@ -124,13 +127,18 @@ class Scheduler:
         if group.request.deadline_s is not None:
             at_s = self.forecast.latest_start_s(group, self._now)
             self._deadlines.push(at_s, group, len(self.waiting) + len(self.running))
-        self.waiting.push(group)
+        self._put_back(group)
 
     def hand_over(self) -> list[SequenceGroup]:
         """All requests, for other shard groups to adopt. From then on they are none of this one's business."""
         self.reset(0)
         self._deadlines.clear()
-        return list(iter(self.waiting.pop, None))
+        return [*self.suspects.take_all(), *iter(self.waiting.pop, None)]
+
+    def groups_in_flight(self, step: int | None = None) -> list[SequenceGroup]:
+        """The requests that the plan of this step runs, None: that all plans in flight run; also those that ended."""
+        records = (record for record in self._inflight if step in (None, record.step))
+        return list(dict.fromkeys(sequence.group for record in records for sequence in record.sequences))
 
     def end(self, group: SequenceGroup) -> None:
         """Ends a whole request from outside: aborted, failed or too late. Idempotent."""
@@ -166,6 +174,7 @@ class Scheduler:
                         self._depart(kept)
             elif group in self.waiting:
                 self.waiting.remove(group)
+            self.suspects.discard(group)
 
     def take_expired(self, now: float) -> list[SequenceGroup]:
         """Ends requests whose deadline has passed, and returns them; gives up those that cannot meet it any more."""
@@ -193,16 +202,24 @@ class Scheduler:
     def schedule(self, now: float) -> shard_pb2.StepPlan | None:
         """The next plan, None if there is nothing to do. `now` is on the clock of arrival_s and deadline_s."""
         self._now = now
+        if not self.suspects:
+            return self._plan(self.running, self.waiting, now)
+        if self._inflight:
+            return None  # One plan at a time, so that it is certain which one fails.
+        return self.suspects.plan(self.running, self.waiting, lambda groups, queue: self._plan(groups, queue, now))
+
+    def _plan(self, groups: list[SequenceGroup], queue: Queue | None, now: float) -> shard_pb2.StepPlan | None:
+        """A plan that runs these of the running requests and admits others from the queue."""
         plan = shard_pb2.StepPlan(step=self._last_step + 1)
         record = PlanInFlight(plan.step)
-        for group in self.running:
+        for group in groups:
             if group.unforked:
                 self._fork(group, plan)
         budgets: list[int] = []
-        left, num_short, prefills = self._run_decodes(record, budgets)
+        left, num_short, prefills = self._run_decodes(groups, record, budgets)
         left = self._run_prefills(prefills, record, budgets, left)
-        if self.is_admitting and not num_short:
-            left = self._admit_waiting(plan, record, budgets, left, now)
+        if self.is_admitting and not num_short and queue is not None:
+            left = self._admit_waiting(queue, plan, record, budgets, left, now)
         self.forecast.on_plan(is_full=bool(len(self.waiting)) and left > 0)
         self._release(plan, record)
         if not (record.sequences or plan.release_seq_ids or plan.forks):
@@ -213,8 +230,10 @@ class Scheduler:
         self._inflight.append(record)
         return plan
 
-    def _run_decodes(self, record: PlanInFlight, budgets: list[int]) -> tuple[int, int, list[Sequence]]:
-        """Runs one token of each decoding sequence, most urgent first.
+    def _run_decodes(
+        self, groups: list[SequenceGroup], record: PlanInFlight, budgets: list[int]
+    ) -> tuple[int, int, list[Sequence]]:
+        """Runs one token of each decoding sequence of these requests, most urgent first.
 
         Returns the tokens left, the blocks that running sequences lack, and the sequences that prefill.
         """
@@ -222,7 +241,7 @@ class Scheduler:
         available, block_size = self._ledger.available, self.limits.block_size
         num_short = 0
         prefills: list[Sequence] = []
-        for group in self.running:
+        for group in groups:
             for sequence in group.sequences:
                 known, computed = sequence.known, sequence.computed + 1
                 if sequence.seq_id < 0 or sequence.finished or known >= sequence.limit:
@@ -256,16 +275,11 @@ class Scheduler:
             start = sequence.computed if sequence.is_exact else sequence.computed_at_least
             remaining = (sequence.known if sequence.is_exact else sequence.prefill_target) - start
             budget = min(left, max(1, remaining))
-            if self._can_take(sequence, budget):
+            if self._ledger.can_take(sequence, budget):
                 self._run(sequence, budget, record, budgets)
                 record.num_prompt_tokens += budget - 1
                 left -= budget
         return left
-
-    def _can_take(self, sequence: Sequence, budget: int) -> bool:
-        computed = max(min(sequence.computed + budget, sequence.known), sequence.prefill_target)
-        extra = self._ledger.blocks(computed) + sequence.maybe_shared - sequence.pledge
-        return extra <= 0 or extra <= self._ledger.available
 
     def _run(self, sequence: Sequence, budget: int, record: PlanInFlight, budgets: list[int]) -> None:
         """Adds a sequence to the plan and moves its bounds ahead."""
@@ -280,36 +294,18 @@ class Scheduler:
         """Forks a group's other sequences as soon as the first has computed what they share."""
         parent = group.needed_parent()
         assert parent is not None
-        common = min(s.prefill_target for s in group.unforked)
-        if parent.computed_in_result < common:
-            return
-        partial = common % self.limits.block_size != 0
-        for sequence in group.unforked:
-            self._last_seq_id += 1
-            sequence.seq_id = self._last_seq_id
-            sequence.start(computed=common, known=len(sequence.token_ids), is_exact=True)
-            sequence.maybe_shared = partial
-            sequence.fork_step = plan.step
-            held = self._ledger.blocks(common)
-            self._ledger.set(sequence, pledge=held, held=held)
-            sequence.prefill_target = len(sequence.token_ids)
-            self._ledger.set(sequence, pledge=self._ledger.bound(sequence), held=held)
-            add_fork(plan, parent, sequence, common)
-        group.unforked.clear()
-        if parent.finished:
+        num_forked = fork_children(group, parent, plan, self._ledger, self._last_seq_id + 1)
+        self._last_seq_id += num_forked
+        if num_forked and parent.finished:
             self._depart(parent)
-        elif partial:
-            parent.maybe_shared = True
-            parent.fork_step = plan.step
-            self._ledger.set(parent, pledge=self._ledger.bound(parent), held=parent.held)
 
     def _admit_waiting(
-        self, plan: shard_pb2.StepPlan, record: PlanInFlight, budgets: list[int], left: int, now: float
+        self, queue: Queue, plan: shard_pb2.StepPlan, record: PlanInFlight, budgets: list[int], left: int, now: float
     ) -> int:
         """Admits what fits, in order. Returns the tokens left."""
         passed: list[SequenceGroup] = []
         while left > 0 and self._num_slots_used < self.limits.max_num_seqs and len(passed) < MAX_LOOK_AHEAD:
-            group = self.waiting.pop()
+            group = queue.pop()
             if group is None:
                 break
             if group.is_drained() and self._fits_now(group):
@@ -335,16 +331,13 @@ class Scheduler:
                 if group.num_passes >= MAX_PASSES:
                     break
         for group in passed:
-            self.waiting.push(group)
+            queue.push(group)
         return left
 
     def _fits_now(self, group: SequenceGroup) -> bool:
-        alive = group.alive()
-        if self._num_slots_used + len(alive) > self.limits.max_num_seqs:
+        if self._num_slots_used + len(group.alive()) > self.limits.max_num_seqs:
             return False
-        needed = sum(self._ledger.blocks(len(s.token_ids) + 1) for s in alive)
-        if len(alive) > 1:
-            needed -= (len(alive) - 1) * (group.common_length() // self.limits.block_size)
+        needed = self._ledger.needed_by(group)
         # One that was preempted comes back only when the others have room to grow, so that it is not thrown out again.
         headroom = len(self.running) if group.resumptions else 0
         return needed + headroom <= self._ledger.available
@@ -412,7 +405,10 @@ class Scheduler:
         group.is_running = False
         group.unforked.clear()
         group.resumptions += 1
-        self.waiting.push(group)
+        self._put_back(group)
+
+    def _put_back(self, group: SequenceGroup) -> None:
+        (self.waiting if group.suspicion is None else self.suspects).push(group)
 
     def _depart(self, sequence: Sequence) -> None:
         """Takes a sequence off the shard with the next plan."""
@@ -448,7 +444,7 @@ class Scheduler:
         logprobs = {entry.run_index: entry for entry in result.logprobs}
         tokens = iter(result.sampled_token_ids)
         progress: list[Progress] = []
-        block_size = self.limits.block_size
+        num_failed, block_size = 0, self.limits.block_size
         for i, (sequence, computed, known, sampled, stop, shared) in enumerate(
             zip(
                 record.sequences,
@@ -478,7 +474,11 @@ class Scheduler:
                     progress.append(self._progress(sequence, token, stop, None if entry is None else [entry]))
             elif sampled:
                 next(tokens)
-        self.tokens.generated += len(progress)
+            elif stop == _STOP_ERROR and not sequence.finished:
+                progress.append(Progress.failed(sequence))
+                num_failed += 1
+        self.tokens.generated += len(progress) - num_failed
+        self.suspects.acquit()
         return progress
 
     def _settle(self, sequence: Sequence, computed: int, known: int, shared: bool, step: int) -> None:

@@ -6,10 +6,14 @@ except between an admission and its first result, when the length of the cached 
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.request import Request
+
+if TYPE_CHECKING:
+    from pagewire_router.scheduling.suspects import Deaths, Suspicion
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -122,8 +126,11 @@ class SequenceGroup:
 
     __slots__ = (
         "__weakref__",
+        "cleared_at",
+        "deaths",
         "expected_tokens",
         "has_progressed",
+        "is_condemned",
         "is_ended",
         "is_running",
         "num_cached_tokens",
@@ -132,6 +139,7 @@ class SequenceGroup:
         "request",
         "resumptions",
         "sequences",
+        "suspicion",
         "unforked",
         "urgency",
     )
@@ -158,6 +166,14 @@ class SequenceGroup:
         """Prompt tokens a cached prefix provided when it was first admitted."""
         self.unforked: list[Sequence] = []
         """Sequences that wait for the first to compute what they share."""
+        self.suspicion: Suspicion | None = None
+        """Set: a step failed that had it, so that it runs alone; see suspects.py."""
+        self.cleared_at = -1
+        """Output tokens it had when it was last cleared of a suspicion."""
+        self.deaths: Deaths | None = None
+        """Of shard processes, while it ran."""
+        self.is_condemned = False
+        """Shard processes have died over it alone, too often: it is not run any more."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -178,6 +194,12 @@ class SequenceGroup:
     def is_drained(self) -> bool:
         """No plan in flight runs any of its sequences, so that it may be admitted again."""
         return all(sequence.num_inflight == 0 for sequence in self.sequences)
+
+    def leave(self) -> None:
+        """The shard group has forgotten its sequences."""
+        for sequence in self.sequences:
+            sequence.num_inflight = sequence.pledge = sequence.held = 0
+            sequence.seq_id = -1
 
     def common_length(self) -> int:
         """What its sequences share and each of them extends by a token at least."""

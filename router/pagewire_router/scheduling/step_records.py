@@ -90,3 +90,10 @@ class Progress:
     logprobs: list[shard_pb2.SequenceLogprobs] | None
     finish_reason: "inference_pb2.FinishReason.ValueType"
     """Set if the shard stopped it."""
+    has_failed: bool = False
+    """The model gave no finite logits: the sequence has no next token."""
+
+    @staticmethod
+    def failed(sequence: Sequence) -> "Progress":
+        """Of a sequence that has no next token."""
+        return Progress(sequence, [], None, inference_pb2.FINISH_REASON_ABORT, has_failed=True)
