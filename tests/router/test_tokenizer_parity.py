@@ -1,12 +1,14 @@
 """Shard and router together read a model directory's tokenizer as transformers' AutoTokenizer does."""
 
+import json
+
 import pytest
 import tokenizer_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pagewire_router.text.tokenizer import Tokenizer
 from pagewire_router.text.tokenizer_files import special_tokens
-from pagewire_shard.loading.plain_tokenizer import is_plain
+from pagewire_shard.loading.plain_tokenizer import PLAIN_MODEL_TYPES, is_plain
 from pagewire_shard.service.model_files import collect_model_files
 
 HARD_TEXTS = [
@@ -138,6 +140,21 @@ def test_no_token_stands_for_more_text_than_the_bound_says(both):
         return
     for text in [*HARD_TEXTS, *(text * 50 for text in HARD_TEXTS)]:
         assert len(text) <= bound * len(ours._encode(text, False)), text
+
+
+@pytest.mark.parametrize("model_type", PLAIN_MODEL_TYPES)
+def test_where_transformers_is_not_asked_it_would_change_nothing(model_type, tmp_path, monkeypatch):
+    tokenizer_folders.plain(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    assert is_plain(tmp_path)
+    ours = json.loads(collect_model_files(tmp_path)["tokenizer.json"])
+    monkeypatch.setattr("pagewire_shard.loading.tokenizer_resolver.is_plain", lambda directory: False)
+    theirs = json.loads(collect_model_files(tmp_path)["tokenizer.json"])
+    # transformers writes a post-processor that adds nothing where there is none.
+    added = theirs.pop("post_processor")["single"]
+    assert ours.pop("post_processor") is None
+    assert added == [{"Sequence": {"id": "A", "type_id": 0}}]
+    assert ours == theirs
 
 
 def test_transformers_is_not_asked_only_where_the_answer_is_known(tmp_path):

@@ -59,12 +59,13 @@ class SequenceOutput:
             self._logprobs += map(_token_logprobs, token_ids, logprobs)
         if self._detokenizer is None:
             return False
-        num_passed_over = self._min_tokens - (self.num_tokens - len(token_ids))
+        num_new = len(token_ids)
         if token_ids[-1] in self._stop_token_ids:
             token_ids = token_ids[:-1]
         if self._stop_strings is None:
             self._text += self._detokenizer.feed(token_ids)
             return False
+        num_passed_over = self._min_tokens - self.num_tokens + num_new
         if num_passed_over > 0:
             # A stop string may begin in the first min_tokens tokens, but not end there.
             self._text += self._stop_strings.pass_over(self._detokenizer.feed(token_ids[:num_passed_over]))

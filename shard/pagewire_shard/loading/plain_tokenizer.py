@@ -9,7 +9,8 @@ from typing import Any
 
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Of these, and only with models of PLAIN_MODEL_TYPES, transformers loads tokenizer.json and adds missing tokens."""
-PLAIN_MODEL_TYPES = ("llama",)
+PLAIN_MODEL_TYPES = ("llama", "gpt2", "opt", "phi", "qwen3", "qwen3_moe")
+"""Not qwen2, for example, whose tokenizer is rebuilt whatever class its configuration names."""
 TOKEN_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TOKEN_LIST_FIELDS = ("additional_special_tokens", "extra_special_tokens")
 IDLE_FIELDS = frozenset(
