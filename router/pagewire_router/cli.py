@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serves until SIGTERM or SIGINT. An error at start is one line on standard error and exit status 1."""
     config = parse_config(arguments)
+    # Read when gRPC is imported. The core logs by itself, a line for every malformed header.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import uvloop
 
     from pagewire_router.process_log import set_up_logging

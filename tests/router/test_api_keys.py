@@ -21,6 +21,7 @@ SHORT = inference_pb2.GenerateRequest(
 @pytest.fixture
 def keys_file(tmp_path):
     path = tmp_path / "keys"
+    path.touch(mode=0o600)
     path.write_text("# those of the tests\nfirst-key\n\n  second-key  \n")
     return path
 

@@ -1,13 +1,18 @@
-"""What the router's log says of calls that end while they are answered."""
+"""What the router's log says of calls that end while they are answered, and what it never says of clients."""
 
 import asyncio
+import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
+import pagewire_router.process_log
+import pagewire_shard.process_log
 import pytest
-from pagewire_router.errors import DeadlineExceeded
-from pagewire_router.process_log import GRPC_LOGGER, is_worth_logging
+from grpc_status import rpc_status
+from pagewire_router.errors import DeadlineExceeded, FieldViolation, InvalidRequest, ModelNotFound, RouterError
+from pagewire_router.process_log import GRPC_LOGGER, is_worth_logging, set_up_logging
 from pagewire_router.service.rpc_status import abort
 
 MAX_CALLS = 3000
@@ -76,3 +81,105 @@ def test_other_failures_of_grpc_are_logged(records: Records) -> None:
     finally:
         logger.removeFilter(is_worth_logging)
     assert "ValueError: a bug" in records.seen[0]
+
+
+SECRET = "SECRETKEY-1234567890"
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """What a process writes that has set its logging up for debugging."""
+    root, stream = logging.getLogger(), io.StringIO()
+    before, level = root.handlers[:], root.level
+    root.handlers[:] = [logging.StreamHandler(stream)]
+    root.setLevel(logging.DEBUG)
+    set_up_logging("debug")
+    yield stream
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("message", "args"),
+    [
+        ("Invalid encoding on %s", (f"Bearer {SECRET}\xc3".encode("latin1"),)),
+        (f"Invalid encoding on {f'Bearer {SECRET}'.encode()!r}", ()),
+        (f"Task exception was never retrieved\nfuture: <Task exception=KeyError('{SECRET}')>", ()),
+        (f"Exception in callback <Handle f('{SECRET}')>", ()),
+        (f"it's {SECRET!r} and an unfinished '{SECRET}", ()),
+    ],
+)
+@pytest.mark.parametrize("logger", ["grpc._cython.cygrpc", "grpc.aio._server", "asyncio"])
+def test_what_a_client_sent_is_in_no_line_of_another_library(
+    lines: io.StringIO, logger: str, message: str, args: tuple[object, ...]
+) -> None:
+    try:
+        raise UnicodeDecodeError("utf-8", SECRET.encode(), 0, 1, SECRET) from KeyError(SECRET)
+    except UnicodeDecodeError:
+        logging.getLogger(logger).exception(message, *args)
+    logging.getLogger(logger).debug(message, *args)
+    assert SECRET not in lines.getvalue()
+    assert len(lines.getvalue().splitlines()) == 2
+    assert "UnicodeDecodeError" in lines.getvalue(), "what kind of failure it was is said"
+
+
+def test_a_kind_of_another_library_is_logged_once_a_minute(lines: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("pagewire_router.process_log.time.monotonic", lambda: now)
+    for _ in range(500):
+        logging.getLogger(GRPC_LOGGER).error("Invalid encoding on %s", b"x")
+    logging.getLogger("asyncio").error("another kind")
+    assert len(lines.getvalue().splitlines()) == 2
+    now += 61.0
+    logging.getLogger(GRPC_LOGGER).error("Invalid encoding on %s", b"x")
+    assert lines.getvalue().splitlines()[-1].endswith("(499 more since the last one)")
+    for i in range(5000):
+        logging.getLogger(GRPC_LOGGER).error(f"message {i}")
+    assert len(lines.getvalue().splitlines()) < 200
+
+
+def test_our_own_tracebacks_show_frames_and_no_values(lines: io.StringIO) -> None:
+    try:
+        try:
+            raise KeyError(SECRET)
+        except KeyError as error:
+            raise ValueError(f"{SECRET!r} is wrong") from error
+    except ValueError:
+        logging.getLogger("pagewire_router.x").exception("A call failed")
+    assert SECRET not in lines.getvalue().replace("{SECRET!r}", "")
+    assert "KeyError: ..." in lines.getvalue()
+    assert "ValueError: ..." in lines.getvalue()
+    assert "test_process_log.py" in lines.getvalue()
+
+
+def test_the_router_and_the_shard_log_alike() -> None:
+    assert Path(pagewire_router.process_log.__file__).read_text() == (
+        Path(pagewire_shard.process_log.__file__).read_text()
+    )
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\0b", "é" * 10_000_000, "x" * 10_000_000, "\x1b[31m\r\x7f", "日本\udcff"])
+@pytest.mark.parametrize("kind", [ModelNotFound, lambda text: InvalidRequest([FieldViolation(text, text)] * 50)])
+async def test_any_text_can_be_refused_with(kind: Callable[[str], RouterError], text: str) -> None:
+    """The refusal must not fail itself, whatever it quotes of the request."""
+
+    async def refuse(_request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        await abort(context, kind(text))
+
+    server = grpc.aio.server()
+    method = grpc.unary_unary_rpc_method_handler(refuse)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", {"Refuse": method}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary("/test/Refuse")(b"", timeout=30)
+        error = caught.value
+        assert error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+        assert len(error.details() or "") <= 500
+        status = rpc_status.from_call(error)
+        assert status is not None
+        assert status.ByteSize() <= 3000
+    finally:
+        await server.stop(None)

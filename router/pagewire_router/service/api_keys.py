@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import logging
+import stat
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 REREAD_S = 1.0
 """How often the file is looked at, at most."""
 SCHEME = "bearer"
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class ApiKeysError(Exception):
@@ -42,6 +44,8 @@ class ApiKeys:
             content = self._path.read_bytes()
         except OSError as error:
             raise ApiKeysError(f"API keys {self._path}: {error.strerror}") from None
+        if not self._content and self._path.stat().st_mode & OTHERS:
+            logger.warning("API keys %s: other users of this machine may read the file", self._path)
         if content == self._content:
             return
         lines = [line.strip() for line in content.splitlines()]

@@ -258,6 +258,10 @@ class InferenceService:
             raise
         except RouterError as error:
             failure = error
+        except (RecursionError, SyntaxError, UnicodeError) as error:
+            # Of text or nesting that only the client can have sent.
+            description = f"nested too deeply or no valid text ({type(error).__name__})"
+            failure = InvalidRequest([FieldViolation("prompt", description)])
         except Exception:
             _log.exception("A call failed for a reason of ours")
             failure = RouterError("the router failed on this request; its log says more")

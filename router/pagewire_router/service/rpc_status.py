@@ -1,5 +1,6 @@
 """Errors as gRPC statuses with google.rpc details, small enough for any peer's header limit."""
 
+import re
 from typing import NoReturn
 
 import grpc
@@ -12,13 +13,14 @@ DOMAIN = "pagewire"
 MAX_MESSAGE_CHARS = 500
 MAX_STATUS_BYTES = 2400
 """Base64 makes 3,200 of them; with the message beside them a status stays under 4 KB."""
+UNSENDABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 DETAILS_KEY = "grpc-status-details-bin"
 
 
 def to_status(error: RouterError) -> status_pb2.Status:
     """The status with its details: BadRequest violations as far as they fit, RetryInfo, ErrorInfo."""
     code: int = status_code(error).value[0]
-    status = status_pb2.Status(code=code, message=shorten(error.message, MAX_MESSAGE_CHARS))
+    status = status_pb2.Status(code=code, message=_header_text(shorten(error.message, MAX_MESSAGE_CHARS)))
     _pack(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
@@ -44,16 +46,21 @@ def _bad_request(error: InvalidRequest, max_bytes: int) -> error_details_pb2.Bad
 async def abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: RouterError) -> NoReturn:
     """Ends a call with the error's status."""
     status = to_status(error)
-    await context.abort(status_code(error), _header_text(status.message), ((DETAILS_KEY, status.SerializeToString()),))
+    await context.abort(status_code(error), status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """The text, cut where it is too long."""
-    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+    """The text, cut where it is too long, with escapes for what cannot be sent: lone surrogates and controls."""
+    text = text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+    safe = UNSENDABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return safe if len(safe) <= max_chars else safe[: max_chars - 3] + "..."
 
 
 def _header_text(text: str) -> str:
-    """grpc-message is percent-encoded, three characters for each byte outside ASCII: such a text is cut shorter."""
+    """grpc-message is percent-encoded, three characters for each byte outside ASCII: such a text is cut shorter.
+
+    The message in the details must be the same: clients' libraries compare them.
+    """
     return text if text.isascii() else shorten(text, MAX_MESSAGE_CHARS // 6)
 
 

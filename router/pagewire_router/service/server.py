@@ -17,6 +17,7 @@ from pagewire_router.service.api_keys import ApiKeyInterceptor, ApiKeys, ApiKeys
 from pagewire_router.service.health_endpoint import HealthEndpoint
 from pagewire_router.service.http_endpoint import HttpEndpoint
 from pagewire_router.service.inference_service import SERVICE_NAME, InferenceService
+from pagewire_router.service.listen_address import is_local
 from pagewire_router.service.loop_lag import watch_loop_lag
 from pagewire_router.service.service_gate import ServiceGate
 from pagewire_router.service.stream_writer import StreamWriter
@@ -231,6 +232,8 @@ class RouterServer:
             return server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
         if config.api_keys is not None and not config.listen.startswith("unix:"):
             _log.warning("API keys travel unencrypted: use --tls-cert, or end TLS in front of the router")
+        if config.api_keys is None and not is_local(config.listen):
+            _log.warning("Whoever reaches %s may call: there are no API keys, and no TLS", config.listen)
         return None
 
     def _is_serving(self) -> bool:

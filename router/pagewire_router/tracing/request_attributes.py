@@ -5,9 +5,12 @@ from pagewire.v1 import inference_pb2
 
 from pagewire_router.request import Request
 from pagewire_router.service.request_output import RequestOutput
+from pagewire_router.service.rpc_status import shorten
 from pagewire_router.timeline import Timeline
 from pagewire_router.tracing import conventions as names
 
+MAX_CHARS = 256
+"""Of a text that a client chose, such as an id."""
 _FINISH_REASONS = {
     inference_pb2.FINISH_REASON_STOP: "stop",
     inference_pb2.FINISH_REASON_LENGTH: "length",
@@ -23,7 +26,7 @@ def request_attributes(timeline: Timeline, *, is_stream: bool) -> dict[str, Attr
     attributes: dict[str, AttributeValue] = {
         names.OPERATION_NAME: "chat" if message.HasField("chat") else "text_completion",
         names.PROVIDER_NAME: "pagewire",
-        names.REQUEST_MODEL: message.model if message.HasField("model") else timeline.model,
+        names.REQUEST_MODEL: shorten(message.model if message.HasField("model") else timeline.model, MAX_CHARS),
         names.REQUEST_STREAM: is_stream,
     }
     if request is not None and output is not None:
@@ -46,7 +49,7 @@ def _parameters(message: inference_pb2.GenerateRequest, request: Request) -> dic
     if params.presence_penalty:
         attributes[names.REQUEST_PRESENCE_PENALTY] = params.presence_penalty
     if params.stop:
-        attributes[names.REQUEST_STOP_SEQUENCES] = params.stop
+        attributes[names.NUM_STOP_STRINGS] = len(params.stop)
     if message.sampling_params.HasField("seed"):
         attributes[names.REQUEST_SEED] = params.seed
     if params.n != 1:
@@ -58,7 +61,7 @@ def _parameters(message: inference_pb2.GenerateRequest, request: Request) -> dic
 
 def _answer(request: Request, output: RequestOutput, model: str) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {
-        names.RESPONSE_ID: request.request_id,
+        names.RESPONSE_ID: shorten(request.request_id, MAX_CHARS),
         names.RESPONSE_MODEL: model,
         names.USAGE_INPUT_TOKENS: len(request.prompt_token_ids),
         names.USAGE_OUTPUT_TOKENS: output.num_tokens,

@@ -26,16 +26,22 @@ class AbortableContext(Protocol):
 async def abort(context: AbortableContext, error: ShardError) -> NoReturn:
     """Ends the call with the error."""
     code = status_code(error)
-    message = error.message[:MAX_MESSAGE_CHARS]
+    message = _sendable(error.message)
     status = status_pb2.Status(code=code.value[0], message=message, details=_details(error))
     await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+def _sendable(text: str) -> str:
+    """The text, cut where it is too long, in ASCII: others are percent-encoded, and some cannot be sent at all."""
+    safe = text[:MAX_MESSAGE_CHARS].encode("ascii", "backslashreplace").decode()
+    return "".join(char if char.isprintable() else " " for char in safe)[:MAX_MESSAGE_CHARS]
 
 
 def _details(error: ShardError) -> list[any_pb2.Any]:
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)
     details = [info]
     if isinstance(error, LeaseHeld):
-        info.metadata["holder"] = error.holder[:MAX_MESSAGE_CHARS]
+        info.metadata["holder"] = _sendable(error.holder)
         info.metadata["remaining_ms"] = str(error.remaining_ms)
         details.append(_retry_after(error.remaining_ms))
     elif isinstance(error, ShardUnavailable):
