@@ -123,14 +123,16 @@ class SequenceOutput:
         return parts
 
     def take_completion(self) -> inference_pb2.Completion:
-        """The whole sequence, if nothing was taken before."""
-        return inference_pb2.Completion(
+        """The whole sequence, if nothing was taken before. What it was made of is let go of."""
+        completion = inference_pb2.Completion(
             index=self.index,
             text=self._text,
             token_ids=self._token_ids,
             logprobs=self._logprobs,
             finished=self.finished,
         )
+        self._text, self._token_ids, self._logprobs = "", [], []
+        return completion
 
 
 def _token_logprobs(token_id: int, logprobs: shard_pb2.SequenceLogprobs) -> inference_pb2.TokenLogprobs:
