@@ -87,6 +87,14 @@ FRAGMENT = st.one_of(
 TEXTS = st.lists(st.lists(FRAGMENT, max_size=4).map("".join), min_size=20, max_size=20)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_tiktoken_cache():
+    """As the shard's command line sets it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")
+        yield
+
+
 @pytest.fixture(scope="module", params=tokenizer_folders.KINDS)
 def both(request, tmp_path_factory):
     import transformers

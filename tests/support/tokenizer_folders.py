@@ -1,5 +1,6 @@
 """Model directories with tokenizers of every kind, as they are found on the hub, each trained on a few lines."""
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,13 @@ def sentencepiece_alone(folder: Path) -> None:
     write(folder, None, "llama", tokenizer_class="LlamaTokenizer", **config, **PLAIN)
 
 
+def tiktoken_alone(folder: Path) -> None:
+    pieces = [*(bytes([byte]) for byte in range(256)), b"he", b"ll", b" t", b" th"]
+    lines = [base64.b64encode(piece) + b" %d\n" % rank for rank, piece in enumerate(pieces)]
+    (folder / "tiktoken.model").write_bytes(b"".join(lines))
+    write(folder, None, "llama", tokenizer_class="PreTrainedTokenizerFast", **PLAIN)
+
+
 def cleaned_unigram(folder: Path) -> None:
     config = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>", "extra_ids": 0}
     write(folder, unigram(), "t5", tokenizer_class="T5Tokenizer", clean_up_tokenization_spaces=True, **config)
@@ -172,6 +180,13 @@ KINDS: dict[str, Callable[[Path], None]] = {
     function.__name__: function
     for function in (
         *(plain, prefix_space, vocabulary_and_merges, qwen2, legacy_llama, gemma, sentencepiece_alone),
-        *(cleaned_unigram, word_piece, added_tokens_of_all_kinds, older_files_beside_it, special_tokens_as_text),
+        *(
+            tiktoken_alone,
+            cleaned_unigram,
+            word_piece,
+            added_tokens_of_all_kinds,
+            older_files_beside_it,
+            special_tokens_as_text,
+        ),
     )
 }
