@@ -127,7 +127,7 @@ def test_a_group_that_has_not_run_a_step_refuses_nothing() -> None:
     group = TimedGroup(LIMITS, saturating)
     run_open([group], (uniform(0.0) for _ in range(500)), 30.0)
     assert group.counts.refused == 0
-    assert group.counts.goodput(0.0, 8.0) >= 0.7 * peak(saturating)
+    assert group.counts.goodput(0.0, 8.0) >= 0.5 * peak(saturating), "all are due at once, and nothing is known yet"
 
 
 def test_several_groups_share_the_load() -> None:

@@ -21,7 +21,7 @@ from pagewire_router.scheduling.waiting_queue import WaitingQueue, queue_key
 
 WAIT_SHARE = 0.35
 """Of the time that a request can spare beside running, so much may go into waiting, by estimate, when it arrives."""
-RUN_SHARE, LARGE_BATCH_RUN_SHARE = 0.8, 0.65
+RUN_SHARE, LARGE_BATCH_RUN_SHARE = 0.7, 0.55
 """Of the time that a request has left, so much may go into running, by estimate, when it is admitted; the latter
 where the batch is larger than worthwhile (see Pace): it may be kept smaller at little cost, and may yet grow."""
 COLD_ROWS = 8
@@ -138,13 +138,15 @@ class Forecast:
         left_s = _deadline_s(group) - now
         if not self._is_known(now):
             return Verdict.ADMIT if left_s == math.inf else Verdict.HOLD
-        is_small = num_rows <= max(self.pace.worthwhile_rows, COLD_ROWS)
+        is_small = num_rows <= max(min(self.pace.worthwhile_rows, self.pace.max_rows), COLD_ROWS)
         if self._is_settled(now) and self._need_s(group, num_running) > left_s * (RUN_SHARE if is_small else 1.0):
             return Verdict.GIVE_UP
         if is_small:
             return Verdict.ADMIT if self._need_s(group, num_rows) <= RUN_SHARE * left_s else Verdict.HOLD
-        is_tolerable = self.pace.typical_step_s(num_rows) <= self._tolerable_step_s(now, group.request.priority)
-        is_in_time = self._need_s(group, num_rows) <= LARGE_BATCH_RUN_SHARE * left_s
+        caution = self.pace.caution(num_rows)
+        step_s = caution * self.pace.typical_step_s(num_rows)
+        is_tolerable = step_s <= self._tolerable_step_s(now, group.request.priority)
+        is_in_time = caution * self._need_s(group, num_rows) <= LARGE_BATCH_RUN_SHARE * left_s
         return Verdict.ADMIT if is_tolerable and is_in_time else Verdict.HOLD
 
     def _tolerable_step_s(self, now: float, priority: int) -> float:

@@ -67,6 +67,10 @@ class Pace:
         """The same for a step that also computes as many prompt tokens as recent ones did on average."""
         return self.step_s(num_rows, self._prompt / self._weight if self._weight else 0.0)
 
+    def caution(self, num_rows: int) -> float:
+        """How many times longer a step may be than the fit says: it may grow with the rows beyond those tried."""
+        return max(1.0, num_rows / self.max_rows) if self.max_rows else 1.0
+
     @property
     def worthwhile_rows(self) -> float:
         """So many rows bring two thirds of the tokens per second that any number of them could bring."""
