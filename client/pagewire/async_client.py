@@ -14,7 +14,17 @@ from pagewire.channels import ChannelPool, Connection
 from pagewire.errors import InvalidRequest, PagewireError, from_rpc_error
 from pagewire.events import Event, Started
 from pagewire.outputs import RequestOutput
-from pagewire.prompts import ChatMessage, ChatPrompt, ContentFormat, Prompt, TextPrompt, as_prompts, fill_tokenize
+from pagewire.prompts import (
+    ChatMessage,
+    ChatPrompt,
+    ContentFormat,
+    Prompt,
+    PromptLike,
+    TextPrompt,
+    as_prompt,
+    as_prompts,
+    fill_tokenize,
+)
 from pagewire.retry import NEVER, PATIENT, Attempts, RetryPolicy
 from pagewire.sampling_params import SamplingParams
 from pagewire.tls import channel_credentials
@@ -70,7 +80,7 @@ class AsyncClient:
 
     async def generate(
         self,
-        prompt: Prompt,
+        prompt: PromptLike,
         sampling_params: SamplingParams | None = None,
         *,
         request_id: str = "",
@@ -86,14 +96,16 @@ class AsyncClient:
         A stream that breaks before its first token is asked for again, as long as `retry` says; Started comes once.
 
         Args:
-            prompt: text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}.
+            prompt: text, {"prompt": text}, token ids, {"prompt_token_ids": [...]} or {"messages": [...]}.
             request_id: unique among the requests that are alive; empty: the server picks one.
             priority: lower runs first.
             cache_salt: cached prefixes are shared only among requests of one salt.
             timeout_s: until the last token; the server ends the request then.
         """
         options = RequestOptions(request_id, model, priority, cache_salt, add_special_tokens)
-        request = build_request(prompt, sampling_params, options, return_prompt_token_ids=return_prompt_token_ids)
+        request = build_request(
+            as_prompt(prompt), sampling_params, options, return_prompt_token_ids=return_prompt_token_ids
+        )
         attempts = self._attempts(timeout_s)
         is_started = has_output = False
         while True:
@@ -126,7 +138,7 @@ class AsyncClient:
 
     async def complete(
         self,
-        prompt: Prompt,
+        prompt: PromptLike,
         sampling_params: SamplingParams | None = None,
         *,
         request_id: str = "",
@@ -138,7 +150,7 @@ class AsyncClient:
     ) -> RequestOutput:
         """The whole answer to one prompt, when all its sequences have finished. Arguments as for generate."""
         options = RequestOptions(request_id, model, priority, cache_salt, add_special_tokens)
-        return await self._complete(prompt, sampling_params, options, self._attempts(timeout_s))
+        return await self._complete(as_prompt(prompt), sampling_params, options, self._attempts(timeout_s))
 
     async def chat(
         self,
@@ -188,15 +200,15 @@ class AsyncClient:
         if add_generation_prompt is not None:
             prompt["add_generation_prompt"] = add_generation_prompt
         options = RequestOptions(request_id, model, priority, cache_salt)
-        return await self._complete(prompt, sampling_params, options, self._attempts(timeout_s))
+        return await self._complete(as_prompt(prompt), sampling_params, options, self._attempts(timeout_s))
 
     async def complete_many(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: PromptLike | Sequence[PromptLike],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         model: str | None = None,
-        priority: int = 0,
+        priority: int | Sequence[int] = 0,
         cache_salt: str | None = None,
         add_special_tokens: bool = True,
         window: int | None = None,
@@ -206,6 +218,7 @@ class AsyncClient:
 
         Args:
             sampling_params: for all prompts, or one for each.
+            priority: for all prompts, or one for each.
             window: most requests to have open; None: what the server's queue takes, at most 512.
             on_output: called with every answer as it comes, in the event loop.
 
@@ -213,14 +226,15 @@ class AsyncClient:
         """
         listed = as_prompts(prompts)
         params = batch.params_for_each(listed, sampling_params)
+        priorities = batch.priority_for_each(listed, priority)
         if window is None:
             window = batch.window_for(await self.get_model()) if len(listed) > 1 else 1
-        options = RequestOptions("", model, priority, cache_salt, add_special_tokens)
 
-        def complete(prompt: Prompt, params: SamplingParams | None) -> Awaitable[RequestOutput]:
+        def complete(prompt: Prompt, params: SamplingParams | None, priority: int) -> Awaitable[RequestOutput]:
+            options = RequestOptions("", model, priority, cache_salt, add_special_tokens)
             return self._complete(prompt, params, options, Attempts(PATIENT, None))
 
-        return await batch.run_windowed(complete, list(zip(listed, params, strict=True)), window, on_output)
+        return await batch.run_windowed(complete, list(zip(listed, params, priorities, strict=True)), window, on_output)
 
     async def tokenize(self, prompt: str | TextPrompt | ChatPrompt, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of text or of a conversation, exactly as generate would make them."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MAX_WINDOW = 512
 """Enough to keep any one server's batches full."""
 
-Complete = Callable[[Prompt, SamplingParams | None], Awaitable[RequestOutput]]
+Complete = Callable[[Prompt, SamplingParams | None, int], Awaitable[RequestOutput]]
 
 
 def window_for(model: "inference_pb2.Model") -> int:
@@ -40,9 +40,24 @@ def params_for_each(
     return params
 
 
+def priority_for_each(prompts: Sequence[Prompt], priority: int | Sequence[int]) -> Sequence[int]:
+    """One priority for each prompt.
+
+    Raises:
+        InvalidRequest: a list was given, of another length than the prompts.
+    """
+    if not isinstance(priority, Sequence):
+        return [priority] * len(prompts)
+    if len(priority) != len(prompts):
+        raise InvalidRequest.of_field(
+            "priority", f"{len(priority)} given for {len(prompts)} prompts, accepted: one, or one for each prompt"
+        )
+    return priority
+
+
 async def run_windowed(
     complete: Complete,
-    requests: Sequence[tuple[Prompt, SamplingParams | None]],
+    requests: Sequence[tuple[Prompt, SamplingParams | None, int]],
     window: int,
     on_output: Callable[[RequestOutput], None] | None = None,
 ) -> list[RequestOutput]:
@@ -54,8 +69,8 @@ async def run_windowed(
     remaining = iter(enumerate(requests))
 
     async def work() -> None:
-        for index, (prompt, params) in remaining:
-            output = outputs[index] = await complete(prompt, params)
+        for index, request in remaining:
+            output = outputs[index] = await complete(*request)
             if on_output is not None:
                 on_output(output)
 

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from pagewire.events import Event
+from pagewire.proxies import channel_options
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.wire import decode_event
 
@@ -51,6 +52,7 @@ class ChannelPool:
         self._credentials = credentials
         self._options: Sequence[tuple[str, int]] = (
             *CHANNEL_OPTIONS,
+            *channel_options(target),
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
         )

@@ -80,6 +80,10 @@ class Client:
     health = _blocking(AsyncClient.health)
     close = _blocking(AsyncClient.close)
 
+    def close_later(self) -> None:
+        """As close, without waiting for it."""
+        background_loop().start(self._client.close())
+
     def __enter__(self) -> Self:
         return self
 

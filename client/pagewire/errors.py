@@ -19,6 +19,8 @@ Callers never see a grpc.RpcError: it is the __cause__ of what they see.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pagewire.proxies import proxy_in_use
+
 if TYPE_CHECKING:
     import grpc
 
@@ -140,7 +142,9 @@ def from_rpc_error(error: "grpc.aio.AioRpcError", target: str) -> PagewireError:
     elif kind is ServerError:
         message = f"the server at {target} failed ({code}): {message}"
     elif kind is Unavailable and not details.reason:
-        message = f"no pagewire server answers at {target}: {message}"
+        proxy = proxy_in_use(target)
+        through = "" if proxy is None else f" through the proxy {proxy} (the variable no_proxy exempts hosts)"
+        message = f"no pagewire server answers at {target}{through}: {message}"
     if kind is InvalidRequest:
         return InvalidRequest(message, violations=details.violations, reason=details.reason)
     return kind(message, reason=details.reason, retry_after_s=details.retry_after_s)

@@ -22,10 +22,18 @@ class BackgroundLoop:
 
     def __init__(self) -> None:
         self._loop = _new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="pagewire-client", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="pagewire-client", daemon=True)
+        self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. An interrupted caller cancels it."""
+        """The coroutine's result. An interrupted caller cancels it.
+
+        Raises:
+            RuntimeError: called on the loop's own thread, as from a callback of a client, which would wait for itself.
+        """
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError("a synchronous client cannot be called from a callback of a client; use AsyncClient")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -34,6 +42,10 @@ class BackgroundLoop:
         except BaseException:
             future.cancel()
             raise
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Runs a coroutine for which nobody waits. Takes no lock that another thread may hold: finalizers call it."""
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """The generator's items, fetched ahead. A caller that leaves the iteration closes it."""

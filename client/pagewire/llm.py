@@ -1,8 +1,10 @@
 """Offline inference: a server of one's own, with vLLM's interface."""
 
+import importlib
+import importlib.util
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,8 +12,9 @@ from pagewire.client import Client
 from pagewire.errors import InvalidRequest
 from pagewire.outputs import RequestOutput
 from pagewire.progress import progress_bar
-from pagewire.prompts import ChatMessage, ChatPrompt, ContentFormat, Prompt, as_prompts
+from pagewire.prompts import ChatMessage, ChatPrompt, ContentFormat, Prompt, PromptLike, as_prompts
 from pagewire.sampling_params import SamplingParams
+from pagewire.serve.engine_arguments import translate
 from pagewire.serve.options import model_flags
 from pagewire.server_process import ServerProcess
 
@@ -27,53 +30,59 @@ class LLM:
         model: directory of a Hugging Face model, or its id on the hub; None: the bundled demo model.
         **options: those of `pagewire serve`, with underscores: tensor_parallel_size, replicas, device, dtype,
             max_model_len, max_num_seqs, max_num_batched_tokens, block_size, kv_cache_memory, load_format, seed, ...
+            vLLM's engine arguments are known too (serve/engine_arguments.py).
 
     Raises:
         TypeError: an option is not known.
+        InvalidRequest: an engine argument asks for what is not served.
         StartupError: the server did not come up; the message says why.
     """
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
-        flags = model_flags(options)
+        self._model = os.fspath(model) if model is not None else DEFAULT_MODEL
+        flags = _flags(self._model, options)
         # Whoever can talk to this server may run code as this user anyway.
-        model = os.fspath(model) if model is not None else DEFAULT_MODEL
-        server = ServerProcess(["--trust-request-chat-template", *flags, "--", model])
-        self._client = Client(server.address)
-        self._finalizer = weakref.finalize(self, _close, self._client, server, os.getpid())
+        self._server = ServerProcess(["--trust-request-chat-template", *flags, "--", self._model])
+        self._client = Client(self._server.address)
+        self._owner_pid = os.getpid()
+        self._finalizer = weakref.finalize(self, _let_go, self._client, self._owner_pid)
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: PromptLike | Sequence[PromptLike],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: None = None,
+        priority: int | Sequence[int] | None = None,
         *,
-        priority: int = 0,
         cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """Completes any number of prompts.
 
         Args:
-            prompts: text, {"prompt": text} or {"prompt_token_ids": [...]}, or a list of those.
+            prompts: text, {"prompt": text}, token ids or {"prompt_token_ids": [...]}, or a list of those.
             sampling_params: for all prompts, or one for each; None: the defaults.
             use_tqdm: shows progress, if standard error is a terminal.
-            priority: lower runs first.
+            lora_request: adapters are not served; None.
+            priority: lower runs first; for all prompts, or one for each.
             cache_salt: cached prefixes are shared only among requests of one salt.
 
         Returns:
             One answer for each prompt, in their order.
         """
+        _refuse_adapter(lora_request)
         listed = as_prompts(prompts)
-        with progress_bar(len(listed), enabled=use_tqdm) as on_output:
+        with progress_bar(len(listed), enabled=bool(use_tqdm)) as on_output:
             return self._client.complete_many(
-                listed, sampling_params, priority=priority, cache_salt=cache_salt, on_output=on_output
+                listed, sampling_params, priority=priority or 0, cache_salt=cache_salt, on_output=on_output
             )
 
     def chat(
         self,
         messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
-        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: None = None,
         chat_template: str | None = None,
         chat_template_content_format: ContentFormat = "auto",
         add_generation_prompt: bool = True,
@@ -99,6 +108,7 @@ class LLM:
         Returns:
             One answer for each conversation, in their order.
         """
+        _refuse_adapter(lora_request)
         if not messages:
             raise InvalidRequest.of_field("messages", "none given, accepted: at least one")
         is_one = not isinstance(messages[0], Sequence)
@@ -117,14 +127,25 @@ class LLM:
             prompts.append(prompt)
         return self.generate(prompts, sampling_params, use_tqdm)
 
+    def get_tokenizer(self) -> Any:
+        """The model's tokenizer, as transformers' AutoTokenizer reads it.
+
+        Raises:
+            ImportError: transformers is not installed; `client` has tokenize and detokenize.
+        """
+        transformers = importlib.import_module("transformers")
+        return transformers.AutoTokenizer.from_pretrained(_model_directory(self._model))
+
     @property
     def client(self) -> Client:
         """Talks to this model's server; for streams, tokenization and the like."""
         return self._client
 
     def close(self) -> None:
-        """Stops the server. The object is of no use afterwards."""
-        self._finalizer()
+        """Stops the server and waits for its end. The object is of no use afterwards."""
+        if os.getpid() == self._owner_pid and self._finalizer.detach() is not None:
+            self._client.close()
+            self._server.close()
 
     def __enter__(self) -> Self:
         return self
@@ -135,8 +156,30 @@ class LLM:
         self.close()
 
 
-def _close(client: Client, server: ServerProcess, owner_pid: int) -> None:
-    if os.getpid() != owner_pid:  # a forked copy: it has neither the server nor the thread of the event loop
-        return
-    client.close()
-    server.close()
+def _flags(model: str, options: dict[str, Any]) -> list[str]:
+    """The command line for the options."""
+    tokenizer = options.pop("tokenizer", None)
+    if tokenizer is not None and os.fspath(tokenizer) != model:
+        raise InvalidRequest.of_field("tokenizer", f"{tokenizer!r} given; accepted: the model, whose own is used")
+    return model_flags(translate(options))
+
+
+def _model_directory(model: str) -> str:
+    """What transformers finds the model's tokenizer under. Raises ImportError for the demo without the server."""
+    if model != DEFAULT_MODEL or os.path.isdir(model):
+        return model
+    package = importlib.util.find_spec("pagewire_shard")
+    if package is None or package.origin is None:
+        raise ImportError("the demo model comes with the server, which is not installed here")
+    return os.path.join(os.path.dirname(package.origin), "demo_model")
+
+
+def _refuse_adapter(lora_request: object) -> None:
+    if lora_request is not None:
+        raise InvalidRequest.of_field("lora_request", "adapters are not served yet; accepted: None")
+
+
+def _let_go(client: Client, owner_pid: int) -> None:
+    """Closes the connections without waiting; the server has a finalizer of its own."""
+    if os.getpid() == owner_pid:  # a forked copy has neither the server nor the thread of the event loop
+        client.close_later()

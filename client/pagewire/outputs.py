@@ -14,6 +14,8 @@ class Logprob:
     """Natural logarithm."""
     rank: int | None = None
     """Place in the distribution, from 1."""
+    decoded_token: str | None = None
+    """The token as text; None: the server does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,19 @@ class RequestOutput:
 
     request_id: str
     prompt: str | None
-    """The prompt, if it was text."""
+    """The prompt's text: as it was given, or as the chat template rendered it; None if token ids alone were given."""
     prompt_token_ids: list[int]
     outputs: CompletionOutputs
     finished: bool = True
     seed: int = 0
     """The seed in use, given or picked by the server."""
+    prompt_logprobs: None = None
+    """This and the following are for programs written for vLLM, where they are None too unless asked for."""
+    metrics: None = None
+    lora_request: None = None
+    encoder_prompt: None = None
+    encoder_prompt_token_ids: None = None
+    kv_transfer_params: None = None
 
     @property
     def num_cached_tokens(self) -> int:

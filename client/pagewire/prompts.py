@@ -1,9 +1,10 @@
 """What can be asked: the kinds of prompts, and how they go into a request."""
 
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, final
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, SupportsIndex, TypedDict, final
 
 from pagewire.errors import InvalidRequest
 
@@ -16,6 +17,8 @@ class TextPrompt(TypedDict):
     """Text, tokenized by the server."""
 
     prompt: str
+    cache_salt: NotRequired[str | None]
+    """Cached prefixes are shared only among requests of one salt."""
 
 
 @final
@@ -23,6 +26,10 @@ class TokensPrompt(TypedDict):
     """Token ids, used as they are."""
 
     prompt_token_ids: Sequence[int]
+    prompt: NotRequired[str | None]
+    """What they say, for the answer; the ids count."""
+    cache_salt: NotRequired[str | None]
+    """Cached prefixes are shared only among requests of one salt."""
 
 
 ContentFormat = Literal["auto", "string", "openai"]
@@ -57,46 +64,98 @@ class ChatPrompt(TypedDict):
     """The same, by vLLM's name."""
     tools: NotRequired[Sequence[Mapping[str, Any]] | None]
     """JSON schema objects of the tools offered to the model."""
+    cache_salt: NotRequired[str | None]
+    """Cached prefixes are shared only among requests of one salt."""
 
 
 Prompt = str | TextPrompt | TokensPrompt | ChatPrompt
+PromptLike = Prompt | Sequence[int]
+"""What callers may write: a list of token ids, an array of numpy or a tensor of torch too."""
 ACCEPTED_PROMPTS = (
-    'text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [{"role": ..., "content": ...}]}'
+    'text, a list of token ids, {"prompt": text}, {"prompt_token_ids": [...]} or '
+    '{"messages": [{"role": ..., "content": ...}]}'
 )
+_KINDS: dict[str, type] = {"messages": ChatPrompt, "prompt_token_ids": TokensPrompt, "prompt": TextPrompt}
+"""By the key that decides; of several, the first."""
 
 
-def as_prompts(prompts: "Prompt | Sequence[Prompt]") -> list[Prompt]:
-    """One prompt or several, as a list."""
-    return [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+def as_prompts(prompts: "PromptLike | Sequence[PromptLike]") -> list[Prompt]:
+    """One prompt or several, as a list.
+
+    Raises:
+        InvalidRequest: one is none of the accepted kinds.
+    """
+    with _naming_the_prompt():
+        if isinstance(prompts, str | Mapping):
+            return [as_prompt(prompts)]
+        listed: list[Any] = _listed(prompts)
+        is_one = bool(listed) and all(isinstance(item, SupportsIndex) for item in listed)
+        return [as_prompt(listed)] if is_one else [as_prompt(item) for item in listed]
+
+
+def as_prompt(prompt: PromptLike) -> Prompt:
+    """A prompt in one of the forms that are sent; keys that are None are left out.
+
+    Raises:
+        InvalidRequest: it is none of the accepted kinds, or has keys that are not served.
+    """
+    with _naming_the_prompt():
+        if isinstance(prompt, str):
+            return prompt
+        if not isinstance(prompt, Mapping):
+            return {"prompt_token_ids": _token_ids(prompt)}
+        given = {key: value for key, value in prompt.items() if value is not None}
+        kind = next((kind for key, kind in _KINDS.items() if key in given), None)
+        if kind is None:
+            raise ValueError(f"keys {sorted(map(str, prompt))} given")
+        unknown = sorted(set(given) - set(kind.__annotations__))
+        if unknown:
+            raise ValueError(f"keys {unknown} are not served beside {', '.join(kind.__annotations__)}")
+        if kind is TokensPrompt:
+            given["prompt_token_ids"] = _token_ids(given["prompt_token_ids"])
+        return given  # type: ignore[return-value]
+
+
+def _token_ids(ids: Any) -> list[int]:
+    """Raises TypeError for what is no list of integers."""
+    return [operator.index(token_id) for token_id in _listed(ids)]
+
+
+def _listed(values: Any) -> list[Any]:
+    """Arrays of numpy and tensors of torch have a method for it."""
+    listed: list[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
+    return listed
 
 
 def prompt_text(prompt: Prompt) -> str | None:
-    """The text of a prompt that is text."""
+    """The text of a prompt, where the caller has it."""
     if isinstance(prompt, str):
         return prompt
-    if "prompt" in prompt:
-        return prompt["prompt"]
-    return None
+    text: str | None = prompt.get("prompt")  # type: ignore[assignment]
+    return text
+
+
+def prompt_salt(prompt: Prompt) -> str | None:
+    """The prompt's own cache salt."""
+    return None if isinstance(prompt, str) else prompt.get("cache_salt")
 
 
 def fill_prompt(request: "inference_pb2.GenerateRequest", prompt: Prompt) -> None:
-    """Writes the prompt into a request.
+    """Writes a prompt, as as_prompt gives it, into a request.
 
     Raises:
-        InvalidRequest: it is none of the accepted kinds.
+        InvalidRequest: it is malformed.
     """
     with _naming_the_prompt():
         if isinstance(prompt, str):
             request.text = prompt
-        elif "prompt" in prompt:
-            request.text = prompt["prompt"]
+        elif "messages" in prompt:
+            fill_chat(request.chat, prompt)
         elif "prompt_token_ids" in prompt:
             request.token_ids.SetInParent()  # an empty list is a prompt of no tokens, which the server refuses by name
             request.token_ids.ids.extend(prompt["prompt_token_ids"])
-        elif "messages" in prompt:
-            fill_chat(request.chat, prompt)
         else:
-            raise ValueError(f"keys {sorted(prompt)} given")
+            request.text = prompt["prompt"]
 
 
 def fill_tokenize(request: "inference_pb2.TokenizeRequest", prompt: str | TextPrompt | ChatPrompt) -> None:
@@ -116,6 +175,8 @@ def fill_tokenize(request: "inference_pb2.TokenizeRequest", prompt: str | TextPr
 def _naming_the_prompt() -> Iterator[None]:
     try:
         yield
+    except InvalidRequest:
+        raise
     except (TypeError, ValueError, KeyError, AttributeError) as exc:
         raise InvalidRequest.of_field("prompt", f"{exc}; accepted: {ACCEPTED_PROMPTS}") from exc
 

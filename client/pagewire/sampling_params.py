@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from pagewire.errors import InvalidRequest
+from pagewire.text import is_encodable
 
 if TYPE_CHECKING:
     from pagewire.v1 import inference_pb2
@@ -74,6 +75,8 @@ class SamplingParams:
     """Strings that must not be generated."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         self._check_numbers()
         self._check_lists()
         self._check_combinations()
@@ -101,6 +104,8 @@ class SamplingParams:
             for item in _as_list(getattr(self, name)):
                 if not isinstance(item, str) or not item:
                     raise _out_of_range(name, item, "non-empty strings")
+                if not is_encodable(item):
+                    raise _out_of_range(name, item, "text that UTF-8 can encode, without lone surrogates")
         for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
             for token_id in _as_list(getattr(self, name)):
                 _check_int(name, token_id, 0, 2**32 - 1)
@@ -112,6 +117,10 @@ class SamplingParams:
             raise _out_of_range("min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
         if self.stop and not self.detokenize:
             raise _out_of_range("stop", self.stop, "no stop strings when detokenize is False")
+
+    def clone(self) -> "SamplingParams":
+        """A copy; it is as good as the original, which nothing changes."""
+        return replace(self)
 
     def to_proto(self) -> "inference_pb2.SamplingParams":
         """The wire form: fields at their defaults are left out, the server has the same ones."""
@@ -131,6 +140,15 @@ class SamplingParams:
             else:
                 setattr(message, field.name, value)
         return message
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch as Python's own; everything else as it is."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _as_list(value: str | Sequence[object] | Mapping[int, float] | None) -> list[object]:

@@ -1,5 +1,6 @@
 """A `pagewire serve` of one's own, on a private Unix socket: started, waited for, and never left behind."""
 
+import _thread
 import contextlib
 import os
 import subprocess
@@ -19,6 +20,8 @@ STOP_TIMEOUT_S = 15.0
 
 class ServerProcess:
     """A running server. It ends when this object is closed or collected, and when this process ends in any way.
+
+    Closing waits for its end, and collecting does not: a finalizer runs on whatever thread, within whatever it does.
 
     Args:
         arguments: of `pagewire serve`: the model and flags.
@@ -45,7 +48,8 @@ class ServerProcess:
             errors="replace",
             process_group=0,
         )
-        self._finalizer = weakref.finalize(self, _stop, self._process, os.getpid())
+        self._owner_pid = os.getpid()
+        self._finalizer = weakref.finalize(self, _let_go, self._process, self._owner_pid)
         self.address = self._wait_until_ready()
         """Where it serves."""
 
@@ -56,7 +60,8 @@ class ServerProcess:
 
     def close(self) -> None:
         """Stops the server and waits for its end."""
-        self._finalizer()
+        if os.getpid() == self._owner_pid and self._finalizer.detach() is not None:
+            _stop(self._process)
 
     def _wait_until_ready(self) -> str:
         assert self._process.stdout is not None
@@ -94,9 +99,15 @@ def _relay(stream: IO[str], errors: "deque[str]") -> None:
                 sys.stderr.write(line)
 
 
-def _stop(process: "subprocess.Popen[str]", owner_pid: int) -> None:
+def _let_go(process: "subprocess.Popen[str]", owner_pid: int) -> None:
+    """Has the server stopped by a thread of its own. Not threading's: starting one takes locks."""
     if os.getpid() != owner_pid:  # a forked copy of the owner: the server is not its own
         return
+    with contextlib.suppress(RuntimeError):  # the interpreter ends: so does the pipe, which stops the server too
+        _thread.start_new_thread(_stop, (process,))
+
+
+def _stop(process: "subprocess.Popen[str]") -> None:
     assert process.stdin is not None
     process.stdin.close()  # as if this process were gone
     try:

@@ -1,12 +1,14 @@
 """Between Python values and protobuf messages."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pagewire.errors import InvalidRequest
 from pagewire.events import Event, SequenceFinished, Started, TokenDelta
 from pagewire.outputs import CompletionOutput, CompletionOutputs, FinishReason, Logprob, RequestOutput, Usage
-from pagewire.prompts import Prompt, fill_prompt, prompt_text
+from pagewire.prompts import Prompt, fill_prompt, prompt_salt, prompt_text
 from pagewire.sampling_params import SamplingParams
+from pagewire.text import is_encodable
 from pagewire.v1 import inference_pb2
 
 _FINISH_REASONS: dict[int, FinishReason] = {
@@ -38,11 +40,16 @@ def build_request(
     """The wire form of a request.
 
     Raises:
-        InvalidRequest: the prompt is none of the accepted kinds.
+        InvalidRequest: the prompt is malformed, or a text cannot be sent.
     """
-    request = inference_pb2.GenerateRequest(
-        request_id=options.request_id, model=options.model, cache_salt=options.cache_salt
-    )
+    request = inference_pb2.GenerateRequest()
+    salt = prompt_salt(prompt)
+    options = options if salt is None else replace(options, cache_salt=salt)
+    for name in ("request_id", "model", "cache_salt"):
+        if (text := getattr(options, name)) is not None:
+            if not is_encodable(text):
+                raise InvalidRequest.of_field(name, f"{text!r} given, accepted: text without lone surrogates")
+            setattr(request, name, text)
     fill_prompt(request, prompt)
     if params is not None:
         request.sampling_params.CopyFrom(params.to_proto())
@@ -80,7 +87,7 @@ def decode_event(data: bytes) -> Event | None:
 def decode_result(result: inference_pb2.GenerateResult, prompt: Prompt) -> RequestOutput:
     """The whole answer to one prompt."""
     started = result.started
-    text = prompt_text(prompt)
+    text = started.prompt_text if started.HasField("prompt_text") else prompt_text(prompt)
     if isinstance(prompt, str) or "prompt_token_ids" not in prompt:
         token_ids = list(started.prompt_token_ids)
     else:

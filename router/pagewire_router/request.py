@@ -79,6 +79,8 @@ class Request:
     """Passed on to the shards."""
     timeline: Timeline | None = None
     """Of a request that is traced."""
+    prompt_text: str | None = None
+    """The rendered conversation, if its client wants it back."""
     eos_token_ids: tuple[int, ...] = field(default=())
     """The model's own end-of-sequence tokens; empty if the request ignores them."""
     scheduled_s: float | None = None

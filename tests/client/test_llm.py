@@ -1,3 +1,4 @@
+import asyncio
 import gc
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from pagewire import LLM, InvalidRequest, SamplingParams, StartupError, server_process
+from pagewire.event_loop import background_loop
 from pagewire.prompts import fill_chat
 from pagewire.v1 import inference_pb2
 
@@ -161,7 +163,7 @@ import functools
 llm.ServerProcess = functools.partial(server_process.ServerProcess, command=sys.argv[1:3])
 owned = llm.LLM()
 owned.generate(["a", "b"])
-print(owned._finalizer.peek()[2][1].pid, flush=True)
+print(owned._server.pid, flush=True)
 exec(sys.argv[3])
 """
 
@@ -181,6 +183,29 @@ def test_the_server_ends_with_its_owner_however_that_ends(end):
         _, errors = owner.communicate(timeout=30)
         assert errors == ""
     wait_until_gone(pid)
+
+
+def test_collecting_an_llm_waits_for_nothing_on_whatever_thread(stand_in):
+    """Its finalizer may run on the thread of the client's own event loop, for which it then must not wait."""
+    owned = LLM()
+    owned.generate("a")
+    kept = [owned]  # In a cycle, which the collector alone can free.
+    kept.append(kept)
+    del owned, kept
+
+    async def collect() -> None:
+        gc.collect()
+
+    background_loop().run(asyncio.wait_for(collect(), 10))
+    wait_until_gone(stand_in[0][0])
+
+
+def test_a_synchronous_call_from_a_callback_is_refused(llm):
+    def ask_again(_output):
+        llm.generate("b")
+
+    with pytest.raises(RuntimeError, match="use AsyncClient"):
+        llm.client.complete_many(["a"], on_output=ask_again)
 
 
 def test_a_forked_copy_of_the_owner_leaves_the_server_alone(llm, stand_in, monkeypatch):

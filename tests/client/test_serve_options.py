@@ -49,7 +49,18 @@ def test_every_field_has_a_flag():
         *("--tensor-parallel-size", "2", "--replicas", "3", "--device", "cpu", "--dtype", "float16"),
         *("--max-model-len", "4", "--max-num-seqs", "5", "--max-num-batched-tokens", "6", "--block-size", "8"),
         *("--kv-cache-memory", "1KiB", "--no-cuda-graphs", "--load-format", "dummy", "--seed", "9"),
-        *("--cpu-threads", "2", "--drain-grace", "1.5", "--exit-with-parent", "--uds", "/s", "--private-socket"),
+        *(
+            "--gpu-memory-utilization",
+            "0.5",
+            "--cpu-threads",
+            "2",
+            "--drain-grace",
+            "1.5",
+            "--exit-with-parent",
+            "--uds",
+            "/s",
+            "--private-socket",
+        ),
         *("--health-port", "3", "--max-request-time", "2.5", "--api-keys", "k", "--trust-request-chat-template"),
         *("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e"),
     )
@@ -89,15 +100,18 @@ def test_the_command_lines_of_the_children():
     shard = " ".join(shard_command(config, 1, 0, "unix:/s")[1:])
     assert shard == (
         "-m pagewire_shard --model m --model-name m --listen unix:/s --group-id 1 --tp-rank 0 --tp-size 1 "
-        "--device auto --dtype auto --load-format auto --seed 0 --max-num-seqs 4 --kv-cache-memory 1024 "
+        "--device auto --dtype auto --load-format auto --seed 0 --drain-grace 30.0 --max-num-seqs 4 --kv-cache-memory 1024 "
         "--exit-with-parent"
     )
-    router = " ".join(router_command(config, ["unix:/a", "unix:/b"], "h:1")[1:])
-    assert router == "-m pagewire_router --shards unix:/a,unix:/b --listen h:1 --metrics-port 0 --exit-with-parent"
+    router = " ".join(router_command(config, ["unix:/a", "unix:/b"], "h:1", "unix:/h")[1:])
+    assert router == (
+        "-m pagewire_router --shards unix:/a,unix:/b --listen h:1 --health-listen unix:/h --drain-grace 30.0 "
+        "--metrics-port 0 --exit-with-parent"
+    )
     secured = parse("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e", "--api-keys", "k", "--uds", "/s")
     trusting = parse("--trust-request-chat-template")
-    assert "--trust-request-chat-template" in router_command(trusting, ["unix:/a"], "h:1")
-    router = " ".join(router_command(secured, ["unix:/a"], "h:1")[1:])
+    assert "--trust-request-chat-template" in router_command(trusting, ["unix:/a"], "h:1", "unix:/h")
+    router = " ".join(router_command(secured, ["unix:/a"], "h:1", "unix:/h")[1:])
     assert "--tls-cert c --tls-key d --tls-client-ca e --api-keys k --exit-with-parent" in router
 
 

@@ -5,6 +5,7 @@ A subcommand's module has `add_arguments(parser)` and `run(args) -> exit status`
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand. Errors of this package end it with one line on standard error and status 1."""
+    _replace_what_does_not_encode()
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parse(argv)
     from pagewire.errors import PagewireError
@@ -46,6 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left
         sys.stderr.close()
         return 141
+
+
+def _replace_what_does_not_encode() -> None:
+    """A character that the terminal does not have must not end a stream, nor a byte that is no text the input."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -20,6 +20,7 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
         "--block-size": config.block_size,
         "--kv-cache-memory": config.kv_cache_memory_bytes,
         "--cpu-threads": config.cpu_threads,
+        "--gpu-memory-utilization": config.gpu_memory_utilization,
     }
     return [
         *(sys.executable, "-m", "pagewire_shard"),

@@ -55,6 +55,8 @@ class ServeConfig:
     """Tokens in a block of the KV cache."""
     kv_cache_memory_bytes: int | None = None
     """Size of a shard's block pool."""
+    gpu_memory_utilization: float | None = None
+    """Share of a GPU's memory to use."""
     cuda_graphs: bool = True
     """Whether a GPU's decode steps are captured as graphs."""
     load_format: str = "auto"

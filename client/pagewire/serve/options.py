@@ -37,6 +37,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """A number above 0, at most 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, at most 1")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option, by the name it has as a keyword argument."""
@@ -78,6 +93,12 @@ MODEL_OPTIONS: tuple[Option, ...] = (
         "BYTES",
         dest="kv_cache_memory_bytes",
     ),
+    Option(
+        "gpu_memory_utilization",
+        "share of a GPU's memory to use (default: 0.9)",
+        share,
+        "SHARE",
+    ),
     Option("cuda_graphs", "capture a GPU's decode steps as CUDA graphs (default: yes)", bool),
     Option("load_format", "auto: safetensors; dummy: random weights (default: auto)", choices=("auto", "dummy")),
     Option("seed", "seeds dummy weights (default: 0)", int, "N"),
@@ -106,5 +127,5 @@ def model_flags(options: dict[str, Any]) -> list[str]:
     by_name = {option.name: option for option in MODEL_OPTIONS}
     for name in options:
         if name not in by_name:
-            raise TypeError(f"unknown option {name!r}; accepted: {', '.join(by_name)}")
+            raise TypeError(f"unknown option {name!r}; accepted: {', '.join(by_name)}, and vLLM's engine arguments")
     return [by_name[name].words(value) for name, value in options.items() if value is not None]

@@ -6,8 +6,8 @@ resumes the shard's sequences; the shards outlive the router with their caches. 
 killed and started again likewise.
 
 Stop: SIGTERM, SIGINT or the parent's end. The router drains and lets go of the shards, then the shards end. Children
-know the grace, and get MARGIN_S more to end by themselves, so that clients are answered and not cut off. A second signal
-ends everything at once.
+know the grace, and get MARGIN_S more to end by themselves, so that clients are answered and not cut off. A second
+signal ends everything at once.
 """
 
 import asyncio

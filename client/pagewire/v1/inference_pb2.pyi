@@ -106,7 +106,7 @@ class GenerateRequest(_message.Message):
     add_special_tokens: _builtins.bool
     """Adds the tokenizer's special tokens (such as BOS) to a text prompt. Default true."""
     return_prompt_token_ids: _builtins.bool
-    """Returns the prompt's token ids in Started. Default false."""
+    """Returns the prompt's token ids in Started, and the text of a conversation. Default false."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids, used as they are."""
@@ -785,6 +785,7 @@ class Started(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PROMPT_TEXT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id."""
     model: _builtins.str
@@ -795,6 +796,8 @@ class Started(_message.Message):
     """The seed in use, given or picked. Sequence i of n samples with a seed derived from it and i."""
     num_prompt_tokens: _builtins.int
     """The prompt's length."""
+    prompt_text: _builtins.str
+    """The conversation as the chat template rendered it, if return_prompt_token_ids was set and the prompt was one."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt, if return_prompt_token_ids was set."""
@@ -808,12 +811,15 @@ class Started(_message.Message):
         seed: _builtins.int = ...,
         num_prompt_tokens: _builtins.int = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        prompt_text: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_text", b"_prompt_text", "prompt_text", b"prompt_text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "model_digest", b"model_digest", "num_prompt_tokens", b"num_prompt_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_text", b"_prompt_text", "model", b"model", "model_digest", b"model_digest", "num_prompt_tokens", b"num_prompt_tokens", "prompt_text", b"prompt_text", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__prompt_text: _TypeAlias = _typing.Literal["prompt_text"]  # noqa: Y015
+    _WhichOneofArgType__prompt_text: _TypeAlias = _typing.Literal["_prompt_text", b"_prompt_text"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_text) -> _WhichOneofReturnType__prompt_text | None: ...
 
 Global___Started: _TypeAlias = Started  # noqa: Y015
 

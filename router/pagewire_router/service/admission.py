@@ -71,6 +71,7 @@ class Admission:
         request = Request(
             request_id=request_id,
             prompt_token_ids=prompt.token_ids,
+            prompt_text=prompt.text if message.return_prompt_token_ids and message.HasField("chat") else None,
             params=params,
             sink=output,
             arrival_s=call_arrival_s(),

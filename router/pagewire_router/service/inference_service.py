@@ -193,6 +193,7 @@ class InferenceService:
             seed=request.params.seed,
             num_prompt_tokens=len(request.prompt_token_ids),
             prompt_token_ids=request.prompt_token_ids if message.return_prompt_token_ids else (),
+            prompt_text=request.prompt_text,
         )
 
     @contextmanager

@@ -1,0 +1,134 @@
+"""vLLM's engine arguments as LLM takes them: which say what an option here says, change nothing, or are refused.
+
+An argument that is None is as good as not given.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pagewire.errors import InvalidRequest
+
+_DTYPES = {"half": "float16", "float": "float32"}
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)")
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+
+Translation = Callable[[Any], Mapping[str, Any]]
+"""From an argument's value to options of `pagewire serve`. Raises InvalidRequest for a value that is not served."""
+
+
+def translate(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that engine arguments mean; those that are no engine arguments pass unchanged.
+
+    Raises:
+        InvalidRequest: an argument asks for what is not served.
+    """
+    options: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name not in ENGINE_ARGUMENTS:
+            options[name] = value
+        elif value is not None:
+            options |= _named(name, value)
+    return options
+
+
+def _named(name: str, value: Any) -> Mapping[str, Any]:
+    try:
+        return ENGINE_ARGUMENTS[name](value)
+    except InvalidRequest:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest.of_field(name, f"{value!r} given; {error}") from None
+
+
+def _unused(_value: Any) -> Mapping[str, Any]:
+    """Any value will do: what it tunes works differently here."""
+    return {}
+
+
+def _renamed(option: str) -> Translation:
+    return lambda value: {option: value}
+
+
+def _only(*accepted: Any, why: str) -> Translation:
+    def check(value: Any) -> Mapping[str, Any]:
+        if not any(value == one and type(value) is type(one) for one in accepted):
+            shown = ", ".join(map(repr, accepted))
+            raise ValueError(f"accepted: None{', ' if accepted else ''}{shown}: {why}")
+        return {}
+
+    return check
+
+
+def _dtype(value: Any) -> Mapping[str, Any]:
+    name = str(value).removeprefix("torch.")
+    return {"dtype": _DTYPES.get(name, name)}
+
+
+def _max_model_len(value: Any) -> Mapping[str, Any]:
+    if value in (-1, "-1", "auto"):
+        return {}
+    match = _LENGTH.fullmatch(str(value))
+    if match is None:
+        raise ValueError('accepted: a number of tokens, such as 8192 or "32k"; -1 or None: what fits')
+    return {"max_model_len": int(float(match[1]) * _MULTIPLES[match[2]])}
+
+
+def _flag(option: str, *, inverted: bool = False) -> Translation:
+    return lambda value: {option: bool(value) is not inverted}
+
+
+_NO_REMOTE_CODE = "code from model repositories is never run"
+_SAME_FOLDER = "the tokenizer is the one in the model's folder"
+_ENVIRONMENT = "the hub's settings are taken from the environment, as HF_TOKEN and HF_HOME"
+_NOT_SERVED = "not served"
+
+ENGINE_ARGUMENTS: dict[str, Translation] = {
+    # What an option here says.
+    "dtype": _dtype,
+    "enforce_eager": _flag("cuda_graphs", inverted=True),
+    "kv_cache_memory_bytes": _renamed("kv_cache_memory"),
+    "max_model_len": _max_model_len,
+    "served_model_name": _renamed("model_name"),
+    # What changes nothing for the caller.
+    "async_scheduling": _unused,
+    "attention_backend": _unused,
+    "compilation_config": _unused,
+    "cpu_offload_gb": _only(0, 0.0, why=_NOT_SERVED),
+    "disable_cascade_attn": _unused,
+    "disable_custom_all_reduce": _unused,
+    "disable_log_stats": _unused,
+    "distributed_executor_backend": _unused,
+    "enable_chunked_prefill": _only(True, why="prompts are always computed in chunks"),
+    "enable_prefix_caching": _only(True, why="prefixes are always cached; requests of different cache_salt share none"),
+    "max_seq_len_to_capture": _unused,
+    "swap_space": _unused,
+    "trust_remote_code": _unused,  # families that are built in need none, and none is ever run
+    # What is not served, unless it says what is done anyway.
+    "code_revision": _only(why=_NO_REMOTE_CODE),
+    "data_parallel_size": _renamed("replicas"),
+    "download_dir": _only(why=_ENVIRONMENT),
+    "enable_expert_parallel": _only(False, why=_NOT_SERVED),
+    "enable_lora": _only(False, why=_NOT_SERVED),
+    "generation_config": _only("vllm", "auto", why="sampling parameters that are not given have vLLM's own defaults"),
+    "hf_overrides": _only({}, why="edit the model's config.json"),
+    "hf_token": _only(why=_ENVIRONMENT),
+    "kv_cache_dtype": _only("auto", why="keys and values have the type of the activations"),
+    "kv_transfer_config": _only(why=_NOT_SERVED),
+    "limit_mm_per_prompt": _only({}, why="prompts are text"),
+    "logits_processors": _only([], why=_NOT_SERVED),
+    "max_logprobs": _only(*range(21), why="at most 20"),
+    "mm_processor_kwargs": _only({}, why="prompts are text"),
+    "num_gpu_blocks_override": _only(why="give kv_cache_memory, the size of the pool"),
+    "override_generation_config": _only({}, why="give SamplingParams"),
+    "pipeline_parallel_size": _only(1, why=_NOT_SERVED),
+    "quantization": _only(why="weights in float32, float16 or bfloat16 are served"),
+    "revision": _only(why="give the folder of a snapshot"),
+    "runner": _only("auto", "generate", why="text generation is served"),
+    "skip_tokenizer_init": _only(False, why="the server tokenizes"),
+    "speculative_config": _only(why=_NOT_SERVED),
+    "structured_outputs_config": _only(why=_NOT_SERVED),
+    "task": _only("auto", "generate", why="text generation is served"),
+    "tokenizer_mode": _only("auto", "hf", why=_SAME_FOLDER),
+    "tokenizer_revision": _only(why=_SAME_FOLDER),
+}

@@ -1,0 +1,67 @@
+"""vLLM's engine arguments: taken with a meaning, taken without one, or refused by name."""
+
+import pytest
+import torch
+from pagewire import InvalidRequest
+from pagewire.serve.engine_arguments import ENGINE_ARGUMENTS, translate
+from pagewire.serve.options import MODEL_OPTIONS, model_flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ({"dtype": "half"}, {"dtype": "float16"}),
+        ({"dtype": torch.bfloat16}, {"dtype": "bfloat16"}),
+        ({"dtype": "float"}, {"dtype": "float32"}),
+        ({"enforce_eager": True}, {"cuda_graphs": False}),
+        ({"max_model_len": -1}, {}),
+        ({"max_model_len": "32k"}, {"max_model_len": 32_000}),
+        ({"max_model_len": "2K"}, {"max_model_len": 2048}),
+        ({"max_model_len": 4096}, {"max_model_len": 4096}),
+        ({"kv_cache_memory_bytes": 1 << 30}, {"kv_cache_memory": 1 << 30}),
+        ({"served_model_name": "m"}, {"model_name": "m"}),
+        ({"gpu_memory_utilization": 0.5}, {"gpu_memory_utilization": 0.5}),
+        ({"enable_prefix_caching": True, "enable_chunked_prefill": True, "trust_remote_code": True}, {}),
+        ({"swap_space": 4, "disable_log_stats": False, "seed": 3}, {"seed": 3}),
+        ({"quantization": None, "tokenizer_mode": "auto", "hf_overrides": None}, {}),
+    ],
+    ids=str,
+)
+def test_arguments_mean_options(arguments, options):
+    assert translate(arguments) == options
+    model_flags(options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"quantization": "awq"},
+        {"enable_prefix_caching": False},
+        {"enable_lora": True},
+        {"max_model_len": "many"},
+        {"kv_cache_dtype": "fp8"},
+        {"revision": "main"},
+        {"num_gpu_blocks_override": 10},
+        {"pipeline_parallel_size": 2},
+        {"max_logprobs": 21},
+    ],
+    ids=str,
+)
+def test_what_is_not_served_is_refused_by_name(arguments):
+    with pytest.raises(InvalidRequest) as caught:
+        translate(arguments)
+    assert caught.value.violations[0].field in arguments
+
+
+def test_unknown_arguments_are_type_errors():
+    with pytest.raises(TypeError, match="unknown option 'max_modle_len'"):
+        model_flags(translate({"max_modle_len": 3}))
+
+
+def test_every_argument_may_be_none():
+    assert translate(dict.fromkeys(ENGINE_ARGUMENTS)) == {}
+
+
+def test_meanings_are_options():
+    known = {option.name for option in MODEL_OPTIONS}
+    assert {"cuda_graphs", "kv_cache_memory", "model_name", "replicas", "dtype", "max_model_len"} <= known
