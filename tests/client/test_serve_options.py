@@ -100,8 +100,8 @@ def test_the_command_lines_of_the_children():
     shard = " ".join(shard_command(config, 1, 0, "unix:/s")[1:])
     assert shard == (
         "-m pagewire_shard --model m --model-name m --listen unix:/s --group-id 1 --tp-rank 0 --tp-size 1 "
-        "--device auto --dtype auto --load-format auto --seed 0 --drain-grace 30.0 --max-num-seqs 4 --kv-cache-memory 1024 "
-        "--exit-with-parent"
+        "--device auto --dtype auto --load-format auto --seed 0 --drain-grace 30.0 --max-num-seqs 4 "
+        "--kv-cache-memory 1024 --exit-with-parent"
     )
     router = " ".join(router_command(config, ["unix:/a", "unix:/b"], "h:1", "unix:/h")[1:])
     assert router == (
