@@ -58,7 +58,9 @@ async def test_slow_messages_make_room_for_others(serve, monkeypatch):
         await asyncio.sleep(0.5)
         async with asyncio.timeout(20):
             assert await router.generate(text="one that is whole")
-        statuses = [await call.status() for call in calls[: reception.MIN_MESSAGES]]
+        # Which of them were read first, and so given up, is up to the server.
+        ends = asyncio.as_completed([call.status() for call in calls])
+        statuses = [await next(ends) for _ in range(reception.MIN_MESSAGES)]
         assert all("8" in status for status in statuses), "RESOURCE_EXHAUSTED"
         page = router.server._metrics.render().decode()
         line = next(line for line in page.splitlines() if 'method="Generate",status="RESOURCE_EXHAUSTED"' in line)
