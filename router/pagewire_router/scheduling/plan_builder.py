@@ -10,6 +10,7 @@ def add_admit(plan: shard_pb2.StepPlan, sequence: Sequence) -> None:
     """Admits a sequence with the tokens it has."""
     request = sequence.group.request
     params = request.params
+    max_tokens = sequence.limit - len(request.prompt_token_ids)
     admit = plan.admits.add(
         seq_id=sequence.seq_id,
         token_ids=sequence.token_ids,
@@ -28,8 +29,9 @@ def add_admit(plan: shard_pb2.StepPlan, sequence: Sequence) -> None:
         ),
         stop=shard_pb2.StopConditions(
             token_ids=sorted({*params.stop_token_ids, *request.eos_token_ids}),
-            max_tokens=params.max_tokens,
-            min_tokens=params.min_tokens,
+            # A shard refuses more than the context has room for.
+            max_tokens=max_tokens,
+            min_tokens=min(params.min_tokens, max_tokens),
         ),
     )
     if request.trace_context is not None:
