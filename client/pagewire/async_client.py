@@ -1,6 +1,7 @@
 """The asynchronous client: the core on which Client and LLM stand."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -36,6 +37,8 @@ Metadata = tuple[tuple[str, str], ...]
 
 MAX_MESSAGE_BYTES = 64 << 20
 HEALTH_TIMEOUT_S = 5.0
+MAX_TIMEOUT_S = 1e8
+"""Three years. Longer ones are no limit: gRPC's clock would overflow."""
 INFERENCE = "pagewire.v1.Inference"
 
 
@@ -72,7 +75,7 @@ class AsyncClient:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self.target = target
-        self._timeout_s = timeout_s
+        self._timeout_s = checked_timeout_s(timeout_s)
         self._retry = retry or RetryPolicy()
         self._metadata: Metadata = bearer(api_key)
         credentials = credentials or channel_credentials(tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key)
@@ -225,8 +228,10 @@ class AsyncClient:
         The first error ends the batch and is raised; the requests that are open then are cancelled.
         """
         listed = as_prompts(prompts)
-        params = batch.params_for_each(listed, sampling_params)
-        priorities = batch.priority_for_each(listed, priority)
+        params = batch.one_for_each("sampling_params", listed, sampling_params)
+        priorities = batch.one_for_each("priority", listed, priority)
+        if window is not None and (not isinstance(window, int) or window < 1):
+            raise InvalidRequest.of_field("window", f"{window!r} given, accepted: a whole number above 0, or None")
         if window is None:
             window = batch.window_for(await self.get_model()) if len(listed) > 1 else 1
 
@@ -318,13 +323,24 @@ class AsyncClient:
             await asyncio.sleep(delay_s)
 
     def _attempts(self, timeout_s: float | None) -> Attempts:
-        return Attempts(self._retry, self._timeout_s if timeout_s is None else timeout_s)
+        return Attempts(self._retry, self._timeout_s if timeout_s is None else checked_timeout_s(timeout_s))
+
+
+def checked_timeout_s(timeout_s: float | None) -> float | None:
+    """A timeout as gRPC takes it; None: no limit. Raises InvalidRequest for what is no number of seconds."""
+    try:
+        seconds = None if timeout_s is None else float(timeout_s)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if isinstance(timeout_s, str | bytes) or (seconds is not None and math.isnan(seconds)):
+        raise InvalidRequest.of_field("timeout_s", f"{timeout_s!r} given, accepted: seconds, or None")
+    return None if seconds is None or seconds > MAX_TIMEOUT_S else seconds
 
 
 def bearer(api_key: str | None) -> Metadata:
     """The metadata that carries a key. Raises InvalidRequest for what is no key."""
     if not api_key:
         return ()
-    if not (api_key.isascii() and api_key.isprintable()):
+    if not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable()):
         raise InvalidRequest.of_field("api_key", "has characters that cannot be sent; accepted: printable ASCII")
     return (("authorization", f"Bearer {api_key}"),)

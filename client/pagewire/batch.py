@@ -1,8 +1,8 @@
 """Many prompts at once: a window of open requests moves over them, so that a bounded queue is enough."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pagewire.errors import InvalidRequest
 from pagewire.outputs import RequestOutput
@@ -23,36 +23,26 @@ def window_for(model: "inference_pb2.Model") -> int:
     return max(1, min(model.max_queued_requests or MAX_WINDOW, MAX_WINDOW))
 
 
-def params_for_each(
-    prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
-) -> Sequence[SamplingParams | None]:
-    """One set of sampling parameters for each prompt.
+def one_for_each(name: str, prompts: Sequence[Prompt], given: Any) -> list[Any]:
+    """What is given for each prompt: a list or another collection holds one for each, all else is for all of them.
+
+    Args:
+        name: of the argument, for errors.
 
     Raises:
-        InvalidRequest: a list was given, of another length than the prompts.
+        InvalidRequest: the numbers differ.
     """
-    if params is None or isinstance(params, SamplingParams):
-        return [params] * len(prompts)
-    if len(params) != len(prompts):
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        return [given] * len(prompts)
+    listed: Any = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(listed, Iterable):  # an array without a dimension
+        return [listed] * len(prompts)
+    each = list(listed)
+    if len(each) != len(prompts):
         raise InvalidRequest.of_field(
-            "sampling_params", f"{len(params)} given for {len(prompts)} prompts, accepted: one, or one for each prompt"
+            name, f"{len(each)} given for {len(prompts)} prompts, accepted: one, or one for each prompt"
         )
-    return params
-
-
-def priority_for_each(prompts: Sequence[Prompt], priority: int | Sequence[int]) -> Sequence[int]:
-    """One priority for each prompt.
-
-    Raises:
-        InvalidRequest: a list was given, of another length than the prompts.
-    """
-    if not isinstance(priority, Sequence):
-        return [priority] * len(prompts)
-    if len(priority) != len(prompts):
-        raise InvalidRequest.of_field(
-            "priority", f"{len(priority)} given for {len(prompts)} prompts, accepted: one, or one for each prompt"
-        )
-    return priority
+    return each
 
 
 async def run_windowed(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 
+from pagewire.errors import Cancelled
 from pagewire.events import Event
 from pagewire.proxies import channel_options
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
@@ -57,10 +58,13 @@ class ChannelPool:
             ("grpc.max_send_message_length", max_message_bytes),
         )
         self._connections: list[Connection] = []
+        self._is_closed = False
 
     @contextmanager
     def lease(self) -> Iterator[Connection]:
-        """A connection for one call, for as long as the call is open."""
+        """A connection for one call, for as long as the call is open. Raises Cancelled once the pool is closed."""
+        if self._is_closed:
+            raise Cancelled("the client is closed")
         connection = min(self._connections, key=lambda c: c.num_open, default=None)
         if connection is None or (connection.num_open >= STREAMS_PER_CHANNEL and len(self._connections) < MAX_CHANNELS):
             connection = self._connect()
@@ -86,6 +90,7 @@ class ChannelPool:
 
     async def close(self) -> None:
         """Closes all channels; calls that are open end."""
+        self._is_closed = True
         connections, self._connections = self._connections, []
         for connection in connections:
             await connection.channel.close()

@@ -8,7 +8,7 @@ PagewireError
 +-- DeadlineExceeded        the timeout has passed
 +-- Unavailable             nobody answers, or the server starts, drains or lost its shards; .retry_after_s if known
 +-- Aborted                 the request was ended from outside
-+-- Cancelled               the client was closed while the request ran
++-- Cancelled               the client was closed, before the request or while it ran
 +-- Unauthenticated         the server wants other credentials
 +-- ServerError             the server failed, or does not speak this protocol
 +-- StartupError            a server that was started here did not come up
@@ -86,7 +86,7 @@ class Aborted(PagewireError):
 
 
 class Cancelled(PagewireError):
-    """The client was closed while the request ran."""
+    """The client was closed, before the request or while it ran."""
 
 
 class Unauthenticated(PagewireError):

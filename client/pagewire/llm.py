@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from pagewire.serve.options import model_flags
 from pagewire.server_process import ServerProcess
 
 DEFAULT_MODEL = "demo"
+CONVERSATIONS = 'at least one {"role": ..., "content": ...}, or a list of conversations of those'
 
 
 class LLM:
@@ -39,7 +40,7 @@ class LLM:
     """
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
-        self._model = os.fspath(model) if model is not None else DEFAULT_MODEL
+        self._model = DEFAULT_MODEL if model is None else _path("model", model)
         flags = _flags(self._model, options)
         # Whoever can talk to this server may run code as this user anyway.
         self._server = ServerProcess(["--trust-request-chat-template", *flags, "--", self._model])
@@ -74,7 +75,11 @@ class LLM:
         listed = as_prompts(prompts)
         with progress_bar(len(listed), enabled=bool(use_tqdm)) as on_output:
             return self._client.complete_many(
-                listed, sampling_params, priority=priority or 0, cache_salt=cache_salt, on_output=on_output
+                listed,
+                sampling_params,
+                priority=0 if priority is None else priority,
+                cache_salt=cache_salt,
+                on_output=on_output,
             )
 
     def chat(
@@ -109,13 +114,10 @@ class LLM:
             One answer for each conversation, in their order.
         """
         _refuse_adapter(lora_request)
-        if not messages:
-            raise InvalidRequest.of_field("messages", "none given, accepted: at least one")
-        is_one = not isinstance(messages[0], Sequence)
         prompts: list[Prompt] = []
-        for conversation in [messages] if is_one else messages:
+        for conversation in _conversations(messages):
             prompt: ChatPrompt = {
-                "messages": conversation,  # type: ignore[typeddict-item]
+                "messages": conversation,
                 "chat_template": chat_template,
                 "chat_template_content_format": chat_template_content_format,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
@@ -159,9 +161,17 @@ class LLM:
 def _flags(model: str, options: dict[str, Any]) -> list[str]:
     """The command line for the options."""
     tokenizer = options.pop("tokenizer", None)
-    if tokenizer is not None and os.fspath(tokenizer) != model:
+    if tokenizer is not None and _path("tokenizer", tokenizer) != model:
         raise InvalidRequest.of_field("tokenizer", f"{tokenizer!r} given; accepted: the model, whose own is used")
     return model_flags(translate(options))
+
+
+def _path(name: str, value: Any) -> str:
+    try:
+        return os.fsdecode(value)
+    except TypeError:
+        accepted = "accepted: a directory or an id on the hub"
+        raise InvalidRequest.of_field(name, f"a {type(value).__name__} given; {accepted}") from None
 
 
 def _model_directory(model: str) -> str:
@@ -172,6 +182,21 @@ def _model_directory(model: str) -> str:
     if package is None or package.origin is None:
         raise ImportError("the demo model comes with the server, which is not installed here")
     return os.path.join(os.path.dirname(package.origin), "demo_model")
+
+
+def _conversations(messages: Any) -> list[list[ChatMessage]]:
+    """One conversation or several, as a list."""
+    try:
+        if isinstance(messages, str | bytes | Mapping):
+            raise TypeError(f"a {type(messages).__name__} given")
+        listed = list(messages)
+        # A message of another library may be iterable, as pydantic's are; a conversation is a list.
+        several = [isinstance(item, Sequence | Iterator) and not isinstance(item, str) for item in listed]
+        if not listed or any(several) != all(several):
+            raise ValueError("conversations and messages given together" if listed else "none given")
+        return [list(conversation) for conversation in listed] if several[0] else [listed]
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest.of_field("messages", f"{error}; accepted: {CONVERSATIONS}") from None
 
 
 def _refuse_adapter(lora_request: object) -> None:

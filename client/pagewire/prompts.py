@@ -2,7 +2,7 @@
 
 import json
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, SupportsIndex, TypedDict, final
 
@@ -88,8 +88,8 @@ def as_prompts(prompts: "PromptLike | Sequence[PromptLike]") -> list[Prompt]:
     with _naming_the_prompt():
         if isinstance(prompts, str | Mapping):
             return [as_prompt(prompts)]
-        listed: list[Any] = _listed(prompts)
-        is_one = bool(listed) and all(isinstance(item, SupportsIndex) for item in listed)
+        listed = _listed(prompts)
+        is_one = bool(listed) and all(_is_number(item) for item in listed)
         return [as_prompt(listed)] if is_one else [as_prompt(item) for item in listed]
 
 
@@ -113,18 +113,30 @@ def as_prompt(prompt: PromptLike) -> Prompt:
             raise ValueError(f"keys {unknown} are not served beside {', '.join(kind.__annotations__)}")
         if kind is TokensPrompt:
             given["prompt_token_ids"] = _token_ids(given["prompt_token_ids"])
+        elif kind is TextPrompt and not isinstance(given["prompt"], str):
+            raise TypeError(f"a {type(given['prompt']).__name__} given as text")
         return given  # type: ignore[return-value]
 
 
 def _token_ids(ids: Any) -> list[int]:
     """Raises TypeError for what is no list of integers."""
-    return [operator.index(token_id) for token_id in _listed(ids)]
+    listed = _listed(ids)
+    if any(isinstance(token_id, bool) for token_id in listed):
+        raise TypeError("truth values given as token ids")
+    return [operator.index(token_id) for token_id in listed]
 
 
 def _listed(values: Any) -> list[Any]:
-    """Arrays of numpy and tensors of torch have a method for it."""
-    listed: list[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
-    return listed
+    """A list of what is given in order; arrays of numpy and tensors of torch have a method for it."""
+    listed: Any = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(listed, bytes | bytearray | Mapping | set | frozenset) or not isinstance(listed, Iterable):
+        raise TypeError(f"a {type(values).__name__} given")
+    return list(listed)
+
+
+def _is_number(item: Any) -> bool:
+    """Arrays and tensors have __index__ too: one with a dimension is a prompt."""
+    return isinstance(item, SupportsIndex) and not getattr(item, "ndim", 0)
 
 
 def prompt_text(prompt: Prompt) -> str | None:
@@ -191,7 +203,7 @@ def fill_chat(chat: "inference_pb2.ChatPrompt", prompt: ChatPrompt) -> None:
     if unknown:
         raise ValueError(f"unknown keys {sorted(unknown)}; accepted: {', '.join(ChatPrompt.__annotations__)}")
     chat.SetInParent()
-    for message in prompt["messages"]:
+    for message in _listed(prompt["messages"]):
         _fill_message(chat.messages.add(), message)
     template = prompt.get("chat_template")
     if template is not None:

@@ -1,8 +1,9 @@
 """How tokens are sampled: vLLM's names, defaults and ranges."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from pagewire.errors import InvalidRequest
@@ -140,6 +141,44 @@ class SamplingParams:
             else:
                 setattr(message, field.name, value)
         return message
+
+
+_NOT_SERVED: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "extra_args": ({},),
+    "flat_logprobs": (False,),
+    "guided_decoding": (),
+    "logits_processors": ([],),
+    "logprob_token_ids": (),
+    "output_kind": (),
+    "repetition_detection": (),
+    "routed_experts_prompt_start": (0,),
+    "skip_clone": (True, False),
+    "skip_reading_prefix_cache": (False,),
+    "structured_outputs": (),
+    "thinking_token_budget": (),
+    "truncate_prompt_tokens": (),
+}
+"""vLLM's further parameters, and the values beside None that change nothing."""
+
+
+def _refusing_by_name(build: Callable[..., None]) -> Callable[..., None]:
+    """Lets a constructor take the parameters of _NOT_SERVED as long as they ask for nothing."""
+
+    @wraps(build)
+    def init(self: object, *args: Any, **given: Any) -> None:
+        if not given.keys() <= _SERVED:
+            for name in given.keys() & _NOT_SERVED.keys():
+                value = given.pop(name)
+                if value is not None and value not in _NOT_SERVED[name]:
+                    raise InvalidRequest.of_field(f"sampling_params.{name}", f"{value!r} given, which is not served")
+        build(self, *args, **given)
+
+    return init
+
+
+_SERVED = {field.name for field in fields(SamplingParams)}
+SamplingParams.__init__ = _refusing_by_name(SamplingParams.__init__)  # type: ignore[method-assign]
 
 
 def _plain(value: Any) -> Any:

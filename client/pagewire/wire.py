@@ -1,5 +1,6 @@
 """Between Python values and protobuf messages."""
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -40,21 +41,28 @@ def build_request(
     """The wire form of a request.
 
     Raises:
-        InvalidRequest: the prompt is malformed, or a text cannot be sent.
+        InvalidRequest: the prompt is malformed, or an option is of another type or cannot be sent.
     """
+    if params is not None and not isinstance(params, SamplingParams):
+        raise InvalidRequest.of_field("sampling_params", f"a {type(params).__name__} given, accepted: SamplingParams")
     request = inference_pb2.GenerateRequest()
     salt = prompt_salt(prompt)
     options = options if salt is None else replace(options, cache_salt=salt)
     for name in ("request_id", "model", "cache_salt"):
         if (text := getattr(options, name)) is not None:
-            if not is_encodable(text):
+            if not isinstance(text, str) or not is_encodable(text):
                 raise InvalidRequest.of_field(name, f"{text!r} given, accepted: text without lone surrogates")
             setattr(request, name, text)
     fill_prompt(request, prompt)
     if params is not None:
         request.sampling_params.CopyFrom(params.to_proto())
-    if options.priority:
-        request.priority = options.priority
+    if options.priority is not None and options.priority != 0:
+        try:
+            request.priority = operator.index(options.priority)
+        except (TypeError, ValueError):
+            raise InvalidRequest.of_field(
+                "priority", f"{options.priority!r} given, accepted: a 32-bit integer"
+            ) from None
     if not options.add_special_tokens:
         request.add_special_tokens = False
     if return_prompt_token_ids:

@@ -4,8 +4,9 @@ import inspect
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
-from pagewire import AsyncClient, Cancelled, Client, InvalidRequest, SequenceFinished, Started
+from pagewire import AsyncClient, Cancelled, Client, InvalidRequest, SamplingParams, SequenceFinished, Started
 from pagewire.v1 import inference_pb2 as pb
 
 
@@ -101,3 +102,63 @@ def test_threads_may_share_a_client(client):
     with ThreadPoolExecutor(8) as pool:
         outputs = list(pool.map(client.complete, [f"p{i}" for i in range(200)]))
     assert [output.outputs.text for output in outputs] == [f" p{i}" for i in range(200)]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.complete("x"),
+        lambda c: list(c.generate("x")),
+        lambda c: c.complete_many(["x"]),
+        lambda c: c.get_model(),
+    ],
+    ids=["complete", "generate", "complete_many", "get_model"],
+)
+def test_a_closed_client_says_so_at_once(background_fake, call):
+    client = Client(background_fake.target)
+    client.complete("x")
+    client.close()
+    client.close()
+    with pytest.raises(Cancelled, match="closed"):
+        call(client)
+    assert not client.health()
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("sampling_params", {"sampling_params": {"max_tokens": 3}}),
+        ("priority", {"priority": 1.5}),
+        ("priority", {"priority": 2**40}),
+        ("priority", {"priority": "high"}),
+        ("cache_salt", {"cache_salt": 5}),
+        ("model", {"model": 5}),
+        ("request_id", {"request_id": b"x"}),
+        ("timeout_s", {"timeout_s": "5"}),
+        ("timeout_s", {"timeout_s": float("nan")}),
+    ],
+    ids=str,
+)
+def test_options_of_another_type_are_refused_by_name(client, field, options):
+    with pytest.raises(InvalidRequest) as caught:
+        client.complete("x", **options)
+    assert [violation.field for violation in caught.value.violations] == [field]
+    with pytest.raises(InvalidRequest, match=field):
+        list(client.generate("x", **options))
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e12, np.float32(60), 60])
+def test_a_timeout_may_be_any_number(client, timeout_s):
+    assert client.complete("x", timeout_s=timeout_s).outputs.text == " x"
+
+
+@pytest.mark.parametrize("window", [0, -1, "x"])
+def test_a_window_that_is_none_is_refused(client, window):
+    with pytest.raises(InvalidRequest, match="window"):
+        client.complete_many(["a", "b"], window=window)
+
+
+@pytest.mark.parametrize("priority", [np.array([1, 2]), (1, 2), iter([1, 2]), np.int64(3), None])
+def test_priorities_and_parameters_come_in_any_collection(client, priority):
+    params = (SamplingParams(max_tokens=n) for n in (1, 2))
+    assert len(client.complete_many(["a", "b"], params, priority=priority)) == 2

@@ -1,5 +1,6 @@
 """vLLM's engine arguments: taken with a meaning, taken without one, or refused by name."""
 
+import numpy as np
 import pytest
 import torch
 from pagewire import InvalidRequest
@@ -23,6 +24,19 @@ from pagewire.serve.options import MODEL_OPTIONS, model_flags
         ({"gpu_memory_utilization": 0.5}, {"gpu_memory_utilization": 0.5}),
         ({"enable_prefix_caching": True, "enable_chunked_prefill": True, "trust_remote_code": True}, {}),
         ({"swap_space": 4, "disable_log_stats": False, "seed": 3}, {"seed": 3}),
+        ({"dtype": np.float16}, {"dtype": "float16"}),
+        ({"load_format": "safetensors"}, {"load_format": "auto"}),
+        ({"load_format": "dummy"}, {"load_format": "dummy"}),
+        ({"served_model_name": ["m"]}, {"model_name": "m"}),
+        (
+            {"pipeline_parallel_size": np.int64(1), "enable_prefix_caching": np.True_, "enforce_eager": np.False_},
+            {"cuda_graphs": True},
+        ),
+        (
+            {"max_num_seqs": np.int32(8), "gpu_memory_utilization": torch.tensor(0.5)},
+            {"max_num_seqs": 8, "gpu_memory_utilization": 0.5},
+        ),
+        ({"limit_mm_per_prompt": {"image": 0}}, {}),
         ({"quantization": None, "tokenizer_mode": "auto", "hf_overrides": None}, {}),
     ],
     ids=str,
@@ -44,6 +58,9 @@ def test_arguments_mean_options(arguments, options):
         {"num_gpu_blocks_override": 10},
         {"pipeline_parallel_size": 2},
         {"max_logprobs": 21},
+        {"enforce_eager": "False"},
+        {"served_model_name": ["a", "b"]},
+        {"served_model_name": 5},
     ],
     ids=str,
 )
@@ -51,6 +68,28 @@ def test_what_is_not_served_is_refused_by_name(arguments):
     with pytest.raises(InvalidRequest) as caught:
         translate(arguments)
     assert caught.value.violations[0].field in arguments
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_num_seqs": True},
+        {"max_num_seqs": 8.5},
+        {"max_num_seqs": [8]},
+        {"block_size": -1},
+        {"dtype": torch.int8},
+        {"device": "tpu"},
+        {"load_format": "pt"},
+        {"seed": "x"},
+        {"gpu_memory_utilization": 2},
+        {"kv_cache_memory": "lots"},
+        {"cuda_graphs": "no"},
+    ],
+    ids=str,
+)
+def test_values_that_an_option_does_not_take_are_refused_by_its_name(options):
+    with pytest.raises(InvalidRequest, match=next(iter(options))):
+        model_flags(translate(options))
 
 
 def test_unknown_arguments_are_type_errors():

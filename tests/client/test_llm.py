@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pagewire import LLM, InvalidRequest, SamplingParams, StartupError, server_process
+from pagewire import LLM, Cancelled, InvalidRequest, SamplingParams, StartupError, server_process
 from pagewire.event_loop import background_loop
 from pagewire.prompts import fill_chat
 from pagewire.v1 import inference_pb2
@@ -213,3 +213,29 @@ def test_a_forked_copy_of_the_owner_leaves_the_server_alone(llm, stand_in, monke
         forked.setattr("os.getpid", lambda: -1)
         llm.close()
     assert psutil.pid_exists(stand_in[0][0])
+
+
+@pytest.mark.parametrize("options", [{"model": 5}, {"tokenizer": 5}, {"dtype": "int8"}], ids=str)
+def test_an_option_of_another_type_is_refused_by_name(options):
+    with pytest.raises(InvalidRequest, match=next(iter(options))):
+        LLM(**options)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter], ids=["list", "tuple", "iterator"])
+def test_conversations_come_in_any_collection(llm, kind):
+    message = {"role": "user", "content": "a"}
+    assert len(llm.chat(kind([message, message]))) == 1
+    assert len(llm.chat(kind([kind([message]), [message]]))) == 2
+
+
+@pytest.mark.parametrize("messages", [[], None, "hi", {"role": "user", "content": "a"}, [[{}], {}]], ids=str)
+def test_what_is_no_conversation_is_refused(llm, messages):
+    with pytest.raises(InvalidRequest, match="messages"):
+        llm.chat(messages)
+
+
+def test_a_closed_llm_says_so_at_once():
+    llm = LLM(model="any")
+    llm.close()
+    with pytest.raises(Cancelled, match="closed"):
+        llm.generate("a")

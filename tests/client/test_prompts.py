@@ -28,6 +28,17 @@ def test_several_prompts_of_token_ids(prompts):
     assert as_prompts(prompts) == [IDS, {"prompt_token_ids": [4]}]
 
 
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+@pytest.mark.parametrize("ids", [[[1, 2], [3]], [[1], [3]]], ids=["of several", "of one"])
+def test_arrays_in_a_list_are_a_prompt_each(kind, ids):
+    assert as_prompts([kind(each) for each in ids]) == [{"prompt_token_ids": each} for each in ids]
+
+
+@pytest.mark.parametrize("ids", [[np.int64(1), 2, torch.tensor(3)], iter([1, 2, 3]), {1: 0, 2: 0, 3: 0}.keys()])
+def test_numbers_of_any_kind_are_one_prompt(ids):
+    assert as_prompts(ids) == [IDS]
+
+
 def test_a_matrix_is_a_prompt_for_each_row():
     assert as_prompts(torch.tensor([[1, 2], [3, 4]])) == [{"prompt_token_ids": [1, 2]}, {"prompt_token_ids": [3, 4]}]
 
@@ -55,7 +66,23 @@ def test_keys_that_are_not_served_are_refused_by_name_unless_none(key):
     assert as_prompt({"prompt": "abc", key: None}) == {"prompt": "abc"}
 
 
-@pytest.mark.parametrize("prompt", [{"text": "abc"}, {"prompt_token_ids": ["a"]}, 7, [1.5, 2], [None]], ids=str)
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"text": "abc"},
+        {"prompt_token_ids": ["a"]},
+        {"prompt_token_ids": b"a"},
+        {"prompt": b"abc"},
+        7,
+        np.array(7),
+        [1.5, 2],
+        [None],
+        [True, False],
+        b"abc",
+        {1, 2},
+    ],
+    ids=str,
+)
 def test_what_is_no_prompt_is_refused(prompt):
     with pytest.raises(InvalidRequest, match="accepted: text, a list of token ids"):
         as_prompts(prompt)

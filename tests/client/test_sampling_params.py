@@ -132,3 +132,26 @@ def test_greedy_sampling_has_one_sequence():
 def test_stop_strings_need_text():
     with pytest.raises(InvalidRequest, match=r"sampling_params\.stop"):
         SamplingParams(stop="x", detokenize=False)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"structured_outputs": {"json": {}}},
+        {"guided_decoding": {"choice": ["a"]}},
+        {"extra_args": {"x": 1}},
+        {"truncate_prompt_tokens": 8},
+        {"flat_logprobs": True},
+        {"best_of": 2},
+    ],
+    ids=str,
+)
+def test_parameters_of_vllm_that_are_not_served_are_refused_by_name_unless_they_ask_for_nothing(given):
+    with pytest.raises(InvalidRequest, match=next(iter(given))):
+        SamplingParams(**given)
+    assert SamplingParams(**dict.fromkeys(given), max_tokens=3) == SamplingParams(max_tokens=3)
+
+
+def test_other_parameters_are_type_errors():
+    with pytest.raises(TypeError, match="max_token"):
+        SamplingParams(max_token=3)

@@ -25,11 +25,17 @@ def translate(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     options: dict[str, Any] = {}
     for name, value in arguments.items():
+        plain = _plain(value)
         if name not in ENGINE_ARGUMENTS:
-            options[name] = value
-        elif value is not None:
-            options |= _named(name, value)
+            options[name] = plain
+        elif plain is not None:
+            options |= _named(name, plain)
     return options
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's own."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
 def _named(name: str, value: Any) -> Mapping[str, Any]:
@@ -61,7 +67,7 @@ def _only(*accepted: Any, why: str) -> Translation:
 
 
 def _dtype(value: Any) -> Mapping[str, Any]:
-    name = str(value).removeprefix("torch.")
+    name = value.__name__ if isinstance(value, type) else str(value).removeprefix("torch.")  # numpy's are types
     return {"dtype": _DTYPES.get(name, name)}
 
 
@@ -75,7 +81,24 @@ def _max_model_len(value: Any) -> Mapping[str, Any]:
 
 
 def _flag(option: str, *, inverted: bool = False) -> Translation:
-    return lambda value: {option: bool(value) is not inverted}
+    def check(value: Any) -> Mapping[str, Any]:
+        if value not in (True, False):
+            raise ValueError("accepted: True, False or None")
+        return {option: bool(value) is not inverted}
+
+    return check
+
+
+def _load_format(value: Any) -> Mapping[str, Any]:
+    """vLLM's names of what `auto` reads anyway."""
+    return {"load_format": "auto" if value in ("safetensors", "hf") else value}
+
+
+def _served_model_name(value: Any) -> Mapping[str, Any]:
+    names = [value] if isinstance(value, str) else list(value)
+    if len(names) != 1 or not isinstance(names[0], str):
+        raise ValueError("accepted: one name")
+    return {"model_name": names[0]}
 
 
 _NO_REMOTE_CODE = "code from model repositories is never run"
@@ -88,8 +111,9 @@ ENGINE_ARGUMENTS: dict[str, Translation] = {
     "dtype": _dtype,
     "enforce_eager": _flag("cuda_graphs", inverted=True),
     "kv_cache_memory_bytes": _renamed("kv_cache_memory"),
+    "load_format": _load_format,
     "max_model_len": _max_model_len,
-    "served_model_name": _renamed("model_name"),
+    "served_model_name": _served_model_name,
     # What changes nothing for the caller.
     "async_scheduling": _unused,
     "attention_backend": _unused,
@@ -101,6 +125,7 @@ ENGINE_ARGUMENTS: dict[str, Translation] = {
     "distributed_executor_backend": _unused,
     "enable_chunked_prefill": _only(True, why="prompts are always computed in chunks"),
     "enable_prefix_caching": _only(True, why="prefixes are always cached; requests of different cache_salt share none"),
+    "limit_mm_per_prompt": _unused,  # of what prompts cannot have
     "max_seq_len_to_capture": _unused,
     "swap_space": _unused,
     "trust_remote_code": _unused,  # families that are built in need none, and none is ever run
@@ -115,7 +140,6 @@ ENGINE_ARGUMENTS: dict[str, Translation] = {
     "hf_token": _only(why=_ENVIRONMENT),
     "kv_cache_dtype": _only("auto", why="keys and values have the type of the activations"),
     "kv_transfer_config": _only(why=_NOT_SERVED),
-    "limit_mm_per_prompt": _only({}, why="prompts are text"),
     "logits_processors": _only([], why=_NOT_SERVED),
     "max_logprobs": _only(*range(21), why="at most 20"),
     "mm_processor_kwargs": _only({}, why="prompts are text"),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pagewire.errors import InvalidRequest
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY_UNITS = {f"{unit}i": 1024**power for power, unit in enumerate(_UNITS) if unit}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
@@ -70,10 +72,23 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     def words(self, value: Any) -> str:
-        """The flag that gives it this value."""
+        """The flag that gives it this value. Raises InvalidRequest for a value that it does not take."""
         if self.type is bool:
+            if value not in (True, False):
+                raise self._refusal(value, "True or False")
             return self.flag if value else self.flag.replace("--", "--no-", 1)
+        if isinstance(value, bool):
+            raise self._refusal(value, self.help)
+        if self.choices is not None and str(value) not in self.choices:
+            raise self._refusal(value, ", ".join(self.choices))
+        try:
+            self.type(str(value))
+        except (argparse.ArgumentTypeError, ValueError):
+            raise self._refusal(value, self.help) from None
         return f"{self.flag}={value}"
+
+    def _refusal(self, value: Any, accepted: str) -> InvalidRequest:
+        return InvalidRequest.of_field(self.name, f"{value!r} given; accepted: {accepted}")
 
 
 MODEL_OPTIONS: tuple[Option, ...] = (
@@ -123,6 +138,7 @@ def model_flags(options: dict[str, Any]) -> list[str]:
 
     Raises:
         TypeError: an option is not known.
+        InvalidRequest: an option does not take its value.
     """
     by_name = {option.name: option for option in MODEL_OPTIONS}
     for name in options:
