@@ -104,7 +104,7 @@ async def test_sigterm_drains(shard_process):
         assert (info.model, info.max_model_len, info.vocab_size) == ("tiny-llama", 128, 64)
         call = stub.Execute()
         await call.write(
-            shard_pb2.RouterMessage(hello=shard_pb2.Hello(router_id="r", protocol_major=1, max_inflight=2))
+            shard_pb2.RouterMessage(hello=shard_pb2.Hello(router_id="r", protocol_major=1, max_inflight=3))
         )
         assert (await call.read()).WhichOneof("message") == "welcome"
         process.send_signal(signal.SIGTERM)
@@ -121,7 +121,7 @@ async def test_plans_run_the_model(shard_process):
     _, address = shard_process
     async with grpc.aio.insecure_channel(address) as channel:
         call = shard_pb2_grpc.ShardStub(channel).Execute()
-        await call.write(shard_pb2.RouterMessage(hello=shard_pb2.Hello(protocol_major=1, max_inflight=2)))
+        await call.write(shard_pb2.RouterMessage(hello=shard_pb2.Hello(protocol_major=1, max_inflight=3)))
         epoch = (await call.read()).welcome.epoch
         admit = shard_pb2.Admit(
             seq_id=1,
