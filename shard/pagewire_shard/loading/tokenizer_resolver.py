@@ -42,7 +42,7 @@ def resolve_tokenizer(directory: Path, model: str) -> ResolvedTokenizer | None:
     file = directory / TOKENIZER_FILE
     if not file.is_file() and not any(_older_files(directory)):
         return None
-    if is_plain(directory):
+    if file.is_file() and (is_plain(directory) or not _has_readable_config(directory)):
         return ResolvedTokenizer(file.read_bytes(), None)
     try:
         return _load(directory, model)
@@ -55,6 +55,14 @@ def resolve_tokenizer(directory: Path, model: str) -> ResolvedTokenizer | None:
             f"the tokenizer in {directory} cannot be read ({reason}); "
             f"put a {TOKENIZER_FILE} there, or remove its tokenizer files to serve token ids alone"
         ) from error
+
+
+def _has_readable_config(directory: Path) -> bool:
+    """Without one the model's loader ends the start with an error of its own."""
+    try:
+        return isinstance(json.loads((directory / "config.json").read_bytes()), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _load(directory: Path, model: str) -> ResolvedTokenizer:
