@@ -1,7 +1,15 @@
-"""Reads the tensors of a safetensors checkpoint, one file or several with an index, one tensor at a time."""
+"""Reads the tensors of a checkpoint one at a time: safetensors, or a PyTorch file where there is nothing else.
+
+A checkpoint is one file, or several with an index that says which file holds which tensor; a copy of a tensor in
+another file is stale and passed over. PyTorch files are pickles: torch's restricted loader alone reads them, which
+builds tensors and runs nothing that the file names.
+"""
 
 import json
-from collections.abc import Iterator
+import logging
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 
 from pagewire_shard.errors import CorruptWeights, ModelNotFound
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+SAFETENSORS_FILE, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_FILE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,59 +32,126 @@ class CheckpointTensor:
     name: str
     value: torch.Tensor
 
+    def check_dtype(self) -> None:
+        """Raises CorruptWeights if weights of its type are not supported."""
+        if self.value.dtype not in SUPPORTED_DTYPES:
+            raise CorruptWeights(
+                f"{self.path}: tensor {self.name!r} is stored as {str(self.value.dtype).removeprefix('torch.')}; "
+                "supported: float32, float16, bfloat16"
+            )
 
-def read_tensors(model_dir: Path) -> Iterator[CheckpointTensor]:
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """One file of a checkpoint."""
+
+    path: Path
+    names: frozenset[str] | None
+    """The tensors that the index assigns to it; None: there is no index, all of them count."""
+
+    def tensors(self) -> Iterator[CheckpointTensor]:
+        """The tensors that count. Raises CorruptWeights if the file cannot be read or lacks one."""
+        read = _read_safetensors if self.path.suffix == ".safetensors" else _read_torch
+        found = set()
+        for tensor in read(self.path, self.names):
+            found.add(tensor.name)
+            yield tensor
+        missing = sorted((self.names or frozenset()) - found)
+        if missing:
+            raise CorruptWeights(f"{self.path}: lacks {len(missing)} tensors of the index, such as {missing[0]!r}")
+
+
+def read_tensors(model_dir: Path, *, allow_torch: bool = True) -> Iterator[CheckpointTensor]:
     """All tensors of the checkpoint in `model_dir`, in the order of their files.
 
+    Args:
+        allow_torch: a PyTorch file is read where there are no safetensors.
+
     Raises:
-        ModelNotFound: there is no safetensors checkpoint.
-        CorruptWeights: a file is missing, truncated or damaged, or a tensor's type is not supported.
+        ModelNotFound: there is no checkpoint that may be read.
+        CorruptWeights: a file is missing, truncated or damaged, or names code to run.
     """
-    for path in checkpoint_files(model_dir):
-        yield from _read_file(path)
+    for file in checkpoint_files(model_dir, allow_torch=allow_torch):
+        yield from file.tensors()
 
 
-def stored_dtype(model_dir: Path) -> str:
-    """The element type of the checkpoint's first tensor, such as "bfloat16". Raises as read_tensors does."""
-    for tensor in read_tensors(model_dir):
-        return str(tensor.value.dtype).removeprefix("torch.")
-    raise CorruptWeights(f"{model_dir}: the checkpoint has no tensors")
+def stored_dtype(model_dir: Path, *, allow_torch: bool = True) -> str:
+    """The element type of the checkpoint's first floating-point tensor, such as "bfloat16". Raises as read_tensors."""
+    for tensor in read_tensors(model_dir, allow_torch=allow_torch):
+        if tensor.value.is_floating_point():
+            return str(tensor.value.dtype).removeprefix("torch.")
+    raise CorruptWeights(f"{model_dir}: the checkpoint has no floating-point tensors")
 
 
-def checkpoint_files(model_dir: Path) -> list[Path]:
-    """The checkpoint's safetensors files. Raises as read_tensors does."""
-    single, index = model_dir / SINGLE_FILE, model_dir / INDEX_FILE
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        return _indexed_files(index)
+def checkpoint_files(model_dir: Path, *, allow_torch: bool = True) -> list[CheckpointFile]:
+    """The checkpoint's files. Safetensors go before PyTorch's. Raises as read_tensors does."""
+    formats = [(SAFETENSORS_FILE, SAFETENSORS_INDEX)] + [(TORCH_FILE, TORCH_INDEX)] * allow_torch
+    for single, index in formats:
+        if (model_dir / single).is_file():
+            return [CheckpointFile(model_dir / single, None)]
+        if (model_dir / index).is_file():
+            return _indexed_files(model_dir / index)
+    accepted = " nor ".join(name for names in formats for name in names)
     others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.gguf") for path in model_dir.glob(pattern))
-    found = f"; found {', '.join(others)}, which must be converted first" if others else ""
-    raise ModelNotFound(f"model directory {model_dir} has neither {SINGLE_FILE} nor {INDEX_FILE}{found}")
+    found = f"; found {', '.join(others)}" if others else ""
+    if TORCH_FILE in others or (model_dir / TORCH_INDEX).is_file():
+        found += f"; {TORCH_FILE} is read with --load-format auto"
+    raise ModelNotFound(f"model directory {model_dir} has neither {accepted}{found}")
 
 
-def _indexed_files(index: Path) -> list[Path]:
+def _indexed_files(index: Path) -> list[CheckpointFile]:
+    names_by_file: dict[str, set[str]] = {}
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        for name, file in weight_map.items():
+            names_by_file.setdefault(file, set()).add(name)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptWeights(f"{index}: is not an index of safetensors files: {error!r}") from error
-    files = [index.parent / str(name) for name in names]
-    missing = [path.name for path in files if not path.is_file()]
+        raise CorruptWeights(f"{index}: is not an index of checkpoint files: {error!r}") from error
+    outside = [file for file in names_by_file if not isinstance(file, str) or Path(file).name != file]
+    if outside:
+        raise CorruptWeights(f"{index}: names files that do not exist: {', '.join(map(str, outside))}")
+    missing = sorted(file for file in names_by_file if not (index.parent / file).is_file())
     if missing:
         raise CorruptWeights(f"{index}: names files that do not exist: {', '.join(missing)}")
-    return files
+    return [CheckpointFile(index.parent / file, frozenset(names)) for file, names in sorted(names_by_file.items())]
 
 
-def _read_file(path: Path) -> Iterator[CheckpointTensor]:
+def _read_safetensors(path: Path, names: frozenset[str] | None) -> Iterator[CheckpointTensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118 - the file is no mapping
-                tensor = file.get_tensor(name)
-                if tensor.dtype not in SUPPORTED_DTYPES:
-                    raise CorruptWeights(
-                        f"{path}: tensor {name!r} is stored as {str(tensor.dtype).removeprefix('torch.')}; "
-                        "supported: float32, float16, bfloat16"
-                    )
-                yield CheckpointTensor(path, name, tensor)
+                if names is None or name in names:
+                    yield CheckpointTensor(path, name, file.get_tensor(name))
     except (SafetensorError, OSError) as error:
         raise CorruptWeights(f"{path}: cannot be read as safetensors: {error}") from error
+
+
+def _read_torch(path: Path, names: frozenset[str] | None) -> Iterator[CheckpointTensor]:
+    _log.warning("%s: read with torch's restricted loader; safetensors load faster", path)
+    tensors = _load_torch(path)
+    for name in list(tensors):
+        value = tensors.pop(name)
+        if isinstance(value, torch.Tensor) and (names is None or name in names):
+            yield CheckpointTensor(path, name, value.detach())
+
+
+def _load_torch(path: Path) -> dict[str, object]:
+    try:
+        # Files from before PyTorch 1.6 are no zip archives, and cannot be mapped.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # A damaged pickle may raise nearly anything.
+        raise CorruptWeights(f"{path}: {_why_refused(error)}") from error
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise CorruptWeights(f"{path}: holds a {type(content).__name__}; expected a mapping of tensors by name")
+    return dict(content)
+
+
+def _why_refused(error: Exception) -> str:
+    """Names what a pickle would have run, if that is why it was refused."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named is not None:
+        return f"refused: it asks to run {named[1]}, and nothing that a checkpoint names is run"
+    # The first lines of the restricted loader's errors advise to do without the restriction.
+    lines = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    first = next((line.strip() for line in lines.splitlines() if line.strip()), "it ends early")
+    return f"cannot be read as a PyTorch checkpoint: {type(error).__name__}: {first}"[:500]

@@ -1,10 +1,12 @@
 """Reads a Hugging Face model directory's config.json and generation_config.json.
 
 ConfigFields is the one place that looks into the raw JSON; every error it raises names the file and the field. What
-the fields mean to a decoder is the business of the family files in models/.
+the fields mean to a decoder is the business of the family files in models/, which also hold the defaults of fields that
+are absent.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +14,35 @@ from typing import cast
 
 from pagewire_shard.errors import ModelError, ModelNotFound, UnsupportedArchitecture
 
+_log = logging.getLogger(__name__)
+
 
 class ConfigFields:
-    """Typed access to a configuration's fields. A field that is null counts as absent, as in transformers."""
+    """Typed access to a configuration's fields.
 
-    def __init__(self, path: Path, values: Mapping[str, object]) -> None:
+    As in transformers, a field that is absent has its configuration class's default, and a field that is null has what
+    the class makes of null, which is the default that a reader passes.
+    """
+
+    def __init__(self, path: Path, values: Mapping[str, object], defaults: Mapping[str, object] | None = None) -> None:
         self.path = path
         self._values = values
+        self._defaults = defaults or {}
+
+    def completed(self, defaults: Mapping[str, object], aliases: Mapping[str, str]) -> "ConfigFields":
+        """The same fields with a configuration class's defaults; aliases: other name -> name of a field."""
+        values = {name: value for name, value in self._values.items() if name not in aliases}
+        for alias, name in aliases.items():
+            if alias in self._values:
+                values.setdefault(name, self._values[alias])
+        return ConfigFields(self.path, values, defaults)
 
     def __contains__(self, name: str) -> bool:
-        return self._values.get(name) is not None
+        return self.raw(name) is not None
 
     def raw(self, name: str) -> object:
-        """The field's value, None if absent."""
-        return self._values.get(name)
-
-    def is_null(self, name: str) -> bool:
-        """Whether the field is there and null, for the fields where that says something else than their absence."""
-        return name in self._values and self._values[name] is None
+        """The field's value, or its default where it is absent; None if it is null or has no default."""
+        return self._values[name] if name in self._values else self._defaults.get(name)
 
     def integer(self, name: str, default: int | None = None) -> int:
         """A positive integer; required without a default."""
@@ -45,8 +58,8 @@ class ConfigFields:
             raise self.malformed(name, "must be a number")
         return float(value)
 
-    def flag(self, name: str, default: bool) -> bool:
-        """A boolean."""
+    def flag(self, name: str, default: bool | None = None) -> bool:
+        """A boolean; required without a default."""
         value = self._value(name, default)
         if not isinstance(value, bool):
             raise self.malformed(name, "must be true or false")
@@ -69,12 +82,12 @@ class ConfigFields:
         return tuple(cast("list[str]", value))
 
     def token_ids(self, name: str) -> tuple[int, ...]:
-        """A token id or a list of them, empty if absent."""
+        """A token id or a list of them, empty if absent or null. They may be negative or beyond the vocabulary."""
         value = self.raw(name)
         items = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
             raise self.malformed(name, "must be a token id or a list of token ids")
-        return tuple(cast("list[int]", items))
+        return tuple(dict.fromkeys(cast("list[int]", items)))
 
     def integers(self, name: str) -> tuple[int, ...]:
         """A list of integers, empty if absent."""
@@ -86,7 +99,9 @@ class ConfigFields:
 
     def section(self, name: str) -> "ConfigFields":
         """A nested object, empty if absent."""
-        value = self._values.get(name) or {}
+        value = self.raw(name)
+        if value is None:
+            value = {}
         if not isinstance(value, dict):
             raise self.malformed(name, "must be an object")
         return ConfigFields(self.path, cast("dict[str, object]", value))
@@ -112,45 +127,48 @@ class HFConfig:
     """What every part of the shard may want to know of a model's configuration."""
 
     architecture: str
-    """First entry of `architectures`."""
+    """The served one among `architectures`, or that of the model_type."""
     vocab_size: int
-    max_position_embeddings: int
-    """Longest sequence as config.json states it; DecoderSpec.max_position includes rope scaling."""
     checkpoint_dtype: str | None
     """The weights' element type as config.json states it, such as "bfloat16"."""
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     """From generation_config.json where it names any, else from config.json."""
     fields: ConfigFields
-    """All of config.json, for the family files."""
+    """All of config.json, with its family's defaults."""
 
 
-def read_hf_config(model_dir: Path) -> HFConfig:
-    """Reads the configuration of the model in `model_dir`.
+def read_config_fields(model_dir: Path) -> ConfigFields:
+    """The fields of config.json in `model_dir`.
 
     Raises:
         ModelNotFound: the directory or its config.json does not exist.
-        ModelError: a file is not a JSON object, or a field is missing or malformed.
-        UnsupportedArchitecture: the weights are quantized in a way that is not supported.
+        ModelError: the file is not a JSON object.
     """
     path = model_dir / "config.json"
     if not path.is_file():
         reason = "has no config.json" if model_dir.is_dir() else "does not exist"
         raise ModelNotFound(f"model directory {model_dir} {reason}")
-    fields = _read_json(path)
+    return _read_json(path)
+
+
+def describe(model_dir: Path, architecture: str, fields: ConfigFields) -> HFConfig:
+    """What config.json and generation_config.json say; fields: those of config.json, with the family's defaults.
+
+    Raises:
+        ModelError: a field is missing or malformed.
+        UnsupportedArchitecture: the weights are quantized in a way that is not supported.
+    """
     if "quantization_config" in fields:
         raise fields.unsupported("quantization_config", "weights in float32, float16 or bfloat16")
-    architectures = fields.texts("architectures")
-    if not architectures:
-        raise fields.malformed("architectures", "must name the model's architecture")
+    vocab_size = fields.integer("vocab_size")
     bos_token_ids = fields.token_ids("bos_token_id")
     return HFConfig(
-        architecture=architectures[0],
-        vocab_size=fields.integer("vocab_size"),
-        max_position_embeddings=fields.integer("n_positions" if "n_positions" in fields else "max_position_embeddings"),
+        architecture=architecture,
+        vocab_size=vocab_size,
         checkpoint_dtype=_checkpoint_dtype(fields),
         bos_token_id=bos_token_ids[0] if bos_token_ids else None,
-        eos_token_ids=_eos_token_ids(model_dir, fields),
+        eos_token_ids=_eos_token_ids(model_dir, fields, vocab_size),
         fields=fields,
     )
 
@@ -173,7 +191,15 @@ def _checkpoint_dtype(fields: ConfigFields) -> str | None:
     return None
 
 
-def _eos_token_ids(model_dir: Path, fields: ConfigFields) -> tuple[int, ...]:
+def _eos_token_ids(model_dir: Path, fields: ConfigFields, vocab_size: int) -> tuple[int, ...]:
+    """Ids that no token has, such as -1 for "none", are left out with a warning."""
     path = model_dir / "generation_config.json"
-    token_ids = _read_json(path).token_ids("eos_token_id") if path.is_file() else ()
-    return token_ids or fields.token_ids("eos_token_id")
+    source = _read_json(path) if path.is_file() else fields
+    if not source.token_ids("eos_token_id"):
+        source = fields
+    token_ids = source.token_ids("eos_token_id")
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            message = "%s: field 'eos_token_id' names %d, which is no token of the %d in the vocabulary: left out"
+            _log.warning(message, source.path, token_id, vocab_size)
+    return tuple(token_id for token_id in token_ids if 0 <= token_id < vocab_size)

@@ -1,7 +1,7 @@
 """What a model family file provides, and what several of them share."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
@@ -26,22 +26,30 @@ class Family:
     spec: Callable[[ConfigFields], DecoderSpec]
     """Reads a configuration; raises UnsupportedArchitecture naming a field that asks for what the decoder cannot do."""
     names: NameMap
+    model_type: str
+    """As config.json names the family's configuration class."""
+    defaults: Mapping[str, object]
+    """Defaults of transformers' configuration class, for every field that is read."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of fields, as in the class's attribute_map."""
+
+    def complete(self, fields: ConfigFields) -> ConfigFields:
+        """The fields with this family's defaults."""
+        return fields.completed(self.defaults, self.aliases)
 
 
-def read_activation(fields: ConfigFields, name: str, default: str, *, gated: bool) -> Activation:
+def read_activation(fields: ConfigFields, name: str, *, gated: bool) -> Activation:
     """The activation that field `name` asks for."""
     accepted = {spelling: kind for spelling, kind in ACTIVATIONS.items() if kind != "relu" or not gated}
-    activation = accepted.get(fields.text(name, default))
+    activation = accepted.get(fields.text(name))
     if activation is None:
         raise fields.unsupported(name, ", ".join(accepted))
     return activation
 
 
-def read_head_dim(fields: ConfigFields, num_heads: int, default: int | None = None) -> int:
-    """head_dim where the configuration states it, else `default`, else hidden_size / num_heads."""
-    if "head_dim" in fields or default is not None:
-        return fields.integer("head_dim", default)
-    return fields.integer("hidden_size") // num_heads
+def read_head_dim(fields: ConfigFields, num_heads: int) -> int:
+    """head_dim, by default hidden_size / num_heads."""
+    return fields.integer("head_dim", fields.integer("hidden_size") // num_heads)
 
 
 def read_num_kv_heads(fields: ConfigFields, num_heads: int) -> int:
@@ -52,12 +60,12 @@ def read_num_kv_heads(fields: ConfigFields, num_heads: int) -> int:
     return num_kv_heads
 
 
-def read_window(fields: ConfigFields, default: int) -> int:
+def read_window(fields: ConfigFields) -> int:
     """sliding_window; null: 0, no window."""
-    return 0 if fields.is_null("sliding_window") else fields.integer("sliding_window", default)
+    return fields.integer("sliding_window") if "sliding_window" in fields else 0
 
 
-def refuse(fields: ConfigFields, name: str, default: bool, accepted: bool) -> None:
+def refuse(fields: ConfigFields, name: str, accepted: bool) -> None:
     """Raises UnsupportedArchitecture if the flag `name` is not `accepted`."""
-    if fields.flag(name, default) is not accepted:
+    if fields.flag(name) is not accepted:
         raise fields.unsupported(name, str(accepted).lower())

@@ -17,21 +17,42 @@ GPT2_NAMES = NameMap(
         "mlp.c_fc": ("up", None),
         "mlp.c_proj": ("down", None),
     },
-    # Causal masks, which older checkpoints carry.
-    ignored=r"h\.\d+\.attn\.(masked_)?bias",
     transposed=True,
 )
+DEFAULTS: dict[str, object] = {
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-05,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.02,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 
 
 def _gpt2(fields: ConfigFields) -> DecoderSpec:
     # reorder_and_upcast_attn is about half precision while training; attention is computed in float32 here.
-    refuse(fields, "add_cross_attention", default=False, accepted=False)
+    refuse(fields, "add_cross_attention", accepted=False)
     hidden_size = fields.integer("n_embd")
     num_heads = fields.integer("n_head")
     head_dim = hidden_size // num_heads
     mlp = MlpSpec(
         intermediate_size=fields.integer("n_inner", 4 * hidden_size),
-        activation=read_activation(fields, "activation_function", "gelu_new", gated=False),
+        activation=read_activation(fields, "activation_function", gated=False),
         gated=False,
         bias=True,
     )
@@ -45,22 +66,22 @@ def _gpt2(fields: ConfigFields) -> DecoderSpec:
         max_position=fields.integer("n_positions"),
         layers=tuple(LayerSpec(scale, 0, mlp) for scale in _attention_scales(fields, head_dim)),
         norm="layer",
-        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        norm_eps=fields.number("layer_norm_epsilon"),
         norm_place="pre",
         final_norm=True,
         qk_norm=False,
         qkv_bias=True,
         o_bias=True,
         positions=LearnedPositions(),
-        tied_embeddings=fields.flag("tie_word_embeddings", True),
-        initializer_range=fields.number("initializer_range", 0.02),
+        tied_embeddings=fields.flag("tie_word_embeddings"),
+        initializer_range=fields.number("initializer_range"),
     )
 
 
 def _attention_scales(fields: ConfigFields, head_dim: int) -> list[float]:
-    scale = head_dim**-0.5 if fields.flag("scale_attn_weights", True) else 1.0
-    by_layer = fields.flag("scale_attn_by_inverse_layer_idx", False)
+    scale = head_dim**-0.5 if fields.flag("scale_attn_weights") else 1.0
+    by_layer = fields.flag("scale_attn_by_inverse_layer_idx")
     return [scale / (index + 1) if by_layer else scale for index in range(fields.integer("n_layer"))]
 
 
-GPT2 = Family(_gpt2, GPT2_NAMES)
+GPT2 = Family(_gpt2, GPT2_NAMES, "gpt2", DEFAULTS, ALIASES)

@@ -11,8 +11,32 @@ from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.rope import max_position, read_rope
 from pagewire_shard.models.spec import DecoderSpec, LayerSpec, MlpSpec
 
-DEFAULT_SLIDING_WINDOW = 4096
-"""Of every Mistral layer."""
+LLAMA_DEFAULTS: dict[str, object] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MISTRAL_DEFAULTS: dict[str, object] = {
+    **LLAMA_DEFAULTS,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
 
 LLAMA_NAMES = NameMap(
     prefix="model.",
@@ -31,7 +55,6 @@ LLAMA_NAMES = NameMap(
         "mlp.up_proj": ("up", 1),
         "mlp.down_proj": ("down", None),
     },
-    ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
 )
 
 
@@ -43,21 +66,19 @@ def llama_spec(
     o_bias: bool,
     mlp_bias: bool = False,
     qk_norm: bool = False,
-    default_head_dim: int | None = None,
 ) -> DecoderSpec:
     """A decoder of Llama's shape.
 
     Args:
         windows: each layer's sliding window, 0 for none.
-        default_head_dim: where head_dim is absent; None: hidden_size / num_attention_heads.
     """
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
-    head_dim = read_head_dim(fields, num_heads, default_head_dim)
+    head_dim = read_head_dim(fields, num_heads)
     rope = read_rope(fields, head_dim)
     mlp = MlpSpec(
         intermediate_size=fields.integer("intermediate_size"),
-        activation=read_activation(fields, "hidden_act", "silu", gated=True),
+        activation=read_activation(fields, "hidden_act", gated=True),
         gated=True,
         bias=mlp_bias,
     )
@@ -71,33 +92,33 @@ def llama_spec(
         max_position=max_position(fields, rope),
         layers=tuple(LayerSpec(head_dim**-0.5, window, mlp) for window in windows),
         norm="rms",
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        norm_eps=fields.number("rms_norm_eps"),
         norm_place="pre",
         final_norm=True,
         qk_norm=qk_norm,
         qkv_bias=qkv_bias,
         o_bias=o_bias,
         positions=rope,
-        tied_embeddings=fields.flag("tie_word_embeddings", False),
-        initializer_range=fields.number("initializer_range", 0.02),
+        tied_embeddings=fields.flag("tie_word_embeddings"),
+        initializer_range=fields.number("initializer_range"),
     )
 
 
 def _llama(fields: ConfigFields) -> DecoderSpec:
-    attention_bias = fields.flag("attention_bias", False)
+    attention_bias = fields.flag("attention_bias")
     return llama_spec(
         fields,
         windows=[0] * fields.integer("num_hidden_layers"),
         qkv_bias=attention_bias,
         o_bias=attention_bias,
-        mlp_bias=fields.flag("mlp_bias", False),
+        mlp_bias=fields.flag("mlp_bias"),
     )
 
 
 def _mistral(fields: ConfigFields) -> DecoderSpec:
-    window = read_window(fields, DEFAULT_SLIDING_WINDOW)
+    window = read_window(fields)
     return llama_spec(fields, windows=[window] * fields.integer("num_hidden_layers"), qkv_bias=False, o_bias=False)
 
 
-LLAMA = Family(_llama, LLAMA_NAMES)
-MISTRAL = Family(_mistral, LLAMA_NAMES)
+LLAMA = Family(_llama, LLAMA_NAMES, "llama", LLAMA_DEFAULTS)
+MISTRAL = Family(_mistral, LLAMA_NAMES, "mistral", MISTRAL_DEFAULTS)

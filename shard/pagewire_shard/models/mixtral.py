@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.family import Family, read_activation, read_window
-from pagewire_shard.models.llama import DEFAULT_SLIDING_WINDOW, LLAMA_NAMES, llama_spec
+from pagewire_shard.models.llama import LLAMA_NAMES, MISTRAL_DEFAULTS, llama_spec
 from pagewire_shard.models.spec import DecoderSpec, MoeSpec
 
 ATTENTION_NAMES = {module: place for module, place in LLAMA_NAMES.layer_modules.items() if "mlp." not in module}
@@ -27,9 +27,20 @@ NAMES = replace(
 )
 
 
-def read_top_k(fields: ConfigFields, num_experts: int, default: int) -> int:
+DEFAULTS: dict[str, object] = {
+    **MISTRAL_DEFAULTS,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+ALIASES = {"num_experts": "num_local_experts"}
+
+
+def read_top_k(fields: ConfigFields, num_experts: int) -> int:
     """num_experts_per_tok."""
-    top_k = fields.integer("num_experts_per_tok", default)
+    top_k = fields.integer("num_experts_per_tok")
     if top_k > num_experts:
         raise fields.malformed("num_experts_per_tok", f"must be at most the number of experts, {num_experts}")
     return top_k
@@ -37,23 +48,22 @@ def read_top_k(fields: ConfigFields, num_experts: int, default: int) -> int:
 
 def check_silu(fields: ConfigFields) -> None:
     """Raises UnsupportedArchitecture if the experts are not gated by SiLU, as they are in every released model."""
-    if read_activation(fields, "hidden_act", "silu", gated=True) != "silu":
+    if read_activation(fields, "hidden_act", gated=True) != "silu":
         raise fields.unsupported("hidden_act", "silu")
 
 
 def _mixtral(fields: ConfigFields) -> DecoderSpec:
     check_silu(fields)
-    num_experts = fields.integer("num_local_experts", 8)
+    num_experts = fields.integer("num_local_experts")
     moe = MoeSpec(
         num_experts=num_experts,
-        top_k=read_top_k(fields, num_experts, 2),
+        top_k=read_top_k(fields, num_experts),
         intermediate_size=fields.integer("intermediate_size"),
         renormalise=True,
     )
-    window = 0 if "sliding_window" not in fields else read_window(fields, DEFAULT_SLIDING_WINDOW)
-    windows = [window] * fields.integer("num_hidden_layers")
+    windows = [read_window(fields)] * fields.integer("num_hidden_layers")
     spec = llama_spec(fields, windows=windows, qkv_bias=False, o_bias=False)
     return replace(spec, layers=tuple(replace(layer, mlp=moe) for layer in spec.layers))
 
 
-MIXTRAL = Family(_mixtral, NAMES)
+MIXTRAL = Family(_mixtral, NAMES, "mixtral", DEFAULTS, ALIASES)

@@ -34,18 +34,36 @@ OPT_NAMES = NameMap(
         "fc2": ("down", None),
     },
 )
+DEFAULTS: dict[str, object] = {
+    "vocab_size": 50272,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "ffn_dim": 3072,
+    "max_position_embeddings": 2048,
+    "do_layer_norm_before": True,
+    "_remove_final_layer_norm": False,
+    "word_embed_proj_dim": None,
+    "num_attention_heads": 12,
+    "activation_function": "relu",
+    "init_std": 0.02,
+    "enable_bias": True,
+    "layer_norm_elementwise_affine": True,
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+}
 
 
 def _opt(fields: ConfigFields) -> DecoderSpec:
-    refuse(fields, "layer_norm_elementwise_affine", default=True, accepted=True)
+    refuse(fields, "layer_norm_elementwise_affine", accepted=True)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
     head_dim = hidden_size // num_heads
-    bias = fields.flag("enable_bias", True)
-    norm_before = fields.flag("do_layer_norm_before", True)
+    bias = fields.flag("enable_bias")
+    norm_before = fields.flag("do_layer_norm_before")
     mlp = MlpSpec(
         intermediate_size=fields.integer("ffn_dim"),
-        activation=read_activation(fields, "activation_function", "relu", gated=False),
+        activation=read_activation(fields, "activation_function", gated=False),
         gated=False,
         bias=bias,
     )
@@ -62,14 +80,14 @@ def _opt(fields: ConfigFields) -> DecoderSpec:
         norm="layer",
         norm_eps=NORM_EPS,
         norm_place="pre" if norm_before else "post",
-        final_norm=norm_before and not fields.flag("_remove_final_layer_norm", False),
+        final_norm=norm_before and not fields.flag("_remove_final_layer_norm"),
         qk_norm=False,
         qkv_bias=bias,
         o_bias=bias,
         positions=LearnedPositions(POSITION_OFFSET),
-        tied_embeddings=fields.flag("tie_word_embeddings", True),
-        initializer_range=fields.number("init_std", 0.02),
+        tied_embeddings=fields.flag("tie_word_embeddings"),
+        initializer_range=fields.number("init_std"),
     )
 
 
-OPT = Family(_opt, OPT_NAMES)
+OPT = Family(_opt, OPT_NAMES, "opt", DEFAULTS)

@@ -6,8 +6,6 @@ from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.rope import max_position, read_rope
 from pagewire_shard.models.spec import DecoderSpec, LayerSpec, MlpSpec
 
-DEFAULT_PARTIAL_ROTARY_FACTOR = 0.5
-
 PHI_NAMES = NameMap(
     prefix="model.",
     layer="layers.",
@@ -21,19 +19,38 @@ PHI_NAMES = NameMap(
         "mlp.fc1": ("up", None),
         "mlp.fc2": ("down", None),
     },
-    ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
 )
+DEFAULTS: dict[str, object] = {
+    "vocab_size": 51200,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "hidden_act": "gelu_new",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "qk_layernorm": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def _phi(fields: ConfigFields) -> DecoderSpec:
-    refuse(fields, "qk_layernorm", default=False, accepted=False)
+    refuse(fields, "qk_layernorm", accepted=False)
+    # The output projection has a bias of its own, which a tied one would lose.
+    refuse(fields, "tie_word_embeddings", accepted=False)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
     head_dim = read_head_dim(fields, num_heads)
-    rope = read_rope(fields, head_dim, DEFAULT_PARTIAL_ROTARY_FACTOR)
+    rope = read_rope(fields, head_dim, is_partial=True)
     mlp = MlpSpec(
         intermediate_size=fields.integer("intermediate_size"),
-        activation=read_activation(fields, "hidden_act", "gelu_new", gated=False),
+        activation=read_activation(fields, "hidden_act", gated=False),
         gated=False,
         bias=True,
     )
@@ -47,18 +64,18 @@ def _phi(fields: ConfigFields) -> DecoderSpec:
         max_position=max_position(fields, rope),
         layers=(LayerSpec(head_dim**-0.5, 0, mlp),) * fields.integer("num_hidden_layers"),
         norm="layer",
-        norm_eps=fields.number("layer_norm_eps", 1e-5),
+        norm_eps=fields.number("layer_norm_eps"),
         norm_place="pre",
         final_norm=True,
         qk_norm=False,
         qkv_bias=True,
         o_bias=True,
         positions=rope,
-        tied_embeddings=fields.flag("tie_word_embeddings", False),
-        initializer_range=fields.number("initializer_range", 0.02),
+        tied_embeddings=False,
+        initializer_range=fields.number("initializer_range"),
         parallel_residual=True,
         lm_head_bias=True,
     )
 
 
-PHI = Family(_phi, PHI_NAMES)
+PHI = Family(_phi, PHI_NAMES, "phi", DEFAULTS)

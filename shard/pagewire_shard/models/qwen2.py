@@ -2,11 +2,21 @@
 
 from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.family import Family, read_window
-from pagewire_shard.models.llama import LLAMA_NAMES, llama_spec
+from pagewire_shard.models.llama import LLAMA_DEFAULTS, LLAMA_NAMES, llama_spec
 from pagewire_shard.models.spec import DecoderSpec
 
-DEFAULT_SLIDING_WINDOW = 4096
-DEFAULT_MAX_WINDOW_LAYERS = 28
+QWEN2_DEFAULTS: dict[str, object] = {
+    **LLAMA_DEFAULTS,
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 
 
 def read_windows(fields: ConfigFields) -> list[int]:
@@ -16,11 +26,11 @@ def read_windows(fields: ConfigFields) -> list[int]:
     have a window: the name misleads, it is transformers' meaning.
     """
     num_layers = fields.integer("num_hidden_layers")
-    window = read_window(fields, DEFAULT_SLIDING_WINDOW) if fields.flag("use_sliding_window", False) else 0
+    window = read_window(fields) if fields.flag("use_sliding_window") else 0
     layer_types = fields.texts("layer_types")
     if layer_types is None:
         # Zero is a possible value here, so it is not read as a positive integer.
-        first_with_window = int(fields.number("max_window_layers", DEFAULT_MAX_WINDOW_LAYERS))
+        first_with_window = int(fields.number("max_window_layers"))
         return [window if index >= first_with_window else 0 for index in range(num_layers)]
     if len(layer_types) != num_layers:
         raise fields.malformed("layer_types", f"must have num_hidden_layers entries, {num_layers}")
@@ -33,4 +43,4 @@ def _qwen2(fields: ConfigFields) -> DecoderSpec:
     return llama_spec(fields, windows=read_windows(fields), qkv_bias=True, o_bias=False)
 
 
-QWEN2 = Family(_qwen2, LLAMA_NAMES)
+QWEN2 = Family(_qwen2, LLAMA_NAMES, "qwen2", QWEN2_DEFAULTS)

@@ -3,22 +3,21 @@
 from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.llama import LLAMA_NAMES, llama_spec
-from pagewire_shard.models.qwen2 import read_windows
+from pagewire_shard.models.qwen2 import QWEN2_DEFAULTS, read_windows
 from pagewire_shard.models.spec import DecoderSpec
 
-DEFAULT_HEAD_DIM = 128
+DEFAULTS: dict[str, object] = {**QWEN2_DEFAULTS, "head_dim": 128}
 
 
 def _qwen3(fields: ConfigFields) -> DecoderSpec:
-    attention_bias = fields.flag("attention_bias", False)
+    attention_bias = fields.flag("attention_bias")
     return llama_spec(
         fields,
         windows=read_windows(fields),
         qkv_bias=attention_bias,
         o_bias=attention_bias,
         qk_norm=True,
-        default_head_dim=DEFAULT_HEAD_DIM,
     )
 
 
-QWEN3 = Family(_qwen3, LLAMA_NAMES)
+QWEN3 = Family(_qwen3, LLAMA_NAMES, "qwen3", DEFAULTS)

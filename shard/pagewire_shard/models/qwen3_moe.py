@@ -6,12 +6,24 @@ from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.family import Family, read_window
 from pagewire_shard.models.llama import LLAMA_NAMES, llama_spec
 from pagewire_shard.models.mixtral import FUSED_NAMES, check_silu, read_top_k
+from pagewire_shard.models.qwen2 import QWEN2_DEFAULTS
 from pagewire_shard.models.spec import DecoderSpec, MoeSpec
 
-DEFAULT_NUM_EXPERTS = 128
-DEFAULT_TOP_K = 8
-DEFAULT_EXPERT_SIZE = 768
-DEFAULT_SLIDING_WINDOW = 4096
+DEFAULTS: dict[str, object] = {
+    **QWEN2_DEFAULTS,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 4,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": None,
+}
+# Newer versions of transformers save it so.
+ALIASES = {"num_local_experts": "num_experts"}
 
 NAMES = replace(
     LLAMA_NAMES,
@@ -27,17 +39,15 @@ NAMES = replace(
 
 def _qwen3_moe(fields: ConfigFields) -> DecoderSpec:
     check_silu(fields)
-    # Newer versions of transformers save num_experts under another name.
-    name = "num_local_experts" if "num_local_experts" in fields else "num_experts"
-    num_experts = fields.integer(name, DEFAULT_NUM_EXPERTS)
+    num_experts = fields.integer("num_experts")
     moe = MoeSpec(
         num_experts=num_experts,
-        top_k=read_top_k(fields, num_experts, DEFAULT_TOP_K),
-        intermediate_size=fields.integer("moe_intermediate_size", DEFAULT_EXPERT_SIZE),
-        renormalise=fields.flag("norm_topk_prob", False),
+        top_k=read_top_k(fields, num_experts),
+        intermediate_size=fields.integer("moe_intermediate_size"),
+        renormalise=fields.flag("norm_topk_prob"),
     )
-    window = read_window(fields, DEFAULT_SLIDING_WINDOW) if fields.flag("use_sliding_window", False) else 0
-    attention_bias = fields.flag("attention_bias", False)
+    window = read_window(fields) if fields.flag("use_sliding_window") else 0
+    attention_bias = fields.flag("attention_bias")
     spec = llama_spec(
         fields,
         windows=[window] * fields.integer("num_hidden_layers"),
@@ -46,7 +56,7 @@ def _qwen3_moe(fields: ConfigFields) -> DecoderSpec:
         qk_norm=True,
     )
     dense = set(fields.integers("mlp_only_layers"))
-    step = fields.integer("decoder_sparse_step", 1)
+    step = fields.integer("decoder_sparse_step")
     layers = (
         layer if index in dense or (index + 1) % step else replace(layer, mlp=moe)
         for index, layer in enumerate(spec.layers)
@@ -54,4 +64,4 @@ def _qwen3_moe(fields: ConfigFields) -> DecoderSpec:
     return replace(spec, layers=tuple(layers))
 
 
-QWEN3_MOE = Family(_qwen3_moe, NAMES)
+QWEN3_MOE = Family(_qwen3_moe, NAMES, "qwen3_moe", DEFAULTS, ALIASES)

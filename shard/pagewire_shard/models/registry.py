@@ -1,7 +1,7 @@
 """Which family reads which architecture."""
 
 from pagewire_shard.errors import UnsupportedArchitecture
-from pagewire_shard.loading.hf_config import HFConfig
+from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.gpt2 import GPT2
 from pagewire_shard.models.llama import LLAMA, MISTRAL
@@ -25,16 +25,24 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def find_family(config: HFConfig) -> Family:
-    """The family of the configuration's architecture.
+def find_family(fields: ConfigFields) -> tuple[str, Family]:
+    """The architecture that a configuration asks for, and its family; without `architectures`, model_type decides.
 
     Raises:
-        UnsupportedArchitecture: there is none; the message names those there are.
+        ModelError: the configuration names neither.
+        UnsupportedArchitecture: none that it names is supported; the message names those that are.
     """
-    family = FAMILIES.get(config.architecture)
-    if family is None:
-        raise UnsupportedArchitecture(
-            f"{config.fields.path}: architecture {config.architecture!r} is not supported; "
-            f"supported: {', '.join(FAMILIES)}"
-        )
-    return family
+    named = fields.texts("architectures") or ()
+    if not named:
+        model_type = fields.raw("model_type")
+        if not isinstance(model_type, str):
+            raise fields.malformed("architectures", "must name the model's architecture, or model_type its family")
+        named = tuple(name for name, family in FAMILIES.items() if family.model_type == model_type)
+        if not named:
+            raise fields.unsupported("model_type", ", ".join(family.model_type for family in FAMILIES.values()))
+    for architecture in named:
+        if architecture in FAMILIES:
+            return architecture, FAMILIES[architecture]
+    raise UnsupportedArchitecture(
+        f"{fields.path}: architecture {named[0]!r} is not supported; supported: {', '.join(FAMILIES)}"
+    )

@@ -5,25 +5,22 @@ import math
 from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.spec import RopeSpec
 
-DEFAULT_THETA = 10000.0
 
-
-def read_rope(fields: ConfigFields, head_dim: int, default_partial_rotary_factor: float | None = None) -> RopeSpec:
+def read_rope(fields: ConfigFields, head_dim: int, *, is_partial: bool = False) -> RopeSpec:
     """The configuration's rotary embedding.
 
     transformers 5 writes one object rope_parameters; transformers 4 wrote rope_theta beside an optional object
-    rope_scaling, in which the variant was first called type.
+    rope_scaling, in which the variant was first called type. Where both objects are there, the older one counts.
 
     Args:
-        default_partial_rotary_factor: share of a head that is rotated, where the configuration does not say;
-            None: the family always rotates whole heads.
+        is_partial: heads may be rotated in part, as partial_rotary_factor says; else they are always rotated whole.
 
     Raises:
         UnsupportedArchitecture: the variant is none of default, linear, llama3, yarn.
     """
-    scaling = fields.section("rope_parameters" if "rope_parameters" in fields else "rope_scaling")
-    rotary_dim = _rotary_dim(fields, scaling, head_dim, default_partial_rotary_factor)
-    theta = scaling.number("rope_theta", fields.number("rope_theta", DEFAULT_THETA))
+    scaling = fields.section("rope_scaling" if fields.raw("rope_scaling") else "rope_parameters")
+    rotary_dim = _rotary_dim(fields, scaling, head_dim, is_partial)
+    theta = scaling.number("rope_theta", fields.number("rope_theta"))
     type_field = "rope_type" if "rope_type" in scaling else "type"
     variant = scaling.text(type_field, "default")
     match variant:
@@ -54,10 +51,10 @@ def max_position(fields: ConfigFields, rope: RopeSpec) -> int:
     return max(stated, int(rope.original_max_position * rope.factor)) if rope.variant == "yarn" else stated
 
 
-def _rotary_dim(fields: ConfigFields, scaling: ConfigFields, head_dim: int, default: float | None) -> int:
+def _rotary_dim(fields: ConfigFields, scaling: ConfigFields, head_dim: int, is_partial: bool) -> int:
     source = scaling if "partial_rotary_factor" in scaling else fields
-    share = source.number("partial_rotary_factor", 1.0 if default is None else default)
-    if default is None and share != 1.0:
+    share = source.number("partial_rotary_factor", 1.0)
+    if not is_partial and share != 1.0:
         raise source.unsupported("partial_rotary_factor", "1.0")
     return int(head_dim * share)
 
