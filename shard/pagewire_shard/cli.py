@@ -107,10 +107,19 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model-name", metavar="NAME", help="the name clients see (default: from --model)")
     group.add_argument("--dtype", choices=get_args(Dtype), default=DEFAULTS.dtype, help="element type of weights")
     group.add_argument(
-        "--load-format", choices=get_args(LoadFormat), default=DEFAULTS.load_format, help="dummy: random weights"
+        "--load-format",
+        choices=get_args(LoadFormat),
+        default=DEFAULTS.load_format,
+        help="auto (default): safetensors, or PyTorch files where there are none; safetensors: those alone; "
+        "dummy: random weights",
     )
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help="seeds dummy weights")
-    group.add_argument("--max-model-len", type=_positive, metavar="N", help="longest sequence (default: the model's)")
+    group.add_argument(
+        "--max-model-len",
+        type=_positive,
+        metavar="N",
+        help="longest sequence (default: the model's, or what the KV cache holds if that is less)",
+    )
 
 
 def _add_service_options(group: argparse._ArgumentGroup) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-LoadFormat = Literal["auto", "dummy"]
+LoadFormat = Literal["auto", "safetensors", "dummy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ShardConfig:
     dtype: Dtype = "auto"
     """Element type of weights; auto: the checkpoint's, on a CPU float16-packed for half-precision checkpoints."""
     max_model_len: int | None = None
-    """Longest sequence in tokens; None: the model's own."""
+    """Longest sequence in tokens; None: the model's own, or what the block pool holds if that is less."""
     max_num_seqs: int = 256
     """Sequences the shard can hold."""
     max_num_batched_tokens: int | None = None
@@ -53,7 +53,7 @@ class ShardConfig:
     cuda_graphs: bool = True
     """Capture decode steps on a GPU at start; False: run them operation after operation."""
     load_format: LoadFormat = "auto"
-    """auto: safetensors; dummy: random weights."""
+    """auto: safetensors, or PyTorch files where there are none; safetensors: those alone; dummy: random weights."""
     seed: int = 0
     """Seeds dummy weights."""
     cpu_threads: int | None = None

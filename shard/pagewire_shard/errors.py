@@ -4,9 +4,9 @@ ShardError
 +-- ModelError                   the shard cannot start with what it was given
 |   +-- ModelNotFound            no such directory, hub id or bundled model
 |   +-- UnsupportedArchitecture  no model family of ours reads this config.json
-|   +-- CorruptWeights           the safetensors are damaged, incomplete or of another shape
+|   +-- CorruptWeights           the weight files are damaged, incomplete, of another shape, or name code to run
 |   +-- CorruptTokenizer         there are tokenizer files, but no tokenizer comes out of them
-|   +-- PoolTooSmall             the block pool cannot hold one sequence of max_model_len
+|   +-- PoolTooSmall             the block pool cannot hold one block, or one sequence of --max-model-len
 |   +-- BadOption                an option's value cannot be served here
 +-- StreamError                  ends a plan stream
     +-- InvalidMessage           the message is malformed, or it is not its turn
@@ -51,7 +51,7 @@ class UnsupportedArchitecture(ModelError):
 
 
 class CorruptWeights(ModelError):
-    """The safetensors are damaged, incomplete or of another shape."""
+    """The weight files are damaged, incomplete, of another shape, or name code to run."""
 
     reason = "CORRUPT_WEIGHTS"
 
@@ -63,7 +63,7 @@ class CorruptTokenizer(ModelError):
 
 
 class PoolTooSmall(ModelError):
-    """The block pool cannot hold one sequence of max_model_len. The message says what would fit."""
+    """The block pool cannot hold one block, or one sequence of --max-model-len. The message says what would fit."""
 
     reason = "POOL_TOO_SMALL"
 

@@ -53,7 +53,7 @@ def run(config: ShardConfig) -> int:
 def _build(config: ShardConfig, model_dir: "Future[Path]") -> StepEngine[Any]:
     """On the step thread from the start: a model may have to be fetched, and probes want answers meanwhile."""
     try:
-        directory = resolve_model(config.model)
+        directory = resolve_model(config.model, config.load_format)
     except BaseException as error:
         model_dir.set_exception(error)
         raise

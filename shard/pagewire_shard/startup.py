@@ -1,8 +1,9 @@
 """Builds a shard's engine: loads the model, sizes the pool, allocates the device state."""
 
+import logging
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,13 +19,17 @@ from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.forward_batch import KVCache
 from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.execution.warm_up import run_largest_step, warm_up
+from pagewire_shard.host_memory import memory_limit_bytes
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
 from pagewire_shard.runner import Runner
 from pagewire_shard.service.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
+logger = logging.getLogger(__name__)
+
 MAX_LOGPROBS = 20
 CPU_POOL_BYTES = 2 << 30
-"""The pool on a CPU, unless a quarter of the memory is less. Pages of it are taken as they are first written."""
+"""The pool on a CPU, unless a quarter of the memory that the process may use is less. Pages of it are taken as they
+are first written."""
 SMALL_MODEL_BYTES = 64 << 20
 """Below this a decode step is too short to gain from all cores, and the router needs one."""
 GPU_BLOCK_SIZES = (16, 32, 64, 128)
@@ -54,6 +59,10 @@ def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes) -> E
     limits = _limits(config, loaded, device)
     state = DeviceState(config.max_num_seqs, limits.max_model_len, limits.block_size, device)
     num_blocks = _num_blocks(config, loaded, limits, state)
+    if num_blocks * limits.block_size < limits.max_model_len:
+        limits = _lowered(config, limits, num_blocks)
+        del state  # before the smaller one is allocated
+        state = DeviceState(config.max_num_seqs, limits.max_model_len, limits.block_size, device)
     spec = loaded.model.spec
     caches = [
         kv_cache.allocate(num_blocks, limits.block_size, spec.num_kv_heads, spec.head_dim, loaded.cache_dtype, device)
@@ -114,6 +123,21 @@ def _runner(
     return runner
 
 
+def _lowered(config: ShardConfig, limits: Limits, num_blocks: int) -> Limits:
+    """The limits with the longest sequence that the pool holds; only where --max-model-len leaves it open."""
+    max_model_len = num_blocks * limits.block_size
+    logger.warning(
+        "%s: the KV cache holds %d tokens, so max_model_len is %d, not the model's own %d; --kv-cache-memory%s or "
+        "--max-model-len changes that",
+        config.model,
+        max_model_len,
+        max_model_len,
+        limits.max_model_len,
+        "" if config.kv_cache_memory_bytes is not None else ", on a GPU --gpu-memory-utilization,",
+    )
+    return replace(limits, max_model_len=max_model_len)
+
+
 def _num_blocks(config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState) -> int:
     spec = loaded.model.spec
     bytes_per_block = spec.num_layers * kv_cache.block_bytes(
@@ -127,7 +151,7 @@ def _num_blocks(config: ShardConfig, loaded: LoadedModel, limits: Limits, state:
     else:
         available = _gpu_pool_bytes(config, loaded, limits, state)
     num_blocks = max(available, 0) // bytes_per_block
-    if num_blocks < needed:
+    if num_blocks < (needed if config.max_model_len is not None else 1):
         raise PoolTooSmall(_too_small(config, limits, available, num_blocks, needed * bytes_per_block))
     # More than all sequences at full length can never be used.
     return min(num_blocks, needed * config.max_num_seqs)
@@ -168,8 +192,7 @@ def _gpu_pool_bytes(config: ShardConfig, loaded: LoadedModel, limits: Limits, st
 
 
 def _cpu_pool_bytes() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(CPU_POOL_BYTES, memory // 4)
+    return min(CPU_POOL_BYTES, memory_limit_bytes() // 4)
 
 
 def _describe(

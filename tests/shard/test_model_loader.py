@@ -12,7 +12,7 @@ from pagewire_kernels import kv_cache
 from pagewire_shard.errors import BadOption, CorruptWeights, ModelError, ModelNotFound, UnsupportedArchitecture
 from pagewire_shard.execution.forward_batch import ForwardBatch
 from pagewire_shard.layers.linear import Float16PackedLinear, float16_packed_linear
-from pagewire_shard.loading.hf_config import read_hf_config
+from pagewire_shard.loading.hf_config import HFConfig, describe, read_config_fields
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.models.registry import FAMILIES, find_family
@@ -60,8 +60,15 @@ def load(model_dir: Path, **options: Any) -> LoadedModel:
 
 
 def spec(model_dir: Path) -> DecoderSpec:
-    config = read_hf_config(model_dir)
-    return find_family(config).spec(config.fields)
+    fields = read_config_fields(model_dir)
+    family = find_family(fields)[1]
+    return family.spec(family.complete(fields))
+
+
+def described(model_dir: Path) -> HFConfig:
+    fields = read_config_fields(model_dir)
+    architecture, family = find_family(fields)
+    return describe(model_dir, architecture, family.complete(fields))
 
 
 def logits(model: Decoder) -> torch.Tensor:
@@ -97,7 +104,12 @@ def test_tensors_known_to_be_needless_are_ignored(tmp_path: Path) -> None:
 
     def add_extras(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-        tensors["lm_head.weight"] = torch.zeros(50, 16)
+        tensors["model.layers.1.self_attn.rotary_emb.cos_cached"] = torch.ones(1, 1, 4, 8)
+        tensors["model.rotary_emb.sin_cached"] = torch.ones(4, 8)
+        tensors["model.rotary_emb.original_inv_freq"] = torch.ones(4)
+        tensors["model.layers.0.self_attn.bias"] = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+        tensors["model.embeddings.position_ids"] = torch.arange(32)[None]
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     edit_tensors(model_dir, add_extras)
     assert torch.equal(logits(load(model_dir).model), expected)
@@ -109,7 +121,8 @@ def test_gpt2s_causal_masks_are_ignored(tmp_path: Path) -> None:
     expected = logits(load(tmp_path).model)
 
     def add_masks(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["transformer.h.1.attn.bias"] = torch.ones(1, 1, 32, 32)
+        tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 32, 32)
+        tensors["transformer.h.1.attn.bias"] = torch.ones(1, 1, 32, 32, dtype=torch.uint8)
         tensors["transformer.h.1.attn.masked_bias"] = torch.tensor(-1e4)
 
     edit_tensors(tmp_path, add_masks)
@@ -153,11 +166,29 @@ def test_tied_embeddings_work_packed(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load(model_dir).model), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_beyond_float16_are_kept_in_float32() -> None:
-    weight = torch.eye(16) * 1e5
-    x = torch.randn(3, 16)
-    torch.testing.assert_close(float16_packed_linear(weight, None)(x), x * 1e5)
-    assert not isinstance(float16_packed_linear(weight, None), Float16PackedLinear)
+@pytest.mark.parametrize("factor", [2.0**17, 2.0**-12, 2.0**-20, 2.0**-80])
+@pytest.mark.parametrize("place", ["all", "row", "column", "head"])
+def test_no_bfloat16_weight_loses_digits_as_float16(factor: float, place: str) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(24, 32).bfloat16().float()
+    where = {"all": ..., "row": 5, "column": (slice(None), 7), "head": slice(8, 16)}[place]
+    weight[where] *= factor
+    x, bias = torch.randn(3, 32), torch.randn(24)
+    if place == "column":
+        x[:, 7] /= factor  # so that the small weights matter
+    for given in (None, bias):
+        expected = torch.nn.functional.linear(x.double(), weight.double(), None if given is None else given.double())
+        packed = float16_packed_linear(weight.clone(), given)
+        assert isinstance(packed, Float16PackedLinear) or (place, factor) == ("column", 2.0**-80)
+        torch.testing.assert_close(packed(x).double(), expected, rtol=1e-5, atol=1e-5 * min(1.0, factor))
+
+
+def test_weights_that_float16_holds_are_packed_as_they_are() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(24, 32).bfloat16().float() * 0.02
+    weight[3] = 0.0
+    assert type(float16_packed_linear(weight, None)) is Float16PackedLinear
+    assert not isinstance(float16_packed_linear(weight / 0.0, None), Float16PackedLinear)
 
 
 def test_the_checkpoints_own_dtype_counts_where_the_configuration_is_silent(tmp_path: Path) -> None:
@@ -185,8 +216,8 @@ def test_a_directory_without_config_json_is_named(tmp_path: Path) -> None:
 
 
 def test_other_checkpoint_formats_are_named(model_dir: Path) -> None:
-    (model_dir / "model.safetensors").rename(model_dir / "pytorch_model.bin")
-    with pytest.raises(ModelNotFound, match=r"neither model\.safetensors nor .* found pytorch_model\.bin"):
+    (model_dir / "model.safetensors").rename(model_dir / "model.gguf")
+    with pytest.raises(ModelNotFound, match=r"neither model\.safetensors nor .* found model\.gguf"):
         load(model_dir)
 
 
@@ -298,8 +329,17 @@ def test_what_the_decoder_does_not_implement_is_refused_by_name(
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
-        ({"architectures": []}, "architectures"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures"),
+        ({"architectures": None, "model_type": None}, "architectures"),
+        ({"hidden_size": 2**40}, "hidden_size"),
+        ({"hidden_size": 16.0}, "hidden_size"),
+        ({"num_attention_heads": 3, "head_dim": None}, "hidden_size"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor"),
         ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"eos_token_id": [[2]]}, "eos_token_id"),
+        ({"eos_token_id": {"id": 2}}, "eos_token_id"),
+        ({"eos_token_id": 2.5}, "eos_token_id"),
         ({"rope_parameters": [1]}, "rope_parameters"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -326,9 +366,84 @@ def test_end_of_sequence_tokens_come_from_the_generation_config_first(model_dir:
     edit_config(model_dir, eos_token_id=7)
     generation_config = model_dir / "generation_config.json"
     generation_config.write_text(json.dumps({"eos_token_id": [3, 4]}))
-    assert read_hf_config(model_dir).eos_token_ids == (3, 4)
+    assert described(model_dir).eos_token_ids == (3, 4)
     generation_config.unlink()
-    assert read_hf_config(model_dir).eos_token_ids == (7,)
+    assert described(model_dir).eos_token_ids == (7,)
+
+
+@pytest.mark.parametrize(
+    ("in_generation", "in_config", "expected"),
+    [
+        (-1, 7, (7,)),
+        ([3, -1, 50, 3], 7, (3,)),
+        (2**40, None, ()),
+        (None, [7, 8], (7, 8)),
+        ([], 7, (7,)),
+        (0, 7, (0,)),
+    ],
+)
+def test_end_of_sequence_ids_outside_the_vocabulary_are_left_out(
+    model_dir: Path, caplog: pytest.LogCaptureFixture, in_generation: Any, in_config: Any, expected: tuple[int, ...]
+) -> None:
+    edit_config(model_dir, eos_token_id=in_config)
+    (model_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": in_generation}))
+    assert described(model_dir).eos_token_ids == expected
+    odd = [i for i in (in_generation if isinstance(in_generation, list) else [in_generation or 0]) if not 0 <= i < 50]
+    assert len(caplog.messages) == len(odd)
+    assert all("generation_config.json: field 'eos_token_id'" in message for message in caplog.messages)
+
+
+def test_model_type_stands_for_an_absent_architecture(model_dir: Path) -> None:
+    edit_config(model_dir, architectures=None)
+    assert described(model_dir).architecture == "LlamaForCausalLM"
+    edit_config(model_dir, model_type="mamba")
+    with pytest.raises(UnsupportedArchitecture, match="'mamba', which is not supported; supported: gpt2, llama"):
+        load(model_dir)
+
+
+def test_an_unknown_architecture_is_told_before_its_fields_are_judged(model_dir: Path) -> None:
+    edit_config(model_dir, architectures=["MambaForCausalLM"], vocab_size="many", eos_token_id="</s>", dtype=7)
+    with pytest.raises(UnsupportedArchitecture, match="'MambaForCausalLM' is not supported; supported: GPT2LMHead"):
+        load(model_dir)
+
+
+def reference_logits(model_dir: Path) -> torch.Tensor:
+    """transformers', of the prompt of logits()."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.arange(7)[None]).logits[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tied_embeddings_with_another_output_matrix_are_not_tied(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
+) -> None:
+    model_dir = save(tmp_path, dtype, tie_word_embeddings=False)
+    edit_config(model_dir, tie_word_embeddings=True)
+    torch.testing.assert_close(logits(load(model_dir).model), reference_logits(model_dir), rtol=1e-4, atol=1e-4)
+    assert "tensor 'lm_head.weight' differs from 'model.embed_tokens.weight'" in caplog.text
+
+
+def test_tied_embeddings_are_read_from_the_output_matrix_where_it_is_all_there_is(tmp_path: Path) -> None:
+    model_dir = save(tmp_path, tie_word_embeddings=True)
+    expected = logits(load(model_dir).model)
+    edit_tensors(model_dir, lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+    assert torch.equal(logits(load(model_dir).model), expected)
+    torch.testing.assert_close(reference_logits(model_dir), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tied_output_projection_keeps_its_bias(tmp_path: Path) -> None:
+    config = transformers.PhiConfig(**SIZES, tie_word_embeddings=True, initializer_range=0.3)
+    model = transformers.PhiForCausalLM(config)
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(load(tmp_path).model), reference_logits(tmp_path), rtol=1e-4, atol=1e-4)
+
+
+def test_an_untied_model_without_its_output_matrix_is_refused(model_dir: Path) -> None:
+    edit_tensors(model_dir, lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(CorruptWeights, match=r"lacks 1 tensors: lm_head\.weight$"):
+        load(model_dir)
 
 
 def test_both_spellings_of_rope_parameters_are_read(model_dir: Path) -> None:

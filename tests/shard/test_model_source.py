@@ -79,15 +79,16 @@ def test_a_hub_id_is_fetched_without_what_no_shard_reads(monkeypatch, model_dir)
 
     import huggingface_hub
 
-    wanted: dict[str, list[str]] = {}
+    wanted: list[list[str]] = []
 
     def download(hub_id: str, allow_patterns: list[str]) -> str:
-        wanted[hub_id] = allow_patterns
+        wanted.append(allow_patterns)
+        (model_dir / "model.safetensors").touch()
         return str(model_dir)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve_model("who/what") == model_dir
-    patterns = wanted["who/what"]
+    (patterns,) = wanted
 
     def fetched(name: str) -> bool:
         return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
@@ -95,6 +96,36 @@ def test_a_hub_id_is_fetched_without_what_no_shard_reads(monkeypatch, model_dir)
     assert all(map(fetched, ["model-00001-of-2.safetensors", "model.safetensors.index.json", "tokenizer.json"]))
     assert all(map(fetched, ["config.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"]))
     assert not any(map(fetched, ["pytorch_model.bin", "model.onnx", "README.md", "flax_model.msgpack"]))
+
+
+def test_pytorch_files_are_fetched_only_where_there_are_no_safetensors(monkeypatch, model_dir):
+    import huggingface_hub
+
+    wanted: list[list[str]] = []
+
+    def download(hub_id: str, allow_patterns: list[str]) -> str:
+        wanted.append(allow_patterns)
+        return str(model_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_model("who/what") == model_dir
+    assert wanted[1:] == [["pytorch_model*.bin", "pytorch_model.bin.index.json"]]
+    del wanted[:]
+    for load_format in ("safetensors", "dummy"):
+        assert resolve_model("who/what", load_format) == model_dir
+    assert not any("bin" in pattern for patterns in wanted for pattern in patterns)
+
+
+def test_the_digest_tells_pytorch_files_apart(model_dir):
+    import torch
+
+    digests = []
+    for value in (0.0, 0.0, 1.0):
+        weights = torch.zeros(300_000)
+        weights[150_001] = value
+        torch.save({"w": weights}, model_dir / "pytorch_model.bin")
+        digests.append(model_digest(model_dir))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_the_digest_tells_models_apart(model_dir):

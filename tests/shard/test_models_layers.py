@@ -8,7 +8,7 @@ import torch
 import transformers
 from pagewire_shard.layers import linear
 from pagewire_shard.layers.rotary import cos_sin_cache
-from pagewire_shard.loading.hf_config import read_hf_config
+from pagewire_shard.loading.hf_config import read_config_fields
 from pagewire_shard.models.rope import read_rope
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -63,6 +63,6 @@ def test_angles_are_bit_for_bit_those_of_transformers(scaling: dict[str, Any], t
     config.save_pretrained(tmp_path)
     positions = torch.arange(2048)
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
-    cache = cos_sin_cache(read_rope(read_hf_config(tmp_path).fields, 128), 2048, torch.device("cpu"))
+    cache = cos_sin_cache(read_rope(read_config_fields(tmp_path), 128), 2048, torch.device("cpu"))
     # transformers repeats the angles for the second half of a head.
     assert torch.equal(cache, torch.cat((cos[0, :, :64], sin[0, :, :64]), dim=-1))

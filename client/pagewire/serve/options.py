@@ -115,7 +115,12 @@ MODEL_OPTIONS: tuple[Option, ...] = (
         "SHARE",
     ),
     Option("cuda_graphs", "capture a GPU's decode steps as CUDA graphs (default: yes)", bool),
-    Option("load_format", "auto: safetensors; dummy: random weights (default: auto)", choices=("auto", "dummy")),
+    Option(
+        "load_format",
+        "auto: safetensors, or PyTorch files where there are none; safetensors: those alone; dummy: random weights "
+        "(default: auto)",
+        choices=("auto", "safetensors", "dummy"),
+    ),
     Option("seed", "seeds dummy weights (default: 0)", int, "N"),
     Option("cpu_threads", "threads for CPU kernels (default: all cores, less one for a small model)", positive, "N"),
 )

@@ -19,6 +19,12 @@ PACKED_NUM_ROWS = 64
 half as fast at 4, and packed for 16 or 512 it gains nothing anywhere: one pack serves decode and prefill."""
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
+FLOAT16_EXPONENT = 15
+"""Rows that are scaled have their largest weight between 2 ** 14 and 2 ** 15."""
+SMALL_MAX = 2.0**-8
+"""Rows and columns whose largest weight is below it may lose digits as float16."""
+MAX_SHIFT = 100
+"""Largest exponent of a row's scale: the scale and its inverse are normal float32 numbers."""
 
 
 class Linear(Protocol):
@@ -77,25 +83,68 @@ class Float16PackedLinear:
         return output
 
 
+class ScaledFloat16Linear(Float16PackedLinear):
+    """Float16PackedLinear for weights outside float16's range: rows are packed times powers of two, and the product is
+    divided by them, which is exact. The weight comes as float32."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, exponents: torch.Tensor) -> None:
+        scales = torch.exp2(exponents)
+        super().__init__(weight * scales[:, None], None if bias is None else bias * scales)
+        self._inverse_scales = 1.0 / scales
+        self.num_bytes += scales.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return super().__call__(x).mul_(self._inverse_scales)
+
+
 def float32_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
     """The fastest Linear on this CPU that keeps float32 weights."""
     return OneDnnLinear(weight, bias) if has_onednn() else PlainLinear(weight, bias)
 
 
 def float16_packed_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-    """The fastest Linear on this CPU for weights that float16 represents; float32 for those it does not.
+    """The fastest Linear on this CPU for weights of half precision, which keeps their digits.
 
-    bfloat16 has float16's size and float32's range: a weight beyond 65,504 would be clipped.
+    bfloat16 has float16's size and float32's range: a weight beyond 65,504 would be clipped, one far below 2 ** -14
+    would lose digits or vanish. Rows are scaled where that would matter.
     """
-    if has_fbgemm() and fits_float16(weight):
-        return Float16PackedLinear(weight, bias)
-    return float32_linear(weight, bias)
+    if not has_fbgemm():
+        return float32_linear(weight, bias)
+    match row_exponents(weight):
+        case None:
+            return float32_linear(weight, bias)
+        case exponents if exponents.any():
+            return ScaledFloat16Linear(weight, bias, exponents)
+        case _:
+            return Float16PackedLinear(weight, bias)
 
 
-def fits_float16(weight: torch.Tensor) -> bool:
-    """Whether no element is beyond float16's range."""
-    low, high = weight.aminmax()
-    return max(-low.item(), high.item()) <= FLOAT16_MAX
+def row_exponents(weight: torch.Tensor) -> torch.Tensor | None:
+    """Powers of two by which rows are to be multiplied before they are packed as float16.
+
+    float16 is exact for every bfloat16 from 2 ** -17 to 65,504; below, the error is at most 2 ** -25. Next to a largest
+    weight of SMALL_MAX in the same row and column this is float32's own rounding, so the rows stay as they are: the
+    exponents are 0. If a row or column has no weight so large, or a weight is too large, every row is scaled so that
+    its largest weight is just below 2 ** 15, and all weights down to 2 ** -32 of that are exact.
+
+    Args:
+        weight: [num_rows, in_features], float32.
+
+    Returns:
+        [num_rows], float32; None if no scaling of rows will do: a weight is infinite or no number, or a column stays
+        below SMALL_MAX.
+    """
+    row_max = torch.linalg.vector_norm(weight, torch.inf, dim=1)
+    column_max = torch.linalg.vector_norm(weight, torch.inf, dim=0)
+    if not row_max.isfinite().all():
+        return None
+    largest = torch.cat([row_max, column_max])
+    if not ((largest > FLOAT16_MAX) | ((largest < SMALL_MAX) & (largest > 0))).any():
+        return torch.zeros_like(row_max)
+    exponents = (FLOAT16_EXPONENT - torch.frexp(row_max).exponent).clamp(-MAX_SHIFT, MAX_SHIFT)
+    exponents = torch.where(row_max > 0, exponents, 0).to(row_max.dtype)
+    column_max = torch.linalg.vector_norm(weight * torch.exp2(exponents)[:, None], torch.inf, dim=0)
+    return None if ((column_max < SMALL_MAX) & (column_max > 0)).any() else exponents
 
 
 @cache

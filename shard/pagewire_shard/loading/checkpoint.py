@@ -6,10 +6,9 @@ builds tensors and runs nothing that the file names.
 """
 
 import json
-import logging
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from pagewire_shard.errors import CorruptWeights, ModelNotFound
 SAFETENSORS_FILE, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_FILE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +30,11 @@ class CheckpointTensor:
     name: str
     value: torch.Tensor
 
-    def check_dtype(self) -> None:
+    def check_usable(self) -> None:
         """Raises CorruptWeights if weights of its type are not supported."""
+        if self.value.layout is not torch.strided or self.value.device.type != "cpu":
+            kind = f"{self.value.layout} on {self.value.device}".replace("torch.", "")
+            raise CorruptWeights(f"{self.path}: tensor {self.name!r} is stored as {kind}; supported: dense tensors")
         if self.value.dtype not in SUPPORTED_DTYPES:
             raise CorruptWeights(
                 f"{self.path}: tensor {self.name!r} is stored as {str(self.value.dtype).removeprefix('torch.')}; "
@@ -61,30 +62,22 @@ class CheckpointFile:
             raise CorruptWeights(f"{self.path}: lacks {len(missing)} tensors of the index, such as {missing[0]!r}")
 
 
-def read_tensors(model_dir: Path, *, allow_torch: bool = True) -> Iterator[CheckpointTensor]:
-    """All tensors of the checkpoint in `model_dir`, in the order of their files.
-
-    Args:
-        allow_torch: a PyTorch file is read where there are no safetensors.
-
-    Raises:
-        ModelNotFound: there is no checkpoint that may be read.
-        CorruptWeights: a file is missing, truncated or damaged, or names code to run.
-    """
-    for file in checkpoint_files(model_dir, allow_torch=allow_torch):
-        yield from file.tensors()
-
-
-def stored_dtype(model_dir: Path, *, allow_torch: bool = True) -> str:
-    """The element type of the checkpoint's first floating-point tensor, such as "bfloat16". Raises as read_tensors."""
-    for tensor in read_tensors(model_dir, allow_torch=allow_torch):
-        if tensor.value.is_floating_point():
-            return str(tensor.value.dtype).removeprefix("torch.")
-    raise CorruptWeights(f"{model_dir}: the checkpoint has no floating-point tensors")
+def stored_dtype(files: Sequence[CheckpointFile]) -> str:
+    """The element type of the first floating-point tensor, such as "bfloat16". Raises CorruptWeights."""
+    for file in files:
+        for tensor in file.tensors():
+            if tensor.value.is_floating_point():
+                return str(tensor.value.dtype).removeprefix("torch.")
+    raise CorruptWeights(f"{files[0].path}: the checkpoint has no floating-point tensors")
 
 
 def checkpoint_files(model_dir: Path, *, allow_torch: bool = True) -> list[CheckpointFile]:
-    """The checkpoint's files. Safetensors go before PyTorch's. Raises as read_tensors does."""
+    """The checkpoint's files. Safetensors go before PyTorch's, which are left alone unless `allow_torch`.
+
+    Raises:
+        ModelNotFound: there is no checkpoint that may be read.
+        CorruptWeights: the index is damaged, or a file that it names is missing.
+    """
     formats = [(SAFETENSORS_FILE, SAFETENSORS_INDEX)] + [(TORCH_FILE, TORCH_INDEX)] * allow_torch
     for single, index in formats:
         if (model_dir / single).is_file():
@@ -127,7 +120,6 @@ def _read_safetensors(path: Path, names: frozenset[str] | None) -> Iterator[Chec
 
 
 def _read_torch(path: Path, names: frozenset[str] | None) -> Iterator[CheckpointTensor]:
-    _log.warning("%s: read with torch's restricted loader; safetensors load faster", path)
     tensors = _load_torch(path)
     for name in list(tensors):
         value = tensors.pop(name)

@@ -7,6 +7,7 @@ are absent.
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import cast
 
 from pagewire_shard.errors import ModelError, ModelNotFound, UnsupportedArchitecture
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
+MAX_INTEGER = 2**31 - 1
+"""No model has a size above it, and index arithmetic would overflow."""
 
 
 class ConfigFields:
@@ -30,12 +34,13 @@ class ConfigFields:
         self._defaults = defaults or {}
 
     def completed(self, defaults: Mapping[str, object], aliases: Mapping[str, str]) -> "ConfigFields":
-        """The same fields with a configuration class's defaults; aliases: other name -> name of a field."""
-        values = {name: value for name, value in self._values.items() if name not in aliases}
-        for alias, name in aliases.items():
-            if alias in self._values:
-                values.setdefault(name, self._values[alias])
-        return ConfigFields(self.path, values, defaults)
+        """The same fields with a configuration class's defaults.
+
+        Args:
+            aliases: other name -> name of a field. Where both are there, the other name counts, as in transformers.
+        """
+        renamed = {name: self._values[alias] for alias, name in aliases.items() if alias in self._values}
+        return ConfigFields(self.path, {**self._values, **renamed}, defaults)
 
     def __contains__(self, name: str) -> bool:
         return self.raw(name) is not None
@@ -47,16 +52,23 @@ class ConfigFields:
     def integer(self, name: str, default: int | None = None) -> int:
         """A positive integer; required without a default."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.malformed(name, "must be a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_INTEGER:
+            raise self.malformed(name, f"must be a positive integer, at most {MAX_INTEGER}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number; required without a default."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.malformed(name, "must be a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.malformed(name, "must be a finite number")
         return float(value)
+
+    def positive_number(self, name: str, default: float | None = None) -> float:
+        """A finite number above 0; required without a default."""
+        value = self.number(name, default)
+        if value <= 0:
+            raise self.malformed(name, "must be above 0")
+        return value
 
     def flag(self, name: str, default: bool | None = None) -> bool:
         """A boolean; required without a default."""
@@ -108,7 +120,7 @@ class ConfigFields:
 
     def malformed(self, name: str, rule: str) -> ModelError:
         """The error for a field that breaks `rule`."""
-        given = f"is {self.raw(name)!r}" if name in self else "is missing"
+        given = f"is {self.raw(name)!r}" if name in self else "is null" if name in self._values else "is missing"
         return ModelError(f"{self.path}: field {name!r} {given}; it {rule}")
 
     def unsupported(self, name: str, accepted: str) -> UnsupportedArchitecture:
@@ -131,9 +143,8 @@ class HFConfig:
     vocab_size: int
     checkpoint_dtype: str | None
     """The weights' element type as config.json states it, such as "bfloat16"."""
-    bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
-    """From generation_config.json where it names any, else from config.json."""
+    """From generation_config.json where it names any of the vocabulary, else from config.json."""
     fields: ConfigFields
     """All of config.json, with its family's defaults."""
 
@@ -162,12 +173,10 @@ def describe(model_dir: Path, architecture: str, fields: ConfigFields) -> HFConf
     if "quantization_config" in fields:
         raise fields.unsupported("quantization_config", "weights in float32, float16 or bfloat16")
     vocab_size = fields.integer("vocab_size")
-    bos_token_ids = fields.token_ids("bos_token_id")
     return HFConfig(
         architecture=architecture,
         vocab_size=vocab_size,
         checkpoint_dtype=_checkpoint_dtype(fields),
-        bos_token_id=bos_token_ids[0] if bos_token_ids else None,
         eos_token_ids=_eos_token_ids(model_dir, fields, vocab_size),
         fields=fields,
     )
@@ -176,7 +185,7 @@ def describe(model_dir: Path, architecture: str, fields: ConfigFields) -> HFConf
 def _read_json(path: Path) -> ConfigFields:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{path}: must hold a JSON object")
@@ -194,12 +203,12 @@ def _checkpoint_dtype(fields: ConfigFields) -> str | None:
 def _eos_token_ids(model_dir: Path, fields: ConfigFields, vocab_size: int) -> tuple[int, ...]:
     """Ids that no token has, such as -1 for "none", are left out with a warning."""
     path = model_dir / "generation_config.json"
-    source = _read_json(path) if path.is_file() else fields
-    if not source.token_ids("eos_token_id"):
-        source = fields
-    token_ids = source.token_ids("eos_token_id")
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            message = "%s: field 'eos_token_id' names %d, which is no token of the %d in the vocabulary: left out"
-            _log.warning(message, source.path, token_id, vocab_size)
-    return tuple(token_id for token_id in token_ids if 0 <= token_id < vocab_size)
+    for source in (_read_json(path), fields) if path.is_file() else (fields,):
+        token_ids = source.token_ids("eos_token_id")
+        for token_id in token_ids:
+            if not 0 <= token_id < vocab_size:
+                message = "%s: field 'eos_token_id' names %d, which is no token of the %d in the vocabulary: left out"
+                logger.warning(message, source.path, token_id, vocab_size)
+        if usable := tuple(token_id for token_id in token_ids if 0 <= token_id < vocab_size):
+            return usable
+    return ()

@@ -4,6 +4,7 @@ Tensors are read one at a time into the parameter they are part of; a parameter 
 that beside the packed weights about one parameter is in memory unpacked.
 """
 
+import logging
 import time
 import zlib
 from collections.abc import Iterator
@@ -14,15 +15,17 @@ import torch
 
 from pagewire_shard.config import Dtype, LoadFormat
 from pagewire_shard.errors import CorruptWeights
-from pagewire_shard.loading.checkpoint import CheckpointTensor, read_tensors, stored_dtype
-from pagewire_shard.loading.hf_config import HFConfig, read_hf_config
+from pagewire_shard.loading.checkpoint import CheckpointFile, CheckpointTensor, checkpoint_files, stored_dtype
+from pagewire_shard.loading.hf_config import HFConfig, describe, read_config_fields
 from pagewire_shard.loading.precision import Precision, resolve_precision
 from pagewire_shard.models.decoder import Decoder
-from pagewire_shard.models.names import NameMap, Target
-from pagewire_shard.models.parameters import Parameter, parameters
+from pagewire_shard.models.names import NameMap, Target, is_needless
+from pagewire_shard.models.parameters import Parameter, lm_head, parameters
 from pagewire_shard.models.registry import find_family
 from pagewire_shard.models.spec import DecoderSpec
 from pagewire_shard.models.weights import Weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +50,32 @@ def load_model(
 
     Args:
         dtype: see resolve_precision.
-        load_format: dummy: random weights, a function of `seed` and the configuration alone; only config.json is read.
+        load_format: auto: safetensors, or PyTorch files where there are none; safetensors: nothing else; dummy:
+            random weights, a function of `seed` and the configuration alone; only config.json is read.
 
     Raises:
-        ModelNotFound: no such directory, or no config.json or safetensors in it.
+        ModelNotFound: no such directory, or no config.json or checkpoint in it.
         UnsupportedArchitecture: the configuration asks for something the decoder does not implement.
         CorruptWeights: a weight file is damaged, incomplete or does not fit the configuration.
         BadOption: the dtype is unknown.
         ModelError: the configuration is malformed.
     """
     started = time.perf_counter()
-    config = read_hf_config(model_dir)
-    family = find_family(config)
+    stated = read_config_fields(model_dir)
+    architecture, family = find_family(stated)
+    config = describe(model_dir, architecture, family.complete(stated))
     spec = family.spec(config.fields)
+    files = [] if load_format == "dummy" else checkpoint_files(model_dir, allow_torch=load_format == "auto")
+    _report_format(files)
     checkpoint_dtype = config.checkpoint_dtype
-    if checkpoint_dtype is None and load_format != "dummy":
-        checkpoint_dtype = stored_dtype(model_dir)
+    if checkpoint_dtype is None and files:
+        checkpoint_dtype = stored_dtype(files)
     precision = resolve_precision(device, dtype, checkpoint_dtype)
     with torch.inference_mode():
         if load_format == "dummy":
             weights = random_weights(spec, precision, seed)
         else:
-            weights = read_weights(model_dir, spec, family.names, precision)
-        if spec.tied_embeddings:
-            weights.tie_output()
+            weights = read_weights(files, spec, family.names, precision)
         model = Decoder(spec, weights)
     return LoadedModel(
         model=model,
@@ -80,6 +85,15 @@ def load_model(
         weight_bytes=weights.num_bytes,
         load_time_s=time.perf_counter() - started,
     )
+
+
+def _report_format(files: list[CheckpointFile]) -> None:
+    if files and files[0].path.suffix != ".safetensors":
+        logger.warning(
+            "%s: no safetensors in the model's directory, so its PyTorch files are read, by torch's restricted loader "
+            "(--load-format safetensors refuses them)",
+            files[0].path,
+        )
 
 
 def random_weights(spec: DecoderSpec, precision: Precision, seed: int) -> Weights:
@@ -96,15 +110,18 @@ def random_weights(spec: DecoderSpec, precision: Precision, seed: int) -> Weight
             weight.normal_(0.0, spec.initializer_range, generator=generator)
         bias = torch.zeros(parameter.num_rows, dtype=precision.activations, device=device) if parameter.bias else None
         weights.put(name, parameter, weight, bias)
+    if spec.tied_embeddings:
+        weights.tie_output()
     return weights
 
 
-def read_weights(model_dir: Path, spec: DecoderSpec, names: NameMap, precision: Precision) -> Weights:
+def read_weights(files: list[CheckpointFile], spec: DecoderSpec, names: NameMap, precision: Precision) -> Weights:
     """Reads a checkpoint; every parameter must be filled by it, and every tensor of it used or known to be needless."""
     reader = _Reader(spec, names, Weights(precision))
-    for tensor in read_tensors(model_dir):
-        reader.add(tensor)
-    reader.check_complete(model_dir)
+    for file in files:
+        for tensor in file.tensors():
+            reader.add(tensor)
+    reader.finish(files[0].path.parent)
     return reader.weights
 
 
@@ -136,27 +153,42 @@ def _has_place(parameter: Parameter, target: Target) -> bool:
     return (target.field == "weight" or parameter.bias) and (target.part or 0) < len(parameter.parts)
 
 
+def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.to(b.dtype), b)
+
+
 class _Reader:
     """Puts checkpoint tensors in their places."""
 
     def __init__(self, spec: DecoderSpec, names: NameMap, weights: Weights) -> None:
         self.weights = weights
         self._names = names
-        self._tied = spec.tied_embeddings
+        self._spec = spec
         self._parameters = parameters(spec)
+        self._tied: dict[tuple[str, str], CheckpointTensor] = {}
+        """Of tied embeddings, by parameter and field: what is stored of the output projection, and the embeddings."""
         self._pending: dict[str, _Pending] = {}
         self._complete: set[str] = set()
 
     def add(self, tensor: CheckpointTensor) -> None:
         """Copies the tensor to its place, and packs the parameter if that completes it."""
         target = self._names.target(tensor.name)
-        if self._is_needless(tensor.name, target):
+        if target is None and is_needless(tensor.name):
             return
+        tensor.check_usable()
+        if target is not None and self._spec.tied_embeddings and target.parameter in ("embed", "lm_head"):
+            self._tied[target.parameter, target.field] = tensor
+            if target.parameter == "lm_head":
+                return
         parameter = self._parameters.get(target.parameter) if target else None
         if target is None or parameter is None or not _has_place(parameter, target):
             raise CorruptWeights(
                 f"{tensor.path}: tensor {tensor.name!r} does not belong to the model config.json describes"
             )
+        self._fill(tensor, target)
+
+    def _fill(self, tensor: CheckpointTensor, target: Target) -> None:
+        parameter = self._parameters[target.parameter]
         pending = self._pending.get(target.parameter)
         if pending is None:
             if target.parameter in self._complete:
@@ -169,7 +201,32 @@ class _Reader:
             self._complete.add(target.parameter)
             self.weights.put(target.parameter, parameter, pending.weight, pending.bias)
 
-    def check_complete(self, model_dir: Path) -> None:
+    def finish(self, model_dir: Path) -> None:
+        """Makes a tied output projection. Raises CorruptWeights naming the tensors that never came."""
+        if self._spec.tied_embeddings:
+            self._finish_tied()
+        self._check_complete(model_dir)
+        if "lm_head" not in self.weights.linears:
+            bias = self._tied.get(("lm_head", "bias"))
+            self.weights.tie_output(None if bias is None else bias.value.to(self.weights.precision.activations))
+
+    def _finish_tied(self) -> None:
+        """As transformers 5 does it: one stored table serves for both, two that differ are not tied."""
+        embed, head = self._tied.get(("embed", "weight")), self._tied.get(("lm_head", "weight"))
+        if head is not None and embed is None:
+            self._fill(head, Target("embed", "weight", None))
+        elif head is not None and embed is not None and not _are_equal(head.value, embed.value):
+            logger.warning(
+                "%s: tensor %r differs from %r, so the two are not tied, though config.json says so (set "
+                "tie_word_embeddings to false in it to silence this)",
+                head.path, head.name, embed.name,
+            )  # fmt: skip
+            self._parameters["lm_head"] = lm_head(self._spec)
+            for (parameter, field), tensor in list(self._tied.items()):
+                if parameter == "lm_head":
+                    self._fill(tensor, Target("lm_head", field, None))
+
+    def _check_complete(self, model_dir: Path) -> None:
         """Raises CorruptWeights naming the tensors that never came."""
         # A merged checkpoint tensor fills several places: it is named once.
         missing = list(
@@ -184,11 +241,6 @@ class _Reader:
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise CorruptWeights(f"{model_dir}: the checkpoint lacks {len(missing)} tensors: {shown}")
-
-    def _is_needless(self, name: str, target: Target | None) -> bool:
-        if target is not None and target.parameter == "lm_head" and self._tied:
-            return True
-        return target is None and self._names.is_ignored(name)
 
     def _copy(self, tensor: CheckpointTensor, target: Target, parameter: Parameter, pending: _Pending) -> None:
         destination = pending.field(target.field)

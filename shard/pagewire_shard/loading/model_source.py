@@ -4,6 +4,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from pagewire_shard.config import LoadFormat
 from pagewire_shard.errors import ModelNotFound
 
 DEMO_MODEL = "demo"
@@ -23,13 +24,16 @@ TOKENIZER_PATTERNS = (
     "additional_chat_templates/*.jinja",
 )
 HUB_PATTERNS = [CONFIG_FILE, "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_PATTERNS]
+TORCH_PATTERNS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+"""Fetched where a model has no safetensors."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 NUM_DIGEST_SAMPLES = 64
 DIGEST_SAMPLE_BYTES = 4096
 MAX_DIGEST_HEADER_BYTES = 64 << 20
+TORCH_DIRECTORY_BYTES = 1 << 20
 
 
-def resolve_model(model: str) -> Path:
+def resolve_model(model: str, load_format: LoadFormat = "auto") -> Path:
     """The directory of a model; fetches it from the hub if need be. Raises ModelNotFound."""
     directory = DEMO_MODEL_DIR if model == DEMO_MODEL else Path(model).expanduser()
     if directory.is_dir():
@@ -40,7 +44,7 @@ def resolve_model(model: str) -> Path:
         raise ModelNotFound(f"model {model!r} is a file; {ACCEPTED}")
     if not HUB_ID.fullmatch(model):
         raise ModelNotFound(f"model {model!r}: no such directory; {ACCEPTED}")
-    return _fetch(model)
+    return _fetch(model, load_format)
 
 
 def model_name(model: str) -> str:
@@ -49,12 +53,14 @@ def model_name(model: str) -> str:
     return path.resolve().name if model != DEMO_MODEL and path.is_dir() else model
 
 
-def _fetch(hub_id: str) -> Path:
+def _fetch(hub_id: str, load_format: LoadFormat) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         directory = Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS))
+        if load_format == "auto" and not any(directory.glob("*.safetensors")):
+            directory = Path(snapshot_download(hub_id, allow_patterns=TORCH_PATTERNS))
     except GatedRepoError as error:
         raise _missing(hub_id, "the hub wants a login for it (hf auth login)") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -73,7 +79,7 @@ def _missing(hub_id: str, reason: str) -> ModelNotFound:
 def model_digest(directory: Path, dummy_seed: int | None = None) -> bytes:
     """SHA-256 that tells models apart, without reading gigabytes.
 
-    Covers configuration and tokenizer files in full, and of each safetensors file the name, size, header and some
+    Covers configuration and tokenizer files in full, and of each file of weights the name, size, header and some
     evenly spaced pages of data: checkpoints that differ in training alone have equal headers. With dummy weights,
     their seed takes the place of the files.
     """
@@ -85,20 +91,25 @@ def model_digest(directory: Path, dummy_seed: int | None = None) -> bytes:
     if dummy_seed is not None:
         digest.update(f"dummy\0{dummy_seed}".encode())
         return digest.digest()
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin")):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        digest.update(_sample_safetensors(path))
+        digest.update(_sample(path))
     return digest.digest()
 
 
-def _sample_safetensors(path: Path) -> bytes:
+def _sample(path: Path) -> bytes:
     size = path.stat().st_size
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        # 8 bytes little-endian length, then the header. A damaged length is the loader's to report.
-        prefix = file.read(8)
-        digest.update(prefix)
-        digest.update(file.read(min(int.from_bytes(prefix, "little"), size, MAX_DIGEST_HEADER_BYTES)))
+        if path.suffix == ".safetensors":
+            # 8 bytes little-endian length, then the header. A damaged length is the loader's to report.
+            prefix = file.read(8)
+            digest.update(prefix)
+            digest.update(file.read(min(int.from_bytes(prefix, "little"), size, MAX_DIGEST_HEADER_BYTES)))
+        else:
+            # A zip archive ends with its directory, which has a checksum of every tensor.
+            file.seek(max(0, size - TORCH_DIRECTORY_BYTES))
+            digest.update(file.read())
         for i in range(NUM_DIGEST_SAMPLES):
             file.seek(size * i // NUM_DIGEST_SAMPLES)
             digest.update(file.read(DIGEST_SAMPLE_BYTES))

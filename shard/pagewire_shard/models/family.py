@@ -49,7 +49,15 @@ def read_activation(fields: ConfigFields, name: str, *, gated: bool) -> Activati
 
 def read_head_dim(fields: ConfigFields, num_heads: int) -> int:
     """head_dim, by default hidden_size / num_heads."""
-    return fields.integer("head_dim", fields.integer("hidden_size") // num_heads)
+    return fields.integer("head_dim") if "head_dim" in fields else split_heads(fields, "hidden_size", num_heads)
+
+
+def split_heads(fields: ConfigFields, name: str, num_heads: int) -> int:
+    """Size of each head where field `name` is that of all heads together."""
+    hidden_size = fields.integer(name)
+    if hidden_size % num_heads:
+        raise fields.malformed(name, f"must be a multiple of the number of attention heads, {num_heads}")
+    return hidden_size // num_heads
 
 
 def read_num_kv_heads(fields: ConfigFields, num_heads: int) -> int:

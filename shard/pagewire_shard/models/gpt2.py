@@ -1,7 +1,7 @@
 """GPT-2: layer norms with bias, learned positions, plain MLP, matrices stored transposed, qkv already merged."""
 
 from pagewire_shard.loading.hf_config import ConfigFields
-from pagewire_shard.models.family import Family, read_activation, refuse
+from pagewire_shard.models.family import Family, read_activation, refuse, split_heads
 from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
 
@@ -33,7 +33,6 @@ DEFAULTS: dict[str, object] = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
     "initializer_range": 0.02,
-    "bos_token_id": 50256,
     "eos_token_id": 50256,
 }
 ALIASES = {
@@ -49,7 +48,7 @@ def _gpt2(fields: ConfigFields) -> DecoderSpec:
     refuse(fields, "add_cross_attention", accepted=False)
     hidden_size = fields.integer("n_embd")
     num_heads = fields.integer("n_head")
-    head_dim = hidden_size // num_heads
+    head_dim = split_heads(fields, "n_embd", num_heads)
     mlp = MlpSpec(
         intermediate_size=fields.integer("n_inner", 4 * hidden_size),
         activation=read_activation(fields, "activation_function", gated=False),

@@ -27,7 +27,6 @@ LLAMA_DEFAULTS: dict[str, object] = {
     "mlp_bias": False,
     "tie_word_embeddings": False,
     "initializer_range": 0.02,
-    "bos_token_id": 1,
     "eos_token_id": 2,
 }
 MISTRAL_DEFAULTS: dict[str, object] = {

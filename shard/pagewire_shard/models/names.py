@@ -4,6 +4,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+BUFFERS = re.compile(
+    r"(.+\.)?"
+    r"(\w*inv_freq|(cos|sin|cos_sin)_cached?"  # tables of rotary positions
+    r"|(attn|attention|self_attn)\.(bias|masked_bias|causal_mask|mask)"  # causal masks
+    r"|position_ids|decoder\.version)"
+)
+"""Names of buffers: registered by some version of a model's code, saved with its weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -33,8 +41,6 @@ class NameMap:
     """Module within a layer with {} for an expert's index -> parameter, its parts for each expert, which of them."""
     fused_experts: Mapping[str, str] = field(default_factory=dict)
     """Tensor within a layer that holds a matrix of every expert, [num_experts, rows, columns] -> parameter."""
-    ignored: str = r"(?!)"
-    """Pattern of names, prefix removed, that checkpoints carry and a decoder does not need."""
     transposed: bool = False
     """The layers' matrices are stored [in_features, out_features]."""
 
@@ -81,6 +87,7 @@ class NameMap:
                 return f"{self.layer}{index}.{module.format(part // num_parts)}.{field}"
         raise AssertionError(f"no tensor fills {parameter} {field} {part}")
 
-    def is_ignored(self, name: str) -> bool:
-        """Whether checkpoints are known to carry this tensor though a decoder does not need it."""
-        return re.fullmatch(self.ignored, name.removeprefix(self.prefix)) is not None
+
+def is_needless(name: str) -> bool:
+    """Whether the tensor is a buffer that checkpoints are known to carry and a decoder computes by itself."""
+    return BUFFERS.fullmatch(name) is not None

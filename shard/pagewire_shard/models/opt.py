@@ -4,7 +4,7 @@ The 350m model norms after each block instead of before, has no final norm, and 
 """
 
 from pagewire_shard.loading.hf_config import ConfigFields
-from pagewire_shard.models.family import Family, read_activation, refuse
+from pagewire_shard.models.family import Family, read_activation, refuse, split_heads
 from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
 
@@ -49,7 +49,6 @@ DEFAULTS: dict[str, object] = {
     "enable_bias": True,
     "layer_norm_elementwise_affine": True,
     "tie_word_embeddings": True,
-    "bos_token_id": 2,
     "eos_token_id": 2,
 }
 
@@ -58,7 +57,7 @@ def _opt(fields: ConfigFields) -> DecoderSpec:
     refuse(fields, "layer_norm_elementwise_affine", accepted=True)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
-    head_dim = hidden_size // num_heads
+    head_dim = split_heads(fields, "hidden_size", num_heads)
     bias = fields.flag("enable_bias")
     norm_before = fields.flag("do_layer_norm_before")
     mlp = MlpSpec(

@@ -44,6 +44,11 @@ def parameters(spec: DecoderSpec) -> dict[str, Parameter]:
     return dict(_parameters(spec))
 
 
+def lm_head(spec: DecoderSpec) -> Parameter:
+    """The output projection."""
+    return Parameter("linear", (spec.vocab_size,), spec.embedding_size, spec.lm_head_bias)
+
+
 def _parameters(spec: DecoderSpec) -> Iterator[tuple[str, Parameter]]:
     yield "embed", Parameter("table", (spec.vocab_size,), spec.embedding_size)
     if isinstance(spec.positions, LearnedPositions):
@@ -59,7 +64,7 @@ def _parameters(spec: DecoderSpec) -> Iterator[tuple[str, Parameter]]:
     if spec.embedding_size != spec.hidden_size:
         yield "project_out", Parameter("linear", (spec.embedding_size,), spec.hidden_size)
     if not spec.tied_embeddings:
-        yield "lm_head", Parameter("linear", (spec.vocab_size,), spec.embedding_size, spec.lm_head_bias)
+        yield "lm_head", lm_head(spec)
 
 
 def _layer_parameters(spec: DecoderSpec, layer: LayerSpec) -> Iterator[tuple[str, Parameter]]:

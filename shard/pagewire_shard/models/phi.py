@@ -35,15 +35,12 @@ DEFAULTS: dict[str, object] = {
     "rope_theta": 10000.0,
     "partial_rotary_factor": 0.5,
     "qk_layernorm": False,
-    "bos_token_id": 1,
     "eos_token_id": 2,
 }
 
 
 def _phi(fields: ConfigFields) -> DecoderSpec:
     refuse(fields, "qk_layernorm", accepted=False)
-    # The output projection has a bias of its own, which a tied one would lose.
-    refuse(fields, "tie_word_embeddings", accepted=False)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
     head_dim = read_head_dim(fields, num_heads)
@@ -71,7 +68,7 @@ def _phi(fields: ConfigFields) -> DecoderSpec:
         qkv_bias=True,
         o_bias=True,
         positions=rope,
-        tied_embeddings=False,
+        tied_embeddings=fields.flag("tie_word_embeddings"),
         initializer_range=fields.number("initializer_range"),
         parallel_residual=True,
         lm_head_bias=True,

@@ -14,7 +14,6 @@ QWEN2_DEFAULTS: dict[str, object] = {
     "use_sliding_window": False,
     "sliding_window": 4096,
     "max_window_layers": 28,
-    "bos_token_id": None,
     "eos_token_id": None,
 }
 

@@ -5,6 +5,9 @@ import math
 from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.spec import RopeSpec
 
+DEFAULT_THETA = 10000.0
+"""Where rope_theta is null. Where it is absent, the family's own counts."""
+
 
 def read_rope(fields: ConfigFields, head_dim: int, *, is_partial: bool = False) -> RopeSpec:
     """The configuration's rotary embedding.
@@ -20,23 +23,23 @@ def read_rope(fields: ConfigFields, head_dim: int, *, is_partial: bool = False) 
     """
     scaling = fields.section("rope_scaling" if fields.raw("rope_scaling") else "rope_parameters")
     rotary_dim = _rotary_dim(fields, scaling, head_dim, is_partial)
-    theta = scaling.number("rope_theta", fields.number("rope_theta"))
+    theta = scaling.positive_number("rope_theta", fields.positive_number("rope_theta", DEFAULT_THETA))
     type_field = "rope_type" if "rope_type" in scaling else "type"
     variant = scaling.text(type_field, "default")
     match variant:
         case "default":
             return RopeSpec(theta, rotary_dim)
         case "linear":
-            return RopeSpec(theta, rotary_dim, "linear", scaling.number("factor"))
+            return RopeSpec(theta, rotary_dim, "linear", scaling.positive_number("factor"))
         case "llama3":
             return RopeSpec(
                 theta,
                 rotary_dim,
                 "llama3",
-                scaling.number("factor"),
+                scaling.positive_number("factor"),
                 _original_max_position(fields, scaling),
-                low_freq_factor=scaling.number("low_freq_factor"),
-                high_freq_factor=scaling.number("high_freq_factor"),
+                low_freq_factor=scaling.positive_number("low_freq_factor"),
+                high_freq_factor=scaling.positive_number("high_freq_factor"),
             )
         case "yarn":
             return _read_yarn(fields, scaling, theta, rotary_dim)
@@ -53,7 +56,7 @@ def max_position(fields: ConfigFields, rope: RopeSpec) -> int:
 
 def _rotary_dim(fields: ConfigFields, scaling: ConfigFields, head_dim: int, is_partial: bool) -> int:
     source = scaling if "partial_rotary_factor" in scaling else fields
-    share = source.number("partial_rotary_factor", 1.0)
+    share = source.positive_number("partial_rotary_factor", 1.0)
     if not is_partial and share != 1.0:
         raise source.unsupported("partial_rotary_factor", "1.0")
     return int(head_dim * share)
@@ -67,7 +70,7 @@ def _original_max_position(fields: ConfigFields, scaling: ConfigFields) -> int:
 
 def _read_yarn(fields: ConfigFields, scaling: ConfigFields, theta: float, rotary_dim: int) -> RopeSpec:
     original_max_position = _original_max_position(fields, scaling)
-    factor = scaling.number("factor", fields.integer("max_position_embeddings") / original_max_position)
+    factor = scaling.positive_number("factor", fields.integer("max_position_embeddings") / original_max_position)
     return RopeSpec(
         theta,
         rotary_dim,

@@ -53,13 +53,13 @@ class Weights:
             case "experts":
                 self.experts[name] = weight
 
-    def tie_output(self) -> None:
-        """Makes the output projection of the token embeddings.
+    def tie_output(self, bias: torch.Tensor | None = None) -> None:
+        """Makes the output projection of the token embeddings, with a bias of its own if given.
 
         A plain one shares the table. A packed one is a copy: the table stays for looking rows up.
         """
         table = self.tables["embed"]
-        linear = self.precision.linear_factory(table.to(self.precision.linear_weights), None)
+        linear = self.precision.linear_factory(table.to(self.precision.linear_weights), bias)
         if isinstance(linear, PlainLinear) and table.dtype is self.precision.linear_weights:
             self._shared_table = "embed"
         self.linears["lm_head"] = linear
