@@ -60,7 +60,7 @@ class ServeConfig:
     cuda_graphs: bool = True
     """Whether a GPU's decode steps are captured as graphs."""
     load_format: str = "auto"
-    """auto: safetensors; dummy: random weights."""
+    """auto: safetensors, or PyTorch files where there are none; safetensors: those alone; dummy: random weights."""
     seed: int = 0
     """Seeds dummy weights."""
     cpu_threads: int | None = None

@@ -23,6 +23,7 @@ FLOAT16_EXPONENT = 15
 """Rows that are scaled have their largest weight between 2 ** 14 and 2 ** 15."""
 SMALL_MAX = 2.0**-8
 """Rows and columns whose largest weight is below it may lose digits as float16."""
+ROWS_AT_A_TIME = 256
 MAX_SHIFT = 100
 """Largest exponent of a row's scale: the scale and its inverse are normal float32 numbers."""
 
@@ -134,8 +135,7 @@ def row_exponents(weight: torch.Tensor) -> torch.Tensor | None:
         [num_rows], float32; None if no scaling of rows will do: a weight is infinite or no number, or a column stays
         below SMALL_MAX.
     """
-    row_max = torch.linalg.vector_norm(weight, torch.inf, dim=1)
-    column_max = torch.linalg.vector_norm(weight, torch.inf, dim=0)
+    row_max, column_max = _largest(weight)
     if not row_max.isfinite().all():
         return None
     largest = torch.cat([row_max, column_max])
@@ -143,8 +143,15 @@ def row_exponents(weight: torch.Tensor) -> torch.Tensor | None:
         return torch.zeros_like(row_max)
     exponents = (FLOAT16_EXPONENT - torch.frexp(row_max).exponent).clamp(-MAX_SHIFT, MAX_SHIFT)
     exponents = torch.where(row_max > 0, exponents, 0).to(row_max.dtype)
-    column_max = torch.linalg.vector_norm(weight * torch.exp2(exponents)[:, None], torch.inf, dim=0)
+    _, column_max = _largest(weight * torch.exp2(exponents)[:, None])
     return None if ((column_max < SMALL_MAX) & (column_max > 0)).any() else exponents
+
+
+def _largest(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest magnitude of each row and of each column; read once, in parts that stay in the cache."""
+    parts = [(part.amax(1), part.amax(0)) for part in map(torch.abs, torch.split(weight, ROWS_AT_A_TIME))]
+    rows, columns = zip(*parts, strict=True)
+    return torch.cat(rows), torch.stack(columns).amax(0)
 
 
 @cache

@@ -7,6 +7,7 @@ builds tensors and runs nothing that the file names.
 
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,8 @@ def _read_torch(path: Path, names: frozenset[str] | None) -> Iterator[Checkpoint
 def _load_torch(path: Path) -> dict[str, object]:
     try:
         # Files from before PyTorch 1.6 are no zip archives, and cannot be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # of old pickle protocols: a failure is told as an error
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # A damaged pickle may raise nearly anything.
         raise CorruptWeights(f"{path}: {_why_refused(error)}") from error
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
