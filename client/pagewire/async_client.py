@@ -74,6 +74,10 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
+        if not isinstance(target, str) or not target:
+            raise InvalidRequest.of_field(
+                "target", f"{target!r} given, accepted: HOST:PORT, dns:///NAME:PORT, unix:PATH"
+            )
         self.target = target
         self._timeout_s = checked_timeout_s(timeout_s)
         self._retry = retry or RetryPolicy()

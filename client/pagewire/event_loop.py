@@ -5,6 +5,7 @@ There is one for all clients: grpc.aio wakes every event loop of a process for e
 
 import asyncio
 import concurrent.futures
+import os
 import queue
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator
@@ -15,6 +16,11 @@ from pagewire.errors import Cancelled
 T = TypeVar("T")
 
 CLOSED = "the client was closed while the request ran"
+CALLBACK = "a synchronous client cannot be called from a callback of a client; use AsyncClient"
+FORKED = (
+    "gRPC does not work in a process that was forked after its parent had used it; "
+    'start such processes with multiprocessing\'s "spawn", or fork before the first request'
+)
 
 
 class BackgroundLoop:
@@ -22,6 +28,8 @@ class BackgroundLoop:
 
     def __init__(self) -> None:
         self._loop = _new_event_loop()
+        self.is_lost = False
+        """Whether this is a copy in a forked process."""
         self._thread = threading.Thread(target=self._loop.run_forever, name="pagewire-client", daemon=True)
         self._thread.start()
 
@@ -29,11 +37,15 @@ class BackgroundLoop:
         """The coroutine's result. An interrupted caller cancels it.
 
         Raises:
-            RuntimeError: called on the loop's own thread, as from a callback of a client, which would wait for itself.
+            RuntimeError: called on the loop's own thread, as from a callback of a client, which would wait for itself,
+                or in a forked copy of its process, which has no such thread.
         """
         if threading.current_thread() is self._thread:
             coroutine.close()
-            raise RuntimeError("a synchronous client cannot be called from a callback of a client; use AsyncClient")
+            raise RuntimeError(CALLBACK)
+        if self.is_lost:
+            coroutine.close()
+            raise RuntimeError(FORKED)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -48,7 +60,15 @@ class BackgroundLoop:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        """The generator's items, fetched ahead. A caller that leaves the iteration closes it."""
+        """The generator's items, fetched ahead. A caller that leaves the iteration closes it.
+
+        Raises:
+            RuntimeError: as run does.
+        """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(CALLBACK)
+        if self.is_lost:
+            raise RuntimeError(FORKED)
         received: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
         pump = asyncio.run_coroutine_threadsafe(_pump(items, received), self._loop)
         try:
@@ -86,6 +106,14 @@ def background_loop() -> BackgroundLoop:
             if _started is None:
                 _started = BackgroundLoop()
     return _started
+
+
+def _mark_lost() -> None:
+    if _started is not None:
+        _started.is_lost = True
+
+
+os.register_at_fork(after_in_child=_mark_lost)
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

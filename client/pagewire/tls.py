@@ -13,7 +13,7 @@ def channel_credentials(
     """Credentials of PEM files; None: a plain connection. Without `ca`, gRPC's own list of authorities is trusted.
 
     Raises:
-        InvalidRequest: a file cannot be read, or one of `cert` and `key` is missing.
+        InvalidRequest: a file cannot be read or is no PEM, or one of `cert` and `key` is missing.
     """
     if not (tls or ca or cert or key):
         return None
@@ -26,7 +26,12 @@ def channel_credentials(
 
 
 def _read(name: str, path: str | None) -> bytes | None:
+    if not path:
+        return None
     try:
-        return None if not path else Path(path).expanduser().read_bytes()
+        content = Path(path).expanduser().read_bytes()
     except OSError as exc:
         raise InvalidRequest.of_field(name, f"{path}: {exc.strerror}") from exc
+    if b"-----BEGIN " not in content:
+        raise InvalidRequest.of_field(name, f"{path} is no PEM file")
+    return content

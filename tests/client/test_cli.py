@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 import subprocess
 import sys
 
@@ -82,12 +83,14 @@ def test_a_refused_turn_counts_as_not_said(background_fake):
 
 
 @pytest.mark.parametrize("words", [[], ["unknown"], ["serve", "--no-such-flag"]])
-def test_wrong_usage_ends_with_status_2(words):
+def test_wrong_usage_ends_with_one_line_and_status_2(words):
     done = subprocess.run(
         [sys.executable, "-m", "pagewire", *words], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 2
-    assert "usage: pagewire" in done.stderr
+    assert done.stderr.startswith("pagewire: error: ")
+    assert done.stderr.endswith("(see pagewire --help)\n")
+    assert done.stderr.count("\n") == 1
 
 
 def test_names_keep_their_case_in_help(capsys):
@@ -104,3 +107,61 @@ def test_chat_passes_variables_to_the_template(background_fake, capsys, monkeypa
     with pytest.raises(SystemExit):
         main(["chat", "--chat-template-kwargs", "[]"])
     assert "no JSON object" in capsys.readouterr().err
+
+
+def _shell(command: str, target: str) -> "subprocess.CompletedProcess[bytes]":
+    """Runs a command of bash in which $P is `pagewire`, and $S says where the server is."""
+    words = {"P": f"{sys.executable} -m pagewire", "S": f"--server {target} --max-tokens 4"}
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        env={**os.environ, **words},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "out", "error"),
+    [
+        ("$P complete x $S >&-", 0, b"", b""),
+        ("$P complete x $S 2>&-", 0, b" x\n", b""),
+        ("$P complete - $S <&-", 1, b"", b"error: "),
+        ("$P chat $S <&-", 0, b"", b""),
+        ("$P complete x $S >/dev/full", 1, b"", b"error: "),
+        ("$P complete x $S --no-stream >/dev/full", 1, b"", b"error: "),
+        ("$P complete x $S --no-stream | true", 141, b"", b""),
+    ],
+)
+def test_standard_streams_may_be_closed_or_full(background_fake, command, status, out, error):
+    async def refuse_empty(request, context):
+        if not request.text:
+            await background_fake.refuse(context, "INVALID_ARGUMENT", "empty")
+        yield pb.GenerateResponse(delta=pb.Delta(text=f" {request.text}", token_ids=[1]))
+
+    background_fake.generate = refuse_empty
+    done = _shell(command, background_fake.target)
+    assert (done.returncode, done.stdout) == (status, out)
+    assert done.stderr.startswith(error)
+    assert done.stderr.count(b"\n") == bool(error)
+
+
+@pytest.mark.parametrize("given", ["$P complete 'é日' $S", "printf 'é日' | $P complete - $S"], ids=["word", "input"])
+def test_text_is_utf_8_whatever_the_locale(background_fake, given):
+    environment = "export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0; "
+    assert _shell(environment + given, background_fake.target).returncode == 0
+    assert background_fake.requests[0].text == "é日"
+
+
+@pytest.mark.parametrize(
+    "given", ["$P complete $'a\\xff' $S", "printf 'a\\xff' | $P complete - $S"], ids=["word", "input"]
+)
+def test_what_is_no_text_is_replaced(background_fake, given):
+    assert _shell(given, background_fake.target).returncode == 0
+    assert background_fake.requests[0].text == "a\ufffd"
+
+
+@pytest.mark.parametrize(("flags", "named"), [(["--tls-ca", __file__], "tls_ca"), (["--server", ""], "target")])
+def test_where_the_server_is_must_make_sense(background_fake, capsys, flags, named):
+    assert main(["complete", "x", "--server", background_fake.target, *flags]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {named}: ")

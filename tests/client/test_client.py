@@ -1,6 +1,8 @@
 import asyncio
 import gc
 import inspect
+import os
+import select
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -162,3 +164,27 @@ def test_a_window_that_is_none_is_refused(client, window):
 def test_priorities_and_parameters_come_in_any_collection(client, priority):
     params = (SamplingParams(max_tokens=n) for n in (1, 2))
     assert len(client.complete_many(["a", "b"], params, priority=priority)) == 2
+
+
+def test_a_forked_copy_of_the_process_is_told_so_and_does_not_wait(background_fake, client):
+    client.complete("x")
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            for call in (
+                client.complete,
+                Client(background_fake.target).complete,
+                lambda text: next(client.generate(text)),
+            ):
+                try:
+                    call("x")
+                except RuntimeError as error:
+                    os.write(writer, b"1" if "spawn" in str(error) else b"0")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    assert select.select([reader], [], [], 10)[0]
+    wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
+    assert os.read(reader, 10) == b"111"
+    os.close(reader)
+    assert client.complete("x").outputs.text == " x"

@@ -4,11 +4,15 @@ A subcommand's module has `add_arguments(parser)` and `run(args) -> exit status`
 """
 
 import argparse
+import codecs
+import contextlib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +35,69 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, and not how all of them are written."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand. Errors of this package end it with one line on standard error and status 1."""
-    _replace_what_does_not_encode()
+    """Runs a subcommand. Errors of this package and of writing end it with one line on standard error and status 1."""
+    _open_standard_streams()
+    # The core of gRPC logs what the errors say too, and every connection that a child closes.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parse(argv)
     from pagewire.errors import PagewireError
 
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
     except PagewireError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left
-        sys.stderr.close()
+        _drop_output()
         return 141
+    except OSError as exc:
+        _drop_output()
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
 
 
-def _replace_what_does_not_encode() -> None:
-    """A character that the terminal does not have must not end a stream, nor a byte that is no text the input."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+def _open_standard_streams() -> None:
+    """Those that were closed lead nowhere, so that no file or socket takes their place; what is no text is replaced."""
+    for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        stream = getattr(sys, name)
+        if stream is None:
+            _open_null(fd)
+            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  open until the end
+        elif isinstance(stream, io.TextIOWrapper):
+            # A byte that is no text must not end the input, nor a character that the terminal does not have a stream.
+            is_ascii = name == "stdin" and codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(errors="replace", encoding="utf-8" if is_ascii else None)
+
+
+def _open_null(fd: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != fd:
+        os.dup2(null, fd)
+        os.close(null)
+    os.set_inheritable(fd, True)
+
+
+def _drop_output() -> None:
+    """What is left in the buffer must not fail again when the interpreter ends."""
+    with contextlib.suppress(OSError):
+        _open_null(sys.stdout.fileno())
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="pagewire", description="Serve large language models over gRPC, and talk to them."
-    )
+    parser = _Parser(prog="pagewire", description="Serve large language models over gRPC, and talk to them.")
     parser.add_argument("--version", action="version", version=f"pagewire {_version()}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     asked_for = next((word for word in argv if not word.startswith("-")), None)

@@ -13,6 +13,7 @@ from pagewire.client import Client
 from pagewire.errors import InvalidRequest, PagewireError
 from pagewire.prompts import ChatMessage, ChatPrompt
 from pagewire.sampling_params import SamplingParams
+from pagewire.text import from_command_line
 
 HELP = "Ctrl-C stops a reply, /reset starts anew, Ctrl-D leaves."
 CLOSED_STDIN = ""
@@ -20,7 +21,7 @@ CLOSED_STDIN = ""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommand's arguments."""
-    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument("--system", metavar="TEXT", type=from_command_line, help="the system message")
     parser.add_argument(
         "--chat-template-kwargs",
         type=_json_object,

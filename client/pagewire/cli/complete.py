@@ -5,11 +5,14 @@ import sys
 
 from pagewire.cli.sampling_flags import add_sampling_flags, sampling_params_from
 from pagewire.cli.server_flags import add_server_flags, connection_from
+from pagewire.text import from_command_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommand's arguments."""
-    parser.add_argument("text", metavar="TEXT", help='what to continue; "-" reads standard input')
+    parser.add_argument(
+        "text", metavar="TEXT", type=from_command_line, help='what to continue; "-" reads standard input'
+    )
     parser.add_argument("--no-stream", action="store_true", help="print the whole answer at once")
     add_server_flags(parser)
     add_sampling_flags(parser, max_tokens=128)

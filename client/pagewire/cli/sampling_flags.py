@@ -3,6 +3,7 @@
 import argparse
 
 from pagewire.sampling_params import SamplingParams
+from pagewire.text import from_command_line
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
@@ -25,7 +26,12 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, max_tokens: int) -> N
     for flag, kind, text in numbers:
         group.add_argument(flag, type=kind, metavar="N", default=argparse.SUPPRESS, help=text)
     group.add_argument(
-        "--stop", action="append", metavar="TEXT", default=argparse.SUPPRESS, help="end at this text; may be repeated"
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        type=from_command_line,
+        default=argparse.SUPPRESS,
+        help="end at this text; may be repeated",
     )
     group.add_argument(
         "--ignore-eos", action="store_true", default=argparse.SUPPRESS, help="go on after the end-of-sequence token"

@@ -95,9 +95,6 @@ def run(args: argparse.Namespace) -> int:
     """Serves until told to stop."""
     import asyncio
 
-    # The core of gRPC logs every connection that a child closes.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
     from pagewire.serve.supervisor import Supervisor
 
     async def supervise() -> int:
