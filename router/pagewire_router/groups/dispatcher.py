@@ -73,7 +73,7 @@ class Dispatcher:
     @property
     def num_waiting(self) -> int:
         """Requests that wait to be admitted."""
-        return sum(len(group.scheduler.waiting) for group in self._groups)
+        return sum(group.num_waiting for group in self._groups)
 
     @property
     def num_running(self) -> int:

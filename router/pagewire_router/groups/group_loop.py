@@ -79,15 +79,7 @@ class GroupLoop:
         """step_timeout_s, shard_wait_s: see RouterConfig. on_change is called when the group comes up, drains, goes
         down or is no longer waited for; on_step with each result and the round trip of its plan in seconds."""
         self.info = info
-        self.scheduler = Scheduler(
-            GroupLimits(
-                num_blocks=info.num_blocks[0],
-                block_size=info.block_size,
-                max_num_seqs=info.max_num_seqs,
-                max_num_batched_tokens=info.max_num_batched_tokens,
-                max_model_len=info.max_model_len,
-            )
-        )
+        self.scheduler = Scheduler(GroupLimits.of(info))
         self.mirror = PrefixMirror()
         self.is_serving = False
         """The lease is held and plans flow."""
@@ -127,7 +119,12 @@ class GroupLoop:
     @property
     def load(self) -> int:
         """Sequences that run or wait."""
-        return self.scheduler.num_running_sequences + len(self.scheduler.waiting)
+        return self.scheduler.num_running_sequences + self.num_waiting
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait to be admitted, suspects among them."""
+        return len(self.scheduler.waiting) + len(self.scheduler.suspects)
 
     @property
     def block_size(self) -> int:

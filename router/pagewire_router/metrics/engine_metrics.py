@@ -15,7 +15,7 @@ GROUP_GAUGES: tuple[tuple[str, str, Callable[[GroupLoop], float]], ...] = (
     ("epoch", "Counter of the last lease that the group's shards granted.", lambda group: group.epoch),
     ("requests_running", "Requests admitted to the group.", lambda group: len(group.scheduler.running)),
     ("sequences_running", "Sequences admitted to the group.", lambda group: group.scheduler.num_running_sequences),
-    ("requests_queued", "Requests that wait for the group.", lambda group: len(group.scheduler.waiting)),
+    ("requests_queued", "Requests that wait for the group.", lambda group: group.num_waiting),
     ("tokens_queued", "Prompt tokens of requests that wait for it.", lambda group: group.scheduler.waiting.num_tokens),
     ("plans_inflight", "Step plans whose results are not back.", lambda group: group.scheduler.num_inflight),
     ("kv_cache_blocks", "Blocks in the group's pool.", lambda group: group.scheduler.limits.num_blocks),

@@ -20,6 +20,17 @@ class GroupLimits:
     """Tokens one plan may compute."""
     max_model_len: int
 
+    @staticmethod
+    def of(info: shard_pb2.ShardInfo) -> "GroupLimits":
+        """What a shard says of its group."""
+        return GroupLimits(
+            num_blocks=info.num_blocks[0],
+            block_size=info.block_size,
+            max_num_seqs=info.max_num_seqs,
+            max_num_batched_tokens=info.max_num_batched_tokens,
+            max_model_len=info.max_model_len,
+        )
+
     def check_fits(self, request: Request) -> None:
         """Raises RequestTooLong if the request could not run even if it were alone."""
         num_prompt, n = len(request.prompt_token_ids), request.params.n
