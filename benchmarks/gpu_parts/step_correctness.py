@@ -37,8 +37,8 @@ def step_kernels(bench: Bench) -> Iterator[tuple[str, float]]:
             ours, theirs = (
                 replace(state, ints=state.ints.clone(), token_ids=state.token_ids.clone()) for _ in range(2)
             )
-            report = append_tokens(ours, slots, lens, sampled, rows, token_reason=1, length_reason=2)
-            expected_report = append_reference.append_tokens(theirs, slots, lens, sampled, rows, 1, 2)
+            report = append_tokens(ours, slots, lens, sampled, rows, token_reason=1, length_reason=2, error_reason=3)
+            expected_report = append_reference.append_tokens(theirs, slots, lens, sampled, rows, 1, 2, 3)
             wrong = max(_differ(ours, theirs), float(not torch.equal(report, expected_report)))
             yield f"append_tokens, {name}" + (", some rows sample" if rows is not None else ""), wrong
 

@@ -194,3 +194,18 @@ def test_logprobs(vocab_size, num_top):
         strict=True,
     ):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {}, {"top_k": 20}, {"top_p": 0.9, "repetition_penalty": 1.3}]
+)
+@pytest.mark.parametrize("poison", [float("nan"), -float("nan"), float("inf")])
+def test_a_row_without_a_distribution_yields_no_token_and_the_others_theirs(options, poison):
+    params = replace(sampling_batch(6, **options), all_greedy=options == {"temperature": 0.0})
+    logits = logits_for(6, 100)
+    sound = sample(logits.clone(), params)
+    logits[1, 57] = logits[2] = poison
+    logits[4] = float("-inf")
+    logits[5, :99] = float("-inf")
+    for sampled in (sample(logits.clone(), params), reference.sample(logits, params)):
+        assert sampled.tolist() == [sound[0], -1, -1, sound[3], -1, 99]

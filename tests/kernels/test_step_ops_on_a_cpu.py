@@ -65,6 +65,8 @@ def test_inputs_are_those_of_the_reference(slots: list[int], query_lens: list[in
         ([0, 4], [8, 3], [9], [0, -1]),
         ([4, 2, 1, 3], [7, 1, 1, 1], [3, 8, 9], [-1, 0, 1, 2]),
         ([4], [2], [], [-1]),
+        ([1, 0, VOID], None, [-1, 3, -1], None),
+        ([4, 2, 1], [7, 1, 1], [-1, 9], [0, -1, 1]),
     ],
 )
 def test_appending_is_the_references(
@@ -74,8 +76,10 @@ def test_appending_is_the_references(
     lens = None if query_lens is None else torch.tensor(query_lens)
     rows = None if sample_rows is None else torch.tensor(sample_rows)
     tokens = torch.tensor(sampled, dtype=torch.int64)
-    report = append_tokens(found, torch.tensor(slots), lens, tokens, rows, token_reason=1, length_reason=2)
-    wanted = append_reference.append_tokens(expected, torch.tensor(slots), lens, tokens, rows, 1, 2)
+    report = append_tokens(
+        found, torch.tensor(slots), lens, tokens, rows, token_reason=1, length_reason=2, error_reason=3
+    )
+    wanted = append_reference.append_tokens(expected, torch.tensor(slots), lens, tokens, rows, 1, 2, 3)
     assert report.tolist() == wanted.tolist()
     assert torch.equal(found.ints, expected.ints)
     assert torch.equal(found.token_ids, expected.token_ids)

@@ -21,7 +21,7 @@ DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 GARBAGE = 2**30
 NUM_TOKENS, NUM_COMPUTED, STOP_REASON, MAX_LEN = 0, 1, 2, 4
 BLOCK_SIZE = 16
-REASONS = {"token_reason": 7, "length_reason": 9}
+REASONS = {"token_reason": 7, "length_reason": 9, "error_reason": 5}
 
 pytest.importorskip("triton")
 runs_kernels = pytest.mark.skipif(

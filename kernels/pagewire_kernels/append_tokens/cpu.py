@@ -13,6 +13,7 @@ def append_tokens(
     sample_rows: torch.Tensor | None,
     token_reason: int,
     length_reason: int,
+    error_reason: int,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See the package."""
@@ -25,13 +26,15 @@ def append_tokens(
         tokens = torch.full_like(slots, -1)
         tokens[samples] = sampled[sample_rows[samples]]
     appends = live & (tokens >= 0)
+    fails = live & (tokens < 0) if sample_rows is None else live & (tokens < 0) & samples
     lengths = ints[:, columns.num_tokens].clone()
     ints[:, columns.num_computed] += live * (1 if query_lens is None else query_lens)
     ints[:, columns.num_tokens] += appends
     reasons = (ints[:, columns.num_tokens] >= ints[:, columns.max_len]) * length_reason
     is_stop_token = (state.stop_token_ids.index_select(0, slots) == tokens[:, None]).any(1)
     reasons.masked_fill_(is_stop_token, token_reason)
-    ints[:, columns.stop_reason] = torch.where(appends, reasons, ints[:, columns.stop_reason])
+    stops = torch.where(appends, reasons, ints[:, columns.stop_reason])
+    ints[:, columns.stop_reason] = stops.masked_fill_(fails, error_reason)
     state.ints.index_copy_(0, slots, ints)
     state.token_ids[slots[appends], lengths[appends]] = tokens[appends].to(torch.int32)
     report = (ints[:, columns.num_computed], ints[:, columns.num_tokens], tokens.masked_fill(~appends, -1))

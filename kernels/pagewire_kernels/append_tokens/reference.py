@@ -13,6 +13,7 @@ def append_tokens(
     sample_rows: torch.Tensor | None,
     token_reason: int,
     length_reason: int,
+    error_reason: int,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Row by row."""
@@ -24,7 +25,9 @@ def append_tokens(
         sample = row if sample_rows is None else int(sample_rows[row])
         if ints[columns.stop_reason] == 0:
             ints[columns.num_computed] += 1 if query_lens is None else query_lens[row]
-            if sample >= 0:
+            if sample >= 0 and sampled[sample] < 0:
+                ints[columns.stop_reason] = error_reason
+            elif sample >= 0:
                 token = sampled[sample]
                 state.token_ids[slot, ints[columns.num_tokens]] = token.to(torch.int32)
                 ints[columns.num_tokens] += 1

@@ -39,6 +39,7 @@ def append_tokens_kernel(
     MAX_LEN: tl.constexpr,
     TOKEN_REASON: tl.constexpr,
     LENGTH_REASON: tl.constexpr,
+    ERROR_REASON: tl.constexpr,
     NUM_STOPS: tl.constexpr,
     STOP_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -64,6 +65,8 @@ def append_tokens_kernel(
         sample = tl.load(sample_rows_ptr + row, mask=live, other=-1).to(tl.int32)
         appends = live & (sample >= 0)
     token = tl.load(sampled_ptr + sample, mask=appends, other=-1)  # [ROWS]
+    fails = appends & (token < 0)
+    appends = appends & (token >= 0)
     tl.store(token_ids_ptr + slot * stride_tokens + known, token.to(tl.int32), mask=appends)
     known += appends.to(tl.int64)
     stop = tl.arange(0, STOP_BLOCK)[None, :]
@@ -71,10 +74,10 @@ def append_tokens_kernel(
     stop_tokens = tl.load(stop_token_ids_ptr + slot[:, None] * stride_stops + stop, mask=stop_mask, other=-1)
     num_hits = tl.sum((stop_mask & (stop_tokens == token[:, None])).to(tl.int32), axis=1)  # [ROWS]
     new_reason = tl.where(num_hits > 0, TOKEN_REASON, tl.where(known >= max_len, LENGTH_REASON, 0))
-    reason = tl.where(appends, new_reason.to(tl.int64), reason)
+    reason = tl.where(appends, new_reason.to(tl.int64), tl.where(fails, ERROR_REASON, reason))
     tl.store(ints + NUM_COMPUTED, computed, mask=live)
     tl.store(ints + NUM_TOKENS, known, mask=appends)
-    tl.store(ints + STOP_REASON, reason, mask=appends)
+    tl.store(ints + STOP_REASON, reason, mask=appends | fails)
     tl.store(report_ptr + row, computed, mask=is_row)
     tl.store(report_ptr + num_rows + row, known, mask=is_row)
     tl.store(report_ptr + 2 * num_rows + row, token, mask=is_row)
@@ -89,6 +92,7 @@ def append_tokens(
     sample_rows: torch.Tensor | None,
     token_reason: int,
     length_reason: int,
+    error_reason: int,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See the package."""
@@ -119,6 +123,7 @@ def append_tokens(
         MAX_LEN=columns.max_len,
         TOKEN_REASON=token_reason,
         LENGTH_REASON=length_reason,
+        ERROR_REASON=error_reason,
         NUM_STOPS=num_stops,
         STOP_BLOCK=triton.next_power_of_2(num_stops),
         ROWS=_ROWS,

@@ -8,7 +8,7 @@ from pagewire_kernels.cpu.team import FASTMATH, WORKER, launch, pointer, take
 from pagewire_kernels.cpu.threads import team_size
 from pagewire_kernels.sample.batch import GREEDY_BELOW, SamplingBatch
 from pagewire_kernels.sample.cpu_filters import filter_threshold
-from pagewire_kernels.sample.cpu_row import apply_penalties, draw, first_largest, largest, mask_stop_tokens
+from pagewire_kernels.sample.cpu_row import apply_penalties, draw, first_largest, is_poisoned, largest, mask_stop_tokens
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -54,6 +54,9 @@ def _worker(args):
         if row >= num_rows:
             return
         x = logits + 4 * row * logits_stride
+        if is_poisoned(x, vocab_size):
+            out[row] = -1
+            continue
         if any_stop_mask != 0 and mask_stop[row] != 0:
             mask_stop_tokens(x, vocab_size, stop_token_ids + 4 * row * num_stops, num_stops)
         r, f, p = repetition[row], frequency[row], presence[row]
@@ -61,7 +64,7 @@ def _worker(args):
             tokens = token_ids + 4 * slots[row] * max_len
             known = np.int64(num_tokens[row])
             apply_penalties(x, vocab_size, tokens, np.int64(num_prompt_tokens[row]), known, r, f, p, counts)
-        out[row] = _sample_row(
+        token = _sample_row(
             x,
             vocab_size,
             temperature[row],
@@ -73,6 +76,7 @@ def _worker(args):
             values,
             weights,
         )
+        out[row] = token if carray(pointer(x, float32), (vocab_size,))[token] > -np.inf else -1
 
 
 @cfunc(WORKER, fastmath=FASTMATH, error_model="numpy", cache=True)
@@ -84,7 +88,10 @@ def _greedy_worker(args):
         row = take(args, 1)
         if row >= num_rows:
             return
-        out[row] = first_largest(logits + 4 * row * logits_stride, vocab_size)
+        x = logits + 4 * row * logits_stride
+        token = first_largest(x, vocab_size)
+        is_sound = carray(pointer(x, float32), (vocab_size,))[token] > -np.inf and not is_poisoned(x, vocab_size)
+        out[row] = token if is_sound else -1
 
 
 _ADDRESS: int = _worker.address

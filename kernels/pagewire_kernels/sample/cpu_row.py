@@ -10,6 +10,7 @@ from pagewire_kernels.sample.cpu_noise import GROUP, MAX_NOISE, gumbel_group
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
+_INFINITY_KEY = np.int32(0x7F800000)
 _CHUNK = 1024
 """Logits whose maximum is taken at once, a multiple of LANES."""
 
@@ -38,6 +39,19 @@ def first_largest(values, count):
         if row[i] == best:
             return i
     return 0
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def is_poisoned(values, count):
+    """Whether NaN or plus infinity is among `count` values. Looks at bits, in the order of floats: integers vectorise,
+    and no rule of fast arithmetic applies to them."""
+    bits = carray(pointer(values, int32), (count,))
+    high, low = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
+    for i in range(count):
+        key = np.int32(bits[i] ^ np.int32(np.int32(bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+        high = max(high, key)
+        low = min(low, key)
+    return high >= _INFINITY_KEY or low < ~_INFINITY_KEY
 
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)

@@ -10,7 +10,8 @@ Filters keep, of the softmax of logit / temperature:
 - top_k: of those, tokens with fewer than top_k strictly more probable ones (equals stay together);
 - top_p: of those, tokens whose strictly more probable ones have less than top_p of the remaining mass.
 
-Ties are won by the lowest index.
+Ties are won by the lowest index. A row that holds NaN or plus infinity, or nothing above minus infinity once its stop
+tokens are masked, yields no token: -1.
 """
 
 import torch
@@ -23,11 +24,18 @@ _MASK = 0xFFFFFFFF
 def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
     """Samples each row."""
     vocab_size = logits.shape[1]
+    is_sound = (logits < float("inf")).all(-1)
     if params.any_stop_mask:
         ids = torch.where(params.mask_stop[:, None], params.stop_token_ids.long(), -1)
         banned = torch.zeros(len(ids), vocab_size + 1, dtype=torch.bool, device=ids.device)
         banned.scatter_(1, torch.where((ids >= 0) & (ids < vocab_size), ids, vocab_size), True)
         logits = logits.masked_fill(banned[:, :-1], float("-inf"))
+    is_sound &= (logits > float("-inf")).any(-1)
+    return torch.where(is_sound, _choose(logits.masked_fill(~is_sound[:, None], 0.0), params), -1)
+
+
+def _choose(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
+    vocab_size = logits.shape[1]
     if params.any_penalties:
         logits = apply_penalties(logits, params)
     greedy = logits.argmax(dim=-1)

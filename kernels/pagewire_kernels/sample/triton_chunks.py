@@ -9,6 +9,7 @@ import triton.language as tl
 from pagewire_kernels.sample.triton_row import (
     GREEDY_BELOW,
     NOTHING,
+    POISONED,
     gumbel_noise,
     has_penalties,
     is_filtered,
@@ -118,6 +119,7 @@ def sample_chunk_kernel(
     is_token = token < VOCAB_SIZE
     x = tl.load(logits_ptr + row * stride_logits + token, mask=is_token, other=float("-inf"))
     x = x.to(tl.float32)  # [CHUNK]
+    is_poison = (x != x) | (x == float("inf"))
     slot = tl.load(slots_ptr + row)
     index = row
     if BY_SLOT:
@@ -156,6 +158,8 @@ def sample_chunk_kernel(
         chunk_max = tl.max(x, axis=0)
         # A chunk of masked tokens alone has no mass.
         weights = tl.exp(x - tl.where(chunk_max == float("-inf"), 0.0, chunk_max))
+        is_poisoned = tl.max(is_poison.to(tl.int32), axis=0) > 0
+        tl.store(best_ptr + row * num_chunks + chunk, tl.where(is_poisoned, POISONED, NOTHING))
         tl.store(chunk_max_ptr + row * num_chunks + chunk, chunk_max)
         tl.store(chunk_mass_ptr + row * num_chunks + chunk, tl.sum(weights, axis=0))
     else:
@@ -164,5 +168,6 @@ def sample_chunk_kernel(
             position = tl.load(positions_ptr + index * stride_ints)
             counter = chunk * (CHUNK // 4) + tl.arange(0, CHUNK // 4)
             x += tl.reshape(gumbel_noise(seed, position, counter), (CHUNK,))
-        best = tl.max(tl.where(is_token, rank(x, token), NOTHING), axis=0)
+        ranks = tl.where(is_poison, POISONED, tl.where(is_token, rank(x, token), NOTHING))
+        best = tl.max(ranks, axis=0)
         tl.store(best_ptr + row * num_chunks + chunk, best)

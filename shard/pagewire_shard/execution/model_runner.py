@@ -169,6 +169,7 @@ def append_sampled(
         sample_rows,
         token_reason=int(shard_pb2.STOP_REASON_TOKEN),
         length_reason=int(shard_pb2.STOP_REASON_LENGTH),
+        error_reason=int(shard_pb2.STOP_REASON_ERROR),
         out=out,
     )
 
@@ -180,5 +181,7 @@ def logprobs_of(logits: torch.Tensor, token_ids: torch.Tensor, rows: list[int], 
         logits: [len(rows), vocab_size], as the model gave them.
         token_ids: [len(rows)] int64: what was sampled.
     """
+    # -1: nothing was sampled, and what is gathered is dropped.
+    token_ids = token_ids.clamp_min(0)
     nums = [batch.sequences[row].sampling.num_logprobs for row in rows]
     return PendingLogprobs(rows, nums, gather_logprobs(logits, token_ids, max(nums)))

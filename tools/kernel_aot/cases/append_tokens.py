@@ -13,7 +13,14 @@ def _aot_case(name: str, one_each: bool) -> AotCase:
     signature = dict.fromkeys(int64, "*i64") | dict.fromkeys(numbers, "i32")
     signature |= {"token_ids_ptr": "*i32", "stop_token_ids_ptr": "*i32"}
     constexprs = {"ONE_EACH": one_each, "ALL_SAMPLE": one_each, "NUM_TOKENS": 0, "NUM_COMPUTED": 1, "STOP_REASON": 2}
-    constexprs |= {"MAX_LEN": 4, "TOKEN_REASON": 1, "LENGTH_REASON": 2, "NUM_STOPS": 64, "STOP_BLOCK": 64}
+    constexprs |= {
+        "MAX_LEN": 4,
+        "TOKEN_REASON": 1,
+        "LENGTH_REASON": 2,
+        "ERROR_REASON": 3,
+        "NUM_STOPS": 64,
+        "STOP_BLOCK": 64,
+    }
     constexprs |= {"ROWS": kernels._ROWS}
     return AotCase(name, kernels.append_tokens_kernel, signature, constexprs, num_warps=kernels._NUM_WARPS)
 
