@@ -211,12 +211,25 @@ def test_stop_tokens_are_not_sampled_while_masked(options):
 
 
 @runs_kernels
-def test_a_row_whose_tokens_are_all_masked_yields_some_token():
+def test_a_row_whose_tokens_are_all_masked_yields_no_token():
     from pagewire_kernels.sample import triton as kernel
 
     logits = torch.full((3, 100), float("-inf"), device=DEVICE)
     batch = sampling_batch(3, 100, temperature=[0.0, 1.0, 1.0], top_k=[0, 0, 5])
-    assert all(0 <= token < 100 for token in kernel.sample(logits, on_device(batch)).tolist())
+    assert kernel.sample(logits, on_device(batch)).tolist() == [-1, -1, -1]
+
+
+@runs_kernels
+@pytest.mark.parametrize("poison", [float("nan"), -float("nan"), float("inf")])
+def test_a_row_without_a_distribution_yields_no_token(poison):
+    from pagewire_kernels.sample import triton as kernel
+
+    logits = torch.randn(6, 100, generator=torch.Generator().manual_seed(3))
+    logits[1, 57] = logits[2] = logits[4, 99] = poison
+    batch = sampling_batch(6, 100, temperature=[0.0, 1.0, 0.0, 1.0, 1.0, 1.0], top_k=[0, 0, 0, 5, 5, 0])
+    sampled = kernel.sample(logits.to(DEVICE), on_device(batch)).tolist()
+    assert [token < 0 for token in sampled] == [False, True, True, False, True, False]
+    assert sampled == reference.sample(logits, batch).tolist()
 
 
 @runs_kernels
