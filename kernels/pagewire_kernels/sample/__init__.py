@@ -25,7 +25,7 @@ def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
         params: On a GPU its flags are not looked at: a captured graph serves rows of all kinds.
 
     Returns:
-        [num_rows] int64; -1 of rows without a distribution: NaN, infinity or nothing above minus infinity in the logits.
+        [num_rows] int64; -1 of rows without a distribution: NaN, infinity or nothing but minus infinity.
     """
     if logits.is_cuda:
         return _cuda_sample()(logits, params)
