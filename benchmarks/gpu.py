@@ -1,8 +1,6 @@
-"""The GPU benchmark: kernels correct and fast, and the whole engine, on one GPU, in one run.
+"""The GPU benchmark: kernels and the whole engine, on one GPU, in one run.
 
   ceilings       what the device reaches: a large copy, a large matmul
-  correctness    every kernel against float64
-  equality       the engine's greedy output beside transformers'
   attention      decode and prefill against their rooflines and against torch's scaled_dot_product_attention
   kernels        everything else against its roofline: small fused ops, sampling, experts, block copies
   start          an engine's start: weights, warm-up, capture of the decode graphs
@@ -15,6 +13,7 @@
 
 Models have the shapes of Llama-3.1-8B, Llama-3.2-1B and Qwen3-30B-A3B and random weights. Parts run in a process of
 their own and are kept in the result file as they come; a part that fails is recorded and the next one runs.
+Whether kernels are correct is for `make test-gpu` to say.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from gpu_parts.targets import verdicts
 from machine import RESULTS, describe_run, print_table
 
 DEFAULT = (
-    *("ceilings", "correctness", "equality", "attention", "kernels"),
+    *("ceilings", "attention", "kernels"),
     *(
         "start:llama-8b",
         "engine:llama-8b",
@@ -70,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs parts, keeps and prints their results. The exit status is 1 if one failed or a kernel is wrong."""
+    """Runs parts, keeps and prints their results. The exit status is 1 if one failed."""
     args = build_parser().parse_args(argv)
     parts = {part.name: part for part in worker.PARTS}
     if args.worker:
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reached := verdicts(record.rows()):
         print_table("targets", list(reached[0]), [list(verdict.values()) for verdict in reached])
     print(f"Result: {args.out}")
-    return 1 if record.num_wrong() else 0
+    return 1 if record.num_failed() else 0
 
 
 def _choose(parts: Sequence[Part], args: argparse.Namespace) -> list[Part]:

@@ -24,16 +24,11 @@ WEIGHTS = {
 """Rows, columns, and whether the first half of the rows is a gate."""
 
 
-def few_rows_weights(bench: Bench) -> Iterator[tuple[int, int, bool]]:
-    """The weights' shapes in this run."""
-    for height, width, gated in WEIGHTS.values():
-        yield bench.size(height, height // 128), bench.size(width, width // 128), gated
-
-
 def run(bench: Bench) -> list[Row]:
     """Times every weight at every number of rows, by torch and, where the table has a tile, by the kernel."""
     rows: list[Row] = []
-    for name, (height, width, gated) in zip(WEIGHTS, few_rows_weights(bench), strict=True):
+    for name, (height, width, gated) in WEIGHTS.items():
+        height, width = bench.size(height, height // 128), bench.size(width, width // 128)
         copies = bench.size(num_copies(height * width * bench.dtype.itemsize), MIN_COPIES)
         weights = [
             torch.randn(height, width, dtype=bench.dtype, device=bench.device) * width**-0.5 for _ in range(copies)

@@ -47,7 +47,7 @@ class PagedBatch:
     def scale(self) -> float:
         return float(self.heads.head_dim**-0.5)
 
-    def attend(self, sliding_window: int = 0, softcap: float = 0.0) -> torch.Tensor:
+    def attend(self) -> torch.Tensor:
         """Calls the kernel."""
         return paged_attention(
             AttentionInputs(
@@ -59,8 +59,6 @@ class PagedBatch:
                 scale=self.scale,
                 max_query_len=max(self.query_lens),
                 max_seq_len=max(self.seq_lens),
-                sliding_window=sliding_window,
-                logit_softcap=softcap,
                 num_decodes=self.num_decodes,
             )
         )

@@ -55,32 +55,22 @@ class Record:
             for index, row in enumerate(answer.rows)
         }
 
-    def num_wrong(self) -> int:
-        """Parts that failed, and kernels whose error is above their limit."""
-        failed = sum(answer.state == "failed" for answer in self.answers.values())
-        return failed + sum(row.get("ok") is False for answer in self.answers.values() for row in answer.rows)
+    def num_failed(self) -> int:
+        """Parts that failed."""
+        return sum(answer.state == "failed" for answer in self.answers.values())
 
     def print_tables(self) -> None:
         """One table for each group of parts, then what failed or was skipped: tracebacks are in the file."""
         tables: dict[str, list[Mapping[str, Any]]] = {}
         for name, answer in self.answers.items():
             group = name.partition(":")[0]
-            tables.setdefault(TABLES.get(group, group), []).extend(_digest(name, answer.rows))
+            tables.setdefault(TABLES.get(group, group), []).extend(answer.rows)
         for title, rows in tables.items():
             columns = list(dict.fromkeys(column for row in rows for column in row))
             print_table(title, columns, [[_cell(row.get(column)) for column in columns] for row in rows])
         for name, answer in self.answers.items():
             if answer.state != "done":
                 print(f"{answer.state}: {name}: {answer.error or answer.skipped}")
-
-
-def _digest(name: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Of a check's many errors the wrong ones, or the largest if none is: the file has them all."""
-    if not rows or "error" not in rows[0]:
-        return rows
-    wrong = [row for row in rows if not row["ok"]]
-    worst = max(rows, key=lambda row: float(row["error"]))
-    return wrong or [{**worst, "name": f"{name}, worst of {len(rows)}: {worst['name']}"}]
 
 
 def _cell(value: object) -> object:

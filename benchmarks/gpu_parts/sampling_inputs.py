@@ -18,7 +18,6 @@ def sampling_batch(
     top_p: float = 1.0,
     min_p: float = 0.0,
     presence: float = 0.0,
-    frequency: float = 0.0,
     repetition: float = 1.0,
 ) -> SamplingBatch:
     """Rows with different seeds and token histories."""
@@ -36,7 +35,7 @@ def sampling_batch(
         top_p=full(top_p),
         min_p=full(min_p),
         presence_penalty=full(presence),
-        frequency_penalty=full(frequency),
+        frequency_penalty=full(0.0),
         repetition_penalty=full(repetition),
         seeds=rows * 7919 + 12345,
         positions=rows + NUM_TOKENS,
@@ -47,6 +46,6 @@ def sampling_batch(
         stop_token_ids=torch.full((num_rows, 1), -1, dtype=torch.int32, device=device),
         mask_stop=torch.zeros(num_rows, dtype=torch.bool, device=device),
         all_greedy=temperature == 0,
-        any_penalties=(presence, frequency, repetition) != (0.0, 0.0, 1.0),
+        any_penalties=(presence, repetition) != (0.0, 1.0),
         any_stop_mask=False,
     )

@@ -18,9 +18,7 @@ from machine import ROOT
 from gpu_parts import (
     attention_timings,
     ceilings,
-    correctness,
     engine_parts,
-    equality,
     few_rows,
     kernel_timings,
     service_parts,
@@ -32,8 +30,6 @@ from gpu_parts.part import Bench, Ceilings, Part
 
 PARTS: tuple[Part, ...] = (
     *ceilings.PARTS,
-    *correctness.PARTS,
-    *equality.PARTS,
     *attention_timings.PARTS,
     *kernel_timings.PARTS,
     *few_rows.PARTS,

@@ -17,12 +17,11 @@ from gpu_parts.shapes import SHAPES, model_directory  # noqa: E402
 from gpu_parts.supervisor import run_parts  # noqa: E402
 from gpu_parts.targets import verdicts  # noqa: E402
 
-PARTS = ("correctness", "attention:decode:8x128:64x8k", "attention:prefill:8x128:1x8k-of-8k", "kernels")
+PARTS = ("attention:decode:8x128:64x8k", "attention:prefill:8x128:1x8k-of-8k", "kernels")
 MODEL_PARTS = (
     "engine:llama-8b:16x1k",
     "engine:qwen3-30b-a3b:1x1k",
     "prompt:llama-8b:1x1k",
-    "equality:float32",
     "offline:llama-8b:64x1k",
 )
 
@@ -36,12 +35,6 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict:
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text())
-
-
-def test_every_kernel_is_correct(record: dict) -> None:
-    rows = [row for name, part in record["parts"].items() if name.startswith("correctness") for row in part["rows"]]
-    assert len(rows) > 50
-    assert [row["name"] for row in rows if not row["ok"]] == []
 
 
 def test_every_part_is_measured_and_kept(record: dict) -> None:
@@ -92,11 +85,11 @@ def test_what_the_budget_leaves_no_time_for_is_skipped() -> None:
 def test_the_file_is_whole_after_every_part(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "gpu.json"
     kept = Record(path, {"name": "gpu"})
-    kept.add("a", Answer(rows=[{"error": 2.0, "ok": False}]))
+    kept.add("a", Answer(rows=[{"name": "one"}]))
     kept.add("b", Answer(error="broke"))
     parts = json.loads(path.read_text())["parts"]
     assert [part["state"] for part in parts.values()] == ["done", "failed"]
-    assert kept.num_wrong() == 2
+    assert kept.num_failed() == 1
 
 
 def test_targets_say_what_is_met() -> None:

@@ -1,9 +1,10 @@
-"""Paged batches for the attention and cache tests."""
+"""Paged batches for the attention and cache tests, and the devices on which kernels are compared with float64."""
 
 from dataclasses import dataclass
 
 import pytest
 import torch
+from kernel_site import MAX_ERRORS, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +70,27 @@ class PagedBatchFactory:
 @pytest.fixture
 def paged_batch() -> PagedBatchFactory:
     return PagedBatchFactory()
+
+
+NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+SITES = [
+    pytest.param(("cpu", torch.float32), id="cpu-float32"),
+    *(pytest.param(("cuda", dtype), id=f"cuda-{dtype}".replace("torch.", ""), marks=NEEDS_GPU) for dtype in MAX_ERRORS),
+]
+
+
+@pytest.fixture(params=SITES)
+def site(request: pytest.FixtureRequest) -> Site:
+    """A CPU in float32, which is all its kernels take, and a GPU in every dtype; random numbers begin anew."""
+    return _site(*request.param)
+
+
+@pytest.fixture(params=[SITES[0], *(site for site in SITES if site.id == "cuda-float32")])
+def float32_site(request: pytest.FixtureRequest) -> Site:
+    """For kernels that know no other dtype."""
+    return _site(*request.param)
+
+
+def _site(device: str, dtype: torch.dtype) -> Site:
+    torch.manual_seed(0)
+    return Site(torch.device(device), dtype)

@@ -1,5 +1,6 @@
 """The engine on a GPU: what transformers yields on the same GPU, with and without graphs, and never a wait."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,9 +11,10 @@ import pagewire_shard
 import pytest
 import torch
 import transformers
-from model_world import MakeRunner, ModelWorld
+from model_world import EngineWorld, MakeRunner, ModelWorld
 from pagewire.v1 import inference_pb2
 from pagewire_router.scheduling.sequence import SequenceGroup
+from pagewire_router.scheduling.step_records import GroupLimits
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import PoolTooSmall
 from pagewire_shard.execution.device_state import STOP_REASON
@@ -342,6 +344,35 @@ def test_the_demo_model_in_bfloat16_yields_the_same_up_to_ties_nearly_always() -
         except AssertionError as error:
             wrong.append(str(error))
     assert len(wrong) <= len(PROMPTS) // 16, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("dtype", "tie", "least_share"), [("float32", 1e-3, 1.0), ("bfloat16", 0.13, 0.95)])
+def test_a_started_engine_chooses_what_transformers_chooses_up_to_ties(
+    dtype: str, tie: float, least_share: float
+) -> None:
+    """64 prompts at once, 64 tokens each. Of each token the reference's logits are those after the engine's own tokens;
+    logits of 8 to 16 are 2**-4 apart in bfloat16, and a tie is two roundings."""
+    config = replace(CONFIG, dtype=dtype, max_num_seqs=64, max_model_len=256, kv_cache_memory_bytes=1 << 28)
+    engine = build_engine(config, DEMO, b"")
+    info, rng = engine.info, random.Random(0)
+    prompts = [rng.choices(range(1, info.vocab_size), k=length) for length in range(3, 67)]
+    limits = GroupLimits(
+        num_blocks=info.num_blocks[0],
+        block_size=info.block_size,
+        max_num_seqs=info.max_num_seqs,
+        max_num_batched_tokens=info.max_num_batched_tokens,
+        max_model_len=info.max_model_len,
+    )
+    world = EngineWorld(engine, limits)
+    groups = [world.submit(prompt, temperature=0.0, max_tokens=64) for prompt in prompts]
+    world.run()
+    model = transformers.AutoModelForCausalLM.from_pretrained(DEMO, dtype=getattr(torch, dtype)).to(CUDA).eval()
+    reference, gaps = ReferenceModel(model), []
+    for prompt, group in zip(prompts, groups, strict=True):
+        tokens = output(group)
+        logits = reference.greedy_after(prompt, tokens).logits
+        gaps.append(float((logits.amax(-1) - logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]).max()))
+    assert sum(gap <= tie for gap in gaps) >= least_share * len(gaps), f"largest gaps by prompt: {gaps}"
 
 
 CONFIG = ShardConfig(model=str(DEMO), model_name="demo", device="cuda", max_num_seqs=8)

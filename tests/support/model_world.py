@@ -24,35 +24,11 @@ MakeRunner = Callable[[Decoder, DeviceState, list[KVCache], int], Runner]
 """Makes a runner on the state's device; the last argument is the block size."""
 
 
-class ModelWorld:
-    """Drives scheduler and engine as the group loop does, with `window` plans in flight.
+class EngineWorld:
+    """Drives scheduler and engine as the group loop does, with `window` plans in flight."""
 
-    The caches hold NaN where nothing was written, so that a read of the wrong place shows in every logit.
-    """
-
-    def __init__(
-        self,
-        model: Decoder,
-        limits: GroupLimits,
-        window: int = 2,
-        *,
-        make_runner: MakeRunner = ModelRunner,
-        device: torch.device = CPU,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        spec = model.spec
-        caches = [
-            kv_cache.allocate(limits.num_blocks, limits.block_size, spec.num_kv_heads, spec.head_dim, dtype, device)
-            for _ in spec.layers
-        ]
-        for cache in caches:
-            for tensor in cache:
-                tensor.fill_(torch.nan)
-        state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
-        info = shard_info(limits, spec.vocab_size)
-        pool = BlockPool(limits.num_blocks, limits.block_size)
-        self.runner = make_runner(model, state, caches, limits.block_size)
-        self.engine = Engine(info, self.runner, pool)
+    def __init__(self, engine: Engine, limits: GroupLimits, window: int = 2) -> None:
+        self.engine = engine
         self.engine.begin_epoch(window)
         self.scheduler = Scheduler(limits)
         self.logprobs: dict[Sequence, list[shard_pb2.SequenceLogprobs]] = {}
@@ -90,3 +66,34 @@ class ModelWorld:
         assert not self.scheduler.has_work(), "the scheduler is stuck"
         self.engine.pool.check_whole()
         assert self.scheduler.free_blocks == self.scheduler.limits.num_blocks
+
+
+class ModelWorld(EngineWorld):
+    """An engine of a model.
+
+    The caches hold NaN where nothing was written, so that a read of the wrong place shows in every logit.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        limits: GroupLimits,
+        window: int = 2,
+        *,
+        make_runner: MakeRunner = ModelRunner,
+        device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        spec = model.spec
+        caches = [
+            kv_cache.allocate(limits.num_blocks, limits.block_size, spec.num_kv_heads, spec.head_dim, dtype, device)
+            for _ in spec.layers
+        ]
+        for cache in caches:
+            for tensor in cache:
+                tensor.fill_(torch.nan)
+        state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
+        info = shard_info(limits, spec.vocab_size)
+        pool = BlockPool(limits.num_blocks, limits.block_size)
+        self.runner = make_runner(model, state, caches, limits.block_size)
+        super().__init__(Engine(info, self.runner, pool), limits, window)

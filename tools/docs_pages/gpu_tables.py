@@ -9,7 +9,6 @@ Rows = list[Mapping[str, Any]]
 
 TITLES = {
     "ceilings": "What the device can do, measured in the same run",
-    "equality": "Greedy answers against transformers",
     "start": "Start",
     "prompt": "Prompts, in the whole engine",
     "engine": "Decode steps, in the whole engine",
@@ -37,24 +36,19 @@ COLUMNS = {
     "of_roofline": "of the roofline",
     "of_matmul": "of the matmul rate",
     "speed_up": "times torch",
-    "equal": "equal",
-    "equal_up_to_ties": "equal up to ties",
 }
 """Columns that are shown, of those that parts have."""
-SHARES = ("of_roofline", "of_matmul", "equal", "equal_up_to_ties")
+SHARES = ("of_roofline", "of_matmul")
 RATES = {"bytes/s": ("GB/s", 1e9), "FLOP/s": ("TFLOP/s", 1e12)}
 
 
 def gpu_tables(result: Mapping[str, Any]) -> Iterator[str]:
-    """Correctness in one line, a table for each group of parts, and what failed or was left out."""
+    """A table for each group of parts, and what failed or was left out."""
     parts: Mapping[str, Any] = result["parts"]
     groups: dict[str, Rows] = {}
     for name, part in parts.items():
         group = name.partition(":")[0]
         groups.setdefault("workload" if group in WORKLOADS else group, []).extend(part["rows"])
-    if checks := groups.get("correctness"):
-        num_right = sum(row["ok"] for row in checks)
-        yield f"Against float64: {num_right} of {len(checks)} kernels' results are within their bounds."
     for group, title in TITLES.items():
         if rows := groups.get(group):
             yield f"**{title}**\n\n{_group_table(rows)}"
