@@ -391,5 +391,7 @@ def test_a_pool_too_small_for_the_model_says_what_would_help() -> None:
     with pytest.raises(PoolTooSmall, match="--max-num-batched-tokens") as caught:
         build_engine(replace(CONFIG, gpu_memory_utilization=1e-6), DEMO, b"")
     assert "--max-model-len 0" not in str(caught.value)
+    one_block = replace(CONFIG, kv_cache_memory_bytes=64 * 6 * 2 * 4 * 32 * 2)
     with pytest.raises(PoolTooSmall, match="--max-model-len 64"):
-        build_engine(replace(CONFIG, kv_cache_memory_bytes=64 * 6 * 2 * 4 * 32 * 2), DEMO, b"")
+        build_engine(replace(one_block, max_model_len=2048), DEMO, b"")
+    assert build_engine(one_block, DEMO, b"").info.max_model_len == 64
