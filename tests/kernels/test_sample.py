@@ -77,6 +77,15 @@ def test_cpu_samples_what_the_reference_samples(options, vocab_size, spread):
     assert torch.equal(sample(logits.clone(), batch), reference.sample(logits, batch))
 
 
+@pytest.mark.parametrize("vocab_size", [1, 2, 47, 48, 49, 50, 51, 52, 64])
+def test_scratch_of_any_size_leaves_a_kernel_s_arguments_alone(vocab_size):
+    """Scratch that is as large as the kernel's own arguments must not be given their memory."""
+    logits = logits_for(6, vocab_size)
+    batch = sampling_batch(6, vocab_size, repetition_penalty=1.7, presence_penalty=0.5)
+    batch.token_ids.zero_()
+    assert torch.equal(sample(logits.clone(), batch), reference.sample(logits, batch))
+
+
 def test_equal_logits_are_won_by_the_lowest_token_when_greedy():
     logits = torch.zeros(3, 5000)
     logits[1, [1030, 4000]] = 2.0

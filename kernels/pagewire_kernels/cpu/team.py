@@ -103,8 +103,12 @@ def from_bits(typingctx: Any, bits: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def launch(worker: int, num_threads: int, args: tuple[int, ...]) -> None:
-    """Runs worker(counter, *args) on num_threads threads, without the interpreter's lock, and waits for all of them."""
+def launch(worker: int, num_threads: int, args: tuple[int, ...]) -> int:
+    """Runs worker(counter, *args) on num_threads threads, without the interpreter's lock, and waits for all of them.
+
+    Returns:
+        The counter's last value.
+    """
     shared = np.empty(len(args) + 1, np.int64)
     shared[0] = 0
     for i in range(len(args)):
@@ -113,6 +117,8 @@ def launch(worker: int, num_threads: int, args: tuple[int, ...]) -> None:
         _call(worker, shared.ctypes.data)
     else:
         _gomp_parallel(worker, shared.ctypes.data, num_threads)
+    # This use keeps the array alive: numba frees one after its last use, and an address is none.
+    return int(shared[0])
 
 
 @functools.lru_cache

@@ -48,7 +48,7 @@ def _worker(args):
     while True:
         item = take(args, 1)
         if item >= num_items:
-            return
+            break
         head, seq, first = item % num_kv_heads, item // num_kv_heads, np.int64(0)
         if tiles != 0:
             tile = carray(pointer(tiles + 8 * seq, int32), (2,))
@@ -74,6 +74,8 @@ def _worker(args):
             seq_len - query_len + first,
             options,
         )
+    # These uses keep the scratch alive: numba frees an array after its last use, and an address is none.
+    query_scratch[0] = score_scratch[0] = sum_scratch[0] = packed_keys[0] = packed_values[0] = np.float32(0.0)
 
 
 _ADDRESS: int = _worker.address
