@@ -4,7 +4,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from pagewire.errors import PagewireError, QueueFull, Unavailable
+from pagewire.errors import AlreadyExists, PagewireError, QueueFull, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,9 @@ class Attempts:
         return None if remaining_s is not None and delay_s >= remaining_s else delay_s
 
     def _is_final(self, error: PagewireError) -> bool:
-        if not isinstance(error, Unavailable):
+        # The id may still be held by our own last attempt, whose connection broke.
+        is_own = isinstance(error, AlreadyExists) and self._num_unavailable > 0
+        if not isinstance(error, Unavailable) and not is_own:
             self._num_unavailable = 0
             return not isinstance(error, QueueFull) or self._elapsed_s() >= self.policy.max_queue_wait_s
         if self._num_unavailable == 0:

@@ -328,3 +328,19 @@ async def test_a_unix_socket_serves_as_well(fake, tmp_path):
         with pytest.raises(ServerError, match="UNIMPLEMENTED"):
             await client.get_model()
     await server.stop(0)
+
+
+async def test_an_id_that_the_broken_attempt_still_holds_is_asked_for_again(fake, client):
+    async def break_off_then_hold(request, context):
+        if len(fake.requests) == 1:
+            yield pb.GenerateResponse(started=pb.Started(request_id="mine"))
+            await fake.refuse(context, "UNAVAILABLE", "the connection broke")
+        if len(fake.requests) == 2:
+            await fake.refuse(context, "ALREADY_EXISTS", "mine is alive", reason="ALREADY_EXISTS")
+        async for response in fake.say_words(request, context):
+            yield response
+
+    fake.generate = break_off_then_hold
+    events = await collect(client.generate("one", request_id="mine"))
+    assert [type(event) for event in events] == [Started, TokenDelta, SequenceFinished]
+    assert len(fake.requests) == 3

@@ -86,7 +86,7 @@ with sockets.private_directory() as directory:
 class Supervised:
     """A running supervisor and the log its children write."""
 
-    def __init__(self, folder: Path, shard: str, router: str, *flags: str) -> None:
+    def __init__(self, folder: Path, shard: str, router: str, *flags: str, errors: int | None = None) -> None:
         child, supervise = folder / "child.py", folder / "supervise.py"
         child.write_text(CHILD)
         supervise.write_text(SUPERVISE)
@@ -97,9 +97,13 @@ class Supervised:
             *(sys.executable, str(supervise), str(child), str(self.log)),
             *(textwrap.dedent(shard), textwrap.dedent(router), *flags),
         ]
-        with self.errors.open("w") as errors:
+        with self.errors.open("w") as file:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file if errors is None else errors,
+                text=True,
             )
 
     def notes(self, text: str = "") -> list[tuple[str, str, int]]:
@@ -284,3 +288,21 @@ def test_long_and_undecodable_lines_of_a_child_are_passed_on(supervise):
     supervised.wait_ready()
     supervised.process.send_signal(signal.SIGTERM)
     assert supervised.finish()[2] == "x" * 300_000 + "�\n"
+
+
+def test_a_child_is_started_again_also_when_nobody_reads_what_the_supervisor_says(tmp_path):
+    reading, writing = os.pipe()
+    supervised = Supervised(tmp_path, "print('loads', file=sys.stderr); ready()", "ready()", errors=writing)
+    os.close(writing)
+    os.close(reading)
+    try:
+        supervised.wait_ready()
+        first = [pid for who, _, pid in supervised.notes("started") if who == "shard1"]
+        os.kill(first[0], signal.SIGKILL)
+        supervised.wait_for(lambda: [who for who, _, _ in supervised.notes("started")].count("shard1") == 2)
+        supervised.process.send_signal(signal.SIGTERM)
+        assert supervised.process.wait(timeout=30) == 0
+        assert supervised.children_are_gone()
+    finally:
+        supervised.process.kill()
+        supervised.process.communicate()

@@ -6,6 +6,7 @@ its parent is gone, whatever ended the parent.
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -14,6 +15,8 @@ from typing import Self
 
 READY = " ready on "
 ERROR = "error: "
+KILLED_S = 5.0
+"""How long to wait for the end of a killed child: the kernel keeps one that waits for a device."""
 LAST_WORDS_S = 1.0
 """How long to wait for the rest of a dead child's output: a process of its own may hold the pipe open."""
 
@@ -54,7 +57,8 @@ class Child:
             await asyncio.wait_for(self._process.wait(), timeout_s)
         except TimeoutError:
             self.kill()
-            await self._process.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), KILLED_S)
 
     def kill(self) -> None:
         """Ends it at once."""
@@ -67,7 +71,7 @@ class Child:
             if READY in line and not self.address.done():
                 self.address.set_result(line.partition(READY)[2].strip())
             else:  # standard output belongs to the supervisor's own ready line
-                print(line, file=sys.stderr, flush=True)
+                tell(line)
 
     async def _read_errors(self) -> None:
         assert self._process.stderr is not None
@@ -75,7 +79,13 @@ class Child:
             if line.startswith(ERROR) and not self.address.done():
                 self.error = line.removeprefix(ERROR)
             else:
-                print(line, file=sys.stderr, flush=True)
+                tell(line)
+
+
+def tell(line: str) -> None:
+    """Writes a line to standard error. That nobody is left to read it must not end those who watch over children."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:

@@ -26,11 +26,25 @@ def private_directory() -> Iterator[str]:
     if len(str(base)) > MAX_DIRECTORY_LENGTH:
         base = Path("/tmp")
     _sweep(base)
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=base, ignore_cleanup_errors=True) as directory:
-        # The lock goes with the process, however it ends. Children do not inherit the descriptor.
-        with (Path(directory) / LOCK).open("w") as lock:
+    directory, lock = _new_directory(base)
+    try:
+        yield str(directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def _new_directory(base: Path) -> tuple[Path, int]:
+    """The directory and the descriptor of its lock, which goes with the process, however it ends. Children do not
+    inherit it."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+        lock = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        with contextlib.suppress(OSError):  # a file system without locks, where nothing can be swept either
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield directory
+        if (directory / LOCK).exists():
+            return directory, lock
+        os.close(lock)  # another server, which starts, has swept it before it was locked
 
 
 def _sweep(base: Path) -> None:

@@ -14,14 +14,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pagewire.serve.child import Child
+from pagewire.serve.child import Child, tell
 from pagewire.serve.commands import RouterCommand, ShardCommand, router_command, shard_command
 from pagewire.serve.config import ServeConfig
 from pagewire.serve.gpus import shard_environment
@@ -99,7 +98,7 @@ class Supervisor:
                 await self._shut_down()
         if failure is None:
             return 0
-        print(f"error: {failure}", file=sys.stderr, flush=True)  # after the last words of all children
+        tell(f"error: {failure}")  # after the last words of all children
         return 1
 
     async def _start_and_serve(self, directory: Path) -> str | None:
@@ -232,4 +231,4 @@ async def _stop_all(roles: Sequence[_Role], timeout_s: float) -> None:
 
 
 def _log(message: str) -> None:
-    print(f"pagewire serve: {message}", file=sys.stderr, flush=True)
+    tell(f"pagewire serve: {message}")
