@@ -14,7 +14,6 @@ import triton.language as tl
 
 from pagewire_kernels.sample.triton_row import (
     NOTHING,
-    POISONED,
     gumbel_noise,
     has_penalties,
     is_filtered,
@@ -98,6 +97,7 @@ def _load_listed(
     else:
         x = tl.load(logits_ptr + token, mask=mask, other=float("-inf")).to(tl.float32)
         x = tl.div_rn(x, tl.zeros_like(x) + temperature)
+        x = tl.where(x != x, float("inf"), x)  # As the chunks took it.
     return token, x
 
 
@@ -290,11 +290,7 @@ def sample_choose_kernel(
     min_p = tl.load(min_p_ptr + index * stride_floats)
     top_p = tl.load(top_p_ptr + index * stride_floats)
     top_k = tl.load(top_k_ptr + index * stride_ints).to(tl.int64)
-    chunk = tl.arange(0, CHUNK_BLOCK)
-    ranks = tl.load(best_ptr + row * NUM_CHUNKS + chunk, mask=chunk < NUM_CHUNKS, other=NOTHING)
-    best = tl.max(ranks, axis=0)
-    # A row without a distribution is not searched.
-    if is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE) & (best != POISONED):
+    if is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE):
         presence = tl.load(presence_ptr + index * stride_floats)
         frequency = tl.load(frequency_ptr + index * stride_floats)
         repetition = tl.load(repetition_ptr + index * stride_floats)
@@ -357,4 +353,8 @@ def sample_choose_kernel(
             list_ptr, num_listed, logits_ptr, rewritten_ptr, is_rewritten, temperature, threshold.to(tl.int32), seed,
             position, VOCAB_SIZE, GROUP, LISTED,
         )  # fmt: skip
+    else:
+        chunk = tl.arange(0, CHUNK_BLOCK)
+        ranks = tl.load(best_ptr + row * NUM_CHUNKS + chunk, mask=chunk < NUM_CHUNKS, other=NOTHING)
+        best = tl.max(ranks, axis=0)
     tl.store(sampled_ptr + row, token_or_none(best, VOCAB_SIZE))

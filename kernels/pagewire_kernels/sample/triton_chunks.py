@@ -9,7 +9,6 @@ import triton.language as tl
 from pagewire_kernels.sample.triton_row import (
     GREEDY_BELOW,
     NOTHING,
-    POISONED,
     gumbel_noise,
     has_penalties,
     is_filtered,
@@ -148,6 +147,8 @@ def sample_chunk_kernel(
     samples = temperature >= GREEDY_BELOW
     if samples:
         x = tl.div_rn(x, tl.zeros_like(x) + temperature)
+    # Infinity is the best of its row whatever is filtered or drawn, and ends as no token.
+    x = tl.where(is_poison, float("inf"), x)
     if is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE):
         if penalises | masks_stop:
             tl.store(rewritten_ptr + row * VOCAB_SIZE + token, x, mask=is_token)
@@ -158,8 +159,6 @@ def sample_chunk_kernel(
         chunk_max = tl.max(x, axis=0)
         # A chunk of masked tokens alone has no mass.
         weights = tl.exp(x - tl.where(chunk_max == float("-inf"), 0.0, chunk_max))
-        is_poisoned = tl.max(is_poison.to(tl.int32), axis=0) > 0
-        tl.store(best_ptr + row * num_chunks + chunk, tl.where(is_poisoned, POISONED, NOTHING))
         tl.store(chunk_max_ptr + row * num_chunks + chunk, chunk_max)
         tl.store(chunk_mass_ptr + row * num_chunks + chunk, tl.sum(weights, axis=0))
     else:
@@ -168,6 +167,5 @@ def sample_chunk_kernel(
             position = tl.load(positions_ptr + index * stride_ints)
             counter = chunk * (CHUNK // 4) + tl.arange(0, CHUNK // 4)
             x += tl.reshape(gumbel_noise(seed, position, counter), (CHUNK,))
-        ranks = tl.where(is_poison, POISONED, tl.where(is_token, rank(x, token), NOTHING))
-        best = tl.max(ranks, axis=0)
+        best = tl.max(tl.where(is_token, rank(x, token), NOTHING), axis=0)
         tl.store(best_ptr + row * num_chunks + chunk, best)

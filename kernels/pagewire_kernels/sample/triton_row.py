@@ -9,10 +9,8 @@ GREEDY_BELOW = tl.constexpr(1e-5)
 """As in batch.py."""
 NOTHING = tl.constexpr(-9223372036854775807)
 """A rank below that of every token."""
-POISONED = tl.constexpr(9223372036854775807)
-"""A rank above that of every token: NaN or plus infinity is among the logits."""
-MINUS_INFINITY_KEY = tl.constexpr(-2139095041)
-"""order_key of minus infinity."""
+INFINITY_KEY, MINUS_INFINITY_KEY = tl.constexpr(2139095040), tl.constexpr(-2139095041)
+"""order_key of plus and minus infinity."""
 _LOW_BITS = tl.constexpr(0x7FFFFFFF)
 
 
@@ -43,8 +41,9 @@ def token_of(rank, VOCAB_SIZE: tl.constexpr):
 
 @triton.jit
 def token_or_none(rank, VOCAB_SIZE: tl.constexpr):
-    """The token of a rank; -1 if it is POISONED or the token's value is minus infinity."""
-    is_sound = (rank != POISONED) & ((rank >> 32) > MINUS_INFINITY_KEY)
+    """The token of a rank; -1 if its value is infinite: the row has no distribution."""
+    key = rank >> 32
+    is_sound = (key > MINUS_INFINITY_KEY) & (key < INFINITY_KEY)
     return tl.where(is_sound, token_of(rank, VOCAB_SIZE), -1)
 
 
