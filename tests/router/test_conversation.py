@@ -1,6 +1,7 @@
 """What of a client's conversation reaches the template, and what is refused, by its field."""
 
 import json
+import time
 
 import pytest
 from google.protobuf import struct_pb2
@@ -138,3 +139,11 @@ def test_brackets_within_strings_are_no_nesting():
     with pytest.raises(JsonError, match="deep"):
         parse_json("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
     assert parse_json('"\\ud83d\\ude00"') == "😀"
+
+
+def test_reading_takes_no_longer_for_a_string_without_an_end():
+    text = "[" + "[]," * MAX_DEPTH + '"' + '\\"' * 60_000
+    began_s = time.monotonic()
+    with pytest.raises(JsonError, match="Unterminated string"):
+        parse_json(text)
+    assert time.monotonic() - began_s < 2, "the time grows with the square of the length"

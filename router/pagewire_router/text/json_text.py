@@ -44,7 +44,8 @@ def _is_nested_deeply(text: str) -> bool:
     return False
 
 
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+"""A string without an end goes on to the end of the text: each of its quotes would be tried as another's beginning."""
 
 
 def _refuse_lone_surrogates(value: Any) -> None:
