@@ -9,6 +9,7 @@ from pagewire_router.errors import RouterError
 from pagewire_router.request import SamplingParams
 from pagewire_router.service.sequence_output import SequenceOutput
 from pagewire_router.text.detokenizer import Detokenizer
+from pagewire_router.text.stop_strings import StopString
 
 
 class Notified(Protocol):
@@ -35,8 +36,9 @@ class RequestOutput:
         notified: Notified,
     ) -> None:
         """new_detokenizer: None if the client wants token ids alone."""
+        stops = [StopString(stop) for stop in params.stop]
         self._sequences = [
-            SequenceOutput(index, params, eos_token_ids, new_detokenizer() if new_detokenizer else None)
+            SequenceOutput(index, params, eos_token_ids, new_detokenizer() if new_detokenizer else None, stops)
             for index in range(params.n)
         ]
         self._notified = notified

@@ -7,7 +7,7 @@ from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_router.request import SamplingParams
 from pagewire_router.service.wire import encode_delta
 from pagewire_router.text.detokenizer import Detokenizer
-from pagewire_router.text.stop_strings import StopStrings
+from pagewire_router.text.stop_strings import StopString, StopStrings
 
 MAX_DELTA_BYTES = 512 * 1024
 """Larger ones are cut in several; the contract allows 1 MiB."""
@@ -30,14 +30,21 @@ class SequenceOutput:
     )
 
     def __init__(
-        self, index: int, params: SamplingParams, eos_token_ids: tuple[int, ...], detokenizer: Detokenizer | None
+        self,
+        index: int,
+        params: SamplingParams,
+        eos_token_ids: tuple[int, ...],
+        detokenizer: Detokenizer | None,
+        stops: Sequence[StopString],
     ) -> None:
-        """detokenizer: None if the client wants token ids alone."""
+        """
+        Args:
+            detokenizer: None if the client wants token ids alone.
+            stops: those of params, compiled for all of the request's sequences.
+        """
         self.index = index
         self._detokenizer = detokenizer
-        self._stop_strings = (
-            StopStrings(params.stop, include_in_output=params.include_stop_str_in_output) if params.stop else None
-        )
+        self._stop_strings = StopStrings(stops, include_in_output=params.include_stop_str_in_output) if stops else None
         # A stop token ends the sequence wherever it comes, and its text is left out.
         self._stop_token_ids: frozenset[int] = (
             frozenset() if params.include_stop_str_in_output else frozenset(params.stop_token_ids + eos_token_ids)

@@ -1,4 +1,60 @@
-"""Finding stop strings in streamed text without ever sending part of one."""
+"""Finding stop strings in streamed text without ever sending part of one.
+
+Strings are compiled once for each request, for all of its sequences. Time is bounded for each character of the text,
+whatever strings and text are: clients choose both, and all of it happens between the steps of all other requests.
+"""
+
+from collections.abc import Iterable
+
+
+class StopString:
+    """One string as an automaton (Knuth, Morris and Pratt), made as far as texts have matched it."""
+
+    __slots__ = ("_border", "_fallbacks", "text")
+
+    def __init__(self, text: str) -> None:
+        assert text
+        self.text = text
+        self._fallbacks = [-1]
+        """After so many matched characters and another than the next: how many are matched of a later beginning, which
+        has the character as its next; -1: none is, with the character. For the whole string: how many go on."""
+        self._border = -1
+        """Length of the longest end of the characters with fallbacks that is also their beginning, but not all."""
+
+    def advance(self, num_matched: int, text: str, *, may_end: bool) -> tuple[int, int]:
+        """Takes the next piece of a text, of which so many characters were matched before.
+
+        Returns how many are matched after it, and the number of its characters with which the string is first
+        complete; 0: it is not, or may not be.
+        """
+        stop, fallbacks, position = self.text, self._fallbacks, 0
+        while position < len(text):
+            if num_matched == 0:
+                position = text.find(stop[0], position)
+                if position < 0:
+                    return 0, 0
+            character = text[position]
+            position += 1
+            while num_matched >= 0 and stop[num_matched] != character:
+                num_matched = fallbacks[num_matched]
+            num_matched += 1
+            if num_matched == len(fallbacks):
+                self._extend()
+            if num_matched == len(stop):
+                if may_end:
+                    return num_matched, position
+                num_matched = fallbacks[num_matched]
+        return num_matched, 0
+
+    def _extend(self) -> None:
+        """Adds the fallback for one more matched character."""
+        stop, fallbacks, border = self.text, self._fallbacks, self._border
+        num_matched = len(fallbacks)
+        while border >= 0 and stop[border] != stop[num_matched - 1]:
+            border = fallbacks[border]
+        self._border = border = border + 1
+        is_next_the_same = num_matched < len(stop) and stop[border] == stop[num_matched]
+        fallbacks.append(fallbacks[border] if is_next_the_same else border)
 
 
 class StopStrings:
@@ -8,14 +64,15 @@ class StopStrings:
     on how the text is cut into pieces, and no completed match has to wait for a longer one.
     """
 
-    __slots__ = ("_held", "_include", "_stops", "matched")
+    __slots__ = ("_held", "_include", "_num_matched", "_stops", "matched")
 
-    def __init__(self, stops: tuple[str, ...], *, include_in_output: bool) -> None:
-        assert stops
-        assert all(stops)
-        self._stops = stops
+    def __init__(self, stops: Iterable[StopString], *, include_in_output: bool) -> None:
+        self._stops = tuple(stops)
+        assert self._stops
         self._include = include_in_output
         self._held = ""
+        self._num_matched = [0] * len(self._stops)
+        """Of each string, how many characters the end of the text has."""
         self.matched: str | None = None
         """The string that was found."""
 
@@ -24,7 +81,8 @@ class StopStrings:
 
         A stop string may begin in it: what could be its beginning is held.
         """
-        return self._hold(self._held + text)
+        self._advance(text, may_end=False)
+        return self._hold(text)
 
     def feed(self, text: str) -> str:
         """Takes the next piece and returns the text that may be sent: it holds no part of a stop string.
@@ -33,42 +91,37 @@ class StopStrings:
         """
         if self.matched is not None:
             return ""
-        # A stop string that lies within the held text alone was passed over.
-        num_held = len(self._held)
-        text = self._held + text
-        match = min(
-            (
-                (start + len(stop), start, stop)
-                for stop in self._stops
-                if (start := text.find(stop, max(0, num_held - len(stop) + 1))) >= 0
-            ),
-            default=None,
-        )
-        if match is not None:
-            end, start, self.matched = match
-            self._held = ""
-            return text[: end if self._include else start]
-        return self._hold(text)
+        match = self._advance(text, may_end=True)
+        if match is None:
+            return self._hold(text)
+        num_chars, stop = match
+        text = self._held + text[:num_chars]
+        self._held, self.matched = "", stop
+        return text if self._include else text[: -len(stop)]
 
     def flush(self) -> str:
         """The text has ended: returns what was held back, since no stop string can be completed any more."""
         held, self._held = self._held, ""
         return held
 
+    def _advance(self, text: str, *, may_end: bool) -> tuple[int, str] | None:
+        """The string that ends first, after how many characters of the piece."""
+        first: tuple[int, str] | None = None
+        num_matched = self._num_matched
+        for index, stop in enumerate(self._stops):
+            if not num_matched[index] and stop.text[0] not in text:
+                continue
+            num_matched[index], end = stop.advance(num_matched[index], text, may_end=may_end)
+            if end and (first is None or (end, -len(stop.text)) < (first[0], -len(first[1]))):
+                first = end, stop.text
+        return first
+
     def _hold(self, text: str) -> str:
         """Keeps the end of the text that may become a stop string, and returns what comes before it."""
-        num_sure = self._first_possible_start(text)
+        num_held = max(self._num_matched)
+        if not num_held and not self._held:
+            return text
+        text = self._held + text
+        num_sure = len(text) - num_held
         self._held = text[num_sure:]
         return text[:num_sure]
-
-    def _first_possible_start(self, text: str) -> int:
-        """Where the longest end of the text begins that is the beginning of a stop string."""
-        first = len(text)
-        for stop in self._stops:
-            start = text.find(stop[0], max(0, len(text) - len(stop) + 1), first)
-            while start >= 0:
-                if stop.startswith(text[start:]):
-                    first = start
-                    break
-                start = text.find(stop[0], start + 1, first)
-        return first
