@@ -39,7 +39,8 @@ class FairSlots:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
+            has_slot = waiter.done() and not waiter.cancelled() and waiter.exception() is None
+            if has_slot:
                 self.release()
             else:
                 self._forget(caller, waiter)

@@ -81,3 +81,20 @@ async def test_a_slot_given_to_one_that_gives_up_at_once_goes_to_the_next():
     assert first.cancelled() or (await asyncio.gather(first, return_exceptions=True))
     slots.release()
     assert slots.take()
+
+
+async def test_one_that_is_displaced_and_gives_up_gives_no_slot_back():
+    slots = FairSlots(1)
+    assert slots.take()
+    tasks = [asyncio.create_task(slots.wait(A)) for _ in range(3)]
+    await settle()
+    assert slots.displace(B, RuntimeError("no room"))
+    tasks[-1].cancel()
+    await asyncio.gather(tasks[-1], return_exceptions=True)
+    for task in tasks[:-1]:
+        assert not task.done()
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not slots.take(), "the only slot is taken"
+    slots.release()
+    assert slots.take()
