@@ -29,7 +29,7 @@ class FairSlots:
         return True
 
     async def wait(self, caller: Caller) -> None:
-        """Takes a slot when it is the caller's turn. Raises what displace() was told."""
+        """Takes a slot when it is the caller's turn. Raises what displace() or fail_waiting() was told."""
         if self.take():
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -54,6 +54,13 @@ class FairSlots:
                 waiter.set_result(None)
                 return
         self._num_free += 1
+
+    def fail_waiting(self, error: Exception) -> None:
+        """Everybody who waits for a slot gets the error in its place."""
+        while self._owners:
+            waiter = self._pop()
+            if not waiter.done():
+                waiter.set_exception(error)
 
     def displace(self, caller: Caller, error: Exception) -> bool:
         """Makes room for a caller: who waits most often loses the newest place. False: nobody has more than the caller.

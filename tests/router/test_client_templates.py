@@ -56,6 +56,11 @@ def violations(error):
     return {}
 
 
+def may_come_back(error):
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    return any(packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for packed in status.details)
+
+
 def workers():
     return psutil.Process().children()
 
@@ -208,6 +213,18 @@ async def test_closing_ends_a_rendering():
         with pytest.raises(Unavailable):
             await asyncio.wait_for(call, 5)
     assert not workers()
+
+
+async def test_a_router_that_stops_tells_those_that_wait_to_come_back(serve):
+    async with serve(config=TRUSTING) as router:
+        request = inference_pb2.TokenizeRequest(chat=chat(HOLDS_THE_INTERPRETER))
+        calls = [asyncio.ensure_future(refusal(router.stub.Tokenize(request))) for _ in range(4)]
+        while not workers():
+            await asyncio.sleep(0.02)
+        await router.server.stop()
+        for error in await asyncio.gather(*calls):
+            assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "the router stops")
+            assert may_come_back(error)
 
 
 async def test_the_process_has_nothing_of_the_routers(monkeypatch):

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from pagewire_router import caller
-from pagewire_router.errors import QueueFull
+from pagewire_router.errors import QueueFull, Unavailable
 from pagewire_router.text.text_threads import QueueBounds, TextThreads
 
 
@@ -132,3 +132,19 @@ def test_the_process_ends_whatever_a_thread_does():
         "threads.close()\n"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+async def test_closing_refuses_texts_that_wait_and_those_to_come(gate):
+    threads = TextThreads(1, QueueBounds())
+    running, *waiting = started(threads, gate, number=4, result="done")
+    await until_waiting(threads, 3)
+    threads.close()
+    for task in waiting:
+        with pytest.raises(Unavailable) as caught:
+            await asyncio.wait_for(task, 5)
+        assert caught.value.retry_after_s
+    with pytest.raises(Unavailable):
+        await threads.run(str.upper, "abc", 3)
+    gate.set()
+    assert await running == "done"
+    assert threads.num_waiting == 0

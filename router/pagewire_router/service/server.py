@@ -177,15 +177,16 @@ class RouterServer:
         self._is_draining = True
         await self._health.publish()
         await self._engine.stop()
+        # Before gRPC cancels the calls that wait for these, which would tell nobody when to come back.
+        if self._template_process is not None:
+            await self._template_process.close()
+        if self._tokenizer is not None:
+            self._tokenizer.close()
         await self._grpc.stop(STOP_GRACE_S)
         await self._http.stop()
         await self._health.stop()
         if self._lag_task is not None:
             self._lag_task.cancel()
-        if self._template_process is not None:
-            await self._template_process.close()
-        if self._tokenizer is not None:
-            self._tokenizer.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.shutdown)
 

@@ -18,6 +18,7 @@ from pagewire_router.errors import QueueFull, Unavailable
 from pagewire_router.fair_slots import FairSlots
 from pagewire_router.text.chat_template import ChatTemplateError, Conversation, RenderedTooLong
 from pagewire_router.text.template_worker import LENGTH_BYTES, READY, TEXT, TOO_LONG
+from pagewire_router.text.text_threads import STOP_RETRY_S
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 """Size of a template that a client sends; those of models have up to 20 kB."""
@@ -131,6 +132,7 @@ class TemplateProcess:
     async def close(self) -> None:
         """Ends the process. Requests that wait for it fail."""
         self._is_closed = True
+        self._turn.fail_waiting(_stopping())
         worker = self._discard()
         if worker is not None:
             await asyncio.to_thread(worker.reaper.join)
@@ -151,7 +153,7 @@ class TemplateProcess:
         except (EOFError, OSError):
             self._discard()
             if self._is_closed:
-                raise Unavailable("the router stops") from None
+                raise _stopping() from None
             raise ChatTemplateError("the chat template needs too much memory or computing time") from None
         except BaseException:  # The client has gone: nobody waits for what the template still does.
             self._discard()
@@ -163,7 +165,7 @@ class TemplateProcess:
             return self._worker
         self._discard()
         if self._is_closed:
-            raise Unavailable("the router stops")
+            raise _stopping()
         self._worker = worker = await _Worker.start(math.ceil(self._max_seconds))
         is_ready = False
         try:
@@ -172,6 +174,8 @@ class TemplateProcess:
         finally:
             if not is_ready:
                 self._discard()
+        if self._is_closed:
+            raise _stopping()
         if not is_ready:
             raise Unavailable("the process that renders chat templates does not start", retry_after_s=1.0)
         return worker
@@ -181,6 +185,10 @@ class TemplateProcess:
         if worker is not None:
             worker.kill()
         return worker
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the router stops", retry_after_s=STOP_RETRY_S)
 
 
 def _read_answer(answer: bytes) -> str:

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from pagewire_router.caller import current_caller
-from pagewire_router.errors import QueueFull
+from pagewire_router.errors import QueueFull, Unavailable
 from pagewire_router.fair_slots import FairSlots
 
 T = TypeVar("T")
@@ -22,6 +22,8 @@ A = TypeVar("A")
 CHARS_PER_TOKEN = 4
 """Of the tokens in a text that was not tokenized yet."""
 MIN_RETRY_S, MAX_RETRY_S = 0.1, 5.0
+STOP_RETRY_S = 1.0
+"""When to come back to a router that stops: to another one, or to its successor."""
 _SMOOTHING = 0.1
 """Weight of the newest text in the average time of one."""
 
@@ -50,6 +52,7 @@ class TextThreads:
         self._slots = FairSlots(num_threads)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._num_tokens = 0
+        self._is_closed = False
         self._text_s = 0.01
         for number in range(num_threads):
             threading.Thread(target=self._work, name=f"text-{number}", daemon=True).start()
@@ -64,7 +67,9 @@ class TextThreads:
         self._jobs.put((function, lambda _result, _error: None))
 
     async def run(self, function: Callable[[A], T], argument: A, num_chars: int) -> T:
-        """Runs a function of a text of so many characters on a thread. Raises QueueFull."""
+        """Runs a function of a text of so many characters on a thread. Raises QueueFull, Unavailable."""
+        if self._is_closed:
+            raise Unavailable("the router stops", retry_after_s=STOP_RETRY_S)
         if not self._slots.take():
             await self._wait(num_chars // CHARS_PER_TOKEN)
         loop = asyncio.get_running_loop()
@@ -89,7 +94,9 @@ class TextThreads:
         return await end
 
     def close(self) -> None:
-        """Ends the threads after what they do now."""
+        """Ends the threads after what they do now. Texts that wait are refused."""
+        self._is_closed = True
+        self._slots.fail_waiting(Unavailable("the router stops", retry_after_s=STOP_RETRY_S))
         for _ in range(self._num_threads):
             self._jobs.put(None)
 
