@@ -228,7 +228,7 @@ def broken(model: Path, directory: Path, what: str) -> tuple[str, tuple[str, ...
     elif what == "corrupt tokenizer":
         (copy / "tokenizer.json").write_text("{")
     elif what == "pool too small":
-        return str(copy), ("--kv-cache-memory", "10KB"), "--max-model-len"
+        return str(copy), ("--kv-cache-memory", "10KB", "--max-model-len", "100"), "--kv-cache-memory"
     elif what == "context too long":
         return str(copy), ("--max-model-len", "9999"), "9999"
     return str(copy), (), {"unknown architecture": "MambaForCausalLM"}.get(what, str(copy))
