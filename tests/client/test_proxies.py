@@ -43,7 +43,7 @@ async def test_a_proxy_that_is_used_is_named(monkeypatch):
 async def test_a_local_server_is_reached_past_the_proxy(monkeypatch, fake):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     async with AsyncClient(fake.target, retry=NEVER) as client:
-        await client.complete("x")
+        assert (await client.complete("x")).finished
 
 
 def test_a_proxys_password_is_not_shown_and_exempt_hosts_have_none(monkeypatch):
