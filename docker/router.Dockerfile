@@ -12,6 +12,7 @@ RUN python -m venv /opt/pagewire \
     && /opt/pagewire/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY client client
+COPY common common
 COPY router router
 COPY shard/pagewire_shard/__init__.py shard/pagewire_shard/
 COPY kernels/pagewire_kernels/__init__.py kernels/pagewire_kernels/

@@ -17,6 +17,7 @@ RUN python -m venv /opt/pagewire \
     && /opt/pagewire/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY client client
+COPY common common
 COPY router/pagewire_router/__init__.py router/pagewire_router/
 COPY shard shard
 COPY kernels kernels

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
     "pagewire": ROOT / "client" / "pagewire",
+    "pagewire_common": ROOT / "common" / "pagewire_common",
     "pagewire_router": ROOT / "router" / "pagewire_router",
     "pagewire_shard": ROOT / "shard" / "pagewire_shard",
     "pagewire_kernels": ROOT / "kernels" / "pagewire_kernels",
@@ -19,13 +20,15 @@ PACKAGES = {
 # What each package may import of the others.
 ALLOWED_SIBLINGS = {
     "pagewire": ("pagewire",),
-    "pagewire_router": ("pagewire_router", "pagewire.v1"),
-    "pagewire_shard": ("pagewire_shard", "pagewire.v1", "pagewire_kernels"),
+    "pagewire_common": ("pagewire_common", "pagewire.v1"),
+    "pagewire_router": ("pagewire_router", "pagewire_common", "pagewire.v1"),
+    "pagewire_shard": ("pagewire_shard", "pagewire_common", "pagewire.v1", "pagewire_kernels"),
     "pagewire_kernels": ("pagewire_kernels",),
 }
 # Third-party packages that a package never imports, not even within a function.
 FORBIDDEN = {
     "pagewire": ("torch", "triton", "transformers", "numba"),
+    "pagewire_common": ("torch", "triton", "transformers", "numba"),
     "pagewire_router": ("torch", "triton", "transformers", "numba"),
     "pagewire_shard": (),
     "pagewire_kernels": (),
@@ -33,6 +36,17 @@ FORBIDDEN = {
 # The rooms of a package, floor by floor from the ground up. A room is a folder, or a module directly in the package; it
 # imports, at run time and for types, only itself and rooms of lower floors.
 FLOORS = {
+    "pagewire_shard": (
+        ("errors", "config", "host_memory", "parent_watch"),
+        ("engine", "layers", "tracing"),
+        ("models", "stepping"),
+        ("loading",),
+        ("execution",),
+        ("startup", "service"),
+        ("process",),
+        ("cli",),
+        ("__main__",),
+    ),
     "pagewire_kernels": (
         ("kv_cache", "sequence_state", "cpu", "gpu", "tuning"),
         (
@@ -112,11 +126,9 @@ def test_folders_import_only_from_floors_below(package: str) -> None:
 
 @pytest.mark.parametrize("package", FLOORS)
 def test_every_folder_has_a_floor(package: str) -> None:
-    rooms = {
-        path.name.removesuffix(".py") for path in PACKAGES[package].iterdir() if path.suffix == ".py" or path.is_dir()
-    }
+    rooms = {path.relative_to(PACKAGES[package]).parts[0].removesuffix(".py") for path in modules(package)}
     listed = [room for floor in FLOORS[package] for room in floor]
-    assert sorted(rooms - {"__init__", "__pycache__"}) == sorted(listed)
+    assert sorted(rooms - {"__init__"}) == sorted(listed)
 
 
 @pytest.mark.parametrize("package", FLOORS)
@@ -172,7 +184,9 @@ def test_the_wire_types_load_without_the_client() -> None:
 
 def test_component_and_test_folders_are_no_packages() -> None:
     tests = ROOT / "tests"
-    folders = [ROOT / name for name in ("client", "router", "shard", "kernels", "protos", "tools", "benchmarks")]
+    folders = [
+        ROOT / name for name in ("client", "common", "router", "shard", "kernels", "protos", "tools", "benchmarks")
+    ]
     folders += [tests, *(path for path in tests.rglob("*") if path.is_dir())]
     assert not [str(folder.relative_to(ROOT)) for folder in folders if (folder / "__init__.py").exists()]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("client", "router", "shard", "kernels", "tools", "benchmarks", "tests")
+FOLDERS = ("client", "common", "router", "shard", "kernels", "tools", "benchmarks", "tests")
 GENERATED = ROOT / "client" / "pagewire" / "v1"
 
 MAX_FILE_LINES = 500

@@ -13,14 +13,14 @@ from time import perf_counter
 
 import torch
 from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.block_hash import block_digest, root_digest
 from pagewire_router.errors import RouterError
 from pagewire_router.request import Request, SamplingParams
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_router.scheduling.step_records import GroupLimits
-from pagewire_shard.block_hash import block_digest, root_digest
 from pagewire_shard.config import ShardConfig
-from pagewire_shard.engine import Engine, PendingStep
+from pagewire_shard.engine.engine import Engine, PendingStep
 from pagewire_shard.startup import build_engine
 
 from gpu_parts.part import Bench

@@ -6,7 +6,7 @@ from functools import partial
 from time import perf_counter
 
 import torch
-from pagewire_shard.engine import Engine
+from pagewire_shard.engine.engine import Engine
 
 from gpu_parts import engine_driver
 from gpu_parts.cases import EXTRA, GRID, WORKLOADS, Case, K

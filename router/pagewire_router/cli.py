@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pagewire_common.tracing_settings import trace_exporters
+
 from pagewire_router.config import LOG_LEVELS, RouterConfig, default_tokenizer_threads
 from pagewire_router.groups.shard_resolver import dns_name
-from pagewire_router.tracing.settings import trace_exporters
 
 NEEDS = (
     ("--tls-cert", "--tls-key"),
@@ -35,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when gRPC is imported. The core logs by itself, a line for every malformed header.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import uvloop
-
-    from pagewire_router.process_log import set_up_logging
+    from pagewire_common.process_log import set_up_logging
 
     set_up_logging(config.log_level)
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from pagewire.v1 import shard_pb2
+from pagewire_common.histogram import Histogram
 from prometheus_client.registry import Collector
 
-from pagewire_router.metrics.histogram import Histogram
 from pagewire_router.request import Request
 
 

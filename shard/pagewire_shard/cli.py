@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
+from pagewire_common.tracing_settings import trace_exporters
+
 from pagewire_shard.config import Device, Dtype, LoadFormat, ShardConfig
-from pagewire_shard.tracing.settings import trace_exporters
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 DEFAULTS = ShardConfig(model="demo", model_name="demo")
@@ -27,9 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     # tiktoken would keep a copy of each file by its path, and take that when the file has changed.
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
+    from pagewire_common.process_log import set_up_logging
+
     from pagewire_shard.errors import ModelError
     from pagewire_shard.process import run
-    from pagewire_shard.process_log import set_up_logging
 
     set_up_logging(arguments.log_level)
     try:

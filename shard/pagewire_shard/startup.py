@@ -8,21 +8,21 @@ from pathlib import Path
 
 import torch
 from pagewire.v1 import shard_pb2
+from pagewire_common.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from pagewire_kernels import kv_cache
 
-from pagewire_shard.block_pool import BlockPool
 from pagewire_shard.config import ShardConfig
-from pagewire_shard.engine import Engine
+from pagewire_shard.engine.block_pool import BlockPool
+from pagewire_shard.engine.engine import Engine
+from pagewire_shard.engine.runner import Runner
 from pagewire_shard.errors import BadOption, PoolTooSmall
 from pagewire_shard.execution.decode_graphs import graph_sizes
 from pagewire_shard.execution.device_state import DeviceState
-from pagewire_shard.execution.forward_batch import KVCache
 from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.execution.warm_up import run_largest_step, warm_up
 from pagewire_shard.host_memory import memory_limit_bytes
+from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
-from pagewire_shard.runner import Runner
-from pagewire_shard.service.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 SITE_PAGES = sorted(DOCS.rglob("*.md"))
 PAGES = [ROOT / "README.md", *SITE_PAGES]
-SOURCES = ("client", "router", "shard", "kernels", "tools", "tests", "benchmarks")
+SOURCES = ("client", "common", "router", "shard", "kernels", "tools", "tests", "benchmarks")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

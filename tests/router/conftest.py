@@ -10,9 +10,9 @@ import grpc
 import pytest
 import tokenizers
 from pagewire.v1 import inference_pb2, inference_pb2_grpc, shard_pb2
+from pagewire_common.histogram import Histogram
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import RouterError
-from pagewire_router.metrics.histogram import Histogram
 from pagewire_router.request import Request
 from pagewire_router.service.server import RouterServer
 from prometheus_client import CollectorRegistry

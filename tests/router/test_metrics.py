@@ -6,12 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import grpc
-import pagewire_shard.histogram
+import pagewire_common.histogram
 import pytest
 from pagewire.v1 import inference_pb2
+from pagewire_common.histogram import Histogram, bounds_between, bounds_of_counts, render
 from pagewire_router.errors import Unavailable
 from pagewire_router.metrics import histogram
-from pagewire_router.metrics.histogram import Histogram, bounds_between, bounds_of_counts, render
 from prometheus_client.parser import text_string_to_metric_families
 
 PAGE = b"GET /metrics HTTP/1.1\r\n\r\n"
@@ -184,4 +184,4 @@ def test_histograms_that_share_a_name_are_one_family():
 
 def test_router_and_shard_have_the_same_histogram():
     """They may not import each other, and three dozen lines are no distribution of their own."""
-    assert Path(histogram.__file__).read_text() == Path(pagewire_shard.histogram.__file__).read_text()
+    assert Path(histogram.__file__).read_text() == Path(pagewire_common.histogram.__file__).read_text()

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
-import pagewire_router.process_log
-import pagewire_shard.process_log
+import pagewire_common.process_log
 import pytest
 from grpc_status import rpc_status
+from pagewire_common.process_log import GRPC_LOGGER, is_worth_logging, set_up_logging
 from pagewire_router.errors import DeadlineExceeded, FieldViolation, InvalidRequest, ModelNotFound, RouterError
-from pagewire_router.process_log import GRPC_LOGGER, is_worth_logging, set_up_logging
 from pagewire_router.service.rpc_status import abort
 
 MAX_CALLS = 3000
@@ -125,7 +124,7 @@ def test_what_a_client_sent_is_in_no_line_of_another_library(
 
 def test_a_kind_of_another_library_is_logged_once_a_minute(lines: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("pagewire_router.process_log.time.monotonic", lambda: now)
+    monkeypatch.setattr("pagewire_common.process_log.time.monotonic", lambda: now)
     for _ in range(500):
         logging.getLogger(GRPC_LOGGER).error("Invalid encoding on %s", b"x")
     logging.getLogger("asyncio").error("another kind")
@@ -153,8 +152,8 @@ def test_our_own_tracebacks_show_frames_and_no_values(lines: io.StringIO) -> Non
 
 
 def test_the_router_and_the_shard_log_alike() -> None:
-    assert Path(pagewire_router.process_log.__file__).read_text() == (
-        Path(pagewire_shard.process_log.__file__).read_text()
+    assert Path(pagewire_common.process_log.__file__).read_text() == (
+        Path(pagewire_common.process_log.__file__).read_text()
     )
 
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from pagewire.v1 import shard_pb2
-from pagewire_shard.block_hash import root_digest
+from pagewire_common.block_hash import root_digest
+from pagewire_shard.engine.runner import RunBatch
+from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import (
     MAX_LEN,
     MIN_LEN,
@@ -21,8 +23,6 @@ from pagewire_shard.execution.device_state import (
 from pagewire_shard.execution.host_transfer import CpuUplink
 from pagewire_shard.execution.step_report import EMPTY
 from pagewire_shard.execution.warm_up import run_largest_step
-from pagewire_shard.runner import RunBatch
-from pagewire_shard.sequence import Sequence
 
 CPU = torch.device("cpu")
 

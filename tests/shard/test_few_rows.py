@@ -11,7 +11,7 @@ from pagewire_kernels.tuning.few_rows_linear import MAX_ROWS, FewRowsTile
 from pagewire_shard.layers import few_rows
 from pagewire_shard.layers.linear import PlainLinear, float32_linear
 from pagewire_shard.layers.mlp import Mlp
-from pagewire_shard.models.spec import Activation, MlpSpec
+from pagewire_shard.layers.spec import Activation, MlpSpec
 
 ONE_ROW = FewRowsTile(tensor_cores=False, block_n=8, block_k=512, num_warps=4, num_stages=4, early_release=False)
 MORE_ROWS = FewRowsTile(tensor_cores=True, block_n=32, block_k=128, num_warps=4, num_stages=4, early_release=False)

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 from pagewire.v1 import shard_pb2
-from pagewire_shard.metrics import ShardMetrics
+from pagewire_shard.service.metrics import ShardMetrics
 from pagewire_shard.stepping.step_stats import StepStats
 from prometheus_client.parser import text_string_to_metric_families
 

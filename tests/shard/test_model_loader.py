@@ -10,13 +10,13 @@ import torch
 import transformers
 from pagewire_kernels import kv_cache
 from pagewire_shard.errors import BadOption, CorruptWeights, ModelError, ModelNotFound, UnsupportedArchitecture
-from pagewire_shard.execution.forward_batch import ForwardBatch
+from pagewire_shard.layers.forward_batch import ForwardBatch
 from pagewire_shard.layers.linear import Float16PackedLinear, float16_packed_linear
-from pagewire_shard.loading.hf_config import HFConfig, describe, read_config_fields
+from pagewire_shard.layers.spec import DecoderSpec, RopeSpec
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
 from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.models.hf_config import HFConfig, describe, read_config_fields
 from pagewire_shard.models.registry import FAMILIES, find_family
-from pagewire_shard.models.spec import DecoderSpec, RopeSpec
 from safetensors.torch import load_file, save_file
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from pagewire_kernels import kv_cache
-from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.models.decoder import Decoder
 

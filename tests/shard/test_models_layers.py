@@ -8,7 +8,7 @@ import torch
 import transformers
 from pagewire_shard.layers import linear
 from pagewire_shard.layers.rotary import cos_sin_cache
-from pagewire_shard.loading.hf_config import read_config_fields
+from pagewire_shard.models.hf_config import read_config_fields
 from pagewire_shard.models.rope import read_rope
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

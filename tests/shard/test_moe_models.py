@@ -9,10 +9,10 @@ import torch
 import transformers
 from pagewire_kernels import kv_cache
 from pagewire_shard.errors import CorruptWeights, ModelError, UnsupportedArchitecture
-from pagewire_shard.execution.forward_batch import ForwardBatch
+from pagewire_shard.layers.forward_batch import ForwardBatch
+from pagewire_shard.layers.spec import MlpSpec, MoeSpec
 from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.models.decoder import Decoder
-from pagewire_shard.models.spec import MlpSpec, MoeSpec
 from safetensors.torch import load_file, save_file
 
 CPU = torch.device("cpu")

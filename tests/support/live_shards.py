@@ -12,10 +12,10 @@ from pagewire.v1 import shard_pb2
 from pagewire_router.config import RouterConfig
 from pagewire_router.groups.dispatcher import Dispatcher
 from pagewire_router.request import Request
-from pagewire_shard.block_pool import BlockPool
 from pagewire_shard.config import ShardConfig
-from pagewire_shard.engine import Engine
-from pagewire_shard.runner import RunBatch
+from pagewire_shard.engine.block_pool import BlockPool
+from pagewire_shard.engine.engine import Engine
+from pagewire_shard.engine.runner import RunBatch
 from pagewire_shard.service.server import ShardServer
 from pagewire_shard.stepping.step_thread import StepThread
 from scheduling_world import VOCAB_SIZE, HashPending, HashRunner, NullSink, expected_output, make_request

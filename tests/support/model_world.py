@@ -9,13 +9,13 @@ from pagewire.v1 import shard_pb2
 from pagewire_kernels import kv_cache
 from pagewire_router.scheduling.scheduler import GroupLimits, Scheduler
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
-from pagewire_shard.block_pool import BlockPool
-from pagewire_shard.engine import Engine, PendingStep
+from pagewire_shard.engine.block_pool import BlockPool
+from pagewire_shard.engine.engine import Engine, PendingStep
+from pagewire_shard.engine.runner import Runner
 from pagewire_shard.execution.device_state import DeviceState
-from pagewire_shard.execution.forward_batch import KVCache
 from pagewire_shard.execution.model_runner import ModelRunner
+from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.models.decoder import Decoder
-from pagewire_shard.runner import Runner
 from scheduling_world import make_request, shard_info
 
 CPU = torch.device("cpu")

@@ -13,10 +13,10 @@ from pagewire_router.request import Request, SamplingParams
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup, sequence_seed
 from pagewire_router.scheduling.step_records import GroupLimits
-from pagewire_shard.block_pool import BlockPool
-from pagewire_shard.engine import Engine, PendingStep
-from pagewire_shard.runner import RunBatch, StepTokens
-from pagewire_shard.sequence import Sequence
+from pagewire_shard.engine.block_pool import BlockPool
+from pagewire_shard.engine.engine import Engine, PendingStep
+from pagewire_shard.engine.runner import RunBatch, StepTokens
+from pagewire_shard.engine.sequence import Sequence
 
 VOCAB_SIZE = 6
 EOS = 0

@@ -60,9 +60,9 @@ def shard_metrics() -> str:
 
 
 async def _shard_metrics() -> str:
-    from pagewire_shard.metrics import ShardMetrics
     from pagewire_shard.service.execute_service import ExecuteService
     from pagewire_shard.service.lease import Lease
+    from pagewire_shard.service.metrics import ShardMetrics
     from pagewire_shard.stepping.step_thread import StepThread
 
     def never_built() -> NoReturn:

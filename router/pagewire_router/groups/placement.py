@@ -6,8 +6,10 @@ A request with a deadline that it would miss there goes to another one, or is re
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from pagewire_common.block_hash import prefix_hashes
+
 from pagewire_router.errors import QueueFull
-from pagewire_router.groups.prefix_mirror import PrefixMirror, prefix_hashes
+from pagewire_router.groups.prefix_mirror import PrefixMirror
 from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.request import Request
 from pagewire_router.scheduling.forecast import Estimate

@@ -1,21 +1,6 @@
-"""What the router knows of a shard group's prefix index: enough to guess how much of a prompt is cached there.
+"""What the router knows of a shard group's prefix index: enough to guess how much of a prompt is cached there."""
 
-The hash chain is the shard's: SHA-256 of the parent's digest and the block's token ids; on the wire its first 8 bytes.
-"""
-
-import hashlib
-from array import array
-from collections.abc import Iterable, Iterator
-
-_VERSION = b"pagewire.v1/block\0"
-
-
-def prefix_hashes(token_ids: list[int], block_size: int, cache_salt: str = "", adapter: str = "") -> Iterator[int]:
-    """The wire hashes of a prompt's full blocks, first to last. One of its tokens is always computed, never cached."""
-    digest = hashlib.sha256(_VERSION + adapter.encode() + b"\0" + cache_salt.encode()).digest()
-    for start in range(0, (len(token_ids) - 1) // block_size * block_size, block_size):
-        digest = hashlib.sha256(digest + array("I", token_ids[start : start + block_size]).tobytes()).digest()
-        yield int.from_bytes(digest[:8], "little")
+from collections.abc import Iterable
 
 
 class PrefixMirror:

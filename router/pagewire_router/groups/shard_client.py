@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
+from pagewire_common.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 from pagewire_router.errors import Unavailable
 from pagewire_router.service.rpc_status import DETAILS_KEY
 from pagewire_router.service.tls import TlsFiles
 
-PROTOCOL_MAJOR, PROTOCOL_MINOR = 1, 0
 FILES_TIMEOUT_S = 60.0
 
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (

@@ -1,8 +1,7 @@
 """What steps took, summed over all shard groups: for metrics."""
 
 from pagewire.v1 import shard_pb2
-
-from pagewire_router.metrics.histogram import Histogram, bounds_between
+from pagewire_common.histogram import Histogram, bounds_between
 
 
 class StepStats:

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import grpc
+from pagewire_common.histogram import Histogram, bounds_between, bounds_of_counts, render
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from pagewire_router.errors import STATUS_CODES, RouterError, status_code
-from pagewire_router.metrics.histogram import Histogram, bounds_between, bounds_of_counts, render
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METHODS = ("Generate", "Complete", "Tokenize", "Detokenize", "GetModel")

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
+from pagewire_common.version import version
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pagewire_router.config import RouterConfig
-from pagewire_router.version import version
 
 
 class ServerMetrics(Collector):

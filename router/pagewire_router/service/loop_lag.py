@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from pagewire_router.metrics.histogram import Histogram
+from pagewire_common.histogram import Histogram
 
 INTERVAL_S = 0.25
 

@@ -6,18 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.protocol import GREEDY_BELOW, MAX_STOP_TOKENS
 
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
 from pagewire_router.request import SamplingParams
 
-GREEDY_TEMPERATURE = 1e-5
-"""Below it, the most probable token is taken."""
 MAX_REQUEST_ID_CHARS = 256
 MAX_CACHE_SALT_CHARS = 256
 MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_CHARS = 1024
-MAX_STOP_TOKENS = 64
-"""Of a sequence, the model's own end-of-sequence tokens among them (StopConditions in shard.proto)."""
 MAX_STOP_TOKEN_ENTRIES = 1024
 """Stop tokens that a request may list, repetitions included: longer lists are not read."""
 MESSAGE_ROOM_BYTES = 1 << 20
@@ -87,7 +84,7 @@ def check_sampling_params(
     check = _Checker(params, violations, prefix)
     temperature = check.between("temperature", 1.0, 0.0, 2.0)
     n = check.integer("n", 1, 1, limits.max_n)
-    if n > 1 and temperature < GREEDY_TEMPERATURE:
+    if n > 1 and temperature < GREEDY_BELOW:
         violations.add(f"{prefix}n", f"is {n}; accepted: 1 when temperature is 0, for all sequences would be equal")
     max_tokens = check.integer("max_tokens", 16, 1, None)
     checked = SamplingParams(

@@ -13,8 +13,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Tracer
-
-from pagewire_router.version import DISTRIBUTION, version
+from pagewire_common.version import DISTRIBUTION, version
 
 FLUSH_TIMEOUT_S = 2.0
 """What is queued at the end has so long to go out."""

@@ -19,13 +19,13 @@ import torch
 from pagewire_kernels.prepare_inputs import prepare_inputs
 from pagewire_kernels.sample import sample
 
+from pagewire_shard.engine.runner import RunBatch
 from pagewire_shard.execution.device_state import DeviceState
-from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.execution.host_transfer import Downlink, Uplink
 from pagewire_shard.execution.model_runner import StepOutput, append_sampled, logprobs_of
 from pagewire_shard.execution.sampling_inputs import SamplingNeeds, sampling_batch
+from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
-from pagewire_shard.runner import RunBatch
 
 MAX_GRAPH_SIZE = 512
 """Above this a step's work hides the time Python takes to launch it."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
+from pagewire_common.protocol import MAX_STOP_TOKENS
 from pagewire_kernels.sequence_state import SequenceState, StateColumns
 
+from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.host_transfer import Uplink
-from pagewire_shard.plan_check import MAX_STOP_TOKENS
-from pagewire_shard.sequence import Sequence
 
 # Columns of `ints`.
 NUM_TOKENS, NUM_COMPUTED, STOP_REASON, NUM_PROMPT, MAX_LEN, MIN_LEN, TOP_K, SEED = range(8)

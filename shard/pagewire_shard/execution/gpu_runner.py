@@ -6,14 +6,14 @@ stream of its own and marked by an event, and step k + 1 is launched while step 
 
 import torch
 
+from pagewire_shard.engine.runner import RunBatch
 from pagewire_shard.execution.decode_graphs import Capturer, CudaCapturer, DecodeGraphs
 from pagewire_shard.execution.device_state import DeviceState
-from pagewire_shard.execution.forward_batch import KVCache
 from pagewire_shard.execution.host_transfer import Downlink, Uplink
 from pagewire_shard.execution.model_runner import ModelRunner, StepOutput
 from pagewire_shard.execution.pinned_transfer import PinnedDownlink, PinnedUplink
+from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.models.decoder import Decoder
-from pagewire_shard.runner import RunBatch
 
 
 class GraphRunner(ModelRunner):

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import torch
 
+from pagewire_shard.engine.runner import PendingTokens
 from pagewire_shard.execution.step_report import PendingLogprobs, StepReport
-from pagewire_shard.runner import PendingTokens
 
 
 class Uplink(Protocol):

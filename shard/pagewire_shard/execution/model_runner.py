@@ -16,14 +16,14 @@ from pagewire_kernels.copy_blocks import copy_blocks
 from pagewire_kernels.prepare_inputs import prepare_inputs
 from pagewire_kernels.sample import gather_logprobs, sample
 
+from pagewire_shard.engine.runner import PendingTokens, RunBatch
+from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState, SlotRow
-from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink, Downlink, Uplink
 from pagewire_shard.execution.sampling_inputs import SamplingNeeds, sampling_batch
 from pagewire_shard.execution.step_report import EMPTY, PendingLogprobs
+from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
-from pagewire_shard.runner import PendingTokens, RunBatch
-from pagewire_shard.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pagewire_shard.engine.runner import StepTokens
 from pagewire_shard.execution.step_report import PendingLogprobs, StepReport
-from pagewire_shard.runner import StepTokens
 
 NUM_STAGING_BUFFERS = 8
 """Steps whose values may wait to be copied at a time. More than a router keeps in flight, so the host never waits."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pagewire.v1 import shard_pb2
 
-from pagewire_shard.runner import StepTokens
+from pagewire_shard.engine.runner import StepTokens
 
 Logprobs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """As gather_logprobs returns them."""

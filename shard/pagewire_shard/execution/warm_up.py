@@ -1,10 +1,10 @@
 """Runs the model in every way before the first request, so that no request waits for a kernel to be loaded."""
 
 from pagewire.v1 import shard_pb2
+from pagewire_common.block_hash import root_digest
 
-from pagewire_shard.block_hash import root_digest
-from pagewire_shard.runner import RunBatch, Runner
-from pagewire_shard.sequence import Sequence
+from pagewire_shard.engine.runner import RunBatch, Runner
+from pagewire_shard.engine.sequence import Sequence
 
 _GREEDY = shard_pb2.SequenceSampling(temperature=0.0, top_p=1.0, repetition_penalty=1.0)
 _STOP = shard_pb2.StopConditions(max_tokens=2, min_tokens=1, token_ids=[0])

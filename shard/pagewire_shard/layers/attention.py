@@ -7,10 +7,10 @@ from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
 from pagewire_kernels.reshape_and_cache import reshape_and_cache
 from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 
-from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.linear import Linear
 from pagewire_shard.layers.norm import Norm, RmsNorm
-from pagewire_shard.models.spec import DecoderSpec, LayerSpec
+from pagewire_shard.layers.spec import DecoderSpec, LayerSpec
 
 
 class Attention:

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import torch
 
-from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.attention import Attention
+from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.norm import Norm
 
 Stream = tuple[torch.Tensor, torch.Tensor | None]

@@ -9,7 +9,7 @@ from pagewire_kernels.activation import gelu_and_mul, silu_and_mul
 
 from pagewire_shard.layers.few_rows import SiluGated
 from pagewire_shard.layers.linear import Linear, PlainLinear
-from pagewire_shard.models.spec import Activation, MlpSpec
+from pagewire_shard.layers.spec import Activation, MlpSpec
 
 PLAIN: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu_,

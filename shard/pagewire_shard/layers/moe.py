@@ -4,7 +4,7 @@ import torch
 from pagewire_kernels.fused_moe import fused_moe
 
 from pagewire_shard.layers.linear import Linear
-from pagewire_shard.models.spec import MoeSpec
+from pagewire_shard.layers.spec import MoeSpec
 
 
 class MixtureOfExperts:

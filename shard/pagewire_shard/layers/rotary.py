@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from pagewire_shard.models.spec import RopeSpec
+from pagewire_shard.layers.spec import RopeSpec
 
 
 def cos_sin_cache(rope: RopeSpec, num_positions: int, device: torch.device) -> torch.Tensor:

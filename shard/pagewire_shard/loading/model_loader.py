@@ -15,14 +15,14 @@ import torch
 
 from pagewire_shard.config import Dtype, LoadFormat
 from pagewire_shard.errors import CorruptWeights
+from pagewire_shard.layers.precision import Precision, resolve_precision
+from pagewire_shard.layers.spec import DecoderSpec
 from pagewire_shard.loading.checkpoint import CheckpointFile, CheckpointTensor, checkpoint_files, stored_dtype
-from pagewire_shard.loading.hf_config import HFConfig, describe, read_config_fields
-from pagewire_shard.loading.precision import Precision, resolve_precision
 from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.models.hf_config import HFConfig, describe, read_config_fields
 from pagewire_shard.models.names import NameMap, Target, is_needless
 from pagewire_shard.models.parameters import Parameter, lm_head, parameters
 from pagewire_shard.models.registry import find_family
-from pagewire_shard.models.spec import DecoderSpec
 from pagewire_shard.models.weights import Weights
 
 logger = logging.getLogger(__name__)

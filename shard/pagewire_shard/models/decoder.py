@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 
-from pagewire_shard.execution.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.attention import Attention
 from pagewire_shard.layers.block import (
     Block,
@@ -20,11 +19,12 @@ from pagewire_shard.layers.block import (
     normalise,
 )
 from pagewire_shard.layers.embedding import Embedding
+from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.mlp import Mlp
 from pagewire_shard.layers.moe import MixtureOfExperts
 from pagewire_shard.layers.norm import LayerNorm, Norm, RmsNorm
 from pagewire_shard.layers.rotary import cos_sin_cache
-from pagewire_shard.models.spec import DecoderSpec, LearnedPositions, MlpSpec, MoeSpec
+from pagewire_shard.layers.spec import DecoderSpec, LearnedPositions, MlpSpec, MoeSpec
 from pagewire_shard.models.weights import Weights
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pagewire_shard.loading.hf_config import ConfigFields
+from pagewire_shard.layers.spec import Activation, DecoderSpec
+from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
-from pagewire_shard.models.spec import Activation, DecoderSpec
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",

@@ -1,9 +1,9 @@
 """GPT-2: layer norms with bias, learned positions, plain MLP, matrices stored transposed, qkv already merged."""
 
-from pagewire_shard.loading.hf_config import ConfigFields
+from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
 from pagewire_shard.models.family import Family, read_activation, refuse, split_heads
+from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
-from pagewire_shard.models.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
 
 GPT2_NAMES = NameMap(
     prefix="transformer.",

@@ -5,11 +5,11 @@ The names and the shared part of the configuration serve Qwen2 and Qwen3 too.
 
 from collections.abc import Sequence
 
-from pagewire_shard.loading.hf_config import ConfigFields
+from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, MlpSpec
 from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads, read_window
+from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.rope import max_position, read_rope
-from pagewire_shard.models.spec import DecoderSpec, LayerSpec, MlpSpec
 
 LLAMA_DEFAULTS: dict[str, object] = {
     "vocab_size": 32000,

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from pagewire_shard.loading.hf_config import ConfigFields
+from pagewire_shard.layers.spec import DecoderSpec, MoeSpec
 from pagewire_shard.models.family import Family, read_activation, read_window
+from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_NAMES, MISTRAL_DEFAULTS, llama_spec
-from pagewire_shard.models.spec import DecoderSpec, MoeSpec
 
 ATTENTION_NAMES = {module: place for module, place in LLAMA_NAMES.layer_modules.items() if "mlp." not in module}
 FUSED_NAMES = {"mlp.experts.gate_up_proj": "experts_up", "mlp.experts.down_proj": "experts_down"}

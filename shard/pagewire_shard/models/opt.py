@@ -3,10 +3,10 @@
 The 350m model norms after each block instead of before, has no final norm, and embeds tokens in a narrower space.
 """
 
-from pagewire_shard.loading.hf_config import ConfigFields
+from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
 from pagewire_shard.models.family import Family, read_activation, refuse, split_heads
+from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
-from pagewire_shard.models.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
 
 POSITION_OFFSET = 2
 # nn.LayerNorm's own; the configuration has no field for it.

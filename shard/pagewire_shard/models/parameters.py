@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from pagewire_shard.models.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec, MoeSpec
+from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec, MoeSpec
 
 Role = Literal["linear", "table", "norm", "experts"]
 

@@ -1,10 +1,10 @@
 """Phi-1 to Phi-2: attention and MLP side by side on one layer norm, heads rotated in part, biases everywhere."""
 
-from pagewire_shard.loading.hf_config import ConfigFields
+from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, MlpSpec
 from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads, refuse
+from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.rope import max_position, read_rope
-from pagewire_shard.models.spec import DecoderSpec, LayerSpec, MlpSpec
 
 PHI_NAMES = NameMap(
     prefix="model.",

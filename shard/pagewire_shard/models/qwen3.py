@@ -1,10 +1,10 @@
 """Qwen3: Llama's shape with an RMS norm over each head's query and key, and a head size of its own."""
 
-from pagewire_shard.loading.hf_config import ConfigFields
+from pagewire_shard.layers.spec import DecoderSpec
 from pagewire_shard.models.family import Family
+from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_NAMES, llama_spec
 from pagewire_shard.models.qwen2 import QWEN2_DEFAULTS, read_windows
-from pagewire_shard.models.spec import DecoderSpec
 
 DEFAULTS: dict[str, object] = {**QWEN2_DEFAULTS, "head_dim": 128}
 

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from pagewire_shard.loading.hf_config import ConfigFields
+from pagewire_shard.layers.spec import DecoderSpec, MoeSpec
 from pagewire_shard.models.family import Family, read_window
+from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_NAMES, llama_spec
 from pagewire_shard.models.mixtral import FUSED_NAMES, check_silu, read_top_k
 from pagewire_shard.models.qwen2 import QWEN2_DEFAULTS
-from pagewire_shard.models.spec import DecoderSpec, MoeSpec
 
 DEFAULTS: dict[str, object] = {
     **QWEN2_DEFAULTS,

@@ -1,9 +1,9 @@
 """Which family reads which architecture."""
 
 from pagewire_shard.errors import UnsupportedArchitecture
-from pagewire_shard.loading.hf_config import ConfigFields
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.gpt2 import GPT2
+from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA, MISTRAL
 from pagewire_shard.models.mixtral import MIXTRAL
 from pagewire_shard.models.opt import OPT

@@ -2,8 +2,8 @@
 
 import math
 
-from pagewire_shard.loading.hf_config import ConfigFields
-from pagewire_shard.models.spec import RopeSpec
+from pagewire_shard.layers.spec import RopeSpec
+from pagewire_shard.models.hf_config import ConfigFields
 
 DEFAULT_THETA = 10000.0
 """Where rope_theta is null. Where it is absent, the family's own counts."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pagewire_shard.layers.linear import Linear, PlainLinear
-from pagewire_shard.loading.precision import Precision
+from pagewire_shard.layers.precision import Precision
 from pagewire_shard.models.parameters import Parameter
 
 NormWeights = tuple[torch.Tensor, torch.Tensor | None]

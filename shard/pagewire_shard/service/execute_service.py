@@ -12,11 +12,11 @@ from collections import Counter
 import grpc
 from google.protobuf.message import DecodeError
 from pagewire.v1 import shard_pb2
+from pagewire_common.protocol import PROTOCOL_MAJOR
 
 from pagewire_shard.errors import InvalidMessage, LeaseLost, ProtocolMismatch, ShardUnavailable, StreamError
 from pagewire_shard.service.lease import EpochId, Lease
 from pagewire_shard.service.plan_stream import PlanStream, RawContext, snapshot_messages
-from pagewire_shard.service.protocol import PROTOCOL_MAJOR
 from pagewire_shard.service.rpc_status import abort
 from pagewire_shard.stepping.step_commands import EpochStart
 from pagewire_shard.stepping.step_thread import StepThread

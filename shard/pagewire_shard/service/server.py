@@ -24,7 +24,7 @@ from pagewire_shard.service.tls import ServerCertificate
 from pagewire_shard.stepping.step_thread import StepThread
 
 if TYPE_CHECKING:
-    from pagewire_shard.metrics import ShardMetrics
+    from pagewire_shard.service.metrics import ShardMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class ShardServer:
         return port
 
     async def _start_http(self, address: str, port: int) -> None:
-        from pagewire_shard.metrics import ShardMetrics
+        from pagewire_shard.service.metrics import ShardMetrics
 
         host = "127.0.0.1" if address.startswith("unix:") else address.rpartition(":")[0].strip("[]")
         self._metrics = ShardMetrics(self._steps.stats, self._readiness.is_ready)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pagewire.v1 import shard_pb2
-
-from pagewire_shard.histogram import Histogram, bounds_between, bounds_of_counts
+from pagewire_common.histogram import Histogram, bounds_between, bounds_of_counts
 
 PARTS = ("prepare", "forward", "sample")
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pagewire.v1 import shard_pb2
 
-from pagewire_shard.sequence import Sequence
+from pagewire_shard.engine.sequence import Sequence
 
 
 @dataclass(slots=True)

@@ -27,12 +27,12 @@ from dataclasses import dataclass
 import grpc
 from pagewire.v1 import shard_pb2
 
-from pagewire_shard.block_pool import BlockPool
+from pagewire_shard.engine.block_pool import BlockPool
+from pagewire_shard.engine.plan_check import PlanCheck, malformed
+from pagewire_shard.engine.runner import PendingTokens, RunBatch, Runner, StepTokens
+from pagewire_shard.engine.sequence import Sequence, admitted, forked
+from pagewire_shard.engine.step_changes import StepChanges
 from pagewire_shard.errors import PlanRefused
-from pagewire_shard.plan_check import PlanCheck, malformed
-from pagewire_shard.runner import PendingTokens, RunBatch, Runner, StepTokens
-from pagewire_shard.sequence import Sequence, admitted, forked
-from pagewire_shard.step_changes import StepChanges
 
 
 @dataclass(slots=True, eq=False)

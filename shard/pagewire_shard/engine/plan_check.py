@@ -9,11 +9,11 @@ from collections.abc import Sequence as Items
 
 import grpc
 from pagewire.v1 import shard_pb2
+from pagewire_common.protocol import MAX_STOP_TOKENS
 
+from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.errors import PlanRefused
-from pagewire_shard.sequence import Sequence
 
-MAX_STOP_TOKENS = 64
 MAX_TOP_K = (1 << 31) - 1
 _RUN_MODES = frozenset((shard_pb2.RUN_MODE_UNSPECIFIED, shard_pb2.RUN_MODE_SAMPLE))
 _FLOAT_RANGES = (

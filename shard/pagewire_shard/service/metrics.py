@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pagewire.v1 import shard_pb2
+from pagewire_common.histogram import render
+from pagewire_common.version import version
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from pagewire_shard.errors import StreamError
-from pagewire_shard.histogram import render
 from pagewire_shard.service.execute_service import ExecuteService
 from pagewire_shard.service.lease import Lease
 from pagewire_shard.stepping.step_stats import StepStats
-from pagewire_shard.version import version
 
 COUNTERS = (
     ("steps", "num_steps", "Steps that have finished, releases alone included."),

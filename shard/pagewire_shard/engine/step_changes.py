@@ -3,8 +3,8 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from pagewire_shard.block_pool import BlockPool
-from pagewire_shard.sequence import Sequence
+from pagewire_shard.engine.block_pool import BlockPool
+from pagewire_shard.engine.sequence import Sequence
 
 
 @dataclass(slots=True, eq=False)

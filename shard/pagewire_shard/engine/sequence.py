@@ -7,12 +7,10 @@ ends the sequence. When the tokens of a step are known, `token_ids` catches up (
 from dataclasses import dataclass, field
 
 from pagewire.v1 import shard_pb2
+from pagewire_common.block_hash import Digest, block_digest, root_digest
+from pagewire_common.protocol import GREEDY_BELOW
 
-from pagewire_shard.block_hash import block_digest, root_digest
-from pagewire_shard.block_pool import BlockPool, Digest
-
-GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy."""
+from pagewire_shard.engine.block_pool import BlockPool
 
 
 @dataclass(slots=True, eq=False)

@@ -13,8 +13,7 @@ Source: PagedAttention (arXiv:2309.06180), sections 4.2 and 4.3.
 
 from collections import OrderedDict
 
-Digest = bytes
-"""SHA-256 over the parent's digest and the block's tokens: names a block's content and all that comes before it."""
+from pagewire_common.block_hash import Digest, wire_hash
 
 
 class OutOfBlocks(Exception):
@@ -146,8 +145,3 @@ class BlockPool:
         for digest, block in self._index.items():
             assert self._digests[block] == digest, f"block {block}: index and block disagree"
         assert sum(d is not None for d in self._digests) == len(self._index)
-
-
-def wire_hash(digest: Digest) -> int:
-    """What a router sees of a digest: its first 8 bytes, little-endian."""
-    return int.from_bytes(digest[:8], "little")

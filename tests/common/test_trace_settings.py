@@ -1,10 +1,7 @@
 """Which OTEL_* variables turn tracing on, in the router and in the shard alike."""
 
-from collections.abc import Callable, Mapping
-
-import pagewire_router.tracing.settings
-import pagewire_shard.tracing.settings
 import pytest
+from pagewire_common.tracing_settings import trace_exporters
 
 OTLP = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
 CASES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
@@ -28,14 +25,7 @@ CASES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "trace_exporters",
-    [pagewire_router.tracing.settings.trace_exporters, pagewire_shard.tracing.settings.trace_exporters],
-    ids=["router", "shard"],
-)
 @pytest.mark.parametrize("case", CASES)
-def test_tracing_is_on_where_it_is_asked_for(
-    trace_exporters: Callable[[Mapping[str, str]], tuple[str, ...]], case: str
-) -> None:
+def test_tracing_is_on_where_it_is_asked_for(case: str) -> None:
     environment, expected = CASES[case]
     assert trace_exporters(environment) == expected

@@ -1,0 +1,1 @@
+"""What routers and shards share and no client needs."""

@@ -1,0 +1,10 @@
+"""What a router and its shards agree on: the plan stream's version and the limits of plans."""
+
+PROTOCOL_MAJOR = 1
+"""A router of another major version is refused."""
+PROTOCOL_MINOR = 0
+"""Additions that an older router may ignore."""
+MAX_STOP_TOKENS = 64
+"""Stop tokens of one sequence, the model's own among them."""
+GREEDY_BELOW = 1e-5
+"""Lower temperatures take the likeliest token."""
