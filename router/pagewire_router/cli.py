@@ -264,7 +264,7 @@ async def serve(config: RouterConfig, engine: "Engine") -> int:
     """Runs the router until it is told to stop; returns the exit status."""
     from pagewire_router.errors import RouterError
     from pagewire_router.parent_watch import watch_parent
-    from pagewire_router.service.server import RouterServer, ServerError
+    from pagewire_router.server import RouterServer, ServerError
     from pagewire_router.service.tls import TlsError
 
     told_to_stop = asyncio.Event()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from pagewire.v1 import inference_pb2
 
 if TYPE_CHECKING:
+    from pagewire_router.output.request_output import RequestOutput
     from pagewire_router.request import Request
-    from pagewire_router.service.request_output import RequestOutput
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from pagewire.retry import NEVER, RetryPolicy
 from pagewire_router.config import RouterConfig
 from pagewire_router.groups import shard_directory
 from pagewire_router.groups.dispatcher import Dispatcher
-from pagewire_router.service.server import RouterServer
+from pagewire_router.server import RouterServer
 from random_models import random_prompts
 from reference_model import Comparison, ReferenceModel
 

@@ -14,7 +14,7 @@ from pagewire_common.histogram import Histogram
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import RouterError
 from pagewire_router.request import Request
-from pagewire_router.service.server import RouterServer
+from pagewire_router.server import RouterServer
 from prometheus_client import CollectorRegistry
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 

@@ -132,7 +132,7 @@ async def test_the_parents_end_is_noticed():
 
 def test_the_router_loads_neither_torch_nor_transformers():
     code = (
-        "import sys, pagewire_router.cli, pagewire_router.service.server, pagewire_router.text.tokenizer\n"
+        "import sys, pagewire_router.cli, pagewire_router.server, pagewire_router.text.tokenizer\n"
         "print([m for m in ('torch', 'transformers', 'numpy', 'jinja2', 'opentelemetry') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

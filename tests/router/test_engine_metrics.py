@@ -2,9 +2,9 @@
 
 import pytest
 from pagewire.v1 import shard_pb2
+from pagewire_router.groups.engine_metrics import EngineMetrics
 from pagewire_router.groups.group_loop import GroupLoop
 from pagewire_router.groups.step_stats import StepStats
-from pagewire_router.metrics.engine_metrics import EngineMetrics
 
 
 def group(group_id: str = "a", num_blocks: int = 100) -> GroupLoop:

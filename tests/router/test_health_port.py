@@ -7,7 +7,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pagewire_router.config import RouterConfig
-from pagewire_router.service.server import RouterServer, ServerError
+from pagewire_router.server import RouterServer, ServerError
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import struct_pb2
 from pagewire.v1 import inference_pb2
 from pagewire_router.errors import InvalidRequest, RequestTooLong
-from pagewire_router.service.message_decoder import MAX_FIELDS, MAX_UNCOUNTED_BYTES, decode
+from pagewire_router.grpc_front.message_decoder import MAX_FIELDS, MAX_UNCOUNTED_BYTES, decode
 
 MAX_BYTES = 16 << 20
 LONGEST_S = 1.0

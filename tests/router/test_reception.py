@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from http2_frames import RawCall
 from pagewire.v1 import inference_pb2
-from pagewire_router.service import reception
+from pagewire_router.grpc_front import reception
 
 GENERATE = "/pagewire.v1.Inference/Generate"
 LARGE = struct.pack(">BI", 0, 12_000_000) + b"z" * 11_000_000

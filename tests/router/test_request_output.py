@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_router.errors import Aborted
+from pagewire_router.output.request_output import RequestOutput
 from pagewire_router.request import SamplingParams
-from pagewire_router.service.request_output import RequestOutput
 from pagewire_router.text.tokenizer import Tokenizer
 
 FINISH = inference_pb2.FinishReason

@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pagewire.v1 import inference_pb2
 from pagewire_router.config import RouterConfig
-from pagewire_router.service.server import RouterServer, ServerError, channel_options
+from pagewire_router.server import RouterServer, ServerError, channel_options
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pagewire.prompts import fill_chat
 from pagewire.v1 import inference_pb2
+from pagewire_router.admission.conversation import read_conversation
 from pagewire_router.text.chat_template import ChatTemplateError, ChatTemplates
-from pagewire_router.text.conversation import read_conversation
 from pagewire_router.text.tokenizer_files import chat_templates, special_tokens
 
 # Tools as JSON in a system turn, calls and results in turns of their own, reasoning of the last turns alone.

@@ -13,7 +13,7 @@ from pagewire.retry import NEVER
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
 from pagewire_router.config import RouterConfig
 from pagewire_router.groups.shard_client import ShardClient
-from pagewire_router.service.server import RouterServer, ServerError
+from pagewire_router.server import RouterServer, ServerError
 from pagewire_router.service.tls import channel_credentials
 
 PROMPT = {"prompt_token_ids": [5]}

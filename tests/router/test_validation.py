@@ -4,15 +4,15 @@ import math
 
 import pytest
 from pagewire.v1 import inference_pb2
-from pagewire_router.errors import InvalidRequest, RequestTooLong
-from pagewire_router.request import SamplingParams
-from pagewire_router.service.validation import (
+from pagewire_router.admission.validation import (
     Limits,
     Violations,
     bound_by_context,
     check_prompt_length,
     check_sampling_params,
 )
+from pagewire_router.errors import InvalidRequest, RequestTooLong
+from pagewire_router.request import SamplingParams
 
 LIMITS = Limits(vocab_size=100, max_model_len=64, max_n=8, max_logprobs=20, eos_token_ids=(2, 3))
 

@@ -38,9 +38,9 @@ def page() -> str:
 def router_metrics() -> str:
     """What a router with one shard group says."""
     from pagewire_router.config import RouterConfig
+    from pagewire_router.groups.engine_metrics import EngineMetrics
     from pagewire_router.groups.group_loop import GroupLoop
     from pagewire_router.groups.step_stats import StepStats
-    from pagewire_router.metrics.engine_metrics import EngineMetrics
     from pagewire_router.metrics.request_metrics import Metrics
     from pagewire_router.metrics.server_metrics import ServerMetrics
 

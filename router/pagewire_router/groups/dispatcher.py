@@ -12,6 +12,7 @@ from pagewire.v1 import shard_pb2
 
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import QueueFull, RequestTooLong, Unavailable
+from pagewire_router.groups.engine_metrics import EngineMetrics
 from pagewire_router.groups.group_loop import GroupLoop
 from pagewire_router.groups.placement import place, place_in_time
 from pagewire_router.groups.retry_delay import retry_delay_s
@@ -19,7 +20,6 @@ from pagewire_router.groups.shard_client import ShardClient, describe, geometry
 from pagewire_router.groups.shard_directory import REFRESH_S, ShardDirectory, ShardMember
 from pagewire_router.groups.shard_resolver import Resolver, ShardAddress
 from pagewire_router.groups.step_stats import StepStats
-from pagewire_router.metrics.engine_metrics import EngineMetrics
 from pagewire_router.request import Request
 from pagewire_router.service.tls import channel_credentials
 

@@ -5,8 +5,8 @@ from time import monotonic
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.metrics.request_metrics import Metrics
+from pagewire_router.output.request_output import RequestOutput
 from pagewire_router.request import Request
-from pagewire_router.service.request_output import RequestOutput
 
 _REASON_NAMES = {
     inference_pb2.FINISH_REASON_STOP: "stop",

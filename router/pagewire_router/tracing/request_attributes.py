@@ -3,8 +3,8 @@
 from opentelemetry.util.types import AttributeValue
 from pagewire.v1 import inference_pb2
 
+from pagewire_router.output.request_output import RequestOutput
 from pagewire_router.request import Request
-from pagewire_router.service.request_output import RequestOutput
 from pagewire_router.service.rpc_status import shorten
 from pagewire_router.timeline import Timeline
 from pagewire_router.tracing import conventions as names

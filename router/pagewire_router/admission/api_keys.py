@@ -13,7 +13,7 @@ import grpc
 
 from pagewire_router.caller import note_key
 from pagewire_router.errors import Unauthenticated
-from pagewire_router.service.refusal import Count, refusing_handler
+from pagewire_router.grpc_front.refusal import Count, refusing_handler
 
 logger = logging.getLogger(__name__)
 

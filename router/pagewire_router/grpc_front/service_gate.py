@@ -3,7 +3,7 @@
 import grpc
 
 from pagewire_router.errors import Unavailable
-from pagewire_router.service.refusal import Count, refusing_handler
+from pagewire_router.grpc_front.refusal import Count, refusing_handler
 
 RETRY_AFTER_S = 1.0
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from pagewire.v1 import inference_pb2
 
+from pagewire_router.admission.conversation import check_num_messages, read_conversation
+from pagewire_router.admission.validation import Limits, Violations, check_prompt_length, check_token_ids
 from pagewire_router.config import MAX_MESSAGE_BYTES
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
-from pagewire_router.service.validation import Limits, Violations, check_prompt_length, check_token_ids
 from pagewire_router.text.chat_template import ChatTemplateError, RenderedTooLong
-from pagewire_router.text.conversation import check_num_messages, read_conversation
 from pagewire_router.text.template_process import MAX_TEMPLATE_BYTES, TemplateProcess, encode_request
 from pagewire_router.text.tokenizer import Tokenizer
 

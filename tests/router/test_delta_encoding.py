@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pagewire.v1 import inference_pb2
-from pagewire_router.service.wire import encode_delta, varint
+from pagewire_router.grpc_front.delta_encoding import encode_delta, varint
 
 UINT32 = st.integers(0, 2**32 - 1)
 LOGPROBS = st.builds(

@@ -6,8 +6,8 @@ from typing import Any
 from google.protobuf import struct_pb2
 from pagewire.v1 import inference_pb2
 
+from pagewire_router.admission.validation import Violations
 from pagewire_router.errors import FieldViolation, InvalidRequest
-from pagewire_router.service.validation import Violations
 from pagewire_router.text.chat_template import Conversation
 from pagewire_router.text.json_text import JsonError, parse_json
 

@@ -9,18 +9,18 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from pagewire_router.admission.api_keys import ApiKeyInterceptor, ApiKeys, ApiKeysError
 from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
 from pagewire_router.engine import Engine
+from pagewire_router.grpc_front.health_endpoint import HealthEndpoint
+from pagewire_router.grpc_front.inference_service import SERVICE_NAME, InferenceService
+from pagewire_router.grpc_front.service_gate import ServiceGate
+from pagewire_router.metrics.loop_lag import watch_loop_lag
 from pagewire_router.metrics.request_metrics import CONTENT_TYPE, Metrics
 from pagewire_router.metrics.server_metrics import ServerMetrics
-from pagewire_router.service.api_keys import ApiKeyInterceptor, ApiKeys, ApiKeysError
-from pagewire_router.service.health_endpoint import HealthEndpoint
+from pagewire_router.output.pacer import StreamWriter
 from pagewire_router.service.http_endpoint import HttpEndpoint
-from pagewire_router.service.inference_service import SERVICE_NAME, InferenceService
 from pagewire_router.service.listen_address import is_local
-from pagewire_router.service.loop_lag import watch_loop_lag
-from pagewire_router.service.service_gate import ServiceGate
-from pagewire_router.service.stream_writer import StreamWriter
 from pagewire_router.service.tls import TlsError, server_credentials
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.text_threads import QueueBounds
@@ -194,7 +194,7 @@ class RouterServer:
         """The first one sees a call first: refused calls are traced too."""
         interceptors: list[grpc.aio.ServerInterceptor] = []
         if self._tracing is not None:
-            from pagewire_router.tracing.rpc_interceptor import TracingInterceptor
+            from pagewire_router.grpc_front.tracing_interceptor import TracingInterceptor
 
             interceptors.append(TracingInterceptor(self._tracing.tracer, SERVICE_NAME, self._config.listen))
         if self._api_keys is not None:

@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from opentelemetry.trace import StatusCode
 from pagewire.v1 import inference_pb2
+from pagewire_router.grpc_front.tracing_interceptor import TracingInterceptor
 from pagewire_router.timeline import current_timeline
-from pagewire_router.tracing.rpc_interceptor import TracingInterceptor
 
 SERVICE = "test.v1.Echo"
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -160,7 +160,7 @@ async def test_a_call_that_cannot_be_traced_is_answered(
     def fail(*arguments: object, **options: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("pagewire_router.tracing.rpc_interceptor.add_request_spans", fail)
+    monkeypatch.setattr("pagewire_router.grpc_front.tracing_interceptor.add_request_spans", fail)
     async with echo_server() as echo:
         assert await echo.unary(b"abc") == b"abc"
     assert "A call could not be traced" in caplog.text

@@ -11,26 +11,26 @@ import grpc
 from google.protobuf import message as protobuf
 from pagewire.v1 import inference_pb2
 
-from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
-from pagewire_router.engine import Engine
-from pagewire_router.errors import FieldViolation, InvalidRequest, RequestAlreadyExists, RouterError, status_code
-from pagewire_router.metrics.request_metrics import Metrics
-from pagewire_router.metrics.request_timer import RequestTimer
-from pagewire_router.request import Request
-from pagewire_router.service.admission import Admission, Context
-from pagewire_router.service.arrival import ArrivalNote
-from pagewire_router.service.message_decoder import decode
-from pagewire_router.service.reception import Reception
-from pagewire_router.service.request_output import RequestOutput
-from pagewire_router.service.rpc_status import abort
-from pagewire_router.service.stream_writer import StreamWriter
-from pagewire_router.service.validation import (
+from pagewire_router.admission.admission import Admission, Context
+from pagewire_router.admission.validation import (
     Limits,
     Violations,
     check_num_token_ids,
     check_request_id,
     check_token_ids,
 )
+from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
+from pagewire_router.engine import Engine
+from pagewire_router.errors import FieldViolation, InvalidRequest, RequestAlreadyExists, RouterError, status_code
+from pagewire_router.grpc_front.arrival import ArrivalNote
+from pagewire_router.grpc_front.message_decoder import decode
+from pagewire_router.grpc_front.reception import Reception
+from pagewire_router.metrics.request_metrics import Metrics
+from pagewire_router.metrics.request_timer import RequestTimer
+from pagewire_router.output.pacer import StreamWriter
+from pagewire_router.output.request_output import RequestOutput
+from pagewire_router.request import Request
+from pagewire_router.service.rpc_status import abort
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.text_threads import CHARS_PER_TOKEN
 from pagewire_router.text.tokenizer import Tokenizer

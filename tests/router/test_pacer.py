@@ -5,7 +5,7 @@ import heapq
 from itertools import pairwise
 
 import pytest
-from pagewire_router.service.stream_writer import WAKES_PER_TURN, StreamWriter
+from pagewire_router.output.pacer import WAKES_PER_TURN, StreamWriter
 
 
 class Clock:

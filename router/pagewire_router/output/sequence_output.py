@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from pagewire.v1 import inference_pb2, shard_pb2
 
+from pagewire_router.grpc_front.delta_encoding import encode_delta
 from pagewire_router.request import SamplingParams
-from pagewire_router.service.wire import encode_delta
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.stop_strings import StopString, StopStrings
 

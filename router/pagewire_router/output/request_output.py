@@ -6,8 +6,8 @@ from typing import Protocol
 from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.errors import RouterError
+from pagewire_router.output.sequence_output import SequenceOutput
 from pagewire_router.request import SamplingParams
-from pagewire_router.service.sequence_output import SequenceOutput
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.stop_strings import StopString
 

@@ -6,20 +6,20 @@ import time
 import grpc
 from pagewire.v1 import inference_pb2, shard_pb2
 
-from pagewire_router.errors import ModelNotFound
-from pagewire_router.request import Request, SamplingParams
-from pagewire_router.service.arrival import call_arrival_s
-from pagewire_router.service.request_output import Notified, RequestOutput
-from pagewire_router.service.rpc_status import shorten
-from pagewire_router.service.validation import (
+from pagewire_router.admission.prompt import Prompt, PromptEncoder
+from pagewire_router.admission.validation import (
     Limits,
     Violations,
     bound_by_context,
     check_request,
     check_sampling_params,
 )
+from pagewire_router.errors import ModelNotFound
+from pagewire_router.grpc_front.arrival import call_arrival_s
+from pagewire_router.output.request_output import Notified, RequestOutput
+from pagewire_router.request import Request, SamplingParams
+from pagewire_router.service.rpc_status import shorten
 from pagewire_router.text.detokenizer import Detokenizer
-from pagewire_router.text.prompt import Prompt, PromptEncoder
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.tokenizer import Tokenizer
 from pagewire_router.timeline import Timeline, TraceContext, current_timeline
