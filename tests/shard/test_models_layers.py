@@ -1,5 +1,6 @@
-"""Layers by themselves: packed products against torch's own, rotary angles against transformers'."""
+"""Layers by themselves: packed products against torch's own, rotary angles and kinds of norms against transformers'."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,19 @@ import pytest
 import torch
 import transformers
 from pagewire_shard.layers import linear
+from pagewire_shard.layers.norm import NormSpec
+from pagewire_shard.layers.precision import resolve_precision
 from pagewire_shard.layers.rotary import cos_sin_cache
+from pagewire_shard.loading.checkpoint import checkpoint_files
+from pagewire_shard.loading.model_loader import read_weights
+from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.models.hf_config import read_config_fields
+from pagewire_shard.models.llama import LLAMA
 from pagewire_shard.models.rope import read_rope
+from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from tests.shard.test_model_loader import logits
 
 
 @pytest.fixture(params=["packed", "without packed operators"])
@@ -66,3 +76,42 @@ def test_angles_are_bit_for_bit_those_of_transformers(scaling: dict[str, Any], t
     cache = cos_sin_cache(read_rope(read_config_fields(tmp_path), 128), 2048, torch.device("cpu"))
     # transformers repeats the angles for the second half of a head.
     assert torch.equal(cache, torch.cat((cos[0, :, :64], sin[0, :, :64]), dim=-1))
+
+
+EPS = 1e-5
+CPU = torch.device("cpu")
+
+
+def with_norms(model: transformers.LlamaForCausalLM, make: Any) -> transformers.LlamaForCausalLM:
+    """The model with a norm of another kind at every place."""
+    for layer in model.model.layers:
+        layer.input_layernorm, layer.post_attention_layernorm = make(), make()
+    model.model.norm = make()
+    for parameter in model.parameters():
+        parameter.data = parameter.data + 0.2 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("norm", "make"),
+    [
+        (NormSpec("layer", EPS, bias=False), lambda: CohereLayerNorm(16, EPS)),
+        (NormSpec("layer", EPS, bias=True), lambda: torch.nn.LayerNorm(16, EPS)),
+        (NormSpec("rms", EPS), lambda: torch.nn.RMSNorm(16, EPS)),
+    ],
+    ids=["layer-without-bias", "layer", "rms"],
+)
+def test_the_kind_of_norm_is_the_specs(norm: NormSpec, make: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    reference = with_norms(transformers.LlamaForCausalLM(config), make)
+    reference.save_pretrained(tmp_path)
+    spec = replace(LLAMA.spec(LLAMA.complete(read_config_fields(tmp_path))), norm=norm)
+    files = checkpoint_files(tmp_path, allow_torch=False)
+    model = Decoder(spec, read_weights(files, spec, LLAMA.names, resolve_precision(CPU, "float32", None)))
+    with torch.no_grad():
+        expected = reference(torch.arange(7)[None]).logits[0]
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """Layer norms that carry the residual: each adds a block's output to the residual stream and normalises the sum."""
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from pagewire_kernels.layer_norm import layer_norm
@@ -32,9 +33,9 @@ class RmsNorm:
 
 
 class LayerNorm:
-    """(x - mean(x)) / std(x) * weight + bias (arXiv:1607.06450)."""
+    """(x - mean(x)) / std(x) * weight, and + bias if there is one (arXiv:1607.06450)."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> None:
         self._weight = weight
         self._bias = bias
         self._eps = eps
@@ -44,3 +45,18 @@ class LayerNorm:
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return layer_norm(x, self._weight, self._bias, self._eps, residual)
+
+
+@dataclass(frozen=True, slots=True)
+class NormSpec:
+    """A norm: its kind, and which tensors it has."""
+
+    kind: Literal["rms", "layer"]
+    eps: float
+    """Added to the mean square (rms) or to the variance (layer)."""
+    bias: bool = False
+    """Layer norms only."""
+
+    def build(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Norm:
+        """The norm with these tensors, each [width]."""
+        return RmsNorm(weight, self.eps) if self.kind == "rms" else LayerNorm(weight, bias, self.eps)

@@ -6,7 +6,8 @@ Every option is there because a supported family needs it.
 from dataclasses import dataclass
 from typing import Literal
 
-NormKind = Literal["rms", "layer"]
+from pagewire_shard.layers.norm import NormSpec
+
 NormPlace = Literal["pre", "post"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 RopeVariant = Literal["default", "linear", "llama3", "yarn"]
@@ -97,13 +98,13 @@ class DecoderSpec:
     max_position: int
     """Longest sequence the positions allow."""
     layers: tuple[LayerSpec, ...]
-    norm: NormKind
-    norm_eps: float
+    norm: NormSpec
+    """Around attention and MLP, and the final one."""
     norm_place: NormPlace
     """pre: x + f(norm(x)); post: norm(x + f(x))."""
     final_norm: bool
-    qk_norm: bool
-    """RMS norm over each head's query and key, before the rotation."""
+    qk_norm: NormSpec | None
+    """Over each head's query and key, before the rotation."""
     qkv_bias: bool
     o_bias: bool
     positions: RopeSpec | LearnedPositions

@@ -22,7 +22,7 @@ from pagewire_shard.layers.embedding import Embedding
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.mlp import Mlp
 from pagewire_shard.layers.moe import MixtureOfExperts
-from pagewire_shard.layers.norm import LayerNorm, Norm, RmsNorm
+from pagewire_shard.layers.norm import Norm
 from pagewire_shard.layers.rotary import cos_sin_cache
 from pagewire_shard.layers.spec import DecoderSpec, LearnedPositions, MlpSpec, MoeSpec
 from pagewire_shard.models.weights import Weights
@@ -105,9 +105,11 @@ class _Builder:
         return self.embedding("position_embed", positions.offset) if isinstance(positions, LearnedPositions) else None
 
     def norm(self, name: str) -> Norm:
-        weight, bias = self._weights.norms[name]
-        # A query or key norm is an RMS norm without bias in every family.
-        return RmsNorm(weight, self._spec.norm_eps) if bias is None else LayerNorm(weight, bias, self._spec.norm_eps)
+        return self._spec.norm.build(*self._weights.norms[name])
+
+    def _qk_norms(self, name: str) -> tuple[Norm, Norm] | None:
+        norm, tensors = self._spec.qk_norm, self._weights.norms
+        return (norm.build(*tensors[name + "q_norm"]), norm.build(*tensors[name + "k_norm"])) if norm else None
 
     def _feed_forward(self, name: str, mlp: MlpSpec | MoeSpec) -> FeedForward:
         linears, experts = self._weights.linears, self._weights.experts
@@ -121,9 +123,8 @@ class _Builder:
         name = f"layers.{index}."
         linears = self._weights.linears
         layer = self._spec.layers[index]
-        qk_norms = (self.norm(name + "q_norm"), self.norm(name + "k_norm")) if self._spec.qk_norm else None
         attention = Attention(
-            self._spec, layer, linears[name + "qkv"], linears[name + "o"], self._cos_sin_cache, qk_norms
+            self._spec, layer, linears[name + "qkv"], linears[name + "o"], self._cos_sin_cache, self._qk_norms(name)
         )
         mlp = self._feed_forward(name, layer.mlp)
         attention_norm = self.norm(name + "attention_norm")

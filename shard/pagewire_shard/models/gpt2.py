@@ -1,5 +1,6 @@
 """GPT-2: layer norms with bias, learned positions, plain MLP, matrices stored transposed, qkv already merged."""
 
+from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
 from pagewire_shard.models.family import Family, read_activation, refuse, split_heads
 from pagewire_shard.models.hf_config import ConfigFields
@@ -64,11 +65,10 @@ def _gpt2(fields: ConfigFields) -> DecoderSpec:
         head_dim=head_dim,
         max_position=fields.integer("n_positions"),
         layers=tuple(LayerSpec(scale, 0, mlp) for scale in _attention_scales(fields, head_dim)),
-        norm="layer",
-        norm_eps=fields.number("layer_norm_epsilon"),
+        norm=NormSpec("layer", fields.number("layer_norm_epsilon"), bias=True),
         norm_place="pre",
         final_norm=True,
-        qk_norm=False,
+        qk_norm=None,
         qkv_bias=True,
         o_bias=True,
         positions=LearnedPositions(),

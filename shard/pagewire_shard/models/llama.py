@@ -5,6 +5,7 @@ The names and the shared part of the configuration serve Qwen2 and Qwen3 too.
 
 from collections.abc import Sequence
 
+from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, MlpSpec
 from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads, read_window
 from pagewire_shard.models.hf_config import ConfigFields
@@ -75,6 +76,7 @@ def llama_spec(
     num_heads = fields.integer("num_attention_heads")
     head_dim = read_head_dim(fields, num_heads)
     rope = read_rope(fields, head_dim)
+    norm = NormSpec("rms", fields.number("rms_norm_eps"))
     mlp = MlpSpec(
         intermediate_size=fields.integer("intermediate_size"),
         activation=read_activation(fields, "hidden_act", gated=True),
@@ -90,11 +92,10 @@ def llama_spec(
         head_dim=head_dim,
         max_position=max_position(fields, rope),
         layers=tuple(LayerSpec(head_dim**-0.5, window, mlp) for window in windows),
-        norm="rms",
-        norm_eps=fields.number("rms_norm_eps"),
+        norm=norm,
         norm_place="pre",
         final_norm=True,
-        qk_norm=qk_norm,
+        qk_norm=norm if qk_norm else None,
         qkv_bias=qkv_bias,
         o_bias=o_bias,
         positions=rope,

@@ -3,6 +3,7 @@
 The 350m model norms after each block instead of before, has no final norm, and embeds tokens in a narrower space.
 """
 
+from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
 from pagewire_shard.models.family import Family, read_activation, refuse, split_heads
 from pagewire_shard.models.hf_config import ConfigFields
@@ -76,11 +77,10 @@ def _opt(fields: ConfigFields) -> DecoderSpec:
         head_dim=head_dim,
         max_position=fields.integer("max_position_embeddings"),
         layers=(layer,) * fields.integer("num_hidden_layers"),
-        norm="layer",
-        norm_eps=NORM_EPS,
+        norm=NormSpec("layer", NORM_EPS, bias=True),
         norm_place="pre" if norm_before else "post",
         final_norm=norm_before and not fields.flag("_remove_final_layer_norm"),
-        qk_norm=False,
+        qk_norm=None,
         qkv_bias=bias,
         o_bias=bias,
         positions=LearnedPositions(POSITION_OFFSET),

@@ -94,4 +94,4 @@ def _moe_parameters(spec: DecoderSpec, moe: MoeSpec) -> Iterator[tuple[str, Para
 
 
 def _norm(spec: DecoderSpec) -> Parameter:
-    return Parameter("norm", (spec.hidden_size,), bias=spec.norm == "layer")
+    return Parameter("norm", (spec.hidden_size,), bias=spec.norm.bias)

@@ -1,5 +1,6 @@
 """Phi-1 to Phi-2: attention and MLP side by side on one layer norm, heads rotated in part, biases everywhere."""
 
+from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, MlpSpec
 from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads, refuse
 from pagewire_shard.models.hf_config import ConfigFields
@@ -60,11 +61,10 @@ def _phi(fields: ConfigFields) -> DecoderSpec:
         head_dim=head_dim,
         max_position=max_position(fields, rope),
         layers=(LayerSpec(head_dim**-0.5, 0, mlp),) * fields.integer("num_hidden_layers"),
-        norm="layer",
-        norm_eps=fields.number("layer_norm_eps"),
+        norm=NormSpec("layer", fields.number("layer_norm_eps"), bias=True),
         norm_place="pre",
         final_norm=True,
-        qk_norm=False,
+        qk_norm=None,
         qkv_bias=True,
         o_bias=True,
         positions=rope,
