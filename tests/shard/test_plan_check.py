@@ -147,8 +147,8 @@ CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "modes of some": (extend("run_modes", 1), "run_modes"),
     "scores": (extend("run_modes", 2, 1, 1), "run_modes"),
     "unknown modes": (extend("run_modes", 1, 7, 1), "run_modes"),
-    "drafts": (extend("draft_token_ids", 1), "draft_token_ids"),
-    "draft numbers": (extend("num_draft_tokens", 0), "num_draft_tokens"),
+    "draft numbers of some": (extend("num_draft_tokens", 0), "num_draft_tokens"),
+    "more drafts than are made": (extend("num_draft_tokens", 0, 1, 0), "num_draft_tokens 1 exceeds max_draft_tokens 0"),
 }
 for _name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
     _bad = [math.nan, math.inf, -math.inf, -2.5]

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pagewire/v1/shard.proto\x12\x0bpagewire.v1\"\xbf\x01\n\rRouterMessage\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.pagewire.v1.HelloH\x00\x12%\n\x04plan\x18\x02 \x01(\x0b\x32\x15.pagewire.v1.StepPlanH\x00\x12.\n\x0brenew_lease\x18\x03 \x01(\x0b\x32\x17.pagewire.v1.RenewLeaseH\x00\x12\'\n\x07goodbye\x18\x04 \x01(\x0b\x32\x14.pagewire.v1.GoodbyeH\x00\x42\t\n\x07message\"\xfb\x01\n\x0cShardMessage\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.pagewire.v1.WelcomeH\x00\x12)\n\x06result\x18\x02 \x01(\x0b\x32\x17.pagewire.v1.StepResultH\x00\x12+\n\theartbeat\x18\x03 \x01(\x0b\x32\x16.pagewire.v1.HeartbeatH\x00\x12)\n\x08\x64raining\x18\x04 \x01(\x0b\x32\x15.pagewire.v1.DrainingH\x00\x12\x34\n\x0e\x63\x61\x63he_snapshot\x18\x05 \x01(\x0b\x32\x1a.pagewire.v1.CacheSnapshotH\x00\x42\t\n\x07message\"-\n\x05\x45poch\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\x04\"\x92\x01\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0eprotocol_major\x18\x02 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x03 \x01(\r\x12\x14\n\x0cmax_inflight\x18\x04 \x01(\r\x12!\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x12.pagewire.v1.Epoch\x12\r\n\x05\x66orce\x18\x06 \x01(\x08\"\x94\x01\n\x07Welcome\x12!\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x12.pagewire.v1.Epoch\x12\x15\n\rlease_term_ms\x18\x02 \x01(\r\x12\x14\n\x0cmax_inflight\x18\x03 \x01(\r\x12$\n\x04info\x18\x04 \x01(\x0b\x32\x16.pagewire.v1.ShardInfo\x12\x13\n\x0b\x66ree_blocks\x18\x05 \x03(\r\"/\n\nRenewLease\x12!\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x12.pagewire.v1.Epoch\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xa6\x02\n\x08StepPlan\x12!\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x12.pagewire.v1.Epoch\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12 \n\x05\x66orks\x18\x03 \x03(\x0b\x32\x11.pagewire.v1.Fork\x12\x17\n\x0frelease_seq_ids\x18\x04 \x03(\x04\x12\"\n\x06\x61\x64mits\x18\x05 \x03(\x0b\x32\x12.pagewire.v1.Admit\x12\x13\n\x0brun_seq_ids\x18\x06 \x03(\x04\x12\x19\n\x11run_token_budgets\x18\x07 \x03(\r\x12\'\n\trun_modes\x18\x08 \x03(\x0e\x32\x14.pagewire.v1.RunMode\x12\x17\n\x0f\x64raft_token_ids\x18\t \x03(\r\x12\x18\n\x10num_draft_tokens\x18\n \x03(\r\"q\n\x04\x46ork\x12\x15\n\rparent_seq_id\x18\x01 \x01(\x04\x12\x14\n\x0c\x63hild_seq_id\x18\x02 \x01(\x04\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x1a\n\x12\x61ppended_token_ids\x18\x04 \x03(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"\xa5\x02\n\x05\x41\x64mit\x12\x0e\n\x06seq_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.pagewire.v1.SequenceSampling\x12)\n\x04stop\x18\x05 \x01(\x0b\x32\x1b.pagewire.v1.StopConditions\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x07 \x01(\t\x12\x0f\n\x07grammar\x18\x08 \x01(\t\x12\x1a\n\x12min_recompute_from\x18\t \x01(\r\x12\x30\n\rtrace_context\x18\n \x01(\x0b\x32\x19.pagewire.v1.TraceContext\"\xdf\x01\n\x10SequenceSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12\x19\n\x0cnum_logprobs\x18\t \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_num_logprobs\"K\n\x0eStopConditions\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x12\n\nmin_tokens\x18\x03 \x01(\r\"7\n\x0cTraceContext\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t\"\xf6\x03\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x1b\n\x13num_computed_tokens\x18\x02 \x03(\r\x12\x18\n\x10num_known_tokens\x18\x03 \x03(\r\x12\x1a\n\x12num_sampled_tokens\x18\x04 \x03(\r\x12\x19\n\x11sampled_token_ids\x18\x05 \x03(\r\x12-\n\x0cstop_reasons\x18\x06 \x03(\x0e\x32\x17.pagewire.v1.StopReason\x12\x1f\n\x17next_write_block_shared\x18\x07 \x03(\x08\x12\x19\n\x11\x66irst_run_indices\x18\x08 \x03(\r\x12\x19\n\x11num_cached_tokens\x18\t \x03(\r\x12/\n\x08logprobs\x18\n \x03(\x0b\x32\x1d.pagewire.v1.SequenceLogprobs\x12\x13\n\x0b\x66ree_blocks\x18\x0b \x03(\r\x12\x14\n\x0cstate_digest\x18\x0c \x01(\x06\x12\x1a\n\x12\x63\x61\x63he_hashes_added\x18\r \x03(\x06\x12\x1c\n\x14\x63\x61\x63he_hashes_removed\x18\x0e \x03(\x06\x12)\n\x07timings\x18\x0f \x01(\x0b\x32\x18.pagewire.v1.StepTimings\x12%\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x16.pagewire.v1.PlanError\"*\n\tPlanError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"q\n\x10SequenceLogprobs\x12\x11\n\trun_index\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x15\n\rtop_token_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"Z\n\x0bStepTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x12\n\nprepare_us\x18\x02 \x01(\r\x12\x12\n\nforward_us\x18\x03 \x01(\r\x12\x11\n\tsample_us\x18\x04 \x01(\r\"8\n\tHeartbeat\x12\x11\n\tlast_step\x18\x01 \x01(\x04\x12\x18\n\x10num_queued_plans\x18\x02 \x01(\r\"\x1c\n\x08\x44raining\x12\x10\n\x08grace_ms\x18\x01 \x01(\r\"-\n\rCacheSnapshot\x12\x0e\n\x06hashes\x18\x01 \x03(\x06\x12\x0c\n\x04last\x18\x02 \x01(\x08\"\x10\n\x0eGetInfoRequest\"\xb6\x03\n\tShardInfo\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0f\n\x07tp_rank\x18\x02 \x01(\r\x12\x0f\n\x07tp_size\x18\x03 \x01(\r\x12\x0f\n\x07pp_rank\x18\x04 \x01(\r\x12\x0f\n\x07pp_size\x18\x05 \x01(\r\x12\r\n\x05model\x18\x06 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\x0c\x12\x14\n\x0c\x61rchitecture\x18\x08 \x01(\t\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x12\n\nblock_size\x18\x0b \x01(\r\x12\x12\n\nnum_blocks\x18\x0c \x03(\r\x12\x14\n\x0cmax_num_seqs\x18\r \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x0e \x01(\r\x12\x15\n\rmax_model_len\x18\x0f \x01(\r\x12\x12\n\nvocab_size\x18\x10 \x01(\r\x12\x14\n\x0cmax_logprobs\x18\x11 \x01(\r\x12\x15\n\reos_token_ids\x18\x12 \x03(\r\x12\x13\n\x0bincarnation\x18\x13 \x01(\x06\x12\x16\n\x0eprotocol_major\x18\x14 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x15 \x01(\r\"\x16\n\x14GetModelFilesRequest\"<\n\x0eModelFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c*L\n\x07RunMode\x12\x18\n\x14RUN_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fRUN_MODE_SAMPLE\x10\x01\x12\x12\n\x0eRUN_MODE_SCORE\x10\x02*o\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11STOP_REASON_TOKEN\x10\x01\x12\x16\n\x12STOP_REASON_LENGTH\x10\x02\x12\x15\n\x11STOP_REASON_ERROR\x10\x03\x32\xe0\x01\n\x05Shard\x12\x44\n\x07\x45xecute\x12\x1a.pagewire.v1.RouterMessage\x1a\x19.pagewire.v1.ShardMessage(\x01\x30\x01\x12>\n\x07GetInfo\x12\x1b.pagewire.v1.GetInfoRequest\x1a\x16.pagewire.v1.ShardInfo\x12Q\n\rGetModelFiles\x12!.pagewire.v1.GetModelFilesRequest\x1a\x1b.pagewire.v1.ModelFileChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pagewire/v1/shard.proto\x12\x0bpagewire.v1\"\xbf\x01\n\rRouterMessage\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.pagewire.v1.HelloH\x00\x12%\n\x04plan\x18\x02 \x01(\x0b\x32\x15.pagewire.v1.StepPlanH\x00\x12.\n\x0brenew_lease\x18\x03 \x01(\x0b\x32\x17.pagewire.v1.RenewLeaseH\x00\x12\'\n\x07goodbye\x18\x04 \x01(\x0b\x32\x14.pagewire.v1.GoodbyeH\x00\x42\t\n\x07message\"\xfb\x01\n\x0cShardMessage\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.pagewire.v1.WelcomeH\x00\x12)\n\x06result\x18\x02 \x01(\x0b\x32\x17.pagewire.v1.StepResultH\x00\x12+\n\theartbeat\x18\x03 \x01(\x0b\x32\x16.pagewire.v1.HeartbeatH\x00\x12)\n\x08\x64raining\x18\x04 \x01(\x0b\x32\x15.pagewire.v1.DrainingH\x00\x12\x34\n\x0e\x63\x61\x63he_snapshot\x18\x05 \x01(\x0b\x32\x1a.pagewire.v1.CacheSnapshotH\x00\x42\t\n\x07message\"-\n\x05\x45poch\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\x04\"\x92\x01\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0eprotocol_major\x18\x02 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x03 \x01(\r\x12\x14\n\x0cmax_inflight\x18\x04 \x01(\r\x12!\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x12.pagewire.v1.Epoch\x12\r\n\x05\x66orce\x18\x06 \x01(\x08\"\x94\x01\n\x07Welcome\x12!\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x12.pagewire.v1.Epoch\x12\x15\n\rlease_term_ms\x18\x02 \x01(\r\x12\x14\n\x0cmax_inflight\x18\x03 \x01(\r\x12$\n\x04info\x18\x04 \x01(\x0b\x32\x16.pagewire.v1.ShardInfo\x12\x13\n\x0b\x66ree_blocks\x18\x05 \x03(\r\"/\n\nRenewLease\x12!\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x12.pagewire.v1.Epoch\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xa4\x02\n\x08StepPlan\x12!\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x12.pagewire.v1.Epoch\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12 \n\x05\x66orks\x18\x03 \x03(\x0b\x32\x11.pagewire.v1.Fork\x12\x17\n\x0frelease_seq_ids\x18\x04 \x03(\x04\x12\"\n\x06\x61\x64mits\x18\x05 \x03(\x0b\x32\x12.pagewire.v1.Admit\x12\x13\n\x0brun_seq_ids\x18\x06 \x03(\x04\x12\x19\n\x11run_token_budgets\x18\x07 \x03(\r\x12\'\n\trun_modes\x18\x08 \x03(\x0e\x32\x14.pagewire.v1.RunMode\x12\x18\n\x10num_draft_tokens\x18\n \x03(\rJ\x04\x08\t\x10\nR\x0f\x64raft_token_ids\"q\n\x04\x46ork\x12\x15\n\rparent_seq_id\x18\x01 \x01(\x04\x12\x14\n\x0c\x63hild_seq_id\x18\x02 \x01(\x04\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x1a\n\x12\x61ppended_token_ids\x18\x04 \x03(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"\xa5\x02\n\x05\x41\x64mit\x12\x0e\n\x06seq_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.pagewire.v1.SequenceSampling\x12)\n\x04stop\x18\x05 \x01(\x0b\x32\x1b.pagewire.v1.StopConditions\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x07 \x01(\t\x12\x0f\n\x07grammar\x18\x08 \x01(\t\x12\x1a\n\x12min_recompute_from\x18\t \x01(\r\x12\x30\n\rtrace_context\x18\n \x01(\x0b\x32\x19.pagewire.v1.TraceContext\"\xdf\x01\n\x10SequenceSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12\x19\n\x0cnum_logprobs\x18\t \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_num_logprobs\"K\n\x0eStopConditions\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x12\n\nmin_tokens\x18\x03 \x01(\r\"7\n\x0cTraceContext\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t\"\xf6\x03\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x1b\n\x13num_computed_tokens\x18\x02 \x03(\r\x12\x18\n\x10num_known_tokens\x18\x03 \x03(\r\x12\x1a\n\x12num_sampled_tokens\x18\x04 \x03(\r\x12\x19\n\x11sampled_token_ids\x18\x05 \x03(\r\x12-\n\x0cstop_reasons\x18\x06 \x03(\x0e\x32\x17.pagewire.v1.StopReason\x12\x1f\n\x17next_write_block_shared\x18\x07 \x03(\x08\x12\x19\n\x11\x66irst_run_indices\x18\x08 \x03(\r\x12\x19\n\x11num_cached_tokens\x18\t \x03(\r\x12/\n\x08logprobs\x18\n \x03(\x0b\x32\x1d.pagewire.v1.SequenceLogprobs\x12\x13\n\x0b\x66ree_blocks\x18\x0b \x03(\r\x12\x14\n\x0cstate_digest\x18\x0c \x01(\x06\x12\x1a\n\x12\x63\x61\x63he_hashes_added\x18\r \x03(\x06\x12\x1c\n\x14\x63\x61\x63he_hashes_removed\x18\x0e \x03(\x06\x12)\n\x07timings\x18\x0f \x01(\x0b\x32\x18.pagewire.v1.StepTimings\x12%\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x16.pagewire.v1.PlanError\"*\n\tPlanError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"q\n\x10SequenceLogprobs\x12\x11\n\trun_index\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x15\n\rtop_token_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"Z\n\x0bStepTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x12\n\nprepare_us\x18\x02 \x01(\r\x12\x12\n\nforward_us\x18\x03 \x01(\r\x12\x11\n\tsample_us\x18\x04 \x01(\r\"8\n\tHeartbeat\x12\x11\n\tlast_step\x18\x01 \x01(\x04\x12\x18\n\x10num_queued_plans\x18\x02 \x01(\r\"\x1c\n\x08\x44raining\x12\x10\n\x08grace_ms\x18\x01 \x01(\r\"-\n\rCacheSnapshot\x12\x0e\n\x06hashes\x18\x01 \x03(\x06\x12\x0c\n\x04last\x18\x02 \x01(\x08\"\x10\n\x0eGetInfoRequest\"\xd0\x03\n\tShardInfo\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0f\n\x07tp_rank\x18\x02 \x01(\r\x12\x0f\n\x07tp_size\x18\x03 \x01(\r\x12\x0f\n\x07pp_rank\x18\x04 \x01(\r\x12\x0f\n\x07pp_size\x18\x05 \x01(\r\x12\r\n\x05model\x18\x06 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\x0c\x12\x14\n\x0c\x61rchitecture\x18\x08 \x01(\t\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x12\n\nblock_size\x18\x0b \x01(\r\x12\x12\n\nnum_blocks\x18\x0c \x03(\r\x12\x14\n\x0cmax_num_seqs\x18\r \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x0e \x01(\r\x12\x15\n\rmax_model_len\x18\x0f \x01(\r\x12\x12\n\nvocab_size\x18\x10 \x01(\r\x12\x14\n\x0cmax_logprobs\x18\x11 \x01(\r\x12\x15\n\reos_token_ids\x18\x12 \x03(\r\x12\x13\n\x0bincarnation\x18\x13 \x01(\x06\x12\x16\n\x0eprotocol_major\x18\x14 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x15 \x01(\r\x12\x18\n\x10max_draft_tokens\x18\x16 \x01(\r\"\x16\n\x14GetModelFilesRequest\"<\n\x0eModelFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c*L\n\x07RunMode\x12\x18\n\x14RUN_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fRUN_MODE_SAMPLE\x10\x01\x12\x12\n\x0eRUN_MODE_SCORE\x10\x02*o\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11STOP_REASON_TOKEN\x10\x01\x12\x16\n\x12STOP_REASON_LENGTH\x10\x02\x12\x15\n\x11STOP_REASON_ERROR\x10\x03\x32\xe0\x01\n\x05Shard\x12\x44\n\x07\x45xecute\x12\x1a.pagewire.v1.RouterMessage\x1a\x19.pagewire.v1.ShardMessage(\x01\x30\x01\x12>\n\x07GetInfo\x12\x1b.pagewire.v1.GetInfoRequest\x1a\x16.pagewire.v1.ShardInfo\x12Q\n\rGetModelFiles\x12!.pagewire.v1.GetModelFilesRequest\x1a\x1b.pagewire.v1.ModelFileChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pagewire.v1.shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNMODE']._serialized_start=3415
-  _globals['_RUNMODE']._serialized_end=3491
-  _globals['_STOPREASON']._serialized_start=3493
-  _globals['_STOPREASON']._serialized_end=3604
+  _globals['_RUNMODE']._serialized_start=3439
+  _globals['_RUNMODE']._serialized_end=3515
+  _globals['_STOPREASON']._serialized_start=3517
+  _globals['_STOPREASON']._serialized_end=3628
   _globals['_ROUTERMESSAGE']._serialized_start=41
   _globals['_ROUTERMESSAGE']._serialized_end=232
   _globals['_SHARDMESSAGE']._serialized_start=235
@@ -50,39 +50,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GOODBYE']._serialized_start=884
   _globals['_GOODBYE']._serialized_end=909
   _globals['_STEPPLAN']._serialized_start=912
-  _globals['_STEPPLAN']._serialized_end=1206
-  _globals['_FORK']._serialized_start=1208
-  _globals['_FORK']._serialized_end=1321
-  _globals['_ADMIT']._serialized_start=1324
-  _globals['_ADMIT']._serialized_end=1617
-  _globals['_SEQUENCESAMPLING']._serialized_start=1620
-  _globals['_SEQUENCESAMPLING']._serialized_end=1843
-  _globals['_STOPCONDITIONS']._serialized_start=1845
-  _globals['_STOPCONDITIONS']._serialized_end=1920
-  _globals['_TRACECONTEXT']._serialized_start=1922
-  _globals['_TRACECONTEXT']._serialized_end=1977
-  _globals['_STEPRESULT']._serialized_start=1980
-  _globals['_STEPRESULT']._serialized_end=2482
-  _globals['_PLANERROR']._serialized_start=2484
-  _globals['_PLANERROR']._serialized_end=2526
-  _globals['_SEQUENCELOGPROBS']._serialized_start=2528
-  _globals['_SEQUENCELOGPROBS']._serialized_end=2641
-  _globals['_STEPTIMINGS']._serialized_start=2643
-  _globals['_STEPTIMINGS']._serialized_end=2733
-  _globals['_HEARTBEAT']._serialized_start=2735
-  _globals['_HEARTBEAT']._serialized_end=2791
-  _globals['_DRAINING']._serialized_start=2793
-  _globals['_DRAINING']._serialized_end=2821
-  _globals['_CACHESNAPSHOT']._serialized_start=2823
-  _globals['_CACHESNAPSHOT']._serialized_end=2868
-  _globals['_GETINFOREQUEST']._serialized_start=2870
-  _globals['_GETINFOREQUEST']._serialized_end=2886
-  _globals['_SHARDINFO']._serialized_start=2889
-  _globals['_SHARDINFO']._serialized_end=3327
-  _globals['_GETMODELFILESREQUEST']._serialized_start=3329
-  _globals['_GETMODELFILESREQUEST']._serialized_end=3351
-  _globals['_MODELFILECHUNK']._serialized_start=3353
-  _globals['_MODELFILECHUNK']._serialized_end=3413
-  _globals['_SHARD']._serialized_start=3607
-  _globals['_SHARD']._serialized_end=3831
+  _globals['_STEPPLAN']._serialized_end=1204
+  _globals['_FORK']._serialized_start=1206
+  _globals['_FORK']._serialized_end=1319
+  _globals['_ADMIT']._serialized_start=1322
+  _globals['_ADMIT']._serialized_end=1615
+  _globals['_SEQUENCESAMPLING']._serialized_start=1618
+  _globals['_SEQUENCESAMPLING']._serialized_end=1841
+  _globals['_STOPCONDITIONS']._serialized_start=1843
+  _globals['_STOPCONDITIONS']._serialized_end=1918
+  _globals['_TRACECONTEXT']._serialized_start=1920
+  _globals['_TRACECONTEXT']._serialized_end=1975
+  _globals['_STEPRESULT']._serialized_start=1978
+  _globals['_STEPRESULT']._serialized_end=2480
+  _globals['_PLANERROR']._serialized_start=2482
+  _globals['_PLANERROR']._serialized_end=2524
+  _globals['_SEQUENCELOGPROBS']._serialized_start=2526
+  _globals['_SEQUENCELOGPROBS']._serialized_end=2639
+  _globals['_STEPTIMINGS']._serialized_start=2641
+  _globals['_STEPTIMINGS']._serialized_end=2731
+  _globals['_HEARTBEAT']._serialized_start=2733
+  _globals['_HEARTBEAT']._serialized_end=2789
+  _globals['_DRAINING']._serialized_start=2791
+  _globals['_DRAINING']._serialized_end=2819
+  _globals['_CACHESNAPSHOT']._serialized_start=2821
+  _globals['_CACHESNAPSHOT']._serialized_end=2866
+  _globals['_GETINFOREQUEST']._serialized_start=2868
+  _globals['_GETINFOREQUEST']._serialized_end=2884
+  _globals['_SHARDINFO']._serialized_start=2887
+  _globals['_SHARDINFO']._serialized_end=3351
+  _globals['_GETMODELFILESREQUEST']._serialized_start=3353
+  _globals['_GETMODELFILESREQUEST']._serialized_end=3375
+  _globals['_MODELFILECHUNK']._serialized_start=3377
+  _globals['_MODELFILECHUNK']._serialized_end=3437
+  _globals['_SHARD']._serialized_start=3631
+  _globals['_SHARD']._serialized_end=3855
 # @@protoc_insertion_point(module_scope)

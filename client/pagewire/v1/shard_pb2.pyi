@@ -32,7 +32,7 @@ class _RunModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunMode.Value
     RUN_MODE_UNSPECIFIED: _RunMode.ValueType  # 0
     """Same as SAMPLE."""
     RUN_MODE_SAMPLE: _RunMode.ValueType  # 1
-    """Sample one token and append it."""
+    """Sample and append one token, and one more for each draft token that is accepted."""
     RUN_MODE_SCORE: _RunMode.ValueType  # 2
     """Return the most probable tokens, append nothing. Not served yet: refused."""
 
@@ -42,7 +42,7 @@ class RunMode(_RunMode, metaclass=_RunModeEnumTypeWrapper):
 RUN_MODE_UNSPECIFIED: RunMode.ValueType  # 0
 """Same as SAMPLE."""
 RUN_MODE_SAMPLE: RunMode.ValueType  # 1
-"""Sample one token and append it."""
+"""Sample and append one token, and one more for each draft token that is accepted."""
 RUN_MODE_SCORE: RunMode.ValueType  # 2
 """Return the most probable tokens, append nothing. Not served yet: refused."""
 Global___RunMode: _TypeAlias = RunMode  # noqa: Y015
@@ -347,7 +347,6 @@ class StepPlan(_message.Message):
     RUN_SEQ_IDS_FIELD_NUMBER: _builtins.int
     RUN_TOKEN_BUDGETS_FIELD_NUMBER: _builtins.int
     RUN_MODES_FIELD_NUMBER: _builtins.int
-    DRAFT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Its number within the epoch, from 1, without gaps."""
@@ -382,12 +381,17 @@ class StepPlan(_message.Message):
         """For each of run_seq_ids, what to do on catching up with its known tokens. Empty: SAMPLE for all."""
 
     @_builtins.property
-    def draft_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Draft tokens to verify, concatenated. Not served yet: must be empty."""
-
-    @_builtins.property
     def num_draft_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For each of run_seq_ids, how many of draft_token_ids are its own. Not served yet: must be empty."""
+        """For each of run_seq_ids: verify at most this many draft tokens, at most max_draft_tokens. Empty: 0 for all. Drafts
+        come on top of run_token_budgets and count towards max_num_batched_tokens. A row whose budget does not catch up with
+        its known tokens verifies none.
+
+        A row with d draft tokens that samples yields 1 to 1 + d tokens, and until its result is back nobody but the device
+        knows how many. A shard takes over the counts of step k when it applies plan k + max_inflight, not when the result
+        is sent. So it reserves blocks for a row in plan p as if every run of the row in the plans p - max_inflight + 1 to p
+        yielded all its 1 + d tokens: ceil(min(known + sum of (1 + d), limit) / block_size) at most, where known is
+        num_known_tokens after step p - max_inflight, and limit the length at which the sequence stops.
+        """
 
     def __init__(
         self,
@@ -400,12 +404,11 @@ class StepPlan(_message.Message):
         run_seq_ids: _abc.Iterable[_builtins.int] | None = ...,
         run_token_budgets: _abc.Iterable[_builtins.int] | None = ...,
         run_modes: _abc.Iterable[Global___RunMode.ValueType] | None = ...,
-        draft_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         num_draft_tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admits", b"admits", "draft_token_ids", b"draft_token_ids", "epoch", b"epoch", "forks", b"forks", "num_draft_tokens", b"num_draft_tokens", "release_seq_ids", b"release_seq_ids", "run_modes", b"run_modes", "run_seq_ids", b"run_seq_ids", "run_token_budgets", b"run_token_budgets", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admits", b"admits", "epoch", b"epoch", "forks", b"forks", "num_draft_tokens", b"num_draft_tokens", "release_seq_ids", b"release_seq_ids", "run_modes", b"run_modes", "run_seq_ids", b"run_seq_ids", "run_token_budgets", b"run_token_budgets", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -633,7 +636,13 @@ Global___TraceContext: _TypeAlias = TraceContext  # noqa: Y015
 
 @_typing.final
 class StepResult(_message.Message):
-    """What came out of one plan. Packed fields have one entry for each of the plan's run_seq_ids, in that order."""
+    """What came out of one plan. Packed fields have one entry for each of the plan's run_seq_ids, in that order.
+
+    What the samples of step k mean for the shard's host state (known tokens, stops, prefix index, accepted drafts) takes
+    effect when plan k + max_inflight is applied: by plan number, so that all ranks of a group stay identical. Draft tokens
+    that are not verified are never in the prefix index, nor are tokens whose step's effects are still to come. Blocks that
+    a step was to compute leave the index if the step breaks.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -659,7 +668,9 @@ class StepResult(_message.Message):
     """Hash of the shard's host state after the plan: equal on every rank, else the group is at fault."""
     @_builtins.property
     def num_computed_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens whose keys and values are in the cache."""
+        """Tokens whose keys and values are in the cache, those of accepted draft tokens among them. A sequence that samples has
+        computed all its known tokens but the last.
+        """
 
     @_builtins.property
     def num_known_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -667,7 +678,11 @@ class StepResult(_message.Message):
 
     @_builtins.property
     def num_sampled_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens sampled by this step. The first of them has the absolute position num_known_tokens - num_sampled_tokens."""
+        """Tokens sampled by this step: 0 to 1 + num_draft_tokens. 0 only if the row did not catch up with its known tokens, or
+        its sequence has stopped: in an earlier step, or with STOP_REASON_ERROR in this one. Tokens behind the first one that
+        stops the sequence are not among them. The first of them has the absolute position num_known_tokens -
+        num_sampled_tokens.
+        """
 
     @_builtins.property
     def sampled_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -691,7 +706,7 @@ class StepResult(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceLogprobs]:
-        """For sequences that asked for them and sampled."""
+        """For sequences that asked for them: one entry for each sampled token, in order of the run, then of the position."""
 
     @_builtins.property
     def free_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -769,7 +784,7 @@ Global___PlanError: _TypeAlias = PlanError  # noqa: Y015
 
 @_typing.final
 class SequenceLogprobs(_message.Message):
-    """Log-probabilities of the tokens one sequence sampled in one step."""
+    """Log-probabilities of one token that a sequence sampled."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -963,6 +978,7 @@ class ShardInfo(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     PROTOCOL_MAJOR_FIELD_NUMBER: _builtins.int
     PROTOCOL_MINOR_FIELD_NUMBER: _builtins.int
+    MAX_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """Shards of one group share it."""
     tp_rank: _builtins.int
@@ -1001,6 +1017,8 @@ class ShardInfo(_message.Message):
     """The protocol the shard speaks."""
     protocol_minor: _builtins.int
     """Additions within a major version."""
+    max_draft_tokens: _builtins.int
+    """Largest num_draft_tokens; 0: it makes no drafts."""
     @_builtins.property
     def num_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Blocks in the pool, for each cache group."""
@@ -1033,10 +1051,11 @@ class ShardInfo(_message.Message):
         incarnation: _builtins.int = ...,
         protocol_major: _builtins.int = ...,
         protocol_minor: _builtins.int = ...,
+        max_draft_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,6 +41,7 @@ class PlanCheck:
         self._max_model_len = info.max_model_len
         self._vocab_size = info.vocab_size
         self._max_logprobs = info.max_logprobs
+        self._max_draft_tokens = info.max_draft_tokens
 
     def check(self, plan: shard_pb2.StepPlan, sequences: Mapping[int, Sequence], highest_seq_id: int) -> None:
         """Everything but the step's number and the pool. sequences: those on the shard, by seq_id."""
@@ -145,8 +146,12 @@ class PlanCheck:
             raise malformed(f"{num_rows} run_seq_ids exceed max_num_seqs {self._max_num_seqs}")
         if len(plan.run_token_budgets) != num_rows:
             raise malformed(f"{num_rows} run_seq_ids but {len(plan.run_token_budgets)} run_token_budgets")
-        if plan.draft_token_ids or plan.num_draft_tokens:
-            raise malformed("draft_token_ids and num_draft_tokens are not served")
+        if plan.num_draft_tokens:
+            if len(plan.num_draft_tokens) != num_rows:
+                raise malformed(f"{num_rows} run_seq_ids but {len(plan.num_draft_tokens)} num_draft_tokens")
+            if max(plan.num_draft_tokens) > self._max_draft_tokens:
+                limit = self._max_draft_tokens
+                raise malformed(f"num_draft_tokens {max(plan.num_draft_tokens)} exceeds max_draft_tokens {limit}")
         if plan.run_modes:
             if len(plan.run_modes) != num_rows:
                 raise malformed(f"{num_rows} run_seq_ids but {len(plan.run_modes)} run_modes")
