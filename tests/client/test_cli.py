@@ -21,6 +21,24 @@ def test_complete_at_once(background_fake, capsys):
     assert capsys.readouterr().out == " one two\n"
 
 
+def test_complete_says_which_model_how_urgent_and_with_which_cache(background_fake, capsys):
+    options = ["--model", "fake", "--priority", "-2", "--cache-salt", "tenant"]
+    for more in ([], ["--no-stream"]):
+        assert main(["complete", "x", "--server", background_fake.target, *options, *more]) == 0
+    for request in background_fake.requests:
+        assert (request.model, request.priority, request.cache_salt) == ("fake", -2, "tenant")
+
+
+def test_complete_prints_several_continuations(background_fake, capsys):
+    async def complete(request, context):
+        texts = [f" {index}" for index in range(request.sampling_params.n)]
+        return pb.GenerateResult(completions=[pb.Completion(index=i, text=text) for i, text in enumerate(texts)])
+
+    background_fake.complete = complete
+    assert main(["complete", "x", "--server", background_fake.target, "--n", "2"]) == 0
+    assert capsys.readouterr().out == "[0]\n 0\n[1]\n 1\n"
+
+
 def test_complete_reads_standard_input(background_fake, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
     assert main(["complete", "-", "--server", background_fake.target]) == 0
@@ -45,6 +63,14 @@ def test_chat_reads_lines_where_there_is_no_terminal(background_fake, capsys, mo
     assert capsys.readouterr().out == "2 messages\n4 messages\n2 messages\n"
     said = [(m.role, m.content) for m in background_fake.requests[1].chat.messages]
     assert said == [("system", "be brief"), ("user", "hello"), ("assistant", "2 messages"), ("user", "again")]
+
+
+def test_chat_says_which_model_how_urgent_and_with_which_cache(background_fake, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    options = ["--model", "fake", "--priority", "3", "--cache-salt", "tenant"]
+    assert main(["chat", "--server", background_fake.target, *options]) == 0
+    (request,) = background_fake.requests
+    assert (request.model, request.priority, request.cache_salt) == ("fake", 3, "tenant")
 
 
 def test_chat_needs_a_chat_template(background_fake, capsys):

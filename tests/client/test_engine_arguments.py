@@ -20,14 +20,14 @@ from pagewire.serve.options import MODEL_OPTIONS, model_flags
         ({"max_model_len": "2K"}, {"max_model_len": 2048}),
         ({"max_model_len": 4096}, {"max_model_len": 4096}),
         ({"kv_cache_memory_bytes": 1 << 30}, {"kv_cache_memory": 1 << 30}),
-        ({"served_model_name": "m"}, {"model_name": "m"}),
+        ({"served_model_name": "m"}, {"served_model_name": "m"}),
         ({"gpu_memory_utilization": 0.5}, {"gpu_memory_utilization": 0.5}),
         ({"enable_prefix_caching": True, "enable_chunked_prefill": True, "trust_remote_code": True}, {}),
         ({"swap_space": 4, "disable_log_stats": False, "seed": 3}, {"seed": 3}),
         ({"dtype": np.float16}, {"dtype": "float16"}),
         ({"load_format": "safetensors"}, {"load_format": "auto"}),
         ({"load_format": "dummy"}, {"load_format": "dummy"}),
-        ({"served_model_name": ["m"]}, {"model_name": "m"}),
+        ({"served_model_name": ["m"]}, {"served_model_name": "m"}),
         (
             {"pipeline_parallel_size": np.int64(1), "enable_prefix_caching": np.True_, "enforce_eager": np.False_},
             {"cuda_graphs": True},
@@ -103,4 +103,4 @@ def test_every_argument_may_be_none():
 
 def test_meanings_are_options():
     known = {option.name for option in MODEL_OPTIONS}
-    assert {"cuda_graphs", "kv_cache_memory", "model_name", "replicas", "dtype", "max_model_len"} <= known
+    assert {"cuda_graphs", "kv_cache_memory", "served_model_name", "replicas", "dtype", "max_model_len"} <= known

@@ -45,7 +45,7 @@ def test_no_arguments_mean_the_defaults():
 
 def test_every_field_has_a_flag():
     config = parse(
-        *("model-dir", "--model-name", "m", "--host", "::1", "--port", "0", "--metrics-port", "1"),
+        *("model-dir", "--served-model-name", "m", "--host", "::1", "--port", "0", "--metrics-port", "1"),
         *("--tensor-parallel-size", "2", "--replicas", "3", "--device", "cpu", "--dtype", "float16"),
         *("--max-model-len", "4", "--max-num-seqs", "5", "--max-num-batched-tokens", "6", "--block-size", "8"),
         *("--kv-cache-memory", "1KiB", "--no-cuda-graphs", "--load-format", "dummy", "--seed", "9"),
@@ -62,6 +62,7 @@ def test_every_field_has_a_flag():
             "--private-socket",
         ),
         *("--health-port", "3", "--max-request-time", "2.5", "--api-keys", "k", "--trust-request-chat-template"),
+        *("--step-timeout", "9", "--shard-wait", "4"),
         *("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e"),
     )
     changed = [field.name for field in fields(ServeConfig) if getattr(config, field.name) != field.default]
@@ -109,6 +110,11 @@ def test_the_command_lines_of_the_children():
         "--metrics-port 0 --exit-with-parent"
     )
     secured = parse("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e", "--api-keys", "k", "--uds", "/s")
+    bounded = parse("--step-timeout", "9", "--shard-wait", "0")
+    router = " ".join(router_command(bounded, ["unix:/a"], "h:1", "unix:/h"))
+    assert "--step-timeout 9.0 --shard-wait 0.0" in router
+    named = parse("m", "--served-model-name", "n")
+    assert "--model m --model-name n" in " ".join(shard_command(named, 0, 0, "unix:/s"))
     trusting = parse("--trust-request-chat-template")
     assert "--trust-request-chat-template" in router_command(trusting, ["unix:/a"], "h:1", "unix:/h")
     router = " ".join(router_command(secured, ["unix:/a"], "h:1", "unix:/h")[1:])

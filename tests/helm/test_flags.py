@@ -83,6 +83,7 @@ def test_values_reach_the_configuration(rendered: dict[str, list[Object]]) -> No
     assert (shard.kv_cache_memory_bytes, shard.model_name, shard.listen) == (40 << 30, "qwen3", "[::]:50052")
     router = parse(one_pod(rendered["standby"], "router"))
     assert (router.max_request_time, router.max_queued_requests, router.max_queued_tokens) == (60, 100, 1_000_000)
+    assert (router.step_timeout, router.shard_wait) == (20, 0)
 
 
 def test_ranks_know_their_place(rendered: dict[str, list[Object]]) -> None:

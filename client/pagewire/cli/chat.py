@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from pagewire.cli.sampling_flags import add_sampling_flags, sampling_params_from
+from pagewire.cli.request_flags import add_request_flags, request_options_from, sampling_params_from
 from pagewire.cli.server_flags import add_server_flags, connection_from
 from pagewire.cli.streaming import Reply, show
 from pagewire.client import Client
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='further variables for the chat template, such as {"enable_thinking": false}',
     )
     add_server_flags(parser)
-    add_sampling_flags(parser, max_tokens=1024)
+    add_request_flags(parser, max_tokens=1024)
 
 
 class Conversation:
@@ -41,9 +41,12 @@ class Conversation:
         params: SamplingParams,
         system: str | None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        request_options: dict[str, Any] | None = None,
     ) -> None:
+        """request_options: further arguments of Client.generate."""
         self._client = client
         self._params = params
+        self._request_options = request_options or {}
         self._chat_template_kwargs = chat_template_kwargs
         self._opening: list[ChatMessage] = [] if system is None else [{"role": "system", "content": system}]
         self.messages = list(self._opening)
@@ -64,7 +67,7 @@ class Conversation:
         try:
             with (
                 contextlib.suppress(KeyboardInterrupt),
-                contextlib.closing(self._client.generate(prompt, self._params)) as events,
+                contextlib.closing(self._client.generate(prompt, self._params, **self._request_options)) as events,
             ):
                 show(events, reply)
         except PagewireError:
@@ -83,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidRequest(f"the model {model.name} has no chat template; `pagewire complete` continues text")
         if interactive:
             _greet(model.name)
-        conversation = Conversation(client, params, args.system, args.chat_template_kwargs)
+        options = request_options_from(args)
+        conversation = Conversation(client, params, args.system, args.chat_template_kwargs, options)
         while (line := _read_line(interactive)) is not None:
             _handle(conversation, line, interactive)
     return 0

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from pagewire.cli.sampling_flags import add_sampling_flags, sampling_params_from
+from pagewire.cli.request_flags import add_request_flags, request_options_from, sampling_params_from
 from pagewire.cli.server_flags import add_server_flags, connection_from
 from pagewire.text import from_command_line
 
@@ -14,8 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "text", metavar="TEXT", type=from_command_line, help='what to continue; "-" reads standard input'
     )
     parser.add_argument("--no-stream", action="store_true", help="print the whole answer at once")
+    parser.add_argument(
+        "--n",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="continuations to sample; several are printed at once, each after a line with its number (default: 1)",
+    )
     add_server_flags(parser)
-    add_sampling_flags(parser, max_tokens=128)
+    add_request_flags(parser, max_tokens=128)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,11 +31,16 @@ def run(args: argparse.Namespace) -> int:
     from pagewire.client import Client
 
     params = sampling_params_from(args)
+    options = request_options_from(args)
     text = sys.stdin.read() if args.text == "-" else args.text
     with Client(**connection_from(args)) as client:
+        if params.n > 1:
+            for output in client.complete(text, params, **options).outputs:
+                print(f"[{output.index}]\n{output.text}")
+            return 0
         if args.no_stream:
-            sys.stdout.write(client.complete(text, params).outputs.text)
+            sys.stdout.write(client.complete(text, params, **options).outputs.text)
         else:
-            show(client.generate(text, params), Reply())
+            show(client.generate(text, params, **options), Reply())
     print()
     return 0

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     _add_listening(parser.add_argument_group("listening"))
+    _add_time_limits(parser.add_argument_group("time limits"))
     _add_security(parser.add_argument_group("security"))
 
 
@@ -47,23 +48,18 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
         default=suppress,
         help="port of gRPC health in plaintext, for probes; 0 takes a free one (default: none)",
     )
-    group.add_argument(
-        "--max-request-time",
-        dest="max_request_time_s",
-        type=float,
-        metavar="SECONDS",
-        default=suppress,
-        help="longest that a request may take (default: no limit)",
-    )
-    group.add_argument(
-        "--drain-grace",
-        dest="drain_grace_s",
-        type=float,
-        metavar="SECONDS",
-        default=suppress,
-        help="how long requests may go on after SIGTERM (default: 30)",
-    )
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
+
+
+def _add_time_limits(group: argparse._ArgumentGroup) -> None:
+    for flag, text in (
+        ("--max-request-time", "longest that a request may take (default: no limit)"),
+        ("--drain-grace", "how long requests may go on after SIGTERM (default: 30)"),
+        ("--step-timeout", "time without progress after which a shard group's requests are moved (default: 30)"),
+        ("--shard-wait", "longest that requests wait for shards that have gone (default: 60)"),
+    ):
+        dest = flag.removeprefix("--").replace("-", "_") + "_s"
+        group.add_argument(flag, dest=dest, type=float, metavar="SECONDS", default=argparse.SUPPRESS, help=text)
 
 
 def _add_security(group: argparse._ArgumentGroup) -> None:

@@ -25,7 +25,7 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
     return [
         *(sys.executable, "-m", "pagewire_shard"),
         *("--model", config.model),
-        *("--model-name", config.model_name or config.model),
+        *("--model-name", config.served_model_name or config.model),
         *("--listen", listen),
         *("--group-id", str(replica)),
         *("--tp-rank", str(tp_rank)),
@@ -51,6 +51,8 @@ def router_command(config: ServeConfig, shards: Sequence[str], listen: str, heal
         "--tls-client-ca": config.tls_client_ca,
         "--api-keys": config.api_keys,
         "--max-request-time": config.max_request_time_s,
+        "--step-timeout": config.step_timeout_s,
+        "--shard-wait": config.shard_wait_s,
     }
     return [
         *(sys.executable, "-m", "pagewire_router"),

@@ -9,8 +9,8 @@ class ServeConfig:
 
     model: str = "demo"
     """Directory of a Hugging Face model, its id on the hub, or "demo": the bundled model."""
-    model_name: str | None = None
-    """The name clients see; None: as `model`."""
+    served_model_name: str | None = None
+    """The name that clients see and that requests may give; None: as `model`."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 50051
@@ -35,6 +35,10 @@ class ServeConfig:
     """Take chat templates from clients."""
     max_request_time_s: float | None = None
     """Longest that a request may take; None: no limit."""
+    step_timeout_s: float | None = None
+    """How long a shard group may make no progress before its requests are moved; None: the router decides."""
+    shard_wait_s: float | None = None
+    """How long requests wait for shards that have gone; None: the router decides."""
     tensor_parallel_size: int = 1
     """Shards in each replica."""
     replicas: int = 1

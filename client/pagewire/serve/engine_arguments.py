@@ -98,7 +98,7 @@ def _served_model_name(value: Any) -> Mapping[str, Any]:
     names = [value] if isinstance(value, str) else list(value)
     if len(names) != 1 or not isinstance(names[0], str):
         raise ValueError("accepted: one name")
-    return {"model_name": names[0]}
+    return {"served_model_name": names[0]}
 
 
 _NO_REMOTE_CODE = "code from model repositories is never run"

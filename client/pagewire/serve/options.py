@@ -92,7 +92,7 @@ class Option:
 
 
 MODEL_OPTIONS: tuple[Option, ...] = (
-    Option("model_name", "name that clients see (default: MODEL as given)", metavar="NAME"),
+    Option("served_model_name", "name that clients see (default: MODEL as given)", metavar="NAME"),
     Option("tensor_parallel_size", "shards in each replica (default: 1)", positive, "N"),
     Option("replicas", "copies of the model (default: 1)", positive, "N"),
     Option("device", "where to run (default: auto: a GPU if there is one)", choices=("auto", "cpu", "cuda")),
