@@ -36,8 +36,12 @@ FORBIDDEN = {
 # The rooms of a package, floor by floor from the ground up. A room is a folder, or a module directly in the package; it
 # imports, at run time and for types, only itself and rooms of lower floors.
 FLOORS = {
+    "pagewire_common": (
+        ("protocol", "block_hash", "version", "histogram", "process_log", "sendable_text", "listen_address"),
+        ("parent_watch", "tls", "rpc_status", "http_endpoint", "tracing"),
+    ),
     "pagewire_shard": (
-        ("errors", "config", "host_memory", "parent_watch"),
+        ("errors", "config", "host_memory"),
         ("engine", "layers", "tracing"),
         ("models", "stepping"),
         ("loading",),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pagewire_common.tracing_settings import trace_exporters
+from pagewire_common.tracing.settings import trace_exporters
 
 from pagewire_router.config import LOG_LEVELS, RouterConfig, default_tokenizer_threads
 from pagewire_router.groups.shard_resolver import dns_name
@@ -262,10 +262,11 @@ def _spare_long_lived_objects() -> None:
 
 async def serve(config: RouterConfig, engine: "Engine") -> int:
     """Runs the router until it is told to stop; returns the exit status."""
+    from pagewire_common.parent_watch import watch_parent
+    from pagewire_common.tls import TlsError
+
     from pagewire_router.errors import RouterError
-    from pagewire_router.parent_watch import watch_parent
     from pagewire_router.server import RouterServer, ServerError
-    from pagewire_router.service.tls import TlsError
 
     told_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from pagewire_common.http_endpoint import HttpEndpoint, process_pages
+from pagewire_common.listen_address import is_local
+from pagewire_common.tls import TlsError, server_credentials
 
 from pagewire_router.admission.api_keys import ApiKeyInterceptor, ApiKeys, ApiKeysError
 from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
@@ -16,19 +18,16 @@ from pagewire_router.grpc_front.health_endpoint import HealthEndpoint
 from pagewire_router.grpc_front.inference_service import SERVICE_NAME, InferenceService
 from pagewire_router.grpc_front.service_gate import ServiceGate
 from pagewire_router.metrics.loop_lag import watch_loop_lag
-from pagewire_router.metrics.request_metrics import CONTENT_TYPE, Metrics
+from pagewire_router.metrics.request_metrics import Metrics
 from pagewire_router.metrics.server_metrics import ServerMetrics
 from pagewire_router.output.pacer import StreamWriter
-from pagewire_router.service.http_endpoint import HttpEndpoint
-from pagewire_router.service.listen_address import is_local
-from pagewire_router.service.tls import TlsError, server_credentials
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.text_threads import QueueBounds
 from pagewire_router.text.tokenizer import Tokenizer
 from pagewire_router.text.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
 
 if TYPE_CHECKING:
-    from pagewire_router.tracing.exporting import Tracing
+    from pagewire_common.tracing.exporting import Tracing
 
 OPEN_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 """Answered without an API key."""
@@ -89,11 +88,7 @@ class RouterServer:
         self._tracing = _open_tracing(config)
         self._grpc = grpc.aio.server(options=channel_options(config), interceptors=self._interceptors())
         self._http = HttpEndpoint(
-            {
-                "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE, self._metrics.render()),
-                "/healthz": lambda: (HTTPStatus.OK, "text/plain", b"alive\n"),
-                "/readyz": self._ready_page,
-            }
+            process_pages(render_metrics=self._metrics.render, is_alive=lambda: True, is_ready=self._is_serving)
         )
         self._tokenizer: Tokenizer | None = None
         self._template_process = TemplateProcess() if config.trust_request_chat_template else None
@@ -240,11 +235,6 @@ class RouterServer:
     def _is_serving(self) -> bool:
         return self._is_open and self._engine.is_ready and not self._is_draining
 
-    def _ready_page(self) -> tuple[HTTPStatus, str, bytes]:
-        if self._is_serving():
-            return HTTPStatus.OK, "text/plain", b"ready\n"
-        return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"not ready\n"
-
 
 def _host_of(listen: str) -> str:
     """Where the HTTP endpoint listens: on the same host, or locally beside a Unix socket."""
@@ -255,6 +245,6 @@ def _open_tracing(config: RouterConfig) -> "Tracing | None":
     if not config.trace_exporters:
         return None
     # Only now: OpenTelemetry takes 0.2 s to import.
-    from pagewire_router.tracing.exporting import open_tracing
+    from pagewire_common.tracing.exporting import open_tracing
 
     return open_tracing(config.trace_exporters, "pagewire-router", {})

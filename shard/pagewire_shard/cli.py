@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from pagewire_common.tracing_settings import trace_exporters
+from pagewire_common.tracing.settings import trace_exporters
 
 from pagewire_shard.config import Device, Dtype, LoadFormat, ShardConfig
 

@@ -1,7 +1,6 @@
 """The shard process from start to end: step thread and event loop up, serve, drain, down."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -11,18 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
+from pagewire_common.parent_watch import watch_parent
 
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import ModelError
 from pagewire_shard.loading.model_source import model_digest, resolve_model
-from pagewire_shard.parent_watch import watch_parent
 from pagewire_shard.stepping.step_engine import StepEngine
 from pagewire_shard.stepping.step_observer import StepObserver
 from pagewire_shard.stepping.step_thread import StepThread
 
 if TYPE_CHECKING:
+    from pagewire_common.tracing.exporting import Tracing
+
     from pagewire_shard.service.server import ShardServer
-    from pagewire_shard.tracing.exporting import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -103,15 +103,11 @@ class Shutdown:
     def __init__(self, config: ShardConfig) -> None:
         self.requested = asyncio.Event()
         self.grace_s = config.drain_grace_s
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(signal_number, self.requested.set)
+            loop.add_signal_handler(signal_number, self.requested.set)
         if config.exit_with_parent:
-            watch_parent(self._on_parent_gone)
-
-    def _on_parent_gone(self) -> None:
-        with contextlib.suppress(RuntimeError):  # The loop is closed: the process ends already.
-            self._loop.call_soon_threadsafe(self._stop_now)
+            watch_parent(self._stop_now)
 
     def _stop_now(self) -> None:
         self.grace_s = 0.0
@@ -122,9 +118,10 @@ def _open_tracing(config: ShardConfig) -> "Tracing | None":
     """OpenTelemetry is not even imported unless traces are asked for."""
     if not config.trace_exporters:
         return None
-    from pagewire_shard.tracing.exporting import open_tracing
+    from pagewire_common.tracing.conventions import GROUP_ID, TP_RANK
+    from pagewire_common.tracing.exporting import open_tracing
 
-    attributes = {"pagewire.group.id": config.group_id, "pagewire.tp.rank": str(config.tp_rank)}
+    attributes = {GROUP_ID: config.group_id, TP_RANK: str(config.tp_rank)}
     return open_tracing(config.trace_exporters, "pagewire-shard", attributes)
 
 
@@ -133,7 +130,7 @@ def _observer(tracing: "Tracing | None") -> StepObserver | None:
         return None
     from pagewire_shard.tracing.step_spans import StepSpans
 
-    return StepSpans(tracing.tracer, tracing.step_tracer)
+    return StepSpans(tracing.tracer, tracing.unsampled_tracer)
 
 
 def _leave(steps: StepThread, tracing: "Tracing | None", status: int) -> None:

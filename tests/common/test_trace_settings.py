@@ -1,7 +1,7 @@
 """Which OTEL_* variables turn tracing on, in the router and in the shard alike."""
 
 import pytest
-from pagewire_common.tracing_settings import trace_exporters
+from pagewire_common.tracing.settings import trace_exporters
 
 OTLP = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
 CASES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {

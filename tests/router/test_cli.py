@@ -10,7 +10,6 @@ import pytest
 from pagewire_router.cli import parse_config, serve
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import Unavailable
-from pagewire_router.parent_watch import watch_parent
 
 
 def config_of(line):
@@ -115,19 +114,6 @@ async def test_a_signal_before_the_shards_answer_ends_the_router(new_engine):
     await asyncio.sleep(0.05)
     os.kill(os.getpid(), signal.SIGTERM)
     assert await running == 0
-
-
-async def test_the_parents_end_is_noticed():
-    read_end, write_end = os.pipe()
-    gone = asyncio.Event()
-    watch_parent(gone.set, file_descriptor=read_end)
-    os.write(write_end, b"ignored")
-    await asyncio.sleep(0.02)
-    assert not gone.is_set()
-    os.close(write_end)
-    async with asyncio.timeout(5):
-        await gone.wait()
-    os.close(read_end)
 
 
 def test_the_router_loads_neither_torch_nor_transformers():

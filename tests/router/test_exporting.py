@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from opentelemetry.sdk.trace import Span
+from pagewire_common.tracing.exporting import Tracing, open_tracing
 from pagewire_router.tracing.addresses import client_attributes, server_attributes
-from pagewire_router.tracing.exporting import Tracing, open_tracing
 
 
 def resource_of(tracing: Tracing | None) -> dict[str, object]:

@@ -11,10 +11,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pagewire import AsyncClient, SamplingParams, Unavailable
 from pagewire.retry import NEVER
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
+from pagewire_common.tls import channel_credentials
 from pagewire_router.config import RouterConfig
 from pagewire_router.groups.shard_client import ShardClient
 from pagewire_router.server import RouterServer, ServerError
-from pagewire_router.service.tls import channel_credentials
 
 PROMPT = {"prompt_token_ids": [5]}
 SHORT = SamplingParams(max_tokens=2)
@@ -84,7 +84,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections(serve, authorit
             assert await is_served(router, tls_ca=successor.ca)
             assert not await is_served(router, tls_ca=authority.ca)
             assert (await connected.complete(PROMPT, SHORT)).outputs, "what is connected stays so"
-    assert [record.levelname for record in caplog.records if record.name == "pagewire_router.service.tls"] == ["ERROR"]
+    assert [record.levelname for record in caplog.records if record.name == "pagewire_common.tls"] == ["ERROR"]
 
 
 def spoil(what, authority, server, tmp_path):

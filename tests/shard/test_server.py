@@ -7,9 +7,11 @@ import socket
 import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from pagewire_common.http_endpoint import MAX_HEADER_BYTES
 from pagewire_shard.errors import BadOption
-from pagewire_shard.service.http_endpoint import MAX_HEAD_BYTES
 from pagewire_shard.service.server import SERVER_OPTIONS
+
+TOO_LARGE = "HTTP/1.1 431 Request Header Fields Too Large"
 
 
 async def fetch(port: int, request: bytes) -> tuple[str, str]:
@@ -48,7 +50,7 @@ async def test_pages_for_kubernetes_follow_the_steps(shard_and_port):
     [
         (b"GET /other HTTP/1.1\r\n\r\n", "HTTP/1.1 404 Not Found"),
         (b"POST /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 405 Method Not Allowed"),
-        (b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n", ""),
+        (b"GET /" + b"x" * MAX_HEADER_BYTES + b" HTTP/1.1\r\n\r\n", TOO_LARGE),
     ],
     ids=["path", "method", "too-long"],
 )
@@ -57,7 +59,7 @@ async def test_other_requests_are_turned_away(shard_and_port, request_bytes, sta
     try:
         assert (await fetch(port, request_bytes))[0] == status
     except ConnectionError:
-        assert status == ""
+        assert status == TOO_LARGE, "the answer is lost where more than the server reads is on its way"
 
 
 async def test_a_metrics_port_that_is_taken_is_named(serve_shard):

@@ -5,6 +5,7 @@ import time
 
 import grpc
 from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.sendable_text import shorten
 
 from pagewire_router.admission.prompt import Prompt, PromptEncoder
 from pagewire_router.admission.validation import (
@@ -18,7 +19,6 @@ from pagewire_router.errors import ModelNotFound
 from pagewire_router.grpc_front.arrival import call_arrival_s
 from pagewire_router.output.request_output import Notified, RequestOutput
 from pagewire_router.request import Request, SamplingParams
-from pagewire_router.service.rpc_status import shorten
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.tokenizer import Tokenizer

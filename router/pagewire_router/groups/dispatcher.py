@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Mapping
 
 import grpc
 from pagewire.v1 import shard_pb2
+from pagewire_common.tls import channel_credentials
 
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import QueueFull, RequestTooLong, Unavailable
@@ -21,7 +22,6 @@ from pagewire_router.groups.shard_directory import REFRESH_S, ShardDirectory, Sh
 from pagewire_router.groups.shard_resolver import Resolver, ShardAddress
 from pagewire_router.groups.step_stats import StepStats
 from pagewire_router.request import Request
-from pagewire_router.service.tls import channel_credentials
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
 from pagewire_common.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from pagewire_common.rpc_status import DETAILS_KEY
+from pagewire_common.tls import TlsFiles
 
 from pagewire_router.errors import Unavailable
-from pagewire_router.service.rpc_status import DETAILS_KEY
-from pagewire_router.service.tls import TlsFiles
 
 FILES_TIMEOUT_S = 60.0
 

@@ -25,12 +25,12 @@ from pagewire_router.errors import FieldViolation, InvalidRequest, RequestAlread
 from pagewire_router.grpc_front.arrival import ArrivalNote
 from pagewire_router.grpc_front.message_decoder import decode
 from pagewire_router.grpc_front.reception import Reception
+from pagewire_router.grpc_front.rpc_status import abort
 from pagewire_router.metrics.request_metrics import Metrics
 from pagewire_router.metrics.request_timer import RequestTimer
 from pagewire_router.output.pacer import StreamWriter
 from pagewire_router.output.request_output import RequestOutput
 from pagewire_router.request import Request
-from pagewire_router.service.rpc_status import abort
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.text_threads import CHARS_PER_TOKEN
 from pagewire_router.text.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ from pagewire_router.caller import current_caller, note_peer
 from pagewire_router.errors import FieldViolation, InvalidRequest, QueueFull
 from pagewire_router.fair_slots import FairSlots
 from pagewire_router.grpc_front.refusal import Count
-from pagewire_router.service.rpc_status import abort
+from pagewire_router.grpc_front.rpc_status import abort
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 

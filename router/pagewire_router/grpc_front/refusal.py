@@ -5,7 +5,7 @@ from collections.abc import Callable
 import grpc
 
 from pagewire_router.errors import RouterError
-from pagewire_router.service.rpc_status import abort
+from pagewire_router.grpc_front.rpc_status import abort
 
 Count = Callable[[str, RouterError], None]
 """Counts a refused call to a method, which is given as a path, such as /pagewire.v1.Inference/Complete."""

@@ -14,9 +14,9 @@ import grpc
 from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from pagewire_common.tracing import conventions as names
 
 from pagewire_router.timeline import Timeline, TraceContext, current_timeline
-from pagewire_router.tracing import conventions as names
 from pagewire_router.tracing.addresses import client_attributes, server_attributes
 from pagewire_router.tracing.request_attributes import request_attributes
 from pagewire_router.tracing.request_spans import add_request_spans

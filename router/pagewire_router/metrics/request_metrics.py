@@ -12,7 +12,6 @@ from prometheus_client.registry import Collector
 
 from pagewire_router.errors import STATUS_CODES, RouterError, status_code
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METHODS = ("Generate", "Complete", "Tokenize", "Detokenize", "GetModel")
 STATUSES = sorted(
     {code.name for code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)}

@@ -4,8 +4,7 @@ import socket
 from urllib.parse import unquote
 
 from opentelemetry.util.types import AttributeValue
-
-from pagewire_router.tracing import conventions as names
+from pagewire_common.tracing import conventions as names
 
 WILDCARDS = ("", "0.0.0.0", "::")
 

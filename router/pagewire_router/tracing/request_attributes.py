@@ -2,12 +2,12 @@
 
 from opentelemetry.util.types import AttributeValue
 from pagewire.v1 import inference_pb2
+from pagewire_common.sendable_text import shorten
+from pagewire_common.tracing import conventions as names
 
 from pagewire_router.output.request_output import RequestOutput
 from pagewire_router.request import Request
-from pagewire_router.service.rpc_status import shorten
 from pagewire_router.timeline import Timeline
-from pagewire_router.tracing import conventions as names
 
 MAX_CHARS = 256
 """Of a text that a client chose, such as an id."""

@@ -11,6 +11,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Tracer
 from opentelemetry.util.types import AttributeValue
+from pagewire_common.tracing import conventions as names
 
 from pagewire_router.timeline import (
     Admitted,
@@ -23,7 +24,6 @@ from pagewire_router.timeline import (
     Queued,
     Timeline,
 )
-from pagewire_router.tracing import conventions as names
 
 
 def add_request_spans(tracer: Tracer, call: Span, timeline: Timeline, end_ns: int) -> int | None:

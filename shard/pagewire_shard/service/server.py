@@ -11,16 +11,16 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pagewire.v1 import shard_pb2
+from pagewire_common.http_endpoint import HttpEndpoint, process_pages
+from pagewire_common.tls import TlsError, server_credentials
 
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import BadOption
 from pagewire_shard.service.execute_service import ExecuteService
-from pagewire_shard.service.http_endpoint import HttpEndpoint
 from pagewire_shard.service.lease import Lease
 from pagewire_shard.service.model_files import collect_model_files
 from pagewire_shard.service.readiness import Readiness
 from pagewire_shard.service.shard_service import SERVICE_NAME, ShardService
-from pagewire_shard.service.tls import ServerCertificate
 from pagewire_shard.stepping.step_thread import StepThread
 
 if TYPE_CHECKING:
@@ -106,10 +106,12 @@ class ShardServer:
         config, listen = self._config, self._config.listen
         try:
             if config.tls_cert is not None and config.tls_key is not None:
-                certificate = ServerCertificate(config.tls_cert, config.tls_key, config.tls_client_ca)
-                port = self._server.add_secure_port(listen, certificate.credentials())
+                credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
+                port = self._server.add_secure_port(listen, credentials)
             else:
                 port = self._server.add_insecure_port(listen)
+        except TlsError as error:
+            raise BadOption(str(error)) from None
         except RuntimeError as error:
             raise BadOption(
                 f"cannot listen on {listen}: the address is taken, malformed or not this machine's"
@@ -136,7 +138,10 @@ class ShardServer:
 
         host = "127.0.0.1" if address.startswith("unix:") else address.rpartition(":")[0].strip("[]")
         self._metrics = ShardMetrics(self._steps.stats, self._readiness.is_ready)
-        self._http = HttpEndpoint(self._readiness.is_alive, self._readiness.is_ready, self._metrics.render)
+        pages = process_pages(
+            render_metrics=self._metrics.render, is_alive=self._readiness.is_alive, is_ready=self._readiness.is_ready
+        )
+        self._http = HttpEndpoint(pages)
         try:
             bound = await self._http.start(host, port)
         except OSError as error:

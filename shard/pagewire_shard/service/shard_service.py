@@ -6,12 +6,13 @@ from typing import Any
 
 import grpc
 from pagewire.v1 import shard_pb2
+from pagewire_common.rpc_status import AbortableContext
 
 from pagewire_shard.errors import ModelError, ShardUnavailable
 from pagewire_shard.service.execute_service import ExecuteService
 from pagewire_shard.service.model_files import chunk_messages
 from pagewire_shard.service.plan_stream import RawContext
-from pagewire_shard.service.rpc_status import AbortableContext, abort
+from pagewire_shard.service.rpc_status import abort
 
 SERVICE_NAME = "pagewire.v1.Shard"
 

@@ -29,9 +29,9 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 from pagewire.v1 import shard_pb2
+from pagewire_common.tracing import conventions as names
 
 from pagewire_shard.errors import StreamError, status_code
-from pagewire_shard.tracing import conventions as names
 
 DECODE_INTERVAL_S = 0.1
 P = ParamSpec("P")

@@ -1,4 +1,4 @@
-"""Names of OpenTelemetry's semantic conventions, and our own beside them.
+"""Names of the attributes of spans: OpenTelemetry's semantic conventions, and our own beside them.
 
 RPC: semantic-conventions 1.44 (release candidate). GenAI: semantic-conventions-genai, client inference (development).
 """
@@ -35,14 +35,33 @@ USAGE_INPUT_TOKENS = "gen_ai.usage.input_tokens"
 USAGE_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 USAGE_CACHE_READ_INPUT_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 
+# Of the process.
 GROUP_ID = "pagewire.group.id"
+TP_RANK = "pagewire.tp.rank"
+
+# Of a request and its sequences.
 PRIORITY = "pagewire.request.priority"
 NUM_STOP_STRINGS = "pagewire.request.stop_strings"
 """How many; the strings themselves are content."""
 SEQUENCE_INDEX = "pagewire.sequence.index"
+SEQ_ID = "pagewire.sequence.id"
 QUEUE_REASON = "pagewire.queue.reason"
-STEP = "pagewire.step.number"
 NUM_TOKENS = "pagewire.tokens.count"
 """How many tokens the span or event is about."""
 NUM_COMPUTED_TOKENS = "pagewire.tokens.computed"
 NUM_CACHED_TOKENS = "pagewire.tokens.cached"
+
+# Of steps.
+STEP = "pagewire.step.number"
+FIRST_STEP = "pagewire.step.first"
+"""The step that admitted the sequence."""
+LAST_STEP = "pagewire.step.last"
+"""The last step before the sequence was released."""
+NUM_SEQUENCES = "pagewire.step.sequences"
+"""Sequences that the step ran, traced or not."""
+NUM_STEP_TOKENS = "pagewire.step.tokens"
+"""Tokens that the step was to compute at most, for all of them."""
+QUEUE_S = "pagewire.step.queue.duration"
+PREPARE_S = "pagewire.step.prepare.duration"
+FORWARD_S = "pagewire.step.forward.duration"
+SAMPLE_S = "pagewire.step.sample.duration"

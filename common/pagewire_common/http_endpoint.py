@@ -7,9 +7,28 @@ from http import HTTPStatus
 MAX_HEADER_BYTES = 16 * 1024
 REQUEST_TIMEOUT_S = 30.0
 """A client that has not sent its request by then is dropped. A busy machine takes seconds to read one, too."""
+METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
 
 Page = Callable[[], tuple[HTTPStatus, str, bytes]]
 """Makes one page: status, content type, body."""
+
+
+def process_pages(
+    *, render_metrics: Callable[[], bytes], is_alive: Callable[[], bool], is_ready: Callable[[], bool]
+) -> dict[str, Page]:
+    """The pages that every process has, by path."""
+    return {
+        "/metrics": lambda: (HTTPStatus.OK, METRICS_CONTENT_TYPE, render_metrics()),
+        "/healthz": lambda: _probe_page("alive", is_alive()),
+        "/readyz": lambda: _probe_page("ready", is_ready()),
+    }
+
+
+def _probe_page(state: str, is_so: bool) -> tuple[HTTPStatus, str, bytes]:
+    if is_so:
+        return HTTPStatus.OK, TEXT_CONTENT_TYPE, f"{state}\n".encode()
+    return HTTPStatus.SERVICE_UNAVAILABLE, TEXT_CONTENT_TYPE, f"not {state}\n".encode()
 
 
 class HttpEndpoint:
@@ -21,7 +40,7 @@ class HttpEndpoint:
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Listens; returns the port, which differs from the given one if that is 0. Raises OSError."""
+        """Listens; returns the port, which the system picks for 0. Raises OSError."""
         self._server = await asyncio.start_server(self._answer, host, port, limit=MAX_HEADER_BYTES)
         bound_port: int = self._server.sockets[0].getsockname()[1]
         return bound_port
@@ -39,7 +58,7 @@ class HttpEndpoint:
                 writer.write(self._response(header))
                 await writer.drain()
         except asyncio.LimitOverrunError:
-            writer.write(_render(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "text/plain", b"header too large\n"))
+            writer.write(_render(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TEXT_CONTENT_TYPE, b"header too large\n"))
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             pass  # The client is gone or never spoke.
         finally:
@@ -48,13 +67,13 @@ class HttpEndpoint:
     def _response(self, header: bytes) -> bytes:
         words = header.split(b"\r\n", 1)[0].split(b" ")
         if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
-            return _render(HTTPStatus.BAD_REQUEST, "text/plain", b"not an HTTP/1 request\n")
+            return _render(HTTPStatus.BAD_REQUEST, TEXT_CONTENT_TYPE, b"not an HTTP/1 request\n")
         if words[0] not in (b"GET", b"HEAD"):
-            return _render(HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"GET only\n")
+            return _render(HTTPStatus.METHOD_NOT_ALLOWED, TEXT_CONTENT_TYPE, b"GET only\n")
         path = words[1].split(b"?", 1)[0].decode("latin-1")
         if path not in self._pages:
             known = ", ".join(sorted(self._pages))
-            return _render(HTTPStatus.NOT_FOUND, "text/plain", f"pages: {known}\n".encode())
+            return _render(HTTPStatus.NOT_FOUND, TEXT_CONTENT_TYPE, f"pages: {known}\n".encode())
         response = _render(*self._pages[path]())
         return response if words[0] == b"GET" else response[: response.index(b"\r\n\r\n") + 4]
 

@@ -1,7 +1,7 @@
 """Which addresses only this machine reaches."""
 
 import pytest
-from pagewire_router.service.listen_address import is_local
+from pagewire_common.listen_address import is_local
 
 
 @pytest.mark.parametrize(

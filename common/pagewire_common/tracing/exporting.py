@@ -12,7 +12,9 @@ from importlib import metadata
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer
+
 from pagewire_common.version import DISTRIBUTION, version
 
 FLUSH_TIMEOUT_S = 2.0
@@ -21,14 +23,20 @@ _log = logging.getLogger(__name__)
 
 
 class Tracing:
-    """A process's tracer and what stands behind it."""
+    """A process's tracers and what stands behind them."""
 
     def __init__(self, exporters: Sequence[SpanExporter], resource: Resource) -> None:
         self._exporters = exporters
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        unconditional = TracerProvider(resource=resource, shutdown_on_exit=False, sampler=ALWAYS_ON)
         for exporter in exporters:
-            self._provider.add_span_processor(BatchSpanProcessor(exporter))
+            processor = BatchSpanProcessor(exporter)
+            self._provider.add_span_processor(processor)
+            unconditional.add_span_processor(processor)
         self.tracer: Tracer = self._provider.get_tracer(DISTRIBUTION, version())
+        """Samples as OTEL_TRACES_SAMPLER says: unless told otherwise, what the caller sampled."""
+        self.unsampled_tracer: Tracer = unconditional.get_tracer(DISTRIBUTION, version())
+        """Records every span: for spans about requests that have been sampled already."""
 
     def shutdown(self) -> None:
         """Sends what is queued; blocks for FLUSH_TIMEOUT_S at most, however dead the endpoint is."""

@@ -12,7 +12,7 @@ import pytest
 from grpc_status import rpc_status
 from pagewire_common.process_log import GRPC_LOGGER, is_worth_logging, set_up_logging
 from pagewire_router.errors import DeadlineExceeded, FieldViolation, InvalidRequest, ModelNotFound, RouterError
-from pagewire_router.service.rpc_status import abort
+from pagewire_router.grpc_front.rpc_status import abort
 
 MAX_CALLS = 3000
 

@@ -1,0 +1,33 @@
+"""Noticing that the parent process is gone: its end of our standard input closes."""
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+
+FORCED_EXIT_AFTER_S = 10.0
+"""A process that has lost its parent and has not ended by then is ended the hard way: nobody else would."""
+
+
+def watch_parent(
+    on_gone: Callable[[], None], *, file_descriptor: int = 0, forced_exit_after_s: float = FORCED_EXIT_AFTER_S
+) -> None:
+    """Calls back on the running event loop when the descriptor is at its end.
+
+    A thread reads it, since event loops cannot watch descriptors of every kind. It never keeps the process alive.
+    """
+    loop = asyncio.get_running_loop()
+
+    def read_to_end() -> None:
+        # A descriptor that is closed under us means that the parent is gone as well.
+        with contextlib.suppress(OSError):
+            while os.read(file_descriptor, 4096):
+                pass
+        with contextlib.suppress(RuntimeError):  # The loop is closed: the process ends already.
+            loop.call_soon_threadsafe(on_gone)
+        timer = threading.Timer(forced_exit_after_s, os._exit, args=(1,))
+        timer.daemon = True
+        timer.start()
+
+    threading.Thread(target=read_to_end, name="parent-watch", daemon=True).start()

@@ -1,0 +1,1 @@
+"""What the spans of routers and shards have in common."""

@@ -1,0 +1,24 @@
+"""The router's errors as gRPC statuses."""
+
+from typing import NoReturn
+
+from pagewire_common.rpc_status import AbortableContext, abort_with, new_status
+
+from pagewire_router.errors import InvalidRequest, RouterError, status_code
+
+DOMAIN = "pagewire"
+
+
+async def abort(context: AbortableContext, error: RouterError) -> NoReturn:
+    """Ends a call with the error's status and its details."""
+    code = status_code(error)
+    violations = error.violations if isinstance(error, InvalidRequest) else ()
+    status = new_status(
+        code,
+        error.message,
+        reason=error.reason,
+        domain=DOMAIN,
+        retry_after_s=error.retry_after_s,
+        violations=((violation.field, violation.description) for violation in violations),
+    )
+    await abort_with(context, code, status)

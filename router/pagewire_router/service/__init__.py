@@ -1,1 +1,0 @@
-"""What clients talk to: the gRPC service, its servers, and what stands before and behind a call."""
