@@ -11,8 +11,9 @@ from pagewire_shard.layers import linear
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.precision import resolve_precision
 from pagewire_shard.layers.rotary import cos_sin_cache
+from pagewire_shard.layers.weights import Weights
 from pagewire_shard.loading.checkpoint import checkpoint_files
-from pagewire_shard.loading.model_loader import read_weights
+from pagewire_shard.loading.weight_reader import read_weights
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.models.hf_config import read_config_fields
 from pagewire_shard.models.llama import LLAMA
@@ -110,8 +111,9 @@ def test_the_kind_of_norm_is_the_specs(norm: NormSpec, make: Any, tmp_path: Path
     reference = with_norms(transformers.LlamaForCausalLM(config), make)
     reference.save_pretrained(tmp_path)
     spec = replace(LLAMA.spec(LLAMA.complete(read_config_fields(tmp_path))), norm=norm)
-    files = checkpoint_files(tmp_path, allow_torch=False)
-    model = Decoder(spec, read_weights(files, spec, LLAMA.names, resolve_precision(CPU, "float32", None)))
+    weights = Weights(resolve_precision(CPU, "float32", None))
+    read_weights(checkpoint_files(tmp_path, allow_torch=False), spec, LLAMA.names, weights)
+    model = Decoder(spec, weights)
     with torch.no_grad():
         expected = reference(torch.arange(7)[None]).logits[0]
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Matrix products with a layer's weights: packed on a CPU, plain elsewhere; few_rows.py has a GPU's.
+"""Matrix products with unquantized weights: packed on a CPU, plain elsewhere; gpu_linear.py has a GPU's.
 
 A factory takes a weight and keeps only what its product needs; after packing the caller drops the weight. On a CPU
 without half-precision arithmetic a packed float32 product takes a third of F.linear's time at 1 to 64 rows and less
@@ -8,11 +8,14 @@ reading weights dominates, up to 32 rows. Accumulation is in float32 either way.
 A tensor-parallel layer would be a further Linear that wraps one of these and a collective.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+
+from pagewire_shard.layers.activation import Activation
 
 PACKED_NUM_ROWS = 64
 """Rows oneDNN is told to expect. The layout it picks is within 5 % of the best at 1 to 512 rows; packed for 1 row it is
@@ -29,13 +32,24 @@ MAX_SHIFT = 100
 
 
 class Linear(Protocol):
-    """x @ weight.T + bias."""
+    """x @ weight.T + bias.
+
+    What a product can do in the same pass as something else is asked of it, so that a new kind of Linear decides for
+    itself: each such method returns the fused callable, or None where there is none.
+    """
 
     num_bytes: int
     """Memory the weight and bias take."""
+    keeps_weight: bool = False
+    """It reads the very weight it was made from, which then takes no memory of its own beside the caller's."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[num_rows, in_features] -> [num_rows, out_features], same dtype."""
+
+    def gated(self, activation: Activation) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """activation(gate) * value of this product, whose first half of columns is the gate and whose second the value:
+        [num_rows, in_features] -> [num_rows, out_features / 2]."""
+        return None
 
 
 class LinearFactory(Protocol):
@@ -45,8 +59,10 @@ class LinearFactory(Protocol):
         """weight: [out_features, in_features], bias: [out_features], contiguous."""
 
 
-class PlainLinear:
+class PlainLinear(Linear):
     """The weight as it is, on any device."""
+
+    keeps_weight = True
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.weight = weight
@@ -57,7 +73,7 @@ class PlainLinear:
         return F.linear(x, self.weight, self.bias)
 
 
-class OneDnnLinear:
+class OneDnnLinear(Linear):
     """Float32 weight in oneDNN's blocked layout."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -71,7 +87,7 @@ class OneDnnLinear:
         return output
 
 
-class Float16PackedLinear:
+class Float16PackedLinear(Linear):
     """Weight packed as float16 by FBGEMM, activations and accumulation in float32. The weight comes as float32."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

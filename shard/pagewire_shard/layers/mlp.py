@@ -1,28 +1,12 @@
 """The dense feed-forward block."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
-import torch.nn.functional as F
-from pagewire_kernels.activation import gelu_and_mul, silu_and_mul
 
-from pagewire_shard.layers.few_rows import SiluGated
-from pagewire_shard.layers.linear import Linear, PlainLinear
-from pagewire_shard.layers.spec import Activation, MlpSpec
-
-PLAIN: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": torch.relu_,
-    "silu": partial(F.silu, inplace=True),
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-}
-
-GATED: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": silu_and_mul,
-    "gelu": gelu_and_mul,
-    "gelu_tanh": partial(gelu_and_mul, approximate="tanh"),
-}
+from pagewire_shard.layers.activation import GATED, PLAIN
+from pagewire_shard.layers.linear import Linear
+from pagewire_shard.layers.spec import MlpSpec
 
 
 class Mlp:
@@ -38,7 +22,8 @@ class Mlp:
 
 
 def _activated_up(spec: MlpSpec, up: Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+    fused = up.gated(spec.activation) if spec.gated else None
+    if fused is not None:
+        return fused
     activate = (GATED if spec.gated else PLAIN)[spec.activation]
-    if spec.gated and spec.activation == "silu" and isinstance(up, PlainLinear):
-        return SiluGated(up, activate)
     return lambda x: activate(up(x))

@@ -1,5 +1,6 @@
 """Layer norms that carry the residual: each adds a block's output to the residual stream and normalises the sum."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -57,6 +58,7 @@ class NormSpec:
     bias: bool = False
     """Layer norms only."""
 
-    def build(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Norm:
-        """The norm with these tensors, each [width]."""
-        return RmsNorm(weight, self.eps) if self.kind == "rms" else LayerNorm(weight, bias, self.eps)
+    def build(self, tensors: Mapping[str, torch.Tensor]) -> Norm:
+        """The norm with this weight and perhaps bias, each [width]."""
+        weight = tensors["weight"]
+        return RmsNorm(weight, self.eps) if self.kind == "rms" else LayerNorm(weight, tensors.get("bias"), self.eps)

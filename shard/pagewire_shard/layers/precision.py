@@ -6,7 +6,7 @@ import torch
 
 from pagewire_shard.config import Dtype
 from pagewire_shard.errors import BadOption
-from pagewire_shard.layers.few_rows import gpu_linear
+from pagewire_shard.layers.gpu_linear import GpuLinear
 from pagewire_shard.layers.linear import LinearFactory, float16_packed_linear, float32_linear
 
 DTYPES: dict[str, torch.dtype] = {
@@ -50,7 +50,7 @@ def resolve_precision(device: torch.device, dtype: Dtype, checkpoint_dtype: str 
         raise BadOption(f"--dtype {name}: must be auto, {', '.join(DTYPES)}")
     if device.type != "cpu":
         element = DTYPES[name]
-        return Precision(name, device, element, element, element, gpu_linear)
+        return Precision(name, device, element, element, element, GpuLinear)
     if name == "float32":
         return Precision(name, device, torch.float32, torch.float32, torch.float32, float32_linear)
     # A table is looked up, then cast: bfloat16 can stay what it is.

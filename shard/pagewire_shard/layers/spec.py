@@ -6,10 +6,10 @@ Every option is there because a supported family needs it.
 from dataclasses import dataclass
 from typing import Literal
 
+from pagewire_shard.layers.activation import Activation
 from pagewire_shard.layers.norm import NormSpec
 
 NormPlace = Literal["pre", "post"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 RopeVariant = Literal["default", "linear", "llama3", "yarn"]
 
 

@@ -20,7 +20,7 @@ from pagewire_shard.errors import CorruptWeights, ModelNotFound
 
 SAFETENSORS_FILE, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_FILE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,21 @@ class CheckpointTensor:
     name: str
     value: torch.Tensor
 
-    def check_usable(self) -> None:
-        """Raises CorruptWeights if weights of its type are not supported."""
+    def check_usable(self, wanted: torch.dtype = torch.float32) -> None:
+        """Raises CorruptWeights if the tensor is not dense, or its element type does not serve as `wanted`: each of
+        FLOAT_DTYPES serves as any other, all other types only as themselves."""
         if self.value.layout is not torch.strided or self.value.device.type != "cpu":
             kind = f"{self.value.layout} on {self.value.device}".replace("torch.", "")
             raise CorruptWeights(f"{self.path}: tensor {self.name!r} is stored as {kind}; supported: dense tensors")
-        if self.value.dtype not in SUPPORTED_DTYPES:
-            raise CorruptWeights(
-                f"{self.path}: tensor {self.name!r} is stored as {str(self.value.dtype).removeprefix('torch.')}; "
-                "supported: float32, float16, bfloat16"
-            )
+        is_float = wanted in FLOAT_DTYPES
+        if self.value.dtype not in (FLOAT_DTYPES if is_float else (wanted,)):
+            stored = _dtype_name(self.value.dtype)
+            supported = "float32, float16, bfloat16" if is_float else _dtype_name(wanted)
+            raise CorruptWeights(f"{self.path}: tensor {self.name!r} is stored as {stored}; supported: {supported}")
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ def stored_dtype(files: Sequence[CheckpointFile]) -> str:
     for file in files:
         for tensor in file.tensors():
             if tensor.value.is_floating_point():
-                return str(tensor.value.dtype).removeprefix("torch.")
+                return _dtype_name(tensor.value.dtype)
     raise CorruptWeights(f"{files[0].path}: the checkpoint has no floating-point tensors")
 
 

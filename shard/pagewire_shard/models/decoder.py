@@ -25,7 +25,7 @@ from pagewire_shard.layers.moe import MixtureOfExperts
 from pagewire_shard.layers.norm import Norm
 from pagewire_shard.layers.rotary import cos_sin_cache
 from pagewire_shard.layers.spec import DecoderSpec, LearnedPositions, MlpSpec, MoeSpec
-from pagewire_shard.models.weights import Weights
+from pagewire_shard.layers.weights import Weights
 
 
 class Decoder:
@@ -98,25 +98,24 @@ class _Builder:
         )
 
     def embedding(self, name: str, offset: int = 0) -> Embedding:
-        return Embedding(self._weights.tables[name], self._weights.precision.activations, offset)
+        return Embedding(self._weights.tensors[name]["weight"], self._weights.precision.activations, offset)
 
     def position_embedding(self) -> Embedding | None:
         positions = self._spec.positions
         return self.embedding("position_embed", positions.offset) if isinstance(positions, LearnedPositions) else None
 
     def norm(self, name: str) -> Norm:
-        return self._spec.norm.build(*self._weights.norms[name])
+        return self._spec.norm.build(self._weights.tensors[name])
 
     def _qk_norms(self, name: str) -> tuple[Norm, Norm] | None:
-        norm, tensors = self._spec.qk_norm, self._weights.norms
-        return (norm.build(*tensors[name + "q_norm"]), norm.build(*tensors[name + "k_norm"])) if norm else None
+        norm, tensors = self._spec.qk_norm, self._weights.tensors
+        return (norm.build(tensors[name + "q_norm"]), norm.build(tensors[name + "k_norm"])) if norm else None
 
     def _feed_forward(self, name: str, mlp: MlpSpec | MoeSpec) -> FeedForward:
-        linears, experts = self._weights.linears, self._weights.experts
+        linears, tensors = self._weights.linears, self._weights.tensors
         if isinstance(mlp, MoeSpec):
-            return MixtureOfExperts(
-                mlp, linears[name + "router"], experts[name + "experts_up"], experts[name + "experts_down"]
-            )
+            up, down = tensors[name + "experts_up"]["weight"], tensors[name + "experts_down"]["weight"]
+            return MixtureOfExperts(mlp, linears[name + "router"], up, down)
         return Mlp(mlp, linears[name + "up"], linears[name + "down"])
 
     def block(self, index: int) -> Block:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pagewire_shard.layers.spec import Activation, DecoderSpec
+from pagewire_shard.layers.activation import Activation
+from pagewire_shard.layers.spec import DecoderSpec
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
 

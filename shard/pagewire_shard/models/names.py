@@ -19,15 +19,16 @@ class Target:
 
     parameter: str
     """Key of models.parameters.parameters()."""
-    field: str
-    """weight or bias."""
+    tensor: str
+    """Which of the parameter's tensors: weight, bias, or what else its quantization scheme stores."""
     part: int | None
     """Which part of a merged parameter; None: all of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameMap:
-    """A family's names. A module is a tensor name without the optional prefix and the ending .weight or .bias."""
+    """A family's names. A module is a tensor name without the optional prefix and without its last component,
+    which names one of the parameter's tensors."""
 
     prefix: str
     """Optional start of every name, such as "model."."""
@@ -46,17 +47,19 @@ class NameMap:
 
     def target(self, name: str) -> Target | None:
         """The tensor's place, None if it belongs nowhere."""
-        module, _, field = name.removeprefix(self.prefix).rpartition(".")
-        if field not in ("weight", "bias"):
-            return self._fused_target(name.removeprefix(self.prefix))
+        module, _, tensor = name.removeprefix(self.prefix).rpartition(".")
         if module in self.modules:
-            return Target(self.modules[module], field, None)
+            return Target(self.modules[module], tensor, None)
         match = re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", module)
-        place = self._layer_place(match[2]) if match else None
-        if match is None or place is None:
+        if match is None:
             return None
-        parameter, part = place
-        return Target(f"layers.{int(match[1])}.{parameter}", field, part)
+        if place := self._layer_place(match[2]):
+            parameter, part = place
+        elif fused := self.fused_experts.get(f"{match[2]}.{tensor}"):
+            parameter, tensor, part = fused, "weight", None
+        else:
+            return None
+        return Target(f"layers.{int(match[1])}.{parameter}", tensor, part)
 
     def _layer_place(self, module: str) -> tuple[str, int | None] | None:
         if module in self.layer_modules:
@@ -67,25 +70,19 @@ class NameMap:
         parameter, num_parts, part = self.experts[f"{indexed[1]}{{}}{indexed[3]}"]
         return parameter, int(indexed[2]) * num_parts + part
 
-    def _fused_target(self, name: str) -> Target | None:
-        match = re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", name)
-        if match is None or match[2] not in self.fused_experts:
-            return None
-        return Target(f"layers.{int(match[1])}.{self.fused_experts[match[2]]}", "weight", None)
-
-    def source(self, parameter: str, field: str, part: int | None) -> str:
+    def source(self, parameter: str, tensor: str, part: int | None) -> str:
         """The tensor that fills this place, without the prefix: the inverse of target, for messages."""
         for module, name in self.modules.items():
             if name == parameter:
-                return f"{module}.{field}"
+                return f"{module}.{tensor}"
         _, index, layer_parameter = parameter.split(".")
         for module, place in self.layer_modules.items():
             if place in ((layer_parameter, part), (layer_parameter, None)):
-                return f"{self.layer}{index}.{module}.{field}"
+                return f"{self.layer}{index}.{module}.{tensor}"
         for module, (name, num_parts, offset) in self.experts.items():
             if name == layer_parameter and part is not None and part % num_parts == offset:
-                return f"{self.layer}{index}.{module.format(part // num_parts)}.{field}"
-        raise AssertionError(f"no tensor fills {parameter} {field} {part}")
+                return f"{self.layer}{index}.{module.format(part // num_parts)}.{tensor}"
+        raise AssertionError(f"no tensor fills {parameter} {tensor} {part}")
 
 
 def is_needless(name: str) -> bool:

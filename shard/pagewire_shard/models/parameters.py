@@ -1,42 +1,9 @@
-"""Which parameters a decoder has, by name and shape: what the loader fills and the decoder is built from.
-
-Projections that read the same input are one parameter (qkv, gate_up), so that each is one matrix product; a part is one
-of the checkpoint's matrices in it.
-"""
+"""Which parameters a decoder has, by name: what the loader fills and the decoder is built from."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
-from typing import Literal
 
+from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec, MoeSpec
-
-Role = Literal["linear", "table", "norm", "experts"]
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter: a weight of [sum of parts, in_features], of a norm [sum of parts], and perhaps a bias."""
-
-    role: Role
-    """linear: packed for matrix products; table: rows are looked up; norm: scale of a norm; experts: the matrices of
-    all experts of a layer, one under the other, never packed."""
-    parts: tuple[int, ...]
-    """Rows of each part."""
-    in_features: int = 0
-    bias: bool = False
-
-    @property
-    def num_rows(self) -> int:
-        return sum(self.parts)
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        return (self.num_rows,) if self.role == "norm" else (self.num_rows, self.in_features)
-
-    @property
-    def num_elements(self) -> int:
-        return prod(self.weight_shape) + (self.num_rows if self.bias else 0)
 
 
 def parameters(spec: DecoderSpec) -> dict[str, Parameter]:

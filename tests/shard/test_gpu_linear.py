@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from pagewire_kernels.activation import silu_and_mul
 from pagewire_kernels.few_rows_linear import reference
 from pagewire_kernels.tuning.few_rows_linear import MAX_ROWS, FewRowsTile
-from pagewire_shard.layers import few_rows
-from pagewire_shard.layers.linear import PlainLinear, float32_linear
+from pagewire_shard.layers import gpu_linear
+from pagewire_shard.layers.activation import Activation
+from pagewire_shard.layers.gpu_linear import GpuLinear
+from pagewire_shard.layers.linear import Linear, float32_linear
 from pagewire_shard.layers.mlp import Mlp
-from pagewire_shard.layers.spec import Activation, MlpSpec
+from pagewire_shard.layers.spec import MlpSpec
 
 ONE_ROW = FewRowsTile(tensor_cores=False, block_n=8, block_k=512, num_warps=4, num_stages=4, early_release=False)
 MORE_ROWS = FewRowsTile(tensor_cores=True, block_n=32, block_k=128, num_warps=4, num_stages=4, early_release=False)
@@ -42,13 +43,13 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """A device whose table has tiles for every weight."""
-    monkeypatch.setattr(few_rows, "tiles_by_rows", lambda weight, gated=False: TILES)
+    monkeypatch.setattr(gpu_linear, "tiles_by_rows", lambda weight, gated=False: TILES)
     stand_in = Kernel()
-    monkeypatch.setattr(few_rows, "few_rows_linear", stand_in)
+    monkeypatch.setattr(gpu_linear, "few_rows_linear", stand_in)
     return stand_in
 
 
-def mlp(up: Callable[..., few_rows.Linear], activation: Activation = "silu", *, gated: bool = True) -> Mlp:
+def mlp(up: Callable[..., Linear], activation: Activation = "silu", *, gated: bool = True) -> Mlp:
     generator = torch.Generator().manual_seed(0)
     height = 2 * SIZE if gated else SIZE
     weights = (torch.randn(*shape, generator=generator) for shape in ((height, HIDDEN), (HIDDEN, SIZE)))
@@ -59,7 +60,7 @@ def mlp(up: Callable[..., few_rows.Linear], activation: Activation = "silu", *, 
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_rows_with_a_tile_go_through_the_kernel(kernel: Kernel, has_bias: bool) -> None:
     weight, bias = torch.randn(SIZE, HIDDEN), torch.randn(SIZE) if has_bias else None
-    linear = few_rows.gpu_linear(weight, bias)
+    linear = GpuLinear(weight, bias)
     for num_rows in (0, 1, 2, 3, MAX_ROWS, MAX_ROWS + 1, 100):
         x = torch.randn(num_rows, HIDDEN)
         torch.testing.assert_close(linear(x), torch.nn.functional.linear(x, weight, bias))
@@ -67,7 +68,7 @@ def test_rows_with_a_tile_go_through_the_kernel(kernel: Kernel, has_bias: bool) 
 
 
 def test_a_gated_block_takes_gate_and_activation_in_one(kernel: Kernel) -> None:
-    block, plain = mlp(PlainLinear), mlp(float32_linear)
+    block, plain = mlp(GpuLinear), mlp(float32_linear)
     for num_rows in (1, 2, MAX_ROWS, MAX_ROWS + 1):
         x = torch.randn(num_rows, HIDDEN)
         torch.testing.assert_close(block(x), plain(x))
@@ -76,13 +77,13 @@ def test_a_gated_block_takes_gate_and_activation_in_one(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize(("activation", "gated"), [("gelu", True), ("gelu_tanh", True), ("silu", False)])
 def test_other_activations_are_launches_of_their_own(kernel: Kernel, activation: Activation, gated: bool) -> None:
-    mlp(PlainLinear, activation, gated=gated)(torch.randn(1, HIDDEN))
-    assert kernel.calls == []
+    mlp(GpuLinear, activation, gated=gated)(torch.randn(1, HIDDEN))
+    assert kernel.calls == [(1, False, ONE_ROW)]
 
 
 def test_weights_that_were_not_measured_are_torchs() -> None:
     weight = torch.randn(2 * SIZE, HIDDEN)
-    linear = few_rows.gpu_linear(weight, None)
-    assert type(linear) is PlainLinear
+    linear = GpuLinear(weight, None)
+    assert linear.gated("silu") is None
     x = torch.randn(1, HIDDEN)
-    assert torch.equal(few_rows.SiluGated(linear, silu_and_mul)(x), silu_and_mul(linear(x)))
+    assert torch.equal(linear(x), torch.nn.functional.linear(x, weight))

@@ -1,0 +1,26 @@
+"""Activation functions by name: of one input, and of a gate that multiplies the value beside it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pagewire_kernels.activation import gelu_and_mul, silu_and_mul
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+PLAIN: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.relu_,
+    "silu": partial(F.silu, inplace=True),
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+"""[..., size] -> [..., size]; may overwrite its input."""
+
+GATED: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": silu_and_mul,
+    "gelu": gelu_and_mul,
+    "gelu_tanh": partial(gelu_and_mul, approximate="tanh"),
+}
+"""[num_rows, 2 * size], gate and value side by side -> [num_rows, size]: activation(gate) * value."""

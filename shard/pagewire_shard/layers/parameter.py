@@ -1,0 +1,57 @@
+"""Parameters: what a layer computes with, by name, and the tensors that each of them is stored as."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Role = Literal["linear", "table", "norm", "experts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One weight, and perhaps a bias, before anything is said about how they are stored.
+
+    Projections that read the same input are one parameter (qkv, gate and up), so that they are one matrix product; each
+    of the checkpoint's matrices in it is a part.
+    """
+
+    role: Role
+    """linear: multiplies; table: rows are looked up; norm: scale of a norm; experts: the matrices of all experts of a
+    layer, one under the other."""
+    parts: tuple[int, ...]
+    """Rows of each part."""
+    in_features: int = 0
+    """Columns; 0: the weight is a vector."""
+    bias: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.parts)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's."""
+        return (self.num_rows, self.in_features) if self.in_features else (self.num_rows,)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor that a parameter is stored as, such as its weight, bias or scales."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    """As it is held; a checkpoint may store another floating-point type, but no other kind of number."""
+    parts: tuple[int, ...]
+    """Length of each of the parameter's parts in the first dimension."""
+    dummy: float | None = None
+    """Every element of dummy weights; None: normally distributed."""
+
+
+def plain_tensors(parameter: Parameter, weight: torch.dtype, bias: torch.dtype) -> dict[str, TensorSpec]:
+    """A weight, and a bias if the parameter has one, of these element types."""
+    dummy = 1.0 if parameter.role == "norm" else None
+    tensors = {"weight": TensorSpec(parameter.shape, weight, parameter.parts, dummy)}
+    if parameter.bias:
+        tensors["bias"] = TensorSpec((parameter.num_rows,), bias, parameter.parts, dummy=0.0)
+    return tensors

@@ -1,0 +1,60 @@
+"""A decoder's weights, collected parameter by parameter."""
+
+from collections.abc import Mapping
+
+import torch
+
+from pagewire_shard.layers.linear import Linear
+from pagewire_shard.layers.parameter import Parameter, TensorSpec, plain_tensors
+from pagewire_shard.layers.precision import Precision
+from pagewire_shard.layers.quantization import QuantizationScheme, Unquantized
+
+
+class Weights:
+    """What a decoder is built from; keys are the names of its parameters, lm_head always among linears."""
+
+    def __init__(self, precision: Precision, scheme: QuantizationScheme | None = None) -> None:
+        """Without a scheme nothing is quantized."""
+        self.precision = precision
+        self.linears: dict[str, Linear] = {}
+        self.tensors: dict[str, Mapping[str, torch.Tensor]] = {}
+        """By name, then by tensor: tables, norms and experts."""
+        self._unquantized = Unquantized(precision)
+        self._scheme = scheme or self._unquantized
+        self._shared_table: str | None = None
+        """The table that a linear reads too."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all weights."""
+        linears = sum(linear.num_bytes for linear in self.linears.values())
+        others = (t for name, tensors in self.tensors.items() if name != self._shared_table for t in tensors.values())
+        return linears + sum(tensor.nbytes for tensor in others)
+
+    def specs(self, parameter: Parameter) -> dict[str, TensorSpec]:
+        """The tensors that `put` wants of the parameter."""
+        if parameter.role == "linear":
+            return self._scheme.tensors(parameter)
+        activations = self.precision.activations
+        return plain_tensors(
+            parameter, self.precision.tables if parameter.role == "table" else activations, activations
+        )
+
+    def put(self, name: str, parameter: Parameter, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes a complete parameter; a linear one is packed here, and its weight is free when the caller drops it."""
+        if parameter.role == "linear":
+            self.linears[name] = self._scheme.linear(parameter, tensors)
+        else:
+            self.tensors[name] = tensors
+
+    def tie_output(self, lm_head: Parameter, bias: torch.Tensor | None = None) -> None:
+        """Makes the output projection of the token embeddings, with a bias of its own if given.
+
+        A Linear that keeps its weight shares the table. A packed one is a copy: the table stays for looking rows up.
+        """
+        table = self.tensors["embed"]["weight"]
+        tensors = {"weight": table.to(self.precision.linear_weights)} | ({} if bias is None else {"bias": bias})
+        linear = self._unquantized.linear(lm_head, tensors)
+        if linear.keeps_weight and tensors["weight"] is table:
+            self._shared_table = "embed"
+        self.linears["lm_head"] = linear
