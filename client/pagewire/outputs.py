@@ -15,7 +15,8 @@ class Logprob:
     rank: int | None = None
     """Place in the distribution, from 1."""
     decoded_token: str | None = None
-    """The token as text; None: the server does not say."""
+    """The token decoded alone, special tokens included. Empty if it ends inside its only character: the token with the
+    last byte has that. None if SamplingParams.detokenize is False."""
 
 
 @dataclass(frozen=True, slots=True)

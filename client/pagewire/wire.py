@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 from pagewire.errors import InvalidRequest
 from pagewire.events import Event, SequenceFinished, Started, TokenDelta
@@ -120,9 +121,12 @@ def _logprobs(positions: Iterable[inference_pb2.TokenLogprobs]) -> list[dict[int
     decoded = []
     for position in positions:
         # The sampled token comes first; if it is among the best too, it stays where it is.
-        entry = {position.token_id: Logprob(position.logprob, position.rank)}
-        for rank, (token_id, logprob) in enumerate(zip(position.top_token_ids, position.top_logprobs, strict=False), 1):
-            entry.setdefault(token_id, Logprob(logprob, rank))
+        text = position.token_text if position.HasField("token_text") else None
+        entry = {position.token_id: Logprob(position.logprob, position.rank, text)}
+        texts = position.top_token_texts or repeat(None)
+        best = zip(position.top_token_ids, position.top_logprobs, texts, strict=False)
+        for rank, (token_id, logprob, text) in enumerate(best, 1):
+            entry.setdefault(token_id, Logprob(logprob, rank, text))
         decoded.append(entry)
     return decoded
 

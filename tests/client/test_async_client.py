@@ -137,7 +137,9 @@ async def test_health_is_false_where_nobody_answers(tmp_path):
 
 async def test_logprobs_come_by_token_id(fake, client):
     async def complete(request, context):
-        entry = pb.TokenLogprobs(token_id=9, logprob=-2.0, rank=3, top_token_ids=[1, 2], top_logprobs=[-0.5, -1.0])
+        texts = {"token_text": " nine", "top_token_texts": [" one", ""]}
+        best = {"top_token_ids": [1, 2], "top_logprobs": [-0.5, -1.0]}
+        entry = pb.TokenLogprobs(token_id=9, logprob=-2.0, rank=3, **best, **texts)
         other = pb.TokenLogprobs(token_id=1, logprob=-0.25, rank=1, top_token_ids=[1], top_logprobs=[-0.25])
         completion = pb.Completion(token_ids=[9, 1], logprobs=[entry, other], finished=pb.Finished(finish_reason=2))
         return pb.GenerateResult(completions=[completion])
@@ -146,6 +148,8 @@ async def test_logprobs_come_by_token_id(fake, client):
     [output] = (await client.complete("x")).outputs
     assert [list(entry) for entry in output.logprobs] == [[9, 1, 2], [1]]
     assert (output.logprobs[0][9].logprob, output.logprobs[0][9].rank, output.logprobs[0][2].rank) == (-2.0, 3, 2)
+    assert [entry.decoded_token for entry in output.logprobs[0].values()] == [" nine", " one", ""]
+    assert output.logprobs[1][1].decoded_token is None, "this message came without a text"
     assert output.cumulative_logprob == -2.25
     assert (output.finish_reason, output.stop_reason) == ("length", None)
 

@@ -132,6 +132,25 @@ def test_any_texts_equal_transformers(both, texts):
         assert_equal(both[0], both[1], text)
 
 
+def decoded_alone(theirs, token_id):
+    """As vLLM does for log-probabilities: decode() of one token, with the spaces that a decoder strips put back."""
+    raw, text = theirs.convert_ids_to_tokens(token_id), theirs.decode([token_id])
+    num_marks, num_spaces = len(raw) - len(raw.lstrip("\u2581")), len(text) - len(text.lstrip(" "))
+    return " " * (num_marks - num_spaces) + text
+
+
+def test_every_token_alone_equals_transformers(both):
+    ours, theirs, _ = both
+    for token_id in range(len(theirs)):
+        piece, decoded = ours.piece(token_id), decoded_alone(theirs, token_id)
+        if isinstance(piece, bytes):
+            assert "\N{REPLACEMENT CHARACTER}" in decoded
+        elif theirs.convert_ids_to_tokens(token_id) == "<0x20>":
+            assert piece == " ", "a byte token that is a space; decode() strips it"
+        else:
+            assert piece == decoded, token_id
+
+
 def test_special_tokens_equal_transformers(both):
     ours, theirs, files = both
     theirs_by_id = {token_id: token.special for token_id, token in theirs.added_tokens_decoder.items()}

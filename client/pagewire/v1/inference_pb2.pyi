@@ -872,12 +872,18 @@ class TokenLogprobs(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     TOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOKEN_TEXT_FIELD_NUMBER: _builtins.int
+    TOP_TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The sampled token."""
     logprob: _builtins.float
     """Its natural log-probability."""
     rank: _builtins.int
     """Its rank in the distribution, from 1."""
+    token_text: _builtins.str
+    """The sampled token as text: empty if it ends inside its only character, which the token with the last byte has.
+    Absent if detokenize is false.
+    """
     @_builtins.property
     def top_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The most probable tokens, best first."""
@@ -885,6 +891,10 @@ class TokenLogprobs(_message.Message):
     @_builtins.property
     def top_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Their natural log-probabilities."""
+
+    @_builtins.property
+    def top_token_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts of top_token_ids after the same tokens. Empty if detokenize is false."""
 
     def __init__(
         self,
@@ -894,12 +904,16 @@ class TokenLogprobs(_message.Message):
         rank: _builtins.int = ...,
         top_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        token_text: _builtins.str | None = ...,
+        top_token_texts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_token_text", b"_token_text", "token_text", b"token_text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "rank", b"rank", "token_id", b"token_id", "top_logprobs", b"top_logprobs", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_text", b"_token_text", "logprob", b"logprob", "rank", b"rank", "token_id", b"token_id", "token_text", b"token_text", "top_logprobs", b"top_logprobs", "top_token_ids", b"top_token_ids", "top_token_texts", b"top_token_texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__token_text: _TypeAlias = _typing.Literal["token_text"]  # noqa: Y015
+    _WhichOneofArgType__token_text: _TypeAlias = _typing.Literal["_token_text", b"_token_text"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_text) -> _WhichOneofReturnType__token_text | None: ...
 
 Global___TokenLogprobs: _TypeAlias = TokenLogprobs  # noqa: Y015
 

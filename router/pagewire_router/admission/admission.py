@@ -135,4 +135,4 @@ class Admission:
                 spaces_between_special_tokens=params.spaces_between_special_tokens,
             )
 
-        return RequestOutput(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, notified)
+        return RequestOutput(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, notified, tokenizer.piece)

@@ -9,6 +9,7 @@ from pagewire_router.errors import RouterError
 from pagewire_router.output.sequence_output import SequenceOutput
 from pagewire_router.request import SamplingParams
 from pagewire_router.text.detokenizer import Detokenizer
+from pagewire_router.text.piece_table import Piece
 from pagewire_router.text.stop_strings import StopString
 
 
@@ -34,11 +35,18 @@ class RequestOutput:
         eos_token_ids: tuple[int, ...],
         new_detokenizer: Callable[[], Detokenizer] | None,
         notified: Notified,
+        piece_of: Callable[[int], Piece] | None = None,
     ) -> None:
-        """new_detokenizer: None if the client wants token ids alone."""
+        """
+        Args:
+            new_detokenizer: None if the client wants token ids alone.
+            piece_of: Tokenizer.piece; None likewise.
+        """
         stops = [StopString(stop) for stop in params.stop]
         self._sequences = [
-            SequenceOutput(index, params, eos_token_ids, new_detokenizer() if new_detokenizer else None, stops)
+            SequenceOutput(
+                index, params, eos_token_ids, new_detokenizer() if new_detokenizer else None, stops, piece_of
+            )
             for index in range(params.n)
         ]
         self._notified = notified

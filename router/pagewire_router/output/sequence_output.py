@@ -1,12 +1,14 @@
 """The output of one sequence on its way to the client: detokenized, checked for stop strings, held until written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.grpc_front.delta_encoding import encode_delta
+from pagewire_router.output.token_logprobs import TokenLogprobsBuilder
 from pagewire_router.request import SamplingParams
 from pagewire_router.text.detokenizer import Detokenizer
+from pagewire_router.text.piece_table import Piece
 from pagewire_router.text.stop_strings import StopString, StopStrings
 
 MAX_DELTA_BYTES = 512 * 1024
@@ -19,6 +21,7 @@ class SequenceOutput:
     __slots__ = (
         "_detokenizer",
         "_logprobs",
+        "_logprobs_builder",
         "_min_tokens",
         "_stop_strings",
         "_stop_token_ids",
@@ -36,11 +39,13 @@ class SequenceOutput:
         eos_token_ids: tuple[int, ...],
         detokenizer: Detokenizer | None,
         stops: Sequence[StopString],
+        piece_of: Callable[[int], Piece] | None = None,
     ) -> None:
         """
         Args:
             detokenizer: None if the client wants token ids alone.
             stops: those of params, compiled for all of the request's sequences.
+            piece_of: Tokenizer.piece, for the texts of tokens beside log-probabilities; None: there are none.
         """
         self.index = index
         self._detokenizer = detokenizer
@@ -52,6 +57,7 @@ class SequenceOutput:
         self._min_tokens = params.min_tokens
         self._text = ""
         self._token_ids: list[int] = []
+        self._logprobs_builder = TokenLogprobsBuilder(piece_of) if params.logprobs is not None else None
         self._logprobs: list[inference_pb2.TokenLogprobs] = []
         self.num_tokens = 0
         """Tokens sampled."""
@@ -62,8 +68,8 @@ class SequenceOutput:
         """Takes the next tokens. True: a stop string was found."""
         self._token_ids += token_ids
         self.num_tokens += len(token_ids)
-        if logprobs:
-            self._logprobs += map(_token_logprobs, token_ids, logprobs)
+        if logprobs and self._logprobs_builder is not None:
+            self._logprobs += map(self._logprobs_builder.build, token_ids, logprobs)
         if self._detokenizer is None:
             return False
         num_new = len(token_ids)
@@ -112,7 +118,7 @@ class SequenceOutput:
         if not token_ids and not text:
             return []
         self._text, self._token_ids, self._logprobs = "", [], []
-        num_bytes = 4 * len(text) + 5 * len(token_ids) + sum(24 + 9 * len(entry.top_token_ids) for entry in logprobs)
+        num_bytes = 4 * len(text) + 5 * len(token_ids) + sum(entry.ByteSize() + 4 for entry in logprobs)
         if num_bytes <= MAX_DELTA_BYTES:
             return [encode_delta(self.index, text, token_ids, logprobs)]
         return self._cut(num_bytes // MAX_DELTA_BYTES + 1, text, token_ids, logprobs)
@@ -140,13 +146,3 @@ class SequenceOutput:
         )
         self._text, self._token_ids, self._logprobs = "", [], []
         return completion
-
-
-def _token_logprobs(token_id: int, logprobs: shard_pb2.SequenceLogprobs) -> inference_pb2.TokenLogprobs:
-    return inference_pb2.TokenLogprobs(
-        token_id=token_id,
-        logprob=logprobs.logprob,
-        rank=logprobs.rank,
-        top_token_ids=logprobs.top_token_ids,
-        top_logprobs=logprobs.top_logprobs,
-    )

@@ -8,6 +8,8 @@ from tokenizers import Tokenizer as Backend
 
 Piece = str | bytes
 """str if the token's bytes are whole characters, else bytes."""
+SPACE_MARK = "▁"
+"""SentencePiece's way to write a space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def _tokens_by_id(backend: Backend) -> dict[int, str]:
 def _is_byte_fallback(steps: list[dict[str, Any]]) -> bool:
     """Replace, ByteFallback, Fuse, and perhaps Strip of one leading space: Llama 2's and Gemma's decoder."""
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    replace = {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}
     plain = [replace, {"type": "ByteFallback"}, {"type": "Fuse"}]
     return steps in (plain, [*plain, strip])
 
@@ -100,7 +102,7 @@ def _byte_fallback_bytes(token: str) -> bytes:
             return bytes.fromhex(token[3:5])
         except ValueError:
             pass
-    return token.replace("▁", " ").encode()
+    return token.replace(SPACE_MARK, " ").encode()
 
 
 def _whole_characters(piece: bytes) -> Piece:

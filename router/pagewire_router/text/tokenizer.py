@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Backend
 from pagewire_router.text.chat_template import ChatTemplates
 from pagewire_router.text.detokenizer import Detokenizer, PieceDetokenizer, SeparateSpecialTokens, WindowDetokenizer
 from pagewire_router.text.length_bound import max_chars_per_token
-from pagewire_router.text.piece_table import build_piece_table, partial_pieces
+from pagewire_router.text.piece_table import SPACE_MARK, Piece, build_piece_table, partial_pieces
 from pagewire_router.text.space_clean_up import CleanUpDetokenizer, clean_up_spaces
 from pagewire_router.text.text_threads import QueueBounds, TextThreads
 from pagewire_router.text.tokenizer_files import build_backend, chat_templates, special_tokens, tokenizer_settings
@@ -44,6 +44,7 @@ class Tokenizer:
         self._cleans_up_spaces = tokenizer_settings(files).clean_up_tokenization_spaces
         self._table = build_piece_table(self._backend, vocab_size)
         self._partial_pieces = partial_pieces(self._backend) if self._table is None else {}
+        self._decoded_pieces: dict[int, str] = {}
         self._special_token_ids = frozenset(
             token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special
         )
@@ -82,6 +83,23 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """The token as the vocabulary writes it; empty if there is none with this id."""
         return self._backend.id_to_token(token_id) or ""
+
+    def piece(self, token_id: int) -> Piece:
+        """The token decoded alone, with its leading space; its bytes if it may hold part of a character."""
+        if self._table is not None:
+            piece = self._table.pieces[token_id]
+            return clean_up_spaces(piece) if self._cleans_up_spaces and isinstance(piece, str) else piece
+        if token_id in self._partial_pieces:
+            return self._partial_pieces[token_id]
+        if token_id not in self._decoded_pieces:
+            self._decoded_pieces[token_id] = self._decode_alone(token_id)
+        return self._decoded_pieces[token_id]
+
+    def _decode_alone(self, token_id: int) -> str:
+        text = self.decode([token_id], skip_special_tokens=False)
+        # Such decoders strip the space before the first word of a text.
+        starts_word = self.token_text(token_id).startswith(SPACE_MARK) and not text.startswith(" ")
+        return f" {text}" if starts_word else text
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         """The text of a whole sequence of tokens. Ids without a token have no text."""
