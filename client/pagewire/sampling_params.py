@@ -1,8 +1,9 @@
 """How tokens are sampled: vLLM's names, defaults and ranges."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ UNLIMITED_TOKENS = 2**31 - 1
 """What max_tokens=None sends: the server ends the sequence at its context length."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SamplingParams:
     """How to decode the continuation of a prompt.
 
-    Checked when built. Limits that only the server knows (largest n, largest logprobs, vocabulary) are checked there.
+    Values are checked when the object is built and again when a request is made of it, for attributes may be assigned
+    in between. Limits that only the server knows (largest n, largest logprobs, vocabulary) are checked there. The lists
+    are the object's own copies; `stop`, `stop_token_ids` and `bad_words` are lists whatever was given.
 
     Raises:
         InvalidRequest: names the field, what was given and what is accepted.
@@ -76,8 +79,31 @@ class SamplingParams:
     """Strings that must not be generated."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
+        for name in _CONTAINERS:
+            setattr(self, name, _plain(getattr(self, name)))
+        self._check()
+
+    @classmethod
+    def from_optional(cls, **given: Any) -> "SamplingParams":
+        """Parameters of which None means the default, as callers that pass fields of a request on have them.
+
+        max_tokens=None still means "until the context ends". Keys of logit_bias may be strings, as in JSON, and its
+        values are limited to -100 to 100.
+        """
+        named = {name: value for name, value in given.items() if value is not None or name == "max_tokens"}
+        if "logit_bias" in named:
+            named["logit_bias"] = _limited_bias(named["logit_bias"])
+        return cls(**named)
+
+    def _check(self) -> None:
+        """Turns values of numpy and torch into Python's own, and strings and None into lists; checks all ranges."""
+        for name in _SERVED:
+            value = getattr(self, name)
+            if type(value) not in _PLAIN_TYPES and not _is_plain_list(value):
+                setattr(self, name, _plain(value))
+        for name in ("stop", "stop_token_ids", "bad_words"):
+            if type(value := getattr(self, name)) is not list:
+                setattr(self, name, _as_list(value))
         self._check_numbers()
         self._check_lists()
         self._check_combinations()
@@ -120,13 +146,18 @@ class SamplingParams:
             raise _out_of_range("stop", self.stop, "no stop strings when detokenize is False")
 
     def clone(self) -> "SamplingParams":
-        """A copy; it is as good as the original, which nothing changes."""
-        return replace(self)
+        """A copy that shares nothing with the original."""
+        return copy.deepcopy(self)
 
     def to_proto(self) -> "inference_pb2.SamplingParams":
-        """The wire form: fields at their defaults are left out, the server has the same ones."""
+        """The wire form: fields at their defaults are left out, the server has the same ones.
+
+        Raises:
+            InvalidRequest: an attribute was assigned a value that is not accepted.
+        """
         from pagewire.v1 import inference_pb2
 
+        self._check()
         message = inference_pb2.SamplingParams()
         for field in fields(self):
             value = getattr(self, field.name)
@@ -178,16 +209,31 @@ def _refusing_by_name(build: Callable[..., None]) -> Callable[..., None]:
 
 
 _SERVED = {field.name for field in fields(SamplingParams)}
+_CONTAINERS = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids", "logit_bias")
+_PLAIN_TYPES = {bool, int, float, str, type(None)}
 SamplingParams.__init__ = _refusing_by_name(SamplingParams.__init__)  # type: ignore[method-assign]
 
 
+def _is_plain_list(value: Any) -> bool:
+    """Whether _plain would return an equal list."""
+    return type(value) is list and all(type(item) in _PLAIN_TYPES for item in value)
+
+
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy and torch as Python's own; everything else as it is."""
+    """Numbers and arrays of numpy and torch as Python's own, containers as new ones; everything else as it is."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _limited_bias(bias: Any) -> dict[int, float]:
+    """Raises InvalidRequest for what is no mapping of token ids to numbers."""
+    try:
+        return {int(token_id): min(100.0, max(-100.0, value)) for token_id, value in bias.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise _out_of_range("logit_bias", bias, "numbers by token id") from None
 
 
 def _as_list(value: str | Sequence[object] | Mapping[int, float] | None) -> list[object]:

@@ -52,6 +52,62 @@ def test_stop_is_a_string_or_several(stop, sent):
     assert list(SamplingParams(stop=stop).to_proto().stop) == sent
 
 
+def test_lists_are_lists_whatever_was_given():
+    params = SamplingParams(stop="end", stop_token_ids=(1, 2))
+    assert (params.stop, params.stop_token_ids, params.bad_words) == (["end"], [1, 2], [])
+    params.stop.append("more")
+    params.stop_token_ids += [3]
+    message = params.to_proto()
+    assert (list(message.stop), list(message.stop_token_ids)) == (["end", "more"], [1, 2, 3])
+    stop = params.stop
+    params.to_proto()
+    assert params.stop is stop, "sending leaves the caller's references good"
+
+
+def test_attributes_may_be_assigned():
+    params = SamplingParams(max_tokens=4)
+    params.max_tokens, params.temperature, params.stop = 32, 0, "end"
+    message = params.to_proto()
+    assert (message.max_tokens, message.temperature, list(message.stop)) == (32, 0.0, ["end"])
+    assert message.HasField("temperature")
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 9), ("stop", [""]), ("min_tokens", 17), ("n", None)])
+def test_what_is_assigned_is_checked_when_it_is_sent(name, value):
+    params = SamplingParams()
+    setattr(params, name, value)
+    with pytest.raises(InvalidRequest, match=rf"^sampling_params\.{name}: .*accepted: "):
+        params.to_proto()
+
+
+def test_a_clone_shares_nothing():
+    bias, stop = {1: 2.0}, ["a"]
+    params = SamplingParams(stop=stop, logit_bias=bias)
+    clone = params.clone()
+    assert clone == params
+    clone.stop.append("b")
+    clone.logit_bias[3] = 4.0
+    clone.max_tokens = 99
+    assert params == SamplingParams(stop=["a"], logit_bias={1: 2.0})
+    assert (stop, bias) == (["a"], {1: 2.0})
+
+
+def test_none_means_the_default_in_from_optional():
+    names = [field.name for field in dataclasses.fields(SamplingParams) if field.name != "max_tokens"]
+    assert SamplingParams.from_optional(**dict.fromkeys(names)) == SamplingParams()
+    assert SamplingParams.from_optional(max_tokens=None).max_tokens is None
+    assert SamplingParams.from_optional(temperature=0.0, top_p=None, n=1).temperature == 0
+    assert SamplingParams.from_optional(structured_outputs=None) == SamplingParams()
+
+
+def test_from_optional_takes_a_bias_as_json_has_it():
+    params = SamplingParams.from_optional(logit_bias={"5": 1.5, 6: -1000})
+    assert params.logit_bias == {5: 1.5, 6: -100.0}
+    for wrong in ({"a": 1}, {5: "b"}, [5]):
+        with pytest.raises(InvalidRequest, match=r"sampling_params\.logit_bias"):
+            SamplingParams.from_optional(logit_bias=wrong)
+
+
 def test_no_max_tokens_means_until_the_context_ends():
     assert SamplingParams(max_tokens=None).to_proto().max_tokens == 2**31 - 1
 
