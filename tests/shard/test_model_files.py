@@ -2,10 +2,10 @@
 
 import hashlib
 import json
+import subprocess
 import sys
 from concurrent.futures import Future
 from pathlib import Path
-from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -93,14 +93,55 @@ def test_a_tokenizer_that_needs_code_of_the_model_falls_back_to_its_file(tmp_pat
     assert "\n" not in caplog.records[0].getMessage()
 
 
-@pytest.mark.parametrize("error", [ImportError("No module named 'sentencepiece'"), TypeError("other protobuf")])
-def test_a_sentencepiece_model_without_the_package_says_so(tmp_path, monkeypatch, error):
+@pytest.fixture
+def stand_in_package(tmp_path: Path, monkeypatch):
+    """Writes a module that processes started from here import instead of the installed one."""
+    folder = tmp_path / "stand-ins"
+    monkeypatch.syspath_prepend(str(folder))
+
+    def write(name: str, code: str) -> None:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(code)
+
+    return write
+
+
+@pytest.mark.parametrize("error", ["ImportError('No module named sentencepiece')", "TypeError('other protobuf')"])
+def test_a_sentencepiece_model_without_the_package_says_so(tmp_path, stand_in_package, error):
     tokenizer_folders.sentencepiece_alone(tmp_path)
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", Mock(side_effect=error))
+    stand_in_package("sentencepiece", f"raise {error}")
     with pytest.raises(CorruptTokenizer, match="pip install sentencepiece"):
         collect_model_files(tmp_path)
+
+
+@pytest.mark.parametrize("code", ["import os; os.kill(os.getpid(), 9)", "raise SystemExit('out of memory')"])
+def test_a_reader_that_dies_is_reported_by_its_status(tmp_path, stand_in_package, code):
+    tokenizer_folders.sentencepiece_alone(tmp_path)
+    stand_in_package("transformers", code)
+    with pytest.raises(CorruptTokenizer, match=r"ended with status (-9|1: out of memory)"):
+        collect_model_files(tmp_path)
+
+
+def test_what_a_library_prints_while_it_reads_is_not_taken_for_the_tokenizer(tmp_path, stand_in_package):
+    tokenizer_folders.sentencepiece_alone(tmp_path)
+    expected = collect_model_files(tmp_path)
+    stand_in_package(
+        "transformers",
+        "import os, sys\nprint('advice'); os.write(1, b'{}\\n')\n"
+        "sys.path = [path for path in sys.path if not path.endswith('stand-ins')]\n"
+        "del sys.modules['transformers']\nimport transformers\n",
+    )
+    assert collect_model_files(tmp_path) == expected
+
+
+def test_transformers_is_not_imported_by_the_process_that_asks(tmp_path):
+    tokenizer_folders.qwen2(tmp_path)
+    script = (
+        "import sys; from pathlib import Path; from pagewire_shard.service.model_files import collect_model_files\n"
+        "assert b'NFC' in collect_model_files(Path(sys.argv[1]))['tokenizer.json']\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
 
 
 def test_a_model_without_a_tokenizer_has_none(model_dir):
