@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 from ideal_shard import IdealShard
 from machine import print_table, save_result
-from pagewire.v1 import shard_pb2
-from pagewire_router.request import Request, SamplingParams
+from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.sampling_params import with_defaults
+from pagewire_router.request import Request
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.step_records import GroupLimits
 
@@ -118,7 +119,7 @@ class Load:
     def _add_request(self) -> None:
         arrival = next(self._arrivals)
         max_tokens = SHORT_OUTPUTS[arrival * 37 % len(SHORT_OUTPUTS)] if self._turnover else LONG_OUTPUT
-        params = SamplingParams(max_tokens=max_tokens)
+        params = with_defaults(inference_pb2.SamplingParams(max_tokens=max_tokens))
         self._scheduler.add(Request(str(arrival), PROMPT, params, NullSink(), arrival_s=float(arrival)))
 
 

@@ -13,9 +13,11 @@ from time import perf_counter
 
 import torch
 from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire.v1.inference_pb2 import SamplingParams
 from pagewire_common.block_hash import block_digest, root_digest
+from pagewire_common.sampling_params import with_defaults
 from pagewire_router.errors import RouterError
-from pagewire_router.request import Request, SamplingParams
+from pagewire_router.request import Request
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_router.scheduling.step_records import GroupLimits
@@ -122,7 +124,7 @@ class Driver:
     def add_prompt(self, prompt: list[int], max_tokens: int) -> SequenceGroup:
         """Queues a request, to be decoded greedily."""
         self._num_requests += 1
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        params = with_defaults(SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True))
         request = Request(str(self._num_requests), prompt, params, NullSink(), arrival_s=float(self._num_requests))
         return self.scheduler.add(request)
 

@@ -1,6 +1,6 @@
 """What a router and its shards agree on: the plan stream's version and the limits of plans."""
 
-PROTOCOL_MAJOR = 1
+PROTOCOL_MAJOR = 2
 """A router of another major version is refused."""
 PROTOCOL_MINOR = 0
 """Additions that an older router may ignore."""

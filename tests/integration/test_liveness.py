@@ -13,6 +13,7 @@ import pytest
 from faulty_proxy import faulty_proxy
 from live_shards import ask, check, live_router, live_shard
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
+from pagewire_common.protocol import PROTOCOL_MAJOR
 from pagewire_router.errors import Unavailable
 from pagewire_router.groups import group_loop
 from pagewire_router.groups.shard_client import LeaseHeld, ShardClient
@@ -203,7 +204,7 @@ async def test_streams_that_end_while_plans_are_written_are_no_bugs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The shard is taken by force again and again, while the router is busy sending."""
-    hello = shard_pb2.Hello(router_id="rogue", force=True, max_inflight=2, protocol_major=1)
+    hello = shard_pb2.Hello(router_id="rogue", force=True, max_inflight=2, protocol_major=PROTOCOL_MAJOR)
     with caplog.at_level(logging.WARNING):
         async with live_shard(tmp_path) as shard, live_router(shard.address) as router:
             await router.wait_ready()

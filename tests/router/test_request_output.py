@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.sampling_params import with_defaults
 from pagewire_router.errors import Aborted
 from pagewire_router.output.request_output import RequestOutput
-from pagewire_router.request import SamplingParams
 from pagewire_router.text.tokenizer import Tokenizer
 
 FINISH = inference_pb2.FinishReason
@@ -32,7 +32,8 @@ def output_of(tokenizer, bell=None, eos=(1,), **params):
     def detokenizer():
         return tokenizer.detokenizer([], skip_special_tokens=True, spaces_between_special_tokens=True)
 
-    return RequestOutput(SamplingParams(**params), 5, eos, detokenizer, bell or Bell())
+    resolved = with_defaults(inference_pb2.SamplingParams(**params))
+    return RequestOutput(resolved, 5, eos, detokenizer, bell or Bell())
 
 
 def taken(output):

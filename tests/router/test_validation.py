@@ -1,37 +1,44 @@
 """Sampling parameters: what is accepted, what is refused, and how each violation is named."""
 
+import dataclasses
 import math
 
+import pagewire
 import pytest
 from pagewire.v1 import inference_pb2
+from pagewire_common.sampling_params import with_defaults
 from pagewire_router.admission.validation import (
     Limits,
     Violations,
     bound_by_context,
     check_prompt_length,
-    check_sampling_params,
+    resolve_sampling_params,
 )
 from pagewire_router.errors import InvalidRequest, RequestTooLong
-from pagewire_router.request import SamplingParams
 
 LIMITS = Limits(vocab_size=100, max_model_len=64, max_n=8, max_logprobs=20, eos_token_ids=(2, 3))
 
 
 def violations_of(**fields):
     violations = Violations()
-    check_sampling_params(inference_pb2.SamplingParams(**fields), LIMITS, violations)
+    resolve_sampling_params(inference_pb2.SamplingParams(**fields), LIMITS, violations)
     return {violation.field: violation.description for violation in violations.found}
 
 
 def checked(**fields):
     violations = Violations()
-    params = check_sampling_params(inference_pb2.SamplingParams(**fields), LIMITS, violations)
+    params = resolve_sampling_params(inference_pb2.SamplingParams(**fields), LIMITS, violations)
     violations.raise_if_any()
     return params
 
 
 def test_absent_parameters_have_vllms_defaults():
-    assert checked(seed=5) == SamplingParams(seed=5)
+    params = checked(seed=5)
+    theirs = pagewire.SamplingParams(seed=5)
+    for field in dataclasses.fields(theirs):
+        if getattr(theirs, field.name) is not None:
+            assert getattr(params, field.name) == getattr(theirs, field.name), field.name
+            assert params.HasField(field.name)
 
 
 def test_absent_seeds_differ():
@@ -97,7 +104,6 @@ REFUSED = [
     ({"stop_token_ids": [5, 100]}, "stop_token_ids[1]", "below the vocabulary size, 100"),
     ({"stop_token_ids": range(4, 68)}, "stop_token_ids", "up to 62"),
     ({"prompt_logprobs": 0}, "prompt_logprobs", "not served yet"),
-    ({"logit_bias": {1: 1.0}}, "logit_bias", "not served yet"),
     ({"allowed_token_ids": [1]}, "allowed_token_ids", "not served yet"),
     ({"bad_words": ["x"]}, "bad_words", "not served yet"),
     ({"structured_outputs": inference_pb2.StructuredOutputs()}, "structured_outputs", "not served yet"),
@@ -133,5 +139,6 @@ def test_prompts_must_leave_room_for_a_token():
 
 
 def test_output_is_bounded_by_the_context():
-    bounded = bound_by_context(SamplingParams(max_tokens=100, min_tokens=50), 60, LIMITS)
+    bounded = with_defaults(inference_pb2.SamplingParams(max_tokens=100, min_tokens=50))
+    bound_by_context(bounded, 60, LIMITS)
     assert (bounded.max_tokens, bounded.min_tokens) == (4, 4)

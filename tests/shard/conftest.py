@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
+from pagewire_common.protocol import PROTOCOL_MAJOR
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import PlanRefused
 from pagewire_shard.service.server import ShardServer
@@ -39,7 +40,13 @@ class FakeEngine:
 
     def __init__(self, *, on_gpu: bool = False, num_cached_hashes: int = 3) -> None:
         self.info = shard_pb2.ShardInfo(
-            group_id="g", model="fake", incarnation=0x1234, num_blocks=[10], tp_size=1, pp_size=1, protocol_major=1
+            group_id="g",
+            model="fake",
+            incarnation=0x1234,
+            num_blocks=[10],
+            tp_size=1,
+            pp_size=1,
+            protocol_major=PROTOCOL_MAJOR,
         )
         self.on_gpu = on_gpu
         self.log: list[str] = []
@@ -106,7 +113,7 @@ class Router:
         await self.call.write(shard_pb2.RouterMessage(**message))
 
     async def hello(
-        self, router_id: str = "r", *, force: bool = False, max_inflight: int = 2, protocol_major: int = 1
+        self, router_id: str = "r", *, force: bool = False, max_inflight: int = 2, protocol_major: int = PROTOCOL_MAJOR
     ) -> shard_pb2.Welcome:
         """Takes the lease; raises the call's AioRpcError if it is refused."""
         hello = shard_pb2.Hello(

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from pagewire.v1 import shard_pb2
+from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import root_digest
+from pagewire_common.sampling_params import with_defaults
 from pagewire_shard.engine.runner import RunBatch
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import (
@@ -41,7 +42,8 @@ def make_sequence(slot: int, num_tokens: int, num_blocks: int = 0, **sampling: f
         token_ids=[100 * slot + i for i in range(num_tokens)],
         num_prompt_tokens=max(1, num_tokens - 1),
         root=root_digest(""),
-        sampling=shard_pb2.SequenceSampling(**sampling),
+        sampling_params=with_defaults(inference_pb2.SamplingParams(**sampling)),
+        seed=int(sampling.get("seed", 0)),
         stop=shard_pb2.StopConditions(max_tokens=5, min_tokens=2, token_ids=[slot, 99]),
         blocks=list(range(10 * slot, 10 * slot + num_blocks)),
         num_computed_tokens=8 * num_blocks,
@@ -70,10 +72,10 @@ def test_several_sequences_are_written_at_once_each_to_its_row() -> None:
 
 def test_parameters_and_the_bits_of_large_seeds_arrive() -> None:
     state = make_state()
-    sampling = {"temperature": 0.5, "top_p": 0.25, "top_k": 7, "repetition_penalty": 1.5, "seed": (1 << 64) - 3}
+    sampling = {"temperature": 0.5, "top_p": 0.25, "top_k": 7, "repetition_penalty": 1.5, "seed": -(1 << 63) + 3}
     state.fill([state.row(make_sequence(1, 4, **sampling))], CpuUplink())
     assert state.floats[1, [TEMPERATURE, TOP_P, REPETITION]].tolist() == [0.5, 0.25, 1.5]
-    assert state.ints[1, [TOP_K, SEED]].tolist() == [7, -3]
+    assert state.ints[1, [TOP_K, SEED]].tolist() == [7, -(1 << 63) + 3]
 
 
 def test_a_row_is_the_sequence_as_it_was_admitted() -> None:

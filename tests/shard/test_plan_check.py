@@ -8,19 +8,20 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pagewire.v1 import shard_pb2
+from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.sampling_params import with_defaults
 from pagewire_router.scheduling.step_records import GroupLimits
 from pagewire_shard.errors import PlanRefused
 from scheduling_world import VOCAB_SIZE, Rank, expected_output, make_request
 
 LIMITS = GroupLimits(num_blocks=24, block_size=4, max_num_seqs=6, max_num_batched_tokens=40, max_model_len=32)
-SAMPLING = shard_pb2.SequenceSampling(temperature=1.0, top_p=1.0, repetition_penalty=1.0, seed=3)
+SAMPLING = with_defaults(inference_pb2.SamplingParams(seed=3))
 STOP = shard_pb2.StopConditions(token_ids=[0], max_tokens=12)
 
 
 def admit(seq_id: int, num_tokens: int = 9, **fields: object) -> shard_pb2.Admit:
     token_ids = [1 + i % 3 for i in range(num_tokens)]
-    values = {"token_ids": token_ids, "num_prompt_tokens": num_tokens, "sampling": SAMPLING, "stop": STOP}
+    values = {"token_ids": token_ids, "num_prompt_tokens": num_tokens, "sampling_params": SAMPLING, "stop": STOP}
     return shard_pb2.Admit(seq_id=seq_id, **{**values, **fields})
 
 
@@ -104,6 +105,10 @@ def also_run(seq_id: int, budget: int = 1) -> Corruption:
     return corrupt
 
 
+def bias(values: dict[int, float]) -> Callable[[shard_pb2.StepPlan], object]:
+    return lambda plan: plan.admits[0].sampling_params.logit_bias.update(values)
+
+
 CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "step ahead": (lambda plan: setattr(plan, "step", 5), "step 5"),
     "step again": (lambda plan: setattr(plan, "step", 2), "step 2"),
@@ -136,8 +141,17 @@ CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "many stop tokens": (extend("admits.0.stop.token_ids", *[1] * 64), "stop.token_ids"),
     "max_tokens": (set_admit("stop", max_tokens=2**32 - 1), "max_tokens"),
     "min_tokens": (set_admit("stop", min_tokens=33), "min_tokens"),
-    "num_logprobs": (set_admit("sampling", num_logprobs=21), "num_logprobs"),
-    "top_k": (set_admit("sampling", top_k=2**31), "top_k"),
+    "logprobs": (set_admit("sampling_params", logprobs=21), "sampling_params.logprobs"),
+    "negative logprobs": (set_admit("sampling_params", logprobs=-1), "sampling_params.logprobs"),
+    "top_k": (set_admit("sampling_params", top_k=-2), "sampling_params.top_k"),
+    "no temperature": (lambda plan: plan.admits[0].sampling_params.ClearField("temperature"), "lacks temperature"),
+    "no seed": (lambda plan: plan.admits[0].sampling_params.ClearField("seed"), "lacks seed"),
+    "logprobs of the prompt": (set_admit("sampling_params", prompt_logprobs=1), "prompt_logprobs"),
+    "bias of a token beyond the vocabulary": (bias({VOCAB_SIZE: 1.0}), "sampling_params.logit_bias"),
+    "bias of the largest token id": (bias({2**32 - 1: 1.0}), "sampling_params.logit_bias"),
+    "large bias": (bias({1: 100.5}), "sampling_params.logit_bias"),
+    "bias that is no number": (bias({1: math.nan}), "sampling_params.logit_bias"),
+    "a flood of biases": (bias(dict.fromkeys(range(1025), 1.0)), "sampling_params.logit_bias"),
     "run of unknown": (also_run(77), "run_seq_ids: 77"),
     "run of what is released here": (also_run(2), "run_seq_ids: 2"),
     "run twice": (also_run(1), "twice"),
@@ -157,7 +171,7 @@ for _name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_pe
     )
     _bad += [0.0] if _name in ("top_p", "repetition_penalty") else []
     for _value in _bad:
-        CORRUPTIONS[f"{_name} {_value}"] = (set_admit("sampling", **{_name: _value}), _name)
+        CORRUPTIONS[f"{_name} {_value}"] = (set_admit("sampling_params", **{_name: _value}), _name)
 
 
 def refusal_of(rank: Rank, plan: shard_pb2.StepPlan) -> PlanRefused:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from pagewire.v1 import shard_pb2, shard_pb2_grpc
+from pagewire.v1 import inference_pb2, shard_pb2, shard_pb2_grpc
+from pagewire_common.protocol import PROTOCOL_MAJOR
+from pagewire_common.sampling_params import with_defaults
 from pagewire_shard.cli import build_parser, config_from, parse_size
 
 TINY_LLAMA = {
@@ -104,7 +106,7 @@ async def test_sigterm_drains(shard_process):
         assert (info.model, info.max_model_len, info.vocab_size) == ("tiny-llama", 128, 64)
         call = stub.Execute()
         await call.write(
-            shard_pb2.RouterMessage(hello=shard_pb2.Hello(router_id="r", protocol_major=1, max_inflight=3))
+            shard_pb2.RouterMessage(hello=shard_pb2.Hello(router_id="r", protocol_major=PROTOCOL_MAJOR, max_inflight=3))
         )
         assert (await call.read()).WhichOneof("message") == "welcome"
         process.send_signal(signal.SIGTERM)
@@ -121,13 +123,13 @@ async def test_plans_run_the_model(shard_process):
     _, address = shard_process
     async with grpc.aio.insecure_channel(address) as channel:
         call = shard_pb2_grpc.ShardStub(channel).Execute()
-        await call.write(shard_pb2.RouterMessage(hello=shard_pb2.Hello(protocol_major=1, max_inflight=3)))
+        await call.write(shard_pb2.RouterMessage(hello=shard_pb2.Hello(protocol_major=PROTOCOL_MAJOR, max_inflight=3)))
         epoch = (await call.read()).welcome.epoch
         admit = shard_pb2.Admit(
             seq_id=1,
             token_ids=[5, 6, 7, 8, 9],
             num_prompt_tokens=5,
-            sampling=shard_pb2.SequenceSampling(temperature=0, top_p=1, repetition_penalty=1),
+            sampling_params=with_defaults(inference_pb2.SamplingParams(temperature=0, seed=0)),
             stop=shard_pb2.StopConditions(max_tokens=3),
         )
         for step in (1, 2, 3):

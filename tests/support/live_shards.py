@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pagewire.v1 import shard_pb2
+from pagewire_common.protocol import PROTOCOL_MAJOR
 from pagewire_router.config import RouterConfig
 from pagewire_router.groups.dispatcher import Dispatcher
 from pagewire_router.request import Request
@@ -32,7 +33,7 @@ INFO = shard_pb2.ShardInfo(
     max_num_batched_tokens=64,
     max_model_len=512,
     vocab_size=VOCAB_SIZE,
-    protocol_major=1,
+    protocol_major=PROTOCOL_MAJOR,
 )
 
 

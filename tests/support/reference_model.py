@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 import transformers
+from pagewire.v1.inference_pb2 import SamplingParams
+from pagewire_common.sampling_params import with_defaults
 from pagewire_kernels.sample import SamplingBatch, reference
-from pagewire_router.request import Request, SamplingParams
+from pagewire_router.request import Request
 from pagewire_router.scheduling.sequence import sequence_seed
 
 NEAR_TIE = 1e-4
@@ -51,7 +53,7 @@ class ReferenceModel:
             return_dict_in_generate=True,
         )
         tokens = out.sequences[0, len(prompt) :].tolist()
-        params = SamplingParams(temperature=0.0, max_tokens=num_tokens)
+        params = with_defaults(SamplingParams(temperature=0.0, max_tokens=num_tokens))
         return Expected(prompt, tokens, torch.cat(out.logits).float().cpu(), params)
 
     @torch.no_grad()
@@ -59,7 +61,7 @@ class ReferenceModel:
         """For each token of a greedy answer the right one, given those before it: one pass, however long it is."""
         ids = torch.tensor([prompt + tokens], device=self._device)
         logits = self.model(ids).logits[0, len(prompt) - 1 : -1].float().cpu()
-        params = SamplingParams(temperature=0.0, max_tokens=len(tokens))
+        params = with_defaults(SamplingParams(temperature=0.0, max_tokens=len(tokens)))
         return Expected(prompt, logits.argmax(-1).tolist(), logits, params)
 
     @torch.no_grad()
@@ -95,7 +97,7 @@ def choose(expected: Expected, position: int, logits: torch.Tensor) -> int:
         presence_penalty=torch.tensor([params.presence_penalty]),
         frequency_penalty=torch.tensor([params.frequency_penalty]),
         repetition_penalty=torch.tensor([params.repetition_penalty]),
-        seeds=torch.tensor([seed - (1 << 64) if seed >= 1 << 63 else seed]),
+        seeds=torch.tensor([seed]),
         positions=torch.tensor([len(tokens)]),
         token_ids=torch.tensor([tokens], dtype=torch.int32),
         slots=torch.tensor([0]),

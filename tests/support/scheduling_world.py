@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable
 
 from pagewire.v1 import inference_pb2, shard_pb2
-from pagewire_router.request import Request, SamplingParams
+from pagewire_common.sampling_params import with_defaults
+from pagewire_router.request import Request
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup, sequence_seed
 from pagewire_router.scheduling.step_records import GroupLimits
@@ -65,7 +66,7 @@ class HashRunner:
             "table": list(sequence.blocks),
             "stop": 0,
             "max_len": min(sequence.num_prompt_tokens + sequence.stop.max_tokens, self.max_model_len),
-            "seed": sequence.sampling.seed,
+            "seed": sequence.seed,
             "eos": EOS in sequence.stop.token_ids,
         }
 
@@ -218,7 +219,7 @@ def make_request(prompt: list[int], *, arrival_s: float = 0.0, eos: bool = True,
     return Request(
         request_id=f"r{id(prompt)}",
         prompt_token_ids=prompt,
-        params=SamplingParams(**options),
+        params=with_defaults(inference_pb2.SamplingParams(**options)),
         sink=NullSink(),
         arrival_s=arrival_s,
         eos_token_ids=(EOS,) if eos else (),

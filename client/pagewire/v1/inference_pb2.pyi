@@ -435,7 +435,9 @@ class SamplingParams(_message.Message):
 
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the logits, by token id. Not served yet: refused by name."""
+        """Added to the model's logits, by token id, before penalties and temperature. -100 to 100: a bias at either end bans or
+        forces a token in practice. At most 1,024 entries.
+        """
 
     @_builtins.property
     def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

@@ -12,6 +12,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from pagewire.v1 import inference_pb2 as _inference_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -428,7 +429,7 @@ class Fork(_message.Message):
     parent_seq_id: _builtins.int
     """An admitted sequence."""
     child_seq_id: _builtins.int
-    """Never used before in this epoch. Inherits the parent's prompt border, sampling and stop conditions."""
+    """Never used before in this epoch. Inherits the parent's prompt border, sampling parameters and stop conditions."""
     num_tokens: _builtins.int
     """The child shares the parent's first num_tokens tokens, all of which the parent has computed."""
     seed: _builtins.int
@@ -463,7 +464,7 @@ class Admit(_message.Message):
     SEQ_ID_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
-    SAMPLING_FIELD_NUMBER: _builtins.int
+    SAMPLING_PARAMS_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
@@ -487,8 +488,11 @@ class Admit(_message.Message):
         """All tokens known so far, prompt first; at most max_model_len. Token ids here and elsewhere are below vocab_size."""
 
     @_builtins.property
-    def sampling(self) -> Global___SequenceSampling:
-        """How to sample."""
+    def sampling_params(self) -> _inference_pb2.SamplingParams:
+        """How to sample, as the router has resolved it: every field with a default is set, and the sequence's own seed, which
+        keys the sampling noise together with the token's position. A plan with a value out of range is refused. A shard
+        does not read the fields about stops and text: `stop` below has what it needs of them.
+        """
 
     @_builtins.property
     def stop(self) -> Global___StopConditions:
@@ -504,7 +508,7 @@ class Admit(_message.Message):
         seq_id: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         num_prompt_tokens: _builtins.int = ...,
-        sampling: Global___SequenceSampling | None = ...,
+        sampling_params: _inference_pb2.SamplingParams | None = ...,
         stop: Global___StopConditions | None = ...,
         cache_salt: _builtins.str = ...,
         adapter: _builtins.str = ...,
@@ -512,69 +516,13 @@ class Admit(_message.Message):
         min_recompute_from: _builtins.int = ...,
         trace_context: Global___TraceContext | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "stop", b"stop", "trace_context", b"trace_context"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling_params", b"sampling_params", "stop", b"stop", "trace_context", b"trace_context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "grammar", b"grammar", "min_recompute_from", b"min_recompute_from", "num_prompt_tokens", b"num_prompt_tokens", "sampling", b"sampling", "seq_id", b"seq_id", "stop", b"stop", "token_ids", b"token_ids", "trace_context", b"trace_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "grammar", b"grammar", "min_recompute_from", b"min_recompute_from", "num_prompt_tokens", b"num_prompt_tokens", "sampling_params", b"sampling_params", "seq_id", b"seq_id", "stop", b"stop", "token_ids", b"token_ids", "trace_context", b"trace_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Admit: _TypeAlias = Admit  # noqa: Y015
-
-@_typing.final
-class SequenceSampling(_message.Message):
-    """How a sequence samples. All fields are set: a shard knows no defaults. A plan with a value out of range is refused."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TEMPERATURE_FIELD_NUMBER: _builtins.int
-    TOP_P_FIELD_NUMBER: _builtins.int
-    TOP_K_FIELD_NUMBER: _builtins.int
-    MIN_P_FIELD_NUMBER: _builtins.int
-    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
-    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
-    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
-    SEED_FIELD_NUMBER: _builtins.int
-    NUM_LOGPROBS_FIELD_NUMBER: _builtins.int
-    temperature: _builtins.float
-    """0 or more; below 1e-5: greedy."""
-    top_p: _builtins.float
-    """In (0, 1]; 1 keeps all."""
-    top_k: _builtins.int
-    """0 keeps all."""
-    min_p: _builtins.float
-    """In [0, 1]; 0 keeps all."""
-    presence_penalty: _builtins.float
-    """In [-2, 2]."""
-    frequency_penalty: _builtins.float
-    """In [-2, 2]."""
-    repetition_penalty: _builtins.float
-    """Above 0; 1 changes nothing."""
-    seed: _builtins.int
-    """Keys the sampling noise, together with the token's position."""
-    num_logprobs: _builtins.int
-    """Log-probabilities to report: the sampled token's and this many of the most probable. Absent: none."""
-    def __init__(
-        self,
-        *,
-        temperature: _builtins.float = ...,
-        top_p: _builtins.float = ...,
-        top_k: _builtins.int = ...,
-        min_p: _builtins.float = ...,
-        presence_penalty: _builtins.float = ...,
-        frequency_penalty: _builtins.float = ...,
-        repetition_penalty: _builtins.float = ...,
-        seed: _builtins.int = ...,
-        num_logprobs: _builtins.int | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_logprobs", b"_num_logprobs", "num_logprobs", b"num_logprobs"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_logprobs", b"_num_logprobs", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "num_logprobs", b"num_logprobs", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__num_logprobs: _TypeAlias = _typing.Literal["num_logprobs"]  # noqa: Y015
-    _WhichOneofArgType__num_logprobs: _TypeAlias = _typing.Literal["_num_logprobs", b"_num_logprobs"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_logprobs) -> _WhichOneofReturnType__num_logprobs | None: ...
-
-Global___SequenceSampling: _TypeAlias = SequenceSampling  # noqa: Y015
 
 @_typing.final
 class StopConditions(_message.Message):
@@ -1010,7 +958,7 @@ class ShardInfo(_message.Message):
     vocab_size: _builtins.int
     """Token ids are below this."""
     max_logprobs: _builtins.int
-    """Largest num_logprobs."""
+    """Most log-probabilities that a sequence may ask for."""
     incarnation: _builtins.int
     """Picked at random when the process starts."""
     protocol_major: _builtins.int

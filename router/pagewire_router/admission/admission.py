@@ -13,12 +13,12 @@ from pagewire_router.admission.validation import (
     Violations,
     bound_by_context,
     check_request,
-    check_sampling_params,
+    resolve_sampling_params,
 )
 from pagewire_router.errors import ModelNotFound
 from pagewire_router.grpc_front.arrival import call_arrival_s
 from pagewire_router.output.request_output import Notified, RequestOutput
-from pagewire_router.request import Request, SamplingParams
+from pagewire_router.request import Request
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ class Admission:
             raise ModelNotFound(f"model {shorten(message.model, 100)!r} is not served here; {self._model.model!r} is")
         params = self._check(message)
         prompt = await self._encode(message, timeline)
-        params = bound_by_context(params, len(prompt.token_ids), self._limits)
+        bound_by_context(params, len(prompt.token_ids), self._limits)
         eos_token_ids = () if params.ignore_eos else self._limits.eos_token_ids
         output = self._output(params, prompt.token_ids, eos_token_ids, notified)
         request = Request(
@@ -112,17 +112,21 @@ class Admission:
         finally:
             timeline.tokenized_ns = (began_ns, time.time_ns())
 
-    def _check(self, message: inference_pb2.GenerateRequest) -> SamplingParams:
+    def _check(self, message: inference_pb2.GenerateRequest) -> inference_pb2.SamplingParams:
         violations = Violations()
         check_request(message, violations)
-        params = check_sampling_params(message.sampling_params, self._limits, violations)
+        params = resolve_sampling_params(message.sampling_params, self._limits, violations)
         if params.stop and self._tokenizer is None:
             violations.add("sampling_params.stop", "needs a tokenizer, which the model lacks; use stop_token_ids")
         violations.raise_if_any()
         return params
 
     def _output(
-        self, params: SamplingParams, prompt_token_ids: list[int], eos_token_ids: tuple[int, ...], notified: Notified
+        self,
+        params: inference_pb2.SamplingParams,
+        prompt_token_ids: list[int],
+        eos_token_ids: tuple[int, ...],
+        notified: Notified,
     ) -> RequestOutput:
         tokenizer = self._tokenizer
         if tokenizer is None or not params.detokenize:

@@ -1,15 +1,14 @@
 """Checking a request's sampling parameters: every violation at once, each naming its field and what is accepted."""
 
-import math
 import secrets
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.protocol import GREEDY_BELOW, MAX_STOP_TOKENS
+from pagewire_common.sampling_params import NOT_SERVED, faults, with_defaults
 
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
-from pagewire_router.request import SamplingParams
 
 MAX_REQUEST_ID_CHARS = 256
 MAX_CACHE_SALT_CHARS = 256
@@ -66,115 +65,68 @@ class Violations:
         """Adds one."""
         self.found.append(FieldViolation(name, description))
 
-    def check_range(self, name: str, value: float, accepted: str, ok: bool) -> None:
-        """Adds one unless ok."""
-        if not ok:
-            self.add(name, f"is {value:g}; accepted: {accepted}")
-
     def raise_if_any(self) -> None:
         """Raises InvalidRequest if something was found."""
         if self.found:
             raise InvalidRequest(self.found)
 
 
-def check_sampling_params(
-    params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str = "sampling_params."
-) -> SamplingParams:
-    """Fills in defaults and picks a seed where none is given. The result is void if violations were added."""
-    check = _Checker(params, violations, prefix)
-    temperature = check.between("temperature", 1.0, 0.0, 2.0)
-    n = check.integer("n", 1, 1, limits.max_n)
-    if n > 1 and temperature < GREEDY_BELOW:
+def resolve_sampling_params(
+    given: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str = "sampling_params."
+) -> inference_pb2.SamplingParams:
+    """A copy with defaults filled in, and a seed where none is given. It is void if violations were added."""
+    params = with_defaults(given)
+    if not given.HasField("seed"):
+        params.seed = secrets.randbelow(_INT64)
+    for name, description in faults(params):
+        violations.add(prefix + name, description)
+    _check_limits(params, limits, violations, prefix)
+    _check_stops(params, limits, violations, prefix)
+    for name in sorted(NOT_SERVED & {descriptor.name for descriptor, _ in given.ListFields()}):
+        violations.add(f"{prefix}{name}", "is not served yet; leave it out")
+    params.top_k = max(0, params.top_k)
+    return params
+
+
+def _check_limits(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
+    """Counts that the model's or the router's limits bound."""
+    n, max_tokens = params.n, params.max_tokens
+    bounds: list[tuple[str, int, int | None]] = [
+        ("n", 1, limits.max_n),
+        ("max_tokens", 1, None),
+        ("min_tokens", 0, max_tokens),
+    ]
+    if params.HasField("logprobs"):
+        bounds.append(("logprobs", 0, limits.max_logprobs))
+    for name, low, high in bounds:
+        value = getattr(params, name)
+        if value < low or (high is not None and value > high):
+            accepted = f"{low} or more" if high is None else f"{low} to {high}"
+            violations.add(prefix + name, f"is {value}; accepted: {accepted}")
+    if n > 1 and params.temperature < GREEDY_BELOW:
         violations.add(f"{prefix}n", f"is {n}; accepted: 1 when temperature is 0, for all sequences would be equal")
-    max_tokens = check.integer("max_tokens", 16, 1, None)
-    checked = SamplingParams(
-        n=n,
-        presence_penalty=check.between("presence_penalty", 0.0, -2.0, 2.0),
-        frequency_penalty=check.between("frequency_penalty", 0.0, -2.0, 2.0),
-        repetition_penalty=check.above_zero("repetition_penalty", 1.0, math.inf),
-        temperature=temperature,
-        top_p=check.above_zero("top_p", 1.0, 1.0),
-        top_k=max(0, check.integer("top_k", 0, -1, None)),
-        min_p=check.between("min_p", 0.0, 0.0, 1.0),
-        seed=params.seed if params.HasField("seed") else secrets.randbelow(_INT64),
-        stop=tuple(params.stop[:MAX_STOP_STRINGS]),
-        stop_token_ids=tuple(dict.fromkeys(params.stop_token_ids[:MAX_STOP_TOKEN_ENTRIES])),
-        ignore_eos=params.ignore_eos,
-        max_tokens=max_tokens,
-        min_tokens=check.integer("min_tokens", 0, 0, max_tokens),
-        logprobs=check.integer("logprobs", 0, 0, limits.max_logprobs) if params.HasField("logprobs") else None,
-        detokenize=check.value("detokenize", True),
-        skip_special_tokens=check.value("skip_special_tokens", True),
-        spaces_between_special_tokens=check.value("spaces_between_special_tokens", True),
-        include_stop_str_in_output=params.include_stop_str_in_output,
-    )
-    _check_stops(params, checked, limits, violations, prefix)
-    for name in ("prompt_logprobs", "logit_bias", "allowed_token_ids", "bad_words", "structured_outputs"):
-        if check.is_set(name):
-            violations.add(f"{prefix}{name}", "is not served yet; leave it out")
-    return checked
 
 
-class _Checker:
-    """Reads one SamplingParams, field by field."""
-
-    def __init__(self, params: inference_pb2.SamplingParams, violations: Violations, prefix: str) -> None:
-        self._params = params
-        self._violations = violations
-        self._prefix = prefix
-        self._set = {descriptor.name for descriptor, _ in params.ListFields()}
-
-    def is_set(self, name: str) -> bool:
-        return name in self._set
-
-    def value(self, name: str, default: Any) -> Any:
-        return getattr(self._params, name) if self._params.HasField(name) else default  # type: ignore[arg-type]
-
-    def integer(self, name: str, default: int, low: int, high: int | None) -> int:
-        value: int = self.value(name, default)
-        accepted = f"{low} or more" if high is None else f"{low} to {high}"
-        self._violations.check_range(
-            self._prefix + name, value, accepted, low <= value and (high is None or value <= high)
-        )
-        return value
-
-    def between(self, name: str, default: float, low: float, high: float) -> float:
-        value: float = self.value(name, default)
-        self._violations.check_range(self._prefix + name, value, f"{low:g} to {high:g}", low <= value <= high)
-        return value
-
-    def above_zero(self, name: str, default: float, high: float) -> float:
-        value: float = self.value(name, default)
-        is_ok = 0 < value <= high and math.isfinite(value)
-        accepted = "above 0" if high == math.inf else f"above 0, at most {high:g}"
-        self._violations.check_range(self._prefix + name, value, accepted, is_ok)
-        return value
-
-
-def _check_stops(
-    given: inference_pb2.SamplingParams, params: SamplingParams, limits: Limits, violations: Violations, prefix: str
-) -> None:
-    """given: as it was sent; params: the same, but for what its lists have too many of."""
+def _check_stops(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
+    """Of lists that are too long, only the beginning is looked at."""
     if params.stop and not params.detokenize:
         violations.add(f"{prefix}stop", "is given while detokenize is false; stop strings need text")
-    if len(given.stop) > MAX_STOP_STRINGS:
-        violations.add(f"{prefix}stop", f"holds {len(given.stop)} strings; accepted: up to {MAX_STOP_STRINGS}")
-    for index, stop in enumerate(params.stop):
+    if len(params.stop) > MAX_STOP_STRINGS:
+        violations.add(f"{prefix}stop", f"holds {len(params.stop)} strings; accepted: up to {MAX_STOP_STRINGS}")
+    for index, stop in enumerate(params.stop[:MAX_STOP_STRINGS]):
         if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
             violations.add(
                 f"{prefix}stop[{index}]", f"has {len(stop)} characters; accepted: 1 to {MAX_STOP_STRING_CHARS}"
             )
     eos_token_ids = () if params.ignore_eos else limits.eos_token_ids
     max_stop_tokens = MAX_STOP_TOKENS - len(eos_token_ids)
-    num_given = len(given.stop_token_ids)
-    if num_given > MAX_STOP_TOKEN_ENTRIES or len(set(params.stop_token_ids) - set(eos_token_ids)) > max_stop_tokens:
+    num_given, token_ids = len(params.stop_token_ids), params.stop_token_ids[:MAX_STOP_TOKEN_ENTRIES]
+    if num_given > MAX_STOP_TOKEN_ENTRIES or len(set(token_ids) - set(eos_token_ids)) > max_stop_tokens:
         violations.add(f"{prefix}stop_token_ids", f"holds {num_given} ids; accepted: up to {max_stop_tokens}")
-    check_token_ids(params.stop_token_ids, f"{prefix}stop_token_ids", limits, violations)
+    check_token_ids(token_ids, f"{prefix}stop_token_ids", limits, violations)
 
 
-def check_token_ids(
-    token_ids: "tuple[int, ...] | list[int]", name: str, limits: Limits, violations: Violations
-) -> None:
+def check_token_ids(token_ids: Sequence[int], name: str, limits: Limits, violations: Violations) -> None:
     """All must be of the vocabulary; the first that is not is named."""
     if token_ids and max(token_ids) >= limits.vocab_size:
         index = next(i for i, token_id in enumerate(token_ids) if token_id >= limits.vocab_size)
@@ -227,7 +179,7 @@ def check_prompt_length(num_tokens: int, name: str, limits: Limits) -> None:
         )
 
 
-def bound_by_context(params: SamplingParams, num_prompt_tokens: int, limits: Limits) -> SamplingParams:
-    """No more output than the context has room for."""
-    max_tokens = min(params.max_tokens, limits.max_model_len - num_prompt_tokens)
-    return replace(params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens))
+def bound_by_context(params: inference_pb2.SamplingParams, num_prompt_tokens: int, limits: Limits) -> None:
+    """Lowers max_tokens and min_tokens of resolved parameters to what the context has room for."""
+    params.max_tokens = min(params.max_tokens, limits.max_model_len - num_prompt_tokens)
+    params.min_tokens = min(params.min_tokens, params.max_tokens)

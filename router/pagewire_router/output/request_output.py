@@ -7,7 +7,6 @@ from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.errors import RouterError
 from pagewire_router.output.sequence_output import SequenceOutput
-from pagewire_router.request import SamplingParams
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.piece_table import Piece
 from pagewire_router.text.stop_strings import StopString
@@ -30,7 +29,7 @@ class RequestOutput:
 
     def __init__(
         self,
-        params: SamplingParams,
+        params: inference_pb2.SamplingParams,
         num_prompt_tokens: int,
         eos_token_ids: tuple[int, ...],
         new_detokenizer: Callable[[], Detokenizer] | None,

@@ -6,7 +6,6 @@ from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.grpc_front.delta_encoding import encode_delta
 from pagewire_router.output.token_logprobs import TokenLogprobsBuilder
-from pagewire_router.request import SamplingParams
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.piece_table import Piece
 from pagewire_router.text.stop_strings import StopString, StopStrings
@@ -35,7 +34,7 @@ class SequenceOutput:
     def __init__(
         self,
         index: int,
-        params: SamplingParams,
+        params: inference_pb2.SamplingParams,
         eos_token_ids: tuple[int, ...],
         detokenizer: Detokenizer | None,
         stops: Sequence[StopString],
@@ -52,7 +51,7 @@ class SequenceOutput:
         self._stop_strings = StopStrings(stops, include_in_output=params.include_stop_str_in_output) if stops else None
         # A stop token ends the sequence wherever it comes, and its text is left out.
         self._stop_token_ids: frozenset[int] = (
-            frozenset() if params.include_stop_str_in_output else frozenset(params.stop_token_ids + eos_token_ids)
+            frozenset() if params.include_stop_str_in_output else frozenset((*params.stop_token_ids, *eos_token_ids))
         )
         self._min_tokens = params.min_tokens
         self._text = ""

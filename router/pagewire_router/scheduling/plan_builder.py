@@ -16,17 +16,7 @@ def add_admit(plan: shard_pb2.StepPlan, sequence: Sequence) -> None:
         token_ids=sequence.token_ids,
         num_prompt_tokens=len(request.prompt_token_ids),
         cache_salt=request.cache_salt,
-        sampling=shard_pb2.SequenceSampling(
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=params.top_k,
-            min_p=params.min_p,
-            presence_penalty=params.presence_penalty,
-            frequency_penalty=params.frequency_penalty,
-            repetition_penalty=params.repetition_penalty,
-            seed=sequence_seed(params.seed, sequence.index),
-            num_logprobs=params.logprobs,
-        ),
+        sampling_params=params,
         stop=shard_pb2.StopConditions(
             token_ids=sorted({*params.stop_token_ids, *request.eos_token_ids}),
             # A shard refuses more than the context has room for.
@@ -34,6 +24,10 @@ def add_admit(plan: shard_pb2.StepPlan, sequence: Sequence) -> None:
             min_tokens=min(params.min_tokens, max_tokens),
         ),
     )
+    admit.sampling_params.seed = sequence_seed(params.seed, sequence.index)
+    # `stop` has the stop tokens, and no shard looks at text.
+    admit.sampling_params.ClearField("stop_token_ids")
+    admit.sampling_params.ClearField("stop")
     if request.trace_context is not None:
         admit.trace_context.traceparent = request.trace_context.traceparent
         admit.trace_context.tracestate = request.trace_context.tracestate

@@ -20,13 +20,14 @@ _MASK = (1 << 64) - 1
 
 
 def sequence_seed(request_seed: int, index: int) -> int:
-    """The seed of sequence `index`: the request's own for the first, SplitMix64 of both for the others."""
+    """The seed of sequence `index`, an int64: the request's own for the first, SplitMix64 of both for the others."""
     if index == 0:
-        return request_seed & _MASK
+        return request_seed
     z = (request_seed + index * _GOLDEN) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
+    z ^= z >> 31
+    return z - (1 << 64) if z >= 1 << 63 else z
 
 
 class ProtocolError(Exception):

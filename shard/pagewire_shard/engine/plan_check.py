@@ -3,28 +3,18 @@
 What a plan needs of blocks is the engine's to check, since it depends on what earlier steps have sampled.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 
 import grpc
-from pagewire.v1 import shard_pb2
+from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.protocol import MAX_STOP_TOKENS
+from pagewire_common.sampling_params import NOT_SERVED, RESOLVED, faults
 
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.errors import PlanRefused
 
-MAX_TOP_K = (1 << 31) - 1
 _RUN_MODES = frozenset((shard_pb2.RUN_MODE_UNSPECIFIED, shard_pb2.RUN_MODE_SAMPLE))
-_FLOAT_RANGES = (
-    ("temperature", 0.0, math.inf),
-    ("top_p", 0.0, 1.0),
-    ("min_p", 0.0, 1.0),
-    ("presence_penalty", -2.0, 2.0),
-    ("frequency_penalty", -2.0, 2.0),
-    ("repetition_penalty", 0.0, math.inf),
-)
-_ABOVE_ZERO = frozenset(("top_p", "repetition_penalty"))
 
 
 def malformed(message: str) -> PlanRefused:
@@ -92,7 +82,7 @@ class PlanCheck:
         if admit.adapter or admit.grammar:
             raise malformed(f"{what}: adapter and grammar are not served")
         self._check_stop(admit.stop, what)
-        self._check_sampling(admit.sampling, what)
+        self._check_sampling_params(admit.sampling_params, what)
 
     def _check_stop(self, stop: shard_pb2.StopConditions, what: str) -> None:
         if len(stop.token_ids) > MAX_STOP_TOKENS:
@@ -102,16 +92,18 @@ class PlanCheck:
             if value > self._max_model_len:
                 raise malformed(f"{what}: stop.{name} {value} exceeds max_model_len {self._max_model_len}")
 
-    def _check_sampling(self, sampling: shard_pb2.SequenceSampling, what: str) -> None:
-        for name, low, high in _FLOAT_RANGES:
-            value = getattr(sampling, name)
-            is_above = value > low if name in _ABOVE_ZERO else value >= low
-            if not (is_above and value <= high and math.isfinite(value)):
-                raise malformed(f"{what}: sampling.{name} is {value:g}")
-        if sampling.top_k > MAX_TOP_K:
-            raise malformed(f"{what}: sampling.top_k {sampling.top_k} exceeds {MAX_TOP_K}")
-        if sampling.num_logprobs > self._max_logprobs:
-            raise malformed(f"{what}: sampling.num_logprobs {sampling.num_logprobs} exceeds {self._max_logprobs}")
+    def _check_sampling_params(self, params: inference_pb2.SamplingParams, what: str) -> None:
+        given = {descriptor.name for descriptor, _ in params.ListFields()}
+        if missing := RESOLVED - given:
+            raise malformed(f"{what}: sampling_params lacks {', '.join(sorted(missing))}")
+        if unserved := NOT_SERVED & given:
+            raise malformed(f"{what}: sampling_params.{min(unserved)} is not served")
+        for name, description in faults(params):
+            raise malformed(f"{what}: sampling_params.{name} {description}")
+        if not 0 <= params.logprobs <= self._max_logprobs:
+            raise malformed(
+                f"{what}: sampling_params.logprobs is {params.logprobs}; accepted: 0 to {self._max_logprobs}"
+            )
 
     def _check_token_ids(self, token_ids: Items[int], what: str) -> None:
         if token_ids and max(token_ids) >= self._vocab_size:

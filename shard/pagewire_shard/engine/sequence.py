@@ -6,7 +6,7 @@ ends the sequence. When the tokens of a step are known, `token_ids` catches up (
 
 from dataclasses import dataclass, field
 
-from pagewire.v1 import shard_pb2
+from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import Digest, block_digest, root_digest
 from pagewire_common.protocol import GREEDY_BELOW
 
@@ -25,7 +25,10 @@ class Sequence:
     num_prompt_tokens: int
     root: Digest
     """Parent of its first block's digest."""
-    sampling: shard_pb2.SequenceSampling
+    sampling_params: inference_pb2.SamplingParams
+    """As the plan has them. Shared with forked children, which have seeds of their own."""
+    seed: int
+    """Of its sampling noise, an int64."""
     stop: shard_pb2.StopConditions
     max_len: int = 0
     """It samples no token beyond this length."""
@@ -58,12 +61,12 @@ class Sequence:
 
     def __post_init__(self) -> None:
         # Read for every sequence in every step, where fields of a message would cost more than the sampling.
-        sampling = self.sampling
+        sampling = self.sampling_params
         self.is_greedy = sampling.temperature < GREEDY_BELOW
         self.has_penalties = bool(
             sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
         )
-        self.wants_logprobs = sampling.HasField("num_logprobs")
+        self.wants_logprobs = sampling.HasField("logprobs")
         self.masks_stop = self.stop.min_tokens > 0
         self.num_tokens = self.reported_known = len(self.token_ids)
         self.reported_computed = self.num_computed_tokens
@@ -80,16 +83,14 @@ class Sequence:
 def forked(parent: Sequence, fork: shard_pb2.Fork, block_size: int) -> Sequence:
     """The child of a fork; it names the parent's blocks and does not hold them yet."""
     shared = fork.num_tokens
-    sampling = shard_pb2.SequenceSampling()
-    sampling.CopyFrom(parent.sampling)
-    sampling.seed = fork.seed
     return Sequence(
         seq_id=fork.child_seq_id,
         slot=-1,
         token_ids=parent.token_ids[:shared] + list(fork.appended_token_ids),
         num_prompt_tokens=parent.num_prompt_tokens,
         root=parent.root,
-        sampling=sampling,
+        sampling_params=parent.sampling_params,
+        seed=fork.seed,
         stop=parent.stop,
         max_len=parent.max_len,
         blocks=parent.blocks[: -(-shared // block_size)],
@@ -105,7 +106,8 @@ def admitted(admit: shard_pb2.Admit, pool: BlockPool, max_model_len: int) -> Seq
         token_ids=list(admit.token_ids),
         num_prompt_tokens=admit.num_prompt_tokens,
         root=root_digest(admit.cache_salt, admit.adapter),
-        sampling=admit.sampling,
+        sampling_params=admit.sampling_params,
+        seed=admit.sampling_params.seed,
         stop=admit.stop,
         max_len=min(admit.num_prompt_tokens + admit.stop.max_tokens, max_model_len),
     )

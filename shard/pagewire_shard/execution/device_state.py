@@ -109,20 +109,20 @@ class DeviceState:
             self.block_tables[slots, indices] = blocks.to(torch.int32)
 
     def _ints(self, sequence: Sequence) -> list[int]:
-        num_prompt, stop, seed = sequence.num_prompt_tokens, sequence.stop, sequence.sampling.seed
+        num_prompt, stop = sequence.num_prompt_tokens, sequence.stop
         values = [0] * self.ints.shape[1]
         values[NUM_TOKENS] = len(sequence.token_ids)
         values[NUM_COMPUTED] = sequence.num_computed_tokens
         values[NUM_PROMPT] = num_prompt
         values[MAX_LEN] = min(num_prompt + stop.max_tokens, self.max_model_len)
         values[MIN_LEN] = num_prompt + stop.min_tokens
-        values[TOP_K] = sequence.sampling.top_k
-        values[SEED] = seed - (1 << 64) if seed >= 1 << 63 else seed
+        values[TOP_K] = sequence.sampling_params.top_k
+        values[SEED] = sequence.seed
         return values
 
 
 def _floats(sequence: Sequence) -> list[float]:
-    sampling = sequence.sampling
+    sampling = sequence.sampling_params
     values = [0.0] * 6
     values[TEMPERATURE] = sampling.temperature
     values[TOP_P] = sampling.top_p

@@ -183,5 +183,5 @@ def logprobs_of(logits: torch.Tensor, token_ids: torch.Tensor, rows: list[int], 
     """
     # -1: nothing was sampled, and what is gathered is dropped.
     token_ids = token_ids.clamp_min(0)
-    nums = [batch.sequences[row].sampling.num_logprobs for row in rows]
+    nums = [batch.sequences[row].sampling_params.logprobs for row in rows]
     return PendingLogprobs(rows, nums, gather_logprobs(logits, token_ids, max(nums)))

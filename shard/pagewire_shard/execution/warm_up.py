@@ -1,12 +1,14 @@
 """Runs the model in every way before the first request, so that no request waits for a kernel to be loaded."""
 
 from pagewire.v1 import shard_pb2
+from pagewire.v1.inference_pb2 import SamplingParams
 from pagewire_common.block_hash import root_digest
+from pagewire_common.sampling_params import with_defaults
 
 from pagewire_shard.engine.runner import RunBatch, Runner
 from pagewire_shard.engine.sequence import Sequence
 
-_GREEDY = shard_pb2.SequenceSampling(temperature=0.0, top_p=1.0, repetition_penalty=1.0)
+_GREEDY = with_defaults(SamplingParams(temperature=0.0))
 _STOP = shard_pb2.StopConditions(max_tokens=2, min_tokens=1, token_ids=[0])
 
 
@@ -15,7 +17,7 @@ def warm_up(runner: Runner, block_size: int) -> None:
     admission does not overwrite."""
     for sampling in (_GREEDY, _sampled(num_logprobs=1)):
         prompt = [0] * max(1, min(2, block_size - 1))
-        sequence = Sequence(0, 0, prompt, len(prompt), root_digest(""), sampling, _STOP, blocks=[0, 0])
+        sequence = Sequence(0, 0, prompt, len(prompt), root_digest(""), sampling, 0, _STOP, blocks=[0, 0])
         runner.admit(sequence)
         for num_new in (len(prompt), 1):
             batch = RunBatch(copies=[(0, 0)])
@@ -40,20 +42,22 @@ def run_largest_step(runner: Runner, *, num_seqs: int, num_tokens: int, max_mode
     batch = RunBatch()
     sampling = _sampled(num_logprobs)
     for slot, num_new in enumerate(query_lens):
-        sequence = Sequence(slot, slot, [0] * num_new, num_new, root_digest(""), sampling, _STOP)
+        sequence = Sequence(slot, slot, [0] * num_new, num_new, root_digest(""), sampling, 0, _STOP)
         runner.admit(sequence)
         sequence.num_computed_tokens = num_new
         batch.add(sequence, num_new, samples=True)
     runner.launch(batch).wait()
 
 
-def _sampled(num_logprobs: int) -> shard_pb2.SequenceSampling:
-    return shard_pb2.SequenceSampling(
-        temperature=1.0,
-        top_p=0.9,
-        top_k=5,
-        min_p=0.01,
-        presence_penalty=0.1,
-        repetition_penalty=1.1,
-        num_logprobs=num_logprobs,
+def _sampled(num_logprobs: int) -> SamplingParams:
+    return with_defaults(
+        SamplingParams(
+            temperature=1.0,
+            top_p=0.9,
+            top_k=5,
+            min_p=0.01,
+            presence_penalty=0.1,
+            repetition_penalty=1.1,
+            logprobs=num_logprobs,
+        )
     )
