@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from pagewire.v1 import shard_pb2
 from pagewire_common.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
-from pagewire_kernels import kv_cache
 
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.engine.block_pool import BlockPool
@@ -63,11 +62,7 @@ def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes) -> E
         limits = _lowered(config, limits, num_blocks)
         del state  # before the smaller one is allocated
         state = DeviceState(config.max_num_seqs, limits.max_model_len, limits.block_size, device)
-    spec = loaded.model.spec
-    caches = [
-        kv_cache.allocate(num_blocks, limits.block_size, spec.num_kv_heads, spec.head_dim, loaded.cache_dtype, device)
-        for _ in range(spec.num_layers)
-    ]
+    caches = loaded.model.spec.allocate_caches(num_blocks, limits.block_size, loaded.cache_dtype, device)
     runner = _runner(config, loaded, limits, state, caches)
     warm_up(runner, limits.block_size)
     info = _describe(config, loaded, limits, num_blocks, device, model_digest)
@@ -139,10 +134,7 @@ def _lowered(config: ShardConfig, limits: Limits, num_blocks: int) -> Limits:
 
 
 def _num_blocks(config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState) -> int:
-    spec = loaded.model.spec
-    bytes_per_block = spec.num_layers * kv_cache.block_bytes(
-        limits.block_size, spec.num_kv_heads, spec.head_dim, loaded.cache_dtype
-    )
+    bytes_per_block = loaded.model.spec.block_bytes(limits.block_size, loaded.cache_dtype)
     needed = -(-limits.max_model_len // limits.block_size)
     if config.kv_cache_memory_bytes is not None:
         available = config.kv_cache_memory_bytes

@@ -9,7 +9,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from pagewire_shard.errors import ModelError
-from pagewire_shard.layers.spec import DecoderSpec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.hf_config import describe, read_config_fields
 from pagewire_shard.models.registry import FAMILIES, find_family
 from transformers import CONFIG_MAPPING

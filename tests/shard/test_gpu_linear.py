@@ -11,8 +11,7 @@ from pagewire_shard.layers import gpu_linear
 from pagewire_shard.layers.activation import Activation
 from pagewire_shard.layers.gpu_linear import GpuLinear
 from pagewire_shard.layers.linear import Linear, float32_linear
-from pagewire_shard.layers.mlp import Mlp
-from pagewire_shard.layers.spec import MlpSpec
+from pagewire_shard.layers.mlp import Mlp, MlpSpec
 
 ONE_ROW = FewRowsTile(tensor_cores=False, block_n=8, block_k=512, num_warps=4, num_stages=4, early_release=False)
 MORE_ROWS = FewRowsTile(tensor_cores=True, block_n=32, block_k=128, num_warps=4, num_stages=4, early_release=False)

@@ -3,18 +3,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import transformers
-from pagewire_kernels import kv_cache
 from pagewire_shard.errors import BadOption, CorruptWeights, ModelError, ModelNotFound, UnsupportedArchitecture
+from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.forward_batch import ForwardBatch
 from pagewire_shard.layers.linear import Float16PackedLinear, float16_packed_linear
-from pagewire_shard.layers.spec import DecoderSpec, RopeSpec
+from pagewire_shard.layers.rotary import RopeSpec
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
-from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.models.decoder import Decoder, DecoderSpec
 from pagewire_shard.models.hf_config import HFConfig, describe, read_config_fields
 from pagewire_shard.models.registry import FAMILIES, find_family
 from safetensors.torch import load_file, save_file
@@ -65,6 +65,13 @@ def spec(model_dir: Path) -> DecoderSpec:
     return family.spec(family.complete(fields))
 
 
+def attentions(model_dir: Path) -> list[AttentionSpec]:
+    """Of each layer."""
+    mixers = [layer.mixer for layer in spec(model_dir).layers]
+    assert all(isinstance(mixer, AttentionSpec) for mixer in mixers)
+    return cast("list[AttentionSpec]", mixers)
+
+
 def described(model_dir: Path) -> HFConfig:
     fields = read_config_fields(model_dir)
     architecture, family = find_family(fields)
@@ -84,10 +91,7 @@ def logits(model: Decoder) -> torch.Tensor:
         max_query_len=7,
         max_seq_len=7,
     )
-    caches = [
-        kv_cache.allocate(1, 8, model.spec.num_kv_heads, model.spec.head_dim, torch.float32, CPU)
-        for _ in model.spec.layers
-    ]
+    caches = model.spec.allocate_caches(1, 8, torch.float32, CPU)
     return model.compute_logits(model.forward(batch, caches))
 
 
@@ -449,10 +453,10 @@ def test_an_untied_model_without_its_output_matrix_is_refused(model_dir: Path) -
 def test_both_spellings_of_rope_parameters_are_read(model_dir: Path) -> None:
     llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
     edit_config(model_dir, rope_parameters={"rope_theta": 5e5, "rope_type": "llama3", **llama3})
-    new = spec(model_dir)
+    new = attentions(model_dir)
     edit_config(model_dir, rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "llama3", **llama3})
-    assert spec(model_dir) == new
-    assert new.positions == RopeSpec(5e5, 8, "llama3", 8.0, 16, low_freq_factor=1.0, high_freq_factor=4.0)
+    assert attentions(model_dir) == new
+    assert new[0].rope == RopeSpec(5e5, 8, "llama3", 8.0, 16, low_freq_factor=1.0, high_freq_factor=4.0)
 
 
 def test_yarn_extends_the_longest_sequence(model_dir: Path) -> None:
@@ -463,7 +467,7 @@ def test_yarn_extends_the_longest_sequence(model_dir: Path) -> None:
 @pytest.mark.parametrize(("values", "window"), [({}, 4096), ({"sliding_window": None}, 0), ({"sliding_window": 8}, 8)])
 def test_mistrals_window_is_absent_null_or_given(model_dir: Path, values: dict[str, Any], window: int) -> None:
     edit_config(model_dir, architectures=["MistralForCausalLM"], **values)
-    assert [layer.sliding_window for layer in spec(model_dir).layers] == [window, window]
+    assert [attention.sliding_window for attention in attentions(model_dir)] == [window, window]
 
 
 @pytest.mark.parametrize(
@@ -487,4 +491,4 @@ def test_qwens_windows_follow_layer_types_or_the_older_fields(
     model_dir: Path, values: dict[str, Any], windows: list[int]
 ) -> None:
     edit_config(model_dir, architectures=["Qwen2ForCausalLM"], **values)
-    assert [layer.sliding_window for layer in spec(model_dir).layers] == windows
+    assert [attention.sliding_window for attention in attentions(model_dir)] == windows

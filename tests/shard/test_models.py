@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pagewire_kernels import kv_cache
-from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.layers.forward_batch import ForwardBatch
 from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.models.decoder import Decoder
 
@@ -108,16 +107,10 @@ class PagedModel:
     """Runs a decoder on sequences whose blocks are scattered over caches that hold NaN where nothing was written."""
 
     def __init__(self, model: Decoder, block_size: int = 4, num_blocks: int = 64) -> None:
-        spec = model.spec
         self.model = model
         self.block_size = block_size
         self.blocks = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0)).tolist()
-        self.caches: list[KVCache] = [
-            kv_cache.allocate(
-                num_blocks, block_size, spec.num_kv_heads, spec.head_dim, torch.float32, torch.device("cpu")
-            )
-            for _ in spec.layers
-        ]
+        self.caches = model.spec.allocate_caches(num_blocks, block_size, torch.float32, torch.device("cpu"))
         for tensors in self.caches:
             for tensor in tensors:
                 tensor.fill_(torch.nan)

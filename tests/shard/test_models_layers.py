@@ -1,4 +1,4 @@
-"""Layers by themselves: packed products against torch's own, rotary angles and kinds of norms against transformers'."""
+"""Layers by themselves: products against torch's own, angles and kinds of norms against transformers', caches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +8,16 @@ import pytest
 import torch
 import transformers
 from pagewire_shard.layers import linear
+from pagewire_shard.layers.attention import AttentionSpec
+from pagewire_shard.layers.block import LayerSpec
+from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.precision import resolve_precision
 from pagewire_shard.layers.rotary import cos_sin_cache
 from pagewire_shard.layers.weights import Weights
 from pagewire_shard.loading.checkpoint import checkpoint_files
 from pagewire_shard.loading.weight_reader import read_weights
-from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.models.decoder import Decoder, DecoderSpec
 from pagewire_shard.models.hf_config import read_config_fields
 from pagewire_shard.models.llama import LLAMA
 from pagewire_shard.models.rope import read_rope
@@ -110,10 +113,25 @@ def test_the_kind_of_norm_is_the_specs(norm: NormSpec, make: Any, tmp_path: Path
     )  # fmt: skip
     reference = with_norms(transformers.LlamaForCausalLM(config), make)
     reference.save_pretrained(tmp_path)
-    spec = replace(LLAMA.spec(LLAMA.complete(read_config_fields(tmp_path))), norm=norm)
+    spec = LLAMA.spec(LLAMA.complete(read_config_fields(tmp_path)))
+    spec = replace(spec, layers=tuple(replace(layer, norm=norm) for layer in spec.layers), final_norm=norm)
     weights = Weights(resolve_precision(CPU, "float32", None))
     read_weights(checkpoint_files(tmp_path, allow_torch=False), spec, LLAMA.names, weights)
     model = Decoder(spec, weights)
     with torch.no_grad():
         expected = reference(torch.arange(7)[None]).logits[0]
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_caches_are_what_each_layers_mixer_declares() -> None:
+    attention = AttentionSpec(num_heads=4, num_kv_heads=4, head_dim=8, scale=1.0)
+    mlp = MlpSpec(intermediate_size=8, activation="silu", gated=True, bias=False)
+    shared = replace(attention, num_kv_heads=1, head_dim=16)
+    layers = tuple(LayerSpec(mixer, mlp, NormSpec("rms", EPS)) for mixer in (attention, shared))
+    spec = DecoderSpec(
+        vocab_size=50, hidden_size=16, max_position=32, layers=layers, final_norm=None, tied_embeddings=True,
+        initializer_range=0.02,
+    )  # fmt: skip
+    caches = spec.allocate_caches(3, 4, torch.float32, CPU)
+    assert [tuple(value.shape) for _, value in caches] == [(3, 4, 4, 8), (3, 1, 4, 16)]
+    assert 3 * spec.block_bytes(4, torch.float32) == sum(tensor.nbytes for cache in caches for tensor in cache)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pagewire_kernels import kv_cache
 from pagewire_shard.errors import CorruptWeights, ModelError, UnsupportedArchitecture
 from pagewire_shard.layers.forward_batch import ForwardBatch
-from pagewire_shard.layers.spec import MlpSpec, MoeSpec
+from pagewire_shard.layers.mlp import MlpSpec
+from pagewire_shard.layers.moe import MoeSpec
 from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.models.decoder import Decoder
 from safetensors.torch import load_file, save_file
@@ -34,8 +34,7 @@ CONFIGS = {
 
 
 def logits(model: Decoder, num_tokens: int = 9) -> torch.Tensor:
-    spec = model.spec
-    caches = [kv_cache.allocate(1, 16, spec.num_kv_heads, spec.head_dim, torch.float32, CPU) for _ in spec.layers]
+    caches = model.spec.allocate_caches(1, 16, torch.float32, CPU)
     places = torch.arange(num_tokens)
     batch = ForwardBatch(
         input_ids=places * 5 % 61,
@@ -102,7 +101,7 @@ def spec_of(tmp_path: Path, config: transformers.PretrainedConfig, **changes: ob
     fields = json.loads(config.to_json_string(use_diff=False)) | changes
     (tmp_path / "config.json").write_text(json.dumps(fields))
     model = load_model(tmp_path, device=CPU, dtype="float32", load_format="dummy").model
-    return [layer.mlp for layer in model.spec.layers]
+    return [layer.feed_forward for layer in model.spec.layers]
 
 
 def test_layers_may_stay_dense(tmp_path: Path) -> None:

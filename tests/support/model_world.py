@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 from pagewire.v1 import shard_pb2
-from pagewire_kernels import kv_cache
 from pagewire_router.scheduling.scheduler import GroupLimits, Scheduler
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 from pagewire_shard.engine.block_pool import BlockPool
@@ -84,16 +83,12 @@ class ModelWorld(EngineWorld):
         device: torch.device = CPU,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        spec = model.spec
-        caches = [
-            kv_cache.allocate(limits.num_blocks, limits.block_size, spec.num_kv_heads, spec.head_dim, dtype, device)
-            for _ in spec.layers
-        ]
+        caches = model.spec.allocate_caches(limits.num_blocks, limits.block_size, dtype, device)
         for cache in caches:
             for tensor in cache:
                 tensor.fill_(torch.nan)
         state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
-        info = shard_info(limits, spec.vocab_size)
+        info = shard_info(limits, model.spec.vocab_size)
         pool = BlockPool(limits.num_blocks, limits.block_size)
         self.runner = make_runner(model, state, caches, limits.block_size)
         super().__init__(Engine(info, self.runner, pool), limits, window)

@@ -1,7 +1,6 @@
 """How much of a GPU the block pool may take: what is left beside weights, graphs and the largest step."""
 
 import torch
-from pagewire_kernels import kv_cache
 
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.gpu_runner import gpu_runner
@@ -34,13 +33,10 @@ def bytes_left_for_caches(
     Returns:
         Bytes; 0 or less if the model alone takes more than its share.
     """
-    device, spec = state.device, loaded.model.spec
+    device = state.device
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    caches = [
-        kv_cache.allocate(1, block_size, spec.num_kv_heads, spec.head_dim, loaded.cache_dtype, device)
-        for _ in range(spec.num_layers)
-    ]
+    caches = loaded.model.spec.allocate_caches(1, block_size, loaded.cache_dtype, device)
     for tensor in (tensor for cache in caches for tensor in cache):
         tensor.zero_()
     # Smaller graphs fit into the memory of the largest.

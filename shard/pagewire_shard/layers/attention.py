@@ -1,5 +1,6 @@
 """Multi-head attention over the paged KV cache, with or without rotary positions."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,40 +8,73 @@ from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
 from pagewire_kernels.reshape_and_cache import reshape_and_cache
 from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 
+from pagewire_shard.layers.cache import CacheSpec, KeyValueCacheSpec
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
-from pagewire_shard.layers.linear import Linear
-from pagewire_shard.layers.norm import Norm, RmsNorm
-from pagewire_shard.layers.spec import DecoderSpec, LayerSpec
+from pagewire_shard.layers.norm import NormSpec, RmsNorm
+from pagewire_shard.layers.parameter import Parameter
+from pagewire_shard.layers.rotary import RopeSpec
+from pagewire_shard.layers.weights import LayerWeights
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """Multi-head attention; several query heads may share a key-value head."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    """Multiplies query-key products."""
+    rope: RopeSpec | None = None
+    """None: heads are not rotated."""
+    sliding_window: int = 0
+    """A token attends to itself and the sliding_window - 1 tokens before it; 0: to all before it."""
+    qk_norm: NormSpec | None = None
+    """Over each head's query and key, before the rotation."""
+    qkv_bias: bool = False
+    o_bias: bool = False
+
+    @property
+    def cache(self) -> CacheSpec:
+        """See MixerSpec."""
+        return KeyValueCacheSpec(self.num_kv_heads, self.head_dim)
+
+    def parameters(self, hidden_size: int) -> dict[str, Parameter]:
+        """See MixerSpec."""
+        query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        parameters = {
+            "qkv": Parameter("linear", (query_size, kv_size, kv_size), hidden_size, self.qkv_bias),
+            "o": Parameter("linear", (hidden_size,), query_size, self.o_bias),
+        }
+        if self.qk_norm is not None:
+            parameters |= {name: self.qk_norm.parameter(self.head_dim) for name in ("q_norm", "k_norm")}
+        return parameters
+
+    def build(self, weights: LayerWeights) -> "Attention":
+        """See MixerSpec."""
+        return Attention(self, weights)
 
 
 class Attention:
     """Projects to queries, keys and values, writes keys and values to the cache, attends to all of the sequence."""
 
-    def __init__(
-        self,
-        spec: DecoderSpec,
-        layer: LayerSpec,
-        qkv: Linear,
-        o: Linear,
-        cos_sin_cache: torch.Tensor | None,
-        qk_norms: tuple[Norm, Norm] | None,
-    ) -> None:
+    def __init__(self, spec: AttentionSpec, weights: LayerWeights) -> None:
         self._head_dim = spec.head_dim
         self._head_counts = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
-        self._scale = layer.attention_scale
-        self._sliding_window = layer.sliding_window
-        self._qkv = qkv
-        self._o = o
-        self._cos_sin_cache = cos_sin_cache
+        self._scale = spec.scale
+        self._sliding_window = spec.sliding_window
+        self._qkv = weights.linear("qkv")
+        self._o = weights.linear("o")
+        self._cos_sin_cache = weights.rotary_table(spec.rope) if spec.rope is not None else None
         # Fields of RotaryInputs: the op norms each head in the pass that rotates it.
         self._norm_options: dict[str, Any] = {}
-        if qk_norms is not None:
-            query_norm, key_norm = qk_norms
+        if spec.qk_norm is not None:
+            query_norm, key_norm = (spec.qk_norm.build(weights.tensors(name)) for name in ("q_norm", "k_norm"))
             assert isinstance(query_norm, RmsNorm), "heads are normed by their mean square"
             assert isinstance(key_norm, RmsNorm), "heads are normed by their mean square"
-            assert cos_sin_cache is not None, "heads are normed where they are rotated"
-            weights = {"q_norm_weight": query_norm.weight, "k_norm_weight": key_norm.weight}
-            self._norm_options = {**weights, "eps": query_norm.eps}
+            assert spec.rope is not None, "heads are normed where they are rotated"
+            norm_weights = {"q_norm_weight": query_norm.weight, "k_norm_weight": key_norm.weight}
+            self._norm_options = {**norm_weights, "eps": query_norm.eps}
 
     def __call__(self, x: torch.Tensor, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """[num_tokens, hidden] -> [num_tokens, hidden]."""

@@ -1,24 +1,56 @@
-"""One layer of the decoder, in the three ways families wire norms, attention, MLP and residual.
+"""One layer of the decoder: a mixer, a feed-forward block, and norms and residual around them in one of three wirings.
 
 A block takes what the block before added to the residual stream and the stream itself, apart: the sum is taken in the
 next norm, where it costs no pass over memory of its own.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
-from pagewire_shard.layers.attention import Attention
+from pagewire_shard.layers.cache import CacheSpec
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
-from pagewire_shard.layers.norm import Norm
+from pagewire_shard.layers.norm import Norm, NormSpec
+from pagewire_shard.layers.parameter import Parameter
+from pagewire_shard.layers.weights import LayerWeights
 
 Stream = tuple[torch.Tensor, torch.Tensor | None]
 """(x, residual), both [num_tokens, hidden]; their sum is the residual stream. No residual: x is all of it."""
 
+Mixer = Callable[[torch.Tensor, ForwardBatch, KVCache], torch.Tensor]
+"""[num_tokens, hidden] -> [num_tokens, hidden]: lets the tokens of each sequence see those before them, whose state is
+in the layer's cache."""
 
 FeedForward = Callable[[torch.Tensor], torch.Tensor]
-"""[num_tokens, hidden] -> [num_tokens, hidden]: a dense block, or a mixture of experts."""
+"""[num_tokens, hidden] -> [num_tokens, hidden]: each token by itself."""
+
+Wiring = Literal["pre", "post", "parallel"]
+
+
+class MixerSpec(Protocol):
+    """One kind of mixer, such as attention."""
+
+    @property
+    def cache(self) -> CacheSpec:
+        """What the layer keeps of each sequence."""
+
+    def parameters(self, hidden_size: int) -> dict[str, Parameter]:
+        """The mixer's parameters by name; no name is also one of a feed-forward block or a norm."""
+
+    def build(self, weights: LayerWeights) -> Mixer:
+        """The mixer with these parameters."""
+
+
+class FeedForwardSpec(Protocol):
+    """One kind of feed-forward block: dense, or a mixture of experts."""
+
+    def parameters(self, hidden_size: int) -> dict[str, Parameter]:
+        """The block's parameters by name; no name is also one of a mixer or a norm."""
+
+    def build(self, weights: LayerWeights) -> FeedForward:
+        """The block with these parameters."""
 
 
 class Block(Protocol):
@@ -34,44 +66,79 @@ def normalise(norm: Norm, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class PreNormBlock:
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + mixer(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, attention_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: FeedForward) -> None:
-        self._attention_norm = attention_norm
-        self._attention = attention
-        self._mlp_norm = mlp_norm
-        self._mlp = mlp
+    norm_places: ClassVar = ("mixer_norm", "feed_forward_norm")
+
+    def __init__(self, mixer: Mixer, feed_forward: FeedForward, mixer_norm: Norm, feed_forward_norm: Norm) -> None:
+        self._mixer = mixer
+        self._feed_forward = feed_forward
+        self._mixer_norm = mixer_norm
+        self._feed_forward_norm = feed_forward_norm
 
     def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
-        x, residual = normalise(self._attention_norm, stream)
-        x, residual = self._mlp_norm.add(self._attention(x, batch, kv_cache), residual)
-        return self._mlp(x), residual
+        x, residual = normalise(self._mixer_norm, stream)
+        x, residual = self._feed_forward_norm.add(self._mixer(x, batch, kv_cache), residual)
+        return self._feed_forward(x), residual
 
 
 class PostNormBlock:
-    """norm(x + attention(x)), then norm(x + mlp(x))."""
+    """norm(x + mixer(x)), then norm(x + feed_forward(x))."""
 
-    def __init__(self, attention_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: FeedForward) -> None:
-        self._attention_norm = attention_norm
-        self._attention = attention
-        self._mlp_norm = mlp_norm
-        self._mlp = mlp
+    norm_places: ClassVar = ("mixer_norm", "feed_forward_norm")
+
+    def __init__(self, mixer: Mixer, feed_forward: FeedForward, mixer_norm: Norm, feed_forward_norm: Norm) -> None:
+        self._mixer = mixer
+        self._feed_forward = feed_forward
+        self._mixer_norm = mixer_norm
+        self._feed_forward_norm = feed_forward_norm
 
     def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
         x, _ = stream
-        x, _ = self._attention_norm.add(self._attention(x, batch, kv_cache), x)
-        x, _ = self._mlp_norm.add(self._mlp(x), x)
+        x, _ = self._mixer_norm.add(self._mixer(x, batch, kv_cache), x)
+        x, _ = self._feed_forward_norm.add(self._feed_forward(x), x)
         return x, None
 
 
 class ParallelBlock:
-    """x + attention(norm(x)) + mlp(norm(x)), with one norm."""
+    """x + mixer(norm(x)) + feed_forward(norm(x)), with one norm."""
 
-    def __init__(self, norm: Norm, attention: Attention, mlp: FeedForward) -> None:
+    norm_places: ClassVar = ("mixer_norm",)
+
+    def __init__(self, mixer: Mixer, feed_forward: FeedForward, norm: Norm) -> None:
+        self._mixer = mixer
+        self._feed_forward = feed_forward
         self._norm = norm
-        self._attention = attention
-        self._mlp = mlp
 
     def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
         x, residual = normalise(self._norm, stream)
-        return self._attention(x, batch, kv_cache) + self._mlp(x), residual
+        return self._mixer(x, batch, kv_cache) + self._feed_forward(x), residual
+
+
+BLOCKS: dict[Wiring, type[PreNormBlock | PostNormBlock | ParallelBlock]] = {
+    "pre": PreNormBlock,
+    "post": PostNormBlock,
+    "parallel": ParallelBlock,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One layer of a decoder."""
+
+    mixer: MixerSpec
+    feed_forward: FeedForwardSpec
+    norm: NormSpec
+    """The norm at each of the wiring's places."""
+    wiring: Wiring = "pre"
+
+    def parameters(self, hidden_size: int) -> dict[str, Parameter]:
+        """The layer's parameters by name."""
+        norms = {place: self.norm.parameter(hidden_size) for place in BLOCKS[self.wiring].norm_places}
+        return norms | self.mixer.parameters(hidden_size) | self.feed_forward.parameters(hidden_size)
+
+    def build(self, weights: LayerWeights) -> Block:
+        """The layer with these parameters."""
+        block = BLOCKS[self.wiring]
+        norms = [self.norm.build(weights.tensors(place)) for place in block.norm_places]
+        return block(self.mixer.build(weights), self.feed_forward.build(weights), *norms)

@@ -1,6 +1,16 @@
 """Token and position embeddings."""
 
+from dataclasses import dataclass
+
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedPositions:
+    """A table of position embeddings, added to the token embeddings."""
+
+    offset: int = 0
+    """Rows the table has before position 0."""
 
 
 class Embedding:

@@ -1,12 +1,37 @@
 """The dense feed-forward block."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from pagewire_shard.layers.activation import GATED, PLAIN
+from pagewire_shard.layers.activation import GATED, PLAIN, Activation
 from pagewire_shard.layers.linear import Linear
-from pagewire_shard.layers.spec import MlpSpec
+from pagewire_shard.layers.parameter import Parameter
+from pagewire_shard.layers.weights import LayerWeights
+
+
+@dataclass(frozen=True, slots=True)
+class MlpSpec:
+    """A dense feed-forward block."""
+
+    intermediate_size: int
+    activation: Activation
+    gated: bool
+    """down(activation(gate(x)) * up(x)) rather than down(activation(up(x)))."""
+    bias: bool
+
+    def parameters(self, hidden_size: int) -> dict[str, Parameter]:
+        """See FeedForwardSpec."""
+        up_parts = (self.intermediate_size,) * (2 if self.gated else 1)
+        return {
+            "up": Parameter("linear", up_parts, hidden_size, self.bias),
+            "down": Parameter("linear", (hidden_size,), self.intermediate_size, self.bias),
+        }
+
+    def build(self, weights: LayerWeights) -> "Mlp":
+        """See FeedForwardSpec."""
+        return Mlp(self, weights.linear("up"), weights.linear("down"))
 
 
 class Mlp:

@@ -1,10 +1,40 @@
 """The mixture of experts: a router, and the kernel that sends each token through the experts it chooses."""
 
+from dataclasses import dataclass
+
 import torch
 from pagewire_kernels.fused_moe import fused_moe
 
 from pagewire_shard.layers.linear import Linear
-from pagewire_shard.layers.spec import MoeSpec
+from pagewire_shard.layers.parameter import Parameter
+from pagewire_shard.layers.weights import LayerWeights
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """A mixture of experts in place of a dense feed-forward block; each expert is gated by SiLU and has no biases."""
+
+    num_experts: int
+    top_k: int
+    """Experts that each token goes through."""
+    intermediate_size: int
+    """Intermediate size of each expert."""
+    renormalise: bool
+    """The chosen experts' weights are scaled to sum to 1."""
+
+    def parameters(self, hidden_size: int) -> dict[str, Parameter]:
+        """See FeedForwardSpec."""
+        return {
+            "router": Parameter("linear", (self.num_experts,), hidden_size),
+            # Gate and up of the first expert, then of the second, and so on.
+            "experts_up": Parameter("experts", (self.intermediate_size,) * (2 * self.num_experts), hidden_size),
+            "experts_down": Parameter("experts", (hidden_size,) * self.num_experts, self.intermediate_size),
+        }
+
+    def build(self, weights: LayerWeights) -> "MixtureOfExperts":
+        """See FeedForwardSpec."""
+        up, down = weights.tensors("experts_up")["weight"], weights.tensors("experts_down")["weight"]
+        return MixtureOfExperts(self, weights.linear("router"), up, down)
 
 
 class MixtureOfExperts:

@@ -8,6 +8,8 @@ import torch
 from pagewire_kernels.layer_norm import layer_norm
 from pagewire_kernels.rms_norm import rms_norm
 
+from pagewire_shard.layers.parameter import Parameter
+
 
 class Norm(Protocol):
     """A layer norm over the last dimension. Inputs stay as they are."""
@@ -57,6 +59,10 @@ class NormSpec:
     """Added to the mean square (rms) or to the variance (layer)."""
     bias: bool = False
     """Layer norms only."""
+
+    def parameter(self, width: int) -> Parameter:
+        """The norm's parameter."""
+        return Parameter("norm", (width,), bias=self.bias)
 
     def build(self, tensors: Mapping[str, torch.Tensor]) -> Norm:
         """The norm with this weight and perhaps bias, each [width]."""

@@ -1,10 +1,40 @@
-"""Cosines and sines of the rotary position embedding and its long-context variants."""
+"""Rotary position embedding and its long-context variants: the tables of cosines and sines."""
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from pagewire_shard.layers.spec import RopeSpec
+RopeVariant = Literal["default", "linear", "llama3", "yarn"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary position embedding (arXiv:2104.09864), the halves of a head paired."""
+
+    theta: float
+    """Base of the frequencies."""
+    rotary_dim: int
+    """Leading dimensions of a head that are rotated."""
+    variant: RopeVariant = "default"
+    """How the frequencies are stretched for contexts longer than the model was trained on."""
+    factor: float = 1.0
+    """The stretch; 1 for variant default."""
+    original_max_position: int = 0
+    """Context length before the stretch; llama3 and yarn."""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above original_max_position / low_freq_factor are stretched in full."""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below original_max_position / high_freq_factor are left alone."""
+    beta_fast: float = 32.0
+    """yarn: dimensions that turn more often than this over the original context are left alone."""
+    beta_slow: float = 1.0
+    """yarn: dimensions that turn less often than this are stretched in full."""
+    truncate: bool = True
+    """yarn: round the borders of the ramp to whole dimensions."""
+    attention_factor: float = 1.0
+    """yarn: multiplies cosine and sine."""
 
 
 def cos_sin_cache(rope: RopeSpec, num_positions: int, device: torch.device) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""A decoder's weights, collected parameter by parameter."""
+"""A decoder's weights, collected parameter by parameter, and each layer's view of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -8,6 +9,7 @@ from pagewire_shard.layers.linear import Linear
 from pagewire_shard.layers.parameter import Parameter, TensorSpec, plain_tensors
 from pagewire_shard.layers.precision import Precision
 from pagewire_shard.layers.quantization import QuantizationScheme, Unquantized
+from pagewire_shard.layers.rotary import RopeSpec
 
 
 class Weights:
@@ -58,3 +60,22 @@ class Weights:
         if linear.keeps_weight and tensors["weight"] is table:
             self._shared_table = "embed"
         self.linears["lm_head"] = linear
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """What one layer is built from: its own weights, and tables that it shares with other layers."""
+
+    weights: Weights
+    prefix: str
+    """What stands before the layer's own names of its parameters."""
+    rotary_table: Callable[[RopeSpec], torch.Tensor]
+    """The cosines and sines of a rotary embedding, [max_position, rotary_dim]; the same tensor for the same spec."""
+
+    def linear(self, name: str) -> Linear:
+        """The product of a parameter of role linear."""
+        return self.weights.linears[self.prefix + name]
+
+    def tensors(self, name: str) -> Mapping[str, torch.Tensor]:
+        """The tensors of any other parameter."""
+        return self.weights.tensors[self.prefix + name]

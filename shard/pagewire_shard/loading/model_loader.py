@@ -10,13 +10,11 @@ import torch
 
 from pagewire_shard.config import Dtype, LoadFormat
 from pagewire_shard.layers.precision import resolve_precision
-from pagewire_shard.layers.spec import DecoderSpec
 from pagewire_shard.layers.weights import Weights
 from pagewire_shard.loading.checkpoint import CheckpointFile, checkpoint_files, stored_dtype
 from pagewire_shard.loading.weight_reader import read_weights
-from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.models.decoder import Decoder, DecoderSpec
 from pagewire_shard.models.hf_config import HFConfig, describe, read_config_fields
-from pagewire_shard.models.parameters import lm_head, parameters
 from pagewire_shard.models.registry import find_family
 
 logger = logging.getLogger(__name__)
@@ -94,7 +92,7 @@ def _report_format(files: list[CheckpointFile]) -> None:
 def fill_randomly(weights: Weights, spec: DecoderSpec, seed: int) -> None:
     """Normally distributed matrices, norms that scale by 1, biases of 0."""
     device = weights.precision.device
-    for name, parameter in parameters(spec).items():
+    for name, parameter in spec.parameters().items():
         tensors = {}
         for tensor_name, tensor_spec in weights.specs(parameter).items():
             tensor = torch.empty(tensor_spec.shape, dtype=tensor_spec.dtype, device=device)
@@ -107,4 +105,4 @@ def fill_randomly(weights: Weights, spec: DecoderSpec, seed: int) -> None:
             tensors[tensor_name] = tensor
         weights.put(name, parameter, tensors)
     if spec.tied_embeddings:
-        weights.tie_output(lm_head(spec))
+        weights.tie_output(spec.lm_head)

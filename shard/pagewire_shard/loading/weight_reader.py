@@ -12,11 +12,10 @@ import torch
 
 from pagewire_shard.errors import CorruptWeights
 from pagewire_shard.layers.parameter import Parameter, TensorSpec
-from pagewire_shard.layers.spec import DecoderSpec
 from pagewire_shard.layers.weights import Weights
 from pagewire_shard.loading.checkpoint import CheckpointFile, CheckpointTensor
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.names import NameMap, Target, is_needless
-from pagewire_shard.models.parameters import lm_head, parameters
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +67,8 @@ class _Reader:
         self._weights = weights
         self._names = names
         self._is_tied = spec.tied_embeddings
-        self._lm_head = lm_head(spec)
-        self._parameters = parameters(spec)
+        self._lm_head = spec.lm_head
+        self._parameters = spec.parameters()
         self._tied: dict[tuple[str, str], CheckpointTensor] = {}
         """Of tied embeddings, by parameter and tensor: what is stored of the output projection, and the embeddings."""
         self._pending: dict[str, _Pending] = {}

@@ -5,27 +5,76 @@ between passes but the KV caches, which the runner owns.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 
-from pagewire_shard.layers.attention import Attention
-from pagewire_shard.layers.block import (
-    Block,
-    FeedForward,
-    ParallelBlock,
-    PostNormBlock,
-    PreNormBlock,
-    Stream,
-    normalise,
-)
-from pagewire_shard.layers.embedding import Embedding
+from pagewire_shard.layers.block import LayerSpec, Stream, normalise
+from pagewire_shard.layers.embedding import Embedding, LearnedPositions
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
-from pagewire_shard.layers.mlp import Mlp
-from pagewire_shard.layers.moe import MixtureOfExperts
-from pagewire_shard.layers.norm import Norm
+from pagewire_shard.layers.norm import NormSpec
+from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.rotary import cos_sin_cache
-from pagewire_shard.layers.spec import DecoderSpec, LearnedPositions, MlpSpec, MoeSpec
-from pagewire_shard.layers.weights import Weights
+from pagewire_shard.layers.weights import LayerWeights, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """A decoder-only transformer, as data: embeddings, layers that each declare themselves, and the output projection.
+
+    Every option here and in the layers' specs is there because a supported family needs it.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    max_position: int
+    """Longest sequence the positions allow."""
+    layers: tuple[LayerSpec, ...]
+    final_norm: NormSpec | None
+    tied_embeddings: bool
+    """The output projection is the token embedding table."""
+    initializer_range: float
+    """Standard deviation of dummy weights."""
+    embedding_size: int | None = None
+    """Width of the token embeddings, which are projected to and from hidden_size; None: hidden_size, no projection."""
+    positions: LearnedPositions | None = None
+    """Position embeddings; None: positions, if any, are the mixers' own."""
+    lm_head_bias: bool = False
+
+    @property
+    def lm_head(self) -> Parameter:
+        """The output projection."""
+        return Parameter("linear", (self.vocab_size,), self.embedding_size or self.hidden_size, self.lm_head_bias)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """All parameters by name, without the output projection if it is tied."""
+        hidden_size, embedding_size = self.hidden_size, self.embedding_size
+        parameters = {"embed": Parameter("table", (self.vocab_size,), embedding_size or hidden_size)}
+        if self.positions is not None:
+            num_rows = self.max_position + self.positions.offset
+            parameters["position_embed"] = Parameter("table", (num_rows,), hidden_size)
+        if embedding_size is not None:
+            parameters["project_in"] = Parameter("linear", (hidden_size,), embedding_size)
+            parameters["project_out"] = Parameter("linear", (embedding_size,), hidden_size)
+        for index, layer in enumerate(self.layers):
+            own = layer.parameters(hidden_size)
+            parameters |= {f"layers.{index}.{name}": parameter for name, parameter in own.items()}
+        if self.final_norm is not None:
+            parameters["final_norm"] = self.final_norm.parameter(hidden_size)
+        if not self.tied_embeddings:
+            parameters["lm_head"] = self.lm_head
+        return parameters
+
+    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
+        """Bytes that one block of the pool takes in the caches of all layers."""
+        return sum(layer.mixer.cache.block_bytes(block_size, dtype) for layer in self.layers)
+
+    def allocate_caches(
+        self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> list[KVCache]:
+        """One cache for each layer, uninitialised."""
+        return [layer.mixer.cache.allocate(num_blocks, block_size, dtype, device) for layer in self.layers]
 
 
 class Decoder:
@@ -33,13 +82,21 @@ class Decoder:
 
     def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
         self.spec = spec
-        builder = _Builder(spec, weights)
-        self._embed = builder.embedding("embed")
-        self._position_embed = builder.position_embedding()
+        precision = weights.precision
+        embed = partial(Embedding, dtype=precision.activations)
+        self._embed = embed(weights.tensors["embed"]["weight"])
+        self._position_embed = (
+            embed(weights.tensors["position_embed"]["weight"], offset=spec.positions.offset) if spec.positions else None
+        )
         self._project_in = weights.linears.get("project_in")
-        self._blocks = [builder.block(index) for index in range(spec.num_layers)]
-        self._final_norm = builder.norm("final_norm") if spec.final_norm else None
         self._project_out = weights.linears.get("project_out")
+        # Layers with the same rotary embedding share its table.
+        rotary_table = cache(partial(cos_sin_cache, num_positions=spec.max_position, device=precision.device))
+        self._blocks = [
+            layer.build(LayerWeights(weights, f"layers.{index}.", rotary_table))
+            for index, layer in enumerate(spec.layers)
+        ]
+        self._final_norm = spec.final_norm.build(weights.tensors["final_norm"]) if spec.final_norm else None
         self._lm_head = weights.linears["lm_head"]
         self.on_layer: Callable[[], None] = _ignore
         """Called after each layer, as a sign of life of a long step."""
@@ -84,50 +141,3 @@ class Decoder:
 
 def _ignore() -> None:
     """Nobody watches."""
-
-
-class _Builder:
-    """Makes a decoder's parts of its weights."""
-
-    def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
-        self._spec = spec
-        self._weights = weights
-        positions, device = spec.positions, weights.precision.device
-        self._cos_sin_cache = (
-            None if isinstance(positions, LearnedPositions) else cos_sin_cache(positions, spec.max_position, device)
-        )
-
-    def embedding(self, name: str, offset: int = 0) -> Embedding:
-        return Embedding(self._weights.tensors[name]["weight"], self._weights.precision.activations, offset)
-
-    def position_embedding(self) -> Embedding | None:
-        positions = self._spec.positions
-        return self.embedding("position_embed", positions.offset) if isinstance(positions, LearnedPositions) else None
-
-    def norm(self, name: str) -> Norm:
-        return self._spec.norm.build(self._weights.tensors[name])
-
-    def _qk_norms(self, name: str) -> tuple[Norm, Norm] | None:
-        norm, tensors = self._spec.qk_norm, self._weights.tensors
-        return (norm.build(tensors[name + "q_norm"]), norm.build(tensors[name + "k_norm"])) if norm else None
-
-    def _feed_forward(self, name: str, mlp: MlpSpec | MoeSpec) -> FeedForward:
-        linears, tensors = self._weights.linears, self._weights.tensors
-        if isinstance(mlp, MoeSpec):
-            up, down = tensors[name + "experts_up"]["weight"], tensors[name + "experts_down"]["weight"]
-            return MixtureOfExperts(mlp, linears[name + "router"], up, down)
-        return Mlp(mlp, linears[name + "up"], linears[name + "down"])
-
-    def block(self, index: int) -> Block:
-        name = f"layers.{index}."
-        linears = self._weights.linears
-        layer = self._spec.layers[index]
-        attention = Attention(
-            self._spec, layer, linears[name + "qkv"], linears[name + "o"], self._cos_sin_cache, self._qk_norms(name)
-        )
-        mlp = self._feed_forward(name, layer.mlp)
-        attention_norm = self.norm(name + "attention_norm")
-        if self._spec.parallel_residual:
-            return ParallelBlock(attention_norm, attention, mlp)
-        block = PreNormBlock if self._spec.norm_place == "pre" else PostNormBlock
-        return block(attention_norm, attention, self.norm(name + "mlp_norm"), mlp)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pagewire_shard.layers.activation import Activation
-from pagewire_shard.layers.spec import DecoderSpec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
 

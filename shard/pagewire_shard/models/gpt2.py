@@ -1,7 +1,11 @@
 """GPT-2: layer norms with bias, learned positions, plain MLP, matrices stored transposed, qkv already merged."""
 
+from pagewire_shard.layers.attention import AttentionSpec
+from pagewire_shard.layers.block import LayerSpec
+from pagewire_shard.layers.embedding import LearnedPositions
+from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
-from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import Family, read_activation, refuse, split_heads
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
@@ -11,10 +15,10 @@ GPT2_NAMES = NameMap(
     layer="h.",
     modules={"wte": "embed", "wpe": "position_embed", "ln_f": "final_norm", "lm_head": "lm_head"},
     layer_modules={
-        "ln_1": ("attention_norm", None),
+        "ln_1": ("mixer_norm", None),
         "attn.c_attn": ("qkv", None),
         "attn.c_proj": ("o", None),
-        "ln_2": ("mlp_norm", None),
+        "ln_2": ("feed_forward_norm", None),
         "mlp.c_fc": ("up", None),
         "mlp.c_proj": ("down", None),
     },
@@ -50,27 +54,23 @@ def _gpt2(fields: ConfigFields) -> DecoderSpec:
     hidden_size = fields.integer("n_embd")
     num_heads = fields.integer("n_head")
     head_dim = split_heads(fields, "n_embd", num_heads)
+    norm = NormSpec("layer", fields.number("layer_norm_epsilon"), bias=True)
     mlp = MlpSpec(
         intermediate_size=fields.integer("n_inner", 4 * hidden_size),
         activation=read_activation(fields, "activation_function", gated=False),
         gated=False,
         bias=True,
     )
+    layers = (
+        LayerSpec(AttentionSpec(num_heads, num_heads, head_dim, scale, qkv_bias=True, o_bias=True), mlp, norm)
+        for scale in _attention_scales(fields, head_dim)
+    )
     return DecoderSpec(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
-        embedding_size=hidden_size,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=head_dim,
         max_position=fields.integer("n_positions"),
-        layers=tuple(LayerSpec(scale, 0, mlp) for scale in _attention_scales(fields, head_dim)),
-        norm=NormSpec("layer", fields.number("layer_norm_epsilon"), bias=True),
-        norm_place="pre",
-        final_norm=True,
-        qk_norm=None,
-        qkv_bias=True,
-        o_bias=True,
+        layers=tuple(layers),
+        final_norm=norm,
         positions=LearnedPositions(),
         tied_embeddings=fields.flag("tie_word_embeddings"),
         initializer_range=fields.number("initializer_range"),

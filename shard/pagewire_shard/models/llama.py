@@ -4,9 +4,13 @@ The names and the shared part of the configuration serve Qwen2 and Qwen3 too.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from pagewire_shard.layers.attention import AttentionSpec
+from pagewire_shard.layers.block import LayerSpec
+from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
-from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, MlpSpec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads, read_window
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
@@ -43,14 +47,14 @@ LLAMA_NAMES = NameMap(
     layer="layers.",
     modules={"embed_tokens": "embed", "norm": "final_norm", "lm_head": "lm_head"},
     layer_modules={
-        "input_layernorm": ("attention_norm", None),
+        "input_layernorm": ("mixer_norm", None),
         "self_attn.q_proj": ("qkv", 0),
         "self_attn.k_proj": ("qkv", 1),
         "self_attn.v_proj": ("qkv", 2),
         "self_attn.q_norm": ("q_norm", None),
         "self_attn.k_norm": ("k_norm", None),
         "self_attn.o_proj": ("o", None),
-        "post_attention_layernorm": ("mlp_norm", None),
+        "post_attention_layernorm": ("feed_forward_norm", None),
         "mlp.gate_proj": ("up", 0),
         "mlp.up_proj": ("up", 1),
         "mlp.down_proj": ("down", None),
@@ -72,11 +76,20 @@ def llama_spec(
     Args:
         windows: each layer's sliding window, 0 for none.
     """
-    hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
     head_dim = read_head_dim(fields, num_heads)
     rope = read_rope(fields, head_dim)
     norm = NormSpec("rms", fields.number("rms_norm_eps"))
+    attention = AttentionSpec(
+        num_heads=num_heads,
+        num_kv_heads=read_num_kv_heads(fields, num_heads),
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rope=rope,
+        qk_norm=norm if qk_norm else None,
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
+    )
     mlp = MlpSpec(
         intermediate_size=fields.integer("intermediate_size"),
         activation=read_activation(fields, "hidden_act", gated=True),
@@ -85,20 +98,10 @@ def llama_spec(
     )
     return DecoderSpec(
         vocab_size=fields.integer("vocab_size"),
-        hidden_size=hidden_size,
-        embedding_size=hidden_size,
-        num_heads=num_heads,
-        num_kv_heads=read_num_kv_heads(fields, num_heads),
-        head_dim=head_dim,
+        hidden_size=fields.integer("hidden_size"),
         max_position=max_position(fields, rope),
-        layers=tuple(LayerSpec(head_dim**-0.5, window, mlp) for window in windows),
-        norm=norm,
-        norm_place="pre",
-        final_norm=True,
-        qk_norm=norm if qk_norm else None,
-        qkv_bias=qkv_bias,
-        o_bias=o_bias,
-        positions=rope,
+        layers=tuple(LayerSpec(replace(attention, sliding_window=window), mlp, norm) for window in windows),
+        final_norm=norm,
         tied_embeddings=fields.flag("tie_word_embeddings"),
         initializer_range=fields.number("initializer_range"),
     )

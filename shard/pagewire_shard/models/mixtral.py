@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from pagewire_shard.layers.spec import DecoderSpec, MoeSpec
+from pagewire_shard.layers.moe import MoeSpec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import Family, read_activation, read_window
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_NAMES, MISTRAL_DEFAULTS, llama_spec
@@ -63,7 +64,7 @@ def _mixtral(fields: ConfigFields) -> DecoderSpec:
     )
     windows = [read_window(fields)] * fields.integer("num_hidden_layers")
     spec = llama_spec(fields, windows=windows, qkv_bias=False, o_bias=False)
-    return replace(spec, layers=tuple(replace(layer, mlp=moe) for layer in spec.layers))
+    return replace(spec, layers=tuple(replace(layer, feed_forward=moe) for layer in spec.layers))
 
 
 MIXTRAL = Family(_mixtral, NAMES, "mixtral", DEFAULTS, ALIASES)

@@ -18,7 +18,7 @@ class Target:
     """Where a checkpoint tensor goes."""
 
     parameter: str
-    """Key of models.parameters.parameters()."""
+    """Name of one of DecoderSpec.parameters()."""
     tensor: str
     """Which of the parameter's tensors: weight, bias, or what else its quantization scheme stores."""
     part: int | None

@@ -3,15 +3,19 @@
 The 350m model norms after each block instead of before, has no final norm, and embeds tokens in a narrower space.
 """
 
+from pagewire_shard.layers.attention import AttentionSpec
+from pagewire_shard.layers.block import LayerSpec
+from pagewire_shard.layers.embedding import LearnedPositions
+from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
-from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, LearnedPositions, MlpSpec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import Family, read_activation, refuse, split_heads
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
 
 POSITION_OFFSET = 2
-# nn.LayerNorm's own; the configuration has no field for it.
-NORM_EPS = 1e-5
+# Epsilon is nn.LayerNorm's own; the configuration has no field for it.
+NORM = NormSpec("layer", 1e-5, bias=True)
 
 OPT_NAMES = NameMap(
     prefix="model.",
@@ -25,12 +29,12 @@ OPT_NAMES = NameMap(
         "lm_head": "lm_head",
     },
     layer_modules={
-        "self_attn_layer_norm": ("attention_norm", None),
+        "self_attn_layer_norm": ("mixer_norm", None),
         "self_attn.q_proj": ("qkv", 0),
         "self_attn.k_proj": ("qkv", 1),
         "self_attn.v_proj": ("qkv", 2),
         "self_attn.out_proj": ("o", None),
-        "final_layer_norm": ("mlp_norm", None),
+        "final_layer_norm": ("feed_forward_norm", None),
         "fc1": ("up", None),
         "fc2": ("down", None),
     },
@@ -67,22 +71,16 @@ def _opt(fields: ConfigFields) -> DecoderSpec:
         gated=False,
         bias=bias,
     )
-    layer = LayerSpec(head_dim**-0.5, 0, mlp)
+    attention = AttentionSpec(num_heads, num_heads, head_dim, head_dim**-0.5, qkv_bias=bias, o_bias=bias)
+    layer = LayerSpec(attention, mlp, NORM, wiring="pre" if norm_before else "post")
+    embedding_size = fields.integer("word_embed_proj_dim", hidden_size)
     return DecoderSpec(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
-        embedding_size=fields.integer("word_embed_proj_dim", hidden_size),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=head_dim,
+        embedding_size=embedding_size if embedding_size != hidden_size else None,
         max_position=fields.integer("max_position_embeddings"),
         layers=(layer,) * fields.integer("num_hidden_layers"),
-        norm=NormSpec("layer", NORM_EPS, bias=True),
-        norm_place="pre" if norm_before else "post",
-        final_norm=norm_before and not fields.flag("_remove_final_layer_norm"),
-        qk_norm=None,
-        qkv_bias=bias,
-        o_bias=bias,
+        final_norm=NORM if norm_before and not fields.flag("_remove_final_layer_norm") else None,
         positions=LearnedPositions(POSITION_OFFSET),
         tied_embeddings=fields.flag("tie_word_embeddings"),
         initializer_range=fields.number("init_std"),

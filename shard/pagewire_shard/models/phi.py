@@ -1,7 +1,10 @@
 """Phi-1 to Phi-2: attention and MLP side by side on one layer norm, heads rotated in part, biases everywhere."""
 
+from pagewire_shard.layers.attention import AttentionSpec
+from pagewire_shard.layers.block import LayerSpec
+from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
-from pagewire_shard.layers.spec import DecoderSpec, LayerSpec, MlpSpec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads, refuse
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
@@ -12,7 +15,7 @@ PHI_NAMES = NameMap(
     layer="layers.",
     modules={"embed_tokens": "embed", "final_layernorm": "final_norm", "lm_head": "lm_head"},
     layer_modules={
-        "input_layernorm": ("attention_norm", None),
+        "input_layernorm": ("mixer_norm", None),
         "self_attn.q_proj": ("qkv", 0),
         "self_attn.k_proj": ("qkv", 1),
         "self_attn.v_proj": ("qkv", 2),
@@ -42,10 +45,19 @@ DEFAULTS: dict[str, object] = {
 
 def _phi(fields: ConfigFields) -> DecoderSpec:
     refuse(fields, "qk_layernorm", accepted=False)
-    hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
     head_dim = read_head_dim(fields, num_heads)
     rope = read_rope(fields, head_dim, is_partial=True)
+    norm = NormSpec("layer", fields.number("layer_norm_eps"), bias=True)
+    attention = AttentionSpec(
+        num_heads=num_heads,
+        num_kv_heads=read_num_kv_heads(fields, num_heads),
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rope=rope,
+        qkv_bias=True,
+        o_bias=True,
+    )
     mlp = MlpSpec(
         intermediate_size=fields.integer("intermediate_size"),
         activation=read_activation(fields, "hidden_act", gated=False),
@@ -54,23 +66,12 @@ def _phi(fields: ConfigFields) -> DecoderSpec:
     )
     return DecoderSpec(
         vocab_size=fields.integer("vocab_size"),
-        hidden_size=hidden_size,
-        embedding_size=hidden_size,
-        num_heads=num_heads,
-        num_kv_heads=read_num_kv_heads(fields, num_heads),
-        head_dim=head_dim,
+        hidden_size=fields.integer("hidden_size"),
         max_position=max_position(fields, rope),
-        layers=(LayerSpec(head_dim**-0.5, 0, mlp),) * fields.integer("num_hidden_layers"),
-        norm=NormSpec("layer", fields.number("layer_norm_eps"), bias=True),
-        norm_place="pre",
-        final_norm=True,
-        qk_norm=None,
-        qkv_bias=True,
-        o_bias=True,
-        positions=rope,
+        layers=(LayerSpec(attention, mlp, norm, wiring="parallel"),) * fields.integer("num_hidden_layers"),
+        final_norm=norm,
         tied_embeddings=fields.flag("tie_word_embeddings"),
         initializer_range=fields.number("initializer_range"),
-        parallel_residual=True,
         lm_head_bias=True,
     )
 

@@ -1,6 +1,6 @@
 """Qwen2 and Qwen2.5: Llama's shape with biases on query, key and value, and a sliding window on some layers."""
 
-from pagewire_shard.layers.spec import DecoderSpec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import Family, read_window
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_DEFAULTS, LLAMA_NAMES, llama_spec

@@ -1,6 +1,6 @@
 """Qwen3: Llama's shape with an RMS norm over each head's query and key, and a head size of its own."""
 
-from pagewire_shard.layers.spec import DecoderSpec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_NAMES, llama_spec

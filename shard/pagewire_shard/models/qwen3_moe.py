@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from pagewire_shard.layers.spec import DecoderSpec, MoeSpec
+from pagewire_shard.layers.moe import MoeSpec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import Family, read_window
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_NAMES, llama_spec
@@ -58,7 +59,7 @@ def _qwen3_moe(fields: ConfigFields) -> DecoderSpec:
     dense = set(fields.integers("mlp_only_layers"))
     step = fields.integer("decoder_sparse_step")
     layers = (
-        layer if index in dense or (index + 1) % step else replace(layer, mlp=moe)
+        layer if index in dense or (index + 1) % step else replace(layer, feed_forward=moe)
         for index, layer in enumerate(spec.layers)
     )
     return replace(spec, layers=tuple(layers))

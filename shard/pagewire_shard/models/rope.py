@@ -2,7 +2,7 @@
 
 import math
 
-from pagewire_shard.layers.spec import RopeSpec
+from pagewire_shard.layers.rotary import RopeSpec
 from pagewire_shard.models.hf_config import ConfigFields
 
 DEFAULT_THETA = 10000.0

@@ -1,0 +1,35 @@
+"""What the layers' caches hold: the size of the block pool and the caches themselves follow from it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from pagewire_kernels import kv_cache
+
+from pagewire_shard.layers.forward_batch import KVCache
+
+
+class CacheSpec(Protocol):
+    """One layer's cache, which is made of blocks of tokens."""
+
+    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
+        """Bytes of one block of block_size tokens."""
+
+    def allocate(self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """The cache in the layout of the device's kernels, uninitialised."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValueCacheSpec:
+    """A key and a value of every token, for each key-value head."""
+
+    num_kv_heads: int
+    head_dim: int
+
+    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
+        """See CacheSpec."""
+        return kv_cache.block_bytes(block_size, self.num_kv_heads, self.head_dim, dtype)
+
+    def allocate(self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """See CacheSpec."""
+        return kv_cache.allocate(num_blocks, block_size, self.num_kv_heads, self.head_dim, dtype, device)
