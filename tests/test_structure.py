@@ -43,6 +43,19 @@ FLOORS = {
         ),
         ("parent_watch", "tls", "rpc_status", "http_endpoint", "tracing"),
     ),
+    "pagewire_router": (
+        ("errors", "config", "caller", "timeline"),
+        ("fair_slots", "request"),
+        ("text", "scheduling", "engine"),
+        ("groups", "output"),
+        ("metrics", "tracing"),
+        ("admission",),
+        ("inference",),
+        ("grpc_front",),
+        ("server",),
+        ("cli",),
+        ("__main__",),
+    ),
     "pagewire_shard": (
         ("errors", "config", "host_memory"),
         ("engine", "layers", "tracing"),
@@ -63,6 +76,12 @@ FLOORS = {
         ("rotary_and_cache",),
     ),
 }
+# Rooms of the router that every front uses, or that requests run in: they must not know a transport.
+TRANSPORT_FREE = (
+    *("errors", "caller", "fair_slots", "timeline", "request", "text", "scheduling", "engine"),
+    *("output", "metrics", "tracing", "admission", "inference"),
+)
+TRANSPORTS = ("grpc", "grpc_health", "grpc_reflection", "starlette", "uvicorn")
 # llvmlite is the compiler inside numba.
 KERNEL_DEPENDENCIES = {"torch", "triton", "numba", "llvmlite", "numpy"}
 
@@ -129,6 +148,27 @@ def upward_imports(package: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("package", FLOORS)
 def test_folders_import_only_from_floors_below(package: str) -> None:
     assert upward_imports(package, PACKAGES[package]) == []
+
+
+def imports_of_transports(folder: Path) -> list[str]:
+    """One line for each import of a transport by a room of the router that must not know one."""
+    return [
+        f"{path.relative_to(folder)} imports {module}"
+        for path in sorted(folder.rglob("*.py"))
+        for module in imports(path)
+        if path.relative_to(folder).parts[0].removesuffix(".py") in TRANSPORT_FREE and is_within(module, TRANSPORTS)
+    ]
+
+
+def test_admission_and_output_know_no_transport() -> None:
+    assert imports_of_transports(PACKAGES["pagewire_router"]) == []
+
+
+@pytest.mark.parametrize("room", ["admission", "output"])
+def test_an_import_of_a_transport_is_noticed(room: str, tmp_path: Path) -> None:
+    (tmp_path / room).mkdir()
+    (tmp_path / room / "planted.py").write_text("def late():\n    import grpc\n")
+    assert imports_of_transports(tmp_path) == [f"{room}/planted.py imports grpc"]
 
 
 @pytest.mark.parametrize("package", FLOORS)

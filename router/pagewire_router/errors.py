@@ -1,4 +1,4 @@
-"""The router's errors, and the one table that maps them to gRPC statuses.
+"""The router's errors, and the one table that maps them to status codes.
 
 RouterError
 +-- InvalidRequest          a field is missing, malformed or out of range
@@ -15,9 +15,24 @@ RouterError
     +-- NoFiniteLogits      the model gave no finite logits for the request's next token
 """
 
+import enum
 from dataclasses import dataclass
 
-import grpc
+
+class StatusCode(enum.IntEnum):
+    """google.rpc.Code, as far as calls end with it. gRPC's statuses have the same names and numbers."""
+
+    OK = 0
+    CANCELLED = 1
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    RESOURCE_EXHAUSTED = 8
+    ABORTED = 10
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +132,22 @@ class NoFiniteLogits(RequestFailed):
     reason = "NO_FINITE_LOGITS"
 
 
-STATUS_CODES: dict[type[RouterError], grpc.StatusCode] = {
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    RequestTooLong: grpc.StatusCode.INVALID_ARGUMENT,
-    ModelNotFound: grpc.StatusCode.NOT_FOUND,
-    RequestAlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
-    QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    Unavailable: grpc.StatusCode.UNAVAILABLE,
-    Aborted: grpc.StatusCode.ABORTED,
-    RequestFailed: grpc.StatusCode.INTERNAL,
-    StepFailed: grpc.StatusCode.INTERNAL,
-    NoFiniteLogits: grpc.StatusCode.INTERNAL,
+STATUS_CODES: dict[type[RouterError], StatusCode] = {
+    InvalidRequest: StatusCode.INVALID_ARGUMENT,
+    RequestTooLong: StatusCode.INVALID_ARGUMENT,
+    ModelNotFound: StatusCode.NOT_FOUND,
+    RequestAlreadyExists: StatusCode.ALREADY_EXISTS,
+    QueueFull: StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
+    Unauthenticated: StatusCode.UNAUTHENTICATED,
+    Unavailable: StatusCode.UNAVAILABLE,
+    Aborted: StatusCode.ABORTED,
+    RequestFailed: StatusCode.INTERNAL,
+    StepFailed: StatusCode.INTERNAL,
+    NoFiniteLogits: StatusCode.INTERNAL,
 }
 
 
-def status_code(error: RouterError) -> grpc.StatusCode:
-    """The gRPC status of an error; INTERNAL only for a bug of ours."""
-    return STATUS_CODES.get(type(error), grpc.StatusCode.INTERNAL)
+def status_code(error: RouterError) -> StatusCode:
+    """The status that a client is told; INTERNAL for an error without a status of its own, which is a bug."""
+    return STATUS_CODES.get(type(error), StatusCode.INTERNAL)

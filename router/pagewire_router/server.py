@@ -11,16 +11,17 @@ from pagewire_common.http_endpoint import HttpEndpoint, process_pages
 from pagewire_common.listen_address import is_local
 from pagewire_common.tls import TlsError, server_credentials
 
-from pagewire_router.admission.api_keys import ApiKeyInterceptor, ApiKeys, ApiKeysError
+from pagewire_router.admission.api_keys import ApiKeys, ApiKeysError
 from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
 from pagewire_router.engine import Engine
+from pagewire_router.grpc_front.calls import ApiKeyInterceptor, ServiceHandler
 from pagewire_router.grpc_front.health_endpoint import HealthEndpoint
 from pagewire_router.grpc_front.inference_service import SERVICE_NAME, InferenceService
-from pagewire_router.grpc_front.service_gate import ServiceGate
+from pagewire_router.inference import Inference
 from pagewire_router.metrics.loop_lag import watch_loop_lag
 from pagewire_router.metrics.request_metrics import Metrics
 from pagewire_router.metrics.server_metrics import ServerMetrics
-from pagewire_router.output.pacer import StreamWriter
+from pagewire_router.output.pacer import Pacer
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.text_threads import QueueBounds
 from pagewire_router.text.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ class RouterServer:
         self._metrics.add(engine.collector, engine.histograms)
         self._metrics.add(ServerMetrics(config, is_ready=self._is_serving, is_draining=lambda: self._is_draining))
         self._health = HealthEndpoint(SERVICE_NAME, self._is_serving)
-        self._gate = ServiceGate(SERVICE_NAME, "the router looks for shards", self._metrics.count_refused)
+        self._handler = ServiceHandler(SERVICE_NAME, "the router looks for shards", self._metrics.count_refused)
         self._api_keys = None if config.api_keys is None else ApiKeys(config.api_keys)
         self._tracing = _open_tracing(config)
         self._grpc = grpc.aio.server(options=channel_options(config), interceptors=self._interceptors())
@@ -112,7 +113,7 @@ class RouterServer:
             except ApiKeysError as error:
                 raise ServerError(str(error)) from None
         address = self._bind()
-        self._grpc.add_generic_rpc_handlers((self._gate,))
+        self._grpc.add_generic_rpc_handlers((self._handler,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
         reflection.enable_server_reflection((SERVICE_NAME, *OPEN_SERVICES), self._grpc)
         await self._grpc.start()
@@ -127,7 +128,8 @@ class RouterServer:
             self._tokenizer = self._read_tokenizer()
         else:
             _log.warning("The model has no %s: token ids alone are served", TOKENIZER_FILE)
-        self._gate.open(self._new_service().handler())
+        service = InferenceService(self._config, self._new_inference(), self._metrics)
+        self._handler.open(service.handler())
         self._is_open = True
         await self._engine.wait_ready()
         await self._health.publish()
@@ -196,15 +198,13 @@ class RouterServer:
             interceptors.append(ApiKeyInterceptor(self._api_keys, OPEN_SERVICES, self._metrics.count_refused))
         return interceptors
 
-    def _new_service(self) -> InferenceService:
-        writer = StreamWriter(
+    def _new_inference(self) -> Inference:
+        pacer = Pacer(
             asyncio.get_running_loop(),
             max_floor_s=self._config.coalesce_max_ms / 1000,
             max_writes_per_s=self._config.max_writes_per_s,
         )
-        return InferenceService(
-            self._config, self._engine, self._tokenizer, writer, self._metrics, self._template_process
-        )
+        return Inference(self._config, self._engine, self._tokenizer, pacer, self._metrics, self._template_process)
 
     def _bind(self) -> str:
         listen = self._config.listen

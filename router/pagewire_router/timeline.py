@@ -1,18 +1,11 @@
-"""What happened to one traced request, noted when it happens. Spans are made of it when the request is over.
+"""The events of one traced request, recorded as they happen. Its spans are made of them when the request is over.
 
-Noting is an append: nothing of OpenTelemetry runs while tokens flow, and a request that is not traced has no timeline.
+Recording an event is an append: nothing of OpenTelemetry runs while tokens flow. A request that is not traced has no
+timeline.
 """
 
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from pagewire.v1 import inference_pb2
-
-if TYPE_CHECKING:
-    from pagewire_router.output.request_output import RequestOutput
-    from pagewire_router.request import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +18,14 @@ class TraceContext:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """It waits for this shard group from now on: it has arrived, or was moved here."""
+    """The request waits for this shard group from now on: it has arrived, or was moved here."""
 
     group_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A step plan takes it in, for the first time or again."""
+    """A step plan admits the request, for the first time or again."""
 
     step: int
     num_tokens: int
@@ -41,46 +34,46 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlanned:
-    """A step plan computes a chunk of one of its sequences."""
+    """A step plan computes a chunk of one of the request's sequences."""
 
     step: int
     index: int
-    """Of the sequence within the request."""
+    """Index of the sequence within the request."""
     budget: int
-    """Tokens to compute, at most: a cached prefix is not computed."""
+    """Most tokens to compute; a cached prefix is not computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkDone:
-    """The result of such a step is back."""
+    """The result of a step with a planned chunk is back."""
 
     step: int
     index: int
     num_computed: int
     """Tokens whose keys and values are in the cache, those of a cached prefix included."""
     num_cached: int | None
-    """Tokens that a cached prefix provided; None: it had run before."""
+    """Tokens that a cached prefix provided; None: the sequence had run before."""
     has_sampled: bool
     """The sequence has caught up with its known tokens, so that decoding begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """It gave way to a more urgent request and waits again."""
+    """The request gave way to a more urgent one and waits again."""
 
     num_output_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class FailedOver:
-    """Its shard group was lost, or gives up its sequences before it stops: it waits again."""
+    """The request's shard group was lost, or gives up its sequences before it stops. The request waits again."""
 
     num_output_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """All its sequences have ended."""
+    """All sequences of the request have ended."""
 
     num_output_tokens: int
 
@@ -89,30 +82,20 @@ Happening = Queued | Admitted | ChunkPlanned | ChunkDone | Preempted | FailedOve
 
 
 class Timeline:
-    """One traced request."""
+    """The events of one traced request."""
 
-    __slots__ = ("happenings", "message", "model", "output", "request", "tokenized_ns", "trace_context")
+    __slots__ = ("happenings", "num_prompt_tokens", "tokenized_ns", "trace_context")
 
     def __init__(self, trace_context: TraceContext) -> None:
         self.trace_context = trace_context
-        """Of the span of the request's call: what the shards' spans belong to."""
+        """The span of the request's call, which the shards' spans belong to."""
         self.happenings: list[tuple[int, Happening]] = []
-        """With the time of each, in nanoseconds since the epoch, in order."""
+        """Events in order, each with its time in nanoseconds since the epoch."""
         self.tokenized_ns: tuple[int, int] | None = None
-        """When encoding the prompt began and ended; None: it came as token ids."""
-        self.message: inference_pb2.GenerateRequest | None = None
-        """What was asked for."""
-        self.model = ""
-        """The model that is served."""
-        self.request: Request | None = None
-        """What it was found to be; None: it was refused."""
-        self.output: RequestOutput | None = None
-        """What came of it, with the request."""
+        """When encoding the prompt began and ended; None: the prompt came as token ids."""
+        self.num_prompt_tokens: int | None = None
+        """Length of the prompt; None: the request was refused."""
 
     def note(self, happening: Happening) -> None:
-        """It happens now."""
+        """Records an event with the current time."""
         self.happenings.append((time.time_ns(), happening))
-
-
-current_timeline: ContextVar[Timeline | None] = ContextVar("current_timeline", default=None)
-"""Of the call that this task serves; None: it is not traced."""

@@ -12,11 +12,12 @@ import psutil
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from pagewire.v1 import inference_pb2
-from pagewire_router.caller import note_peer
+from pagewire_router.caller import Caller
 from pagewire_router.errors import QueueFull, Unavailable
 from pagewire_router.text.chat_template import ChatTemplateError, Conversation, RenderedTooLong
 from pagewire_router.text.template_process import TemplateProcess, encode_request
 
+SOMEBODY = Caller.of("ipv4:10.0.0.9:1000")
 TRUSTING = {"trust_request_chat_template": True}
 MESSAGES = [{"role": "user", "content": "Hi"}]
 FOREVER = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
@@ -134,8 +135,8 @@ async def test_memory_is_bounded(name):
     process = TemplateProcess(max_seconds=10)
     try:
         with pytest.raises(ChatTemplateError):
-            await process.render(request(EAT_MEMORY[name]))
-        assert await process.render(request("{{ messages[0].content }}")) == "Hi"
+            await process.render(request(EAT_MEMORY[name]), SOMEBODY)
+        assert await process.render(request("{{ messages[0].content }}"), SOMEBODY) == "Hi"
     finally:
         await process.close()
 
@@ -144,7 +145,7 @@ async def test_text_is_bounded_before_it_leaves_the_process():
     process = TemplateProcess()
     try:
         with pytest.raises(RenderedTooLong):
-            await process.render(request("{{ 'a' * 11 }}", max_chars=10))
+            await process.render(request("{{ 'a' * 11 }}", max_chars=10), SOMEBODY)
     finally:
         await process.close()
 
@@ -152,13 +153,13 @@ async def test_text_is_bounded_before_it_leaves_the_process():
 async def test_rendering_ends_when_its_client_goes_away():
     process = TemplateProcess(max_seconds=60)
     try:
-        assert await process.render(request("{{ 1 }}")) == "1"
-        attack = asyncio.ensure_future(process.render(request(HOLDS_THE_INTERPRETER)))
+        assert await process.render(request("{{ 1 }}"), SOMEBODY) == "1"
+        attack = asyncio.ensure_future(process.render(request(HOLDS_THE_INTERPRETER), SOMEBODY))
         await asyncio.sleep(0.2)
         attack.cancel()
         await asyncio.wait([attack])
         await all_gone()
-        assert await process.render(request("{{ 2 }}")) == "2"
+        assert await process.render(request("{{ 2 }}"), SOMEBODY) == "2"
     finally:
         await process.close()
     assert not workers()
@@ -167,23 +168,22 @@ async def test_rendering_ends_when_its_client_goes_away():
 async def test_too_many_at_once_are_told_to_come_back():
     process = TemplateProcess(max_seconds=60, max_waiting=2)
     try:
-        waiting = [asyncio.ensure_future(process.render(request(FOREVER))) for _ in range(3)]
+        waiting = [asyncio.ensure_future(process.render(request(FOREVER), SOMEBODY)) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull) as caught:
-            await process.render(request("{{ 1 }}"))
+            await process.render(request("{{ 1 }}"), SOMEBODY)
         assert caught.value.retry_after_s
         for call in waiting:
             call.cancel()
         await asyncio.wait(waiting)
-        assert await process.render(request("{{ 1 }}")) == "1"
+        assert await process.render(request("{{ 1 }}"), SOMEBODY) == "1"
     finally:
         await process.close()
 
 
 async def test_one_client_leaves_the_process_to_others_too():
     async def ask(peer, template):
-        note_peer(lambda: peer)
-        return await process.render(request(template))
+        return await process.render(request(template), Caller.of(peer))
 
     process = TemplateProcess(max_seconds=1)
     try:
@@ -203,8 +203,8 @@ async def test_one_client_leaves_the_process_to_others_too():
 
 async def test_closing_ends_a_rendering():
     process = TemplateProcess(max_seconds=60)
-    attack = asyncio.ensure_future(process.render(request(HOLDS_THE_INTERPRETER)))
-    waiting = asyncio.ensure_future(process.render(request("{{ 1 }}")))
+    attack = asyncio.ensure_future(process.render(request(HOLDS_THE_INTERPRETER), SOMEBODY))
+    waiting = asyncio.ensure_future(process.render(request("{{ 1 }}"), SOMEBODY))
     while not workers():
         await asyncio.sleep(0.02)
     await asyncio.sleep(0.5)
@@ -233,7 +233,7 @@ async def test_the_process_has_nothing_of_the_routers(monkeypatch):
     read, write = os.pipe()
     os.set_inheritable(write, True)
     try:
-        assert await process.render(request("{{ 1 }}")) == "1"
+        assert await process.render(request("{{ 1 }}"), SOMEBODY) == "1"
         (worker,) = workers()
         assert "SECRET_KEY" not in worker.environ()
         files = {os.readlink(f"/proc/{worker.pid}/fd/{number}") for number in os.listdir(f"/proc/{worker.pid}/fd")}
@@ -247,10 +247,11 @@ async def test_the_process_has_nothing_of_the_routers(monkeypatch):
 
 PARENT = """
 import asyncio
+from pagewire_router.caller import Caller
 from pagewire_router.text.chat_template import Conversation
 from pagewire_router.text.template_process import TemplateProcess, encode_request
 asyncio.run(TemplateProcess(max_seconds=60).render(
-    encode_request("{{ 9 ** (9 ** 9) }}", Conversation([{"role": "user", "content": ""}]), {}, 10)))
+    encode_request("{{ 9 ** (9 ** 9) }}", Conversation([{"role": "user", "content": ""}]), {}, 10), Caller("", "")))
 """
 
 

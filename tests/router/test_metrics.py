@@ -3,15 +3,12 @@
 import asyncio
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import grpc
-import pagewire_common.histogram
 import pytest
 from pagewire.v1 import inference_pb2
 from pagewire_common.histogram import Histogram, bounds_between, bounds_of_counts, render
 from pagewire_router.errors import Unavailable
-from pagewire_router.metrics import histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 PAGE = b"GET /metrics HTTP/1.1\r\n\r\n"
@@ -180,8 +177,3 @@ def test_histograms_that_share_a_name_are_one_family():
         "a": 0,
         "b": 1,
     }
-
-
-def test_router_and_shard_have_the_same_histogram():
-    """They may not import each other, and three dozen lines are no distribution of their own."""
-    assert Path(histogram.__file__).read_text() == Path(pagewire_common.histogram.__file__).read_text()

@@ -5,7 +5,7 @@ import heapq
 from itertools import pairwise
 
 import pytest
-from pagewire_router.output.pacer import WAKES_PER_TURN, StreamWriter
+from pagewire_router.output.pacer import WAKES_PER_TURN, Pacer
 
 
 class Clock:
@@ -74,7 +74,7 @@ def clock():
 
 @pytest.fixture
 def writer(clock):
-    return StreamWriter(clock, max_floor_s=0.05, max_writes_per_s=2000)
+    return Pacer(clock, max_floor_s=0.05, max_writes_per_s=2000)
 
 
 async def test_one_stream_is_written_at_once_for_every_token(clock, writer):

@@ -36,19 +36,15 @@ def output_of(tokenizer, bell=None, eos=(1,), **params):
     return RequestOutput(resolved, 5, eos, detokenizer, bell or Bell())
 
 
-def taken(output):
-    return [inference_pb2.GenerateResponse.FromString(data) for data in output.take_messages()]
-
-
 def test_tokens_gather_until_they_are_taken(tokenizer):
     bell = Bell()
     output = output_of(tokenizer, bell)
     for token_id in tokenizer._encode("Hello world", False):
         assert not output.on_tokens(0, [token_id], None)
-    (message,) = taken(output)
-    assert message.delta.text == "Hello world"
-    assert list(message.delta.token_ids) == tokenizer._encode("Hello world", False)
-    assert taken(output) == []
+    (message,) = output.take()
+    assert message.text == "Hello world"
+    assert list(message.token_ids) == tokenizer._encode("Hello world", False)
+    assert output.take() == []
     assert set(bell.rings) == {"output"}
 
 
@@ -59,13 +55,13 @@ def test_each_sequence_has_its_own_text_and_its_own_end(tokenizer):
     output.on_tokens(1, [67, 68], None)
     output.on_finished(1, FINISH.FINISH_REASON_LENGTH, None, 4)
     assert not output.is_done
-    first, second, end = taken(output)
-    assert (first.delta.index, second.delta.index, end.finished.index) == (0, 1, 1)
-    assert end.finished.usage == inference_pb2.Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=4)
+    first, second, end = output.take()
+    assert (first.index, second.index, end.index) == (0, 1, 1)
+    assert end.usage == inference_pb2.Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=4)
     output.on_finished(0, FINISH.FINISH_REASON_LENGTH, None, 4)
     assert output.is_done
     assert not output.is_all_taken
-    assert [message.finished.index for message in taken(output)] == [0]
+    assert [message.index for message in output.take()] == [0]
     assert output.is_all_taken
     assert bell.rings[-1] == "end"
 
@@ -74,11 +70,11 @@ def test_held_text_comes_with_the_end(tokenizer):
     output = output_of(tokenizer, stop=("Hello world",))
     for token_id in tokenizer._encode("Hello wor", False):
         assert not output.on_tokens(0, [token_id], None)
-    assert taken(output)[0].delta.text == ""
+    assert output.take()[0].text == ""
     output.on_finished(0, FINISH.FINISH_REASON_LENGTH, None, 0)
-    delta, end = taken(output)
-    assert delta.delta.text == "Hello wor"
-    assert end.finished.WhichOneof("stop_reason") is None
+    delta, end = output.take()
+    assert delta.text == "Hello wor"
+    assert end.WhichOneof("stop_reason") is None
 
 
 def test_stop_strings_count_only_after_min_tokens(tokenizer):
@@ -114,15 +110,15 @@ def test_a_stop_string_ends_after_the_first_min_tokens_wherever_it_begins(
     sent, stopped = "", False
     for start in range(0, len(token_ids), chunk):
         stopped = output.on_tokens(0, token_ids[start : start + chunk], None)
-        sent += "".join([message.delta.text for message in taken(output)])
+        sent += "".join([message.text for message in output.take()])
         assert expected.startswith(sent)
         if stopped:
             break
     output.on_finished(0, FINISH.FINISH_REASON_STOP, None, 0)
-    *deltas, end = taken(output)
-    assert sent + "".join([message.delta.text for message in deltas]) == expected
+    *deltas, end = output.take()
+    assert sent + "".join([message.text for message in deltas]) == expected
     assert stopped == (matched is not None)
-    assert end.finished.stop_string == (matched or "")
+    assert end.stop_string == (matched or "")
 
 
 def test_stop_token_text_is_kept_if_asked_for(tokenizer):
@@ -131,10 +127,10 @@ def test_stop_token_text_is_kept_if_asked_for(tokenizer):
         output = output_of(tokenizer, stop_token_ids=(letter,), include_stop_str_in_output=include)
         output.on_tokens(0, [letter], None)
         output.on_finished(0, FINISH.FINISH_REASON_STOP, letter, 0)
-        delta, end = taken(output)
-        assert delta.delta.text == text
-        assert list(delta.delta.token_ids) == [letter]
-        assert end.finished.stop_token_id == letter
+        delta, end = output.take()
+        assert delta.text == text
+        assert list(delta.token_ids) == [letter]
+        assert end.stop_token_id == letter
 
 
 def test_logprobs_stand_beside_their_tokens(tokenizer):
@@ -144,24 +140,10 @@ def test_logprobs_stand_beside_their_tokens(tokenizer):
         shard_pb2.SequenceLogprobs(logprob=-1, rank=1, top_token_ids=[67, 9], top_logprobs=[-1, -2]),
     ]
     output.on_tokens(0, [66, 67], logprobs)
-    entries = taken(output)[0].delta.logprobs
+    entries = output.take()[0].logprobs
     assert [(entry.token_id, entry.logprob, entry.rank) for entry in entries] == [(66, -0.5, 2), (67, -1.0, 1)]
     assert list(entries[0].top_token_ids) == [8, 66]
     assert list(entries[1].top_logprobs) == [-1.0, -2.0]
-
-
-def test_a_stalled_client_gets_messages_below_the_limit(tokenizer):
-    output = output_of(tokenizer, logprobs=1)
-    token_ids = tokenizer._encode("世界 and so on ", False) * 8000
-    logprobs = [shard_pb2.SequenceLogprobs(logprob=-1, rank=1, top_token_ids=[1], top_logprobs=[-1])] * len(token_ids)
-    output.on_tokens(0, token_ids, logprobs)
-    data = output.take_messages()
-    assert len(data) > 1
-    assert max(map(len, data)) < 1 << 20
-    deltas = [inference_pb2.GenerateResponse.FromString(message).delta for message in data]
-    assert "".join(delta.text for delta in deltas) == tokenizer.decode(token_ids, skip_special_tokens=True)
-    assert [token_id for delta in deltas for token_id in delta.token_ids] == token_ids
-    assert [entry.token_id for delta in deltas for entry in delta.logprobs] == token_ids
 
 
 def test_a_failure_is_kept_for_the_call(tokenizer):

@@ -6,9 +6,11 @@ import sys
 import threading
 
 import pytest
-from pagewire_router import caller
+from pagewire_router.caller import Caller
 from pagewire_router.errors import QueueFull, Unavailable
 from pagewire_router.text.text_threads import QueueBounds, TextThreads
+
+SOMEBODY = Caller.of("ipv4:10.0.0.9:1000")
 
 
 @pytest.fixture
@@ -19,14 +21,14 @@ def gate():
     event.set()
 
 
-def started(threads, gate, *, number=1, num_chars=100, result=None):
+def started(threads, gate, *, number=1, num_chars=100, result=None, caller=SOMEBODY):
     """Tasks that wait for the gate on a thread."""
 
     def work(text):
         assert gate.wait(30)
         return text
 
-    return [asyncio.create_task(threads.run(work, result, num_chars)) for _ in range(number)]
+    return [asyncio.create_task(threads.run(work, result, num_chars=num_chars, caller=caller)) for _ in range(number)]
 
 
 async def until_waiting(threads, number):
@@ -37,10 +39,11 @@ async def until_waiting(threads, number):
 
 async def test_results_and_errors_come_back():
     threads = TextThreads(1, QueueBounds())
-    assert await threads.run(str.upper, "abc", 3) == "ABC"
+    assert await threads.run(str.upper, "abc", num_chars=3, caller=SOMEBODY) == "ABC"
     with pytest.raises(ZeroDivisionError):
-        await threads.run(lambda number: 1 // number, 0, 1)
-    assert await threads.run(lambda _: threading.current_thread() is threading.main_thread(), "", 1) is False
+        await threads.run(lambda number: 1 // number, 0, num_chars=1, caller=SOMEBODY)
+    thread = await threads.run(lambda _: threading.current_thread(), "", num_chars=1, caller=SOMEBODY)
+    assert thread is not threading.main_thread()
     threads.close()
 
 
@@ -57,11 +60,11 @@ async def test_beyond_its_bounds_texts_are_refused_and_told_when_to_come_back(ga
     tasks = started(threads, gate, number=4)
     await until_waiting(threads, 3)
     with pytest.raises(QueueFull, match=what) as refused:
-        await threads.run(str.upper, "abc", 100)
+        await threads.run(str.upper, "abc", num_chars=100, caller=SOMEBODY)
     assert 0.1 <= refused.value.retry_after_s <= 5.0
     gate.set()
     await asyncio.gather(*tasks)
-    assert await threads.run(str.upper, "abc", 100) == "ABC"
+    assert await threads.run(str.upper, "abc", num_chars=100, caller=SOMEBODY) == "ABC"
     threads.close()
 
 
@@ -70,8 +73,8 @@ async def test_a_client_with_one_text_does_not_wait_for_all_of_another(gate):
     ended = []
 
     async def call(peer, number):
-        caller.note_peer(lambda: peer)
-        ended.append(await threads.run(lambda name: (gate.wait(30), name)[1], (peer, number), 100))
+        (task,) = started(threads, gate, result=(peer, number), caller=Caller.of(peer))
+        ended.append(await task)
 
     tasks = [asyncio.create_task(call("ipv4:10.0.0.1:1000", number)) for number in range(50)]
     await until_waiting(threads, 49)
@@ -87,8 +90,7 @@ async def test_a_full_queue_refuses_the_client_that_filled_it(gate):
     threads = TextThreads(1, QueueBounds(max_requests=6))
 
     async def call(peer):
-        caller.note_peer(lambda: peer)
-        return await threads.run(lambda text: (gate.wait(30), text)[1], peer, 100)
+        return await threads.run(lambda text: (gate.wait(30), text)[1], peer, num_chars=100, caller=Caller.of(peer))
 
     flood = [asyncio.create_task(call("ipv4:10.0.0.1:1000")) for _ in range(7)]
     await until_waiting(threads, 6)
@@ -114,7 +116,7 @@ async def test_a_text_whose_call_has_ended_leaves_the_queue(gate):
     for task in tasks:
         task.cancel()
     await until_waiting(threads, 0)
-    waiting = asyncio.create_task(threads.run(str.upper, "abc", 100))
+    waiting = asyncio.create_task(threads.run(str.upper, "abc", num_chars=100, caller=SOMEBODY))
     await until_waiting(threads, 1)
     gate.set()
     assert await waiting == "ABC", "the thread of a call that has ended is free when its work is"
@@ -124,10 +126,12 @@ async def test_a_text_whose_call_has_ended_leaves_the_queue(gate):
 def test_the_process_ends_whatever_a_thread_does():
     program = (
         "import asyncio, time\n"
+        "from pagewire_router.caller import Caller\n"
         "from pagewire_router.text.text_threads import *\n"
         "threads = TextThreads(1, QueueBounds())\n"
         "async def main():\n"
-        "    await asyncio.wait([asyncio.ensure_future(threads.run(time.sleep, 600, 1))], timeout=0.2)\n"
+        "    sleep = threads.run(time.sleep, 600, num_chars=1, caller=Caller.of('ipv4:10.0.0.9:1000'))\n"
+        "    await asyncio.wait([asyncio.ensure_future(sleep)], timeout=0.2)\n"
         "asyncio.run(main())\n"
         "threads.close()\n"
     )
@@ -144,7 +148,7 @@ async def test_closing_refuses_texts_that_wait_and_those_to_come(gate):
             await asyncio.wait_for(task, 5)
         assert caught.value.retry_after_s
     with pytest.raises(Unavailable):
-        await threads.run(str.upper, "abc", 3)
+        await threads.run(str.upper, "abc", num_chars=3, caller=SOMEBODY)
     gate.set()
     assert await running == "done"
     assert threads.num_waiting == 0

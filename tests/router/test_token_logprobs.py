@@ -2,9 +2,9 @@
 
 import pytest
 from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.sampling_params import with_defaults
 from pagewire_router.output.request_output import RequestOutput
 from pagewire_router.output.token_logprobs import TokenLogprobsBuilder
-from pagewire_router.request import SamplingParams
 from pagewire_router.text.tokenizer import Tokenizer
 
 HARD_TEXT = "Hello world 🙂😀 naïve 日本語 don't"
@@ -57,13 +57,13 @@ def output_of(piece_of, **params):
         def notify_now(self):
             pass
 
-    return RequestOutput(SamplingParams(**params), 5, (1,), None, Silent(), piece_of)
+    return RequestOutput(with_defaults(inference_pb2.SamplingParams(**params)), 5, (1,), None, Silent(), piece_of)
 
 
 def delta_of(output):
     output.on_tokens(0, [66], [entry(67)])
-    (message,) = output.take_messages()
-    return inference_pb2.GenerateResponse.FromString(message).delta
+    (delta,) = output.take()
+    return delta
 
 
 def test_who_wants_token_ids_alone_gets_no_texts():
@@ -79,7 +79,7 @@ def test_who_asks_for_no_log_probabilities_pays_nothing_for_texts():
 
     output = output_of(refuse)
     output.on_tokens(0, [66], None)
-    assert output.take_messages()
+    assert output.take()
 
 
 async def test_streams_and_whole_answers_carry_the_texts(serve, byte_level_files):

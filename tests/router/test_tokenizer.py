@@ -5,11 +5,13 @@ import asyncio
 import pytest
 import tokenizers
 import transformers
+from pagewire_router.caller import Caller
 from pagewire_router.text.length_bound import max_chars_per_token
 from pagewire_router.text.tokenizer import MAX_INLINE_CHARS, Tokenizer
 from pagewire_router.text.tokenizer_files import TokenizerFilesError
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
+SOMEBODY = Caller.of("ipv4:10.0.0.9:1000")
 TEXTS = [
     "",
     "Hello, my name is",
@@ -48,13 +50,13 @@ def test_encoding_and_decoding_equal_transformers(files, tmp_path):
 async def test_long_texts_are_encoded_on_a_thread_with_the_same_result(byte_level_files):
     tokenizer = Tokenizer(byte_level_files, 500)
     text = "naïve 😀 " * MAX_INLINE_CHARS
-    assert await tokenizer.encode(text, add_special_tokens=True) == tokenizer._encode(text, True)
+    assert await tokenizer.encode(text, add_special_tokens=True, caller=SOMEBODY) == tokenizer._encode(text, True)
     tokenizer.close()
 
 
 async def test_the_event_loop_runs_while_a_long_text_is_encoded(byte_level_files):
     tokenizer = Tokenizer(byte_level_files, 500)
-    encoding = asyncio.ensure_future(tokenizer.encode("naïve 😀 " * 200_000, add_special_tokens=True))
+    encoding = asyncio.ensure_future(tokenizer.encode("naïve 😀 " * 200_000, add_special_tokens=True, caller=SOMEBODY))
     num_turns = 0
     while not encoding.done():
         await asyncio.sleep(0.001)
@@ -147,4 +149,4 @@ async def test_long_texts_have_the_same_tokens_as_short_ones(byte_level_files, b
         tokenizer = Tokenizer(files, 500)
         for add_special_tokens in (True, False):
             expected = tokenizer._encode(text, add_special_tokens)
-            assert await tokenizer.encode(text, add_special_tokens=add_special_tokens) == expected
+            assert await tokenizer.encode(text, add_special_tokens=add_special_tokens, caller=SOMEBODY) == expected

@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from opentelemetry.trace import StatusCode
 from pagewire.v1 import inference_pb2
+from pagewire_router.grpc_front.calls import current_trace
 from pagewire_router.grpc_front.tracing_interceptor import TracingInterceptor
-from pagewire_router.timeline import current_timeline
 
 SERVICE = "test.v1.Echo"
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -76,9 +76,9 @@ async def echo_server(sampler: Any = None, interceptors: Sequence[Any] = ()) -> 
     contexts: list[str] = []
 
     def note() -> None:
-        timeline = current_timeline.get()
-        if timeline is not None:
-            contexts.append(timeline.trace_context.traceparent)
+        trace = current_trace.get()
+        if trace is not None:
+            contexts.append(trace.timeline.trace_context.traceparent)
 
     async def stream(request: bytes, context: Any) -> None:
         note()

@@ -5,15 +5,9 @@ import hmac
 import logging
 import stat
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-import grpc
-
-from pagewire_router.caller import note_key
 from pagewire_router.errors import Unauthenticated
-from pagewire_router.grpc_front.refusal import Count, refusing_handler
 
 logger = logging.getLogger(__name__)
 
@@ -82,31 +76,6 @@ class ApiKeys:
             self._is_failing = True
         else:
             self._is_failing = False
-
-
-class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
-    """Lets calls through that carry a key, and those to open services."""
-
-    def __init__(self, keys: ApiKeys, open_services: tuple[str, ...], count: Count) -> None:
-        """open_services: full names of the services that need no key, such as health."""
-        self._keys = keys
-        self._open = tuple(f"/{service}/" for service in open_services)
-        self._count = count
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """The handler of a call, or one that refuses it."""
-        method = handler_call_details.method
-        if not method.startswith(self._open):
-            headers = dict(handler_call_details.invocation_metadata or ())
-            try:
-                note_key(self._keys.check(str(headers.get("authorization", ""))))
-            except Unauthenticated as error:
-                return refusing_handler(method, error, self._count)
-        return await continuation(handler_call_details)
 
 
 def _digest(key: bytes) -> bytes:

@@ -6,6 +6,7 @@ from pagewire.v1 import inference_pb2
 
 from pagewire_router.admission.conversation import check_num_messages, read_conversation
 from pagewire_router.admission.validation import Limits, Violations, check_prompt_length, check_token_ids
+from pagewire_router.caller import Caller
 from pagewire_router.config import MAX_MESSAGE_BYTES
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
 from pagewire_router.text.chat_template import ChatTemplateError, RenderedTooLong
@@ -41,14 +42,14 @@ class PromptEncoder:
         self._limits = limits
         self._template_process = template_process
 
-    async def encode(self, request: inference_pb2.GenerateRequest) -> Prompt:
-        """The prompt of a request. Raises InvalidRequest, RequestTooLong."""
+    async def encode(self, request: inference_pb2.GenerateRequest, caller: Caller) -> Prompt:
+        """The prompt of a request. Raises InvalidRequest, RequestTooLong, QueueFull, Unavailable."""
         field = request.WhichOneof("prompt") or "prompt"
         if field == "text":
             add_special_tokens = not request.HasField("add_special_tokens") or request.add_special_tokens
-            prompt = await self.encode_text(request.text, add_special_tokens=add_special_tokens)
+            prompt = await self.encode_text(request.text, caller, add_special_tokens=add_special_tokens)
         elif field == "chat":
-            prompt = await self.encode_chat(request.chat)
+            prompt = await self.encode_chat(request.chat, caller)
         elif field == "token_ids":
             check_prompt_length(len(request.token_ids.ids), field, self._limits)
             prompt = Prompt(list(request.token_ids.ids), "")
@@ -73,7 +74,7 @@ class PromptEncoder:
             )
         violations.raise_if_any()
 
-    async def encode_text(self, text: str, *, add_special_tokens: bool, field: str = "text") -> Prompt:
+    async def encode_text(self, text: str, caller: Caller, *, add_special_tokens: bool, field: str = "text") -> Prompt:
         """Token ids of a text. Raises RequestTooLong without encoding a text that cannot fit."""
         tokenizer = self.tokenizer_for(field)
         max_chars = self._max_chars(tokenizer)
@@ -87,9 +88,9 @@ class PromptEncoder:
                     )
                 ]
             )
-        return Prompt(await tokenizer.encode(text, add_special_tokens=add_special_tokens), text)
+        return Prompt(await tokenizer.encode(text, add_special_tokens=add_special_tokens, caller=caller), text)
 
-    async def encode_chat(self, chat: inference_pb2.ChatPrompt) -> Prompt:
+    async def encode_chat(self, chat: inference_pb2.ChatPrompt, caller: Caller) -> Prompt:
         """Renders the chat template; what it writes holds the special tokens already.
 
         Raises InvalidRequest, RequestTooLong, QueueFull.
@@ -100,14 +101,15 @@ class PromptEncoder:
         is_sent = chat.HasField("chat_template") and chat.chat_template not in templates
         field = "chat.chat_template" if is_sent else "chat"
         try:
-            text = await (self._render_sent(chat, tokenizer) if is_sent else self._render(chat, tokenizer))
+            render = self._render_sent if is_sent else self._render
+            text = await render(chat, tokenizer, caller)
         except RenderedTooLong as error:
             raise RequestTooLong([FieldViolation(field, str(error))]) from None
         except ChatTemplateError as error:
             raise InvalidRequest([FieldViolation(field, str(error))]) from None
-        return await self.encode_text(text, add_special_tokens=False, field="chat")
+        return await self.encode_text(text, caller, add_special_tokens=False, field="chat")
 
-    async def _render(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer) -> str:
+    async def _render(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer, caller: Caller) -> str:
         """The text that one of the model's own templates writes."""
         max_chars = self._max_chars(tokenizer)
         name = chat.chat_template if chat.HasField("chat_template") else None
@@ -118,9 +120,9 @@ class PromptEncoder:
         num_bytes = chat.ByteSize()
         if num_bytes <= MAX_INLINE_CHAT_BYTES:
             return render(chat)
-        return await tokenizer.run_on_thread(render, chat, num_chars=num_bytes)
+        return await tokenizer.run_on_thread(render, chat, num_chars=num_bytes, caller=caller)
 
-    async def _render_sent(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer) -> str:
+    async def _render_sent(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer, caller: Caller) -> str:
         """The text that a template of the client's writes."""
         if self._template_process is None:
             raise ChatTemplateError(
@@ -139,8 +141,8 @@ class PromptEncoder:
         if num_bytes <= MAX_INLINE_CHAT_BYTES:
             request = encode(chat)
         else:
-            request = await tokenizer.run_on_thread(encode, chat, num_chars=num_bytes)
-        return await self._template_process.render(request)
+            request = await tokenizer.run_on_thread(encode, chat, num_chars=num_bytes, caller=caller)
+        return await self._template_process.render(request, caller)
 
     def _max_chars(self, tokenizer: Tokenizer) -> int:
         """The longest text that can fit the context; what a message can bring where tokens have no longest text."""

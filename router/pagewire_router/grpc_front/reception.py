@@ -12,13 +12,11 @@ from typing import Any
 
 import grpc
 
-from pagewire_router.caller import current_caller, note_peer
+from pagewire_router.caller import Caller
 from pagewire_router.errors import FieldViolation, InvalidRequest, QueueFull
 from pagewire_router.fair_slots import FairSlots
-from pagewire_router.grpc_front.refusal import Count
+from pagewire_router.grpc_front.calls import Context, Count
 from pagewire_router.grpc_front.rpc_status import abort
-
-Context = grpc.aio.ServicerContext[bytes, bytes]
 
 MAX_RECEIVING_BYTES = 256 << 20
 MIN_MESSAGES = 4
@@ -43,11 +41,10 @@ class Reception:
         self._reading: dict[Context, tuple[str, float]] = {}
         self._watching: asyncio.Task[None] | None = None
 
-    async def read(self, method: str, context: Context) -> bytes:
+    async def read(self, method: str, context: Context, caller: Caller) -> bytes:
         """The call's message. Raises QueueFull, InvalidRequest, and grpc.aio.AbortError of a call that was given up."""
-        note_peer(context.peer)
         if not self._slots.take():
-            await self._wait()
+            await self._wait(caller)
         self._reading[context] = method, time.monotonic()
         try:
             message: Any = await context.read()
@@ -60,12 +57,12 @@ class Reception:
             raise InvalidRequest([FieldViolation("message", "is missing; the call has none")])
         return bytes(message)
 
-    async def _wait(self) -> None:
+    async def _wait(self, caller: Caller) -> None:
         if self._slots.num_waiting >= MAX_WAITING:
             raise QueueFull("too many messages wait to be received", retry_after_s=RETRY_AFTER_S)
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch(), name="slow messages")
-        await self._slots.wait(current_caller())
+        await self._slots.wait(caller)
 
     async def _watch(self) -> None:
         """Gives up messages that come too slowly, for as long as others wait."""

@@ -2,6 +2,7 @@
 
 from typing import NoReturn
 
+import grpc
 from pagewire_common.rpc_status import AbortableContext, abort_with, new_status
 
 from pagewire_router.errors import InvalidRequest, RouterError, status_code
@@ -11,7 +12,7 @@ DOMAIN = "pagewire"
 
 async def abort(context: AbortableContext, error: RouterError) -> NoReturn:
     """Ends a call with the error's status and its details."""
-    code = status_code(error)
+    code = grpc.StatusCode[status_code(error).name]
     violations = error.violations if isinstance(error, InvalidRequest) else ()
     status = new_status(
         code,

@@ -16,8 +16,10 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from pagewire_common.tracing import conventions as names
 
-from pagewire_router.timeline import Timeline, TraceContext, current_timeline
+from pagewire_router.grpc_front.calls import current_trace
+from pagewire_router.timeline import Timeline, TraceContext
 from pagewire_router.tracing.addresses import client_attributes, server_attributes
+from pagewire_router.tracing.call_trace import CallTrace
 from pagewire_router.tracing.request_attributes import request_attributes
 from pagewire_router.tracing.request_spans import add_request_spans
 
@@ -54,8 +56,8 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
             span = self._start(method, context, start_ns)
             if not span.is_recording():
                 return await handler(request, context)
-            timeline = Timeline(_trace_context(span))
-            current_timeline.set(timeline)
+            trace = CallTrace(Timeline(_trace_context(span)))
+            current_trace.set(trace)
             status = "UNKNOWN"
             try:
                 answer = await handler(request, context)
@@ -69,7 +71,7 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
                 try:
                     _set_status(span, status if context.code() is None else context.code().name, context.details())
                     span.set_attributes(client_attributes(context.peer()))
-                    self._finish(span, timeline, start_ns, is_stream=is_stream)
+                    self._finish(span, trace, start_ns, is_stream=is_stream)
                 except Exception:  # A bug of ours must not take the client's answer away.
                     _log.exception("A call could not be traced")
 
@@ -81,10 +83,10 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
         attributes = {names.RPC_METHOD: method, **self._attributes}
         return self._tracer.start_span(method, parent, SpanKind.SERVER, attributes, start_time=start_ns)
 
-    def _finish(self, span: Span, timeline: Timeline, start_ns: int, *, is_stream: bool) -> None:
+    def _finish(self, span: Span, trace: CallTrace, start_ns: int, *, is_stream: bool) -> None:
         end_ns = time.time_ns()
-        span.set_attributes(request_attributes(timeline, is_stream=is_stream))
-        first_token_ns = add_request_spans(self._tracer, span, timeline, end_ns)
+        span.set_attributes(request_attributes(trace, is_stream=is_stream))
+        first_token_ns = add_request_spans(self._tracer, span, trace.timeline, end_ns)
         if is_stream and first_token_ns is not None:
             span.set_attribute(names.RESPONSE_TIME_TO_FIRST_CHUNK, (first_token_ns - start_ns) / 1e9)
         span.end(end_ns)

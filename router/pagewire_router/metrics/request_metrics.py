@@ -3,18 +3,17 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-import grpc
 from pagewire_common.histogram import Histogram, bounds_between, bounds_of_counts, render
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from pagewire_router.errors import STATUS_CODES, RouterError, status_code
+from pagewire_router.errors import STATUS_CODES, RouterError, StatusCode, status_code
 
 METHODS = ("Generate", "Complete", "Tokenize", "Detokenize", "GetModel")
 STATUSES = sorted(
-    {code.name for code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)}
+    {StatusCode.OK.name, StatusCode.CANCELLED.name, StatusCode.INTERNAL.name}
     | {code.name for code in STATUS_CODES.values()}
 )
 """How a call can end."""

@@ -1,4 +1,4 @@
-"""When each stream is written: at once at low load, at most once per floor under load.
+"""Decides when each stream is written: at once at low load, at most once per floor under load.
 
 A message costs the event loop about the same whether it carries one token or ten, so what is limited is messages. With
 `num_streaming` streams, each written at most once per floor, no more than num_streaming / floor messages go out per
@@ -16,13 +16,13 @@ from collections.abc import Callable
 from typing import Any, Protocol, Self
 
 WAKES_PER_TURN = 16
-"""About 1 ms of writes."""
+"""Their writes take about 1 ms."""
 TIMER_SLACK_S = 0.001
 """Streams due within this time share a turn of the loop, which costs more than a write."""
 
 
-class Scheduler(Protocol):
-    """What is used of an event loop."""
+class EventLoop(Protocol):
+    """The methods of asyncio's event loop that the pacer uses."""
 
     def time(self) -> float:
         """Seconds, monotonic."""
@@ -34,13 +34,13 @@ class Scheduler(Protocol):
         """Calls back at a time; the result has cancel()."""
 
 
-class OutputStream:
-    """One stream's place in the queue. The request's sink notifies it, the handler of its call waits on it."""
+class PacedStream:
+    """One stream. The request's output notifies it, and the handler of its call waits for it."""
 
-    __slots__ = ("_due_s", "_is_queued", "_is_ready", "_last_write_s", "_waiter", "_writer")
+    __slots__ = ("_due_s", "_is_queued", "_is_ready", "_last_write_s", "_pacer", "_waiter")
 
-    def __init__(self, writer: "StreamWriter") -> None:
-        self._writer = writer
+    def __init__(self, pacer: "Pacer") -> None:
+        self._pacer = pacer
         self._waiter: asyncio.Future[None] | None = None
         self._is_queued = False
         self._is_ready = False
@@ -48,16 +48,16 @@ class OutputStream:
         self._last_write_s: float | None = None
 
     def notify(self) -> None:
-        """There is output; it is due when the stream's floor has passed."""
+        """There are new tokens; they are due when the stream's floor has passed."""
         if not self._is_queued:
             self._is_queued = True
-            self._writer._enqueue(self)
+            self._pacer._enqueue(self)
 
     def notify_now(self) -> None:
-        """There is output that does not wait: a sequence has ended."""
+        """There is output that must not wait: a sequence has ended, or the request has failed."""
         if not self._is_queued or self._due_s > 0:
             self._is_queued = True
-            self._writer._enqueue_now(self)
+            self._pacer._enqueue_now(self)
 
     async def wait(self) -> None:
         """Returns when there is output and it is due. What is taken after that counts as one write."""
@@ -75,7 +75,7 @@ class OutputStream:
     def __exit__(self, *exception: object) -> None:
         """The stream has ended, whether all its output was written or not."""
         if self._last_write_s is not None:
-            self._writer.num_streaming -= 1
+            self._pacer.num_streaming -= 1
             self._last_write_s = None
         self._is_queued, self._due_s = True, 0.0
 
@@ -85,15 +85,15 @@ class OutputStream:
             self._waiter.set_result(None)
 
 
-class StreamWriter:
-    """Decides when streams are written. See the module."""
+class Pacer:
+    """The queue of the streams that have output. See the module."""
 
-    def __init__(self, scheduler: Scheduler, *, max_floor_s: float, max_writes_per_s: float) -> None:
-        self._scheduler = scheduler
+    def __init__(self, loop: EventLoop, *, max_floor_s: float, max_writes_per_s: float) -> None:
+        self._loop = loop
         self._max_floor_s = max_floor_s
         self._max_writes_per_s = max_writes_per_s
-        self._ready: deque[OutputStream] = deque()
-        self._waiting: list[tuple[float, int, OutputStream]] = []
+        self._ready: deque[PacedStream] = deque()
+        self._waiting: list[tuple[float, int, PacedStream]] = []
         self._num_enqueued = 0
         self._is_flushing = False
         self._timer: Any = None
@@ -106,13 +106,13 @@ class StreamWriter:
         """Time between two writes of one stream, at least."""
         return min(self._max_floor_s, self.num_streaming / self._max_writes_per_s)
 
-    def open(self) -> OutputStream:
-        """A place for a new stream, until its context ends."""
-        return OutputStream(self)
+    def open(self) -> PacedStream:
+        """A new stream, to be used as a context manager that lasts as long as the stream."""
+        return PacedStream(self)
 
-    def _enqueue(self, stream: OutputStream) -> None:
+    def _enqueue(self, stream: PacedStream) -> None:
         last_write_s = stream._last_write_s
-        if last_write_s is None or last_write_s + self.floor_s <= self._scheduler.time():
+        if last_write_s is None or last_write_s + self.floor_s <= self._loop.time():
             self._enqueue_now(stream)
             return
         due_s = last_write_s + self.floor_s
@@ -122,33 +122,33 @@ class StreamWriter:
         if due_s < self._timer_s:
             self._set_timer(due_s)
 
-    def _enqueue_now(self, stream: OutputStream) -> None:
+    def _enqueue_now(self, stream: PacedStream) -> None:
         if stream._last_write_s is None:
             self.num_streaming += 1
         # Not when it is woken: streams whose tokens came together stay together, and share turns of the loop.
-        stream._last_write_s = self._scheduler.time()
+        stream._last_write_s = self._loop.time()
         stream._due_s = 0.0
         self._ready.append(stream)
         if not self._is_flushing:
             self._is_flushing = True
-            self._scheduler.call_soon(self._flush)
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         for _ in range(min(WAKES_PER_TURN, len(self._ready))):
             self._ready.popleft()._wake()
         self._is_flushing = bool(self._ready)
         if self._is_flushing:
-            self._scheduler.call_soon(self._flush)
+            self._loop.call_soon(self._flush)
 
     def _set_timer(self, when_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_s = when_s
-        self._timer = self._scheduler.call_at(when_s + TIMER_SLACK_S, self._on_timer)
+        self._timer = self._loop.call_at(when_s + TIMER_SLACK_S, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer, self._timer_s = None, float("inf")
-        now_s = self._scheduler.time()
+        now_s = self._loop.time()
         while self._waiting and self._waiting[0][0] <= now_s:
             due_s, _, stream = heapq.heappop(self._waiting)
             # A stream that was called in the meantime has another due time or none.

@@ -1,4 +1,4 @@
-"""The sink of one request: takes tokens from the engine, hands messages to the call that streams them."""
+"""The output of one request: takes tokens from the engine, and hands text and ends to the front."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -6,14 +6,14 @@ from typing import Protocol
 from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.errors import RouterError
-from pagewire_router.output.sequence_output import SequenceOutput
+from pagewire_router.output.sequence_output import Delta, SequenceOutput
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.piece_table import Piece
 from pagewire_router.text.stop_strings import StopString
 
 
-class Notified(Protocol):
-    """Who is told of output: an OutputStream, or the waiting half of Complete."""
+class OutputListener(Protocol):
+    """Told when there is output to take. See pacer.py for the one that paces the writes of a stream."""
 
     def notify(self) -> None:
         """There are new tokens."""
@@ -23,9 +23,9 @@ class Notified(Protocol):
 
 
 class RequestOutput:
-    """An OutputSink (see request.py). Everything runs on the event loop's thread."""
+    """Implements OutputSink (see request.py). Everything runs on the event loop's thread."""
 
-    __slots__ = ("_notified", "_num_prompt_tokens", "_num_unfinished", "_sequences", "_taken", "error")
+    __slots__ = ("_listener", "_num_prompt_tokens", "_num_unfinished", "_sequences", "_taken", "error")
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class RequestOutput:
         num_prompt_tokens: int,
         eos_token_ids: tuple[int, ...],
         new_detokenizer: Callable[[], Detokenizer] | None,
-        notified: Notified,
+        listener: OutputListener,
         piece_of: Callable[[int], Piece] | None = None,
     ) -> None:
         """
@@ -48,12 +48,12 @@ class RequestOutput:
             )
             for index in range(params.n)
         ]
-        self._notified = notified
+        self._listener = listener
         self._num_prompt_tokens = num_prompt_tokens
         self._num_unfinished = params.n
         self._taken = [False] * params.n
         self.error: RouterError | None = None
-        """Why the request cannot go on."""
+        """Why the request failed; None: it has not."""
 
     @property
     def is_done(self) -> bool:
@@ -62,7 +62,7 @@ class RequestOutput:
 
     @property
     def is_all_taken(self) -> bool:
-        """Every sequence has ended and its end was taken."""
+        """The end of every sequence was taken."""
         return all(self._taken)
 
     @property
@@ -71,7 +71,7 @@ class RequestOutput:
         return sum(sequence.num_tokens for sequence in self._sequences)
 
     def finish_reasons(self) -> list["inference_pb2.FinishReason.ValueType"]:
-        """How each sequence ended; UNSPECIFIED: it has not."""
+        """How each sequence ended; UNSPECIFIED if it still runs."""
         return [
             inference_pb2.FINISH_REASON_UNSPECIFIED if sequence.finished is None else sequence.finished.finish_reason
             for sequence in self._sequences
@@ -80,7 +80,7 @@ class RequestOutput:
     def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
         """See OutputSink."""
         stopped = self._sequences[index].append(token_ids, logprobs)
-        self._notified.notify()
+        self._listener.notify()
         return stopped
 
     def on_finished(
@@ -93,23 +93,25 @@ class RequestOutput:
         )
         sequence.finish(reason, stop_token_id, usage)
         self._num_unfinished -= 1
-        self._notified.notify_now()
+        self._listener.notify_now()
 
     def on_failed(self, error: RouterError) -> None:
         """See OutputSink."""
         self.error = error
-        self._notified.notify_now()
+        self._listener.notify_now()
 
-    def take_messages(self) -> list[bytes]:
-        """Serialized GenerateResponses for what came since the last call."""
-        messages: list[bytes] = []
+    def take(self) -> list[Delta | inference_pb2.Finished]:
+        """What came since the last call, sequence by sequence; the end of a sequence follows its last delta."""
+        taken: list[Delta | inference_pb2.Finished] = []
         for sequence in self._sequences:
-            messages += sequence.take_deltas()
+            delta = sequence.take_delta()
+            if delta is not None:
+                taken.append(delta)
             if sequence.finished is not None and not self._taken[sequence.index]:
                 self._taken[sequence.index] = True
-                messages.append(inference_pb2.GenerateResponse(finished=sequence.finished).SerializeToString())
-        return messages
+                taken.append(sequence.finished)
+        return taken
 
     def take_completions(self) -> Iterator[inference_pb2.Completion]:
-        """All sequences whole, each made when it is asked for, if nothing was taken before."""
+        """All sequences whole, each made when it is asked for. Not to be mixed with take()."""
         return (sequence.take_completion() for sequence in self._sequences)

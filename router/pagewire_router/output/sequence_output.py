@@ -1,17 +1,28 @@
-"""The output of one sequence on its way to the client: detokenized, checked for stop strings, held until written."""
+"""The output of one sequence: detokenized, checked for stop strings, held until a front takes it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pagewire.v1 import inference_pb2, shard_pb2
 
-from pagewire_router.grpc_front.delta_encoding import encode_delta
 from pagewire_router.output.token_logprobs import TokenLogprobsBuilder
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.piece_table import Piece
 from pagewire_router.text.stop_strings import StopString, StopStrings
 
-MAX_DELTA_BYTES = 512 * 1024
-"""Larger ones are cut in several; the contract allows 1 MiB."""
+
+@dataclass(slots=True)
+class Delta:
+    """What one sequence has yielded since the last delta."""
+
+    index: int
+    """Index of the sequence within the request."""
+    text: str
+    """Text that is certain: empty if the client wants token ids alone, or while a stop string may have begun."""
+    token_ids: list[int]
+    """[num_tokens]; text that was held back may come with none."""
+    logprobs: list[inference_pb2.TokenLogprobs]
+    """[num_tokens], or empty if the client has not asked for log-probabilities."""
 
 
 class SequenceOutput:
@@ -49,22 +60,22 @@ class SequenceOutput:
         self.index = index
         self._detokenizer = detokenizer
         self._stop_strings = StopStrings(stops, include_in_output=params.include_stop_str_in_output) if stops else None
-        # A stop token ends the sequence wherever it comes, and its text is left out.
+        # A stop token ends the sequence wherever it stands, and its text is left out.
         self._stop_token_ids: frozenset[int] = (
             frozenset() if params.include_stop_str_in_output else frozenset((*params.stop_token_ids, *eos_token_ids))
         )
         self._min_tokens = params.min_tokens
         self._text = ""
         self._token_ids: list[int] = []
-        self._logprobs_builder = TokenLogprobsBuilder(piece_of) if params.logprobs is not None else None
+        self._logprobs_builder = TokenLogprobsBuilder(piece_of) if params.HasField("logprobs") else None
         self._logprobs: list[inference_pb2.TokenLogprobs] = []
         self.num_tokens = 0
         """Tokens sampled."""
         self.finished: inference_pb2.Finished | None = None
-        """How the sequence ended, once it has."""
+        """How the sequence ended; None while it runs."""
 
     def append(self, token_ids: list[int], logprobs: Sequence[shard_pb2.SequenceLogprobs] | None) -> bool:
-        """Takes the next tokens. True: a stop string was found."""
+        """Appends the next tokens. Returns whether a stop string was found."""
         self._token_ids += token_ids
         self.num_tokens += len(token_ids)
         if logprobs and self._logprobs_builder is not None:
@@ -91,7 +102,7 @@ class SequenceOutput:
         stop_token_id: int | None,
         usage: inference_pb2.Usage,
     ) -> None:
-        """The sequence ends: what was held back becomes certain."""
+        """Ends the sequence: text that was held back becomes certain."""
         stop_string = self._flush()
         self.finished = inference_pb2.Finished(index=self.index, finish_reason=reason, usage=usage)
         if stop_string is not None:
@@ -111,31 +122,16 @@ class SequenceOutput:
         self._text += take(text) + self._stop_strings.flush()
         return self._stop_strings.matched
 
-    def take_deltas(self) -> list[bytes]:
-        """What came since the last call, as serialized GenerateResponses; normally one, none if nothing came."""
+    def take_delta(self) -> Delta | None:
+        """What came since the last call; None if nothing came."""
         text, token_ids, logprobs = self._text, self._token_ids, self._logprobs
         if not token_ids and not text:
-            return []
+            return None
         self._text, self._token_ids, self._logprobs = "", [], []
-        num_bytes = 4 * len(text) + 5 * len(token_ids) + sum(entry.ByteSize() + 4 for entry in logprobs)
-        if num_bytes <= MAX_DELTA_BYTES:
-            return [encode_delta(self.index, text, token_ids, logprobs)]
-        return self._cut(num_bytes // MAX_DELTA_BYTES + 1, text, token_ids, logprobs)
-
-    def _cut(
-        self, num_parts: int, text: str, token_ids: list[int], logprobs: list[inference_pb2.TokenLogprobs]
-    ) -> list[bytes]:
-        """The same in equal parts: a client that did not read for long gets several messages."""
-        num_chars, num_tokens = -(-len(text) // num_parts), -(-len(token_ids) // num_parts)
-        parts = []
-        for part in range(num_parts):
-            tokens = slice(part * num_tokens, (part + 1) * num_tokens)
-            part_text = text[part * num_chars : (part + 1) * num_chars]
-            parts.append(encode_delta(self.index, part_text, token_ids[tokens], logprobs[tokens]))
-        return parts
+        return Delta(self.index, text, token_ids, logprobs)
 
     def take_completion(self) -> inference_pb2.Completion:
-        """The whole sequence, if nothing was taken before. What it was made of is let go of."""
+        """The whole sequence, if no delta was taken before. Frees what it was made of."""
         completion = inference_pb2.Completion(
             index=self.index,
             text=self._text,

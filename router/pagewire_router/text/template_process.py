@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from subprocess import DEVNULL, Popen
 
-from pagewire_router.caller import current_caller
+from pagewire_router.caller import Caller
 from pagewire_router.errors import QueueFull, Unavailable
 from pagewire_router.fair_slots import FairSlots
 from pagewire_router.text.chat_template import ChatTemplateError, Conversation, RenderedTooLong
@@ -103,7 +103,7 @@ class TemplateProcess:
         self._worker: _Worker | None = None
         self._is_closed = False
 
-    async def render(self, request: bytes) -> str:
+    async def render(self, request: bytes, caller: Caller) -> str:
         """The text that an encoded request asks for.
 
         Raises:
@@ -112,7 +112,6 @@ class TemplateProcess:
             QueueFull: too many requests wait for the process.
             Unavailable: the process does not start, or the router stops.
         """
-        caller = current_caller()
         if self._turn.take():
             return await self._render_in_turn(request)
         if self._turn.num_waiting >= self._max_waiting or self._waiting[caller.owner] >= MAX_WAITING_OF_OWNER:

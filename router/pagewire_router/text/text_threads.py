@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from pagewire_router.caller import current_caller
+from pagewire_router.caller import Caller
 from pagewire_router.errors import QueueFull, Unavailable
 from pagewire_router.fair_slots import FairSlots
 
@@ -66,12 +66,16 @@ class TextThreads:
         """Runs a function on a thread, whatever becomes of it."""
         self._jobs.put((function, lambda _result, _error: None))
 
-    async def run(self, function: Callable[[A], T], argument: A, num_chars: int) -> T:
-        """Runs a function of a text of so many characters on a thread. Raises QueueFull, Unavailable."""
+    async def run(self, function: Callable[[A], T], argument: A, *, num_chars: int, caller: Caller) -> T:
+        """Runs a function of a text on a thread, when it is the caller's turn. Raises QueueFull, Unavailable.
+
+        Args:
+            num_chars: length of the text, about.
+        """
         if self._is_closed:
             raise Unavailable("the router stops", retry_after_s=STOP_RETRY_S)
         if not self._slots.take():
-            await self._wait(num_chars // CHARS_PER_TOKEN)
+            await self._wait(num_chars // CHARS_PER_TOKEN, caller)
         loop = asyncio.get_running_loop()
         end: asyncio.Future[T] = loop.create_future()
         began_s = time.monotonic()
@@ -100,15 +104,15 @@ class TextThreads:
         for _ in range(self._num_threads):
             self._jobs.put(None)
 
-    async def _wait(self, num_tokens: int) -> None:
-        self._check_room(num_tokens)
+    async def _wait(self, num_tokens: int, caller: Caller) -> None:
+        self._check_room(num_tokens, caller)
         self._num_tokens += num_tokens
         try:
-            await self._slots.wait(current_caller())
+            await self._slots.wait(caller)
         finally:
             self._num_tokens -= num_tokens
 
-    def _check_room(self, num_tokens: int) -> None:
+    def _check_room(self, num_tokens: int, caller: Caller) -> None:
         bounds, num_waiting = self._bounds, self._slots.num_waiting
         num_requests = num_waiting + bounds.num_queued()
         if num_requests >= bounds.max_requests:
@@ -119,7 +123,7 @@ class TextThreads:
             return
         retry_after_s = self._text_s * num_waiting / 2 / self._num_threads
         error = QueueFull(what, retry_after_s=min(max(retry_after_s, MIN_RETRY_S), MAX_RETRY_S))
-        if not self._slots.displace(current_caller(), error):
+        if not self._slots.displace(caller, error):
             raise error
 
     def _work(self) -> None:

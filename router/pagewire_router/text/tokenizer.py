@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from tokenizers import Tokenizer as Backend
 
+from pagewire_router.caller import Caller
 from pagewire_router.text.chat_template import ChatTemplates
 from pagewire_router.text.detokenizer import Detokenizer, PieceDetokenizer, SeparateSpecialTokens, WindowDetokenizer
 from pagewire_router.text.length_bound import max_chars_per_token
@@ -55,20 +56,20 @@ class Tokenizer:
         # Beside the event loop, since Jinja takes 0.1 s to import; a malformed template is reported when it is used.
         self._threads.submit(self.chat_templates.compile)
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text; long texts are encoded on a thread. Raises QueueFull."""
+    async def encode(self, text: str, *, add_special_tokens: bool, caller: Caller) -> list[int]:
+        """Token ids of a text; long texts are encoded on a thread. Raises QueueFull, Unavailable."""
         if len(text) <= MAX_INLINE_CHARS:
             return self._encode(text, add_special_tokens)
         return await self.run_on_thread(
-            lambda whole: self._encode_long(whole, add_special_tokens), text, num_chars=len(text)
+            lambda whole: self._encode_long(whole, add_special_tokens), text, num_chars=len(text), caller=caller
         )
 
-    async def run_on_thread(self, function: Callable[[A], T], argument: A, *, num_chars: int = MAX_INLINE_CHARS) -> T:
+    async def run_on_thread(self, function: Callable[[A], T], argument: A, *, num_chars: int, caller: Caller) -> T:
         """Runs work on a text of about so many characters beside the event loop, when it is the caller's turn.
 
-        Raises QueueFull.
+        Raises QueueFull, Unavailable.
         """
-        return await self._threads.run(function, argument, num_chars)
+        return await self._threads.run(function, argument, num_chars=num_chars, caller=caller)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         # Unlike encode(), this lets go of the interpreter's lock, and does not compute offsets.

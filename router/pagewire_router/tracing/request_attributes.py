@@ -7,7 +7,7 @@ from pagewire_common.tracing import conventions as names
 
 from pagewire_router.output.request_output import RequestOutput
 from pagewire_router.request import Request
-from pagewire_router.timeline import Timeline
+from pagewire_router.tracing.call_trace import CallTrace
 
 MAX_CHARS = 256
 """Of a text that a client chose, such as an id."""
@@ -18,19 +18,19 @@ _FINISH_REASONS = {
 }
 
 
-def request_attributes(timeline: Timeline, *, is_stream: bool) -> dict[str, AttributeValue]:
+def request_attributes(trace: CallTrace, *, is_stream: bool) -> dict[str, AttributeValue]:
     """As far as the request came. Empty for calls that do not generate."""
-    message, request, output = timeline.message, timeline.request, timeline.output
+    message, request, output = trace.message, trace.request, trace.output
     if message is None:
         return {}
     attributes: dict[str, AttributeValue] = {
         names.OPERATION_NAME: "chat" if message.HasField("chat") else "text_completion",
         names.PROVIDER_NAME: "pagewire",
-        names.REQUEST_MODEL: shorten(message.model if message.HasField("model") else timeline.model, MAX_CHARS),
+        names.REQUEST_MODEL: shorten(message.model if message.HasField("model") else trace.model, MAX_CHARS),
         names.REQUEST_STREAM: is_stream,
     }
     if request is not None and output is not None:
-        attributes |= _parameters(message, request) | _answer(request, output, timeline.model)
+        attributes |= _parameters(message, request) | _answer(request, output, trace.model)
     return attributes
 
 

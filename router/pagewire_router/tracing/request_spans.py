@@ -30,7 +30,7 @@ def add_request_spans(tracer: Tracer, call: Span, timeline: Timeline, end_ns: in
     """Adds a request's spans under its call's span, which ends at end_ns. Returns when its first token came."""
     spans = _RequestSpans(tracer, call)
     if timeline.tokenized_ns is not None:
-        num_tokens = {} if timeline.request is None else {names.NUM_TOKENS: len(timeline.request.prompt_token_ids)}
+        num_tokens = {} if timeline.num_prompt_tokens is None else {names.NUM_TOKENS: timeline.num_prompt_tokens}
         spans.add("tokenize", *timeline.tokenized_ns, num_tokens)
     for at_ns, happening in timeline.happenings:
         spans.take(at_ns, happening)

@@ -1,0 +1,85 @@
+"""Encodes what Generate answers. A delta, which is sent thousands of times per second, is encoded by hand.
+
+Building it from message objects costs five times as much. A test holds the bytes equal to protobuf's own.
+Encoding: https://protobuf.dev/programming-guides/encoding/. Field numbers: inference.proto.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from pagewire.v1 import inference_pb2
+
+from pagewire_router.output.sequence_output import Delta
+
+MAX_DELTA_BYTES = 512 * 1024
+"""Larger deltas are cut into several messages; the contract allows 1 MiB."""
+_RESPONSE_DELTA = b"\x12"
+_DELTA_INDEX = b"\x08"
+_DELTA_TEXT = b"\x12"
+_DELTA_TOKEN_IDS = b"\x1a"
+_DELTA_LOGPROBS = b"\x22"
+
+
+def _encode_varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
+
+
+_VARINTS = [_encode_varint(value) for value in range(1 << 14)]
+"""Lengths and most token ids."""
+
+
+def varint(value: int) -> bytes:
+    """The base-128 encoding of a value that is not negative."""
+    return _VARINTS[value] if value < 1 << 14 else _encode_varint(value)
+
+
+def encode_delta(
+    index: int,
+    text: str,
+    token_ids: Sequence[int],
+    logprobs: Sequence[inference_pb2.TokenLogprobs] = (),
+) -> bytes:
+    """GenerateResponse(delta=Delta(...)), serialized."""
+    body = b""
+    if index:
+        body = _DELTA_INDEX + varint(index)
+    if text:
+        encoded = text.encode()
+        body += _DELTA_TEXT + varint(len(encoded)) + encoded
+    if token_ids:
+        packed = varint(token_ids[0]) if len(token_ids) == 1 else b"".join([varint(i) for i in token_ids])
+        body += _DELTA_TOKEN_IDS + varint(len(packed)) + packed
+    for entry in logprobs:
+        encoded = entry.SerializeToString()
+        body += _DELTA_LOGPROBS + varint(len(encoded)) + encoded
+    return _RESPONSE_DELTA + varint(len(body)) + body
+
+
+def encode_responses(outputs: Sequence[Delta | inference_pb2.Finished]) -> list[bytes]:
+    """Serialized GenerateResponses, in order; usually one for each delta or end."""
+    messages: list[bytes] = []
+    for output in outputs:
+        if not isinstance(output, Delta):
+            messages.append(inference_pb2.GenerateResponse(finished=output).SerializeToString())
+            continue
+        num_bytes = 4 * len(output.text) + 5 * len(output.token_ids)
+        if output.logprobs:
+            num_bytes += sum(entry.ByteSize() + 4 for entry in output.logprobs)
+        if num_bytes <= MAX_DELTA_BYTES:
+            messages.append(encode_delta(output.index, output.text, output.token_ids, output.logprobs))
+        else:
+            messages += _cut(output, num_bytes // MAX_DELTA_BYTES + 1)
+    return messages
+
+
+def _cut(delta: Delta, num_parts: int) -> Iterator[bytes]:
+    """A delta in equal parts: a client that did not read for long gets several messages."""
+    num_chars, num_tokens = -(-len(delta.text) // num_parts), -(-len(delta.token_ids) // num_parts)
+    for part in range(num_parts):
+        tokens = slice(part * num_tokens, (part + 1) * num_tokens)
+        text = delta.text[part * num_chars : (part + 1) * num_chars]
+        yield encode_delta(delta.index, text, delta.token_ids[tokens], delta.logprobs[tokens])

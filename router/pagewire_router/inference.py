@@ -1,0 +1,250 @@
+"""The Inference service without a transport: what every front calls, on messages of inference.proto.
+
+A front turns what it receives into a message and a Call, and what it gets back into answers. RouterError says what a
+client is told when a call fails; failure_of() makes one of whatever a call has raised.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from pagewire.v1 import inference_pb2
+
+from pagewire_router.admission.admission import Admission
+from pagewire_router.admission.call import Call
+from pagewire_router.admission.validation import (
+    Limits,
+    Violations,
+    check_num_token_ids,
+    check_request_id,
+    check_token_ids,
+)
+from pagewire_router.config import RouterConfig
+from pagewire_router.engine import Engine
+from pagewire_router.errors import FieldViolation, InvalidRequest, RequestAlreadyExists, RouterError
+from pagewire_router.metrics.request_metrics import Metrics
+from pagewire_router.metrics.request_timer import RequestTimer
+from pagewire_router.output.pacer import PacedStream, Pacer
+from pagewire_router.output.request_output import RequestOutput
+from pagewire_router.output.sequence_output import Delta
+from pagewire_router.request import Request
+from pagewire_router.text.template_process import TemplateProcess
+from pagewire_router.text.text_threads import CHARS_PER_TOKEN
+from pagewire_router.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class GenerateStream:
+    """The output of a running request, as an async iterator.
+
+    It yields lists of deltas and ends as they become due, and stops after the end of the last sequence. If the request
+    fails, it yields what came before and raises the RouterError.
+    """
+
+    def __init__(
+        self, started: inference_pb2.Started, output: RequestOutput, stream: PacedStream, timer: RequestTimer
+    ) -> None:
+        self.started = started
+        self._output = output
+        self._stream = stream
+        self._timer = timer
+        self._num_tokens = 0
+
+    def __aiter__(self) -> "GenerateStream":
+        return self
+
+    async def __anext__(self) -> list[Delta | inference_pb2.Finished]:
+        output = self._output
+        if output.is_all_taken:
+            raise StopAsyncIteration
+        if output.error is None:
+            await self._stream.wait()
+        self._num_tokens = output.num_tokens
+        outputs = output.take()
+        if output.error is not None and not outputs:
+            raise output.error
+        return outputs
+
+    def on_written(self) -> None:
+        """To be called when the first of what was yielded last has been written: it ends the time to that token."""
+        self._timer.on_written(self._num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedRequest:
+    """A request whose sequences have all ended."""
+
+    started: inference_pb2.Started
+    completions: Iterator[inference_pb2.Completion]
+    """Completions in order, each made when it is asked for."""
+
+
+class Inference:
+    """The Inference service over one started engine. Everything runs on the event loop's thread."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        engine: Engine,
+        tokenizer: Tokenizer | None,
+        pacer: Pacer,
+        metrics: Metrics,
+        template_process: TemplateProcess | None = None,
+    ) -> None:
+        """
+        Args:
+            tokenizer: None if the model came without one; then only token ids are served.
+            template_process: renders chat templates that clients send; None: such templates are refused.
+        """
+        self._config = config
+        self._engine = engine
+        self._model = engine.model
+        self._tokenizer = tokenizer
+        self._pacer = pacer
+        self._metrics = metrics
+        self.limits = Limits.of(engine.model, max_n=config.max_n, max_logprobs=config.max_logprobs)
+        self._admission = Admission(
+            engine.model, self.limits, tokenizer, config.max_request_time_s, template_process=template_process
+        )
+        self._live_request_ids: set[str] = set()
+
+    @asynccontextmanager
+    async def generate(self, message: inference_pb2.GenerateRequest, call: Call) -> AsyncIterator[GenerateStream]:
+        """Runs a request and streams its output. The request is aborted if the context ends before its output."""
+        with self._reserve_id(message.request_id) as request_id, self._pacer.open() as stream:
+            request, output = await self._admission.admit(message, request_id, call, stream)
+            with self._submit(request, output) as timer:
+                yield GenerateStream(self._started(message, request), output, stream, timer)
+
+    async def complete(self, message: inference_pb2.GenerateRequest, call: Call) -> CompletedRequest:
+        """Runs a request to its end. The request is aborted if the task is cancelled."""
+        end = _EndListener()
+        with self._reserve_id(message.request_id) as request_id:
+            request, output = await self._admission.admit(message, request_id, call, end)
+            with self._submit(request, output) as timer:
+                while not output.is_done:
+                    await end.wait()
+                timer.on_written(output.num_tokens)
+        if output.error is not None:
+            raise output.error
+        return CompletedRequest(self._started(message, request), output.take_completions())
+
+    async def tokenize(self, message: inference_pb2.TokenizeRequest, call: Call) -> inference_pb2.TokenizeResponse:
+        """Encodes as generate() would."""
+        kind = message.WhichOneof("prompt")
+        prompts = self._admission.prompts
+        if kind is None:
+            raise InvalidRequest([FieldViolation("prompt", "is missing; set text or chat")])
+        if kind == "chat":
+            prompt = await prompts.encode_chat(message.chat, call.caller)
+        else:
+            add_special_tokens = not message.HasField("add_special_tokens") or message.add_special_tokens
+            prompt = await prompts.encode_text(message.text, call.caller, add_special_tokens=add_special_tokens)
+        return inference_pb2.TokenizeResponse(token_ids=prompt.token_ids, text=prompt.text)
+
+    async def detokenize(
+        self, message: inference_pb2.DetokenizeRequest, call: Call
+    ) -> inference_pb2.DetokenizeResponse:
+        """Decodes a whole sequence of tokens, which is no longer than the context."""
+        check_num_token_ids(len(message.token_ids), "token_ids", self.limits)
+        token_ids = list(message.token_ids)
+        violations = Violations()
+        check_token_ids(token_ids, "token_ids", self.limits, violations)
+        violations.raise_if_any()
+        skip_special_tokens = not message.HasField("skip_special_tokens") or message.skip_special_tokens
+        tokenizer = self._admission.prompts.tokenizer_for("token_ids")
+        text = await tokenizer.run_on_thread(
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens),
+            token_ids,
+            num_chars=len(token_ids) * CHARS_PER_TOKEN,
+            caller=call.caller,
+        )
+        return inference_pb2.DetokenizeResponse(text=text)
+
+    def get_model(self) -> inference_pb2.Model:
+        """Describes the served model and its limits."""
+        return inference_pb2.Model(
+            name=self._model.model,
+            digest=self._model.model_digest,
+            architecture=self._model.architecture,
+            max_model_len=self._model.max_model_len,
+            vocab_size=self._model.vocab_size,
+            dtype=self._model.dtype,
+            supports_chat=self._tokenizer is not None and bool(self._tokenizer.chat_templates),
+            eos_token_ids=self._model.eos_token_ids,
+            max_n=self.limits.max_n,
+            max_logprobs=self.limits.max_logprobs,
+            max_queued_requests=self._config.max_queued_requests,
+            max_queued_tokens=self._config.max_queued_tokens,
+        )
+
+    def _started(self, message: inference_pb2.GenerateRequest, request: Request) -> inference_pb2.Started:
+        return inference_pb2.Started(
+            request_id=request.request_id,
+            model=self._model.model,
+            model_digest=self._model.model_digest,
+            seed=request.params.seed,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            prompt_token_ids=request.prompt_token_ids if message.return_prompt_token_ids else (),
+            prompt_text=request.prompt_text,
+        )
+
+    @contextmanager
+    def _reserve_id(self, request_id: str) -> Iterator[str]:
+        """Holds the request's id, picked if it has none, while the request lives. Raises RequestAlreadyExists."""
+        check_request_id(request_id)
+        request_id = request_id or uuid.uuid4().hex
+        if request_id in self._live_request_ids:
+            raise RequestAlreadyExists(f"a request with the id {request_id!r} is alive; choose another id")
+        self._live_request_ids.add(request_id)
+        try:
+            yield request_id
+        finally:
+            self._live_request_ids.discard(request_id)
+
+    @contextmanager
+    def _submit(self, request: Request, output: RequestOutput) -> Iterator[RequestTimer]:
+        """Submits the request to the engine, and aborts it if its client goes away before it has ended."""
+        self._engine.submit(request)
+        timer = RequestTimer(self._metrics, request)
+        try:
+            yield timer
+        finally:
+            if not output.is_done:
+                self._engine.abort(request)
+            timer.on_end(output)
+
+
+class _EndListener:
+    """Waits for the end of a sequence, or of the whole request."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def notify(self) -> None:
+        """New tokens: nobody is woken."""
+
+    def notify_now(self) -> None:
+        """A sequence has ended, or the request has failed."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Returns at the next end."""
+        await self._event.wait()
+        self._event.clear()
+
+
+def failure_of(error: Exception) -> RouterError:
+    """What the client of a failed call is told. An unknown exception is logged, so call it within its handler."""
+    if isinstance(error, RouterError):
+        return error
+    if isinstance(error, RecursionError | SyntaxError | UnicodeError):
+        # Only text or nesting that the client sent can raise these.
+        description = f"nested too deeply or no valid text ({type(error).__name__})"
+        return InvalidRequest([FieldViolation("prompt", description)])
+    _log.exception("A call failed for a reason of ours")
+    return RouterError("the router failed on this request; its log says more")
