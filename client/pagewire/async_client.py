@@ -1,4 +1,4 @@
-"""The asynchronous client: the core on which Client and LLM stand."""
+"""The asynchronous client. Client and LLM are built on it."""
 
 import asyncio
 import math
@@ -38,7 +38,7 @@ Metadata = tuple[tuple[str, str], ...]
 MAX_MESSAGE_BYTES = 64 << 20
 HEALTH_TIMEOUT_S = 5.0
 MAX_TIMEOUT_S = 1e8
-"""Three years. Longer ones are no limit: gRPC's clock would overflow."""
+"""Three years. Longer timeouts count as none, because gRPC's clock would overflow."""
 INFERENCE = "pagewire.v1.Inference"
 
 
@@ -51,13 +51,13 @@ class AsyncClient:
         tls_ca: PEM file of the authorities that sign the server's certificate; implies tls.
         tls_cert: PEM file of a certificate to show, for servers that want one; implies tls.
         tls_key: PEM file of its private key.
-        credentials: in place of all these, as from grpc.ssl_channel_credentials().
+        credentials: used instead of the four above, such as the result of grpc.ssl_channel_credentials().
         api_key: sent with every call as "authorization: Bearer ...".
-        timeout_s: for each request, unless it says otherwise; None: no limit.
-        retry: when to ask again if the server is full or away.
+        timeout_s: default timeout of each request; None: no limit.
+        retry: when to send a request again if the server is full or unavailable.
         max_message_bytes: largest message to send or receive.
 
-    All methods raise PagewireError and nothing of gRPC's.
+    All methods raise PagewireError, never an error of gRPC.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class AsyncClient:
     ) -> AsyncGenerator[Event, None]:
         """Yields events as tokens are sampled. Leaving the iteration cancels the request.
 
-        A stream that breaks before its first token is asked for again, as long as `retry` says; Started comes once.
+        A request whose stream breaks before its first token is sent again as `retry` says; Started is yielded once.
 
         Args:
             prompt: text, {"prompt": text}, token ids, {"prompt_token_ids": [...]} or {"messages": [...]}.
             request_id: unique among the requests that are alive; empty: the server picks one.
             priority: lower runs first.
             cache_salt: cached prefixes are shared only among requests of one salt.
-            timeout_s: until the last token; the server ends the request then.
+            timeout_s: time until the last token; the server ends the request then.
         """
         options = RequestOptions(request_id, model, priority, cache_salt, add_special_tokens)
         request = build_request(
@@ -125,9 +125,9 @@ class AsyncClient:
                         while (event := await call.read()) is not grpc.aio.EOF:
                             if isinstance(event, Started):
                                 if is_started:
-                                    continue  # The caller has had it from an attempt that broke before its first token.
+                                    continue  # An earlier attempt, which broke before its first token, has yielded it.
                                 is_started = True
-                                # Another attempt samples as this one said it would.
+                                # A further attempt must use the seed that Started has announced.
                                 request.sampling_params.seed = event.seed
                             elif event is not None:
                                 has_output = True
@@ -155,7 +155,7 @@ class AsyncClient:
         add_special_tokens: bool = True,
         timeout_s: float | None = None,
     ) -> RequestOutput:
-        """The whole answer to one prompt, when all its sequences have finished. Arguments as for generate."""
+        """Returns the whole answer to one prompt when all its sequences have finished. Arguments: see generate."""
         options = RequestOptions(request_id, model, priority, cache_salt, add_special_tokens)
         return await self._complete(as_prompt(prompt), sampling_params, options, self._attempts(timeout_s))
 
@@ -177,23 +177,23 @@ class AsyncClient:
         cache_salt: str | None = None,
         timeout_s: float | None = None,
     ) -> RequestOutput:
-        """The next turn of a conversation.
+        """Returns the next turn of a conversation.
 
         Args:
             messages: oldest first, as {"role": ..., "content": ...}, in the form of OpenAI's API; keys that the model's
                 chat template reads, such as tool_calls, reach it as they are.
             chat_template: the name of one of the model's templates, or a Jinja template to use in their place, if the
                 server takes those (--trust-request-chat-template).
-            chat_template_content_format: how the template is given the content of messages: as "string", as a list of
-                parts ("openai"), or as it expects it ("auto").
-            add_generation_prompt: ends the prompt with the tokens that open the assistant's turn; None: unless the
-                final message continues.
+            chat_template_content_format: form in which the template gets the content of messages: text ("string"), a
+                list of parts ("openai"), or what it expects ("auto").
+            add_generation_prompt: ends the prompt with the tokens that open the assistant's turn; None: True unless
+                continue_final_message is set.
             continue_final_message: leaves the last message open, so that the model continues it.
             template_kwargs: further variables for the template.
-            chat_template_kwargs: the same, by vLLM's name.
+            chat_template_kwargs: vLLM's name of template_kwargs; only one of them may be given.
             tools: JSON schema objects of the tools offered to the model.
 
-        Further arguments as for generate; to stream a conversation, give {"messages": [...]} to that.
+        Further arguments: see generate. To stream a conversation, call generate with {"messages": [...]}.
         """
         prompt: ChatPrompt = {
             "messages": messages,
@@ -224,9 +224,9 @@ class AsyncClient:
         """Completes any number of prompts, in their order, without overrunning the server's queue.
 
         Args:
-            sampling_params: for all prompts, or one for each.
-            priority: for all prompts, or one for each.
-            window: most requests to have open; None: what the server's queue takes, at most 512.
+            sampling_params: one object for all prompts, or a list with one for each.
+            priority: one number for all prompts, or a list with one for each.
+            window: most requests to have open at a time; None: as many as the server's queue takes, at most 512.
             on_output: called with every answer as it comes, in the event loop.
 
         The first error ends the batch and is raised; the requests that are open then are cancelled.
@@ -246,7 +246,7 @@ class AsyncClient:
         return await batch.run_windowed(complete, list(zip(listed, params, priorities, strict=True)), window, on_output)
 
     async def tokenize(self, prompt: str | TextPrompt | ChatPrompt, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of text or of a conversation, exactly as generate would make them."""
+        """Returns the token ids of text or of a conversation, exactly as generate would make them."""
         request = inference_pb2.TokenizeRequest(add_special_tokens=add_special_tokens)
         fill_tokenize(request, prompt)
         response = await self._unary(
@@ -255,7 +255,7 @@ class AsyncClient:
         return list(response.token_ids)
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids."""
+        """Returns the text of token ids."""
         try:
             request = inference_pb2.DetokenizeRequest(token_ids=token_ids, skip_special_tokens=skip_special_tokens)
         except (TypeError, ValueError) as exc:
@@ -266,12 +266,12 @@ class AsyncClient:
         return str(response.text)
 
     async def get_model(self) -> inference_pb2.Model:
-        """The served model and its limits."""
+        """Returns a description of the served model and its limits."""
         request = inference_pb2.GetModelRequest()
         return await self._unary(f"{INFERENCE}/GetModel", lambda c, **kwargs: c.inference.GetModel(request, **kwargs))
 
     async def health(self) -> bool:
-        """Whether the server would run a request now. False also if nobody answers."""
+        """Returns whether the server would run a request now; False also if it does not answer."""
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         def check(connection: Connection, **kwargs: Any) -> Awaitable[Any]:
@@ -307,10 +307,10 @@ class AsyncClient:
         return decode_result(result, prompt)
 
     async def _unary(self, method: str, call: Callable[..., Awaitable[T]], attempts: Attempts | None = None) -> T:
-        """Makes a call that has one response, again while that makes sense.
+        """Makes a call that has one response, and repeats it as the retry policy says.
 
         Args:
-            method: for traces.
+            method: full name of the method, for traces.
             call: starts the call, given a connection and gRPC's own options.
         """
         attempts = attempts or self._attempts(None)
@@ -331,7 +331,7 @@ class AsyncClient:
 
 
 def checked_timeout_s(timeout_s: float | None) -> float | None:
-    """A timeout as gRPC takes it; None: no limit. Raises InvalidRequest for what is no number of seconds."""
+    """Returns a timeout as gRPC takes it; None: no limit. Raises InvalidRequest if it is not a number of seconds."""
     try:
         seconds = None if timeout_s is None else float(timeout_s)
     except (TypeError, ValueError):
@@ -342,7 +342,7 @@ def checked_timeout_s(timeout_s: float | None) -> float | None:
 
 
 def bearer(api_key: str | None) -> Metadata:
-    """The metadata that carries a key. Raises InvalidRequest for what is no key."""
+    """Returns the metadata that carries an API key. Raises InvalidRequest if the key cannot be sent."""
     if not api_key:
         return ()
     if not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable()):

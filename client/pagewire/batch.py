@@ -1,4 +1,4 @@
-"""Many prompts at once: a window of open requests moves over them, so that a bounded queue is enough."""
+"""Sends many prompts with a bounded number of open requests, so that the server's queue is not overrun."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -19,18 +19,18 @@ Complete = Callable[[Prompt, SamplingParams | None, int], Awaitable[RequestOutpu
 
 
 def window_for(model: "inference_pb2.Model") -> int:
-    """How many requests to keep open at a server: as many as may wait there, so that none is refused for long."""
+    """Returns how many requests to keep open at a server: as many as its queue takes, at most MAX_WINDOW."""
     return max(1, min(model.max_queued_requests or MAX_WINDOW, MAX_WINDOW))
 
 
 def one_for_each(name: str, prompts: Sequence[Prompt], given: Any) -> list[Any]:
-    """What is given for each prompt: a list or another collection holds one for each, all else is for all of them.
+    """Returns one value for each prompt. A collection holds one for each; any other value is used for all of them.
 
     Args:
-        name: of the argument, for errors.
+        name: name of the argument, for errors.
 
     Raises:
-        InvalidRequest: the numbers differ.
+        InvalidRequest: the collection has another length than prompts.
     """
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         return [given] * len(prompts)
@@ -51,7 +51,7 @@ async def run_windowed(
     window: int,
     on_output: Callable[[RequestOutput], None] | None = None,
 ) -> list[RequestOutput]:
-    """Runs the requests in order, at most `window` at a time; answers in the order of the requests.
+    """Runs the requests in order, at most `window` at a time; returns the answers in the same order.
 
     The first error cancels the rest and is raised.
     """

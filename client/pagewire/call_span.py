@@ -1,4 +1,4 @@
-"""Client spans by OpenTelemetry, in programs that have set it up. Everywhere else nothing of it is loaded."""
+"""Client spans of OpenTelemetry. They are made only in programs that have set it up; others do not load it."""
 
 import asyncio
 import sys
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def call_span(method: str, target: str) -> Iterator[tuple[tuple[str, str], ...]]:
-    """A client span around one call, as the conventions for RPC have it; yields headers that carry its context.
+    """Makes a client span around one call, by the conventions for RPC; yields headers that carry its context.
 
-    method: with its service, such as pagewire.v1.Inference/Generate. The span's parent is the program's current span;
-    leaving with an exception ends it with the status that this means.
+    method: full name, such as pagewire.v1.Inference/Generate. The span's parent is the program's current span. An
+    exception sets the span's status to that of the error.
     """
     tracer = _tracer()
     if tracer is None:
@@ -40,7 +40,7 @@ def call_span(method: str, target: str) -> Iterator[tuple[tuple[str, str], ...]]
 
 
 def _tracer() -> "Tracer | None":
-    """None: the program has not told OpenTelemetry where spans go."""
+    """Returns the tracer; None if the program has not set a tracer provider."""
     trace: Any = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None

@@ -1,4 +1,4 @@
-"""The connections of one client: as many as its open calls need.
+"""The connections of one client. Their number follows that of its open calls.
 
 HTTP/2 is made for about a hundred concurrent streams on a connection. Calls go to the connection with the fewest open
 ones; another is opened when all are well used.
@@ -20,11 +20,11 @@ from pagewire.wire import decode_event
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # Without its own pool, channels to one address share one connection.
     ("grpc.use_local_subchannel_pool", 1),
-    # A hung peer is noticed by pings only if ping_timeout_ms is set: keepalive_timeout alone never fires.
+    # Pings notice a hung peer only if ping_timeout_ms is set: keepalive_timeout_ms alone never fires.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
-    # Requests are retried here, where RetryInfo is understood.
+    # gRPC's own retries are off: this package retries requests, since it reads RetryInfo.
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -36,12 +36,12 @@ MAX_CHANNELS = 8
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One channel, the calls made on it, and how many of them are open."""
+    """One channel and the number of calls that are open on it."""
 
     channel: grpc.aio.Channel
     inference: "inference_pb2_grpc.InferenceAsyncStub"
     generate: "grpc.aio.UnaryStreamMultiCallable[inference_pb2.GenerateRequest, Event | None]"
-    """As the stub's Generate, but decodes straight into events."""
+    """The stub's Generate, which decodes messages straight into events."""
     num_open: int = 0
 
 
@@ -62,7 +62,7 @@ class ChannelPool:
 
     @contextmanager
     def lease(self) -> Iterator[Connection]:
-        """A connection for one call, for as long as the call is open. Raises Cancelled once the pool is closed."""
+        """Lends a connection for the time of one call. Raises Cancelled once the pool is closed."""
         if self._is_closed:
             raise Cancelled("the client is closed")
         connection = min(self._connections, key=lambda c: c.num_open, default=None)
@@ -89,7 +89,7 @@ class ChannelPool:
         return connection
 
     async def close(self) -> None:
-        """Closes all channels; calls that are open end."""
+        """Closes all channels, which ends the calls that are open."""
         self._is_closed = True
         connections, self._connections = self._connections, []
         for connection in connections:

@@ -81,7 +81,7 @@ class Client:
     close = _blocking(AsyncClient.close)
 
     def close_later(self) -> None:
-        """As close, without waiting for it."""
+        """Closes the client like close, but does not wait."""
         background_loop().start(self._client.close())
 
     def __enter__(self) -> Self:

@@ -36,7 +36,7 @@ class FieldViolation:
 
 
 class PagewireError(Exception):
-    """Base of all errors this package raises on purpose."""
+    """Base class of the errors that this package raises on purpose."""
 
     def __init__(self, message: str, *, reason: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class PagewireError(Exception):
         self.reason = reason
         """Stable and machine-readable, from the server's ErrorInfo; empty if it sent none."""
         self.retry_after_s = retry_after_s
-        """The server's wish, from RetryInfo."""
+        """Seconds to wait before trying again, from the server's RetryInfo; None if it sent none."""
 
 
 class InvalidRequest(PagewireError, ValueError):
@@ -56,7 +56,7 @@ class InvalidRequest(PagewireError, ValueError):
 
     @classmethod
     def of_field(cls, field: str, description: str) -> "InvalidRequest":
-        """An error about one field, found before anything was sent."""
+        """Returns an error about one field, found before anything was sent."""
         violation = FieldViolation(field, description)
         return cls(f"{field}: {description}", violations=(violation,), reason="INVALID_REQUEST")
 
@@ -123,7 +123,7 @@ dropped the call.
 
 @dataclass(slots=True)
 class _Details:
-    """What google.rpc details say, as far as they are there."""
+    """The google.rpc details of a status; fields of absent details are empty."""
 
     violations: tuple[FieldViolation, ...] = ()
     reason: str = ""
@@ -131,7 +131,7 @@ class _Details:
 
 
 def from_rpc_error(error: "grpc.aio.AioRpcError", target: str) -> PagewireError:
-    """The error a caller sees for a failed call to the server at `target`."""
+    """Returns the error that a caller gets for a failed call to the server at `target`."""
     code = error.code().name
     details = _read_details(error)
     message = error.details() or code

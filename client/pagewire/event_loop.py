@@ -1,4 +1,4 @@
-"""The event loop that runs behind synchronous callers, on one background thread of the process.
+"""The event loop that runs the calls of synchronous clients, on one background thread of the process.
 
 There is one for all clients: grpc.aio wakes every event loop of a process for every event.
 """
@@ -24,12 +24,12 @@ FORKED = (
 
 
 class BackgroundLoop:
-    """Runs coroutines of synchronous callers. Its thread is a daemon and idles for as long as nobody calls."""
+    """Runs coroutines for synchronous callers. Its thread is a daemon and idles while nobody calls."""
 
     def __init__(self) -> None:
         self._loop = _new_event_loop()
         self.is_lost = False
-        """Whether this is a copy in a forked process."""
+        """Whether this object is the copy in a forked process, which lacks the thread."""
         self._thread = threading.Thread(target=self._loop.run_forever, name="pagewire-client", daemon=True)
         self._thread.start()
 
@@ -99,7 +99,7 @@ _starting = threading.Lock()
 
 
 def background_loop() -> BackgroundLoop:
-    """The process's one background loop, started on first use, whichever thread that is in."""
+    """Returns the process's one background loop; starts it on first use, from any thread."""
     global _started
     if _started is None:
         with _starting:

@@ -1,4 +1,4 @@
-"""What a Generate stream yields: Started once, TokenDeltas, and SequenceFinished once for each sequence."""
+"""The events of a Generate stream: Started once, TokenDeltas, and SequenceFinished once for each sequence."""
 
 from dataclasses import dataclass
 

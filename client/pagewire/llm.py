@@ -1,4 +1,4 @@
-"""Offline inference: a server of one's own, with vLLM's interface."""
+"""Offline inference with vLLM's interface, on a server that the LLM object starts."""
 
 import importlib
 import importlib.util
@@ -29,7 +29,7 @@ class LLM:
 
     Args:
         model: directory of a Hugging Face model, or its id on the hub; None: the bundled demo model.
-        **options: those of `pagewire serve`, with underscores: tensor_parallel_size, replicas, device, dtype,
+        **options: the options of `pagewire serve`, with underscores: tensor_parallel_size, replicas, device, dtype,
             max_model_len, max_num_seqs, max_num_batched_tokens, block_size, kv_cache_memory, load_format, seed, ...
             vLLM's engine arguments are known too (serve/engine_arguments.py).
 
@@ -62,10 +62,10 @@ class LLM:
 
         Args:
             prompts: text, {"prompt": text}, token ids or {"prompt_token_ids": [...]}, or a list of those.
-            sampling_params: for all prompts, or one for each; None: the defaults.
+            sampling_params: one object for all prompts, or a list with one for each; None: the defaults.
             use_tqdm: shows progress, if standard error is a terminal.
-            lora_request: adapters are not served; None.
-            priority: lower runs first; for all prompts, or one for each.
+            lora_request: must be None, as adapters are not served.
+            priority: lower runs first; one number for all prompts, or a list with one for each.
             cache_salt: cached prefixes are shared only among requests of one salt.
 
         Returns:
@@ -102,13 +102,13 @@ class LLM:
             messages: one conversation, as {"role": ..., "content": ...}, oldest first, or a list of them. Keys that the
                 model's chat template reads, such as tool_calls, reach it as they are.
             chat_template: a Jinja template used in place of the model's own, or the name of one of its templates.
-            chat_template_content_format: how the template is given the content of messages: as "string", as a list of
-                parts ("openai"), or as it expects it ("auto").
+            chat_template_content_format: form in which the template gets the content of messages: text ("string"), a
+                list of parts ("openai"), or what it expects ("auto").
             add_generation_prompt: ends the prompt with the tokens that open the assistant's turn.
             continue_final_message: leaves the last message open instead, so that the model continues it.
             tools: JSON schema objects of the tools offered to the model.
             chat_template_kwargs: further variables for the template, such as {"enable_thinking": False}.
-            template_kwargs: the same, by another name.
+            template_kwargs: another name of chat_template_kwargs; only one of them may be given.
 
         Returns:
             One answer for each conversation, in their order.
@@ -130,7 +130,7 @@ class LLM:
         return self.generate(prompts, sampling_params, use_tqdm)
 
     def get_tokenizer(self) -> Any:
-        """The model's tokenizer, as transformers' AutoTokenizer reads it.
+        """Returns the model's tokenizer, as transformers' AutoTokenizer reads it.
 
         Raises:
             ImportError: transformers is not installed; `client` has tokenize and detokenize.
@@ -140,11 +140,11 @@ class LLM:
 
     @property
     def client(self) -> Client:
-        """Talks to this model's server; for streams, tokenization and the like."""
+        """The client of this model's server, for streams, tokenization and the like."""
         return self._client
 
     def close(self) -> None:
-        """Stops the server and waits for its end. The object is of no use afterwards."""
+        """Stops the server and waits for its end. Later calls fail."""
         if os.getpid() == self._owner_pid and self._finalizer.detach() is not None:
             self._client.close()
             self._server.close()
@@ -159,7 +159,7 @@ class LLM:
 
 
 def _flags(model: str, options: dict[str, Any]) -> list[str]:
-    """The command line for the options."""
+    """Returns the command line for the options."""
     tokenizer = options.pop("tokenizer", None)
     if tokenizer is not None and _path("tokenizer", tokenizer) != model:
         raise InvalidRequest.of_field("tokenizer", f"{tokenizer!r} given; accepted: the model, whose own is used")
@@ -175,7 +175,7 @@ def _path(name: str, value: Any) -> str:
 
 
 def _model_directory(model: str) -> str:
-    """What transformers finds the model's tokenizer under. Raises ImportError for the demo without the server."""
+    """Returns the directory or hub id of the tokenizer. Raises ImportError for the demo model without the shard."""
     if model != DEFAULT_MODEL or os.path.isdir(model):
         return model
     package = importlib.util.find_spec("pagewire_shard")
@@ -185,7 +185,7 @@ def _model_directory(model: str) -> str:
 
 
 def _conversations(messages: Any) -> list[list[ChatMessage]]:
-    """One conversation or several, as a list."""
+    """Returns one conversation or several as a list."""
     try:
         if isinstance(messages, str | bytes | Mapping):
             raise TypeError(f"a {type(messages).__name__} given")
@@ -205,6 +205,6 @@ def _refuse_adapter(lora_request: object) -> None:
 
 
 def _let_go(client: Client, owner_pid: int) -> None:
-    """Closes the connections without waiting; the server has a finalizer of its own."""
+    """Closes the connections without waiting; the server has its own finalizer."""
     if os.getpid() == owner_pid:  # a forked copy has neither the server nor the thread of the event loop
         client.close_later()

@@ -1,4 +1,4 @@
-"""What a request yields, with vLLM's names."""
+"""The results of a request, with vLLM's names."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,9 +11,9 @@ class Logprob:
     """One token's log-probability at one position, of the model's unprocessed distribution."""
 
     logprob: float
-    """Natural logarithm."""
+    """The natural logarithm of the token's probability."""
     rank: int | None = None
-    """Place in the distribution, from 1."""
+    """Position among all tokens by probability, from 1."""
     decoded_token: str | None = None
     """The token decoded alone, special tokens included. Empty if it ends inside its only character: the token with the
     last byte has that. None if SamplingParams.detokenize is False."""
@@ -40,20 +40,20 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     """Sum of the sampled tokens' log-probabilities; None unless logprobs were asked for."""
     logprobs: list[dict[int, Logprob]] | None = None
-    """For each token: by token id, the sampled token first, then the most probable ones, best first."""
+    """One dictionary for each token, by token id: the sampled token first, then the most probable ones, best first."""
     finish_reason: FinishReason | None = None
-    """None: it has not finished."""
+    """Why the sequence ended; None while it has not."""
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended it; None for the end-of-sequence token and other reasons."""
     usage: Usage = field(default_factory=Usage)
 
     def finished(self) -> bool:
-        """Whether it has ended."""
+        """Returns whether the sequence has ended."""
         return self.finish_reason is not None
 
 
 class CompletionOutputs(list[CompletionOutput]):
-    """The sequences of a request, by index. The first one's text is also at hand as `.text`."""
+    """The sequences of a request, by index. `.text` is the first one's text."""
 
     @property
     def text(self) -> str:
@@ -74,7 +74,7 @@ class RequestOutput:
     seed: int = 0
     """The seed in use, given or picked by the server."""
     prompt_logprobs: None = None
-    """This and the following are for programs written for vLLM, where they are None too unless asked for."""
+    """This and the following fields are for programs written for vLLM, where they too are None by default."""
     metrics: None = None
     lora_request: None = None
     encoder_prompt: None = None
@@ -83,5 +83,5 @@ class RequestOutput:
 
     @property
     def num_cached_tokens(self) -> int:
-        """Prompt tokens that a cached prefix provided."""
+        """Prompt tokens that were not computed because a cached prefix held them."""
         return max((output.usage.cached_tokens for output in self.outputs), default=0)

@@ -1,4 +1,4 @@
-"""A progress bar for many prompts, on terminals only."""
+"""A progress bar for many prompts. It is shown on terminals only."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from pagewire.outputs import RequestOutput
 
 @contextmanager
 def progress_bar(num_prompts: int, *, enabled: bool) -> Iterator[Callable[[RequestOutput], None] | None]:
-    """Yields what to call with each answer; None where there is no terminal to draw on, or nothing to count."""
+    """Yields a function to call with each answer; None if there is no terminal or nothing to count."""
     if not enabled or num_prompts < 2 or not sys.stderr.isatty():
         yield None
         return

@@ -1,4 +1,4 @@
-"""What can be asked: the kinds of prompts, and how they go into a request."""
+"""The kinds of prompts, and how they are written into a request."""
 
 import json
 import operator
@@ -27,15 +27,15 @@ class TokensPrompt(TypedDict):
 
     prompt_token_ids: Sequence[int]
     prompt: NotRequired[str | None]
-    """What they say, for the answer; the ids count."""
+    """Their text, which the answer repeats; only the ids are sent."""
     cache_salt: NotRequired[str | None]
     """Cached prefixes are shared only among requests of one salt."""
 
 
 ContentFormat = Literal["auto", "string", "openai"]
-"""As the template expects it, always text, always a list of parts."""
+"""Form of the content of messages: what the template expects, always text, or always a list of parts."""
 _CONTENT_FORMATS: tuple[ContentFormat, ...] = ("auto", "string", "openai")
-"""In the order of their numbers on the wire."""
+"""Formats in the order of their numbers on the wire."""
 ChatMessage = Mapping[str, Any]
 """One turn of a conversation, in the form of OpenAI's API.
 
@@ -53,15 +53,15 @@ class ChatPrompt(TypedDict):
     chat_template: NotRequired[str | None]
     """The name of one of the model's templates, or a Jinja template in their place, if the server takes those."""
     chat_template_content_format: NotRequired[ContentFormat]
-    """How the template is given the content of messages. Default: "auto", as it expects it."""
+    """Form in which the template gets the content of messages. Default: "auto", what it expects."""
     add_generation_prompt: NotRequired[bool]
-    """Ends the prompt with the tokens that open the assistant's turn. Default: unless the final message continues."""
+    """Ends the prompt with the tokens that open the assistant's turn. Default: not continue_final_message."""
     continue_final_message: NotRequired[bool]
     """Leaves the last message open, so that the model continues it."""
     template_kwargs: NotRequired[Mapping[str, Any] | None]
     """Further variables for the template."""
     chat_template_kwargs: NotRequired[Mapping[str, Any] | None]
-    """The same, by vLLM's name."""
+    """vLLM's name of template_kwargs; only one of them may be given."""
     tools: NotRequired[Sequence[Mapping[str, Any]] | None]
     """JSON schema objects of the tools offered to the model."""
     cache_salt: NotRequired[str | None]
@@ -70,20 +70,20 @@ class ChatPrompt(TypedDict):
 
 Prompt = str | TextPrompt | TokensPrompt | ChatPrompt
 PromptLike = Prompt | Sequence[int]
-"""What callers may write: a list of token ids, an array of numpy or a tensor of torch too."""
+"""The prompts that callers may give: also a list of token ids, an array of numpy or a tensor of torch."""
 ACCEPTED_PROMPTS = (
     'text, a list of token ids, {"prompt": text}, {"prompt_token_ids": [...]} or '
     '{"messages": [{"role": ..., "content": ...}]}'
 )
 _KINDS: dict[str, type] = {"messages": ChatPrompt, "prompt_token_ids": TokensPrompt, "prompt": TextPrompt}
-"""By the key that decides; of several, the first."""
+"""Kind of prompt by the key that decides; the first key that is present counts."""
 
 
 def as_prompts(prompts: "PromptLike | Sequence[PromptLike]") -> list[Prompt]:
-    """One prompt or several, as a list.
+    """Returns one prompt or several as a list.
 
     Raises:
-        InvalidRequest: one is none of the accepted kinds.
+        InvalidRequest: one is not of an accepted kind.
     """
     with _naming_the_prompt():
         if isinstance(prompts, str | Mapping):
@@ -94,10 +94,10 @@ def as_prompts(prompts: "PromptLike | Sequence[PromptLike]") -> list[Prompt]:
 
 
 def as_prompt(prompt: PromptLike) -> Prompt:
-    """A prompt in one of the forms that are sent; keys that are None are left out.
+    """Returns a prompt in one of the forms that are sent; keys that are None are left out.
 
     Raises:
-        InvalidRequest: it is none of the accepted kinds, or has keys that are not served.
+        InvalidRequest: it is not of an accepted kind, or has keys that are not served.
     """
     with _naming_the_prompt():
         if isinstance(prompt, str):
@@ -119,7 +119,7 @@ def as_prompt(prompt: PromptLike) -> Prompt:
 
 
 def _token_ids(ids: Any) -> list[int]:
-    """Raises TypeError for what is no list of integers."""
+    """Returns a list of integers. Raises TypeError for anything else."""
     listed = _listed(ids)
     if any(isinstance(token_id, bool) for token_id in listed):
         raise TypeError("truth values given as token ids")
@@ -127,7 +127,7 @@ def _token_ids(ids: Any) -> list[int]:
 
 
 def _listed(values: Any) -> list[Any]:
-    """A list of what is given in order; arrays of numpy and tensors of torch have a method for it."""
+    """Returns an ordered collection, an array of numpy or a tensor of torch as a list. Raises TypeError."""
     listed: Any = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(listed, bytes | bytearray | Mapping | set | frozenset) or not isinstance(listed, Iterable):
         raise TypeError(f"a {type(values).__name__} given")
@@ -135,12 +135,12 @@ def _listed(values: Any) -> list[Any]:
 
 
 def _is_number(item: Any) -> bool:
-    """Arrays and tensors have __index__ too: one with a dimension is a prompt."""
+    """Returns whether this is a token id. Arrays have __index__ too, but those with a dimension are prompts."""
     return isinstance(item, SupportsIndex) and not getattr(item, "ndim", 0)
 
 
 def prompt_text(prompt: Prompt) -> str | None:
-    """The text of a prompt, where the caller has it."""
+    """Returns the text of a prompt, if the caller gave it."""
     if isinstance(prompt, str):
         return prompt
     text: str | None = prompt.get("prompt")  # type: ignore[assignment]
@@ -148,7 +148,7 @@ def prompt_text(prompt: Prompt) -> str | None:
 
 
 def prompt_salt(prompt: Prompt) -> str | None:
-    """The prompt's own cache salt."""
+    """Returns the cache salt that the prompt itself carries."""
     return None if isinstance(prompt, str) else prompt.get("cache_salt")
 
 
@@ -171,10 +171,10 @@ def fill_prompt(request: "inference_pb2.GenerateRequest", prompt: Prompt) -> Non
 
 
 def fill_tokenize(request: "inference_pb2.TokenizeRequest", prompt: str | TextPrompt | ChatPrompt) -> None:
-    """Writes what to tokenize into a request.
+    """Writes the text or the conversation to tokenize into a request.
 
     Raises:
-        InvalidRequest: it is none of the accepted kinds.
+        InvalidRequest: it is not of an accepted kind.
     """
     with _naming_the_prompt():
         if not isinstance(prompt, str) and "messages" in prompt:
@@ -236,7 +236,7 @@ def _fill_template_options(chat: "inference_pb2.ChatPrompt", prompt: ChatPrompt)
 
 
 def _fill_message(target: "inference_pb2.ChatMessage", message: ChatMessage) -> None:
-    """As fields where these say everything, else whole, as JSON."""
+    """Writes a message into its fields if they can hold all of it, else whole as JSON."""
     if list(message) in _PLAIN_KEYS and all(type(value) is str for value in message.values()):
         target.role, target.content = message["role"], message["content"]
         if "name" in message:
@@ -249,14 +249,14 @@ _PLAIN_KEYS = (["role", "content"], ["role", "content", "name"])
 
 
 def _to_json(value: Any) -> str:
-    """JSON with keys in their order. Raises TypeError or ValueError for what JSON cannot say."""
+    """Returns JSON with keys in their order. Raises TypeError or ValueError for what JSON cannot express."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json)
 
 
 def _as_json(value: Any) -> Any:
-    """Of objects that are no JSON themselves: other mappings, and the OpenAI client's objects."""
+    """Converts mappings other than dict, and the objects of the OpenAI client."""
     if isinstance(value, Mapping):
         return dict(value)
     if callable(dump := getattr(value, "model_dump", None)):
         return dump()
-    raise TypeError(f"a {type(value).__name__} cannot be sent; accepted: what JSON can say")
+    raise TypeError(f"a {type(value).__name__} cannot be sent; accepted: what JSON can express")

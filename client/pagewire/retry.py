@@ -1,4 +1,4 @@
-"""When to ask again: a server that is full or away, before the first token."""
+"""Decides when to send a request again: only before its first token, if the server is full or unavailable."""
 
 import random
 import time
@@ -9,45 +9,46 @@ from pagewire.errors import AlreadyExists, PagewireError, QueueFull, Unavailable
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to keep asking."""
+    """How long and how often to try."""
 
     max_queue_wait_s: float = 60.0
-    """A request that is refused for so long, because the queue is full, fails with QueueFull."""
+    """A request that is refused for this long because the queue is full fails with QueueFull."""
     max_unavailable_s: float = 30.0
-    """A request without a timeout that meets no available server for so long fails with Unavailable; one with a timeout
-    keeps asking until then."""
+    """A request without a timeout fails with Unavailable if no server is available for this long. A request with a
+    timeout is tried until its timeout."""
     max_unavailable_attempts: int | None = None
-    """So many attempts in a row at a server that is not available fail, whatever the time; None: the time decides."""
+    """A request fails after this many attempts in a row at an unavailable server, whatever time has passed; None: only
+    the time counts."""
     min_delay_s: float = 0.05
-    """Wait before the second attempt when the server did not say; doubles each time."""
+    """Wait before the second attempt if the server sent no RetryInfo; doubles with each attempt."""
     max_delay_s: float = 5.0
     """Longest wait between two attempts."""
 
 
 NEVER = RetryPolicy(max_queue_wait_s=0.0, max_unavailable_attempts=1)
-"""Errors reach the caller at once."""
+"""No retries: errors reach the caller at once."""
 PATIENT = RetryPolicy(max_queue_wait_s=float("inf"))
-"""For batches: a full queue is what a batch meets all the time."""
+"""For batches, which meet a full queue all the time: they wait for it without limit."""
 
 
 @dataclass(slots=True)
 class Attempts:
-    """The attempts of one request, and the time left for them."""
+    """Counts the attempts of one request and the time left for them."""
 
     policy: RetryPolicy
     timeout_s: float | None
-    """For all attempts together; None: no limit."""
+    """Timeout of all attempts together; None: no limit."""
     _start_s: float = field(default_factory=time.monotonic)
     _num_failed: int = 0
     _num_unavailable: int = 0
     _unavailable_since_s: float = 0.0
 
     def remaining_s(self) -> float | None:
-        """What is left of the timeout for the next attempt."""
+        """Returns what is left of the timeout for the next attempt; None: no limit."""
         return None if self.timeout_s is None else max(0.0, self.timeout_s - self._elapsed_s())
 
     def delay_s(self, error: PagewireError) -> float | None:
-        """How long to wait before asking again after `error`; None: it is final."""
+        """Returns how long to wait before the next attempt after `error`; None: the error is final."""
         if self._is_final(error):
             return None
         delay_s = self._next_delay_s(error.retry_after_s)
@@ -55,7 +56,7 @@ class Attempts:
         return None if remaining_s is not None and delay_s >= remaining_s else delay_s
 
     def _is_final(self, error: PagewireError) -> bool:
-        # The id may still be held by our own last attempt, whose connection broke.
+        # The last attempt of this request, whose connection broke, may still hold the id.
         is_own = isinstance(error, AlreadyExists) and self._num_unavailable > 0
         if not isinstance(error, Unavailable) and not is_own:
             self._num_unavailable = 0
@@ -69,7 +70,7 @@ class Attempts:
         return self.timeout_s is None and waited_s >= self.policy.max_unavailable_s
 
     def _next_delay_s(self, retry_after_s: float | None) -> float:
-        # Jitter only adds to the server's wish, so that the clients it sent away do not come back together or early.
+        # Jitter only adds to the server's delay, so that refused clients come back neither all at once nor early.
         if retry_after_s is not None:
             return retry_after_s * random.uniform(1.0, 1.5)
         doubled_s = self.policy.min_delay_s * 2.0 ** min(self._num_failed, 16)

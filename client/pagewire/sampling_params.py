@@ -1,4 +1,4 @@
-"""How tokens are sampled: vLLM's names, defaults and ranges."""
+"""Sampling parameters, with vLLM's names, defaults and ranges."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy."""
 UNLIMITED_TOKENS = 2**31 - 1
-"""What max_tokens=None sends: the server ends the sequence at its context length."""
+"""Value that max_tokens=None sends: the server ends the sequence at its context length."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class SamplingParams:
     """
 
     n: int = 1
-    """Sequences to sample from the prompt; 1 when greedy."""
+    """Sequences to sample from the prompt; must be 1 with greedy sampling."""
     presence_penalty: float = 0.0
     """Subtracted from the logit of each token that has been generated. -2 to 2."""
     frequency_penalty: float = 0.0
@@ -40,7 +40,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens in prompt or output. Above 0."""
     temperature: float = 1.0
-    """0 (below 1e-5) is greedy. 0 to 2."""
+    """Divides the logits; 0 (below 1e-5) means greedy sampling. 0 to 2."""
     top_p: float = 1.0
     """Keeps the smallest set of tokens whose probability reaches this. Above 0, at most 1."""
     top_k: int = 0
@@ -50,7 +50,7 @@ class SamplingParams:
     seed: int | None = None
     """Makes the sample reproducible. None (and -1, as in vLLM): the server picks one."""
     stop: str | Sequence[str] | None = None
-    """Strings that end a sequence when generated. None may be empty."""
+    """Strings that end a sequence when generated. An empty string is refused."""
     stop_token_ids: Sequence[int] | None = None
     """Token ids that end a sequence when generated."""
     ignore_eos: bool = False
@@ -62,7 +62,7 @@ class SamplingParams:
     logprobs: int | None = None
     """Log-probabilities to return for each token: its own and this many of the most probable."""
     prompt_logprobs: int | None = None
-    """The same for each prompt token."""
+    """Log-probabilities to return for each prompt token. Not served: refused by name."""
     detokenize: bool = True
     """Returns text beside token ids; stop strings need it."""
     skip_special_tokens: bool = True
@@ -70,7 +70,7 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     """Puts spaces between special tokens in the text."""
     include_stop_str_in_output: bool = False
-    """Leaves the stop string that ended a sequence at the end of its text."""
+    """Keeps the stop string that ended a sequence at the end of its text."""
     logit_bias: Mapping[int, float] | None = None
     """Added to the logits, by token id."""
     allowed_token_ids: Sequence[int] | None = None
@@ -85,7 +85,7 @@ class SamplingParams:
 
     @classmethod
     def from_optional(cls, **given: Any) -> "SamplingParams":
-        """Parameters of which None means the default, as callers that pass fields of a request on have them.
+        """Builds parameters from values that may be None, which means the default.
 
         max_tokens=None still means "until the context ends". Keys of logit_bias may be strings, as in JSON, and its
         values are limited to -100 to 100.
@@ -190,11 +190,11 @@ _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
 }
-"""vLLM's further parameters, and the values beside None that change nothing."""
+"""vLLM's further parameters. Each is accepted if it is None or has one of the values given, which change nothing."""
 
 
 def _refusing_by_name(build: Callable[..., None]) -> Callable[..., None]:
-    """Lets a constructor take the parameters of _NOT_SERVED as long as they ask for nothing."""
+    """Makes a constructor accept parameters of _NOT_SERVED that change nothing, and refuse others by name."""
 
     @wraps(build)
     def init(self: object, *args: Any, **given: Any) -> None:
@@ -220,7 +220,7 @@ def _is_plain_list(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy and torch as Python's own, containers as new ones; everything else as it is."""
+    """Converts numbers and arrays of numpy and torch to Python's and copies containers; other values pass unchanged."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -229,7 +229,7 @@ def _plain(value: Any) -> Any:
 
 
 def _limited_bias(bias: Any) -> dict[int, float]:
-    """Raises InvalidRequest for what is no mapping of token ids to numbers."""
+    """Returns the biases within -100 to 100. Raises InvalidRequest for anything but a mapping of ids to numbers."""
     try:
         return {int(token_id): min(100.0, max(-100.0, value)) for token_id, value in bias.items()}
     except (AttributeError, TypeError, ValueError):
@@ -243,7 +243,7 @@ def _as_list(value: str | Sequence[object] | Mapping[int, float] | None) -> list
 
 
 def _check_float(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
-    """`above`: low itself is not in the range."""
+    """Raises InvalidRequest if the value is out of range. above: low itself is out of range too."""
     accepted = f"a finite number {'above' if above else 'from'} {low:g}" + (
         "" if high == math.inf else f"{', at most' if above else ' to'} {high:g}"
     )

@@ -1,4 +1,4 @@
-"""A `pagewire serve` of one's own, on a private Unix socket: started, waited for, and never left behind."""
+"""Runs `pagewire serve` on a private Unix socket as a child of this process, and makes sure that it ends."""
 
 import _thread
 import contextlib
@@ -15,25 +15,25 @@ from pagewire.errors import StartupError
 from pagewire.serve.child import ERROR, READY
 
 STOP_TIMEOUT_S = 15.0
-"""Longer than the server's own grace when its parent is gone."""
+"""Longer than the server's own grace after its parent's end."""
 
 
 class ServerProcess:
-    """A running server. It ends when this object is closed or collected, and when this process ends in any way.
+    """A running server. It ends when this object is closed or garbage-collected, and when this process ends in any way.
 
-    Closing waits for its end, and collecting does not: a finalizer runs on whatever thread, within whatever it does.
+    close() waits for the server's end. The finalizer does not, since it may run on any thread at any time.
 
     Args:
-        arguments: of `pagewire serve`: the model and flags.
-        command: what to run in place of `pagewire serve`.
+        arguments: arguments of `pagewire serve`: flags and the model.
+        command: command to run in place of `pagewire serve`.
 
     Raises:
-        StartupError: it did not come up; the message is its own.
+        StartupError: the server did not start; the message is its own.
     """
 
     def __init__(self, arguments: Sequence[str], *, command: Sequence[str] | None = None) -> None:
-        # A process group of its own, so that Ctrl-C reaches this process alone; the pipe to its standard input tells it
-        # that this process is gone. The socket's directory is the server's to remove: this process may be killed.
+        # The server has its own process group, so that Ctrl-C reaches this process alone. The end of its standard input
+        # tells it that this process has ended. It removes the socket's directory itself: this process may be killed.
         self._process = subprocess.Popen(
             [
                 *(command or (sys.executable, "-m", "pagewire", "serve")),
@@ -51,11 +51,11 @@ class ServerProcess:
         self._owner_pid = os.getpid()
         self._finalizer = weakref.finalize(self, _let_go, self._process, self._owner_pid)
         self.address = self._wait_until_ready()
-        """Where it serves."""
+        """The address that the server listens on."""
 
     @property
     def pid(self) -> int:
-        """Process id of its supervisor."""
+        """Process id of the server's supervisor."""
         return self._process.pid
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ def _in_background(target: Callable[..., None], *args: object) -> threading.Thre
 
 
 def _relay(stream: IO[str], errors: "deque[str]") -> None:
-    """Passes lines on to standard error; keeps the last error back, which becomes an exception."""
+    """Passes lines on to standard error, except for the last error, which becomes an exception."""
     with contextlib.suppress(ValueError):  # closed meanwhile
         for line in stream:
             before, mark, message = line.rstrip("\n").partition(ERROR)
@@ -100,16 +100,16 @@ def _relay(stream: IO[str], errors: "deque[str]") -> None:
 
 
 def _let_go(process: "subprocess.Popen[str]", owner_pid: int) -> None:
-    """Has the server stopped by a thread of its own. Not threading's: starting one takes locks."""
-    if os.getpid() != owner_pid:  # a forked copy of the owner: the server is not its own
+    """Stops the server on a new thread. threading.Thread would take locks, which a finalizer must not."""
+    if os.getpid() != owner_pid:  # a forked copy of the owner must not stop the owner's server
         return
-    with contextlib.suppress(RuntimeError):  # the interpreter ends: so does the pipe, which stops the server too
+    with contextlib.suppress(RuntimeError):  # the interpreter ends, which closes the pipe and so stops the server too
         _thread.start_new_thread(_stop, (process,))
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:
     assert process.stdin is not None
-    process.stdin.close()  # as if this process were gone
+    process.stdin.close()  # the server takes this for the end of this process
     try:
         process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -1,10 +1,10 @@
-"""What text may hold on its way to a server."""
+"""Checks and conversions of text that is sent to a server."""
 
 import os
 
 
 def is_encodable(text: str) -> bool:
-    """Whether UTF-8 can encode it: it has no lone surrogates, such as undecodable bytes of a file name leave behind."""
+    """Returns whether UTF-8 can encode the text, which it cannot if there are lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -13,5 +13,5 @@ def is_encodable(text: str) -> bool:
 
 
 def from_command_line(word: str) -> str:
-    """A word of the command line as text: UTF-8 whatever the locale says, with what is no text replaced."""
+    """Returns an argument of the command line as text: UTF-8 in any locale, undecodable bytes replaced."""
     return word if is_encodable(word) else os.fsencode(word).decode(errors="replace")

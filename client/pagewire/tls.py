@@ -1,4 +1,4 @@
-"""How a client checks whom it talks to, and shows who it is."""
+"""Credentials of TLS connections to a server."""
 
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from pagewire.errors import InvalidRequest
 def channel_credentials(
     *, tls: bool = False, ca: str | None = None, cert: str | None = None, key: str | None = None
 ) -> grpc.ChannelCredentials | None:
-    """Credentials of PEM files; None: a plain connection. Without `ca`, gRPC's own list of authorities is trusted.
+    """Returns credentials from PEM files, or None for a plaintext connection.
+
+    Without `ca`, gRPC's list of authorities is trusted.
 
     Raises:
-        InvalidRequest: a file cannot be read or is no PEM, or one of `cert` and `key` is missing.
+        InvalidRequest: a file cannot be read or is not PEM, or one of `cert` and `key` is missing.
     """
     if not (tls or ca or cert or key):
         return None
@@ -33,5 +35,5 @@ def _read(name: str, path: str | None) -> bytes | None:
     except OSError as exc:
         raise InvalidRequest.of_field(name, f"{path}: {exc.strerror}") from exc
     if b"-----BEGIN " not in content:
-        raise InvalidRequest.of_field(name, f"{path} is no PEM file")
+        raise InvalidRequest.of_field(name, f"{path} is not a PEM file")
     return content

@@ -1,4 +1,4 @@
-"""Between Python values and protobuf messages."""
+"""Converts between Python values and protobuf messages."""
 
 import operator
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ _FINISH_REASONS: dict[int, FinishReason] = {
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What a request says beside its prompt and sampling parameters."""
+    """Options of a request other than its prompt and sampling parameters."""
 
     request_id: str = ""
     """Unique among the requests that are alive; empty: the server picks one."""
@@ -39,7 +39,7 @@ class RequestOptions:
 def build_request(
     prompt: Prompt, params: SamplingParams | None, options: RequestOptions, *, return_prompt_token_ids: bool = False
 ) -> inference_pb2.GenerateRequest:
-    """The wire form of a request.
+    """Returns the wire form of a request.
 
     Raises:
         InvalidRequest: the prompt is malformed, or an option is of another type or cannot be sent.
@@ -72,7 +72,7 @@ def build_request(
 
 
 def decode_event(data: bytes) -> Event | None:
-    """One message of a Generate stream; None: a kind of event that newer servers have. Called once per message."""
+    """Decodes one message of a Generate stream; None for a kind of event that only newer servers know."""
     message = inference_pb2.GenerateResponse.FromString(data)
     kind = message.WhichOneof("event")
     if kind == "delta":
@@ -94,7 +94,7 @@ def decode_event(data: bytes) -> Event | None:
 
 
 def decode_result(result: inference_pb2.GenerateResult, prompt: Prompt) -> RequestOutput:
-    """The whole answer to one prompt."""
+    """Decodes the whole answer to one prompt."""
     started = result.started
     text = started.prompt_text if started.HasField("prompt_text") else prompt_text(prompt)
     if isinstance(prompt, str) or "prompt_token_ids" not in prompt:
@@ -120,7 +120,7 @@ def _decode_completion(completion: inference_pb2.Completion) -> CompletionOutput
 def _logprobs(positions: Iterable[inference_pb2.TokenLogprobs]) -> list[dict[int, Logprob]]:
     decoded = []
     for position in positions:
-        # The sampled token comes first; if it is among the best too, it stays where it is.
+        # The sampled token comes first; if it is among the most probable too, it is not repeated.
         text = position.token_text if position.HasField("token_text") else None
         entry = {position.token_id: Logprob(position.logprob, position.rank, text)}
         texts = position.top_token_texts or repeat(None)

@@ -132,7 +132,7 @@ def test_chat_passes_variables_to_the_template(background_fake, capsys, monkeypa
     assert background_fake.requests[0].chat.template_kwargs_json == '{"enable_thinking": false}'
     with pytest.raises(SystemExit):
         main(["chat", "--chat-template-kwargs", "[]"])
-    assert "no JSON object" in capsys.readouterr().err
+    assert "not a JSON object" in capsys.readouterr().err
 
 
 def _shell(command: str, target: str) -> "subprocess.CompletedProcess[bytes]":

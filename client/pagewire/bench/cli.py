@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(args: argparse.Namespace, model: inference_pb2.Model) -> dict[str, Any]:
-    """What was measured, with the key names of `vllm bench serve`."""
+    """Returns the settings of the run under the key names of `vllm bench serve`."""
     return {
         "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
         "backend": "pagewire",
@@ -72,7 +72,7 @@ async def _measure(args: argparse.Namespace) -> tuple[inference_pb2.Model, list[
     async with AsyncClient(**connection) as client:
         model = await client.get_model()
     rng = random.Random(args.seed)
-    # Warm-ups have prompts of their own, or the measured ones would find theirs in the prefix cache.
+    # Warm-ups get their own prompts. Otherwise the measured requests would find theirs in the prefix cache.
     prompts = _prompts(args, args.num_warmups + args.num_prompts, model, rng)
     sampling = SamplingParams(
         temperature=args.temperature, ignore_eos=args.ignore_eos, detokenize=args.detokenize, seed=args.seed
@@ -114,7 +114,7 @@ def _prompts(
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises InvalidRequest for what would fail only after the run."""
+    """Raises InvalidRequest for settings that would otherwise fail only after the run."""
     if args.dataset_name == "file" and args.dataset_path is None:
         raise InvalidRequest("--dataset-name file needs --dataset-path")
     if args.plot and importlib.util.find_spec("matplotlib") is None:
@@ -125,7 +125,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _run_event_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Runs on uvloop where it is installed: it leaves more of a shared machine to the server."""
+    """Runs on uvloop if it is installed: a faster client leaves more of a shared machine to the server."""
     if importlib.util.find_spec("uvloop") is None:
         return asyncio.run(main)
     import uvloop
@@ -135,7 +135,7 @@ def _run_event_loop(main: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def _progress_bar(num_requests: int, *, enabled: bool) -> Iterator[Callable[[Recording], None]]:
-    """Yields what to call with each request that ended."""
+    """Yields a function to call with each request that ended."""
     if not enabled or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -147,7 +147,7 @@ def _progress_bar(num_requests: int, *, enabled: bool) -> Iterator[Callable[[Rec
         TimeRemainingColumn(),
         TextColumn("{task.fields[failures]}", style="red"),
     )
-    # Drawn seldom: the machine is often the server's too.
+    # Redrawn only twice a second, because the server often runs on the same machine.
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress:
         task = progress.add_task("Requests", total=num_requests, failures="")
         num_failed = 0

@@ -1,11 +1,11 @@
-"""The arithmetic of a benchmark: from the arrival times of messages to the figures that are reported.
+"""Computes the reported figures of a benchmark from the arrival times of messages.
 
 Definitions. A message is one Delta that carries tokens; a request's clock starts when it is sent.
 
 ttft            time to first token: until the first message.
 e2el            end-to-end latency: until the stream ended.
 itl             gap between two messages of one request, however many tokens the second carries. This is what
-                `vllm bench serve` reports under this name, and what a reader of the stream feels.
+                `vllm bench serve` reports under this name, and what a reader of the stream notices.
 token_itl       that gap divided by the tokens of its second message, counted once for each of them: the pace of
                 tokens, whether or not the server packs several into a message.
 tpot            time per output token: from first to last message, divided by all tokens but one.
@@ -24,7 +24,7 @@ SLO_METRICS = ("ttft", "tpot", "e2el")
 
 @dataclass(frozen=True)
 class RequestOutcome:
-    """What became of one request. Times are in seconds from the start of the run."""
+    """Result of one request. Times are in seconds from the start of the run."""
 
     start_s: float
     end_s: float
@@ -32,10 +32,10 @@ class RequestOutcome:
     num_cached_tokens: int = 0
     message_times_s: tuple[float, ...] = ()
     message_tokens: tuple[int, ...] = ()
-    """Tokens in each message; as long as message_times_s."""
+    """Number of tokens in each message, one entry for each of message_times_s."""
     text: str = ""
     error: str = ""
-    """Empty: it completed."""
+    """Message of the error; empty if the request completed."""
 
     @cached_property
     def num_output_tokens(self) -> int:
@@ -66,7 +66,7 @@ class RequestOutcome:
 
     @property
     def token_itls_s(self) -> list[float]:
-        """Gaps shared among the tokens that ended them, one entry for each token."""
+        """Each gap divided by the number of tokens in the message that ended it, one entry for each token."""
         pairs = zip(self.itls_s, self.message_tokens[1:], strict=True)
         return [gap_s / count for gap_s, count in pairs for _ in range(count)]
 
@@ -84,7 +84,7 @@ class ServiceLevel:
         """Reads METRIC:MILLISECONDS, such as ttft:500.
 
         Raises:
-            ValueError: if it is not of that form.
+            ValueError: the text is not of that form.
         """
         metric, _, limit = text.partition(":")
         try:
@@ -96,13 +96,13 @@ class ServiceLevel:
         return cls(metric, limit_ms)
 
     def kept_by(self, outcome: RequestOutcome) -> bool:
-        """Whether the request stayed within the bound."""
+        """Returns whether the request stayed within the bound."""
         value_s: float = getattr(outcome, f"{self.metric}_s")
         return value_s * 1000 <= self.limit_ms
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """A percentile of values in ascending order, interpolated linearly between neighbours; 0 of nothing."""
+    """A percentile of values in ascending order, interpolated linearly between neighbours; 0 if there are none."""
     if not ordered:
         return 0.0
     position = (len(ordered) - 1) * percent / 100
@@ -135,7 +135,7 @@ def samples_s(outcomes: Sequence[RequestOutcome]) -> dict[str, list[float]]:
 
 
 def max_concurrent_requests(outcomes: Iterable[RequestOutcome]) -> int:
-    """Most requests that were open at one moment."""
+    """Returns the largest number of requests that were open at the same time."""
     changes = [change for outcome in outcomes for change in ((outcome.start_s, 1), (outcome.end_s, -1))]
     peak = num_open = 0
     # Ends sort before starts at the same instant: such requests were not open together.
@@ -146,7 +146,7 @@ def max_concurrent_requests(outcomes: Iterable[RequestOutcome]) -> int:
 
 
 def tokens_per_second(outcomes: Iterable[RequestOutcome], duration_s: float) -> list[int]:
-    """Output tokens that arrived in each whole or begun second of the run."""
+    """Returns how many output tokens arrived in each second of the run; the last second may be a part of one."""
     counts = [0] * max(1, math.ceil(duration_s))
     for outcome in outcomes:
         for time_s, num_tokens in zip(outcome.message_times_s, outcome.message_tokens, strict=True):
@@ -164,7 +164,7 @@ def compute_metrics(
 
     Args:
         duration_s: from the first request's arrival to the last one's end, above 0.
-        service_levels: what request_goodput asks of a request; without any it is None.
+        service_levels: bounds that a request must keep to count for request_goodput, which is None without any.
     """
     completed = [outcome for outcome in outcomes if not outcome.error]
     num_input = sum(outcome.num_prompt_tokens for outcome in completed)

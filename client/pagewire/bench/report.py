@@ -1,4 +1,4 @@
-"""How a result is shown: a table on the terminal, a JSON file, a plot."""
+"""Shows a result as a table on the terminal, a JSON file and a plot."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ def print_errors(outcomes: Sequence[RequestOutcome], console: Console) -> None:
 
 
 def details(outcomes: Sequence[RequestOutcome]) -> dict[str, Any]:
-    """One entry for each request, under the key names of `vllm bench serve --save-detailed`; seconds."""
+    """Returns one entry for each request, in seconds, under the key names of `vllm bench serve --save-detailed`."""
     return {
         "input_lens": [outcome.num_prompt_tokens for outcome in outcomes],
         "output_lens": [outcome.num_output_tokens for outcome in outcomes],
@@ -80,7 +80,7 @@ def details(outcomes: Sequence[RequestOutcome]) -> dict[str, Any]:
 
 
 def write_json(result: Mapping[str, Any], path: Path) -> None:
-    """Writes a result, creating the folder."""
+    """Writes a result; creates the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -89,7 +89,7 @@ def plot(outcomes: Sequence[RequestOutcome], duration_s: float, title: str, path
     """Draws the distributions of time to first token and of message gaps, and the run over time, into a PNG file.
 
     Raises:
-        ImportError: if matplotlib is not installed.
+        ImportError: matplotlib is not installed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Offers the load and records what comes back, at little cost for the client.
+"""Sends the requests and records the responses, at little cost for the client.
 
 While it runs, a message costs one clock reading and two list appends: the client often shares its cores with the server
 it measures, so messages stay undecoded until the last one has arrived.
@@ -25,7 +25,7 @@ GENERATE = "/pagewire.v1.Inference/Generate"
 
 @dataclass(slots=True)
 class Recording:
-    """What one request's stream brought, as it came."""
+    """The messages of one request's stream, as they came."""
 
     start_s: float = 0.0
     end_s: float = 0.0
@@ -65,10 +65,10 @@ class Recording:
 
 
 def serialize(prompt: Prompt, sampling: SamplingParams) -> bytes:
-    """One request, serialized ahead of the run.
+    """Serializes one request ahead of the run.
 
     Args:
-        sampling: how to sample; max_tokens is the prompt's.
+        sampling: sampling parameters, of which max_tokens is replaced by the prompt's.
     """
     content: str | TokensPrompt = (
         prompt.content if isinstance(prompt.content, str) else {"prompt_token_ids": prompt.content}
@@ -78,18 +78,18 @@ def serialize(prompt: Prompt, sampling: SamplingParams) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests, and when they are sent."""
+    """The requests of a run, and when they are sent."""
 
     requests: Sequence[bytes]
     """Serialized GenerateRequests."""
     arrivals_s: Sequence[float]
     """Seconds from the start of the run, ascending, one for each request."""
     max_concurrency: int | None = None
-    """Most requests to have open; a request that arrives beyond waits. None: no limit."""
+    """Most requests to have open at a time; further ones wait. None: no limit."""
     metadata: tuple[tuple[str, str], ...] = ()
-    """Sent with every request."""
+    """Metadata that is sent with every request."""
     timeout_s: float | None = None
-    """For each request; None: no limit."""
+    """Timeout of each request; None: no limit."""
 
 
 async def offer(
@@ -101,7 +101,7 @@ async def offer(
         on_done: called as each request ends.
 
     Returns:
-        What became of each request, in order, and the duration of the run in seconds. A request that fails is an
+        The result of each request, in order, and the duration of the run in seconds. A request that fails is an
         outcome with an error, never an exception, and is not sent again.
     """
     gate = asyncio.Semaphore(load.max_concurrency or max(1, len(load.requests)))
@@ -127,7 +127,7 @@ async def offer(
 
 
 def _generate(connection: Connection) -> "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]":
-    """Inference/Generate from bytes to bytes."""
+    """Returns the method Inference/Generate without serialization: from bytes to bytes."""
     return connection.channel.unary_stream(GENERATE, request_serializer=None, response_deserializer=None)
 
 
@@ -135,7 +135,7 @@ async def _record(call: "grpc.aio.UnaryStreamCall[bytes, bytes]", recording: Rec
     add_time: Callable[[float], None] = recording.times_s.append
     add_payload: Callable[[Any], None] = recording.payloads.append
     try:
-        # read() costs less for each message than iteration.
+        # read() costs less per message than iteration.
         while (payload := await call.read()) is not grpc.aio.EOF:
             add_time(perf_counter())
             add_payload(payload)

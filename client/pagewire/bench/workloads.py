@@ -1,4 +1,4 @@
-"""What is asked: prompts and output lengths of a benchmark."""
+"""The prompts and output lengths of a benchmark."""
 
 import json
 import random
@@ -28,7 +28,7 @@ class LengthRange:
     """Lengths lie within mean * (1 - ratio) and mean * (1 + ratio)."""
 
     def draw(self, rng: random.Random) -> int:
-        """A length of at least 1."""
+        """Returns a random length of at least 1."""
         return max(1, rng.randint(round(self.mean * (1 - self.ratio)), round(self.mean * (1 + self.ratio))))
 
 
@@ -38,13 +38,13 @@ class Prefixes:
 
     count: int
     length: int
-    """In tokens, each."""
+    """Tokens in each prefix."""
 
 
 def random_tokens(
     num_prompts: int, input_len: LengthRange, output_len: LengthRange, token_ids: range, rng: random.Random
 ) -> list[Prompt]:
-    """Prompts of uniformly random tokens: no two share a prefix worth caching.
+    """Returns prompts of uniformly random tokens, which share no prefix.
 
     Args:
         token_ids: the ids to draw from.
@@ -60,7 +60,7 @@ def shared_prefixes(
     token_ids: range,
     rng: random.Random,
 ) -> list[Prompt]:
-    """Prompts that begin with one of a few long prefixes, in random order, and end in random tokens of their own."""
+    """Returns prompts that begin with one of a few long prefixes, in random order, and end in random tokens."""
     beginnings = [rng.choices(token_ids, k=prefixes.length) for _ in range(prefixes.count)]
     prompts = [
         Prompt(beginnings[i % prefixes.count] + rng.choices(token_ids, k=suffix_len.draw(rng)), output_len.draw(rng))
@@ -71,7 +71,7 @@ def shared_prefixes(
 
 
 def from_file(path: Path, num_prompts: int, output_len: LengthRange, rng: random.Random) -> list[Prompt]:
-    """Prompts of a file, repeated from its start if it has fewer than asked for.
+    """Returns the prompts of a file, repeated from its start if it has fewer than asked for.
 
     A name that ends in .jsonl holds one object for each line: {"prompt": text} or {"prompt_token_ids": [ids]}, and
     optionally "max_tokens". Any other file is plain text with one prompt for each line. Empty lines are skipped.
@@ -114,7 +114,7 @@ def _parse_jsonl(path: Path, lines: list[str], output_len: LengthRange, rng: ran
 
 
 def _content(entry: Any) -> str | list[int] | None:
-    """The prompt of one parsed line; None if it has none."""
+    """Returns the prompt of one parsed line; None if it has none."""
     if not isinstance(entry, dict):
         return None
     text, token_ids = entry.get("prompt"), entry.get("prompt_token_ids")

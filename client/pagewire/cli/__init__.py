@@ -1,4 +1,4 @@
-"""The `pagewire` command: one module for each subcommand, imported only when it is asked for.
+"""The `pagewire` command. Each subcommand is a module, which is imported only when that subcommand is called.
 
 A subcommand's module has `add_arguments(parser)` and `run(args) -> exit status`.
 """
@@ -22,7 +22,7 @@ class _Command:
 
     @property
     def description(self) -> str:
-        """The help as a sentence; names in it, such as gRPC, keep their case."""
+        """The help text as a sentence; names in it, such as gRPC, keep their case."""
         return f"{self.help[0].upper()}{self.help[1:]}."
 
 
@@ -36,16 +36,16 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line in one line, and not how all of them are written."""
+    """Reports a wrong command line in one line, without argparse's usage text."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand. Errors of this package and of writing end it with one line on standard error and status 1."""
+    """Runs a subcommand. PagewireError and OSError end it with one line on standard error and status 1."""
     _open_standard_streams()
-    # The core of gRPC logs what the errors say too, and every connection that a child closes.
+    # gRPC's core would log what our errors already say, and every connection that a child closes.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parse(argv)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has left
+    except BrokenPipeError:  # nobody reads our output any more
         _drop_output()
         return 141
     except OSError as exc:
@@ -70,14 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Those that were closed lead nowhere, so that no file or socket takes their place; what is no text is replaced."""
+    """Opens closed streams on /dev/null, so that no file or socket takes their number; replaces undecodable bytes."""
     for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         stream = getattr(sys, name)
         if stream is None:
             _open_null(fd)
             setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  open until the end
         elif isinstance(stream, io.TextIOWrapper):
-            # A byte that is no text must not end the input, nor a character that the terminal does not have a stream.
+            # Neither an undecodable byte in the input nor a character that the terminal lacks may raise an error.
             is_ascii = name == "stdin" and codecs.lookup(stream.encoding).name == "ascii"
             stream.reconfigure(errors="replace", encoding="utf-8" if is_ascii else None)
 
@@ -91,7 +91,7 @@ def _open_null(fd: int) -> None:
 
 
 def _drop_output() -> None:
-    """What is left in the buffer must not fail again when the interpreter ends."""
+    """Discards buffered output, which would fail again when the interpreter ends."""
     with contextlib.suppress(OSError):
         _open_null(sys.stdout.fileno())
 

@@ -1,4 +1,4 @@
-"""`pagewire chat`: a conversation on the terminal, or read from standard input line by line."""
+"""`pagewire chat`: a conversation on the terminal, or with standard input read line by line."""
 
 import argparse
 import contextlib
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Conversation:
-    """The messages so far, and how to get the next one."""
+    """Holds the messages so far and gets the next one."""
 
     def __init__(
         self,
@@ -52,14 +52,14 @@ class Conversation:
         self.messages = list(self._opening)
 
     def reset(self) -> None:
-        """Forgets what was said."""
+        """Drops all messages but the system message."""
         self.messages = list(self._opening)
 
     def answer(self, text: str) -> None:
-        """Shows the reply to `text` as it comes. Ctrl-C ends it early; what was shown counts as said.
+        """Shows the reply to `text` as it comes. Ctrl-C ends it early; the part that was shown is kept as the reply.
 
         Raises:
-            PagewireError: there is no reply; `text` counts as not said.
+            PagewireError: there is no reply; `text` is dropped from the conversation.
         """
         self.messages.append({"role": "user", "content": text})
         prompt: ChatPrompt = {"messages": self.messages, "chat_template_kwargs": self._chat_template_kwargs}
@@ -77,7 +77,7 @@ class Conversation:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converses until the input ends."""
+    """Runs the conversation until the input ends."""
     params = sampling_params_from(args)
     interactive = sys.stdin.isatty()
     with Client(**connection_from(args)) as client:
@@ -97,9 +97,9 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as exc:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {exc}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {exc}") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return value
 
 
@@ -112,7 +112,7 @@ def _greet(model: str) -> None:
 
 
 def _read_line(interactive: bool) -> str | None:
-    """The next line; None at the end of input."""
+    """Returns the next line; None at the end of input."""
     if not interactive:
         line = sys.stdin.readline()
         return None if line == CLOSED_STDIN else line.strip()
@@ -122,7 +122,7 @@ def _read_line(interactive: bool) -> str | None:
         except EOFError:
             print()
             return None
-        except KeyboardInterrupt:  # at the prompt it drops the line, as in a shell
+        except KeyboardInterrupt:  # at the prompt, Ctrl-C drops the line, as in a shell
             print()
 
 

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(slots=True)
 class _Totals:
-    """What the summary says."""
+    """Counts and times for the summary line."""
 
     num_tokens: int = 0
     elapsed_s: float = 0.0

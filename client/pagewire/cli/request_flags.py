@@ -60,12 +60,12 @@ def _add_sampling(group: argparse._ArgumentGroup, max_tokens: int) -> None:
 
 
 def request_options_from(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of Client.generate and Client.complete."""
+    """Returns the keyword arguments of Client.generate and Client.complete that were given."""
     return {name: getattr(args, name) for name in _REQUEST_OPTIONS if hasattr(args, name)}
 
 
 def sampling_params_from(args: argparse.Namespace) -> SamplingParams:
-    """The sampling parameters that parsed arguments describe.
+    """Returns the sampling parameters that parsed arguments describe.
 
     Raises:
         InvalidRequest: one is out of range.

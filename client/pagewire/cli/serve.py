@@ -1,4 +1,4 @@
-"""`pagewire serve`: a router and its shards, until SIGTERM."""
+"""`pagewire serve`: runs a router and its shards until SIGTERM."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from pagewire.serve.options import add_model_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the subcommand's arguments. Those not given leave no trace: ServeConfig has the defaults."""
+    """Adds the subcommand's arguments. Those that are not given set no attribute: ServeConfig has the defaults."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -78,7 +78,7 @@ def _add_security(group: argparse._ArgumentGroup) -> None:
 
 
 def config_from(args: argparse.Namespace) -> ServeConfig:
-    """The configuration that parsed arguments describe."""
+    """Returns the configuration that parsed arguments describe."""
     given = {field.name: getattr(args, field.name) for field in fields(ServeConfig) if hasattr(args, field.name)}
     if "uds" in given or given.get("private_socket"):
         given.setdefault("metrics_port", None)

@@ -1,4 +1,4 @@
-"""Flags of the subcommands that talk to a server: where it is, and how to be let in."""
+"""Flags of the subcommands that talk to a server: its address and the credentials."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ API_KEY_VARIABLE = "PAGEWIRE_API_KEY"
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds where the server is, and how to be let in."""
+    """Adds the flags for the server's address, TLS and the API key."""
     group = parser.add_argument_group("server")
     group.add_argument(
         "--server",
@@ -32,7 +32,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def connection_from(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of Client and AsyncClient.
+    """Returns the keyword arguments of Client and AsyncClient.
 
     Raises:
         InvalidRequest: the file of the API key cannot be read.
@@ -49,13 +49,13 @@ def connection_from(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def api_key_from(args: argparse.Namespace) -> str | None:
-    """The API key, if there is one. Raises InvalidRequest."""
+    """Returns the API key, if there is one. Raises InvalidRequest."""
     if args.api_key_file is None:
         return args.api_key or os.environ.get(API_KEY_VARIABLE) or None
     try:
         key: str = args.api_key_file.read_text().strip()
     except (OSError, ValueError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not text"
         raise InvalidRequest.of_field("api_key_file", f"{args.api_key_file}: {reason}") from exc
     if not key:
         raise InvalidRequest.of_field("api_key_file", f"{args.api_key_file} is empty")

@@ -9,7 +9,7 @@ from pagewire.events import Event, SequenceFinished, TokenDelta
 
 @dataclass(slots=True)
 class Reply:
-    """What was shown."""
+    """The part of a reply that was shown."""
 
     text: str = ""
     num_tokens: int = 0
@@ -20,7 +20,7 @@ def show(events: Iterable[Event], reply: Reply) -> Reply:
     """Writes the text of the first sequence as it comes; returns when the stream ends.
 
     Args:
-        reply: filled meanwhile, so that an interrupted caller has what was shown.
+        reply: updated as text is shown, so that an interrupted caller has the part so far.
     """
     for event in events:
         if isinstance(event, TokenDelta) and event.index == 0:

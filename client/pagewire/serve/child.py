@@ -1,4 +1,4 @@
-"""One child process: started, watched until it is ready, read for what it says, stopped.
+"""One child process: starts it, reads its output, waits until it is ready, and stops it.
 
 A child says `NAME ready on ADDRESS` on standard output when it serves. One that cannot start says why in a line
 `error: ...` on standard error. Its standard input is a pipe that nobody writes to: the end of it tells the child that
@@ -16,9 +16,9 @@ from typing import Self
 READY = " ready on "
 ERROR = "error: "
 KILLED_S = 5.0
-"""How long to wait for the end of a killed child: the kernel keeps one that waits for a device."""
+"""How long to wait for the end of a killed child, which the kernel delays while it waits for a device."""
 LAST_WORDS_S = 1.0
-"""How long to wait for the rest of a dead child's output: a process of its own may hold the pipe open."""
+"""How long to wait for the rest of a dead child's output, since a process that it started may hold the pipe open."""
 
 
 class Child:
@@ -26,9 +26,9 @@ class Child:
 
     def __init__(self, process: Process) -> None:
         self.address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Where it serves, once it says so."""
+        """The address that the child serves on, once it has said so."""
         self.error: str | None = None
-        """What it said to be wrong, without "error: "; None: nothing."""
+        """The child's error message, without "error: "; None: it gave none."""
         self._process = process
         self._readers = [asyncio.create_task(self._read_output()), asyncio.create_task(self._read_errors())]
 
@@ -36,7 +36,7 @@ class Child:
     async def start(cls, command: Sequence[str], environment: Mapping[str, str]) -> Self:
         """Starts the command in a process group of its own, so that Ctrl-C reaches the parent alone.
 
-        environment: beside that of this process.
+        environment: variables added to those of this process.
         """
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, process_group=0, env={**os.environ, **environment}
@@ -44,13 +44,13 @@ class Child:
         return cls(process)
 
     async def wait(self) -> int:
-        """Its exit status, when it has ended and all it said is read."""
+        """Waits until the child has ended and its output is read; returns its exit status."""
         status = await self._process.wait()
         await asyncio.wait(self._readers, timeout=LAST_WORDS_S)
         return status
 
     async def stop(self, timeout_s: float) -> None:
-        """Asks it to end; kills it if it has not after `timeout_s`."""
+        """Asks the child to end; kills it if it has not ended after `timeout_s`."""
         if self._process.returncode is None:
             self._process.terminate()
         try:
@@ -61,7 +61,7 @@ class Child:
                 await asyncio.wait_for(self._process.wait(), KILLED_S)
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills the child."""
         if self._process.returncode is None:
             self._process.kill()
 
@@ -83,13 +83,13 @@ class Child:
 
 
 def tell(line: str) -> None:
-    """Writes a line to standard error. That nobody is left to read it must not end those who watch over children."""
+    """Writes a line to standard error. A closed standard error is ignored: the supervisor must go on."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Lines of any length; what does not decode is replaced."""
+    """Yields lines of any length; undecodable bytes are replaced."""
     rest = b""
     while chunk := await stream.read(1 << 16):
         *lines, rest = (rest + chunk).split(b"\n")

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pagewire.serve.config import ServeConfig
 
 ShardCommand = Callable[[ServeConfig, int, int, str], list[str]]
-"""Of a configuration, a replica, a tensor-parallel rank and the address to listen on."""
+"""Makes the command of a shard from the configuration, the replica, the tensor-parallel rank and the address."""
 RouterCommand = Callable[[ServeConfig, Sequence[str], str, str], list[str]]
-"""Of a configuration, the shards' addresses, the address to listen on and that of the health service."""
+"""Makes the command of a router from the configuration, the shards' addresses, its own and its health service's."""
 
 
 def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) -> list[str]:
-    """Starts one shard."""
+    """Returns the command that starts one shard."""
     optional = {
         "--max-model-len": config.max_model_len,
         "--max-num-seqs": config.max_num_seqs,
@@ -42,7 +42,7 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
 
 
 def router_command(config: ServeConfig, shards: Sequence[str], listen: str, health: str) -> list[str]:
-    """Starts the router."""
+    """Returns the command that starts the router."""
     optional = {
         "--metrics-port": config.metrics_port,
         "--health-port": config.health_port,

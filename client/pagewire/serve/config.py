@@ -18,7 +18,7 @@ class ServeConfig:
     uds: str | None = None
     """Path of a Unix socket to listen on, in place of host and port."""
     private_socket: bool = False
-    """Listen on a Unix socket in a directory that only this user can enter, and that goes with the server."""
+    """Listen on a Unix socket in a directory that only this user can enter; it is removed with the server."""
     metrics_port: int | None = 9400
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
     health_port: int | None = None
@@ -28,7 +28,7 @@ class ServeConfig:
     tls_key: str | None = None
     """PEM file of its private key."""
     tls_client_ca: str | None = None
-    """PEM file of the authorities of which clients must show a certificate."""
+    """PEM file of the authorities that must have signed a client's certificate; None: clients need none."""
     api_keys: str | None = None
     """File of the keys that calls must carry, one on each line."""
     trust_request_chat_template: bool = False
@@ -42,11 +42,11 @@ class ServeConfig:
     tensor_parallel_size: int = 1
     """Shards in each replica."""
     replicas: int = 1
-    """Copies of the model."""
+    """Number of shard groups; each holds the whole model."""
     device: str = "auto"
     """auto, cpu or cuda."""
     gpus: tuple[str, ...] = ()
-    """GPUs to share out among the shards, as CUDA_VISIBLE_DEVICES names them; one or none: nothing to share out."""
+    """GPUs to distribute among the shards, named as in CUDA_VISIBLE_DEVICES; one or none: shards see what is there."""
     dtype: str = "auto"
     """Element type of weights: auto, float32, bfloat16 or float16."""
     max_model_len: int | None = None

@@ -1,6 +1,6 @@
-"""vLLM's engine arguments as LLM takes them: which say what an option here says, change nothing, or are refused.
+"""vLLM's engine arguments of LLM: each is translated into an option of pagewire, ignored, or refused by name.
 
-An argument that is None is as good as not given.
+An argument that is None counts as not given.
 """
 
 import re
@@ -14,11 +14,11 @@ _LENGTH = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)")
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 Translation = Callable[[Any], Mapping[str, Any]]
-"""From an argument's value to options of `pagewire serve`. Raises InvalidRequest for a value that is not served."""
+"""Translates an argument's value into options of `pagewire serve`. Raises InvalidRequest if it is not served."""
 
 
 def translate(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that engine arguments mean; those that are no engine arguments pass unchanged.
+    """Returns the options that the engine arguments mean; other arguments pass unchanged.
 
     Raises:
         InvalidRequest: an argument asks for what is not served.
@@ -34,7 +34,7 @@ def translate(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's own."""
+    """Converts a number of numpy or torch to Python's."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
@@ -48,7 +48,7 @@ def _named(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def _unused(_value: Any) -> Mapping[str, Any]:
-    """Any value will do: what it tunes works differently here."""
+    """Accepts any value: what the argument tunes works differently here."""
     return {}
 
 
@@ -90,7 +90,7 @@ def _flag(option: str, *, inverted: bool = False) -> Translation:
 
 
 def _load_format(value: Any) -> Mapping[str, Any]:
-    """vLLM's names of what `auto` reads anyway."""
+    """Maps vLLM's names of formats that `auto` reads to `auto`."""
     return {"load_format": "auto" if value in ("safetensors", "hf") else value}
 
 
@@ -107,14 +107,14 @@ _ENVIRONMENT = "the hub's settings are taken from the environment, as HF_TOKEN a
 _NOT_SERVED = "not served"
 
 ENGINE_ARGUMENTS: dict[str, Translation] = {
-    # What an option here says.
+    # Arguments that an option of pagewire expresses.
     "dtype": _dtype,
     "enforce_eager": _flag("cuda_graphs", inverted=True),
     "kv_cache_memory_bytes": _renamed("kv_cache_memory"),
     "load_format": _load_format,
     "max_model_len": _max_model_len,
     "served_model_name": _served_model_name,
-    # What changes nothing for the caller.
+    # Arguments that change nothing for the caller.
     "async_scheduling": _unused,
     "attention_backend": _unused,
     "compilation_config": _unused,
@@ -125,11 +125,11 @@ ENGINE_ARGUMENTS: dict[str, Translation] = {
     "distributed_executor_backend": _unused,
     "enable_chunked_prefill": _only(True, why="prompts are always computed in chunks"),
     "enable_prefix_caching": _only(True, why="prefixes are always cached; requests of different cache_salt share none"),
-    "limit_mm_per_prompt": _unused,  # of what prompts cannot have
+    "limit_mm_per_prompt": _unused,  # prompts are text alone
     "max_seq_len_to_capture": _unused,
     "swap_space": _unused,
-    "trust_remote_code": _unused,  # families that are built in need none, and none is ever run
-    # What is not served, unless it says what is done anyway.
+    "trust_remote_code": _unused,  # no code of a repository is needed or run
+    # Arguments that are refused, except for values that describe what is done anyway.
     "code_revision": _only(why=_NO_REMOTE_CODE),
     "data_parallel_size": _renamed("replicas"),
     "download_dir": _only(why=_ENVIRONMENT),

@@ -1,15 +1,15 @@
-"""Which GPU each shard of `pagewire serve` sees: one of its own, as long as there are enough."""
+"""Gives each shard of `pagewire serve` its own GPU, as long as there are enough."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
-"""The driver keeps a folder for each. Asking CUDA itself would take seconds and memory on every GPU."""
+"""The driver's folder, with one entry for each GPU. Asking CUDA would take seconds, and memory on every GPU."""
 
 
 def visible_gpus(environment: Mapping[str, str], driver_folder: Path = NVIDIA_GPUS) -> tuple[str, ...]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them; empty: there are none."""
+    """Returns the names of the GPUs that this process may use, in the form of CUDA_VISIBLE_DEVICES."""
     named = environment.get(VISIBLE)
     if named is not None:
         return tuple(name for word in named.split(",") if (name := word.strip()))
@@ -17,6 +17,5 @@ def visible_gpus(environment: Mapping[str, str], driver_folder: Path = NVIDIA_GP
 
 
 def shard_environment(shard: int, gpus: Sequence[str]) -> dict[str, str]:
-    """What the shard's environment has beside this process's: its GPU. Shards beyond the last GPU share, from the
-    first on."""
+    """Returns the variable that shows a shard its GPU. Shards beyond the last GPU share GPUs, from the first on."""
     return {VISIBLE: gpus[shard % len(gpus)]} if len(gpus) > 1 else {}

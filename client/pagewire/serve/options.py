@@ -14,25 +14,25 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as "2GiB", "512MB", "1.5g" or "1000000".
+    """Returns the bytes of a size such as "2GiB", "512MB", "1.5g" or "1000000".
 
     Raises:
-        argparse.ArgumentTypeError: it is no size.
+        argparse.ArgumentTypeError: the text is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no size; accepted: bytes, or a number with KB to TB or KiB to TiB"
+            f"{text!r} is not a size; accepted: bytes, or a number with KB to TB or KiB to TiB"
         )
     unit = (match[2] or "").upper().replace("I", "i")
     return int(float(match[1]) * {**_UNITS, **_BINARY_UNITS}[unit])
 
 
 def positive(text: str) -> int:
-    """A whole number above 0.
+    """Returns a whole number above 0.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: the text is not one.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -40,10 +40,10 @@ def positive(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """A number above 0, at most 1.
+    """Returns a number above 0, at most 1.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: the text is not one.
     """
     try:
         value = float(text)
@@ -56,7 +56,7 @@ def share(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option, by the name it has as a keyword argument."""
+    """One option: a flag of `pagewire serve` and a keyword argument of LLM."""
 
     name: str
     help: str
@@ -64,15 +64,15 @@ class Option:
     metavar: str | None = None
     choices: tuple[str, ...] | None = None
     dest: str | None = None
-    """The field of ServeConfig, if it is named otherwise."""
+    """The field of ServeConfig, if it has another name."""
 
     @property
     def flag(self) -> str:
-        """Its name on the command line."""
+        """The option's name on the command line."""
         return "--" + self.name.replace("_", "-")
 
     def words(self, value: Any) -> str:
-        """The flag that gives it this value. Raises InvalidRequest for a value that it does not take."""
+        """Returns the flag that sets this value. Raises InvalidRequest for a value that the option does not take."""
         if self.type is bool:
             if value not in (True, False):
                 raise self._refusal(value, "True or False")
@@ -127,7 +127,7 @@ MODEL_OPTIONS: tuple[Option, ...] = (
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options as flags. Those not given leave no trace: ServeConfig has the defaults."""
+    """Adds the options as flags. Those that are not given set no attribute: ServeConfig has the defaults."""
     group = parser.add_argument_group("model options")
     for option in MODEL_OPTIONS:
         common: dict[str, Any] = {"dest": option.dest or option.name, "help": option.help}
@@ -139,7 +139,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def model_flags(options: dict[str, Any]) -> list[str]:
-    """The command line for options given as keyword arguments; None means not given.
+    """Returns the command line for options given as keyword arguments; None means not given.
 
     Raises:
         TypeError: an option is not known.

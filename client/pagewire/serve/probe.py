@@ -1,26 +1,26 @@
-"""Whether a child process that runs also works: its own word on its liveness, by gRPC's health protocol."""
+"""Asks a child process by gRPC's health protocol whether it makes progress."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
 LIVENESS = "liveness"
-"""The name under which routers and shards say that they make progress."""
+"""The health service's name under which routers and shards report that they make progress."""
 INTERVAL_S = 2.0
 TIMEOUT_S = 5.0
 MAX_MISSES = 3
-"""Probes in a row without the answer that it lives: so long may a loaded machine keep a child from answering."""
+"""A child counts as hung after this many failed probes in a row; a loaded machine may delay an answer."""
 
 Probe = Callable[[str], Awaitable[bool]]
-"""Asks a child at an address whether it lives. False: it says that it does not, or does not answer in time."""
+"""Asks a child at an address whether it is alive. False: it says no, or does not answer in time."""
 
 
 async def is_alive(address: str) -> bool:
-    """Asks the health service at a Unix socket. A child that does not know the question counts as alive."""
-    # Late: the children start before any of this is needed.
+    """Asks the health service at a Unix socket. A child that does not know the service name counts as alive."""
+    # Imported here, because the children start before it is needed.
     import grpc.aio
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    # A channel for each probe: a hung child's connection would be kept, and a new child listens elsewhere.
+    # Each probe opens a channel: a kept one would still lead to a child that hangs after another has taken its place.
     async with grpc.aio.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
         request = health_pb2.HealthCheckRequest(service=LIVENESS)
         try:
@@ -31,7 +31,7 @@ async def is_alive(address: str) -> bool:
 
 
 async def wait_until_dead(address: str, probe: Probe) -> None:
-    """Returns when a child has not answered well MAX_MISSES times in a row."""
+    """Returns when MAX_MISSES probes in a row have failed."""
     misses = 0
     while misses < MAX_MISSES:
         await asyncio.sleep(INTERVAL_S)

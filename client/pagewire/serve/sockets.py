@@ -1,4 +1,4 @@
-"""Where private Unix sockets live, and what becomes of the folders of servers that were killed."""
+"""Makes directories for private Unix sockets, and removes those that killed servers have left."""
 
 import contextlib
 import fcntl
@@ -13,14 +13,14 @@ MAX_DIRECTORY_LENGTH = 60
 """A socket's path may have 107 bytes; this leaves room for the names within."""
 PREFIX = "pagewire-"
 LOCK = "lock"
-"""Held locked by the server that made the folder, for as long as it lives."""
+"""Name of a file in the directory that the server keeps locked while it lives."""
 
 
 @contextmanager
 def private_directory() -> Iterator[str]:
     """A new directory that only this user can enter, with a path short enough for sockets; removed at the end.
 
-    Folders of this user whose servers are gone without having removed them are removed first.
+    Directories that dead servers of this user have left are removed first.
     """
     base = Path(tempfile.gettempdir())
     if len(str(base)) > MAX_DIRECTORY_LENGTH:
@@ -35,27 +35,26 @@ def private_directory() -> Iterator[str]:
 
 
 def _new_directory(base: Path) -> tuple[Path, int]:
-    """The directory and the descriptor of its lock, which goes with the process, however it ends. Children do not
-    inherit it."""
+    """Returns a directory and the descriptor of its lock. It ends with the process; children do not inherit it."""
     while True:
         directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
         lock = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-        with contextlib.suppress(OSError):  # a file system without locks, where nothing can be swept either
+        with contextlib.suppress(OSError):  # on a file system without locks nothing is removed either
             fcntl.flock(lock, fcntl.LOCK_EX)
         if (directory / LOCK).exists():
             return directory, lock
-        os.close(lock)  # another server, which starts, has swept it before it was locked
+        os.close(lock)  # another server has removed it before it was locked
 
 
 def _sweep(base: Path) -> None:
     for directory in base.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # not ours, or another server sweeps it
+        with contextlib.suppress(OSError):  # another user's, or another server removes it
             if directory.is_dir() and not directory.is_symlink() and directory.stat().st_uid == os.getuid():
                 _remove_if_left(directory)
 
 
 def _remove_if_left(directory: Path) -> None:
-    """Raises BlockingIOError if its server lives, FileNotFoundError if it is no folder of a server."""
+    """Raises BlockingIOError if the directory's server lives, FileNotFoundError if it has no lock file."""
     with (directory / LOCK).open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(directory)

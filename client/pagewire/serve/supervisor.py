@@ -1,13 +1,13 @@
 """Starts one router and its shards, keeps them running, and stops them in order.
 
-Start: all at once; the router waits for its shards. A child that ends before the router is ready fails the start, with
-the child's own message. Later a child that ends is started again on the same address: the router connects again and
-resumes the shard's sequences; the shards outlive the router with their caches. A child that was ready and then hangs is
-killed and started again likewise.
+Start: all processes start at once; the router waits for its shards. A child that ends before the router is ready fails
+the start with its own message. Later, a child that ends is started again on the same address: the router connects to
+the new shard and resumes its sequences, and a new router finds the shards with their caches. A child that hangs after
+it was ready is killed and started again.
 
-Stop: SIGTERM, SIGINT or the parent's end. The router drains and lets go of the shards, then the shards end. Children
-know the grace, and get MARGIN_S more to end by themselves, so that clients are answered and not cut off. A second
-signal ends everything at once.
+Stop: on SIGTERM, SIGINT or the parent's end, the router drains and releases the shards, then the shards end. Children
+are given the grace, and MARGIN_S more before they are killed, so that clients get answers. A second signal kills all
+children at once.
 """
 
 import asyncio
@@ -31,27 +31,27 @@ STDIN = 0
 MIN_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
 STABLE_S = 60.0
-"""A child that ran so long starts its backoff anew."""
+"""After a child has run for this long, its restart delay is reset."""
 ORPHAN_GRACE_S = 5.0
-"""Grace when the parent is gone: nobody waits for the answers."""
+"""Grace after the parent's end, when nobody waits for the answers."""
 FAILED_START_GRACE_S = 1.0
-"""Grace after a start that failed: nothing runs yet."""
+"""Grace after a failed start, when no request runs yet."""
 SHARD_GRACE_S = 3.0
-"""What the shards get in any case, even if the router used up the grace."""
+"""Grace that the shards get even if the router has used up all of it."""
 MARGIN_S = 5.0
-"""How long children may take to end after their grace."""
+"""How long children may take to end after their grace before they are killed."""
 
 
 @dataclass(slots=True, eq=False)
 class _Role:
-    """A place that a child process fills, one after the other."""
+    """The router or one of the shards, which one child process after another runs."""
 
     name: str
     command: Sequence[str]
     health: str
-    """Address of its health service."""
+    """Address of the child's health service."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Beside that of this process."""
+    """Variables added to those of this process."""
     child: Child | None = None
     keeper: asyncio.Task[None] | None = None
 
@@ -64,9 +64,9 @@ class Supervisor:
     """Runs a router and its shards until it is told to stop. One run for each instance.
 
     Args:
-        shard_command, router_command: how to start the children.
-        probe: asks a child whether it lives.
-        min_backoff_s: wait before a child is started again; doubles with each time it ends early.
+        shard_command, router_command: make the commands of the children.
+        probe: asks a child whether it is alive.
+        min_backoff_s: wait before a child is started again; doubles each time the child ends early.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Supervisor:
                 await self._shut_down()
         if failure is None:
             return 0
-        tell(f"error: {failure}")  # after the last words of all children
+        tell(f"error: {failure}")  # after all output of the children
         return 1
 
     async def _start_and_serve(self, directory: Path) -> str | None:
@@ -116,7 +116,7 @@ class Supervisor:
         return [*self._shards, self._router]
 
     def _assign(self, directory: Path) -> list[str]:
-        """Gives every role its command. Returns the shards' addresses."""
+        """Sets the command of every role. Returns the shards' addresses."""
         addresses = []
         for replica in range(self._config.replicas):
             for tp_rank in range(self._config.tensor_parallel_size):
@@ -151,7 +151,7 @@ class Supervisor:
         """Keeps the children running until a stop is asked for."""
         assert self._router.child is not None
         address = self._router.child.address.result()
-        # A router that is started again serves where the first one did, also if that port was picked by chance.
+        # A restarted router serves on the same address, also if port 0 was asked for.
         self._router.command = self._router_command(self._config, addresses, address, self._router.health)
         print(f"pagewire ready on {address}", flush=True)
         for role in self._roles():
@@ -178,11 +178,11 @@ class Supervisor:
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             try:
                 await role.start()
-            except OSError as exc:  # out of processes or memory: perhaps not for long
+            except OSError as exc:  # out of processes or memory, which may pass
                 _log(f"cannot start the {role.name}: {exc}")
 
     async def _kill_if_hung(self, role: _Role) -> None:
-        """Probes a child once it has been ready: until then it may load for as long as it takes."""
+        """Probes a child from the time it is ready, since loading may take any time."""
         child = role.child
         assert child is not None
         await asyncio.shield(child.address)
@@ -191,7 +191,7 @@ class Supervisor:
         child.kill()
 
     async def _shut_down(self) -> None:
-        """Stops the router first, so that it drains and lets go of the shards, then the shards."""
+        """Stops the router first, so that it drains and releases the shards, then the shards."""
         for role in self._roles():
             if role.keeper is not None:
                 role.keeper.cancel()
@@ -205,11 +205,11 @@ class Supervisor:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal)
         if self._config.exit_with_parent:
-            # A thread, because standard input may be a file, which an event loop cannot wait for.
+            # A thread reads it, because an event loop cannot wait for standard input that is a file.
             threading.Thread(target=self._watch_parent, args=(loop,), daemon=True).start()
 
     def _watch_parent(self, loop: asyncio.AbstractEventLoop) -> None:
-        with contextlib.suppress(OSError):  # a standard input that is closed or revoked has ended, too
+        with contextlib.suppress(OSError):  # reading fails if standard input is closed or revoked
             while os.read(STDIN, 4096):
                 pass
         loop.call_soon_threadsafe(self._on_parent_gone)
