@@ -1,4 +1,4 @@
-"""The device's memory of every sequence, as the ops that read and advance it see it."""
+"""The state of all sequences on the device, for the ops that read and advance it."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class StateColumns:
-    """Which column of `ints` holds what."""
+    """Indices of the columns of `ints`."""
 
     num_tokens: int
-    """Known tokens."""
+    """Column of the number of known tokens."""
     num_computed: int
-    """Tokens whose keys and values are in the cache."""
+    """Column of the number of tokens whose keys and values are in the cache."""
     stop_reason: int
-    """0: the sequence goes on; anything else: it has stopped, and its row in any batch is void."""
+    """Column of the stop reason. 0: the sequence goes on; else it has stopped, and its row in any batch is void."""
     max_len: int
-    """A sequence with this many known tokens stops."""
+    """Column of the number of known tokens at which the sequence stops."""
 
 
 @dataclass(frozen=True, slots=True)

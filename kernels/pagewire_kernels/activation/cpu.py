@@ -1,4 +1,4 @@
-"""silu_and_mul and the tanh form of gelu_and_mul on a CPU, float32. torch has the exact form's erf."""
+"""silu_and_mul and the tanh form of gelu_and_mul on a CPU, float32. The exact form is left to torch, which has erf."""
 
 import math
 

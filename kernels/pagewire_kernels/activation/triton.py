@@ -10,7 +10,7 @@ from pagewire_kernels.gpu.row_tile import row_tile
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 _MAX_COLUMNS = 2048
-"""Rows are cut into tiles this wide: 4 KB of gate and as much of up."""
+"""Widest tile of a row: 4 KB of gate and as much of up."""
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
 _SQRT_8_OVER_PI = tl.constexpr(1.5957691216057308)
 

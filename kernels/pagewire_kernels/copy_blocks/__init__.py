@@ -1,4 +1,4 @@
-"""Copies whole blocks of the KV cache: the copy of copy-on-write."""
+"""Copies whole blocks of the KV cache, for copy-on-write."""
 
 from collections.abc import Callable, Sequence
 from functools import cache

@@ -1,4 +1,4 @@
-"""The definition of copy_blocks. Forks are rare and blocks contiguous in the CPU layout: torch is fast enough there."""
+"""The definition of copy_blocks. It serves CPUs too: forks are rare, and torch copies contiguous blocks fast enough."""
 
 from collections.abc import Sequence
 

@@ -10,7 +10,7 @@ import triton.language as tl
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 _UNIT_BYTES = 16
-"""What a thread loads at once. Addresses and block sizes are multiples of it."""
+"""Bytes that a thread loads at once. Addresses and block sizes are multiples of it."""
 _WORDS = 4096
 """32-bit words that a program copies: with 4 warps, eight independent 16-byte loads a thread."""
 _NUM_WARPS = 4
@@ -38,7 +38,7 @@ def copy_blocks_kernel(
 
 @lru_cache(maxsize=8)
 def _offset_table(addresses: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """[num_caches] int64: units from the first cache to each; built once for a set of caches."""
+    """Returns [num_caches] int64, the units from the first cache to each; built once for a set of caches."""
     return torch.tensor([(address - addresses[0]) // _UNIT_BYTES for address in addresses], device=device)
 
 

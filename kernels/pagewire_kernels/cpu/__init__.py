@@ -1,1 +1,1 @@
-"""What the CPU kernels of all ops stand on: threads, the launcher, SIMD and the compile cache."""
+"""Common base of the CPU kernels: threads, the launcher, SIMD and the compile cache."""

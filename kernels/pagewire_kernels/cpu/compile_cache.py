@@ -1,4 +1,4 @@
-"""Where numba keeps compiled kernels between processes.
+"""The directory where numba keeps compiled kernels between processes.
 
 numba looks only at the file that holds a function to tell whether its cached machine code is fresh, but a kernel is
 inlined from several files. So the cache lies in a directory named after the content of all of them, which also works
@@ -29,7 +29,7 @@ def use_compile_cache() -> None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
             continue
-        # numba unpickles what it finds: another user's directory is not to be trusted.
+        # numba unpickles the files it finds, so another user's directory must not be used.
         if directory.stat().st_uid == os.getuid() and os.access(directory, os.W_OK):
             config.CACHE_DIR = str(directory)
             return

@@ -79,7 +79,7 @@ _ADDRESS: int = _worker.address
 
 
 def token_stride(heads: torch.Tensor) -> int:
-    """Elements from one token of [num_tokens, num_heads, head_dim] to the next."""
+    """Returns the elements from one token of [num_tokens, num_heads, head_dim] to the next."""
     token_stride, head_stride, stride = heads.stride()
     if heads.dtype is not torch.float32 or stride != 1 or head_stride != heads.shape[2]:
         raise ValueError("query, key and value must be float32 with each token's heads contiguous")
@@ -89,7 +89,7 @@ def token_stride(heads: torch.Tensor) -> int:
 def angle_arguments(
     positions: torch.Tensor, cos_sin_cache: torch.Tensor, interleaved: bool
 ) -> tuple[int, int, int, int]:
-    """The worker's arguments of a rotation: two addresses, half of rotary_dim, and which pairs turn."""
+    """Returns the worker's arguments of a rotation: two addresses, half of rotary_dim, and the layout of the pairs."""
     if positions.dtype is not torch.int64 or not positions.is_contiguous():
         raise ValueError("positions must be int64 and contiguous")
     if cos_sin_cache.dtype is not torch.float32 or not cos_sin_cache.is_contiguous():
@@ -138,8 +138,8 @@ def run(
 
     Args:
         counts: head_dim, num_heads, num_kv_heads, block_size.
-        tensors: Address and token stride of query, key and value; zeros where an op has none.
-        angles: As angle_arguments gives them; zeros: nothing is rotated.
+        tensors: Address and token stride of query, key and value; zeros for tensors that an op does not have.
+        angles: The result of angle_arguments; zeros: nothing is rotated.
         caches: Addresses of the key cache, the value cache and the slot mapping; zeros: nothing is written.
     """
     head_dim, num_heads, num_kv_heads, _ = counts

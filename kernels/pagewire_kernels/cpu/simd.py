@@ -1,4 +1,4 @@
-"""Explicit SIMD for the numba kernels: what LLVM's loop vectoriser cannot be trusted to find by itself.
+"""Explicit SIMD for the numba kernels, for loops that LLVM does not vectorise reliably.
 
 All intrinsics take byte addresses held in int64. Importing this module imports numba; only the cpu.py files do.
 """
@@ -30,14 +30,14 @@ from pagewire_kernels.cpu.simd_ir import (
 )
 
 MASKED = -1e30
-"""Stands for minus infinity where the arithmetic must stay finite."""
+"""Score of a masked key, in place of minus infinity, so that the arithmetic stays finite."""
 HAS_AVX512 = "+avx512f" in (config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()).split(",")
-"""What numba compiles for has 32 registers of 512 bits, not 16 of 256."""
+"""Whether the CPU that numba compiles for has 32 registers of 512 bits instead of 16 of 256."""
 
 
 @intrinsic
 def exp(typingctx: Any, x: Any) -> Any:
-    """e**x of one float32; a loop over it vectorises."""
+    """e**x of one float32. LLVM vectorises loops over it."""
 
     def codegen(context: Any, builder: Builder, signature: Any, arguments: list[Value]) -> Value:
         return simd_ir.exp(builder, arguments[0])

@@ -1,4 +1,4 @@
-"""LLVM IR building blocks of the explicit SIMD in simd.py: each emits code at the builder's place.
+"""LLVM IR building blocks of the explicit SIMD in simd.py: each function emits code at the builder's position.
 
 They take float32 values or vectors of LANES of them alike, and byte addresses held in int64, because passing integers
 to a compiled kernel costs tens of nanoseconds where passing an array costs a microsecond. Nothing checks bounds.
@@ -32,7 +32,7 @@ _LOG_COEFFICIENTS = (
 
 
 def like(value_type: ir.Type, element: ir.Type) -> ir.Type:
-    """`element`, as a vector if value_type is one."""
+    """Returns the type `element`, or a vector of it if value_type is a vector."""
     return ir.VectorType(element, value_type.count) if isinstance(value_type, ir.VectorType) else element
 
 

@@ -24,7 +24,7 @@ from pagewire_kernels.cpu.compile_cache import use_compile_cache
 use_compile_cache()
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
-"""Reordering is welcome; NaN and infinity keep their meaning."""
+"""LLVM's fast-math flags: sums may be reordered; NaN and infinity are kept."""
 
 WORKER = types.void(types.CPointer(types.int64))
 """The signature of a worker."""
@@ -34,7 +34,7 @@ _GompParallel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.
 
 @_GompParallel
 def _serial(function: int, data: int, num_threads: int, flags: int) -> None:
-    """Stands in for GOMP_parallel where torch has no OpenMP: a team of one."""
+    """Replaces GOMP_parallel if torch has no OpenMP: runs the worker on one thread."""
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
 
 
@@ -60,7 +60,7 @@ def _gomp_parallel(typingctx: Any, worker: Any, args: Any, num_threads: Any) -> 
 
 @intrinsic
 def _call(typingctx: Any, worker: Any, args: Any) -> Any:
-    """worker(args), both addresses."""
+    """Calls worker(args); both are addresses."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
         pointer = ir.IntType(8).as_pointer()
@@ -83,7 +83,7 @@ def take(typingctx: Any, args: Any, amount: Any) -> Any:
 
 @intrinsic
 def pointer(typingctx: Any, address: Any, element: Any) -> Any:
-    """The address as a pointer to `element`, a numba scalar type; carray makes an array of it."""
+    """Returns an address as a pointer to `element`, a numba scalar type, for carray."""
     scalar = element.dtype
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
@@ -94,7 +94,7 @@ def pointer(typingctx: Any, address: Any, element: Any) -> Any:
 
 @intrinsic
 def from_bits(typingctx: Any, bits: Any) -> Any:
-    """The float64 of an integer that float_bits made."""
+    """Returns the float64 whose bits float_bits returned."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
         return builder.bitcast(arguments[0], ir.DoubleType())
@@ -117,12 +117,12 @@ def launch(worker: int, num_threads: int, args: tuple[int, ...]) -> int:
         _call(worker, shared.ctypes.data)
     else:
         _gomp_parallel(worker, shared.ctypes.data, num_threads)
-    # This use keeps the array alive: numba frees one after its last use, and an address is none.
+    # This use keeps the array alive: numba frees an array after its last use, and does not count an address as one.
     return int(shared[0])
 
 
 @functools.lru_cache
 def float_bits(value: float) -> int:
-    """The bits of a float64, to pass it among integers; workers read it with from_bits."""
+    """Returns the bits of a float64 as an integer; workers read it with from_bits."""
     bits: int = struct.unpack("q", struct.pack("d", value))[0]
     return bits

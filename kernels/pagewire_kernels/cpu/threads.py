@@ -1,4 +1,4 @@
-"""Threads of the CPU kernels: torch's own OpenMP team runs them, so that two pools never spin against each other.
+"""Threads of the CPU kernels. torch's OpenMP team runs them, so that two thread pools never compete for the cores.
 
 numba's OpenMP layer links a second libgomp beside the one torch ships (it asks for another file name), and its parallel
 loops are slow to compile. So compiled kernels are plain functions that a GNU OpenMP entry point, found through torch,
@@ -10,7 +10,7 @@ import ctypes
 import torch
 
 _MIN_WORK_PER_THREAD = 16_384
-"""Elements that make a second thread worth its wake-up (about 3 us)."""
+"""Elements from which a further thread saves more than its wake-up costs (about 3 us)."""
 
 _num_threads = 0
 
@@ -31,18 +31,18 @@ def set_num_threads(num_threads: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Threads a CPU kernel may use: what set_num_threads said, else torch's own choice."""
+    """Returns the number of threads that a CPU kernel may use: that of set_num_threads, else torch's choice."""
     return _num_threads or torch.get_num_threads()
 
 
 def team_size(num_elements: int) -> int:
-    """Threads worth waking for a pass over num_elements float32 values."""
+    """Returns the number of threads that pays off for a pass over num_elements float32 values."""
     limit = get_num_threads()
     return limit if limit == 1 else max(1, min(limit, num_elements // _MIN_WORK_PER_THREAD))
 
 
 def gomp_parallel_address() -> int:
-    """Address of GOMP_parallel(function, data, num_threads, flags) in torch's OpenMP runtime; 0 if it has none.
+    """Returns the address of GOMP_parallel(function, data, num_threads, flags) in torch's OpenMP runtime, or 0.
 
     LLVM's and Intel's runtimes export it too.
     """

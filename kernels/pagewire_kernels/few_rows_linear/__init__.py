@@ -1,4 +1,4 @@
-"""Products of a few rows with a weight, where reading the weight is all that takes time."""
+"""Products of a few rows with a weight. Reading the weight takes nearly all of their time."""
 
 from collections.abc import Callable
 from functools import cache
@@ -19,14 +19,14 @@ def few_rows_linear(
     gated: bool = False,
     tile: FewRowsTile | None = None,
 ) -> torch.Tensor:
-    """x @ weight.T + bias; gated: silu of its first half of columns, times the other half, in the same launch.
+    """Returns x @ weight.T + bias. With gated: silu of its first half of columns times the other half, in one launch.
 
     Args:
         x: [num_rows, in_features], at most MAX_ROWS rows, each contiguous.
         weight: [out_features, in_features], contiguous, x's dtype; gated: [2 * out_features, in_features], gate above
             up. It may be read while the kernel launched last still runs: no kernel on its way may write it.
         bias: one element for each row of the weight.
-        tile: on a GPU; None: one that serves any number of rows, not measured.
+        tile: GPU only; None: a tile that serves any number of rows but was not measured.
 
     Returns:
         [num_rows, out_features], x's dtype, contiguous. Sums are taken in float32, in an order that depends on the tile

@@ -9,7 +9,7 @@ from pagewire_kernels.tuning.few_rows_linear import FewRowsTile
 def few_rows_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool, tile: FewRowsTile | None = None
 ) -> torch.Tensor:
-    """x @ weight.T + bias, or silu(gate) * up of its halves; there is nothing to tile."""
+    """x @ weight.T + bias, or silu(gate) * up of its halves; the tile has no effect."""
     y = F.linear(x, weight, bias)
     if not gated:
         return y

@@ -1,4 +1,4 @@
-"""few_rows_linear on a GPU: every program streams some rows of the weight, once, past all rows of x."""
+"""few_rows_linear on a GPU: every program reads some rows of the weight once and multiplies them with all rows of x."""
 
 import torch
 import triton
@@ -21,13 +21,13 @@ def _add_products(total, weight, x, TENSOR_CORES: tl.constexpr):
     if TENSOR_CORES:
         return tl.dot(weight, tl.trans(x), total, input_precision="ieee")  # [BLOCK_N, ROWS]
     else:
-        # Each thread adds up what is its own: sums across threads are taken once, at the end.
+        # Each thread sums its own products; sums across threads are taken once, at the end.
         return total + weight.to(tl.float32) * x.to(tl.float32)  # [BLOCK_N, BLOCK_K]
 
 
 @triton.jit
 def _finish(total, bias_ptr, column, is_column, TENSOR_CORES: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """[BLOCK_N, ROWS]: the sums with their bias."""
+    """Returns [BLOCK_N, ROWS], the sums with their bias."""
     out = total if TENSOR_CORES else tl.sum(total, axis=1)[:, None]
     if HAS_BIAS:
         out += tl.load(bias_ptr + column, mask=is_column, other=0.0).to(tl.float32)[:, None]
@@ -85,7 +85,7 @@ def few_rows_linear_kernel(
     total = _add_products(total, weight, x, TENSOR_CORES)
     if GATED:
         total_up = _add_products(total_up, up_weight, x, TENSOR_CORES)
-    # The number of stages stands here because without products of tiles nothing would be pipelined.
+    # The number of stages is given here, because Triton pipelines only loops with products of tiles by itself.
     for start in tl.range(BLOCK_K, K, BLOCK_K, num_stages=STAGES):
         is_inner = (start + inner < K)[None, :]
         mask = is_column[:, None] & is_inner
@@ -136,7 +136,7 @@ def few_rows_linear(
 
 
 def _constants(size: int, num_rows: int, gated: bool, has_bias: bool, tile: FewRowsTile) -> dict[str, int | bool]:
-    """What the kernel is compiled for."""
+    """Returns the constants that the kernel is compiled for."""
     padded = _LEAST_TENSOR_ROWS if num_rows <= _LEAST_TENSOR_ROWS else MAX_ROWS
     return {
         "K": size,

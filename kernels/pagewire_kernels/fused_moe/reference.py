@@ -12,7 +12,7 @@ def fused_moe(
     top_k: int,
     renormalise: bool,
 ) -> torch.Tensor:
-    """Each expert in turn, over the tokens that chose it; the sum is taken in float32 and rounded once."""
+    """Computes one expert after another over the tokens that chose it; sums in float32 and rounds once."""
     weights, experts = route(router_logits, top_k, renormalise)
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in range(len(gate_up)):
@@ -26,7 +26,7 @@ def fused_moe(
 
 
 def route(router_logits: torch.Tensor, top_k: int, renormalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The top_k most probable experts of each token, best first, of equals the lower index first.
+    """Chooses the top_k most probable experts of each token, best first; the lower index first among equals.
 
     Returns:
         [num_tokens, top_k] float32 weights, the softmax over all experts, scaled to sum to 1 if renormalise; and the

@@ -22,7 +22,7 @@ _GROUP_M = 8
 
 @triton.jit
 def _tile_of(num_blocks, num_columns, GROUP_M: tl.constexpr):
-    """The program's block of rows and tile of columns: columns outside, GROUP_M blocks of rows inside."""
+    """Returns the program's block of rows and tile of columns. GROUP_M blocks take a tile of columns one by one."""
     program = tl.program_id(0)
     group = program // (GROUP_M * num_columns)
     first = group * GROUP_M
@@ -160,7 +160,7 @@ def fused_moe(
     """See the package.
 
     Args:
-        config: None: the table's choice.
+        config: tile configuration; None: the tuning table's choice.
     """
     num_tokens, hidden = x.shape
     num_experts = len(gate_up)
@@ -175,7 +175,7 @@ def fused_moe(
         rows_per_expert = triton.cdiv(num_tokens * top_k, num_experts)
         config = moe_config(_generation(x.device), x.element_size(), rows_per_expert)
     routing = route(router_logits, top_k, renormalise, config.block_m)
-    # One expert for each token: nothing to add up.
+    # With one expert for each token there is nothing to add up.
     by_pair = out if top_k == 1 else torch.empty((num_tokens * top_k, hidden), dtype=x.dtype, device=x.device)
     _products(x, gate_up, down, by_pair, routing, top_k, config)
     if top_k > 1:
@@ -241,7 +241,7 @@ def _products(
 
 @cache
 def _generation(device: torch.device) -> int:
-    """Compute capability times ten; 0 where there is none, as in the interpreter."""
+    """Returns the compute capability times ten; 0 in the interpreter."""
     if device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(device)

@@ -1,4 +1,4 @@
-"""Routing on a GPU: which experts each token goes through, and rows sorted by expert for the grouped products.
+"""Routing on a GPU: chooses the experts of each token and sorts rows by expert for the grouped products.
 
 A pair is one token with one of its experts: pair = token * top_k + place. The grouped products work on blocks of
 BLOCK_M rows of one expert; its last block is padded. How many blocks there are depends on the routing; grids cover the
@@ -16,11 +16,11 @@ from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 _FEW_SLOTS = 128
-"""Up to so many pairs one program routes all: comparing each with each costs less than two more launches."""
+"""Up to this many pairs, one program routes all: comparing all pairs costs less than two more launches."""
 _CHOSEN = 1
-"""Tokens of one program of moe_choose_kernel, which is one warp."""
+"""Tokens of one program of moe_choose_kernel; a program is one warp."""
 _ARRANGED = 64
-"""Pairs, and blocks, of one program of moe_arrange_kernel: each is compared with every expert."""
+"""Pairs and blocks of one program of moe_arrange_kernel, which compares each with every expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Routing:
     pairs: torch.Tensor
     """[num_blocks * block_m] int32: each row's pair; arbitrary in a block beyond its num_rows."""
     block_experts: torch.Tensor
-    """[num_blocks] int32: whose rows a block has."""
+    """[num_blocks] int32: the expert whose rows a block has."""
     block_num_rows: torch.Tensor
     """[num_blocks] int32; 0: the block is not needed."""
 
@@ -55,13 +55,13 @@ def _top_experts(
     mask = (token < num_tokens)[:, None] & (columns < NUM_EXPERTS)
     offsets = token.to(tl.int64)[:, None] * stride_logits + columns
     logits = tl.load(logits_ptr + offsets, mask=mask, other=-float("inf")).to(tl.float32)  # [TOKENS, EXPERTS_BLOCK]
-    # NaN has no order: such a token, a padding row's perhaps, goes through any experts there are.
+    # NaN has no order. A token with NaN, such as a padding row, goes through arbitrary valid experts.
     left = tl.where(logits == logits, logits, -float("inf"))
     exponentials = tl.exp(logits - tl.max(left, axis=1)[:, None])
     experts = tl.zeros_like(token)[:, None] + tl.zeros_like(places)
     weights = experts.to(tl.float32)
     for place in tl.static_range(TOP_K):
-        best = tl.argmax(left, axis=1)[:, None]  # Of equals the first.
+        best = tl.argmax(left, axis=1)[:, None]  # the first among equals
         weight = tl.sum(tl.where(columns == best, exponentials, 0.0), axis=1)[:, None]
         experts = tl.where(places == place, best, experts)
         weights = tl.where(places == place, weight, weights)
@@ -76,8 +76,8 @@ def _rows_of(counts, expert, rank, EXPERTS_BLOCK: tl.constexpr, BLOCK_M: tl.cons
 
     Args:
         counts: [EXPERTS_BLOCK], pairs of each expert.
-        expert: [PAIRS], of each pair.
-        rank: [PAIRS], its place among the pairs of its expert.
+        expert: [PAIRS], the expert of each pair.
+        rank: [PAIRS], the position of each pair among the pairs of its expert.
     """
     columns = tl.arange(0, EXPERTS_BLOCK)
     blocks = (counts + BLOCK_M - 1) // BLOCK_M
@@ -96,11 +96,11 @@ def _describe_blocks(
     EXPERTS_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Stores whose rows the blocks `index` have, and how many."""
+    """Stores the expert and the number of rows of the blocks `index`."""
     columns = tl.arange(0, EXPERTS_BLOCK)
     blocks = (counts + BLOCK_M - 1) // BLOCK_M
     ends = tl.cumsum(blocks, axis=0)
-    # The first expert whose blocks end behind it; for blocks that are not needed, none.
+    # The first expert whose blocks end after this one; there is none for blocks that are not needed.
     owner = tl.sum((ends[None, :] <= index[:, None]).to(tl.int32), axis=1)
     rest = counts[None, :] - (index[:, None] - (ends - blocks)[None, :]) * BLOCK_M
     num_rows = tl.sum(tl.where(columns[None, :] == owner[:, None], rest, 0), axis=1)
@@ -143,7 +143,7 @@ def moe_route_few_kernel(
     place = tl.arange(0, TOP_K_BLOCK)[None, :]
     holds_pair = (token < num_tokens)[:, None] & (place < TOP_K)
     tl.store(weights_ptr + token[:, None] * TOP_K + place, weights, mask=holds_pair)
-    # A slot without a pair has an expert that is none.
+    # A slot without a pair has an expert index that no expert has.
     expert = tl.reshape(tl.where(holds_pair, experts, EXPERTS_BLOCK), [SLOTS])
     slot = tl.arange(0, SLOTS)
     is_earlier = (expert[None, :] == expert[:, None]) & (slot[None, :] < slot[:, None])
@@ -227,7 +227,7 @@ def moe_arrange_kernel(
 
 
 def max_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
-    """Most blocks that any routing needs: all but one row of an expert's last block may be padding."""
+    """Returns the most blocks that any routing needs: all but one row of an expert's last block may be padding."""
     num_used = min(num_experts, num_pairs)
     return (num_pairs - num_used) // block_m + num_used
 
@@ -273,7 +273,7 @@ def route(router_logits: torch.Tensor, top_k: int, renormalise: bool, block_m: i
 
 
 def _few_warps(num_slots: int) -> int:
-    """As few warps as keep the comparisons in registers: sums across warps take longer than sums within one."""
+    """Returns the fewest warps that keep the comparisons in registers, because sums across warps take longer."""
     return min(8, max(1, num_slots // 16))
 
 

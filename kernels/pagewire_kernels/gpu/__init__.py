@@ -1,1 +1,1 @@
-"""What the GPU kernels of all ops stand on: launches that overlap, tiles of rows, and what a device is."""
+"""Common base of the GPU kernels: overlapping launches, tiles of rows, and traits of the device."""

@@ -1,4 +1,4 @@
-"""How kernels that work on the rows of a matrix, each by itself, cut it into tiles."""
+"""Tiles for kernels that work on the rows of a matrix, each by itself."""
 
 from dataclasses import dataclass
 
@@ -13,19 +13,19 @@ MAX_WARPS = 16
 
 @dataclass(frozen=True, slots=True)
 class RowTile:
-    """What one program works on; it depends on the row's width alone, so that no batch size compiles a kernel anew."""
+    """Tile of one program. It depends on the row's width alone, so that no batch size needs a compilation."""
 
     rows: int
     columns: int
-    """A power of two."""
+    """Columns of the tile; a power of two."""
     num_warps: int
 
 
 def row_tile(width: int, max_columns: int | None = None) -> RowTile:
-    """The tile for rows of `width` elements.
+    """Returns the tile for rows of `width` elements.
 
     Args:
-        max_columns: A power of two. Rows may be cut into tiles this wide; None: a tile spans the row.
+        max_columns: Widest tile that a row may be cut into, a power of two; None: a tile spans the row.
     """
     columns = 1 << (width - 1).bit_length()
     if max_columns is not None:

@@ -1,16 +1,16 @@
-"""What kernels ask of a GPU before they choose tiles."""
+"""Traits of a GPU by which kernels choose tiles."""
 
 from functools import cache
 
 import torch
 
 _INTERPRETED = (90, 132)
-"""Triton's interpreter is taken for an H200."""
+"""The traits of an H200, which stand for Triton's interpreter."""
 
 
 @cache
 def gpu_traits(device: torch.device) -> tuple[int, int]:
-    """(GPU generation as in tuning/, number of multiprocessors)."""
+    """Returns the GPU generation, as in tuning/, and the number of multiprocessors."""
     if device.type != "cuda":
         return _INTERPRETED
     major, minor = torch.cuda.get_device_capability(device)

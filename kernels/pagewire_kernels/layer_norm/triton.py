@@ -45,7 +45,7 @@ def layer_norm_kernel(
         total = x32.to(dtype)
         tl.store(total_ptr + offsets, total, mask=mask)
         x32 = total.to(tl.float32)
-    # From the mean, not from the mean square: a row with a large mean would lose its variance to rounding.
+    # Computed from the deviations, not from the mean square, which would lose the variance of a row with a large mean.
     mean = tl.sum(x32, axis=1, keep_dims=True) / WIDTH  # [ROWS, 1]
     centred = tl.where(is_column, x32 - mean, 0.0)
     variance = tl.sum(centred * centred, axis=1, keep_dims=True) / WIDTH

@@ -1,4 +1,4 @@
-"""paged_attention on a CPU: shares out tiles of queries, one KV head each, to the threads."""
+"""paged_attention on a CPU: distributes tiles of queries, each with one KV head, over the threads."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pagewire_kernels.paged_attention.inputs import AttentionInputs
 _TILE_ROWS = 48
 """Query rows (queries times heads of a group) that share one read of keys and values."""
 _STRIP_SCORES = 6144
-"""Scores of a strip: 24 KB, half of a first-level cache."""
+"""Scores in a strip: 24 KB, half of a first-level cache."""
 _MAX_STRIP = 512
 
 
@@ -36,7 +36,7 @@ def _worker(args):
     query_scratch = np.empty(max_rows * head_dim, np.float32)
     score_scratch = np.empty(max_rows * strip, np.float32)
     sum_scratch = np.empty(max_rows * padded_dim, np.float32)
-    # Zero, because lanes that no key fills are computed with, though their results are not used.
+    # Zeroed, because lanes without a key are computed too, though their results are not used.
     packed_keys, packed_values = np.zeros(strip * head_dim, np.float32), np.zeros(strip * padded_dim, np.float32)
     scratch = (
         query_scratch.ctypes.data,
@@ -74,7 +74,7 @@ def _worker(args):
             seq_len - query_len + first,
             options,
         )
-    # These uses keep the scratch alive: numba frees an array after its last use, and an address is none.
+    # These uses keep the scratch alive: numba frees an array after its last use, and does not count an address as one.
     query_scratch[0] = score_scratch[0] = sum_scratch[0] = packed_keys[0] = packed_values[0] = np.float32(0.0)
 
 

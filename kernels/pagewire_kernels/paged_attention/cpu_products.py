@@ -1,4 +1,4 @@
-"""The two matrix products of CPU attention, put together from register tiles."""
+"""The two matrix products of CPU attention, made of register tiles."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 from numba import njit
@@ -8,7 +8,7 @@ from pagewire_kernels.cpu.simd_ir import LANES
 from pagewire_kernels.cpu.team import FASTMATH
 
 _SCORE_ROWS = 12 if HAS_AVX512 else 6
-"""Rows whose scores stay in registers together: two thirds of the machine's vector registers hold results."""
+"""Rows whose scores stay in registers at the same time; they take two thirds of the vector registers."""
 
 _score_most = make_gemm_tile(_SCORE_ROWS, 1, accumulate=False)
 _score_6 = make_gemm_tile(6, 1, accumulate=False)
@@ -52,7 +52,7 @@ def score_keys(query, head_dim, keys, key_stride, num_rows, scores, score_stride
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
 def _add_values_narrow(weights, weight_stride, values, num_keys, num_rows, out, out_stride):
-    """As add_values, for one vector of dimensions."""
+    """add_values for one vector of dimensions."""
     row = 0
     while num_rows - row >= 6:
         a, c = weights + 4 * row * weight_stride, out + 4 * row * out_stride

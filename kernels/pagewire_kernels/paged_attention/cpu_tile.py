@@ -25,7 +25,7 @@ from pagewire_kernels.paged_attention.cpu_products import add_values, score_keys
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
 def _pack(cache, table, first, num_keys, head_dim, padded_dim, keys, values):
-    """Copies up to LANES keys and values, which may lie in several blocks, to where the products can read them."""
+    """Copies up to LANES keys and values, which may lie in several blocks, to contiguous scratch for the products."""
     key_cache, value_cache, block_stride, head_offset, block_size = cache
     packed_keys = carray(pointer(keys, float32), (head_dim, LANES))
     packed_values = carray(pointer(values, float32), (LANES, padded_dim))
@@ -41,7 +41,7 @@ def _pack(cache, table, first, num_keys, head_dim, padded_dim, keys, values):
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
 def _score_strip(shape, cache, table, scratch, begin, end):
-    """Scores of all rows with keys begin to end, rounded up to whole vectors."""
+    """Computes the scores of all rows with keys begin to end, rounded up to whole vectors."""
     num_rows, _, head_dim, padded_dim, strip = shape
     key_cache, _, block_stride, head_offset, block_size = cache
     query, scores, _, packed_keys, packed_values = scratch
@@ -82,14 +82,14 @@ def _softmax_row(scores, num_vectors, low, high, state, sums):
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
 def _add_strip(shape, cache, table, scratch, begin, end, first_visible):
-    """Adds the strip's values, by their weights; no row sees a key before first_visible."""
+    """Adds the strip's weighted values. No row sees a key before first_visible."""
     num_rows, _, head_dim, padded_dim, strip = shape
     _, value_cache, block_stride, head_offset, block_size = cache
     _, scores, sums, _, packed_values = scratch
     is_direct = block_size % LANES == 0 and head_dim == padded_dim
     for v in range((end - begin + LANES - 1) // LANES):
         first = begin + v * LANES
-        # A weight of 0 does not make a value that was never written harmless: it may be NaN.
+        # A value that was never written may be NaN, which a weight of 0 would not remove.
         skipped = max(0, first_visible - first)
         if is_direct:
             block_offset = np.int64(table[first // block_size]) * block_stride + head_offset
@@ -106,7 +106,7 @@ def attend_tile(shape, cache, table, scratch, states, query, query_stride, out, 
     """Attends from one tile of queries.
 
     states: [rows, 2] float32 scratch. query, out: addresses of the first query's rows of this group, with the elements
-    from one token to the next. position: of the first query. options: (sliding_window, scale, logit_softcap).
+    from one token to the next. position: position of the first query. options: (sliding_window, scale, logit_softcap).
     """
     num_rows, group_size, head_dim, padded_dim, strip = shape
     window, scale, softcap = options

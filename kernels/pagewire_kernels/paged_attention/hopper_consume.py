@@ -23,7 +23,7 @@ from pagewire_kernels.paged_attention.hopper_shared import (
 
 LOG2_E = gl.constexpr(1.4426950408889634)
 LOWEST = gl.constexpr(-1.0e30)
-"""Start of a running maximum: finite, so that -inf - maximum is never NaN."""
+"""Initial value of a running maximum. It is finite, so that -inf - maximum is never NaN."""
 ZERO_ROWS = gl.constexpr(16)
 """Rows that a warp group clears at once."""
 
@@ -39,7 +39,7 @@ def _scores(query, keys, stage):
 
 @gluon.jit
 def _mask(scores, last):
-    """scores [ROWS, TILE], with -inf in columns behind last [ROWS].
+    """Returns scores [ROWS, TILE] with -inf in columns behind last [ROWS].
 
     A thread has pairs of columns, 8 apart. Seen as [ROWS, TILE // 8, 8] the middle axis is the same in each thread, and
     its indices are constants in the code; the columns themselves would fill registers all through the kernel.
@@ -51,7 +51,7 @@ def _mask(scores, last):
     column = gl.arange(0, 8, gl.SliceLayout(0, gl.SliceLayout(1, PAIRS)))
     first = 8 * gl.arange(0, NUM_EIGHTS, gl.SliceLayout(0, gl.SliceLayout(2, PAIRS)))
     rest = gl.convert_layout(last, gl.SliceLayout(1, gl.SliceLayout(1, PAIRS)))[:, None] - column[None, :]
-    # What gl.where does, spelt out: LLVM would gather the conditions of all elements in one integer first.
+    # Written out in place of gl.where, for which LLVM would first gather the conditions of all elements in one integer.
     eights = gl.inline_asm_elementwise(
         "{ .reg .pred p; setp.le.s32 p, $2, $3; selp.f32 $0, $1, 0fFF800000, p; }",
         "=f,f,r,r",
@@ -65,7 +65,7 @@ def _mask(scores, last):
 
 @gluon.jit
 def _weigh(scores, positions, start, factor, maximum, MASKED: gl.constexpr):
-    """(new maximum [ROWS], weights [ROWS, TILE], what to multiply earlier sums with [ROWS])."""
+    """Returns the new maximum [ROWS], the weights [ROWS, TILE] and the factor for earlier sums [ROWS]."""
     if MASKED:
         scores = _mask(scores, positions - start)
     new_maximum = gl.maximum(maximum, gl.max(scores, axis=1) * factor)
@@ -75,7 +75,7 @@ def _weigh(scores, positions, start, factor, maximum, MASKED: gl.constexpr):
 
 @gluon.jit
 def _pack(powers, DTYPE: gl.constexpr):
-    """Weights [ROWS, TILE] of DTYPE, two neighbours in an integer: [ROWS, TILE // 2].
+    """Packs weights [ROWS, TILE] of DTYPE, two neighbours in an integer: [ROWS, TILE // 2].
 
     A loop hands numbers of 16 bits to its next round one by one, and would take them apart and put them together again.
     """
@@ -108,7 +108,7 @@ def _clear_values(values, stage, first_row):
             old = place.load(LAYOUT)  # [ZERO_ROWS, PANEL]
             keep = (part * ZERO_ROWS + rows < first_row)[:, None]
             place.store(gl.where(keep, old, gl.zeros_like(old)))
-    # wgmma reads shared memory past the threads' own accesses.
+    # wgmma does not see the threads' own writes to shared memory before this fence.
     hopper.fence_async_shared()
     meet()
 
@@ -199,7 +199,7 @@ def _finish(
     mbarrier.wait(value_full.index(last), (end - 1) // NUM_STAGES & 1)
     sums = hopper.warpgroup_mma(weights, values.index(last), accumulator, is_async=True)
 
-    # Addresses of rows, while the product runs.
+    # The addresses of the rows are computed while the product runs.
     line = gl.arange(0, ROWS, LINE)
     dims = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, SUMS))
     heads = kv_head * GROUP_SIZE + line % GROUP_SIZE
@@ -207,9 +207,9 @@ def _finish(
     total = gl.convert_layout(total, LINE)
     if sinks_ptr is not None:
         sinks = gl.load(sinks_ptr + heads).to(gl.float32) * LOG2_E
-        # A sink far above all scores makes infinity here, and the quotient 0, as it should be.
+        # A sink far above all scores gives infinity here and the correct quotient, 0.
         total += gl.exp2(sinks - gl.convert_layout(maximum, LINE))
-    # A void row saw no key: 0 / 1.
+    # A void row saw no key; its output is 0 / 1.
     total = gl.where(total > 0, total, 1.0)
     accumulator = hopper.warpgroup_mma_wait(0, deps=(sums,))
     mbarrier.arrive(value_empty.index(last), count=1)

@@ -26,7 +26,7 @@ from pagewire_kernels.tuning.paged_attention import HopperPrefillConfig, hopper_
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 HOPPER = 90
-# Of a thread: a multiprocessor has 512 for the warps of each lane, two that attend and one that copies.
+# Registers of a thread: a multiprocessor has 512 for the warps of each lane, two that attend and one that copies.
 CONSUMER_REGISTERS = gl.constexpr(232)
 PRODUCER_REGISTERS = gl.constexpr(40)
 
@@ -93,7 +93,7 @@ def hopper_prefill_kernel(
 
     buffers = (queries, keys, values, notice)
     barriers = (query_full, query_empty, key_full, key_empty, value_full, value_empty)
-    # Spelt out, because a constant that a tuple is assigned with would not be one any more.
+    # Written out, because a constant would no longer be one after it is assigned as part of a tuple.
     gl.warp_specialize(
         [
             (consume, (0, ((sinks_ptr, out_ptr), score_scale, buffers, barriers), NUM_KV_HEADS, GROUP_SIZE)),
@@ -118,7 +118,7 @@ def hopper_prefill_kernel(
 
 
 def serves(inputs: AttentionInputs) -> bool:
-    """Whether attend_prefills takes these inputs."""
+    """Returns whether attend_prefills takes these inputs."""
     query, group_size, block_size = inputs.query, inputs.group_size, inputs.block_size
     return (
         query.is_cuda
@@ -132,7 +132,7 @@ def serves(inputs: AttentionInputs) -> bool:
         and block_size & (block_size - 1) == 0
         and group_size <= ROWS.value
         and group_size & (group_size - 1) == 0
-        # What copies in bulk take: addresses that are multiples of 16 bytes, coordinates of 32 bits.
+        # Bulk copies need addresses that are multiples of 16 bytes and coordinates of 32 bits.
         and query.stride(0) % 8 == 0
         and all(tensor.data_ptr() % 16 == 0 for tensor in (query, inputs.key_cache, inputs.value_cache))
         and inputs.key_cache.shape[0] * block_size < 2**31
@@ -145,7 +145,7 @@ def attend_prefills(
     """Writes the rows of out that belong to sequences from first_seq on; those before it have a token each.
 
     Args:
-        config: Instead of the table's choice.
+        config: tile configuration; None: the tuning table's choice.
     """
     query = inputs.query
     num_tokens, num_heads, head_dim = query.shape
@@ -187,7 +187,7 @@ def attend_prefills(
 
 
 def _boxes(config: HopperPrefillConfig, group_size: int, block_size: int) -> tuple[list[int], list[int]]:
-    """What is copied at once: of queries [queries of a consumer, heads of a group, PANEL], of a cache [keys, PANEL]."""
+    """Returns what one copy takes: queries [queries of a consumer, heads of a group, PANEL], cache [keys, PANEL]."""
     return [ROWS.value // group_size, group_size, PANEL.value], [min(block_size, config.tile), PANEL.value]
 
 
@@ -200,7 +200,7 @@ def _panel_layout(rank: int) -> gl.NVMMASharedLayout:
 def _constants(
     config: HopperPrefillConfig, group_size: int, head_dim: int, num_kv_heads: int, block_size: int
 ) -> dict[str, int]:
-    """The kernel's constants that shapes and configuration decide."""
+    """Returns the kernel's constants that depend on shapes and configuration."""
     return {
         "NUM_KV_HEADS": num_kv_heads,
         "GROUP_SIZE": group_size,

@@ -45,10 +45,10 @@ def _copy_queries(desc, first_row, first_head, full, queries):
 
 @gluon.jit
 def _box_rows(table_ptr, start, seq_len, BLOCK_SIZE: gl.constexpr, BOX: gl.constexpr, TILE: gl.constexpr):
-    """Where the boxes of keys start .. start + TILE - 1 begin in the cache, seen as [slots, ...].
+    """Returns the first slot of each box of keys start .. start + TILE - 1 in the cache, seen as [slots, ...].
 
-    Behind the sequence's last block, that block again; a void sequence has none, and gets block 0. What such boxes hold
-    does not count: scores are masked, and values cleared (hopper_consume.py).
+    Behind the sequence's last block, that block is repeated; a void sequence, which has none, gets block 0. The content
+    of such boxes is not used: scores are masked and values cleared (hopper_consume.py).
     """
     last = gl.maximum(seq_len - 1, 0) // BLOCK_SIZE
     rows = ()
@@ -115,7 +115,7 @@ def produce(
         if first_query >= 0:
             seq_len = gl.load(seq_lens_ptr + seq)
             first_position = seq_len - query_len + first_query
-            # A void sequence takes a tile too, of which nothing is visible.
+            # A void sequence takes one tile too, without a visible key.
             num_tiles = gl.maximum(gl.cdiv(gl.minimum(first_position + BLOCK_Q, seq_len), TILE), 1)
             mbarrier.wait(query_empty, (turn & 1) ^ 1)
             post(notice, NUM_TILES, num_tiles, ONE)
@@ -128,7 +128,7 @@ def produce(
             _copy_queries(query_desc, query_start + first_query, kv_head * GROUP_SIZE, query_full, queries)
             table_ptr = block_tables_ptr + seq.to(gl.int64) * stride_table
             for i in range(num_tiles):
-                # Looked up before the stage is waited for: the warp is ahead of its consumers.
+                # The look-up comes before the wait for the stage, because this warp is ahead of its consumers.
                 rows = _box_rows(table_ptr, (num_tiles - 1 - i) * TILE, seq_len, BLOCK_SIZE, BOX, TILE)
                 column = kv_head * keys.shape[2]
                 _copy_tile(key_desc, rows, column, key_empty, key_full, keys, count + i)

@@ -54,12 +54,12 @@ class AttentionInputs:
 
     @property
     def group_size(self) -> int:
-        """Query heads that share a KV head."""
+        """Number of query heads that share a KV head."""
         return self.query.shape[1] // self.num_kv_heads
 
     @property
     def score_scale(self) -> float:
-        """What q k is multiplied with: to powers of two; with a soft-cap, to twice the argument of its tanh."""
+        """Factor of q k that gives exponents of two or, with a soft-cap, twice the argument of its tanh."""
         return 2 * _LOG2_E * self.scale / self.logit_softcap if self.logit_softcap else _LOG2_E * self.scale
 
     @property
@@ -68,7 +68,7 @@ class AttentionInputs:
         return _LOG2_E * self.logit_softcap
 
     def check(self) -> None:
-        """Raises ValueError for what the kernels cannot address."""
+        """Raises ValueError for shapes, strides and dtypes that the kernels do not take."""
         _, num_heads, head_dim = self.query.shape
         if self.query.stride(2) != 1 or self.query.stride(1) != head_dim or self.block_tables.stride(1) != 1:
             raise ValueError("the heads of a token must be contiguous in query, and block_tables' rows")

@@ -40,7 +40,7 @@ def paged_attention(inputs: AttentionInputs) -> torch.Tensor:
 
 @cache
 def _hopper_prefill(device: torch.device) -> ModuleType | None:
-    """The kernel for Hopper alone, where the device is one and the installed Triton has Gluon as that kernel needs it.
+    """Returns the module of the Hopper kernel if the device is a Hopper GPU and the installed Triton has its Gluon.
 
     The interpreter does not know Gluon.
     """

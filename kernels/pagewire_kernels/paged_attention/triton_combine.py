@@ -1,4 +1,4 @@
-"""Adds up what the splits of a sequence found: the second launch of decode attention on a GPU."""
+"""Combines the results of a sequence's splits: the second launch of decode attention on a GPU."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ from pagewire_kernels.paged_attention.triton_tile import LOWEST, add_sinks
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 MAX_SPLITS = 64
-"""Of one sequence: what one program loads at once, 64 registers of each of 128 threads for heads of 128."""
+"""Most splits of one sequence. One program loads all at once: for heads of 128, 64 registers of each of 128 threads."""
 _NUM_WARPS = 4
 _PROGRAMS_PER_SM = 8
-"""At most: that many are resident, and most of a large batch's sequences are not split."""
+"""Most programs on a multiprocessor: this many are resident, and most sequences of a large batch are not split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Partials:
-    """What splits leave for each other. G and D: a group's query heads and head_dim, as powers of two."""
+    """The partial results of splits. G and D: a group's query heads and head_dim, rounded up to powers of two."""
 
     sums: torch.Tensor
     """[num_items, num_kv_heads, G, D] float32: weighted sums of values."""
@@ -35,7 +35,7 @@ class Partials:
     def empty(
         cls, num_items: int, num_seqs: int, num_kv_heads: int, g: int, d: int, device: torch.device
     ) -> "Partials":
-        """For num_items splits of num_seqs sequences, not initialised."""
+        """Allocates uninitialised tensors for num_items splits of num_seqs sequences."""
         num_rows = num_items * num_kv_heads * g
         scratch = torch.empty(num_rows * (d + 2), dtype=torch.float32, device=device)
         return cls(

@@ -33,7 +33,7 @@ from pagewire_kernels.tuning.paged_attention import DecodeConfig, decode_config,
 
 @triton.jit
 def _first_tile(seq_len, SLIDING_WINDOW: tl.constexpr, TILE: tl.constexpr):
-    """The first tile of keys that the sequence's last token sees."""
+    """Returns the first tile of keys that the sequence's last token sees."""
     first = seq_len * 0
     if SLIDING_WINDOW > 0:
         first = tl.maximum(seq_len - SLIDING_WINDOW, 0) // TILE
@@ -52,7 +52,7 @@ def _find_split(
     MAX_SPLITS: tl.constexpr,
     BLOCK_SEQS: tl.constexpr,
 ):
-    """(sequence, its first item, its number of splits, tiles per split) of a work item; sequence num_seqs: no work.
+    """Returns (sequence, its first item, its splits, tiles per split) of a work item; sequence num_seqs: no work.
 
     All tiles of the batch are shared out in num_shares equal shares, a sequence gets as many splits as its tiles fill
     shares, rounded, at least one. So there are at most num_shares + num_seqs items, numbered sequence after sequence.
@@ -63,7 +63,7 @@ def _find_split(
     share = tl.maximum(tl.cdiv(tl.sum(tiles), num_shares), MIN_TILES)
     splits = tl.minimum(tl.maximum((tiles + share // 2) // share, 1), MAX_SPLITS)
     split_tiles = tl.maximum(tl.cdiv(tiles, splits), 1)
-    # Without splits that rounding up left empty; a void row keeps one, which writes its zeros.
+    # Splits that rounding up left empty are dropped; a void row keeps one, which writes its zeros.
     splits = tl.where(seqs < num_seqs, tl.maximum(tl.cdiv(tiles, split_tiles), 1), 0)
     ends = tl.cumsum(splits)
     before = ends <= item
@@ -138,7 +138,7 @@ def decode_attention_kernel(
         if seq == num_seqs:
             return
         if item == first_item:
-            # Every head says the same.
+            # The programs of all heads store the same values.
             tl.store(splits_ptr + 2 * seq, first_item)
             tl.store(splits_ptr + 2 * seq + 1, num_splits)
     seq_len = tl.load(seq_lens_ptr + seq)
@@ -163,7 +163,7 @@ def decode_attention_kernel(
     table_ptr = block_tables_ptr + seq.to(tl.int64) * stride_table
 
     maximum = tl.full([BLOCK_M], LOWEST, tl.float32)
-    # Totals stay apart by column until the end: a sum across warps less for each tile.
+    # Totals are kept by column until the end, which saves a sum across warps for each tile.
     totals = tl.zeros([BLOCK_M, TILE], tl.float32)
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     blocks = look_up(table_ptr, begin, end, BLOCK_SIZE, TILE)
@@ -215,7 +215,7 @@ def attend_decodes(
     constants = _constants(config, inputs.group_size, head_dim, inputs.num_kv_heads, inputs.block_size)
     tile, block_g, block_d = (int(constants[name]) for name in ("TILE", "BLOCK_G", "BLOCK_D"))
     reach = min(inputs.max_seq_len, inputs.sliding_window + tile) if inputs.sliding_window else inputs.max_seq_len
-    # Shares that the longest sequences could fill beyond one each.
+    # Most shares that the longest sequences could fill beyond one each.
     num_shares = num_decodes * (triton.cdiv(reach, tile * config.min_split_tiles) - 1)
     num_shares = max(0, min(num_shares, num_multiprocessors * config.programs_per_sm // inputs.num_kv_heads))
     num_items = num_decodes + num_shares
@@ -254,9 +254,9 @@ def attend_decodes(
 def _constants(
     config: DecodeConfig, group_size: int, head_dim: int, num_kv_heads: int, block_size: int
 ) -> dict[str, int]:
-    """The kernel's constants that shapes and configuration decide."""
+    """Returns the kernel's constants that depend on shapes and configuration."""
     block_g = triton.next_power_of_2(group_size)
-    # 16 rows and columns are the least tl.dot takes.
+    # tl.dot takes at least 16 rows and columns.
     block_d = max(16, triton.next_power_of_2(head_dim))
     return {
         "NUM_KV_HEADS": num_kv_heads,
@@ -273,10 +273,10 @@ def _constants(
 
 
 def _num_warps(config: DecodeConfig, block_m: int) -> int:
-    """More of them for many heads that share a KV head: 128 rows spill the registers of 4 warps."""
+    """Returns more warps for many heads that share a KV head: 128 rows spill the registers of 4 warps."""
     return max(config.num_warps, block_m // 16)
 
 
 def _block_seqs(num_seqs: int) -> int:
-    """Room for num_seqs lengths, in few sizes: each is a compilation."""
+    """Returns num_seqs rounded up to one of few sizes, since each size needs a compilation."""
     return next((size for size in (32, 256) if num_seqs <= size), triton.next_power_of_2(num_seqs))

@@ -29,7 +29,7 @@ from pagewire_kernels.tuning.paged_attention import PrefillConfig, prefill_confi
 
 @triton.jit
 def _find_sequence(query_start_loc_ptr, tile, first_seq, num_seqs, BLOCK_Q: tl.constexpr):
-    """The sequence a tile belongs to, of those from first_seq on.
+    """Returns the sequence that a tile belongs to, among those from first_seq on.
 
     The s-th of them owns tiles from (tokens of those before it) // BLOCK_Q + s on: enough, whatever their lengths.
     """
@@ -236,7 +236,7 @@ def prefill_attention_kernel(
         tl.zeros([BLOCK_M], tl.float32),
         tl.zeros([BLOCK_M, BLOCK_D], tl.float32),
         blocks,
-        # There is no tile before the first: no weights, no slots that are seen, any blocks.
+        # There is no tile before the first: zero weights, no visible slots, arbitrary blocks.
         tl.zeros([BLOCK_M, TILE], tl.float32),
         tl.zeros([BLOCK_M], tl.float32),
         blocks,
@@ -315,7 +315,7 @@ def attend_prefills(
 def _constants(
     config: PrefillConfig, group_size: int, head_dim: int, num_kv_heads: int, block_size: int
 ) -> dict[str, int]:
-    """The kernel's constants that shapes and configuration decide."""
+    """Returns the kernel's constants that depend on shapes and configuration."""
     block_m = max(config.block_m, triton.next_power_of_2(group_size))
     return {
         "NUM_KV_HEADS": num_kv_heads,
@@ -324,7 +324,7 @@ def _constants(
         "BLOCK_SIZE": block_size,
         "BLOCK_Q": block_m // group_size,
         "BLOCK_M": block_m,
-        # 16 is the least tl.dot takes.
+        # tl.dot takes at least 16.
         "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
         "TILE": tile_for(block_size, config.tile),
         "LATE_VALUES": config.late_values,

@@ -1,4 +1,4 @@
-"""What the decode and the prefill kernel share: addressing a tile of the cache, scores, one step of online softmax.
+"""Shared by the decode and the prefill kernel: addresses of a tile of the cache, scores, a step of online softmax.
 
 Scores are kept in powers of two: log2(e) is folded into the factors the host passes (inputs.py), exp2 replaces exp.
 """
@@ -10,7 +10,7 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1.0e30)
-"""Start of a running maximum: finite, so that -inf - maximum is never NaN."""
+"""Initial value of a running maximum. It is finite, so that -inf - maximum is never NaN."""
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def shape_scores(
 
 @triton.jit
 def score_factor(score_scale, HAS_SOFTCAP: tl.constexpr, HAS_ALIBI: tl.constexpr):
-    """What is left to multiply scores with: plain scores are scaled by the multiply-add that subtracts the maximum."""
+    """Returns the remaining factor of scores: the multiply-add that subtracts the maximum scales plain scores."""
     factor = score_scale
     if HAS_SOFTCAP or HAS_ALIBI:
         factor = 1.0
@@ -89,7 +89,7 @@ def score_factor(score_scale, HAS_SOFTCAP: tl.constexpr, HAS_ALIBI: tl.constexpr
 
 @triton.jit
 def softmax_step(scores, factor, maximum):
-    """(new maximum [M], weights [M, N], what to multiply earlier sums with [M]); a key masked with -inf weighs 0."""
+    """Returns the new maximum [M], weights [M, N] and the factor for earlier sums [M]. Keys at -inf get weight 0."""
     new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * factor)
     weights = tl.exp2(scores * factor - new_maximum[:, None])
     return new_maximum, weights, tl.exp2(maximum - new_maximum)
@@ -97,10 +97,10 @@ def softmax_step(scores, factor, maximum):
 
 @triton.jit
 def add_sinks(sinks_ptr, heads, row_mask, maximum, total):
-    """What to divide a row's weighted sum by: its total [M], and that of its head's sink, a score without a value."""
+    """Returns the divisors of weighted sums: totals [M] plus those of the sinks, which are scores without values."""
     if sinks_ptr is not None:
         sinks = tl.load(sinks_ptr + heads, mask=row_mask, other=0.0).to(tl.float32) * LOG2_E
-        # A sink far above all scores makes infinity here, and the quotient 0, as it should be.
+        # A sink far above all scores gives infinity here and the correct quotient, 0.
         total += tl.exp2(sinks - maximum)
-    # A void row saw no key: 0 / 1.
+    # A void row saw no key; its output is 0 / 1.
     return tl.where(total > 0, total, 1.0)

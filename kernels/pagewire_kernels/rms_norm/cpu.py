@@ -14,7 +14,7 @@ from pagewire_kernels.cpu.threads import team_size
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
 def _norm_row(x, residual, weight, out, residual_out, hidden, eps):
-    """Normalises one row of `hidden` values; the tensors are addresses, residual 0: none."""
+    """Normalises one row of `hidden` values. The tensors are addresses; residual 0 means none."""
     row = carray(pointer(x, float32), (hidden,))
     scale = carray(pointer(weight, float32), (hidden,))
     normalised = carray(pointer(out, float32), (hidden,))

@@ -19,7 +19,7 @@ def apply_rotary(
         else:
             first, second = tensor[..., :half], tensor[..., half : 2 * half]
         x, y = first.float(), second.float()
-        # Both before either is written: x and y are views when the tensor is float32.
+        # Both are computed before either is written: x and y are views when the tensor is float32.
         rotated_first, rotated_second = x * cos - y * sin, y * cos + x * sin
         first.copy_(rotated_first)
         second.copy_(rotated_second)

@@ -1,4 +1,4 @@
-"""rotary_and_cache on a CPU, float32, on the CPU layout of kv_cache.py; norms of heads are a pass of their own."""
+"""rotary_and_cache on a CPU, float32, on the CPU layout of kv_cache.py; the norms of heads are a separate pass."""
 
 from pagewire_kernels.cpu.rotary_worker import angle_arguments, run, token_stride
 from pagewire_kernels.rms_norm import rms_norm

@@ -18,7 +18,7 @@ _ELEMENTS_PER_WARP = 1024
 
 @triton.jit
 def _load_pairs(ptr, offsets, is_head, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """The two members of each pair of every head, [HEADS, HALF_BLOCK] float32; zero beyond HALF."""
+    """Loads the two members of each pair of every head, [HEADS, HALF_BLOCK] float32; zero beyond HALF."""
     if INTERLEAVED:
         dim = tl.arange(0, 2 * HALF_BLOCK)[None, :]
         pairs = tl.load(ptr + offsets + dim, mask=is_head & (dim < 2 * HALF), other=0.0).to(tl.float32)
@@ -49,7 +49,7 @@ def _store_pairs(
 
 @triton.jit
 def _scale(x, reciprocal_rms, weight, dtype: tl.constexpr):
-    """Rounded to the tensor's dtype before and after the weight, as rms_norm does."""
+    """Applies a norm's factor and weight; rounds to the tensor's dtype after each, as rms_norm does."""
     return ((x * reciprocal_rms).to(dtype).to(tl.float32) * weight).to(dtype).to(tl.float32)
 
 
@@ -77,7 +77,7 @@ def _turn_heads(
     pair = tl.arange(0, HALF_BLOCK)[None, :]
     cos = tl.load(angles_ptr + pair, mask=pair < HALF, other=0.0)  # [1, HALF_BLOCK]
     sin = tl.load(angles_ptr + HALF + pair, mask=pair < HALF, other=0.0)
-    # Dimensions behind the rotated ones: they are touched only if the norm or a copy has to.
+    # The dimensions behind the rotated ones are touched only if there is a norm or a copy.
     moves_rest: tl.constexpr = REST_BLOCK > 0 and (HAS_NORM or not IN_PLACE)
     if moves_rest:
         rest_dim = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
@@ -208,7 +208,7 @@ def _specialise(
     dim_block = triton.next_power_of_2(head_dim)
     max_heads = max(1, _MAX_ELEMENTS // dim_block)
     query_heads = min(triton.next_power_of_2(num_heads), max_heads)
-    # Half as many: of keys and of values.
+    # Half as many heads, because a program handles keys and values.
     kv_heads = min(triton.next_power_of_2(num_kv_heads), max(1, max_heads // 2))
     rest = head_dim - rotary_dim
     constexprs = {

@@ -13,7 +13,7 @@ from math import log2
 from typing import Any
 
 MAX_ROWS = 16
-"""More rows are torch's."""
+"""torch computes products of more rows."""
 MAX_DISTANCE = 0.5
 """How far a weight may be from a measured one: powers of two of its height and of its width together. Half as many rows
 already leave multiprocessors without work, which is not what was measured."""
@@ -24,14 +24,14 @@ class FewRowsTile:
     """How one program of the kernel works."""
 
     tensor_cores: bool
-    """Else multiplications and additions of threads, which serve one row."""
+    """Whether tensor cores multiply; else the threads do, which serves one row."""
     block_n: int
     """Columns of the result, which are rows of the weight; a power of two."""
     block_k: int
     """Columns of the weight that are loaded at once; a power of two, at least 16."""
     num_warps: int
     num_stages: int
-    """Loads under way, this one included; 1: straight into registers."""
+    """Loads in flight, the current one included; 1: loads go straight into registers."""
     early_release: bool
     """Whether the next kernel's programs may be placed as soon as this one's have waited for x, or only when these have
     read all."""
@@ -39,10 +39,10 @@ class FewRowsTile:
 
 @dataclass(frozen=True, slots=True)
 class FewRowsConfig:
-    """The choice for one class of products."""
+    """The entry for one class of products."""
 
     tile: FewRowsTile | None
-    """None: torch's product."""
+    """The kernel's tile; None: use torch's product."""
 
 
 TORCH = FewRowsConfig(None)
@@ -52,7 +52,7 @@ TORCH = FewRowsConfig(None)
 def few_rows_config(
     gpu: int, element_bytes: int, gated: bool, num_rows: int, weight_rows: int, weight_columns: int
 ) -> FewRowsConfig:
-    """The table's choice: that of the most similar weight, of those for the fewest rows."""
+    """Returns the entry for the most similar weight, among those for the fewest sufficient rows."""
     fitting = [
         (distance, entry["max_rows"], entry["tile"])
         for entry in _entries()

@@ -20,20 +20,20 @@ class MoeConfig:
     up_n: int
     """Columns of gate, and as many of up, of one program of the first product."""
     up_k: int
-    """Of the hidden size, what is loaded at once."""
+    """Columns of the hidden size that are loaded at once."""
     up_warps: int
     up_stages: int
     down_n: int
     """Columns of one program of the second product."""
     down_k: int
-    """Of the intermediate size, what is loaded at once."""
+    """Columns of the intermediate size that are loaded at once."""
     down_warps: int
     down_stages: int
 
 
 @cache
 def moe_config(gpu: int, element_bytes: int, rows_per_expert: int) -> MoeConfig:
-    """The table's choice.
+    """Returns the table's entry.
 
     Raises:
         ValueError: there is no entry for elements of this size.
@@ -44,8 +44,8 @@ def moe_config(gpu: int, element_bytes: int, rows_per_expert: int) -> MoeConfig:
         if entry["gpu"] in (gpu, 0) and entry["element_bytes"] == element_bytes and entry["max_rows"] >= rows_per_expert
     ]
     if not fitting:
-        raise ValueError(f"mixtures of experts on GPUs take no elements of {element_bytes} bytes")
-    # The number of rows matters more than the generation.
+        raise ValueError(f"fused_moe on GPUs does not take elements of {element_bytes} bytes")
+    # The number of rows is compared first, because it matters more than the generation.
     entry = min(fitting, key=lambda entry: (entry["max_rows"], entry["gpu"] != gpu))
     return MoeConfig(**{field.name: entry[field.name] for field in fields(MoeConfig)})
 

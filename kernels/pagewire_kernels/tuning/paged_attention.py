@@ -42,17 +42,17 @@ class PrefillConfig:
 
 @dataclass(frozen=True, slots=True)
 class HopperPrefillConfig:
-    """How the prefill kernel for Hopper (paged_attention/hopper_prefill.py) is cut."""
+    """Tile sizes of the prefill kernel for Hopper (paged_attention/hopper_prefill.py)."""
 
     tile: int
-    """Keys that are taken at once: 64 or 128."""
+    """Keys in a tile: 64 or 128."""
     num_stages: int
     """Tiles of keys, and as many of values, that shared memory holds; at least 2, or the kernel waits for itself."""
 
 
 @cache
 def decode_config(gpu: int, head_dim: int, element_bytes: int) -> DecodeConfig:
-    """The table's choice for decodes.
+    """Returns the table's entry for decodes.
 
     Raises:
         ValueError: heads are larger than any entry serves.
@@ -62,7 +62,7 @@ def decode_config(gpu: int, head_dim: int, element_bytes: int) -> DecodeConfig:
 
 @cache
 def prefill_config(gpu: int, head_dim: int, element_bytes: int) -> PrefillConfig:
-    """The table's choice for prefills.
+    """Returns the table's entry for prefills.
 
     Raises:
         ValueError: heads are larger than any entry serves.
@@ -72,7 +72,7 @@ def prefill_config(gpu: int, head_dim: int, element_bytes: int) -> PrefillConfig
 
 @cache
 def hopper_prefill_config(gpu: int, head_dim: int, element_bytes: int) -> HopperPrefillConfig | None:
-    """The table's choice for prefills by the kernel for Hopper; None: they are not for that kernel."""
+    """Returns the table's entry for prefills by the kernel for Hopper; None: that kernel does not take them."""
     try:
         return HopperPrefillConfig(**_find("hopper_prefill", HopperPrefillConfig, gpu, head_dim, element_bytes))
     except ValueError:
@@ -80,7 +80,7 @@ def hopper_prefill_config(gpu: int, head_dim: int, element_bytes: int) -> Hopper
 
 
 def tile_for(block_size: int, tile: int) -> int:
-    """The tile to use for a block size: one that divides blocks needs a single look-up in the block table.
+    """Returns the tile for a block size. A tile that divides blocks needs a single look-up in the block table.
 
     Blocks of fewer than 64 keys are not worth a tile each: several of them are gathered into one.
     """
@@ -100,7 +100,7 @@ def _find(query: str, kind: type, gpu: int, head_dim: int, element_bytes: int) -
         if fitting:
             entry = min(fitting, key=lambda entry: entry["max_head_dim"])
             return {field.name: entry[field.name] for field in fields(kind)}
-    raise ValueError(f"attention on GPUs takes no heads of {head_dim} elements of {element_bytes} bytes")
+    raise ValueError(f"paged_attention on GPUs does not take heads of {head_dim} elements of {element_bytes} bytes")
 
 
 @cache
