@@ -26,7 +26,7 @@ class SequenceState:
     ints: torch.Tensor
     """[num_slots, num_ints] int64; `columns` names those that are used here."""
     token_ids: torch.Tensor
-    """[num_slots, max_len] int32: known tokens; beyond num_tokens arbitrary."""
+    """[num_slots, max_len] int32: known tokens; beyond num_tokens drafts to verify, or anything."""
     block_tables: torch.Tensor
     """[num_slots, max_blocks] int32: block ids in order; beyond the sequence's blocks arbitrary."""
     stop_token_ids: torch.Tensor

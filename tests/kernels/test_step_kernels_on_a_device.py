@@ -5,16 +5,16 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from kernel_site import Site
-from pagewire_kernels.append_tokens import append_tokens
+from pagewire_kernels.append_tokens import AppendInputs, StopReasons, append_tokens
 from pagewire_kernels.append_tokens import reference as append_reference
-from pagewire_kernels.prepare_inputs import prepare_inputs
+from pagewire_kernels.prepare_inputs import StepRows, prepare_inputs
 from pagewire_kernels.prepare_inputs import reference as prepare_reference
 from pagewire_kernels.sequence_state import SequenceState, StateColumns
 
 COLUMNS = StateColumns(num_tokens=0, num_computed=1, stop_reason=2, max_len=4)
 NUM_SLOTS, MAX_LEN, BLOCK_SIZE, VOCAB_SIZE = 70, 300, 16, 50
 MAX_BLOCKS = -(-MAX_LEN // BLOCK_SIZE)
-REASONS = {"token_reason": 1, "length_reason": 2, "error_reason": 3}
+REASONS = StopReasons(token=1, length=2, error=3)
 BATCHES = pytest.mark.parametrize(
     ("num_rows", "longest"), [(64, 1), (1, 1), (33, 40)], ids=["decodes", "one row", "mixture"]
 )
@@ -59,22 +59,30 @@ def test_prepare_inputs(float32_site: Site, num_rows: int, longest: int) -> None
     slots, lens = random_rows(float32_site.device, num_rows, longest)
     # Rows of one token each are never padded by tokens: a graph pads them by rows.
     num_tokens = num_rows if lens is None else int(lens.sum()) + 5
-    inputs = prepare_inputs(state, slots, lens, block_size=BLOCK_SIZE, num_tokens=num_tokens, max_blocks=MAX_BLOCKS)
-    assert_equal(inputs, prepare_reference.prepare_inputs(state, slots, lens, BLOCK_SIZE, num_tokens, MAX_BLOCKS))
+    rows = StepRows(state, slots, lens, BLOCK_SIZE, num_tokens, MAX_BLOCKS)
+    assert_equal(prepare_inputs(rows), prepare_reference.prepare_inputs(rows))
 
 
 @BATCHES
+@pytest.mark.parametrize("max_sampled", [1, 5])
 @pytest.mark.parametrize("all_sample", [True, False], ids=["all sample", "some sample"])
-def test_append_tokens(float32_site: Site, num_rows: int, longest: int, all_sample: bool) -> None:
+def test_append_tokens(float32_site: Site, num_rows: int, longest: int, all_sample: bool, max_sampled: int) -> None:
     device = float32_site.device
     state = random_state(device)
     slots, lens = random_rows(device, num_rows, longest)
-    sampled = torch.randint(0, VOCAB_SIZE, (num_rows,), device=device)
+    if lens is not None:
+        state.ints[slots, COLUMNS.num_tokens] = state.ints[slots, COLUMNS.num_computed] + lens
+    num_sampled = None
+    if max_sampled > 1:
+        # What a row computes beyond its known tokens are its drafts.
+        lens = state.ints[slots, COLUMNS.num_tokens] - state.ints[slots, COLUMNS.num_computed] + max_sampled - 1
+        num_sampled = torch.randint(1, max_sampled + 1, (num_rows,), device=device)
+    sampled = torch.randint(-1, VOCAB_SIZE, (num_rows, max_sampled), device=device)
     rows = None if all_sample else torch.randperm(num_rows, device=device).to(torch.int32)
     if rows is not None:
         rows[::3] = -1
     ours, theirs = (replace(state, ints=state.ints.clone(), token_ids=state.token_ids.clone()) for _ in range(2))
-    report = append_tokens(ours, slots, lens, sampled, rows, **REASONS)
-    expected = append_reference.append_tokens(theirs, slots, lens, sampled, rows, *REASONS.values())
-    assert torch.equal(report, expected)
+    inputs = AppendInputs(ours, slots, lens, sampled, rows, REASONS, num_sampled)
+    report = append_tokens(inputs)
+    assert torch.equal(report, append_reference.append_tokens(replace(inputs, state=theirs)))
     assert_equal(ours, theirs)

@@ -11,8 +11,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from pagewire_kernels.append_tokens import FIRST_TOKEN, AppendInputs, StopReasons
+from pagewire_kernels.append_tokens import NUM_COMPUTED as COMPUTED_ROW
+from pagewire_kernels.append_tokens import NUM_TOKENS as TOKENS_ROW
+from pagewire_kernels.append_tokens import STOP_REASON as REASON_ROW
 from pagewire_kernels.append_tokens.reference import append_tokens
-from pagewire_kernels.prepare_inputs import PreparedInputs
+from pagewire_kernels.prepare_inputs import PreparedInputs, StepRows
 from pagewire_kernels.prepare_inputs.reference import prepare_inputs
 from pagewire_kernels.sequence_state import SequenceState, StateColumns
 
@@ -21,7 +25,7 @@ DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 GARBAGE = 2**30
 NUM_TOKENS, NUM_COMPUTED, STOP_REASON, MAX_LEN = 0, 1, 2, 4
 BLOCK_SIZE = 16
-REASONS = {"token_reason": 7, "length_reason": 9, "error_reason": 5}
+REASONS = StopReasons(token=7, length=9, error=5)
 
 pytest.importorskip("triton")
 runs_kernels = pytest.mark.skipif(
@@ -73,10 +77,10 @@ def check_inputs(state, slots, query_lens, num_tokens, max_blocks):
 
     slots = torch.tensor(slots)
     query_lens = None if query_lens is None else torch.tensor(query_lens)
-    shape = {"block_size": BLOCK_SIZE, "num_tokens": num_tokens, "max_blocks": max_blocks}
-    expected = prepare_inputs(state, slots, query_lens, **shape)
+    rows = StepRows(state, slots, query_lens, BLOCK_SIZE, num_tokens, max_blocks)
+    expected = prepare_inputs(rows)
     lens = None if query_lens is None else query_lens.to(DEVICE)
-    actual = kernel.prepare_inputs(on_device(state), slots.to(DEVICE), lens, *shape.values())
+    actual = kernel.prepare_inputs(replace(rows, state=on_device(state), slots=slots.to(DEVICE), query_lens=lens))
     for field in fields(PreparedInputs):
         found, wanted = getattr(actual, field.name).cpu(), getattr(expected, field.name)
         assert found.dtype is wanted.dtype, field.name
@@ -121,13 +125,17 @@ def test_decodes_with_padding_are_refused():
         check_inputs(sequence_state(), [1, 2], None, 3, 13)
 
 
-def check_append(state, slots, query_lens, sampled, sample_rows):
+def check_append(state, slots, query_lens, sampled, sample_rows, num_sampled=None):
+    """sampled: each row's only token, or a list of them."""
     from pagewire_kernels.append_tokens import triton as kernel
 
-    inputs = [None if x is None else torch.tensor(x) for x in (slots, query_lens, sampled, sample_rows)]
+    inputs = [None if x is None else torch.tensor(x) for x in (slots, query_lens, sampled, sample_rows, num_sampled)]
+    if inputs[2].dim() == 1:
+        inputs[2] = inputs[2][:, None]
     mine = on_device(state)
-    report = kernel.append_tokens(mine, *(x if x is None else x.to(DEVICE) for x in inputs), *REASONS.values())
-    expected = append_tokens(state, *inputs, **REASONS)
+    moved = [x if x is None else x.to(DEVICE) for x in inputs]
+    report = kernel.append_tokens(AppendInputs(mine, *moved[:4], REASONS, moved[4]))
+    expected = append_tokens(AppendInputs(state, *inputs[:4], REASONS, inputs[4]))
     assert report.tolist() == expected.tolist()
     assert mine.ints.tolist() == state.ints.tolist()
     assert torch.equal(mine.token_ids.cpu(), state.token_ids)
@@ -144,9 +152,9 @@ def test_sampled_tokens_are_appended_until_a_sequence_stops():
     known = state.ints[:, NUM_TOKENS].clone()
     slots = [0, 2, 3, 4, 5, 12, 1, 12, 7, 6]
     report = check_append(state, slots, None, [11, 17, 3, 11, 13, 8, 8, 9, 0, 2], None)
-    assert report[2].tolist() == [11, 17, 3, -1, 13, -1, 8, -1, 0, 2]
-    assert report[3].tolist() == [0, 7, 7, 3, 9, 1, 0, 1, 0, 0]
-    assert (report[1] - known[slots]).tolist() == [1, 1, 1, 0, 1, 0, 1, 0, 1, 1]
+    assert report[FIRST_TOKEN].tolist() == [11, 17, 3, -1, 13, -1, 8, -1, 0, 2]
+    assert report[REASON_ROW].tolist() == [0, 7, 7, 3, 9, 1, 0, 1, 0, 0]
+    assert (report[TOKENS_ROW] - known[slots]).tolist() == [1, 1, 1, 0, 1, 0, 1, 0, 1, 1]
 
 
 @runs_kernels
@@ -155,13 +163,46 @@ def test_rows_that_do_not_sample_only_count_what_they_computed():
     computed = state.ints[:, NUM_COMPUTED].clone()
     slots, query_lens = [0, 2, 3, 4], [1, 30, 40, 1]
     report = check_append(state, slots, query_lens, [11, 12, 13], [0, -1, 2, 1])
-    assert report[2].tolist() == [11, -1, 13, -1]
-    assert (report[0] - computed[slots]).tolist() == [1, 30, 40, 0]
+    assert report[FIRST_TOKEN].tolist() == [11, -1, 13, -1]
+    assert (report[COMPUTED_ROW] - computed[slots]).tolist() == [1, 30, 40, 0]
 
 
 @runs_kernels
 def test_a_step_in_which_nobody_samples():
     check_append(sequence_state(), [0, 2], [8, 9], torch.empty(0, dtype=torch.int64).tolist(), [-1, -1])
+
+
+@runs_kernels
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("max_sampled", [2, 3, 5])
+def test_runs_of_tokens_end_where_their_sequences_stop(max_sampled, seed):
+    """More rows than one program has; a small vocabulary, so that stop tokens and -1 come anywhere in a run."""
+    generator = torch.Generator().manual_seed(seed)
+    num_rows = 11
+    state = sequence_state(stopped=[4], seed=seed)
+    state.stop_token_ids[:8] = torch.randint(0, 30, (8, 5), generator=generator, dtype=torch.int32)
+    state.ints[::3, MAX_LEN] = state.ints[::3, NUM_TOKENS] + 2
+    state.ints[-1, MAX_LEN] = 0
+    slots = [*torch.randperm(12, generator=generator)[: num_rows - 2].tolist(), 12, 12]
+    query_lens = torch.full((num_rows,), 40 + max_sampled - 1)
+    sample_rows = torch.randperm(num_rows, generator=generator)
+    # Rows that do not catch up.
+    query_lens[::4], sample_rows[::4] = 30, -1
+    sampled = torch.randint(-1, 12, (num_rows, max_sampled), generator=generator)
+    num_sampled = torch.randint(1, max_sampled + 1, (num_rows,), generator=generator)
+    inputs = (query_lens, sampled, sample_rows, num_sampled)
+    check_append(state, slots, *(x.tolist() for x in inputs))
+
+
+@runs_kernels
+def test_drafts_that_are_rejected_do_not_count_as_computed():
+    state = sequence_state()
+    known = state.ints[:, NUM_TOKENS].clone()
+    slots = [3, 0, 5]
+    report = check_append(state, slots, [44, 44, 44], [[9] * 5, [8] * 5, [7] * 5], None, [1, 3, 5])
+    assert (report[TOKENS_ROW] - known[slots]).tolist() == [1, 3, 5]
+    assert (report[COMPUTED_ROW] - known[slots]).tolist() == [0, 2, 4]
+    assert report[FIRST_TOKEN:].T.tolist() == [[9, -1, -1, -1, -1], [8, 8, 8, -1, -1], [7] * 5]
 
 
 @pytest.mark.gpu
@@ -171,11 +212,11 @@ def test_a_captured_step_runs_on_whatever_the_slots_hold():
     from pagewire_kernels.prepare_inputs.triton import prepare_inputs
 
     state = on_device(sequence_state(stopped=[4]))
-    slots, sampled = torch.tensor([12, 12, 12], device=DEVICE), torch.tensor([1, 2, 3], device=DEVICE)
+    slots, sampled = torch.tensor([12, 12, 12], device=DEVICE), torch.tensor([[1], [2], [3]], device=DEVICE)
 
     def step():
-        inputs = prepare_inputs(state, slots, None, block_size=BLOCK_SIZE, num_tokens=3, max_blocks=13)
-        return inputs, append_tokens(state, slots, None, sampled, None, **REASONS)
+        inputs = prepare_inputs(StepRows(state, slots, None, BLOCK_SIZE, num_tokens=3, max_blocks=13))
+        return inputs, append_tokens(AppendInputs(state, slots, None, sampled, None, REASONS))
 
     step()
     graph = torch.cuda.CUDAGraph()
@@ -186,4 +227,4 @@ def test_a_captured_step_runs_on_whatever_the_slots_hold():
     graph.replay()
     graph.replay()
     assert inputs.positions.tolist() == [before[0] + 1, 0, before[2] + 1]
-    assert report[2].tolist() == [1, -1, 3]
+    assert report[FIRST_TOKEN].tolist() == [1, -1, 3]

@@ -5,7 +5,7 @@ import torch
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import root_digest
 from pagewire_common.sampling_params import with_defaults
-from pagewire_shard.engine.runner import RunBatch
+from pagewire_shard.engine.runner import RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import (
     MAX_LEN,
@@ -22,7 +22,6 @@ from pagewire_shard.execution.device_state import (
     DeviceState,
 )
 from pagewire_shard.execution.host_transfer import CpuUplink
-from pagewire_shard.execution.step_report import EMPTY
 from pagewire_shard.execution.warm_up import run_largest_step
 
 CPU = torch.device("cpu")
@@ -110,7 +109,7 @@ class Recorder:
 
     def launch(self, batch: RunBatch):
         self.batches.append(batch)
-        return EMPTY
+        return StepTokens()
 
 
 @pytest.mark.parametrize(
@@ -123,5 +122,5 @@ def test_the_largest_step_fills_tokens_and_slots(num_seqs: int, num_tokens: int,
     (batch,) = runner.batches
     assert batch.query_lens == query_lens
     assert batch.slots == list(range(len(query_lens)))
-    assert all(batch.samples)
+    assert batch.sample_lens == [1] * len(query_lens)
     assert max(len(sequence.token_ids) for sequence in runner.admitted) <= 16

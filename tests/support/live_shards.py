@@ -16,10 +16,10 @@ from pagewire_router.request import Request
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.engine import Engine
-from pagewire_shard.engine.runner import RunBatch
+from pagewire_shard.engine.runner import RunBatch, StepTokens
 from pagewire_shard.service.server import ShardServer
 from pagewire_shard.stepping.step_thread import StepThread
-from scheduling_world import VOCAB_SIZE, HashPending, HashRunner, NullSink, expected_output, make_request
+from scheduling_world import VOCAB_SIZE, HashRunner, NullSink, expected_output, make_request
 
 EOS_SHARE = 0.0
 INFO = shard_pb2.ShardInfo(
@@ -46,7 +46,7 @@ class FreezableRunner(HashRunner):
         self.may_run.set()
         self.num_steps = 0
 
-    def launch(self, batch: RunBatch) -> HashPending:
+    def launch(self, batch: RunBatch) -> StepTokens:
         threading.Event().wait(0.002)
         self.may_run.wait()
         self.num_steps += 1

@@ -2,6 +2,10 @@
 
 The runner keeps a key-value cache of hashes. What it samples depends on what it finds there, so a block that is shared,
 copied, evicted or overwritten wrongly shows up as a wrong token.
+
+Drafts: a World(..., max_draft_tokens=4) has shards that take plans with num_draft_tokens up to 4. How many of a row's
+drafts are accepted is random, but fixed by the sequence's seed and length, so that ranks agree. Tokens do not depend on
+drafts: expected_output is what a sequence yields with any numbers of them. Rejected drafts leave garbage in the cache.
 """
 
 import random
@@ -21,6 +25,8 @@ from pagewire_shard.engine.sequence import Sequence
 
 VOCAB_SIZE = 6
 EOS = 0
+REJECTED = -7
+"""What a rejected draft leaves in the cache."""
 
 
 def chain(tokens: list[int]) -> list[int]:
@@ -37,7 +43,12 @@ def next_token(last: int, seed: int, position: int, eos_share: float) -> int:
     return EOS if rng.random() < eos_share else rng.randrange(1, VOCAB_SIZE)
 
 
-def shard_info(limits: GroupLimits, vocab_size: int) -> shard_pb2.ShardInfo:
+def num_accepted(seed: int, position: int, num_drafts: int) -> int:
+    """How many of a row's drafts are accepted when its next token comes at this position."""
+    return random.Random(seed * 7919 + position).randrange(num_drafts + 1)
+
+
+def shard_info(limits: GroupLimits, vocab_size: int, max_draft_tokens: int = 0) -> shard_pb2.ShardInfo:
     """What a shard of these limits says of itself, as far as an engine reads it."""
     return shard_pb2.ShardInfo(
         max_num_seqs=limits.max_num_seqs,
@@ -45,6 +56,7 @@ def shard_info(limits: GroupLimits, vocab_size: int) -> shard_pb2.ShardInfo:
         max_num_batched_tokens=limits.max_num_batched_tokens,
         vocab_size=vocab_size,
         max_logprobs=20,
+        max_draft_tokens=max_draft_tokens,
     )
 
 
@@ -75,22 +87,24 @@ class HashRunner:
 
     def end_epoch(self) -> None: ...
 
-    def launch(self, batch: RunBatch) -> "HashPending":
+    def launch(self, batch: RunBatch) -> StepTokens:
         for slot, index, block in batch.table_updates:
             table = self.rows[slot]["table"]
             table[index : index + 1] = [block]
         for source, destination in batch.copies:
             self.cache[destination] = list(self.cache[source])
         self._break_if_poisoned(batch)
-        out = StepTokens([], [], [], [], [])
-        for slot, num_new, samples in zip(batch.slots, batch.query_lens, batch.samples, strict=True):
+        out = StepTokens()
+        for slot, query_len, sample_len in zip(batch.slots, batch.query_lens, batch.sample_lens, strict=True):
             row = self.rows[slot]
-            sampled = -1 if row["stop"] else self._run(row, num_new, samples)
+            sampled = [] if row["stop"] else self._run(row, query_len, sample_len)
+            assert row["computed"] <= batch.max_seq_len
             out.num_computed_tokens.append(row["computed"])
             out.num_tokens.append(len(row["tokens"]))
-            out.sampled.append(sampled)
+            out.num_sampled.append(len(sampled))
+            out.sampled_token_ids.extend(sampled)
             out.stop_reasons.append(row["stop"])
-        return HashPending(out)
+        return out
 
     def _break_if_poisoned(self, batch: RunBatch) -> None:
         """A step with a poisoned sequence breaks once the sequence has grown to the length that its poison names."""
@@ -99,18 +113,38 @@ class HashRunner:
             if tokens[0] in self.poisons and len(tokens) >= self.poisons[tokens[0]] and not self.rows[slot]["stop"]:
                 raise RuntimeError("poison")
 
-    def _run(self, row: dict, num_new: int, samples: bool) -> int:
+    def _run(self, row: dict, query_len: int, sample_len: int) -> list[int]:
+        """Computes the row's next tokens, its drafts behind them, and returns what it samples."""
+        num_drafts = max(0, sample_len - 1)
+        self.num_computed_total += query_len
         values = chain(row["tokens"])
-        for position in range(row["computed"], row["computed"] + num_new):
-            self.cache[row["table"][position // self.block_size]][position % self.block_size] = values[position]
-        row["computed"] += num_new
-        self.num_computed_total += num_new
-        if not samples:
-            return -1
+        for value in values[row["computed"] : row["computed"] + query_len - num_drafts]:
+            self._compute(row, value)
+        if not sample_len:
+            return []
         assert row["computed"] == len(row["tokens"])
         found = [self.cache[row["table"][p // self.block_size]][p % self.block_size] for p in range(row["computed"])]
         assert found == values, "the cache does not hold what the sequence computed"
-        token = next_token(found[-1], row["seed"], len(row["tokens"]), self.eos_share)
+        end = row["computed"] + num_drafts
+        accepted = num_accepted(row["seed"], len(row["tokens"]), num_drafts)
+        sampled: list[int] = []
+        while not row["stop"] and len(sampled) <= accepted:
+            if sampled:
+                self._compute(row, chain(row["tokens"])[-1])
+            sampled.append(self._sample(row))
+        for position in range(row["computed"], end):
+            self._write(row, position, REJECTED)
+        return sampled
+
+    def _compute(self, row: dict, value: int) -> None:
+        self._write(row, row["computed"], value)
+        row["computed"] += 1
+
+    def _write(self, row: dict, position: int, value: int) -> None:
+        self.cache[row["table"][position // self.block_size]][position % self.block_size] = value
+
+    def _sample(self, row: dict) -> int:
+        token = next_token(chain(row["tokens"])[-1], row["seed"], len(row["tokens"]), self.eos_share)
         row["tokens"].append(token)
         if token == EOS and row["eos"]:
             row["stop"] = shard_pb2.STOP_REASON_TOKEN
@@ -119,24 +153,19 @@ class HashRunner:
         return token
 
 
-class HashPending:
-    def __init__(self, tokens: StepTokens) -> None:
-        self.tokens = tokens
-
-    def is_ready(self) -> bool:
-        return True
-
-    def wait(self) -> StepTokens:
-        return self.tokens
-
-
 class Rank:
     """One shard. A lazy rank collects as late as the protocol allows, an eager one at once."""
 
     def __init__(
-        self, limits: GroupLimits, eos_share: float, window: int, lazy: bool, vocab_size: int = VOCAB_SIZE
+        self,
+        limits: GroupLimits,
+        eos_share: float,
+        window: int,
+        lazy: bool,
+        vocab_size: int = VOCAB_SIZE,
+        max_draft_tokens: int = 0,
     ) -> None:
-        info = shard_info(limits, vocab_size)
+        info = shard_info(limits, vocab_size, max_draft_tokens)
         self.runner = HashRunner(limits.num_blocks, limits.block_size, limits.max_model_len, eos_share)
         self.engine = Engine(info, self.runner, BlockPool(limits.num_blocks, limits.block_size))
         self.engine.begin_epoch(window)
@@ -163,10 +192,14 @@ class Rank:
 class World:
     """Drives the scheduler as the group loop does, with `window` plans in flight."""
 
-    def __init__(self, limits: GroupLimits, window: int, eos_share: float, num_ranks: int = 1) -> None:
+    def __init__(
+        self, limits: GroupLimits, window: int, eos_share: float, num_ranks: int = 1, max_draft_tokens: int = 0
+    ) -> None:
         self.scheduler = Scheduler(limits)
         self.window, self.eos_share = window, eos_share
-        self.ranks = [Rank(limits, eos_share, window, lazy=bool(i)) for i in range(num_ranks)]
+        self.ranks = [
+            Rank(limits, eos_share, window, lazy=bool(i), max_draft_tokens=max_draft_tokens) for i in range(num_ranks)
+        ]
         self.now = 0.0
         self.max_running = 0
 

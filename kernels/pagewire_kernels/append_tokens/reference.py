@@ -2,40 +2,55 @@
 
 import torch
 
-from pagewire_kernels.sequence_state import SequenceState
+from pagewire_kernels.append_tokens.inputs import (
+    FIRST_TOKEN,
+    NUM_COMPUTED,
+    NUM_SAMPLED,
+    NUM_TOKENS,
+    STOP_REASON,
+    AppendInputs,
+)
 
 
-def append_tokens(
-    state: SequenceState,
-    slots: torch.Tensor,
-    query_lens: torch.Tensor | None,
-    sampled: torch.Tensor,
-    sample_rows: torch.Tensor | None,
-    token_reason: int,
-    length_reason: int,
-    error_reason: int,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Row by row."""
-    columns = state.columns
-    report = slots.new_empty(4, len(slots)) if out is None else out
+def append_tokens(inputs: AppendInputs, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Row by row, token by token."""
+    columns = inputs.state.columns
+    report = inputs.new_report() if out is None else out
     report.fill_(-1)
-    for row, slot in enumerate(slots.tolist()):
-        ints = state.ints[slot]
-        sample = row if sample_rows is None else int(sample_rows[row])
+    for row, slot in enumerate(inputs.slots.tolist()):
+        ints = inputs.state.ints[slot]
+        appended: list[int] = []
         if ints[columns.stop_reason] == 0:
-            ints[columns.num_computed] += 1 if query_lens is None else query_lens[row]
-            if sample >= 0 and sampled[sample] < 0:
-                ints[columns.stop_reason] = error_reason
-            elif sample >= 0:
-                token = sampled[sample]
-                state.token_ids[slot, ints[columns.num_tokens]] = token.to(torch.int32)
-                ints[columns.num_tokens] += 1
-                if (state.stop_token_ids[slot] == token).any():
-                    ints[columns.stop_reason] = token_reason
-                elif ints[columns.num_tokens] >= ints[columns.max_len]:
-                    ints[columns.stop_reason] = length_reason
-                report[2, row] = token
-        report[0, row], report[1, row] = ints[columns.num_computed], ints[columns.num_tokens]
-        report[3, row] = ints[columns.stop_reason]
+            ints[columns.num_computed] += 1 if inputs.query_lens is None else int(inputs.query_lens[row])
+            appended = _append(inputs, row, slot)
+            # Drafts that were not appended are not computed, nor is the last token that was.
+            ints[columns.num_computed].clamp_(max=int(ints[columns.num_tokens]) - bool(appended))
+        report[NUM_COMPUTED, row], report[NUM_TOKENS, row] = ints[columns.num_computed], ints[columns.num_tokens]
+        report[STOP_REASON, row], report[NUM_SAMPLED, row] = ints[columns.stop_reason], len(appended)
+        report[FIRST_TOKEN : FIRST_TOKEN + len(appended), row] = torch.tensor(appended)
     return report
+
+
+def _append(inputs: AppendInputs, row: int, slot: int) -> list[int]:
+    """Appends a live row's tokens up to the one that stops its sequence. Returns what was appended."""
+    state, columns, reasons = inputs.state, inputs.state.columns, inputs.stop_reasons
+    sample = row if inputs.sample_rows is None else int(inputs.sample_rows[row])
+    if sample < 0:
+        return []
+    ints = state.ints[slot]
+    appended: list[int] = []
+    num_sampled = inputs.max_sampled if inputs.num_sampled is None else int(inputs.num_sampled[sample])
+    for token in inputs.sampled[sample, :num_sampled].tolist():
+        if token < 0:
+            ints[columns.stop_reason] = reasons.error
+            break
+        state.token_ids[slot, ints[columns.num_tokens]] = token
+        ints[columns.num_tokens] += 1
+        appended.append(token)
+        if (state.stop_token_ids[slot] == token).any():
+            ints[columns.stop_reason] = reasons.token
+            break
+        if ints[columns.num_tokens] >= ints[columns.max_len]:
+            ints[columns.stop_reason] = reasons.length
+            break
+    return appended

@@ -1,8 +1,29 @@
-"""What prepare_inputs makes: the inputs of one forward pass."""
+"""What prepare_inputs takes, and what it makes: the inputs of one forward pass."""
 
 from dataclasses import dataclass
 
 import torch
+
+from pagewire_kernels.sequence_state import SequenceState
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """The rows of a step, as the host names them."""
+
+    state: SequenceState
+    """As it is before the pass; not changed. Draft tokens stand behind a sequence's known ones. Live rows have distinct
+    slots."""
+    slots: torch.Tensor
+    """[num_rows] int64."""
+    query_lens: torch.Tensor | None
+    """[num_rows] int64 or int32, on slots' device: tokens to compute of each row, drafts included; None: one each."""
+    block_size: int
+    """Tokens of a block."""
+    num_tokens: int
+    """Rows of the pass, at least the sum of query_lens; what is more is padding."""
+    max_blocks: int
+    """Columns of the gathered block tables, enough for the longest sequence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,29 +2,22 @@
 
 import torch
 
-from pagewire_kernels.prepare_inputs.inputs import PreparedInputs
-from pagewire_kernels.sequence_state import SequenceState
+from pagewire_kernels.prepare_inputs.inputs import PreparedInputs, StepRows
 
 
-def prepare_inputs(
-    state: SequenceState,
-    slots: torch.Tensor,
-    query_lens: torch.Tensor | None,
-    block_size: int,
-    num_tokens: int,
-    max_blocks: int,
-) -> PreparedInputs:
+def prepare_inputs(rows: StepRows) -> PreparedInputs:
     """Row by row: a live row's tokens stand at num_computed and after it."""
+    state, slots, block_size = rows.state, rows.slots, rows.block_size
     num_rows = len(slots)
     inputs = PreparedInputs(
-        input_ids=slots.new_zeros(num_tokens),
-        positions=slots.new_zeros(num_tokens),
-        slot_mapping=slots.new_full((num_tokens,), -1),
+        input_ids=slots.new_zeros(rows.num_tokens),
+        positions=slots.new_zeros(rows.num_tokens),
+        slot_mapping=slots.new_full((rows.num_tokens,), -1),
         query_start_loc=slots.new_zeros(num_rows + 1, dtype=torch.int32),
         seq_lens=slots.new_zeros(num_rows, dtype=torch.int32),
-        block_tables=state.block_tables[slots, :max_blocks],
+        block_tables=state.block_tables[slots, : rows.max_blocks],
     )
-    lens = torch.ones_like(slots) if query_lens is None else query_lens
+    lens = torch.ones_like(slots) if rows.query_lens is None else rows.query_lens
     inputs.query_start_loc[1:] = lens.cumsum(0)
     for row, (slot, query_len) in enumerate(zip(slots.tolist(), lens.tolist(), strict=True)):
         if state.ints[slot, state.columns.stop_reason] != 0:

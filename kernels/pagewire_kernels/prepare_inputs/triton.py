@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.prepare_inputs.inputs import PreparedInputs
-from pagewire_kernels.sequence_state import SequenceState
+from pagewire_kernels.prepare_inputs.inputs import PreparedInputs, StepRows
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -135,15 +134,10 @@ def prepare_mixed_kernel(
     _copy_table(table_ptr, out_ptr, part, (seq_len + BLOCK_SIZE - 1) // BLOCK_SIZE, num_parts, BLOCK)
 
 
-def prepare_inputs(
-    state: SequenceState,
-    slots: torch.Tensor,
-    query_lens: torch.Tensor | None,
-    block_size: int,
-    num_tokens: int,
-    max_blocks: int,
-) -> PreparedInputs:
+def prepare_inputs(rows: StepRows) -> PreparedInputs:
     """See the package."""
+    state, slots, query_lens = rows.state, rows.slots, rows.query_lens
+    num_tokens, max_blocks = rows.num_tokens, rows.max_blocks
     num_rows = slots.shape[0]
     if query_lens is None and num_tokens != num_rows:
         raise ValueError(f"{num_rows} rows of one token make {num_rows} tokens, not {num_tokens}")
@@ -162,7 +156,7 @@ def prepare_inputs(
     outputs = tuple(getattr(inputs, field.name) for field in fields(PreparedInputs))
     strides = tuple(source.stride(0) for source in sources)
     columns = {"NUM_COMPUTED": state.columns.num_computed, "STOP_REASON": state.columns.stop_reason}
-    options = {"BLOCK_SIZE": block_size, **columns, "BLOCK": _BLOCK, "num_warps": _NUM_WARPS}
+    options = {"BLOCK_SIZE": rows.block_size, **columns, "BLOCK": _BLOCK, "num_warps": _NUM_WARPS}
     if query_lens is None:
         grid = (num_rows, max(1, triton.cdiv(max_blocks, _BLOCK)))
         prepare_decode_kernel[grid](slots, *sources, *outputs, num_rows, max_blocks, *strides, **options)

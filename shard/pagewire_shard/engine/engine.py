@@ -3,13 +3,14 @@
 Called from the step thread only. A plan is checked and applied in this order:
 
   1. check     whatever in it breaks the contract refuses it as a whole
-  2. effects   what the samples of step k mean for the host (known tokens, stops, prefix index) takes effect when plan
-               k + max_inflight comes: by plan number, never by when a copy happened to finish, so that all ranks of a
-               group stay identical
+  2. effects   what the samples of step k mean for the host (known tokens, accepted drafts, stops, prefix index) takes
+               effect when plan k + max_inflight comes: by plan number, never by when a copy happened to finish, so that
+               all ranks of a group stay identical
   3. room      what the plan changes is worked out, and refused if slots or blocks do not suffice
   4. changes   forks and releases, as one permutation: children take their parents' blocks, then releases give up
                theirs, then children take slots; then admits, each from the longest prefix that the pool has cached
-  5. run       blocks for the new tokens (copied first if shared), then the batch goes to the runner
+  5. run       blocks for the new tokens, as many as there can be if all drafts are accepted (copied first if shared);
+               then the batch goes to the runner
   6. index     blocks that are full and known become findable
 
 A plan that cannot be applied raises PlanRefused before step 4, so that nothing of it is applied; it ends the epoch. The
@@ -22,7 +23,8 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 
 import grpc
 from pagewire.v1 import shard_pb2
@@ -44,6 +46,8 @@ class PendingStep:
     """The plan's run, in its order."""
     batch_rows: list[int]
     """For each of sequences, its row in the runner's batch; -1: it had stopped and did not run."""
+    sample_lens: list[int]
+    """For each of sequences, how many tokens it samples at most."""
     result: shard_pb2.StepResult
     """What is known at launch."""
     pending: PendingTokens | None = None
@@ -150,8 +154,8 @@ class Engine:
             sequence.reported_computed, sequence.reported_known, sequence.reported_stop = computed, known, stop
         result.num_computed_tokens.extend(tokens.num_computed_tokens)
         result.num_known_tokens.extend(tokens.num_tokens)
-        result.num_sampled_tokens.extend([int(token >= 0) for token in tokens.sampled])
-        result.sampled_token_ids.extend([token for token in tokens.sampled if token >= 0])
+        result.num_sampled_tokens.extend(tokens.num_sampled)
+        result.sampled_token_ids.extend(tokens.sampled_token_ids)
         result.stop_reasons.extend(tokens.stop_reasons)
         result.logprobs.extend(tokens.logprobs)
         result.timings.forward_us, result.timings.sample_us = tokens.forward_us, tokens.sample_us
@@ -164,27 +168,23 @@ class Engine:
         admits = [admitted(admit, self.pool, self.info.max_model_len) for admit in plan.admits]
         new = {sequence.seq_id: sequence for sequence in (*children, *admits)}
         released = [sequences.get(i) or new[i] for i in plan.release_seq_ids]
-        rows: list[tuple[Sequence, int]] = []
-        for seq_id, budget in zip(plan.run_seq_ids, plan.run_token_budgets, strict=True):
+        rows: list[tuple[Sequence, int, int]] = []
+        drafts = plan.num_draft_tokens or repeat(0)
+        for seq_id, budget, num_drafts in zip(plan.run_seq_ids, plan.run_token_budgets, drafts, strict=False):
             sequence = sequences.get(seq_id) or new[seq_id]
-            num_new = sequence.num_tokens - sequence.num_computed_tokens
-            if budget < num_new:
-                num_new = budget
-            if sequence.stopped or sequence.num_tokens >= sequence.max_len:
-                num_new = 0  # It has stopped, or a step in flight samples its last token.
-            rows.append((sequence, num_new))
+            rows.append((sequence, *sequence.next_row(budget, num_drafts)))
         return StepChanges(children, admits, released, rows)
 
     def _child(self, fork: shard_pb2.Fork) -> Sequence:
         parent = self._sequences[fork.parent_seq_id]
-        if fork.num_tokens > min(parent.num_computed_tokens, len(parent.token_ids)):
+        if fork.num_tokens > min(parent.min_computed_tokens, len(parent.token_ids)):
             raise malformed(f"fork of seq_id {parent.seq_id}: it has not computed num_tokens {fork.num_tokens}")
         return forked(parent, fork, self.pool.block_size)
 
     def _check_room(self, changes: StepChanges, step: int) -> None:
         if changes.num_tokens > self.info.max_num_batched_tokens:
             raise malformed(
-                f"run_token_budgets: step {step} would compute {changes.num_tokens} tokens, more than "
+                f"run_token_budgets: step {step} would compute {changes.num_tokens} tokens, drafts included, more than "
                 f"max_num_batched_tokens {self.info.max_num_batched_tokens}"
             )
         num_slots = len(self._free_slots) + sum([sequence.slot >= 0 for sequence in changes.released])
@@ -202,19 +202,23 @@ class Engine:
                 self.collect(pending)
             tokens = pending.tokens
             assert tokens is not None
-            for i, (sequence, token) in enumerate(zip(pending.sequences, tokens.sampled, strict=True)):
+            end = 0
+            for i, (sequence, num_sampled, sample_len) in enumerate(
+                zip(pending.sequences, tokens.num_sampled, pending.sample_lens, strict=True)
+            ):
+                start, end = end, end + num_sampled
                 if sequence.released or sequence.stopped:
                     continue
-                if token >= 0:
-                    sequence.token_ids.append(token)
+                if num_sampled:
+                    sequence.token_ids.extend(tokens.sampled_token_ids[start:end])
                 if tokens.stop_reasons[i]:
-                    sequence.stopped = True
-                    sequence.num_tokens = tokens.num_tokens[i]
-                    sequence.num_computed_tokens = tokens.num_computed_tokens[i]
+                    sequence.stop_at(tokens.num_tokens[i], tokens.num_computed_tokens[i])
                     if tokens.stop_reasons[i] == shard_pb2.STOP_REASON_ERROR:
                         self.pool.forget(sequence.blocks)
                     else:
                         self._index_full_blocks(sequence)
+                elif sample_len > 1:
+                    sequence.settle(sample_len, num_sampled)
 
     def _take_in(self, changes: StepChanges) -> None:
         """Forks and releases as one permutation, then admits."""
@@ -240,24 +244,28 @@ class Engine:
         self._sequences[sequence.seq_id] = sequence
         self._highest_seq_id = max(self._highest_seq_id, sequence.seq_id)
 
-    def _prepare_run(self, step: int, rows: list[tuple[Sequence, int]]) -> tuple[RunBatch, PendingStep]:
+    def _prepare_run(self, step: int, rows: list[tuple[Sequence, int, int]]) -> tuple[RunBatch, PendingStep]:
         batch = RunBatch()
-        pending = PendingStep(step, [], [], shard_pb2.StepResult(step=step))
-        for sequence, num_new in rows:
+        pending = PendingStep(step, [], [], [], shard_pb2.StepResult(step=step))
+        for sequence, query_len, sample_len in rows:
             pending.sequences.append(sequence)
-            pending.batch_rows.append(len(batch.sequences) if num_new else -1)
-            if num_new:
-                self._extend(sequence, num_new, batch)
+            pending.batch_rows.append(len(batch.sequences) if query_len else -1)
+            pending.sample_lens.append(sample_len)
+            if query_len:
+                self._extend(sequence, query_len, sample_len, batch)
         self.pool.release(self._copied)
         self._copied.clear()
         return batch, pending
 
-    def _extend(self, sequence: Sequence, num_new: int, batch: RunBatch) -> None:
-        """Gives a sequence blocks for its next num_new tokens and adds it to the batch."""
+    def _extend(self, sequence: Sequence, query_len: int, sample_len: int, batch: RunBatch) -> None:
+        """Gives a sequence blocks for its next query_len tokens and adds it to the batch.
+
+        Only the block of the first token can be shared or in the index: those behind it hold unverified tokens at most.
+        """
         block_size = self.pool.block_size
-        start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_new
+        first, end = sequence.next_writes(query_len)
         blocks = sequence.blocks
-        i = start // block_size
+        i = first // block_size
         if i < len(blocks) and not self.pool.is_writable(blocks[i]):
             copy = self.pool.allocate()
             batch.copies.append((blocks[i], copy))
@@ -271,15 +279,12 @@ class Engine:
             block = self.pool.allocate()
             batch.table_updates.append((sequence.slot, len(blocks), block))
             blocks.append(block)
-        sequence.num_computed_tokens = end
-        samples = end == sequence.num_tokens
-        if samples:
-            sequence.num_tokens += 1
-        batch.add(sequence, num_new, samples)
+        sequence.advance(query_len, sample_len)
+        batch.add(sequence, query_len, sample_len, end)
 
     def _index_full_blocks(self, sequence: Sequence) -> None:
         block_size = self.pool.block_size
-        num_full = min(len(sequence.token_ids), sequence.num_computed_tokens) // block_size
+        num_full = min(len(sequence.token_ids), sequence.min_computed_tokens) // block_size
         while sequence.num_indexed_blocks < num_full:
             i = sequence.num_indexed_blocks
             self.pool.index(sequence.blocks[i], sequence.digest_of(i, block_size))
@@ -292,8 +297,8 @@ class Engine:
         state = array("Q", (pending.step, self.pool.num_free))
         for i, sequence in enumerate(pending.sequences):
             end = sequence.num_computed_tokens
-            last = end // block_size
-            shared = last < len(sequence.blocks) and not is_writable(sequence.blocks[last])
+            i_next = (end - sequence.num_unverified_tokens) // block_size
+            shared = i_next < len(sequence.blocks) and not is_writable(sequence.blocks[i_next])
             result.next_write_block_shared.append(shared)
             if not sequence.has_run:
                 sequence.has_run = True
@@ -324,17 +329,11 @@ def _spread(tokens: StepTokens, pending: PendingStep) -> StepTokens:
     run_index = {row: i for i, row in enumerate(rows) if row >= 0}
     for logprobs in tokens.logprobs:
         logprobs.run_index = run_index[logprobs.run_index]
-    return StepTokens(
-        num_computed_tokens=[
-            tokens.num_computed_tokens[r] if r >= 0 else s.reported_computed
-            for r, s in zip(rows, sequences, strict=True)
-        ],
-        num_tokens=[tokens.num_tokens[r] if r >= 0 else s.reported_known for r, s in zip(rows, sequences, strict=True)],
-        sampled=[tokens.sampled[r] if r >= 0 else -1 for r in rows],
-        stop_reasons=[
-            tokens.stop_reasons[r] if r >= 0 else s.reported_stop for r, s in zip(rows, sequences, strict=True)
-        ],
-        logprobs=tokens.logprobs,
-        forward_us=tokens.forward_us,
-        sample_us=tokens.sample_us,
+    pairs = list(zip(rows, sequences, strict=True))
+    return replace(
+        tokens,
+        num_computed_tokens=[tokens.num_computed_tokens[r] if r >= 0 else s.reported_computed for r, s in pairs],
+        num_tokens=[tokens.num_tokens[r] if r >= 0 else s.reported_known for r, s in pairs],
+        stop_reasons=[tokens.stop_reasons[r] if r >= 0 else s.reported_stop for r, s in pairs],
+        num_sampled=[tokens.num_sampled[r] if r >= 0 else 0 for r in rows],
     )

@@ -20,11 +20,12 @@ class RunBatch:
     sequences: list[Sequence] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     query_lens: list[int] = field(default_factory=list)
-    """New tokens of each row."""
-    samples: list[bool] = field(default_factory=list)
-    """The row catches up with its known tokens, so its last logits are sampled."""
+    """Tokens that each row computes, draft tokens included."""
+    sample_lens: list[int] = field(default_factory=list)
+    """Most tokens that each row samples, from the logits of as many of its last positions: 0 if it does not catch up
+    with its known tokens, else 1 and its draft tokens."""
     max_seq_len: int = 0
-    """Longest sequence, new tokens included."""
+    """Upper bound of the longest sequence, tokens of this step included."""
     table_updates: list[tuple[int, int, int]] = field(default_factory=list)
     """(slot, index, block): entries of block tables that change before the step."""
     copies: list[tuple[int, int]] = field(default_factory=list)
@@ -32,42 +33,56 @@ class RunBatch:
 
     @property
     def is_decode(self) -> bool:
-        """Every row has one new token and samples, and there are rows."""
-        return bool(self.slots) and all(self.samples) and max(self.query_lens) == 1
+        """Every row computes one token and samples, and there are rows."""
+        return bool(self.slots) and all(self.sample_lens) and max(self.query_lens) == 1
 
     @property
     def num_decodes(self) -> int:
-        """Leading rows with one new token."""
+        """Leading rows that compute one token."""
         return next((row for row, num_new in enumerate(self.query_lens) if num_new != 1), len(self.query_lens))
 
-    def add(self, sequence: Sequence, num_new: int, samples: bool) -> None:
-        """Adds a row."""
+    def add(self, sequence: Sequence, query_len: int, sample_len: int, seq_len: int) -> None:
+        """Adds a row; seq_len: upper bound of its sequence's length in this step."""
         self.sequences.append(sequence)
         self.slots.append(sequence.slot)
-        self.query_lens.append(num_new)
-        self.samples.append(samples)
-        if sequence.num_computed_tokens > self.max_seq_len:
-            self.max_seq_len = sequence.num_computed_tokens
+        self.query_lens.append(query_len)
+        self.sample_lens.append(sample_len)
+        if seq_len > self.max_seq_len:
+            self.max_seq_len = seq_len
 
 
 @dataclass(slots=True)
 class StepTokens:
-    """What a step brought, on the host. Lists have one entry for each row."""
+    """What a step brought, on the host. Lists have one entry for each row, unless said otherwise.
 
-    num_computed_tokens: list[int]
-    num_tokens: list[int]
-    """Known tokens, the sampled one included."""
-    sampled: list[int]
-    """The sampled token; -1: none, because the row did not sample or had stopped in an earlier step."""
-    stop_reasons: list["shard_pb2.StopReason.ValueType"]
-    logprobs: list[shard_pb2.SequenceLogprobs]
-    """For rows that asked for them; run_index is the row."""
+    Also the PendingTokens of a step whose tokens are on the host when it has been launched.
+    """
+
+    num_computed_tokens: list[int] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    """Known tokens, the sampled ones included."""
+    stop_reasons: list["shard_pb2.StopReason.ValueType"] = field(default_factory=list)
+    num_sampled: list[int] = field(default_factory=list)
+    """Tokens that each row sampled, at most its sample_len. 0: it did not catch up with its known tokens, had stopped
+    in an earlier step, or stops with STOP_REASON_ERROR."""
+    sampled_token_ids: list[int] = field(default_factory=list)
+    """The sampled tokens of all rows, concatenated."""
+    logprobs: list[shard_pb2.SequenceLogprobs] = field(default_factory=list)
+    """For each token of the rows that asked for them, in order; run_index is the row."""
     forward_us: int = 0
     sample_us: int = 0
 
+    def is_ready(self) -> bool:
+        """Always True."""
+        return True
+
+    def wait(self) -> "StepTokens":
+        """Itself."""
+        return self
+
 
 class PendingTokens(Protocol):
-    """A launched step's tokens, on their way."""
+    """The tokens of a launched step, on their way to the host."""
 
     def is_ready(self) -> bool:
         """wait would not block."""

@@ -1,7 +1,8 @@
 """A sequence as the engine's host state knows it.
 
-Its counts run ahead of the device's news: num_tokens and num_computed_tokens are what they will be if no sampled token
-ends the sequence. When the tokens of a step are known, `token_ids` catches up (see engine.py for when that is).
+Its counts run ahead of what the device has reported: num_tokens and num_computed_tokens are upper bounds of what they
+will be when everything launched so far is done. They are exact, unless a sampled token stops the sequence or drafts in
+flight are rejected. When a step's tokens are known, `token_ids` and the counts follow (see engine.py for when that is).
 """
 
 from dataclasses import dataclass, field
@@ -35,9 +36,13 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     """The block table."""
     num_tokens: int = field(init=False)
-    """Tokens known once everything launched so far is done."""
+    """Upper bound of the tokens known when everything launched so far is done. Beyond max_len only if some of them are
+    unverified."""
     num_computed_tokens: int = 0
-    """Tokens in the cache once everything launched so far is done."""
+    """Upper bound of the tokens in the cache when everything launched so far is done. After a step that samples, one
+    less than num_tokens."""
+    num_unverified_tokens: int = 0
+    """Draft tokens of steps in flight: those of num_tokens and of num_computed_tokens that may be rejected."""
     digests: list[Digest] = field(default_factory=list)
     """Digests of the full blocks of token_ids, as far as computed."""
     num_indexed_blocks: int = 0
@@ -70,6 +75,49 @@ class Sequence:
         self.masks_stop = self.stop.min_tokens > 0
         self.num_tokens = self.reported_known = len(self.token_ids)
         self.reported_computed = self.num_computed_tokens
+
+    @property
+    def min_computed_tokens(self) -> int:
+        """Lower bound of the tokens in the cache when everything launched so far is done, unless it stops."""
+        return self.num_computed_tokens - self.num_unverified_tokens
+
+    def next_writes(self, query_len: int) -> tuple[int, int]:
+        """Where the keys and values of its next query_len tokens may go: the first position, and the end."""
+        end = self.num_computed_tokens + query_len
+        return self.num_computed_tokens - self.num_unverified_tokens, min(end, self.max_len)
+
+    def next_row(self, budget: int, max_draft_tokens: int) -> tuple[int, int]:
+        """How many tokens it computes and how many it samples at most when it runs next; (0, 0): it does not run."""
+        num_tokens = self.num_tokens
+        if self.stopped or num_tokens - self.num_unverified_tokens >= self.max_len:
+            return 0, 0  # It has stopped, or a step in flight samples its last token.
+        num_new = num_tokens - self.num_computed_tokens
+        if budget < num_new:
+            return budget, 0
+        if not max_draft_tokens:
+            return num_new, 1
+        # The token behind the last draft must not be longer than the sequence may become.
+        num_drafts = max(0, min(max_draft_tokens, self.max_len - 1 - num_tokens))
+        return num_new + num_drafts, 1 + num_drafts
+
+    def advance(self, query_len: int, sample_len: int) -> None:
+        """A step is launched in which it computes query_len tokens and samples at most sample_len."""
+        self.num_computed_tokens += query_len
+        if sample_len:
+            self.num_tokens += sample_len
+            self.num_unverified_tokens += sample_len - 1
+
+    def settle(self, sample_len: int, num_sampled: int) -> None:
+        """The oldest step in flight that ran it has sampled num_sampled of at most sample_len tokens."""
+        num_rejected = sample_len - num_sampled
+        self.num_tokens -= num_rejected
+        self.num_computed_tokens -= num_rejected
+        self.num_unverified_tokens -= sample_len - 1
+
+    def stop_at(self, num_tokens: int, num_computed_tokens: int) -> None:
+        """It has stopped with these counts."""
+        self.stopped = True
+        self.num_tokens, self.num_computed_tokens, self.num_unverified_tokens = num_tokens, num_computed_tokens, 0
 
     def digest_of(self, block_idx: int, block_size: int) -> Digest:
         """The digest of its block_idx-th block, all of whose tokens are known on the host."""

@@ -17,13 +17,14 @@ class StepChanges:
     """They name the blocks of their cached prefixes and do not hold them yet."""
     released: list[Sequence]
     """Children of this plan may be among them."""
-    rows: list[tuple[Sequence, int]]
-    """The run in its order: a sequence and how many tokens it computes; 0: it has stopped."""
+    rows: list[tuple[Sequence, int, int]]
+    """The run in its order: a sequence, how many tokens it computes and how many it samples at most. 0 and 0: it has
+    stopped."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens the plan computes."""
-        return sum([num_new for _, num_new in self.rows])
+        """Tokens the plan computes, draft tokens included."""
+        return sum([query_len for _, query_len, _ in self.rows])
 
     @property
     def num_new_slots(self) -> int:
@@ -52,16 +53,16 @@ class StepChanges:
         for block, count in added.items():
             before = pool.num_holders(block)
             num_taken += (before == 0) - (before + count == 0)
-        for sequence, num_new in self.rows:
-            if num_new:
-                num_taken += _num_blocks_of_row(sequence, num_new, pool, added)
+        for sequence, query_len, _ in self.rows:
+            if query_len:
+                num_taken += _num_blocks_of_row(sequence, query_len, pool, added)
         return num_taken
 
 
-def _num_blocks_of_row(sequence: Sequence, num_new: int, pool: BlockPool, added: defaultdict[int, int]) -> int:
-    start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_new
+def _num_blocks_of_row(sequence: Sequence, query_len: int, pool: BlockPool, added: defaultdict[int, int]) -> int:
+    first, end = sequence.next_writes(query_len)
     num_taken = max(0, -(-end // pool.block_size) - len(sequence.blocks))
-    i = start // pool.block_size
+    i = first // pool.block_size
     if i < len(sequence.blocks):
         block = sequence.blocks[i]
         num_holders = pool.num_holders(block) + added[block]

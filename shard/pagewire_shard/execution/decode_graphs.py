@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from pagewire_kernels.prepare_inputs import prepare_inputs
+from pagewire_kernels.append_tokens import FIRST_TOKEN
+from pagewire_kernels.prepare_inputs import StepRows, prepare_inputs
 from pagewire_kernels.sample import sample
 
 from pagewire_shard.engine.runner import RunBatch
@@ -100,7 +101,7 @@ class SampleOutputs:
     token_ids: torch.Tensor
     """[size] int64: what was sampled, of void rows arbitrary."""
     report: torch.Tensor
-    """[4, size] int64."""
+    """[FIRST_TOKEN + 1, size] int64, as append_tokens returns it."""
 
 
 class DecodeGraphs:
@@ -169,7 +170,7 @@ class DecodeGraphs:
     def _capture(self, size: int, capturer: Capturer) -> DecodeGraph:
         slots, logits = self._slots[:size], self._logits[:size]
         # Not memory of the graphs: the next forward pass may use that while a copy of the report is still on its way.
-        outputs = SampleOutputs(slots, torch.zeros(4, size, dtype=torch.int64, device=slots.device))
+        outputs = SampleOutputs(slots, torch.zeros(FIRST_TOKEN + 1, size, dtype=torch.int64, device=slots.device))
 
         def forward() -> None:
             hidden = self._model.forward(self._inputs(slots), self._kv_caches)
@@ -184,7 +185,7 @@ class DecodeGraphs:
 
     def _inputs(self, slots: torch.Tensor) -> ForwardBatch:
         size = slots.shape[0]
-        inputs = prepare_inputs(
+        rows = StepRows(
             self._state.sequences,
             slots,
             None,
@@ -192,4 +193,4 @@ class DecodeGraphs:
             num_tokens=size,
             max_blocks=self._state.block_tables.shape[1],
         )
-        return ForwardBatch.of(inputs, 1, self._state.max_model_len, size)
+        return ForwardBatch.of(prepare_inputs(rows), 1, self._state.max_model_len, size)

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from pagewire_shard.engine.runner import PendingTokens
-from pagewire_shard.execution.step_report import PendingLogprobs, StepReport
+from pagewire_shard.execution.step_report import PendingLogprobs, step_tokens
 
 
 class Uplink(Protocol):
@@ -38,7 +38,7 @@ class Downlink(Protocol):
         """Between forward pass and sampling."""
 
     def send(self, report: torch.Tensor, num_rows: int, logprobs: PendingLogprobs | None) -> PendingTokens:
-        """Starts copying a report, [4, num_rows or more] int64 as step_report.py has it."""
+        """Starts copying a report, int64 as append_tokens returns it, with num_rows columns or more."""
 
     def before_next_report(self) -> None:
         """Lets the device's work from here on wait until the last report has been copied: it will be overwritten."""
@@ -79,8 +79,8 @@ class CpuDownlink:
         """See Downlink."""
         forward_us = int((self._forwarded_s - self._began_s) * 1e6)
         sample_us = int((time.perf_counter() - self._forwarded_s) * 1e6)
-        # The next step may overwrite the report.
-        return StepReport(report[:, :num_rows].tolist(), logprobs, forward_us, sample_us)
+        # Read now: the next step may overwrite the report.
+        return step_tokens(report[:, :num_rows], logprobs, forward_us, sample_us)
 
     def before_next_report(self) -> None:
         """Nothing to wait for."""

@@ -11,19 +11,25 @@ from itertools import accumulate
 
 import torch
 from pagewire.v1 import shard_pb2
-from pagewire_kernels.append_tokens import append_tokens
+from pagewire_kernels.append_tokens import AppendInputs, StopReasons, append_tokens
 from pagewire_kernels.copy_blocks import copy_blocks
-from pagewire_kernels.prepare_inputs import prepare_inputs
+from pagewire_kernels.prepare_inputs import StepRows, prepare_inputs
 from pagewire_kernels.sample import gather_logprobs, sample
 
-from pagewire_shard.engine.runner import PendingTokens, RunBatch
+from pagewire_shard.engine.runner import PendingTokens, RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState, SlotRow
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink, Downlink, Uplink
 from pagewire_shard.execution.sampling_inputs import SamplingNeeds, sampling_batch
-from pagewire_shard.execution.step_report import EMPTY, PendingLogprobs
+from pagewire_shard.execution.step_report import PendingLogprobs
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
+
+_REASONS = StopReasons(
+    token=int(shard_pb2.STOP_REASON_TOKEN),
+    length=int(shard_pb2.STOP_REASON_LENGTH),
+    error=int(shard_pb2.STOP_REASON_ERROR),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +37,7 @@ class StepOutput:
     """What a step leaves on the device."""
 
     report: torch.Tensor
-    """[4, num_rows] int64, rows of padding included; see step_report.py."""
+    """int64, as append_tokens returns it, rows of padding included."""
     logprobs: PendingLogprobs | None
 
 
@@ -77,7 +83,7 @@ class ModelRunner:
         self._apply_changes(batch)
         output = self._run(batch) if batch.sequences else None
         self.uplink.end_step()
-        return self.downlink.send(output.report, len(batch.slots), output.logprobs) if output else EMPTY
+        return self.downlink.send(output.report, len(batch.slots), output.logprobs) if output else StepTokens()
 
     def _apply_changes(self, batch: RunBatch) -> None:
         """Brings device state and caches to where the host has them."""
@@ -90,25 +96,26 @@ class ModelRunner:
             copy_blocks(self.kv_caches, self.uplink.upload(sources), self.uplink.upload(targets))
 
     def _run(self, batch: RunBatch) -> StepOutput:
+        assert max(batch.sample_lens) <= 1, "nobody makes drafts yet"
         lens = batch.query_lens
         slots = self.uplink.upload(batch.slots)
         query_lens = self.uplink.upload(lens) if max(lens) > 1 else None
         hidden = self.model.forward(self._prepare(batch, slots, query_lens), self.kv_caches)
         self.downlink.forwarded()
-        rows = [row for row, samples in enumerate(batch.samples) if samples]
+        rows = [row for row, samples in enumerate(batch.sample_lens) if samples]
         sampled, sample_rows, logprobs = slots[:0], None, None
         if rows:
             sampled, logprobs = self._sample(self._last_logits(hidden, rows, lens), rows, batch)
         if len(rows) < len(lens):
-            entries = accumulate(batch.samples, initial=0)
+            entries = accumulate(batch.sample_lens, initial=0)
             sample_rows = self.uplink.upload(
-                [entry if samples else -1 for entry, samples in zip(entries, batch.samples, strict=False)]
+                [entry if samples else -1 for entry, samples in zip(entries, batch.sample_lens, strict=False)]
             )
         return StepOutput(append_sampled(self.state, slots, query_lens, sampled, sample_rows), logprobs)
 
     def _prepare(self, batch: RunBatch, slots: torch.Tensor, query_lens: torch.Tensor | None) -> ForwardBatch:
         num_tokens = sum(batch.query_lens)
-        inputs = prepare_inputs(
+        rows = StepRows(
             self.state.sequences,
             slots,
             query_lens,
@@ -116,7 +123,7 @@ class ModelRunner:
             num_tokens=num_tokens + self._num_padding(num_tokens),
             max_blocks=-(-batch.max_seq_len // self.block_size),
         )
-        return ForwardBatch.of(inputs, max(batch.query_lens), batch.max_seq_len, batch.num_decodes)
+        return ForwardBatch.of(prepare_inputs(rows), max(batch.query_lens), batch.max_seq_len, batch.num_decodes)
 
     def _last_logits(self, hidden: torch.Tensor, rows: list[int], query_lens: list[int]) -> torch.Tensor:
         """[num_samples, vocab_size]: what follows each row's last token."""
@@ -160,18 +167,8 @@ def append_sampled(
     sample_rows: torch.Tensor | None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """append_tokens on the device state, with the stop reasons of the wire."""
-    return append_tokens(
-        state.sequences,
-        slots,
-        query_lens,
-        sampled,
-        sample_rows,
-        token_reason=int(shard_pb2.STOP_REASON_TOKEN),
-        length_reason=int(shard_pb2.STOP_REASON_LENGTH),
-        error_reason=int(shard_pb2.STOP_REASON_ERROR),
-        out=out,
-    )
+    """append_tokens on the device state, with the stop reasons of the wire; sampled: [num_samples] int64."""
+    return append_tokens(AppendInputs(state.sequences, slots, query_lens, sampled[:, None], sample_rows, _REASONS), out)
 
 
 def logprobs_of(logits: torch.Tensor, token_ids: torch.Tensor, rows: list[int], batch: RunBatch) -> PendingLogprobs:

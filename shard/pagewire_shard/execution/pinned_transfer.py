@@ -8,9 +8,10 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 import torch
+from pagewire_kernels.append_tokens import FIRST_TOKEN
 
 from pagewire_shard.engine.runner import StepTokens
-from pagewire_shard.execution.step_report import PendingLogprobs, StepReport
+from pagewire_shard.execution.step_report import PendingLogprobs, step_tokens
 
 NUM_STAGING_BUFFERS = 8
 """Steps whose values may wait to be copied at a time. More than a router keeps in flight, so the host never waits."""
@@ -64,8 +65,8 @@ class PinnedUplink:
 class _ReportSlot:
     """Where one report lands, and when what of its step was done."""
 
-    def __init__(self, max_rows: int) -> None:
-        self.buffer = torch.empty(4 * max_rows, dtype=torch.int64, pin_memory=True)
+    def __init__(self, num_values: int) -> None:
+        self.buffer = torch.empty(num_values, dtype=torch.int64, pin_memory=True)
         self.began, self.forwarded, self.sampled, self.copied = (
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             for _ in range(4)
@@ -75,12 +76,12 @@ class _ReportSlot:
 class PinnedDownlink:
     """Copies reports on a side stream. There are as many places for them as steps were ever in flight at once."""
 
-    def __init__(self, max_rows: int) -> None:
-        """max_rows: most rows that a report can have."""
-        self._max_rows = max_rows
+    def __init__(self, max_rows: int, max_sampled: int = 1) -> None:
+        """max_rows: most columns that a report can have; max_sampled: most tokens that a row can sample."""
+        self._num_values = (FIRST_TOKEN + max_sampled) * max_rows
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._free: list[_ReportSlot] = []
-        self._slot = _ReportSlot(max_rows)
+        self._slot = _ReportSlot(self._num_values)
         """Of the step that is being launched."""
         self._last_copied = self._slot.copied
 
@@ -103,7 +104,7 @@ class PinnedDownlink:
             arriving = None if logprobs is None else _to_pinned(logprobs)
             slot.copied.record()
         self._last_copied = slot.copied
-        self._slot = self._free.pop() if self._free else _ReportSlot(self._max_rows)
+        self._slot = self._free.pop() if self._free else _ReportSlot(self._num_values)
         return PendingReport(slot, landed[:, :num_rows], arriving, self._free, (report, logprobs))
 
     def before_next_report(self) -> None:
@@ -131,7 +132,7 @@ class PendingReport:
         slot.copied.synchronize()
         forward_us = int(slot.began.elapsed_time(slot.forwarded) * 1e3)
         sample_us = int(slot.forwarded.elapsed_time(slot.copied) * 1e3)
-        tokens = StepReport(self._landed.tolist(), self._logprobs, forward_us, sample_us).wait()
+        tokens = step_tokens(self._landed, self._logprobs, forward_us, sample_us)
         self._sources = None
         self._free.append(slot)
         return tokens

@@ -1,13 +1,10 @@
-"""What a step reports to the host, once it is there.
-
-A report is [4, num_rows] int64. Its rows: computed tokens, known tokens, the sampled token (-1: none), the stop reason.
-"""
+"""What a step reports to the host: a tensor as append_tokens returns it, and the log-probabilities asked for."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pagewire.v1 import shard_pb2
+from pagewire_kernels.append_tokens import FIRST_TOKEN, NUM_COMPUTED, NUM_SAMPLED, NUM_TOKENS, STOP_REASON
 
 from pagewire_shard.engine.runner import StepTokens
 
@@ -20,47 +17,51 @@ class PendingLogprobs:
     """Log-probabilities for the rows that asked for them."""
 
     rows: list[int]
-    """Index into the batch."""
+    """For each entry, its row in the batch. A row has as many entries as it can sample tokens, in their order."""
     nums: list[int]
-    """How many of the most probable tokens each row asked for."""
+    """For each entry, how many of the most probable tokens its row asked for."""
     gathered: Logprobs
+    """One row for each entry."""
 
-    def to_messages(self, sampled: list[int]) -> list[shard_pb2.SequenceLogprobs]:
-        """The messages of the rows that sampled; gathered must be on the host."""
+    def to_messages(self, num_sampled: list[int]) -> list[shard_pb2.SequenceLogprobs]:
+        """The messages of the tokens that were sampled; gathered must be on the host.
+
+        Args:
+            num_sampled: For each row of the batch.
+        """
         logprob, rank, top_ids, top_logprobs = (tensor.tolist() for tensor in self.gathered)
-        return [
-            shard_pb2.SequenceLogprobs(
-                run_index=row,
-                logprob=logprob[i],
-                rank=rank[i],
-                top_token_ids=top_ids[i][:num],
-                top_logprobs=top_logprobs[i][:num],
-            )
-            for i, (row, num) in enumerate(zip(self.rows, self.nums, strict=True))
-            if sampled[row] >= 0
-        ]
+        messages: list[shard_pb2.SequenceLogprobs] = []
+        num_left = num_sampled.copy()
+        for i, (row, num) in enumerate(zip(self.rows, self.nums, strict=True)):
+            if num_left[row] > 0:
+                num_left[row] -= 1
+                messages.append(
+                    shard_pb2.SequenceLogprobs(
+                        run_index=row,
+                        logprob=logprob[i],
+                        rank=rank[i],
+                        top_token_ids=top_ids[i][:num],
+                        top_logprobs=top_logprobs[i][:num],
+                    )
+                )
+        return messages
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepReport:
-    """A report that has arrived."""
+def step_tokens(report: torch.Tensor, logprobs: PendingLogprobs | None, forward_us: int, sample_us: int) -> StepTokens:
+    """What the engine gets of a report.
 
-    lines: list[list[Any]]
-    """The report's four rows: integers."""
-    logprobs: PendingLogprobs | None = None
-    forward_us: int = 0
-    sample_us: int = 0
-
-    def is_ready(self) -> bool:
-        """Always."""
-        return True
-
-    def wait(self) -> StepTokens:
-        """The step's tokens."""
-        computed, known, sampled, stops = self.lines
-        logprobs = self.logprobs.to_messages(sampled) if self.logprobs else []
-        return StepTokens(computed, known, sampled, stops, logprobs, self.forward_us, self.sample_us)
-
-
-EMPTY = StepReport([[], [], [], []])
-"""Of a step without rows."""
+    Args:
+        report: [FIRST_TOKEN + max_sampled, num_rows] int64, on the host, as are the log-probabilities.
+    """
+    lines = report.tolist()
+    num_sampled = lines[NUM_SAMPLED]
+    return StepTokens(
+        num_computed_tokens=lines[NUM_COMPUTED],
+        num_tokens=lines[NUM_TOKENS],
+        stop_reasons=lines[STOP_REASON],
+        num_sampled=num_sampled,
+        sampled_token_ids=[token for row in zip(*lines[FIRST_TOKEN:], strict=True) for token in row if token >= 0],
+        logprobs=logprobs.to_messages(num_sampled) if logprobs else [],
+        forward_us=forward_us,
+        sample_us=sample_us,
+    )

@@ -22,7 +22,7 @@ def warm_up(runner: Runner, block_size: int) -> None:
         for num_new in (len(prompt), 1):
             batch = RunBatch(copies=[(0, 0)])
             sequence.num_computed_tokens += num_new
-            batch.add(sequence, num_new, samples=True)
+            batch.add(sequence, num_new, 1, sequence.num_computed_tokens)
             runner.launch(batch).wait()
 
 
@@ -44,8 +44,7 @@ def run_largest_step(runner: Runner, *, num_seqs: int, num_tokens: int, max_mode
     for slot, num_new in enumerate(query_lens):
         sequence = Sequence(slot, slot, [0] * num_new, num_new, root_digest(""), sampling, 0, _STOP)
         runner.admit(sequence)
-        sequence.num_computed_tokens = num_new
-        batch.add(sequence, num_new, samples=True)
+        batch.add(sequence, num_new, 1, num_new)
     runner.launch(batch).wait()
 
 
