@@ -147,12 +147,15 @@ def test_an_interrupted_start_leaves_nothing_behind(monkeypatch):
         return process
 
     monkeypatch.setattr(server_process.subprocess, "Popen", start)
-    previous = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # A test run in the background of a shell inherits that SIGINT is ignored.
+    previous_int = signal.signal(signal.SIGINT, signal.default_int_handler)
+    previous_alarm = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         with pytest.raises(KeyboardInterrupt):
             LLM(model="slow")
     finally:
-        signal.signal(signal.SIGALRM, previous)
+        signal.signal(signal.SIGALRM, previous_alarm)
+        signal.signal(signal.SIGINT, previous_int)
     wait_until_gone(pids[0])
 
 
