@@ -1,4 +1,4 @@
-"""Engines that take turns on the same prompts, so that a change of the machine's mood meets all of them."""
+"""Lets engines take turns on the same prompts, so that changes in the machine's load affect all of them."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from machine import num_cores, print_table, spread
 
 WORKER = Path(__file__).with_name("offline_worker.py")
 PAUSE_S = 1.0
-"""Between turns: thread pools spin for a while after their work."""
+"""Pause between turns, because thread pools spin for a while after their work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ class Entrant:
 
     @property
     def label(self) -> str:
-        """How the tables name it."""
+        """The entrant's name in tables."""
         return f"{self.engine} {self.dtype}"
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What every turn asks for."""
+    """The prompts and lengths of every turn."""
 
     num_prompts: int
     input_len: int
@@ -53,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One engine's turn."""
+    """The result of one engine's turn."""
 
     seconds: float
     token_ids: list[list[int]]

@@ -1,7 +1,7 @@
-"""What the CPU kernels cost: attention of decode and prefill batches, sampling, and the small ops of a layer.
+"""Times the CPU kernels: attention of decode and prefill batches, sampling, and the small ops of a layer.
 
 Attention cycles through as many layers' caches as a model has, so that keys and values come from memory as they do
-between the layers of a real step. torch's own operators are timed beside ours where there is a like one. On a machine
+between the layers of a real step. torch's operators are timed beside ours where there are equivalent ones. On a machine
 that does other work too, run it with GOMP_SPINCOUNT=2000: OpenMP's threads otherwise spin while those they wait for
 have no core.
 """
@@ -24,7 +24,7 @@ from pagewire_kernels.sample import SamplingBatch, sample
 
 BLOCK_SIZE = 16
 MIN_SAMPLE_S = 0.02
-"""A sample repeats its call until so much time has passed."""
+"""A sample repeats its call for at least this long."""
 
 Row = dict[str, object]
 
@@ -82,7 +82,7 @@ def attention_call(
 
 
 def attention_rows(num_samples: int) -> list[Row]:
-    """The two decode shapes the service is judged by, and a prefill chunk at the end of two contexts."""
+    """Times two decode shapes of the service, and a prefill chunk at the end of two contexts."""
     rows: list[Row] = []
     for name, seq_lens, heads, num_layers in (
         ("decode, 16 sequences of 128-188, 12/4 heads of 64", [128 + 4 * i for i in range(16)], (12, 4, 64), 12),

@@ -13,7 +13,7 @@
 
 Models have the shapes of Llama-3.1-8B, Llama-3.2-1B and Qwen3-30B-A3B and random weights. Parts run in a process of
 their own and are kept in the result file as they come; a part that fails is recorded and the next one runs.
-Whether kernels are correct is for `make test-gpu` to say.
+`make test-gpu` tests whether kernels are correct.
 """
 
 import argparse
@@ -44,7 +44,7 @@ DEFAULT = (
     ),
     *("engine:llama-1b", "engine:qwen3-30b-a3b"),
 )
-"""What fits in ten minutes, the most wanted first."""
+"""Parts that fit in ten minutes, the most important first."""
 OUTPUT_LEN = 128
 
 

@@ -9,7 +9,7 @@ TOKEN = 7
 
 @dataclass(slots=True)
 class _Lane:
-    """What it remembers of a sequence."""
+    """State of a sequence."""
 
     computed: int
     known: int
@@ -25,7 +25,7 @@ class IdealShard:
         self._lanes: dict[int, _Lane] = {}
 
     def apply(self, plan: shard_pb2.StepPlan) -> shard_pb2.StepResult:
-        """What a shard would answer."""
+        """Returns the result that a shard would send."""
         for seq_id in plan.release_seq_ids:
             del self._lanes[seq_id]
         result = shard_pb2.StepResult(step=plan.step)

@@ -1,4 +1,4 @@
-"""What every benchmark says about itself: the machine, the versions, the commit, the command. And how it reports."""
+"""Describes a benchmark's run (machine, versions, commit, command), and writes and prints its result."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def describe_run(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command_line() -> list[str]:
-    """How this process was started, without where its result goes."""
+    """Returns this process's command line, without the path of the result."""
     words = [Path(sys.executable).name, os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]
     if "--out" in words:
         place = words.index("--out")
@@ -75,7 +75,7 @@ def save_result(name: str, settings: Mapping[str, Any], result: Mapping[str, Any
     """Writes a result beside all that is needed to judge and repeat it.
 
     Args:
-        name: of the file; a later run of the same name takes its place.
+        name: name of the file; a later run of the same name replaces it.
     """
     record = describe_run(name, settings) | {"result": dict(result)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ class Engine(Protocol):
 
 
 class Pagewire:
-    """pagewire.LLM: a router and a shard of their own, over gRPC."""
+    """pagewire.LLM, which starts a router and a shard and uses them over gRPC."""
 
     name = "pagewire"
 

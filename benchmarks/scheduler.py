@@ -1,4 +1,4 @@
-"""What the router's scheduler costs in each step, with a shard that takes no time.
+"""Measures the time of the router's scheduler in each step, with a shard that takes no time.
 
 Times `schedule` and `update` of the scheduler alone, plans built and results read, for a range of running and waiting
 requests, two plans in flight. "decode": every running sequence yields a token in every step and none ends. "turnover":

@@ -28,14 +28,14 @@ class Server:
     process: psutil.Process
     address: str
     time_to_ready_s: float
-    """From the start of the process to its line "ready on"."""
+    """Seconds from the start of the process to its line "ready on"."""
 
     def processes(self) -> list[psutil.Process]:
-        """Itself and its descendants."""
+        """Returns the server's process and its descendants."""
         return [self.process, *self.process.children(recursive=True)]
 
     def memory(self) -> list["ProcessMemory"]:
-        """Of each process."""
+        """Returns the memory of each process."""
         return [ProcessMemory.of(process) for process in self.processes()]
 
     def cpu_s(self) -> float:
@@ -56,7 +56,7 @@ class ProcessMemory:
 
     @classmethod
     def of(cls, process: psutil.Process) -> "ProcessMemory":
-        """Reads it now."""
+        """Reads the memory of a process."""
         full = process.memory_full_info()
         words = process.cmdline()
         name = next((word for word in words[1:] if "pagewire" in word), words[0] if words else process.name())
@@ -68,7 +68,7 @@ def start(command: Sequence[str], environment: Mapping[str, str] | None = None) 
     """Runs a server until the context is left, then ends it with SIGTERM.
 
     Args:
-        environment: variables beside those of this process.
+        environment: variables added to those of this process.
 
     Raises:
         RuntimeError: it ended before it was ready.
@@ -102,7 +102,7 @@ def serve_command(model: str, *flags: str) -> list[str]:
 def shard_and_router(
     model: str, *shard_flags: str, router_flags: Sequence[str] = ()
 ) -> Iterator[tuple[Server, Server, int]]:
-    """The two services on their own: the shard, the router, and the port of the shard's metrics."""
+    """Starts a shard and a router; yields both servers and the port of the shard's metrics."""
     metrics_port = free_port()
     shard_command = [SHARD, "--model", model, "--listen", "127.0.0.1:0", "--metrics-port", str(metrics_port)]
     with start([*shard_command, *shard_flags]) as shard:

@@ -21,7 +21,7 @@ FIGURES = ("output_throughput", "p50_ttft_ms", "p50_itl_ms", "p99_itl_ms", "p99_
 
 
 def bench(address: str, *flags: str) -> dict[str, Any]:
-    """Runs `pagewire bench` in a process of its own and returns its result.
+    """Runs `pagewire bench` as a process and returns its result.
 
     Raises:
         RuntimeError: a request failed.
@@ -62,7 +62,7 @@ def many_streams(args: argparse.Namespace, server: Server) -> list[dict[str, Any
 
 
 def one_stream(args: argparse.Namespace, model: str) -> dict[str, Any]:
-    """What a lone stream waits for each token beyond the shard's step.
+    """Measures how long a single stream waits for each token beyond the shard's step.
 
     With one sequence every step yields one token, so the mean step time of the shard stands beside the median gap that
     the client sees.

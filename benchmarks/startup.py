@@ -1,4 +1,4 @@
-"""What it takes to have the demo model served: time to ready, memory of all processes, and CPU time when idle."""
+"""Measures the cost of serving the demo model: time to ready, memory of all processes, and CPU time when idle."""
 
 import argparse
 import time
@@ -33,7 +33,7 @@ def measure_serve(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def idle_cpu_percent(server: Server, seconds: float) -> float:
-    """CPU time of all its processes while nothing is asked of them, in percent of one core."""
+    """Returns the CPU time of all processes without requests, in percent of one core."""
     before_s = server.cpu_s()
     time.sleep(seconds)
     return (server.cpu_s() - before_s) / seconds * 100

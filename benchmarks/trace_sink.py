@@ -1,4 +1,4 @@
-"""An OTLP endpoint that keeps what comes and does nothing with it, so that a benchmark measures who sends.
+"""An OTLP endpoint that only stores what it receives, so that a benchmark measures the sender.
 
 A process of its own: prints its port; answers each line on standard input with the number of spans since the last one.
 """

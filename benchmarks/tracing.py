@@ -1,4 +1,4 @@
-"""What traces cost: many concurrent streams without tracing, and with none, some and all of the requests sampled.
+"""Measures the cost of traces: many concurrent streams, without tracing and with no, some and all requests sampled.
 
 Four servers stand side by side, on the machine that the client and the receiver of the spans run on too. They take
 turns on the same prompts, so that a change of the machine's mood meets all of them; each round starts with another.
@@ -26,7 +26,7 @@ SAMPLED = {"off": None, "0 %": 0.0, "10 %": 0.1, "100 %": 1.0}
 BASELINE = "off"
 EXPORT_INTERVAL_S = 1.0
 SETTLE_S = 1.5
-"""After a turn: what is exported late would disturb the next."""
+"""Pause after a turn, because spans that are exported late would disturb the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def trace_sink() -> Iterator[TraceSink]:
 
 
 def environment(share: float | None, sink: TraceSink) -> Mapping[str, str]:
-    """What a server of this mode is told."""
+    """Returns the environment variables of a server of this mode."""
     if share is None:
         return {}
     return {
@@ -117,7 +117,7 @@ def measure(args: argparse.Namespace, model: str, sink: TraceSink) -> dict[str, 
 
 
 def summarize(turns: Mapping[str, list[Turn]]) -> dict[str, dict[str, Any]]:
-    """Of each mode; ratios are to the baseline's turn of the same round."""
+    """Summarizes each mode; ratios are to the baseline's turn of the same round."""
     result = {}
     for mode, own in turns.items():
         pairs = list(zip(own, turns[BASELINE], strict=True))

@@ -1,4 +1,4 @@
-"""What the knobs of docs/tuning.md change: the same load on servers that differ in one flag, in turns.
+"""Measures the flags of docs/tuning.md: the same load on servers that differ in one flag, in turns.
 
 Settings of a knob take turns, so that a machine that is busy with something else is so for all of them. The model is
 tiny: what shows is scheduling, messages and batching; how steps grow with their tokens depends on the model.

@@ -21,11 +21,11 @@ class Value:
     path: str
     meaning: str
     default: list[str] = field(default_factory=list)
-    """The lines that give it, in YAML."""
+    """The lines of the default, in YAML."""
 
 
 def documented_values(text: str) -> Iterator[Value]:
-    """Every key that a "# --" comment stands above, in order.
+    """Returns every key that has a "# --" comment above it, in order.
 
     Understands the one style that values.yaml is written in: mappings indented by two spaces, a comment right above the
     key it explains, and lists or mappings as default on the lines below.

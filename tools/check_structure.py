@@ -1,4 +1,4 @@
-"""Fails if a file or a function has grown too long to be read in one go.
+"""Fails if a file or a function is longer than the limits.
 
 Limits: 500 lines for a file (tests are exempt), 70 for a function from its `def` to its last line, 140 if it is a
 Triton or numba kernel. Generated modules are exempt.
@@ -30,7 +30,7 @@ def python_files(root: Path) -> Iterator[Path]:
 
 
 def is_kernel(function: Function) -> bool:
-    """Whether a decorator such as @triton.jit or @njit(...) compiles it."""
+    """Returns whether a decorator such as @triton.jit or @njit(...) compiles it."""
     for decorator in function.decorator_list:
         target = decorator.func if isinstance(decorator, ast.Call) else decorator
         name = target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")

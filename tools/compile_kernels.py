@@ -1,6 +1,6 @@
 """Compiles the CPU kernels for the bundled demo model, so that the first server starts as fast as the second.
 
-Called by the set-up. Other models compile what they need when they are first served; the compiled kernels stay on disk.
+The set-up calls it. Kernels of other models are compiled when they are first served; compiled kernels stay on disk.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from pagewire_shard.startup import build_engine
 
 
 def main() -> None:
-    """Builds the engine once: that runs every kernel."""
+    """Builds the engine once, which runs every kernel."""
     config = ShardConfig(model="demo", model_name="demo", device="cpu", kv_cache_memory_bytes=64 << 20)
     build_engine(config, Path(resolve_model("demo")), b"")
 

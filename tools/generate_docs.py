@@ -33,7 +33,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def main() -> int:
-    """Writes or checks the pages; the exit status is 1 if one is not as it should be."""
+    """Writes or checks the pages; the exit status is 1 if a checked page is out of date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; say which pages differ")
     args = parser.parse_args()

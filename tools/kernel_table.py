@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for every GPU generation, without a GPU, and keeps what each takes as a table.
+"""Compiles every Triton kernel for every GPU generation, without a GPU, and keeps a table of their resources.
 
 Without arguments it rewrites the table of the installed Triton version; with --check it says what differs from it.
 docs/kernels.md explains the figures.

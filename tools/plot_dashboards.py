@@ -1,4 +1,4 @@
-"""Draws the chart's dashboards without Grafana: runs their queries against a Prometheus and plots what comes back.
+"""Draws the chart's dashboards without Grafana: runs their queries against a Prometheus and plots the results.
 
 plot_dashboards.py http://127.0.0.1:9090 docs/images --start 1764000000 --end 1764000600
 """

@@ -22,12 +22,12 @@ EVENT_COLOR = "#b00020"
 
 
 def milliseconds(time: str, start: str) -> float:
-    """From start to time."""
+    """Returns the milliseconds from start to time."""
     return (datetime.fromisoformat(time) - datetime.fromisoformat(start)).total_seconds() * 1000
 
 
 def ordered(spans: list[Span]) -> list[tuple[Span, int]]:
-    """Parents before their children, those in order of start, each with its depth."""
+    """Returns the spans with their depths: parents before children, children in order of start."""
     rows: list[tuple[Span, int]] = []
 
     def add(parent_id: str | None, depth: int) -> None:
@@ -41,7 +41,7 @@ def ordered(spans: list[Span]) -> list[tuple[Span, int]]:
 
 
 def process_of(span: Span, spans: list[Span]) -> str:
-    """The process a span is from; the backend's API does not say it, but names and parents do."""
+    """Returns the process of a span, derived from names and parents, since the backend's API does not have it."""
     if span["parent_id"] is None:
         return "client"
     parent = next(other for other in spans if other["context"]["span_id"] == span["parent_id"])

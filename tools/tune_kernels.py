@@ -1,8 +1,8 @@
-"""Measures tile configurations on the GPU at hand and writes the best, with what was measured, into the tuning tables.
+"""Measures tile configurations on this machine's GPU and writes the best, with its time, into the tuning tables.
 
 For each class of kernels/pagewire_kernels/tuning: one field of the configuration after the other takes the value that
 is fastest, round after round, until none changes. Configurations that do not compile, do not fit or compute something
-else are left out. A run is minutes; serving never tunes.
+else are left out. A run takes minutes; serving never tunes.
 """
 
 import argparse
@@ -27,14 +27,14 @@ TABLES = Path(__file__).resolve().parent.parent / "kernels" / "pagewire_kernels"
 MAX_ROUNDS = 3
 MAX_ERROR = 1e-2
 LEAST_GAIN = 0.01
-"""A configuration takes another's place if it is faster by this share at least: less is noise."""
+"""A configuration replaces another only if it is faster by this share; smaller differences are noise."""
 WARM_UP_MS, MEASURED_MS = 10, 40
 MAX_GRID = 80
 """Classes with no more configurations than this are compiled whole ahead of the search."""
 
 Entry = dict[str, Any]
 Measure = Callable[[Config], list[float]]
-"""Seconds of a call of each load; infinite if it does not run or is wrong."""
+"""Measures a configuration: seconds of a call of each load, infinite if it does not run or is wrong."""
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class Search:
         return best
 
     def seconds(self, config: Config) -> list[float]:
-        """Of each load, measured once."""
+        """Returns the seconds of each load, measured once."""
         if config not in self.measured:
             self.measured[config] = self.measure(config)
         return self.measured[config]
@@ -105,7 +105,7 @@ def measure_on_device(loads: Sequence[Load], start: Config) -> Measure:
 
 
 def describe(loads: Sequence[Load], times_s: Sequence[float], device: str) -> str:
-    """The reason of an entry."""
+    """Returns the text for the reason field of an entry."""
     parts = []
     for load, time_s in zip(loads, times_s, strict=True):
         rate = f"{load.num_bytes / time_s / 1e12:.2f} TB/s" if load.num_bytes else ""
@@ -145,7 +145,7 @@ def tune(tuning_class: TuningClass, device: str) -> None:
 
 
 def likely(tuning_class: TuningClass) -> Iterator[Config]:
-    """What the search is going to ask for: every configuration if they are few, else those beside the start."""
+    """Returns configurations that the search will measure: all if they are few, else the neighbours of the start."""
     start, choices = tuning_class.start, tuning_class.choices
     yield start
     if math.prod(map(len, choices.values())) <= MAX_GRID:
@@ -158,7 +158,7 @@ def likely(tuning_class: TuningClass) -> Iterator[Config]:
 
 
 def compile_one(class_name: str, gpu: int, config: Config) -> None:
-    """Runs a configuration once, so that its kernels are in Triton's cache on disk. Failures are for the search."""
+    """Runs a configuration once, so that its kernels are in Triton's cache on disk. The search reports failures."""
     import torch
 
     with suppress(Exception):
@@ -169,7 +169,7 @@ def compile_one(class_name: str, gpu: int, config: Config) -> None:
 
 
 def compile_ahead(classes: Sequence[TuningClass], gpu: int, num_jobs: int) -> None:
-    """Compiles what the searches are likely to ask for, in processes of their own: compiling takes most of a search."""
+    """Compiles likely configurations in further processes, because compiling takes most of a search."""
     context = multiprocessing.get_context("spawn")
     began_s = time.monotonic()
     with ProcessPoolExecutor(num_jobs, mp_context=context) as pool:

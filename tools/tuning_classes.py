@@ -1,6 +1,6 @@
 """What tools/tune_kernels.py tunes: each op's classes, the loads that stand for them, and the values to try.
 
-A class is what one entry of a table in kernels/pagewire_kernels/tuning serves.
+One entry of a table in kernels/pagewire_kernels/tuning serves one class.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ DEVICE = torch.device("cuda")
 BLOCK_SIZE = 64
 K = 1024
 ROTATED_BYTES = 512 << 20
-"""Of weights or caches that a run goes through, so that none of them is in the cache when its turn comes again."""
+"""Bytes of weights or KV caches that a run cycles through: more than the GPU's cache keeps until their next use."""
 MAX_ROTATED = 64
 
 Config = Any
@@ -34,10 +34,10 @@ class Load:
     make: Callable[[], Run]
     """Allocates the inputs."""
     num_bytes: float
-    """What a call must move; 0: it is judged by its operations."""
+    """Bytes that a call must move; 0: the call is judged by its operations."""
     num_flops: float
     num_calls: int = 1
-    """Calls of a run, on inputs of their own."""
+    """Calls of a run; each has its own inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class TuningClass:
     key: Mapping[str, int | str]
     """The fields that say what the entry serves; its gpu is the one at hand."""
     start: Config
-    """Where to begin: the table's choice so far."""
+    """The configuration to start from: the table's current entry."""
     choices: Mapping[str, Sequence[object]]
     """Field of the configuration -> values to try."""
     loads: Sequence[Load]

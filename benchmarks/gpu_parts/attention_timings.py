@@ -14,14 +14,14 @@ K = 1024
 
 
 def decode(heads: Heads, num_seqs: int, seq_len: int, bench: Bench) -> list[Row]:
-    """One new token of each sequence: keys and values are read once."""
+    """Times one new token of each sequence; bytes count one read of keys and values."""
     num_seqs, seq_len = bench.size(num_seqs, min(num_seqs, 4)), bench.size(seq_len, seq_len // 64)
     name = f"decode, {num_seqs} x {seq_len}, {heads}"
     return _rows(bench, name, heads, (num_seqs, 1, seq_len), MAX_COPIES)
 
 
 def prefill(heads: Heads, num_seqs: int, query_len: int, seq_len: int, bench: Bench) -> list[Row]:
-    """The last query_len tokens of each sequence; of the products, those that the causal mask leaves."""
+    """Times the last query_len tokens of each sequence; operations count the products that the causal mask leaves."""
     query_len, seq_len = bench.size(query_len, query_len // 64), bench.size(seq_len, seq_len // 64)
     name = f"prefill, {num_seqs} x {query_len}" + (f" of {seq_len}" if seq_len != query_len else "") + f", {heads}"
     return _rows(bench, name, heads, (num_seqs, query_len, seq_len), MIN_COPIES)
@@ -46,7 +46,7 @@ def _ours(bench: Bench, heads: Heads, num_seqs: int, query_len: int, seq_len: in
 
 
 def _peer(bench: Bench, heads: Heads, num_seqs: int, query_len: int, seq_len: int) -> Call:
-    """Torch's, on one array of keys and one of values: [num_seqs, num_kv_heads, seq_len, head_dim], contiguous."""
+    """Torch's attention, on contiguous keys and values: [num_seqs, num_kv_heads, seq_len, head_dim]."""
     query, keys, values = (
         torch.randn(num_seqs, num_heads, length, heads.head_dim, dtype=bench.dtype, device=bench.device)
         for num_heads, length in ((heads.num_heads, query_len), *((heads.num_kv_heads, seq_len),) * 2)

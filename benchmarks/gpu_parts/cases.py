@@ -1,4 +1,4 @@
-"""Which model runs at which batch size and context length."""
+"""The batch sizes and context lengths that each model runs at."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from gpu_parts.shapes import SHAPES, Shape
 
 K = 1024
 ACTIVATION_BYTES = 6 << 30
-"""For activations, logits and graphs."""
+"""Device memory for activations, logits and graphs."""
 BLOCK_SLACK = 64
 """Tokens that the last block of a sequence may leave empty."""
 
@@ -39,7 +39,7 @@ class Case:
         return num_seqs, bench.size(self.context, 32 + self.context // K)
 
     def kv_bytes(self, bench: Bench, extra_tokens: int) -> int:
-        """Of all sequences, each extra_tokens longer than the context."""
+        """Returns the KV cache bytes of all sequences, each extra_tokens longer than the context."""
         num_seqs, context = self.scaled(bench)
         per_sequence = context + extra_tokens + BLOCK_SLACK
         # A pool must hold one sequence of the longest length at least.
@@ -64,7 +64,7 @@ GRID = tuple(
     for name in SHAPES
     for num_seqs, context in ((1, 1), (1, 8), (1, 32), (16, 1), (16, 8), (16, 32), (64, 1), (64, 8), (256, 1))
 )
-"""Of batch 1, 16, 64, 256 and context 1k, 8k, 32k those that one H200 holds; llama-1b has two more."""
+"""The combinations of batch 1, 16, 64, 256 and context 1k, 8k, 32k that one H200 holds; llama-1b has two more."""
 EXTRA = (Case("llama-1b", 64, 32 * K), Case("llama-1b", 256, 8 * K))
 WORKLOADS = tuple(
     Case(name, num_seqs, K) for name in ("llama-8b", "llama-1b", "qwen3-30b-a3b") for num_seqs in (1, 64, 256)

@@ -1,4 +1,4 @@
-"""The ceilings that everything is held against, measured in the same run: a large copy and a large product."""
+"""Measures the ceilings for the other parts in the same run: a large copy and a large product of matrices."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from gpu_parts.part import Bench, Ceilings, Part, Row
 
 
 def measure(bench: Bench) -> Ceilings:
-    """Copies and multiplies random data: a GPU is faster on zeros."""
+    """Copies and multiplies random data, because a GPU is faster on zeros."""
     num_elements = bench.size(2 << 30, 1 << 20)
     source = torch.empty(num_elements, dtype=bench.dtype, device=bench.device).normal_()
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""Timing on the device, after a warm-up: of one cold call by itself, and of a call among others in a captured graph."""
+"""Times calls on the device after a warm-up: one cold call by itself, or a call among others in a captured graph."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ CYCLES_PER_S = 2e9
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one call: of each sample, or on average in each sample."""
+    """Seconds of one call in each sample, or of the average call in each sample."""
 
     median_s: float
     fastest_s: float
@@ -37,7 +37,7 @@ class Clock:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def time(self, call: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> Timing:
-        """Of one call that finds nothing in the cache and nothing before it; compiles and warms up first.
+        """Times one call on an idle device with a cold cache; compiles and warms up first.
 
         On a GPU that includes the latency of one launch into an idle device and, up to the size of the L2, writing back
         what the flush left there: for a call that writes this stands for its own lines, which stay behind; a call that
@@ -59,7 +59,7 @@ class Clock:
         num_rounds: int = 1,
         prepare: Callable[[], object] | None = None,
     ) -> Timing:
-        """Of one call among others, as in a decode step: the steady state. On a GPU all calls are one captured graph.
+        """Times one call among others, as in a decode step (steady state). On a GPU all calls are one captured graph.
 
         A call's dirty lines are written back during the calls behind it, as it writes back those of the calls before
         it, so that every byte counts once. What a call returns has memory of its own.
@@ -127,7 +127,7 @@ class Clock:
         return [start.elapsed_time(end) / 1e3 / num_calls for start, end in events[NUM_WARM_UPS:]]
 
     def _capture(self, calls: Sequence[Callable[[], object]], num_rounds: int) -> torch.cuda.CUDAGraph:
-        """The calls as a graph. Each runs once before: a capture must not compile, load or build tables."""
+        """Captures the calls as a graph. Each runs once before, as a capture must not compile, load or build tables."""
         assert self._stream is not None
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):

@@ -33,7 +33,7 @@ MAX_NUM_SEQS = 256
 
 
 class NullSink:
-    """Takes tokens nowhere."""
+    """Discards tokens."""
 
     def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
         """Never stops a sequence."""
@@ -51,14 +51,14 @@ class NullSink:
 
 @dataclass(slots=True)
 class Step:
-    """What one turn of the loop took."""
+    """Times of one turn of the loop."""
 
     end_s: float
-    """When its result was taken in."""
+    """Time at which its result was applied."""
     host_s: float
-    """In the scheduler and the engine, until the wait for tokens began and after it ended."""
+    """Time in the scheduler and the engine, before the wait for tokens began and after it ended."""
     wait_s: float
-    """Waiting for tokens."""
+    """Time waiting for tokens."""
     num_sampled: int
 
 
@@ -82,7 +82,7 @@ def build(bench: Bench, shape: Shape, kv_cache_bytes: int) -> Engine:
 
 @torch.inference_mode()
 def fill_caches(engine: Engine) -> None:
-    """Puts random numbers where nothing was computed: what is left in memory may be NaN, and zeros are read faster."""
+    """Fills the caches with random numbers: uninitialised memory may hold NaN, and zeros are read faster."""
     for layer in engine._runner.kv_caches:  # type: ignore[attr-defined]
         for cache in layer:
             cache.normal_()
@@ -188,10 +188,10 @@ def decode_steps(driver: Driver, num_seqs: int, context: int, num_steps: int) ->
 
 
 def step_times_s(steps: list[Step]) -> list[float]:
-    """From one result to the next."""
+    """Returns the seconds from one result to the next."""
     return [after.end_s - before.end_s for before, after in pairwise(steps)]
 
 
 def median_host_s(steps: list[Step]) -> float:
-    """Host time of a step that is not a wait."""
+    """Returns the median host time of a step, without waits."""
     return statistics.median(step.host_s for step in steps)

@@ -43,7 +43,7 @@ def engine_for(bench: Bench, case: Case, extra_tokens: int) -> Engine:
 
 
 def start(shape_name: str, bench: Bench) -> list[Row]:
-    """What an engine's start takes: weights, warm-up, and the capture of the ladder of decode graphs."""
+    """Times an engine's start: weights, warm-up, and the capture of all decode graphs."""
     case = next(case for case in GRID if case.shape_name == shape_name)
     bench.release_model()
     began_s = perf_counter()
@@ -166,7 +166,7 @@ def profile(case: Case, bench: Bench) -> list[Row]:
 
 
 def _kernels(profiler: torch.profiler.profile, device_type: str) -> Iterator[tuple[str, float, int]]:
-    """(Name, microseconds in all, number of calls) of what ran on the device."""
+    """Returns (name, total microseconds, number of calls) of each kernel that ran on the device."""
     for entry in profiler.key_averages():
         total_us = entry.self_device_time_total if device_type == "cuda" else entry.self_cpu_time_total
         if str(entry.device_type).lower().endswith(device_type) and total_us > 0:

@@ -1,4 +1,4 @@
-"""Products of 1, 4 and 16 rows with the weights of Llama-3.1-8B: as served, and torch's beside it.
+"""Products of 1, 4 and 16 rows with the weights of Llama-3.1-8B: the product that is served, and torch's.
 
 The roofline's bytes are the weight's. Calls take turns with weights that are not in the cache.
 """

@@ -24,9 +24,9 @@ from gpu_parts.sampling_inputs import sampling_batch
 
 BLOCK_SIZE = 64
 NUM_WEIGHT_SETS = 4
-"""Of experts, in turn. A call of one token reads 75 MB of a set, and comes back to it after three others at least."""
+"""Sets of expert weights that calls use in turn. A call of one token reads 75 MB of a set, and three others follow."""
 HIDDEN, INTERMEDIATE = 4096, 14_336
-"""Of Llama-3.1-8B."""
+"""The sizes of Llama-3.1-8B."""
 
 
 def elementwise(bench: Bench) -> Iterator[Row]:
@@ -37,7 +37,7 @@ def elementwise(bench: Bench) -> Iterator[Row]:
 
 
 def norms_and_activation(bench: Bench, num_tokens: int) -> Iterator[Row]:
-    """Copies share the weights: against x they do not count."""
+    """Times norms and activations. Copies share the weights, whose bytes are negligible beside x."""
     hidden, size = bench.size(HIDDEN, 64), bench.size(INTERMEDIATE, 128)
     weight, bias = (_random(bench, hidden) for _ in range(2))
     x, gate_up = partial(_random, bench, num_tokens, hidden), partial(_random, bench, num_tokens, 2 * size)

@@ -1,4 +1,4 @@
-"""What a part of the GPU benchmark is, and what it is given: the device, the clock, the ceilings, the model in use."""
+"""The parts of the GPU benchmark, and the bench that they share: device, clock, ceilings and model in use."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What this device reaches, as measured in the same run."""
+    """Limits of this device, measured in the same run."""
 
     copy_bytes_per_s: float
     """A large device-to-device copy, counting bytes read and bytes written."""
@@ -30,16 +30,16 @@ class Ceilings:
 
 @dataclass(slots=True)
 class Bench:
-    """What parts share. One model at most is on the device; whoever needs the memory releases it."""
+    """The state that parts share. At most one model is on the device; a part that needs the memory releases it."""
 
     device: torch.device
     dtype: torch.dtype
     tiny: bool
-    """Sizes that a CPU runs in a moment, to test the benchmark itself; its figures mean nothing."""
+    """Whether sizes are tiny, so that a test can run the benchmark on a CPU; the figures then mean nothing."""
     clock: Clock
     ceilings: Ceilings | None
     folder: Path
-    """For files of this run, such as model directories."""
+    """Folder for files of this run, such as model directories."""
     output_len: int
     """Tokens that each request of a whole workload generates."""
     _model: tuple[str, Any] | None = field(default=None)
@@ -67,19 +67,19 @@ class Bench:
             self.release_model()
 
     def size(self, full: int, tiny: int) -> int:
-        """A size, by whether this is a real run."""
+        """Returns the size for a real run or for a tiny one."""
         return tiny if self.tiny else full
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part: it runs by itself, and its failure is its own."""
+    """One part, which runs independently of the others."""
 
     name: str
-    """Words from the general to the special, joined by colons."""
+    """Words from the general to the specific, joined by colons."""
     run: Callable[[Bench], Sequence[Row]]
     limit_s: float = 60.0
-    """It is ended when it takes longer."""
+    """The part is ended when it takes longer."""
 
     @property
     def group(self) -> str:

@@ -1,5 +1,5 @@
-"""What came of a part, and the one file that keeps everything: written after each part, so that a run that is cut off
-keeps what it has."""
+"""The results of parts and the file that keeps them. It is written after each part, so that an interrupted run keeps
+its results."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 from machine import print_table
 
 TABLES = dict.fromkeys(("offline", "service", "transformers"), "workload")
-"""Groups whose rows stand in one table."""
+"""Groups whose rows share one table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Record:
         self.answers: dict[str, Answer] = {}
 
     def add(self, name: str, answer: Answer) -> None:
-        """Keeps an answer, on disk before this returns."""
+        """Keeps an answer and writes it to disk."""
         self.answers[name] = answer
         parts = {part: {"state": a.state, **asdict(a)} for part, a in self.answers.items()}
         self._path.parent.mkdir(parents=True, exist_ok=True)

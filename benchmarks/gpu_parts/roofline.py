@@ -11,16 +11,16 @@ from gpu_parts.part import Bench, Row
 Call = Callable[[], object]
 
 ROTATED_BYTES = 512 << 20
-"""That the copies touch together at least, if MAX_COPIES reach it: several times the L2 of any GPU."""
+"""Least bytes that the copies touch together, if MAX_COPIES reach it: several times the L2 of any GPU."""
 MIN_COPIES, MAX_COPIES = 3, 64
 MAX_ROTATED_BYTES = 12 << 30
-"""That they touch at most; of larger calls one flushes the cache by itself."""
+"""Most bytes that the copies touch; a larger call flushes the cache by itself."""
 REPLAY_BYTES = 2 << 30
-"""That a replay touches, in some more rounds: half a millisecond, beside which the launch of a graph does not count."""
+"""Bytes that a replay touches in all its rounds: half a millisecond, in which a graph's launch is negligible."""
 LEAST_COPY_BYTES = 16 << 20
-"""Of a copy to compare with: what smaller ones take is their launch."""
+"""Least bytes of a copy to compare with; smaller copies are dominated by their launch."""
 ROOM_BYTES = 20 << 30
-"""Of device memory, for the copies."""
+"""Device memory for the copies."""
 
 
 def num_copies(num_bytes: float, at_most: int = MAX_COPIES) -> int:

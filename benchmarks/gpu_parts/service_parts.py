@@ -14,7 +14,7 @@ from gpu_parts.part import Bench, Part, Row
 from gpu_parts.shapes import model_directory
 
 PAGEWIRE = (sys.executable, "-m", "pagewire")
-"""Not the installed command: the packages may only be on the path."""
+"""The command by module, because the packages may only be on the path, not installed."""
 NUM_RUNS = 2
 BENCH_LIMIT_S = 120.0
 

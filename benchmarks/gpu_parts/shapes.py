@@ -19,7 +19,7 @@ class Shape:
     num_layers: int
     hidden_size: int
     mlp_size: int
-    """Of one expert, if there are experts."""
+    """Intermediate size, of each expert if there are experts."""
     num_heads: int
     num_kv_heads: int
     head_dim: int

@@ -20,7 +20,7 @@ EXIT_GRACE_S = 10.0
 
 
 class PartFailed(Exception):
-    """The worker gave no answer; the message says why."""
+    """The worker did not answer; the message says why."""
 
 
 class Worker:
@@ -53,7 +53,7 @@ class Worker:
         self._process.stdout.close()
 
     def kill(self) -> None:
-        """Ends it at once, with the servers that it may have started: the session is its own."""
+        """Kills the process and the servers that it may have started, which are in its session."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

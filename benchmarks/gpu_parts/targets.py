@@ -1,11 +1,11 @@
-"""What the figures of a run are held to."""
+"""Targets for the figures of a run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 Rows = Mapping[str, Mapping[str, Any]]
-"""As Record.rows gives them."""
+"""The result of Record.rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +15,9 @@ class Target:
     name: str
     bound: float
     at_least: bool
-    """Else at most."""
+    """Whether the figure must be at least the bound; else at most."""
     figure: Callable[[Rows], float | None]
-    """None: what it is made of was not measured."""
+    """The figure; None if a part that it needs was not measured."""
 
 
 def _column(part: str, column: str) -> Callable[[Rows], float | None]:

@@ -1,4 +1,4 @@
-"""The process that runs parts: it may crash, hang or lose its device without taking the run with it.
+"""The process that runs parts. It may crash, hang or lose its device; the run goes on without it.
 
 It reads one JSON line for each part to run and answers with one. What parts and libraries print goes to standard error,
 so that nothing mixes with the answers.
@@ -58,7 +58,7 @@ def serve(bench: Bench, parts: dict[str, Part]) -> int:
 
 
 def run(bench: Bench, part: Part) -> dict[str, Any]:
-    """Runs one part; whatever goes wrong is its answer."""
+    """Runs one part; an error becomes its answer."""
     torch.manual_seed(0)
     began_s = time.perf_counter()
     answer: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def run(bench: Bench, part: Part) -> dict[str, Any]:
 
 
 def _settle(bench: Bench) -> bool:
-    """Frees what a failed part left behind. False: the device answers no more, this process is of no further use."""
+    """Frees what a failed part has left. False: the device does not answer, so that this process must end."""
     try:
         bench.release_model()
         if bench.device.type == "cuda":

@@ -1,1 +1,1 @@
-"""What routers and shards share and no client needs."""
+"""Modules that routers and shards share and that no client needs."""

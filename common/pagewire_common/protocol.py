@@ -1,4 +1,4 @@
-"""What a router and its shards agree on: the plan stream's version and the limits of plans."""
+"""Constants that a router and its shards agree on: the plan stream's version and the limits of plans."""
 
 PROTOCOL_MAJOR = 2
 """A router of another major version is refused."""

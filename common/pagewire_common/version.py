@@ -8,7 +8,7 @@ DISTRIBUTION = "pagewire"
 
 @cache
 def version() -> str:
-    """Of the installed distribution; "unknown" where the sources are only on the path."""
+    """Returns the installed distribution's version; "unknown" if the sources are only on the path."""
     try:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:

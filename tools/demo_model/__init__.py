@@ -1,1 +1,1 @@
-"""Where the bundled demo model comes from: its corpus, its training and its files."""
+"""The corpus, the training and the files of the bundled demo model."""

@@ -16,7 +16,7 @@ MAX_POSITIONS = 2048
 
 BOS, EOS, END = "<|bos|>", "<|eos|>", "<|end|>"
 SPECIAL_TOKENS = (BOS, EOS, END, "<|system|>", "<|user|>", "<|assistant|>")
-"""Their ids are their positions here."""
+"""Special tokens, in the order of their ids."""
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}

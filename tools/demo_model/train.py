@@ -31,18 +31,18 @@ WARMUP = 0.03
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """What the command line decides."""
+    """The settings of the command line."""
 
     out: Path
     corpus_dir: Path
     device: str
     steps: int
     minutes: float
-    """Training ends after so long even if steps are left; the schedule knows."""
+    """Training ends after this many minutes even if steps are left; the learning rate follows."""
     seed: int
     learning_rate: float
     num_modern: int
-    """Generated texts; half as many conversations."""
+    """Number of generated texts; half as many conversations are generated."""
     compile: bool
 
 
@@ -169,7 +169,7 @@ def held_out_losses(model: LlamaForCausalLM, sources: dict[str, TokenSource]) ->
 
 
 def format_losses(losses: dict[str, float]) -> str:
-    """For people."""
+    """Returns the losses as text for the log."""
     return ", ".join(f"{name} {loss:.2f}" for name, loss in losses.items())
 
 

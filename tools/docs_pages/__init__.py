@@ -1,1 +1,1 @@
-"""The pages of docs/ that are generated: from the command lines' parsers, from protos/, from benchmarks/results."""
+"""Generates pages of docs/ from the command lines' parsers, from protos/, from benchmarks/results."""

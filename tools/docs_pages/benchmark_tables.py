@@ -1,4 +1,4 @@
-"""The measured figures of docs/benchmarks.md: a section for each file of benchmarks/results, none typed by hand."""
+"""Writes the measured figures of docs/benchmarks.md: a section for each file of benchmarks/results."""
 
 import json
 import re
@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- results: written by tools/generate_docs.py -->\n", "<!-- end of results -->\n"
 
 HEAD = ("name", "date", "command", "machine", "software", "settings")
-"""What benchmarks/machine.py's describe_run() writes into every file."""
+"""Keys that describe_run() of benchmarks/machine.py writes into every file."""
 
 Result = Mapping[str, Any]
 
@@ -77,7 +77,7 @@ def spread(value: Mapping[str, float], form: Callable[[float], str] = figure) ->
 
 
 def is_spread(value: object) -> bool:
-    """Whether it is what benchmarks/machine.py's spread() wrote."""
+    """Returns whether spread() of benchmarks/machine.py wrote this value."""
     return isinstance(value, Mapping) and {"median", "min", "max"} <= set(value)
 
 
@@ -208,7 +208,7 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def operate_tables(result: Result) -> Iterator[str]:
-    """What `make test-operate` showed: tests by file, then the figures that they recorded."""
+    """The results of `make test-operate`: tests by file, then the figures that they recorded."""
     files = result["result"]["files"]
     rows = [
         [f"`{name}`", str(file["passed"]), str(file["failed"]), str(file["skipped"]), figure(file["seconds"])]
@@ -225,7 +225,7 @@ def operate_tables(result: Result) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What one benchmark's files are shown as."""
+    """How the files of one benchmark are shown."""
 
     title: str
     tables: Callable[[Result], Iterator[str]]
@@ -241,4 +241,4 @@ KINDS = {
     "gpu": Kind("On a GPU", gpu_tables),
     "operate": Kind("Tests with backends, toolchains and charts", operate_tables),
 }
-"""By the first word of a file's name, in the page's order."""
+"""Kinds of results by the first word of a file's name, in the page's order."""

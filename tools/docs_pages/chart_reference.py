@@ -12,5 +12,5 @@ type and unknown names are refused by the chart's schema. A value set to null is
 
 
 def page() -> str:
-    """Every value, its default and what it is."""
+    """Returns the page: every value, its default and its meaning."""
     return f"{NOTE}\n{INTRO}\n{table((CHART / 'values.yaml').read_text())}"

@@ -32,7 +32,7 @@ shard. `pagewire_shard_plan_stream_failures_total` counts them by reason.
 
 
 def page() -> str:
-    """All three kinds."""
+    """Returns the page: the errors of the client, the router and the shard."""
     starts = "".join(f"- {_meaning(error)}\n" for error in shard_errors.ModelError.__subclasses__())
     parts = [
         f"{NOTE}\n{INTRO}",

@@ -16,9 +16,9 @@ TITLES = {
     "attention": "Attention",
     "kernels": "Other kernels",
 }
-"""Groups that are shown, in this order. What took which share of a step (profile) is in the record alone."""
+"""Titles of the groups that are shown, in this order. Profiles are in the result file only."""
 WORKLOADS = ("offline", "service", "transformers")
-"""Parts that stand side by side."""
+"""Groups of parts that share one table."""
 COLUMNS = {
     "start_s": "ready, s",
     "capture_s": "of which graphs, s",

@@ -21,7 +21,7 @@ INFO = shard_pb2.ShardInfo(
 
 
 def page() -> str:
-    """docs/metrics.md with its tables as they should be."""
+    """Returns docs/metrics.md with current tables."""
     text = PAGE.read_text()
     for name, metrics in (("router metrics", router_metrics()), ("shard metrics", shard_metrics())):
         begin, end = BEGIN.format(name=name), END.format(name=name)
@@ -36,7 +36,7 @@ def page() -> str:
 
 
 def router_metrics() -> str:
-    """What a router with one shard group says."""
+    """Returns the /metrics page of a router with one shard group."""
     from pagewire_router.config import RouterConfig
     from pagewire_router.groups.engine_metrics import EngineMetrics
     from pagewire_router.groups.group_loop import GroupLoop
@@ -55,7 +55,7 @@ def router_metrics() -> str:
 
 
 def shard_metrics() -> str:
-    """What a shard that serves says."""
+    """Returns the /metrics page of a shard that serves."""
     return asyncio.run(_shard_metrics())
 
 

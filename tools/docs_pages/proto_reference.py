@@ -30,12 +30,12 @@ COMPOUND = (FieldDescriptorProto.TYPE_MESSAGE, FieldDescriptorProto.TYPE_ENUM)
 
 
 def inference_page() -> str:
-    """The public service."""
+    """Returns the page of the public service."""
     return _Page("inference.proto").text("# gRPC: Inference")
 
 
 def shard_page() -> str:
-    """What routers and shards say to each other."""
+    """Returns the page of the protocol between routers and shards."""
     return _Page("shard.proto").text("# gRPC: Shard")
 
 
@@ -73,7 +73,7 @@ class _Page:
         return "\n\n".join(part.strip() for part in parts) + "\n"
 
     def _overview(self) -> str:
-        """What stands above the file's syntax line."""
+        """The comment above the file's syntax line."""
         location = self._comments.get((SYNTAX,))
         return _paragraphs(location.leading_comments) if location else ""
 

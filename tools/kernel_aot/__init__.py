@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation of the Triton kernels, for developers: what each takes on every GPU generation."""
+"""Ahead-of-time compilation of the Triton kernels, for developers: the resources of each on every GPU generation."""

@@ -21,7 +21,7 @@ class AotCase:
     """
 
     name: str
-    """What is special about it, unique within its module, such as "head128-bf16"."""
+    """Name of the specialisation, unique within its module, such as "head128-bf16"."""
     kernel: Any
     """The function that @triton.jit or @gluon.jit made."""
     signature: Mapping[str, str]
@@ -36,4 +36,4 @@ class AotCase:
     targets: tuple[int, ...] = TARGETS
     """The generations that the launch code would choose this specialisation on."""
     may_spill: bool = False
-    """Registers may go to memory; the golden table says how many."""
+    """Whether registers may spill to memory; table.json holds how many."""

@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for every GPU generation without a GPU, and reads what each compiled kernel takes.
+"""Compiles the Triton kernels for every GPU generation without a GPU, and reads the resources of each compiled kernel.
 
 tools/kernel_table.py keeps the figures in table.json, which a test compares, so that a change which costs registers or
 shared memory shows before it runs on a GPU.
@@ -24,12 +24,12 @@ from kernel_aot import cases as case_modules
 from kernel_aot.case import AotCase
 
 SHARED_MEMORY_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
-"""What a block of one program may take: 163 KiB on an A100, 227 KiB since."""
+"""Most shared memory of a program: 163 KiB on an A100, 227 KiB on later generations."""
 WARP_SIZE = 32
 # The opcode of each line of SASS, behind its address and its predicate.
 _OPCODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
 _WAIT = "ACQBULK"
-"""For the kernel before this one."""
+"""The instruction that waits for the previous kernel."""
 _MEMORY_ACCESSES = {"LD", "LDG", "LDGSTS", "ST", "STG", "ATOM", "ATOMG", "RED", "REDG"}
 
 Job = tuple[str, int]
@@ -38,10 +38,10 @@ Job = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one compiled kernel takes; instruction counts are of the code, not of a run."""
+    """Resources of one compiled kernel. Instructions are counted in the code, not in a run."""
 
     registers: int
-    """Of each thread."""
+    """Registers of each thread."""
     spills: int
     """Loads and stores of local memory: registers that did not fit, or arrays indexed at run time."""
     shared_bytes: int
@@ -49,7 +49,7 @@ class Resources:
     tensor_core: int
     """Tensor core instructions: HGMMA is Hopper's, asynchronous and from shared memory; HMMA any other's."""
     wgmma: int
-    """Of tensor_core, those that are Hopper's."""
+    """Hopper's HGMMA instructions, which tensor_core counts too."""
     async_copies: int
     """Copies from global to shared memory that bypass registers."""
     tma: int
@@ -97,10 +97,10 @@ def measure(wanted: Iterable[Job], num_processes: int | None = None) -> tuple[di
     """Compiles jobs side by side. Triton's cache makes a second run short.
 
     Args:
-        num_processes: None: one for each core.
+        num_processes: processes to compile in; None: one for each core.
 
     Returns:
-        What each takes, and of those that do not compile, why.
+        The resources of each job, and the error of each job that does not compile.
     """
     wanted = list(wanted)
     # Not forked: torch's threads would not survive it.
@@ -154,7 +154,7 @@ def compile_case(case: AotCase, target: int) -> Resources:
 
 
 def _source_class(kernel: Any) -> Any:
-    """What triton.compile takes a kernel as, by the language it is written in."""
+    """Returns the source class of triton.compile for a kernel's language."""
     if kernel.is_gluon():
         from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -194,7 +194,7 @@ def _output(command: list[str]) -> str:
 
 
 def as_row(resources: Resources) -> dict[str, int]:
-    """For the table: what is zero is left out."""
+    """Returns the fields for the table, without those that are zero."""
     return {name: value for name, value in asdict(resources).items() if value}
 
 

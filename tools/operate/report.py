@@ -1,4 +1,4 @@
-"""Keeps what `make test-operate` showed: tests by file, what was skipped and why, and the figures they recorded.
+"""Keeps the results of `make test-operate`: tests by file, skipped tests with their reasons, and recorded figures.
 
 Reads the JUnit file that pytest wrote and writes benchmarks/results/operate.json, with the machine and the versions.
 """
@@ -16,7 +16,7 @@ from machine import save_result  # noqa: E402
 
 
 def read_cases(junit: Path) -> dict[str, dict[str, Any]]:
-    """By file: tests that passed, failed and were skipped with their reasons, seconds, recorded figures."""
+    """Returns by file: tests that passed, failed and were skipped with their reasons, seconds, recorded figures."""
     files: dict[str, dict[str, Any]] = {}
     for case in ET.parse(junit).iter("testcase"):
         # Of a test in a class, the class's name comes last.
