@@ -241,7 +241,8 @@ class _EndListener:
 def failure_of(error: Exception) -> RouterError:
     """What the client of a failed call is told. An unknown exception is logged, so call it within its handler."""
     if isinstance(error, RouterError):
-        return error
+        # The frames of its traceback would keep the request's message until the garbage collector comes.
+        return error.with_traceback(None)
     if isinstance(error, RecursionError | SyntaxError | UnicodeError):
         # Only text or nesting that the client sent can raise these.
         description = f"nested too deeply or no valid text ({type(error).__name__})"

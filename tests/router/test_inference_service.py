@@ -1,6 +1,7 @@
 """The service over real gRPC on loopback, with an engine that says what it is told."""
 
 import asyncio
+import gc
 
 import grpc
 import pytest
@@ -8,7 +9,7 @@ from google.protobuf import struct_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from pagewire.v1 import inference_pb2
-from pagewire_router.errors import DeadlineExceeded, QueueFull, Unavailable
+from pagewire_router.errors import DeadlineExceeded, QueueFull, RouterError, Unavailable
 from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_router.text.tokenizer import Tokenizer
 from pagewire_router.timeline import TraceContext
@@ -431,6 +432,42 @@ async def test_a_bug_of_ours_is_internal_without_a_traceback(serve, caplog):
         assert "ZeroDivisionError" in caplog.text
         router.engine.refusal = None
         assert await router.generate(text="x")
+
+
+def num_errors_alive():
+    return sum(isinstance(thing, (RouterError, grpc.aio.AbortError)) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("method", ["Generate", "Complete"])
+@pytest.mark.parametrize("cause", ["validation", "engine", "output"])
+async def test_refused_calls_leave_nothing_to_the_garbage_collector(serve, method, cause):
+    """Their messages would stay in memory until it comes, some tens of MB under a flood of them."""
+
+    def script(request):
+        if cause == "output":
+            request.sink.on_failed(Unavailable("gone"))
+            raise asyncio.CancelledError  # Nothing more comes.
+        return [40]
+
+    params = inference_pb2.SamplingParams(temperature=-1.0 if cause == "validation" else 1.0)
+    message = inference_pb2.GenerateRequest(text="x", sampling_params=params).SerializeToString()
+    async with serve(script) as router:
+        gc.collect()
+        before = num_errors_alive()
+        gc.disable()
+        try:
+            for _ in range(10):
+                router.engine.refusal = QueueFull("full") if cause == "engine" else None
+                with pytest.raises(grpc.aio.AioRpcError):
+                    async for _ in router.channel.unary_stream(f"/pagewire.v1.Inference/{method}")(message):
+                        pass
+            router.engine.refusal = None
+            router.engine.requests.clear()
+            await asyncio.sleep(0.1)  # The handler ends after its client has the status.
+            # gRPC remembers the last call or two.
+            assert num_errors_alive() - before <= 4
+        finally:
+            gc.enable()
 
 
 async def test_many_violations_fit_in_a_header(serve):

@@ -15,7 +15,7 @@ from pagewire_router.admission.api_keys import ApiKeys
 from pagewire_router.admission.call import Call
 from pagewire_router.caller import Caller
 from pagewire_router.errors import RouterError, Unauthenticated, Unavailable
-from pagewire_router.grpc_front.rpc_status import abort
+from pagewire_router.grpc_front.rpc_status import end_with
 from pagewire_router.timeline import TraceContext
 from pagewire_router.tracing.call_trace import CallTrace
 
@@ -120,8 +120,8 @@ def refusing_handler(method: str, error: RouterError, count: Count) -> "grpc.Rpc
     of requests, so that none of them is read (see reception.py).
     """
 
-    async def refuse(_requests: object, context: Context) -> bytes:
+    async def refuse(_requests: object, context: Context) -> None:
         count(method, error)
-        await abort(context, error)
+        await end_with(context, error)
 
     return grpc.stream_unary_rpc_method_handler(refuse)

@@ -15,7 +15,7 @@ from pagewire_router.grpc_front.calls import Context, new_call
 from pagewire_router.grpc_front.message_decoder import decode
 from pagewire_router.grpc_front.reception import Reception
 from pagewire_router.grpc_front.response_encoding import encode_responses
-from pagewire_router.grpc_front.rpc_status import abort
+from pagewire_router.grpc_front.rpc_status import end_with
 from pagewire_router.inference import Inference, failure_of
 from pagewire_router.metrics.request_metrics import Metrics
 
@@ -99,8 +99,8 @@ class InferenceService:
 
     def _unary(
         self, name: str, message_type: type[M], method: Callable[[M, Call], Awaitable[bytes]]
-    ) -> Callable[[object, Context], Awaitable[bytes]]:
-        async def call(_requests: object, context: Context) -> bytes:
+    ) -> Callable[[object, Context], Awaitable[bytes | None]]:
+        async def call(_requests: object, context: Context) -> bytes | None:
             async def respond() -> bytes:
                 return await method(*await self._receive(name, message_type, context))
 
@@ -113,8 +113,11 @@ class InferenceService:
         data = await self._reception.read(name, context, call.caller)
         return decode(message_type, data, self._max_message_bytes), call
 
-    async def _answer(self, name: str, call: Callable[[], Awaitable[T]], context: Context) -> T:
-        """The outermost part of every call: turns errors into statuses, and counts how calls end."""
+    async def _answer(self, name: str, call: Callable[[], Awaitable[T]], context: Context) -> T | None:
+        """The outermost part of every call: turns errors into statuses, and counts how calls end.
+
+        Returns None where the call has ended already.
+        """
         try:
             answer = await call()
         except asyncio.CancelledError:
@@ -132,7 +135,8 @@ class InferenceService:
             self._metrics.num_calls[name, "OK"] += 1
             return answer
         self._metrics.num_calls[name, status_code(failure).name] += 1
-        await abort(context, failure)
+        await end_with(context, failure)
+        return None
 
 
 def _why_cancelled(context: Context) -> str:

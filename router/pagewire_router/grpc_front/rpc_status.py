@@ -23,3 +23,15 @@ async def abort(context: AbortableContext, error: RouterError) -> NoReturn:
         violations=((violation.field, violation.description) for violation in violations),
     )
     await abort_with(context, code, status)
+
+
+async def end_with(context: AbortableContext, error: RouterError) -> None:
+    """abort() as a handler's last act, which returns: gRPC sees to it that nothing more is sent.
+
+    gRPC keeps the exception that abort() raises with the call. The frames it went through hold the call in their turn,
+    so that the two and all that belongs to them would stay until the garbage collector comes.
+    """
+    try:
+        await abort(context, error)
+    except grpc.aio.AbortError as aborted:
+        aborted.__traceback__ = None
