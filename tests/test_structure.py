@@ -37,11 +37,9 @@ FORBIDDEN = {
 # imports, at run time and for types, only itself and rooms of lower floors.
 FLOORS = {
     "pagewire_common": (
-        (
-            *("block_hash", "histogram", "listen_address", "process_log", "protocol"),
-            *("sampling_params", "sendable_text", "version"),
-        ),
-        ("parent_watch", "tls", "rpc_status", "http_endpoint", "tracing"),
+        ("protocol", "model_files", "sampling_params", "block_hash", "histogram", "version"),
+        ("process_log", "sendable_text", "listen_address"),
+        ("shutdown", "tls", "rpc_status", "http_endpoint", "health_endpoint", "tracing"),
     ),
     "pagewire_router": (
         ("errors", "config", "caller", "timeline"),

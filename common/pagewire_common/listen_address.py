@@ -1,13 +1,21 @@
-"""What an address to listen on says of who can reach it."""
+"""Addresses to listen on: HOST:PORT, [HOST]:PORT or unix:PATH."""
 
 import ipaddress
 
 
+def host_of(listen: str) -> str:
+    """The host, without brackets, for the further ports of a server; this machine alone beside a Unix socket."""
+    return "127.0.0.1" if listen.startswith("unix:") else listen.rpartition(":")[0].strip("[]")
+
+
+def with_port(listen: str, port: int) -> str:
+    """The address to connect to, once the system has picked a port."""
+    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+
 def is_local(listen: str) -> bool:
-    """Whether only this machine reaches a server that listens at host:port or unix:PATH."""
-    if listen.startswith("unix:"):
-        return True
-    host = listen.rpartition(":")[0].strip("[]")
+    """Whether only this machine reaches a server that listens there."""
+    host = host_of(listen)
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

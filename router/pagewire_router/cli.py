@@ -5,7 +5,6 @@ import asyncio
 import gc
 import math
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -262,21 +261,15 @@ def _spare_long_lived_objects() -> None:
 
 async def serve(config: RouterConfig, engine: "Engine") -> int:
     """Runs the router until it is told to stop; returns the exit status."""
-    from pagewire_common.parent_watch import watch_parent
+    from pagewire_common.shutdown import Shutdown
     from pagewire_common.tls import TlsError
 
     from pagewire_router.errors import RouterError
     from pagewire_router.server import RouterServer, ServerError
 
-    told_to_stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told_to_stop.set)
-    parent_gone = asyncio.Event()
-    if config.exit_with_parent:
-        watch_parent(parent_gone.set)
+    shutdown = Shutdown(with_parent=config.exit_with_parent)
     server = RouterServer(config, engine)
-    ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(event.wait()) for event in (told_to_stop, parent_gone)]
+    ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(shutdown.requested.wait())]
     try:
         address = await server.start()
         opening = asyncio.ensure_future(server.open())
@@ -292,7 +285,7 @@ async def serve(config: RouterConfig, engine: "Engine") -> int:
                 failing.result()
         opening.cancel()
         # Without a parent there is nobody to finish for.
-        if not parent_gone.is_set():
+        if not shutdown.is_parent_gone:
             await server.drain()
         return 0
     except (RouterError, ServerError, TlsError) as error:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from pagewire_common.health_endpoint import HealthEndpoint
 from pagewire_common.http_endpoint import HttpEndpoint, process_pages
-from pagewire_common.listen_address import is_local
+from pagewire_common.listen_address import host_of, is_local, with_port
+from pagewire_common.model_files import TOKENIZER_FILE
 from pagewire_common.tls import TlsError, server_credentials
 
 from pagewire_router.admission.api_keys import ApiKeys, ApiKeysError
 from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
 from pagewire_router.engine import Engine
 from pagewire_router.grpc_front.calls import ApiKeyInterceptor, ServiceHandler
-from pagewire_router.grpc_front.health_endpoint import HealthEndpoint
 from pagewire_router.grpc_front.inference_service import SERVICE_NAME, InferenceService
 from pagewire_router.inference import Inference
 from pagewire_router.metrics.loop_lag import watch_loop_lag
@@ -25,7 +26,7 @@ from pagewire_router.output.pacer import Pacer
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.text_threads import QueueBounds
 from pagewire_router.text.tokenizer import Tokenizer
-from pagewire_router.text.tokenizer_files import TOKENIZER_FILE, TokenizerFilesError
+from pagewire_router.text.tokenizer_files import TokenizerFilesError
 
 if TYPE_CHECKING:
     from pagewire_common.tracing.exporting import Tracing
@@ -83,7 +84,7 @@ class RouterServer:
         self._metrics = Metrics()
         self._metrics.add(engine.collector, engine.histograms)
         self._metrics.add(ServerMetrics(config, is_ready=self._is_serving, is_draining=lambda: self._is_draining))
-        self._health = HealthEndpoint(SERVICE_NAME, self._is_serving)
+        self._health = HealthEndpoint(SERVICE_NAME, is_ready=self._is_serving)
         self._handler = ServiceHandler(SERVICE_NAME, "the router looks for shards", self._metrics.count_refused)
         self._api_keys = None if config.api_keys is None else ApiKeys(config.api_keys)
         self._tracing = _open_tracing(config)
@@ -135,7 +136,7 @@ class RouterServer:
         await self._health.publish()
 
     async def _start_probes(self) -> None:
-        host, config = _host_of(self._config.listen), self._config
+        host, config = host_of(self._config.listen), self._config
         try:
             self.health_port = await self._health.start(host, config.health_port, config.health_listen)
         except OSError as error:
@@ -220,7 +221,7 @@ class RouterServer:
             port = 0
         if port == 0:
             raise ServerError(f"cannot listen on {listen}: the address is taken or not ours")
-        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+        return with_port(listen, port)
 
     def _credentials(self) -> grpc.ServerCredentials | None:
         config = self._config
@@ -234,11 +235,6 @@ class RouterServer:
 
     def _is_serving(self) -> bool:
         return self._is_open and self._engine.is_ready and not self._is_draining
-
-
-def _host_of(listen: str) -> str:
-    """Where the HTTP endpoint listens: on the same host, or locally beside a Unix socket."""
-    return "127.0.0.1" if listen.startswith("unix:") else listen.rpartition(":")[0].strip("[]")
 
 
 def _open_tracing(config: RouterConfig) -> "Tracing | None":

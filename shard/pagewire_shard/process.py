@@ -3,14 +3,13 @@
 import asyncio
 import logging
 import os
-import signal
 import sys
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
-from pagewire_common.parent_watch import watch_parent
+from pagewire_common.shutdown import Shutdown
 
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import ModelError
@@ -67,7 +66,7 @@ def _build(config: ShardConfig, model_dir: "Future[Path]") -> StepEngine[Any]:
 async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThread) -> None:
     from pagewire_shard.service.server import ShardServer
 
-    shutdown = Shutdown(config)
+    shutdown = Shutdown(with_parent=config.exit_with_parent)
     server = ShardServer(config, model_dir, steps)
     stopping = asyncio.ensure_future(shutdown.requested.wait())
     opening = asyncio.ensure_future(_open(server, config))
@@ -81,7 +80,7 @@ async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThre
     finally:
         opening.cancel()
         stopping.cancel()
-        await server.stop(shutdown.grace_s)
+        await server.stop(0.0 if shutdown.is_parent_gone else config.drain_grace_s)
 
 
 async def _open(server: "ShardServer", config: ShardConfig) -> None:
@@ -95,23 +94,6 @@ async def _open(server: "ShardServer", config: ShardConfig) -> None:
         raise ModelError(
             f"model {config.model!r} cannot be started: {reason} (--log-level debug says where)"
         ) from error
-
-
-class Shutdown:
-    """Told to stop: by SIGTERM or SIGINT, with time to drain; when the parent is gone, at once."""
-
-    def __init__(self, config: ShardConfig) -> None:
-        self.requested = asyncio.Event()
-        self.grace_s = config.drain_grace_s
-        loop = asyncio.get_running_loop()
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signal_number, self.requested.set)
-        if config.exit_with_parent:
-            watch_parent(self._stop_now)
-
-    def _stop_now(self) -> None:
-        self.grace_s = 0.0
-        self.requested.set()
 
 
 def _open_tracing(config: ShardConfig) -> "Tracing | None":

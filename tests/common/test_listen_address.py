@@ -1,7 +1,7 @@
-"""Which addresses only this machine reaches."""
+"""What an address to listen on says."""
 
 import pytest
-from pagewire_common.listen_address import is_local
+from pagewire_common.listen_address import host_of, is_local, with_port
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,15 @@ from pagewire_common.listen_address import is_local
 )
 def test_only_loopback_is_local(listen: str, expected: bool) -> None:
     assert is_local(listen) is expected
+
+
+def test_further_ports_are_on_the_same_host() -> None:
+    assert host_of("0.0.0.0:50051") == "0.0.0.0"
+    assert host_of("[::1]:50051") == "::1"
+    assert host_of("unix:/run/router.sock") == "127.0.0.1"
+
+
+def test_an_address_to_connect_to_has_the_port_that_the_system_picked() -> None:
+    assert with_port("127.0.0.1:0", 1234) == "127.0.0.1:1234"
+    assert with_port("[::1]:0", 1234) == "[::1]:1234"
+    assert with_port("unix:/run/router.sock", 0) == "unix:/run/router.sock"

@@ -60,13 +60,6 @@ async def test_a_draining_router_is_alive_and_at_once_no_longer_ready(serve):
         await asyncio.gather(draining, running)
 
 
-async def test_names_nobody_knows_are_not_found(serve):
-    async with serve(config={"health_port": 0}) as router:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await probe(router.server.health_port, "no.such.Service")
-        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-
-
 async def test_a_health_port_that_is_taken_is_named(new_engine):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

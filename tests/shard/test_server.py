@@ -7,11 +7,8 @@ import socket
 import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from pagewire_common.http_endpoint import MAX_HEADER_BYTES
 from pagewire_shard.errors import BadOption
 from pagewire_shard.service.server import SERVER_OPTIONS
-
-TOO_LARGE = "HTTP/1.1 431 Request Header Fields Too Large"
 
 
 async def fetch(port: int, request: bytes) -> tuple[str, str]:
@@ -43,23 +40,6 @@ async def test_pages_for_kubernetes_follow_the_steps(shard_and_port):
         while (await fetch(port, b"GET /readyz HTTP/1.1\r\n\r\n"))[0] != "HTTP/1.1 503 Service Unavailable":
             await asyncio.sleep(0.02)
     assert (await fetch(port, b"GET /healthz HTTP/1.1\r\n\r\n"))[1] == "not alive\n"
-
-
-@pytest.mark.parametrize(
-    ("request_bytes", "status"),
-    [
-        (b"GET /other HTTP/1.1\r\n\r\n", "HTTP/1.1 404 Not Found"),
-        (b"POST /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 405 Method Not Allowed"),
-        (b"GET /" + b"x" * MAX_HEADER_BYTES + b" HTTP/1.1\r\n\r\n", TOO_LARGE),
-    ],
-    ids=["path", "method", "too-long"],
-)
-async def test_other_requests_are_turned_away(shard_and_port, request_bytes, status):
-    _, port = shard_and_port
-    try:
-        assert (await fetch(port, request_bytes))[0] == status
-    except ConnectionError:
-        assert status == TOO_LARGE, "the answer is lost where more than the server reads is on its way"
 
 
 async def test_a_metrics_port_that_is_taken_is_named(serve_shard):

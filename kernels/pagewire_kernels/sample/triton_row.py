@@ -3,10 +3,11 @@
 import triton
 import triton.language as tl
 
+from pagewire_kernels.sample import batch
+
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
-GREEDY_BELOW = tl.constexpr(1e-5)
-"""As in batch.py."""
+GREEDY_BELOW = tl.constexpr(batch.GREEDY_BELOW)
 NOTHING = tl.constexpr(-9223372036854775807)
 """A rank below that of every token."""
 INFINITY_KEY, MINUS_INFINITY_KEY = tl.constexpr(2139095040), tl.constexpr(-2139095041)

@@ -5,13 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pagewire_common.model_files import SETTINGS_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER, TOKENIZER_FILE
 from tokenizers import Tokenizer as Backend
-
-TOKENIZER_FILE = "tokenizer.json"
-TEMPLATE_FILE = "chat_template.jinja"
-TEMPLATE_FOLDER = "additional_chat_templates/"
-SETTINGS_FILE = "tokenizer_settings.json"
-"""Made by the shard: see TokenizerSettings. It also names the special tokens."""
 
 Files = Mapping[str, bytes]
 """File contents by name."""

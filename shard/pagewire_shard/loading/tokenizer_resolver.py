@@ -9,6 +9,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from pagewire_common.model_files import TOKENIZER_FILE
+
 from pagewire_shard.errors import CorruptTokenizer
 from pagewire_shard.loading.plain_tokenizer import is_plain
 from pagewire_shard.loading.transformers_tokenizer import (
@@ -19,7 +21,6 @@ from pagewire_shard.loading.transformers_tokenizer import (
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FILE = "tokenizer.json"
 OLDER_FORMS = ("vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
 """Patterns of files, each of which transformers can turn into a tokenizer."""
 

@@ -6,19 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pagewire.v1 import shard_pb2
+from pagewire_common.model_files import SETTINGS_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER, TOKENIZER_FILE
 
-from pagewire_shard.loading.tokenizer_resolver import TOKENIZER_FILE, resolve_tokenizer
+from pagewire_shard.loading.tokenizer_resolver import resolve_tokenizer
 
 FILE_NAMES = (
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
     "chat_template.json",
 )
-SETTINGS_FILE = "tokenizer_settings.json"
-"""Not the model's own: what its tokenizer.json cannot say, as transformers reads the other files."""
 CHUNK_BYTES = 1 << 20
 
 
@@ -28,7 +27,7 @@ def collect_model_files(directory: Path, model: str = "") -> dict[str, bytes]:
     model: what the directory was found by. Raises CorruptTokenizer if no tokenizer comes out of its files.
     """
     files = {name: (directory / name).read_bytes() for name in FILE_NAMES if (directory / name).is_file()}
-    templates = directory.glob("additional_chat_templates/*.jinja")
+    templates = directory.glob(f"{TEMPLATE_FOLDER}*.jinja")
     files |= {path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(templates)}
     tokenizer = resolve_tokenizer(directory, model)
     if tokenizer is not None:

@@ -11,7 +11,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pagewire.v1 import shard_pb2
+from pagewire_common.health_endpoint import HealthEndpoint
 from pagewire_common.http_endpoint import HttpEndpoint, process_pages
+from pagewire_common.listen_address import host_of, with_port
 from pagewire_common.tls import TlsError, server_credentials
 
 from pagewire_shard.config import ShardConfig
@@ -44,6 +46,7 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 CANCEL_GRACE_S = 1.0
+HEALTH_POLL_S = 1.0
 
 
 class ShardServer:
@@ -57,24 +60,27 @@ class ShardServer:
         self._service = ShardService(self._model_files)
         self._execute_service: ExecuteService | None = None
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        self._health_server: grpc.aio.Server | None = None
+        self._health = HealthEndpoint(
+            SERVICE_NAME,
+            is_ready=self._readiness.is_ready,
+            is_alive=self._readiness.is_alive,
+            poll_s=min(HEALTH_POLL_S, config.stall_timeout_s / 4),
+        )
         self._http: HttpEndpoint | None = None
         self._metrics: ShardMetrics | None = None
-        self._watch: asyncio.Task[None] | None = None
         self.health_port: int | None = None
         """The port of the plaintext health service, after start()."""
 
     async def start(self) -> str:
         """Binds the ports; returns the address to connect to. Raises BadOption for one that cannot be had."""
         address = self._bind()
-        self._watch = asyncio.create_task(self._readiness.watch())
-        self.health_port = await self._start_health(address)
+        await self._start_health()
         self._server.add_generic_rpc_handlers((self._service.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.health_servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._server.start()
         if self._config.metrics_port is not None:
-            await self._start_http(address, self._config.metrics_port)
+            await self._start_http(self._config.metrics_port)
         return address
 
     async def open(self) -> shard_pb2.ShardInfo:
@@ -85,22 +91,21 @@ class ShardServer:
         self._service.open(self._execute_service, info)
         if self._metrics is not None:
             self._metrics.open(info, lease, self._execute_service)
-        await self._readiness.open()
+        self._readiness.open()
+        await self._health.publish()
         return info
 
     async def stop(self, drain_grace_s: float) -> None:
         """Lets the router go, within the grace; then ends all calls and the step thread's loop."""
-        await self._readiness.close()
+        self._readiness.close()
+        await self._health.publish()
         if self._execute_service is not None:
             await self._execute_service.drain(drain_grace_s)
         self._steps.stop()
-        if self._watch is not None:
-            self._watch.cancel()
         if self._http is not None:
             await self._http.stop()
         await self._server.stop(CANCEL_GRACE_S)
-        if self._health_server is not None:
-            await self._health_server.stop(None)
+        await self._health.stop()
 
     def _bind(self) -> str:
         config, listen = self._config, self._config.listen
@@ -116,27 +121,20 @@ class ShardServer:
             raise BadOption(
                 f"cannot listen on {listen}: the address is taken, malformed or not this machine's"
             ) from error
-        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+        return with_port(listen, port)
 
-    async def _start_health(self, address: str) -> int | None:
+    async def _start_health(self) -> None:
         """Health in plaintext on a port of its own, since Kubernetes' probes know no TLS."""
-        if self._config.health_port is None:
-            return None
-        host = "127.0.0.1" if address.startswith("unix:") else address.rpartition(":")[0]
-        self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.health_servicer, self._health_server)
-        listen = f"{host}:{self._config.health_port}"
+        host, port = host_of(self._config.listen), self._config.health_port
         try:
-            port = self._health_server.add_insecure_port(listen)
-        except RuntimeError as error:
-            raise BadOption(f"cannot serve health on {listen}: the address is taken or not this machine's") from error
-        await self._health_server.start()
-        return port
+            self.health_port = await self._health.start(host, port)
+        except OSError as error:
+            raise BadOption(f"cannot serve health on {host}:{port}: {error}") from error
 
-    async def _start_http(self, address: str, port: int) -> None:
+    async def _start_http(self, port: int) -> None:
         from pagewire_shard.service.metrics import ShardMetrics
 
-        host = "127.0.0.1" if address.startswith("unix:") else address.rpartition(":")[0].strip("[]")
+        host = host_of(self._config.listen)
         self._metrics = ShardMetrics(self._steps.stats, self._readiness.is_ready)
         pages = process_pages(
             render_metrics=self._metrics.render, is_alive=self._readiness.is_alive, is_ready=self._readiness.is_ready

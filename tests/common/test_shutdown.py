@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from pagewire_common.parent_watch import watch_parent
+from pagewire_common.shutdown import watch_parent
 
 
 async def test_the_parents_end_is_noticed_on_the_event_loop() -> None:
@@ -26,7 +26,7 @@ async def test_the_parents_end_is_noticed_on_the_event_loop() -> None:
 def test_a_process_that_hangs_is_ended_the_hard_way() -> None:
     script = (
         "import asyncio, time\n"
-        "from pagewire_common.parent_watch import watch_parent\n"
+        "from pagewire_common.shutdown import watch_parent\n"
         "async def hang():\n"
         "    watch_parent(lambda: None, forced_exit_after_s=0.1)\n"
         "    time.sleep(300)\n"

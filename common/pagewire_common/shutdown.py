@@ -1,8 +1,9 @@
-"""Noticing that the parent process is gone: its end of our standard input closes."""
+"""When a process is to end: at SIGTERM and SIGINT, and when its parent is gone."""
 
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable
 
@@ -10,10 +11,28 @@ FORCED_EXIT_AFTER_S = 10.0
 """A process that has lost its parent and has not ended by then is ended the hard way: nobody else would."""
 
 
+class Shutdown:
+    """Told to stop: by SIGTERM or SIGINT, with time to drain; when the parent is gone, at once."""
+
+    def __init__(self, *, with_parent: bool) -> None:
+        """Takes the signals of the running event loop; with_parent: watches the parent too."""
+        self.requested = asyncio.Event()
+        self.is_parent_gone = False
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.requested.set)
+        if with_parent:
+            watch_parent(self._on_parent_gone)
+
+    def _on_parent_gone(self) -> None:
+        self.is_parent_gone = True
+        self.requested.set()
+
+
 def watch_parent(
     on_gone: Callable[[], None], *, file_descriptor: int = 0, forced_exit_after_s: float = FORCED_EXIT_AFTER_S
 ) -> None:
-    """Calls back on the running event loop when the descriptor is at its end.
+    """Calls back on the running event loop when the parent's end of our standard input has closed.
 
     A thread reads it, since event loops cannot watch descriptors of every kind. It never keeps the process alive.
     """

@@ -16,14 +16,23 @@ _log = logging.getLogger(__name__)
 
 
 class HealthEndpoint:
-    """What probes and clients are told. Kubernetes' probes know neither TLS nor keys: hence the port of its own."""
+    """What probes and peers are told. Kubernetes' probes know neither TLS nor keys: hence the port of its own."""
 
-    def __init__(self, service_name: str, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        service_name: str,
+        *,
+        is_ready: Callable[[], bool],
+        is_alive: Callable[[], bool] = lambda: True,
+        poll_s: float = POLL_S,
+    ) -> None:
         """service_name: that of the service which is ready or not, besides ""."""
         self.servicer = health.aio.HealthServicer()
         self._service_name = service_name
         self._is_ready = is_ready
-        self._was_ready: bool | None = None
+        self._is_alive = is_alive
+        self._poll_s = poll_s
+        self._published: tuple[bool, bool] | None = None
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -32,7 +41,6 @@ class HealthEndpoint:
 
         listen: a further address to answer on.
         """
-        await self.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self.publish()
         self._watch = asyncio.create_task(self._follow(), name="health")
         if port is None and listen is None:
@@ -47,21 +55,22 @@ class HealthEndpoint:
             if port is not None:
                 bound = self._server.add_insecure_port(address)
         except RuntimeError:
-            raise OSError("the address is taken or not ours") from None
+            raise OSError("the address is taken or not this machine's") from None
         await self._server.start()
         return bound
 
     async def publish(self) -> None:
         """Tells whoever asks, if anything has changed."""
-        ready = self._is_ready()
-        if ready == self._was_ready:
+        state = (self._is_ready(), self._is_alive())
+        if state == self._published:
             return
-        if self._was_ready is not None:
-            _log.info("Health is now %s", "SERVING" if ready else "NOT_SERVING")
-        self._was_ready = ready
-        statuses = health_pb2.HealthCheckResponse
-        for name in ("", self._service_name):
-            await self.servicer.set(name, statuses.SERVING if ready else statuses.NOT_SERVING)
+        is_ready, is_alive = state
+        if self._published is not None and self._published[0] != is_ready:
+            _log.info("Health is now %s", "SERVING" if is_ready else "NOT_SERVING")
+        self._published = state
+        for name, is_so in (("", is_ready), (self._service_name, is_ready), (LIVENESS, is_alive)):
+            statuses = health_pb2.HealthCheckResponse
+            await self.servicer.set(name, statuses.SERVING if is_so else statuses.NOT_SERVING)
 
     async def stop(self) -> None:
         """Answers no more."""
@@ -74,5 +83,5 @@ class HealthEndpoint:
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._poll_s)
             await self.publish()
