@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 SITE_PAGES = sorted(DOCS.rglob("*.md"))
-PAGES = [ROOT / "README.md", *SITE_PAGES]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE_PAGES]
 SOURCES = ("client", "common", "router", "shard", "kernels", "tools", "tests", "benchmarks")
 
 
