@@ -25,9 +25,9 @@ def admit(seq_id: int, num_tokens: int = 9, **fields: object) -> shard_pb2.Admit
     return shard_pb2.Admit(seq_id=seq_id, **{**values, **fields})
 
 
-def started(window: int = 1) -> Rank:
+def started(window: int = 1, eos_share: float = 0.0) -> Rank:
     """A shard with sequences 1 to 3, two steps old."""
-    rank = Rank(LIMITS, eos_share=0.0, window=window, lazy=False)
+    rank = Rank(LIMITS, eos_share, window, lazy=False)
     rank.take(
         shard_pb2.StepPlan(
             step=1, admits=[admit(1), admit(2), admit(3, 5)], run_seq_ids=[1, 2, 3], run_token_budgets=[9, 9, 5]
@@ -248,6 +248,37 @@ def test_a_plan_that_is_too_large_is_refused_whole(plan: shard_pb2.StepPlan, cod
     assert (refused.code, named in refused.message) == (code, True)
     assert state(rank) == before
     check_next_epoch(rank)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("eos_share", [0.0, 0.5])
+def test_a_shard_goes_on_after_refusals_as_one_that_has_met_none(window: int, eos_share: float) -> None:
+    """Results, and thereby tokens, counts, free blocks and digests, are the same from then on; so is all state."""
+    rank, twin = started(window, eos_share), started(window, eos_share)
+    plans = [
+        good_plan(),
+        *(shard_pb2.StepPlan(step=i, run_seq_ids=[1, 4], run_token_budgets=[1, 1]) for i in range(4, 9)),
+    ]
+    for plan in plans:
+        # Refused for its fields, for its tokens, for its slots.
+        for name in CORRUPTIONS if plan.step == 3 else ():
+            bad = copy.deepcopy(plan)
+            CORRUPTIONS[name][0](bad)
+            refusal_of(rank, bad)
+        wide = copy.deepcopy(plan)
+        wide.admits.extend(admit(seq_id, 30, cache_salt=str(seq_id)) for seq_id in (101, 102))
+        wide.run_seq_ids.extend((101, 102))
+        wide.run_token_budgets.extend((30, 30))
+        assert "max_num_batched_tokens" in refusal_of(rank, wide).message
+        crowded = copy.deepcopy(plan)
+        crowded.admits.extend(admit(seq_id) for seq_id in range(101, 106))
+        assert "max_num_seqs" in refusal_of(rank, crowded).message
+        for shard in (rank, twin):
+            shard.take(copy.deepcopy(plan))
+            assert shard.results[-1].step == plan.step
+            shard.results[-1].ClearField("timings")
+        assert rank.results[-1] == twin.results[-1]
+        assert state(rank) == state(twin)
 
 
 @settings(max_examples=300, deadline=None)
