@@ -312,7 +312,6 @@ def test_an_unknown_architecture_names_those_supported(model_dir: Path) -> None:
             "layer_norm_elementwise_affine",
         ),
         ({"architectures": ["GPT2LMHeadModel"], "add_cross_attention": True}, "add_cross_attention"),
-        ({"architectures": ["PhiForCausalLM"], "qk_layernorm": True}, "qk_layernorm"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -401,13 +400,17 @@ def test_model_type_stands_for_an_absent_architecture(model_dir: Path) -> None:
     edit_config(model_dir, architectures=None)
     assert described(model_dir).architecture == "LlamaForCausalLM"
     edit_config(model_dir, model_type="mamba")
-    with pytest.raises(UnsupportedArchitecture, match="'mamba', which is not supported; supported: gpt2, llama"):
+    with pytest.raises(
+        UnsupportedArchitecture, match="'mamba', which is not supported; supported: cohere, gpt2, llama"
+    ):
         load(model_dir)
 
 
 def test_an_unknown_architecture_is_told_before_its_fields_are_judged(model_dir: Path) -> None:
     edit_config(model_dir, architectures=["MambaForCausalLM"], vocab_size="many", eos_token_id="</s>", dtype=7)
-    with pytest.raises(UnsupportedArchitecture, match="'MambaForCausalLM' is not supported; supported: GPT2LMHead"):
+    with pytest.raises(
+        UnsupportedArchitecture, match="'MambaForCausalLM' is not supported; supported: CohereForCausalLM, GPT2LMHead"
+    ):
         load(model_dir)
 
 
@@ -492,3 +495,10 @@ def test_qwens_windows_follow_layer_types_or_the_older_fields(
 ) -> None:
     edit_config(model_dir, architectures=["Qwen2ForCausalLM"], **values)
     assert [attention.sliding_window for attention in attentions(model_dir)] == windows
+
+
+def test_command_r_serves_the_context_it_was_trained_for(model_dir: Path) -> None:
+    edit_config(model_dir, architectures=["CohereForCausalLM"])
+    assert spec(model_dir).max_position == 32
+    edit_config(model_dir, model_max_length=128)
+    assert spec(model_dir).max_position == 128

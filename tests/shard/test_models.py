@@ -80,6 +80,12 @@ CASES: dict[str, transformers.PretrainedConfig] = {
         **GPT2, n_inner=40, tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True, activation_function="relu"
     ),
     "phi": transformers.PhiConfig(**LLAMA, num_key_value_heads=2),
+    "phi-norms-of-heads": transformers.PhiConfig(**LLAMA, num_key_value_heads=2, qk_layernorm=True),
+    "cohere": transformers.CohereConfig(**LLAMA, num_key_value_heads=2, logit_scale=0.3, eos_token_id=2),
+    "cohere-norms-of-heads": transformers.CohereConfig(
+        **LLAMA, num_key_value_heads=2, use_qk_norm=True, attention_bias=True, tie_word_embeddings=False, eos_token_id=2
+    ),
+    "cohere-rope-linear": transformers.CohereConfig(**LLAMA, eos_token_id=2, **rope("linear", factor=4.0)),
     "mixtral": transformers.MixtralConfig(**LLAMA, num_key_value_heads=2, num_local_experts=5),
     "mixtral-window-top-1": transformers.MixtralConfig(
         **LLAMA, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=1, sliding_window=6

@@ -50,6 +50,7 @@ def family_configs() -> dict[str, transformers.PretrainedConfig]:
         "mistral": transformers.MistralConfig(**_LLAMA, num_key_value_heads=2, head_dim=16, sliding_window=11),
         "qwen2": transformers.Qwen2Config(**_LLAMA, num_key_value_heads=2, tie_word_embeddings=True),
         "qwen3": transformers.Qwen3Config(**_LLAMA, num_key_value_heads=2, head_dim=16),
+        "cohere": transformers.CohereConfig(**_LLAMA, num_key_value_heads=2, logit_scale=0.3, use_qk_norm=True),
         "opt": transformers.OPTConfig(**_OPT),
         "gpt2": transformers.GPT2Config(vocab_size=VOCAB_SIZE, n_positions=MAX_LEN, n_embd=32, n_layer=2, n_head=4),
     }

@@ -1,7 +1,8 @@
 """Multi-head attention over the paged KV cache, with or without rotary positions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
@@ -10,7 +11,7 @@ from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 
 from pagewire_shard.layers.cache import CacheSpec, KeyValueCacheSpec
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
-from pagewire_shard.layers.norm import NormSpec, RmsNorm
+from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.rotary import RopeSpec
 from pagewire_shard.layers.weights import LayerWeights
@@ -31,6 +32,8 @@ class AttentionSpec:
     """A token attends to itself and the sliding_window - 1 tokens before it; 0: to all before it."""
     qk_norm: NormSpec | None = None
     """Over each head's query and key, before the rotation."""
+    qk_norm_scope: Literal["shared", "per_head"] = "shared"
+    """Whether all heads share one weight of [head_dim], or each has a weight of its own."""
     qkv_bias: bool = False
     o_bias: bool = False
 
@@ -46,13 +49,31 @@ class AttentionSpec:
             "qkv": Parameter("linear", (query_size, kv_size, kv_size), hidden_size, self.qkv_bias),
             "o": Parameter("linear", (hidden_size,), query_size, self.o_bias),
         }
-        if self.qk_norm is not None:
+        if self.qk_norm is not None and self.qk_norm_scope == "shared":
             parameters |= {name: self.qk_norm.parameter(self.head_dim) for name in ("q_norm", "k_norm")}
+        elif self.qk_norm is not None:
+            parameters["q_norm"] = Parameter("norm", (self.num_heads,), self.head_dim)
+            parameters["k_norm"] = Parameter("norm", (self.num_kv_heads,), self.head_dim)
         return parameters
 
     def build(self, weights: LayerWeights) -> "Attention":
         """See MixerSpec."""
         return Attention(self, weights)
+
+
+HeadNorm = Callable[[torch.Tensor], torch.Tensor]
+"""[num_tokens, num_heads, head_dim] -> the same shape, contiguous."""
+
+
+class PerHeadNorm:
+    """A norm of each head, scaled by weights of the head's own: [num_heads, head_dim], without bias."""
+
+    def __init__(self, norm: NormSpec, weight: torch.Tensor) -> None:
+        self._unscaled = norm.build({"weight": torch.ones_like(weight[0])})
+        self._weight = weight
+
+    def __call__(self, heads: torch.Tensor) -> torch.Tensor:
+        return self._unscaled(heads) * self._weight
 
 
 class Attention:
@@ -66,20 +87,30 @@ class Attention:
         self._qkv = weights.linear("qkv")
         self._o = weights.linear("o")
         self._cos_sin_cache = weights.rotary_table(spec.rope) if spec.rope is not None else None
-        # Fields of RotaryInputs: the op norms each head in the pass that rotates it.
-        self._norm_options: dict[str, Any] = {}
+        self._rotary_options: dict[str, Any] = {"interleaved": spec.rope is not None and spec.rope.interleaved}
+        """Fields of RotaryInputs."""
+        self._qk_norms: tuple[HeadNorm, HeadNorm] | None = None
+        """None: there are none, or the op that rotates the heads norms them in the same pass."""
         if spec.qk_norm is not None:
-            query_norm, key_norm = (spec.qk_norm.build(weights.tensors(name)) for name in ("q_norm", "k_norm"))
-            assert isinstance(query_norm, RmsNorm), "heads are normed by their mean square"
-            assert isinstance(key_norm, RmsNorm), "heads are normed by their mean square"
-            assert spec.rope is not None, "heads are normed where they are rotated"
-            norm_weights = {"q_norm_weight": query_norm.weight, "k_norm_weight": key_norm.weight}
-            self._norm_options = {**norm_weights, "eps": query_norm.eps}
+            self._set_qk_norms(spec.qk_norm, spec, weights)
+
+    def _set_qk_norms(self, norm: NormSpec, spec: AttentionSpec, weights: LayerWeights) -> None:
+        q_norm, k_norm = weights.tensors("q_norm"), weights.tensors("k_norm")
+        if spec.qk_norm_scope == "shared" and norm.kind == "rms" and spec.rope is not None:
+            fused = {"q_norm_weight": q_norm["weight"], "k_norm_weight": k_norm["weight"], "eps": norm.eps}
+            self._rotary_options |= fused
+        elif spec.qk_norm_scope == "shared":
+            self._qk_norms = norm.build(q_norm), norm.build(k_norm)
+        else:
+            self._qk_norms = PerHeadNorm(norm, q_norm["weight"]), PerHeadNorm(norm, k_norm["weight"])
 
     def __call__(self, x: torch.Tensor, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """[num_tokens, hidden] -> [num_tokens, hidden]."""
         heads = self._qkv(x).view(x.shape[0], -1, self._head_dim)
         query, key, value = torch.split_with_sizes(heads, self._head_counts, dim=1)
+        if self._qk_norms is not None:
+            query_norm, key_norm = self._qk_norms
+            query, key = query_norm(query), key_norm(key)
         key_cache, value_cache = kv_cache
         if self._cos_sin_cache is None:
             reshape_and_cache(key, value, key_cache, value_cache, batch.slot_mapping)
@@ -94,7 +125,7 @@ class Attention:
                     key_cache=key_cache,
                     value_cache=value_cache,
                     slot_mapping=batch.slot_mapping,
-                    **self._norm_options,
+                    **self._rotary_options,
                 )
             )
         inputs = AttentionInputs(

@@ -11,7 +11,7 @@ RopeVariant = Literal["default", "linear", "llama3", "yarn"]
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary position embedding (arXiv:2104.09864), the halves of a head paired."""
+    """Rotary position embedding (arXiv:2104.09864)."""
 
     theta: float
     """Base of the frequencies."""
@@ -35,6 +35,8 @@ class RopeSpec:
     """yarn: round the borders of the ramp to whole dimensions."""
     attention_factor: float = 1.0
     """yarn: multiplies cosine and sine."""
+    interleaved: bool = False
+    """Pairs of dimensions are (0, 1), (2, 3), ... as in GPT-J, instead of (i, i + rotary_dim / 2) as in GPT-NeoX."""
 
 
 def cos_sin_cache(rope: RopeSpec, num_positions: int, device: torch.device) -> torch.Tensor:

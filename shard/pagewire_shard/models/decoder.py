@@ -41,6 +41,8 @@ class DecoderSpec:
     positions: LearnedPositions | None = None
     """Position embeddings; None: positions, if any, are the mixers' own."""
     lm_head_bias: bool = False
+    logit_scale: float = 1.0
+    """Multiplies the logits."""
 
     @property
     def lm_head(self) -> Parameter:
@@ -128,6 +130,8 @@ class Decoder:
         if self._project_out is not None:
             hidden = self._project_out(hidden)
         logits = self._lm_head(hidden)
+        if self.spec.logit_scale != 1.0:
+            return torch.mul(logits, self.spec.logit_scale, out=logits if out is None else out)
         return logits if out is None else out.copy_(logits)
 
     def _embeddings(self, batch: ForwardBatch) -> torch.Tensor:

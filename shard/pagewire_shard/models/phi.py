@@ -5,7 +5,7 @@ from pagewire_shard.layers.block import LayerSpec
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.models.decoder import DecoderSpec
-from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads, refuse
+from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.rope import max_position, read_rope
@@ -19,6 +19,8 @@ PHI_NAMES = NameMap(
         "self_attn.q_proj": ("qkv", 0),
         "self_attn.k_proj": ("qkv", 1),
         "self_attn.v_proj": ("qkv", 2),
+        "self_attn.q_layernorm": ("q_norm", None),
+        "self_attn.k_layernorm": ("k_norm", None),
         "self_attn.dense": ("o", None),
         "mlp.fc1": ("up", None),
         "mlp.fc2": ("down", None),
@@ -44,7 +46,6 @@ DEFAULTS: dict[str, object] = {
 
 
 def _phi(fields: ConfigFields) -> DecoderSpec:
-    refuse(fields, "qk_layernorm", accepted=False)
     num_heads = fields.integer("num_attention_heads")
     head_dim = read_head_dim(fields, num_heads)
     rope = read_rope(fields, head_dim, is_partial=True)
@@ -55,6 +56,7 @@ def _phi(fields: ConfigFields) -> DecoderSpec:
         head_dim=head_dim,
         scale=head_dim**-0.5,
         rope=rope,
+        qk_norm=norm if fields.flag("qk_layernorm") else None,
         qkv_bias=True,
         o_bias=True,
     )

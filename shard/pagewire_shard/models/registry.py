@@ -1,6 +1,7 @@
 """Which family reads which architecture."""
 
 from pagewire_shard.errors import UnsupportedArchitecture
+from pagewire_shard.models.cohere import COHERE
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.gpt2 import GPT2
 from pagewire_shard.models.hf_config import ConfigFields
@@ -13,6 +14,7 @@ from pagewire_shard.models.qwen3 import QWEN3
 from pagewire_shard.models.qwen3_moe import QWEN3_MOE
 
 FAMILIES: dict[str, Family] = {
+    "CohereForCausalLM": COHERE,
     "GPT2LMHeadModel": GPT2,
     "LlamaForCausalLM": LLAMA,
     "MistralForCausalLM": MISTRAL,
