@@ -58,6 +58,18 @@ def test_images_install_what_is_tested(component: str) -> None:
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
+def test_every_package_of_the_wheel_is_copied(component: str) -> None:
+    """The build backend wants all of them; of what an image does not run, __init__.py is enough."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    copied = {source for line in dockerfile(component) if line.startswith("COPY ") for source in line.split()[1:-1]}
+    for package in build["targets"]["wheel"]["packages"]:
+        folder = package.split("/")[0]
+        assert {folder, f"{package}/__init__.py"} & copied, package
+    needed = {"client", "common", component} | ({"kernels"} if component == "shard" else set())
+    assert needed <= copied
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_what_is_copied_is_there_and_not_ignored(component: str) -> None:
     allowed = {line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
     for line in dockerfile(component):
