@@ -21,8 +21,8 @@ from machine import print_table, save_result
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
 from pagewire_router.request import Request
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
-from pagewire_router.scheduling.step_records import GroupLimits
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 1 << 20

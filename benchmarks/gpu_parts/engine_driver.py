@@ -18,9 +18,9 @@ from pagewire_common.block_hash import block_digest, root_digest
 from pagewire_common.sampling_params import with_defaults
 from pagewire_router.errors import RouterError
 from pagewire_router.request import Request
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup
-from pagewire_router.scheduling.step_records import GroupLimits
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.engine.engine import Engine, PendingStep
 from pagewire_shard.startup import build_engine

@@ -144,7 +144,7 @@ def test_sampled_output_is_the_same_in_any_batch(
     groups = submit_sampled(world, sampled)
     world.run()
     check_sampled(comparison, sampled, groups, f"blocks of {block_size}, chunks of {chunk}")
-    assert all(group.is_ended for group in noise)
+    assert all(group.is_finished for group in noise)
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])

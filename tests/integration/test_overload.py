@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from overload_world import Cost, TimedGroup, arrivals, run_closed, run_open, timed_request
 from pagewire_router.request import Request
-from pagewire_router.scheduling.step_records import GroupLimits
+from pagewire_router.scheduling.block_ledger import GroupLimits
 
 LIMITS = GroupLimits(num_blocks=4096, block_size=4, max_num_seqs=64, max_num_batched_tokens=256, max_model_len=128)
 DEADLINE_S = 8.0
@@ -107,7 +107,7 @@ def test_requests_without_a_deadline_get_their_turn_beside_those_that_have_one()
     run_open([group], arrivals(20.0, some), 100.0)
     ended = [g for g in group.ended if g.request.deadline_s is None]
     assert any(g.request.arrival_s < 30.0 for g in ended)
-    assert all(not g.alive() for g in group.ended)
+    assert all(not g.unfinished() for g in group.ended)
 
 
 def test_a_burst_after_idle_is_not_refused_on_old_figures() -> None:
@@ -157,6 +157,6 @@ def test_what_cannot_finish_in_time_any_more_is_given_up_before_its_deadline() -
     run_open(
         [group], arrivals(30.0, lambda s: timed_request(s, deadline_in_s=30.0, max_tokens=48, eos=False), 4.0), 12.9
     )
-    assert waiting.is_ended
+    assert waiting.is_finished
     assert group.counts.given_up >= 1
     assert waiting.num_output_tokens == 0

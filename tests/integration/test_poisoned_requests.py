@@ -2,8 +2,8 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.sequence import SequenceGroup
-from pagewire_router.scheduling.step_records import GroupLimits
 from pagewire_router.scheduling.suspects import MAX_DEATHS, MAX_LONE_DEATHS, blame, note_death
 from scheduling_world import Rank, World, expected_output, make_request, output
 
@@ -120,7 +120,7 @@ def test_a_suspect_waits_for_room_and_nobody_overtakes_it() -> None:
     for i in range(30):
         groups.append(world.submit(make_request([3, 1 + i % 5], max_tokens=6, arrival_s=2.0 + i, eos=False)))
         world.step()
-    assert big.is_ended
+    assert big.is_finished
     world.run()
     for group in groups:
         assert output(group) == expected_output(group.request, 0, 48, 0.0)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pagewire.v1 import shard_pb2
 from pagewire_router.errors import RequestTooLong
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.sequence import SequenceGroup
-from pagewire_router.scheduling.step_records import GroupLimits
 from scheduling_world import World, expected_output, make_request, output
 
 
@@ -73,10 +73,10 @@ def random_trial(seed: int, window: int, num_ranks: int) -> World:
         while arrivals and arrivals[0].arrival_s <= world.now:
             groups.append(world.submit(arrivals.pop(0)))
         running = world.step()
-        ended.update(g for g in groups if g.is_ended and not all(s.finish_reason in (1, 2) for s in g.sequences))
+        ended.update(g for g in groups if g.is_finished and not all(s.finish_reason in (1, 2) for s in g.sequences))
         if groups and rng.random() < 0.03:
             victim = rng.choice(groups)
-            if not victim.is_ended:
+            if not victim.is_finished:
                 world.scheduler.end(victim)
                 ended.add(victim)
         if not running and not arrivals and not world.scheduler.has_work():
@@ -222,15 +222,15 @@ def test_a_request_that_does_not_fit_is_passed_over_but_not_for_ever() -> None:
     world.step()
     big = world.submit(make_request([2] * 40, max_tokens=4, arrival_s=1.0))
     small = world.submit(make_request([3] * 4, max_tokens=2, arrival_s=2.0))
-    while not small.is_ended:
+    while not small.is_finished:
         world.step()
     assert not big.is_running
     for i in range(400):
         world.submit(make_request([4, i % 5], max_tokens=8, arrival_s=3.0 + i))
         world.step()
-        if big.is_ended:
+        if big.is_finished:
             break
-    assert big.is_ended
+    assert big.is_finished
 
 
 def test_priority_decides_who_is_admitted_first() -> None:
@@ -239,11 +239,11 @@ def test_priority_decides_who_is_admitted_first() -> None:
     world.step()
     late_urgent = world.submit(make_request([2], max_tokens=3, arrival_s=2.0, priority=-1))
     early = world.submit(make_request([3], max_tokens=3, arrival_s=1.0))
-    while not late_urgent.is_ended:
+    while not late_urgent.is_finished:
         world.step()
         assert not early.is_running
     world.run()
-    assert early.is_ended
+    assert early.is_finished
 
 
 def test_the_nearer_deadline_is_admitted_first_and_a_missed_one_ends_the_request() -> None:
@@ -253,11 +253,11 @@ def test_the_nearer_deadline_is_admitted_first_and_a_missed_one_ends_the_request
     patient = world.submit(make_request([2], max_tokens=3, arrival_s=1.0))
     hurried = world.submit(make_request([3], max_tokens=3, arrival_s=2.0, deadline_s=40.0))
     hopeless = world.submit(make_request([4], max_tokens=3, arrival_s=2.0, deadline_s=4.0))
-    while not hurried.is_ended:
+    while not hurried.is_finished:
         world.step()
         assert not patient.is_running
     world.run()
-    assert hopeless.is_ended
+    assert hopeless.is_finished
     assert output(hopeless) == []
     check_outputs(world, [patient, hurried])
 

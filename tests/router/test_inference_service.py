@@ -348,11 +348,11 @@ async def test_sequences_that_wait_share_their_prompt(serve):
         group = SequenceGroup(router.engine.requests[0], 256)
         assert {id(sequence.token_ids) for sequence in group.sequences} == {id(group.request.prompt_token_ids)}
         first = group.sequences[0]
-        first.start(computed=0, known=200, is_exact=True)
-        first.place(41, 200)
+        first.enter_shard(1, num_computed_tokens=0, num_tokens=200)
+        first.append([41], 200)
         assert len(first.token_ids) == 201
         assert len(group.request.prompt_token_ids) == len(group.sequences[1].token_ids) == 200
-        first.start(computed=0, known=201, is_exact=True)
+        first.enter_shard(2, num_computed_tokens=0, num_tokens=201)
         assert len(first.token_ids) == 201
 
 

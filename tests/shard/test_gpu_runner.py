@@ -13,8 +13,8 @@ import torch
 import transformers
 from model_world import EngineWorld, MakeRunner, ModelWorld
 from pagewire.v1 import inference_pb2
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.sequence import SequenceGroup
-from pagewire_router.scheduling.step_records import GroupLimits
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import PoolTooSmall
 from pagewire_shard.execution.device_state import STOP_REASON
@@ -215,7 +215,7 @@ def test_no_launch_waits_for_the_device(llama: Subject, sizes: tuple[int, ...]) 
     groups = submit(world, llama, temperature=0.8, n=2, presence_penalty=0.3, logprobs=3, min_tokens=2, seed=1)
     groups += submit(world, llama, stop_token_ids=(3, 5, 7))
     world.run()
-    assert all(group.is_ended for group in groups)
+    assert all(group.is_finished for group in groups)
     assert world.scheduler.num_preemptions > 0
 
 
@@ -242,7 +242,7 @@ def test_steps_are_launched_while_the_device_is_busy(llama: Subject, sizes: tupl
     world.run()
     assert was_ready == [False] * len(was_ready)
     assert was_ready
-    assert all(group.is_ended for group in groups)
+    assert all(group.is_finished for group in groups)
 
 
 @RUNNERS

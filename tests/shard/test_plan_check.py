@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
-from pagewire_router.scheduling.step_records import GroupLimits
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_shard.errors import PlanRefused
 from scheduling_world import VOCAB_SIZE, Rank, expected_output, make_request
 

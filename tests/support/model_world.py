@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 from pagewire.v1 import shard_pb2
-from pagewire_router.scheduling.scheduler import GroupLimits, Scheduler
+from pagewire_router.scheduling.block_ledger import GroupLimits
+from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.engine import Engine, PendingStep

@@ -8,9 +8,9 @@ from pagewire_router.errors import QueueFull
 from pagewire_router.groups.placement import place_in_time
 from pagewire_router.groups.prefix_mirror import PrefixMirror
 from pagewire_router.request import Request
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.forecast import Estimate
 from pagewire_router.scheduling.sequence import SequenceGroup
-from pagewire_router.scheduling.step_records import GroupLimits
 from scheduling_world import FINISHED_BY_ITSELF, World, make_request
 
 Cost = Callable[[int, int], float]
@@ -76,14 +76,14 @@ class TimedGroup(World):
 
     def _take_result(self) -> None:
         progress = self.scheduler.update(self.ranks[0].result())
-        step = self.scheduler.last_result
+        step = self.scheduler.last_completed
         self.now = max(self.now, self.last_s) + self.cost(len(step.sequences), step.num_prompt_tokens)
         took_s = self.now - max(self.sent_s.pop(0), self.last_s)
         self.last_s = self.now
         self.scheduler.forecast.on_step(self.now, took_s, step)
         self.counts.tokens += len(progress)
         for group in {p.sequence.group for p in progress if p.finish_reason in FINISHED_BY_ITSELF}:
-            if group.is_ended:
+            if group.is_finished:
                 self.ended.append(group)
                 if group.request.deadline_s is None or self.now <= group.request.deadline_s:
                     self.counts.in_time.append(self.now)

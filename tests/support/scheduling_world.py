@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
 from pagewire_router.request import Request
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup, sequence_seed
-from pagewire_router.scheduling.step_records import GroupLimits
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.engine import Engine, PendingStep
 from pagewire_shard.engine.runner import RunBatch, StepTokens

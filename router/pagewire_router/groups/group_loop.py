@@ -42,11 +42,13 @@ from pagewire_router.groups.shard_client import (
     geometry,
 )
 from pagewire_router.groups.stall_watch import StallWatch
+from pagewire_router.groups.timeline_observer import TimelineObserver
 from pagewire_router.request import Request
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.forecast import Estimate
+from pagewire_router.scheduling.plans import Progress
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import ProtocolError, SequenceGroup
-from pagewire_router.scheduling.step_records import GroupLimits, Progress
 from pagewire_router.scheduling.suspects import blame, note_death
 from pagewire_router.timeline import FailedOver, Queued
 
@@ -79,7 +81,7 @@ class GroupLoop:
         """step_timeout_s, shard_wait_s: see RouterConfig. on_change is called when the group comes up, drains, goes
         down or is no longer waited for; on_step with each result and the round trip of its plan in seconds."""
         self.info = info
-        self.scheduler = Scheduler(GroupLimits.of(info))
+        self.scheduler = Scheduler(GroupLimits.of(info), TimelineObserver())
         self.mirror = PrefixMirror()
         self.is_serving = False
         """The lease is held and plans flow."""
@@ -153,7 +155,6 @@ class GroupLoop:
         group = self._groups.pop(request, None)
         if group is not None:
             self.scheduler.end(group)
-            self.scheduler.reports.take_note()
             self._wakeup.set()
 
     def adopt(self, group: SequenceGroup) -> None:
@@ -181,13 +182,11 @@ class GroupLoop:
             self._groups.pop(request)
             self.scheduler.end(group)
             request.sink.on_failed(error)
-        self.scheduler.reports.take_note()
 
     def _fail(self, group: SequenceGroup, error: RouterError) -> None:
         """Ends one request."""
         if self._groups.pop(group.request, None) is not None:
             self.scheduler.end(group)
-            self.scheduler.reports.take_note()
             group.request.sink.on_failed(error)
 
     def end_expired(self, now: float) -> None:
@@ -326,7 +325,7 @@ class GroupLoop:
 
     def _count_deaths(self, incarnation: int) -> None:
         """Requests that ran when the shard's process ended may have ended it: streams that broke alone do not count."""
-        lost, self._lost = [group for group in self._lost if not group.is_ended], []
+        lost, self._lost = [group for group in self._lost if not group.is_finished], []
         if self._incarnation not in (0, incarnation):
             alone = len(lost) == 1 and lost[0].suspicion is not None
             for group in lost:
@@ -376,7 +375,6 @@ class GroupLoop:
         self.end_expired(now)
         plan = self.scheduler.schedule(now)
         self._fail_given_up(now)
-        self.scheduler.reports.take_note()
         return plan
 
     def _renew(self) -> None:
@@ -436,8 +434,7 @@ class GroupLoop:
             except Exception:  # a bug of ours in one request's output must not end the others'
                 logger.exception("request %s fails", progress.sequence.group.request.request_id)
                 self._fail(progress.sequence.group, RequestFailed("the server cannot write this request's output"))
-        self.scheduler.reports.take_note()
-        self.scheduler.forecast.on_step(now_s, took_s, self.scheduler.last_result)
+        self.scheduler.forecast.on_step(now_s, took_s, self.scheduler.last_completed)
         self._on_step(result, now_s - sent_s)
         self._wakeup.set()
 
@@ -477,7 +474,7 @@ class GroupLoop:
             stop_token_id = progress.token_ids[-1]
         if reason:
             sink.on_finished(sequence.index, reason, stop_token_id, group.num_cached_tokens or 0)
-            if group.is_ended:
+            if group.is_finished:
                 self._groups.pop(group.request, None)
 
     def _drain(self) -> None:

@@ -3,63 +3,118 @@
 The pool is the shard's. The router knows how many blocks were free after the last result, and bounds what the plans in
 flight can take:
 
-    available = free - sum over sequences of (pledge - held)
+    available = free - sum over sequences of (num_reserved_blocks - num_held_blocks)
 
-where `held` are the blocks a sequence held in the last result and `pledge` bounds what it holds once all plans in
-flight are done. A sequence that left (finished, preempted) counts until the last result that ran it is back, since its
-lane may still have taken a block; what its release gives back counts only when the result of that release is back.
+A sequence holds num_held_blocks as of the last result, and at most num_reserved_blocks once all plans in flight are
+done. One that left (finished, preempted) counts until the last result that ran it is back, since that run may still
+have taken a block; what its release gives back counts only when the result of that release is back.
 """
 
-from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pagewire.v1 import shard_pb2
+
+from pagewire_router.errors import FieldViolation, RequestTooLong
+from pagewire_router.request import Request
+from pagewire_router.scheduling.sequence import Sequence
+
+
+def num_blocks_for(num_tokens: int, block_size: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-num_tokens // block_size)
+
+
+def num_blocks_of_group(lengths: Iterable[int], num_shared_tokens: int, block_size: int) -> int:
+    """Blocks that sequences of these lengths take which share their leading tokens."""
+    num_blocks = [num_blocks_for(length, block_size) for length in lengths]
+    return sum(num_blocks) - (len(num_blocks) - 1) * (num_shared_tokens // block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """What a shard group can take."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    """Tokens one plan may compute."""
+    max_model_len: int
+
+    @staticmethod
+    def of(info: shard_pb2.ShardInfo) -> "GroupLimits":
+        """What a shard says of its group."""
+        return GroupLimits(
+            num_blocks=info.num_blocks[0],
+            block_size=info.block_size,
+            max_num_seqs=info.max_num_seqs,
+            max_num_batched_tokens=info.max_num_batched_tokens,
+            max_model_len=info.max_model_len,
+        )
+
+    def check_fits(self, request: Request) -> None:
+        """Raises RequestTooLong if the request could not run even if it were alone."""
+        num_prompt, n = len(request.prompt_token_ids), request.params.n
+        max_len = min(num_prompt + request.params.max_tokens, self.max_model_len)
+        needed = num_blocks_of_group([max_len] * n, num_prompt - 1, self.block_size)
+        if needed > self.num_blocks:
+            description = (
+                f"{num_prompt} prompt tokens and {request.params.max_tokens} max_tokens in {n} sequences take {needed} "
+                f"blocks of {self.block_size} tokens; the KV cache has {self.num_blocks}"
+            )
+            raise RequestTooLong([FieldViolation("max_tokens", description)])
+        if n > self.max_num_seqs:
+            raise RequestTooLong([FieldViolation("n", f"{n} sequences; the server runs {self.max_num_seqs}")])
 
 
 class BlockLedger:
-    """Free blocks and outstanding pledges."""
+    """Free blocks, and what is reserved of them beyond what sequences held in the last result."""
 
     def __init__(self, block_size: int, free: int) -> None:
         self.block_size = block_size
         self.free = free
         """Free blocks as of the last result."""
-        self._outstanding = 0
+        self._num_outstanding = 0
 
     @property
     def available(self) -> int:
-        """Blocks that can be pledged."""
-        return self.free - self._outstanding
+        """Blocks that can be reserved."""
+        return self.free - self._num_outstanding
 
-    def blocks(self, num_tokens: int) -> int:
-        """Blocks that hold so many tokens."""
-        return -(-num_tokens // self.block_size)
+    def bound(self, sequence: Sequence, num_computed_tokens: int) -> int:
+        """The most blocks a sequence holds once it has computed so many tokens. The only place that says so."""
+        if num_computed_tokens < sequence.num_admitted_tokens:
+            num_computed_tokens = sequence.num_admitted_tokens
+        return num_blocks_for(num_computed_tokens, self.block_size) + sequence.next_write_block_shared
 
-    def set(self, sequence: Sequence, *, pledge: int, held: int) -> None:
-        """Replaces what a sequence counts for."""
-        pledge = max(pledge, held)
-        self._outstanding += (pledge - held) - (sequence.pledge - sequence.held)
-        sequence.pledge, sequence.held = pledge, held
+    def num_missing(self, sequence: Sequence, num_computed_tokens: int) -> int:
+        """Blocks to reserve before a plan may let the sequence compute so many tokens in all."""
+        num_blocks = self.bound(sequence, num_computed_tokens) - sequence.num_reserved_blocks
+        return num_blocks if num_blocks > 0 else 0
 
-    def bound(self, sequence: Sequence) -> int:
-        """The most blocks a sequence has after all plans in flight."""
-        tokens = max(sequence.computed, sequence.prefill_target)
-        return self.blocks(tokens) + (1 if sequence.maybe_shared else 0)
+    def reserve(self, sequence: Sequence, num_more: int) -> None:
+        """Reserves further blocks for a sequence."""
+        self._num_outstanding += num_more
+        sequence.num_reserved_blocks += num_more
+        sequence.num_reserved_tokens += num_more * self.block_size
 
-    def can_take(self, sequence: Sequence, budget: int) -> bool:
-        """Whether the blocks suffice for this many more tokens of a sequence."""
-        computed = max(min(sequence.computed + budget, sequence.known), sequence.prefill_target)
-        extra = self.blocks(computed) + sequence.maybe_shared - sequence.pledge
-        return extra <= 0 or extra <= self.available
-
-    def needed_by(self, group: SequenceGroup) -> int:
-        """Blocks that a group takes with its first tokens after admission."""
-        alive = group.alive()
-        needed = sum(self.blocks(len(sequence.token_ids) + 1) for sequence in alive)
-        if len(alive) > 1:
-            needed -= (len(alive) - 1) * (group.common_length() // self.block_size)
-        return needed
-
-    def rebase(self, sequence: Sequence, computed: int) -> None:
-        """Takes over from a result how many tokens a running sequence has computed."""
-        self.set(sequence, pledge=self.bound(sequence), held=self.blocks(computed))
+    def rebase(self, sequence: Sequence, num_computed_in_result: int | None = None) -> None:
+        """Reserves exactly what a sequence may need from now on. With what it had computed as of the last result."""
+        num_held = sequence.num_held_blocks
+        if num_computed_in_result is not None:
+            num_held = num_blocks_for(num_computed_in_result, self.block_size)
+        self.set(sequence, num_reserved=self.bound(sequence, sequence.num_computed_tokens), num_held=num_held)
 
     def forget(self, sequence: Sequence) -> None:
-        """A sequence counts no more."""
-        self.set(sequence, pledge=0, held=0)
+        """The sequence counts no more."""
+        self.set(sequence, num_reserved=0, num_held=0)
+
+    def set(self, sequence: Sequence, *, num_reserved: int, num_held: int) -> None:
+        """Replaces what the sequence counts for."""
+        num_reserved = max(num_reserved, num_held)
+        self._num_outstanding += num_reserved - num_held
+        self._num_outstanding -= sequence.num_reserved_blocks - sequence.num_held_blocks
+        sequence.num_reserved_blocks, sequence.num_held_blocks = num_reserved, num_held
+        sequence.num_reserved_tokens = (num_reserved - sequence.next_write_block_shared) * self.block_size
+        sequence.num_held_tokens = num_held * self.block_size

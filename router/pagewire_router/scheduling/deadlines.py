@@ -23,14 +23,14 @@ class Deadlines:
         heapq.heappush(self._heap, (at_s, next(self._order), group))
         if len(self._heap) > 2 * num_alive + 64:
             # Most have ended long before their deadline, and must not be kept until then.
-            self._heap = [entry for entry in self._heap if not entry[2].is_ended]
+            self._heap = [entry for entry in self._heap if not entry[2].is_finished]
             heapq.heapify(self._heap)
 
     def pop_due(self, now: float) -> Iterator[SequenceGroup]:
         """Takes out, one after another, those whose time has come. More may be added meanwhile."""
         while self._heap and self._heap[0][0] <= now:
             group = heapq.heappop(self._heap)[2]
-            if not group.is_ended:
+            if not group.is_finished:
                 yield group
 
     def clear(self) -> None:

@@ -13,10 +13,11 @@ import math
 from dataclasses import dataclass
 
 from pagewire_router.request import Request
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.output_lengths import OutputLengths
 from pagewire_router.scheduling.pace import Pace
+from pagewire_router.scheduling.plans import PlanInFlight
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
-from pagewire_router.scheduling.step_records import GroupLimits, PlanInFlight
 from pagewire_router.scheduling.waiting_queue import WaitingQueue, queue_key
 
 WAIT_SHARE = 0.35
@@ -159,7 +160,7 @@ class Forecast:
         for group in self._running:
             deadline_s = group.request.deadline_s
             if deadline_s is not None and group.request.priority <= priority:
-                steps = max((_remaining(s) for s in group.sequences if not s.finished), default=0.0)
+                steps = max((_remaining(s) for s in group.sequences if not s.is_finished), default=0.0)
                 left_s = deadline_s - now
                 if steps and steps * step_s <= left_s:
                     tolerable_s = min(tolerable_s, RUN_SHARE * left_s / steps)
@@ -200,7 +201,7 @@ class Forecast:
 
     def _batch(self) -> _Batch:
         if self._summed is None:
-            alive = [sequence for group in self._running for sequence in group.sequences if not sequence.finished]
+            alive = [sequence for group in self._running for sequence in group.sequences if not sequence.is_finished]
             expected = sum(group.expected_tokens for group in self._running)
             self._summed = _Batch(len(alive), expected, sum(map(_remaining, alive)))
         return self._summed
@@ -211,7 +212,7 @@ def _remaining(sequence: Sequence) -> float:
     num_known = len(sequence.token_ids)
     expected = sequence.group.expected_tokens / len(sequence.group.sequences)
     rest = expected - (num_known - sequence.group.num_prompt_tokens)
-    return min(float(sequence.limit - num_known), max(rest, OVERDUE_SHARE * expected, 1.0))
+    return min(float(sequence.max_len - num_known), max(rest, OVERDUE_SHARE * expected, 1.0))
 
 
 def _may_stop(request: Request) -> bool:

@@ -1,8 +1,9 @@
-"""A sequence as the scheduler knows it: its tokens, and bounds on what its shard group has made of it.
+"""A request's sequences as the scheduler knows them: tokens, state, and counts that run ahead of the results.
 
-Plans are sent before the results of earlier ones are back, so the scheduler reasons about what a sequence will be once
-everything in flight is done. Those figures are upper bounds: a sequence may stop earlier. They are exact otherwise,
-except between an admission and its first result, when the length of the cached prefix is unknown.
+Plans are sent before the results of earlier ones are back, so `num_tokens` and `num_computed_tokens` are what a
+sequence has once all plans in flight are done: the shards' engine counts in the same way. They are exact unless the
+sequence stops earlier, except while it is ADMITTED: then the length of its cached prefix is unknown, and they are upper
+bounds.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +12,14 @@ from typing import TYPE_CHECKING
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.request import Request
+from pagewire_router.scheduling.sequence_state import (
+    ENDED,
+    ON_SHARD,
+    PREEMPTABLE,
+    SequenceEvent,
+    SequenceState,
+    next_state,
+)
 
 if TYPE_CHECKING:
     from pagewire_router.scheduling.suspects import Deaths, Suspicion
@@ -41,85 +50,97 @@ class Sequence:
     group: "SequenceGroup"
     index: int
     token_ids: list[int]
-    """Prompt, then what was sampled and has come back. The request's own list of the prompt until start()."""
-    limit: int
-    """Its longest length: prompt plus max_tokens."""
-    seq_id: int = -1
-    """Its name on the shard; -1: it is not there."""
+    """Prompt, then the sampled tokens that have come back. The request's own list of the prompt until enter_shard()."""
+    max_len: int
+    """It samples no token beyond this length: prompt plus max_tokens, or the model's longest."""
+    state: SequenceState = SequenceState.WAITING
+    seq_id: int = 0
+    """Its name on the shard group while it is there."""
     finish_reason: "inference_pb2.FinishReason.ValueType" = inference_pb2.FINISH_REASON_UNSPECIFIED
-    """Set: it has ended, and tokens still on their way are dropped."""
-    num_inflight: int = 0
+    """Set when it has ended."""
+    num_inflight_runs: int = 0
     """Plans in flight that run it."""
-    computed: int = 0
-    """Upper bound of its computed tokens after all plans in flight."""
-    known: int = 0
-    """Upper bound of its known tokens after all plans in flight."""
-    prefill_target: int = 0
-    """Tokens known when it was admitted: room for them is kept from then on."""
-    is_exact: bool = True
-    """computed and known are what will be, unless it stops."""
-    computed_at_least: int = 0
-    """While not exact: lower bound of its computed tokens after all plans in flight."""
-    pending_budgets: list[int] = field(default_factory=list)
-    """While not exact: the budgets of the plans in flight that run it."""
-    computed_in_result: int = 0
-    """Computed tokens as of the last result."""
-    held: int = 0
-    """Blocks it held as of the last result."""
-    pledge: int = 0
-    """Upper bound of its blocks after all plans in flight, room for prefill_target included."""
-    maybe_shared: bool = False
-    """Its next write may hit a shared block, which costs one block more."""
-    fork_step: int = 0
-    """The last plan that forked it or made it; results from before do not know what it shares."""
+    num_tokens: int = 0
+    """Most tokens it has once all plans in flight are done."""
+    num_computed_tokens: int = 0
+    """Most tokens it has computed once all plans in flight are done."""
+    num_admitted_tokens: int = 0
+    """Tokens it had when it was admitted or forked: blocks for all of them are reserved from then on."""
+    num_reported_computed_tokens: int = 0
+    """Tokens it had computed as of the last result."""
+    min_computed_tokens: int = 0
+    """While ADMITTED: fewest tokens it has computed once all plans in flight are done."""
+    inflight_budgets: list[int] = field(default_factory=list)
+    """While ADMITTED: tokens that each plan in flight may compute of it."""
+    num_held_blocks: int = 0
+    """Blocks it held as of the last result. Like the next three, set by the ledger."""
+    num_held_tokens: int = 0
+    """Computed tokens that fit the held blocks."""
+    num_reserved_blocks: int = 0
+    """Most blocks it holds once all plans in flight are done, those for num_admitted_tokens included."""
+    num_reserved_tokens: int = 0
+    """Computed tokens that fit the reserved blocks."""
+    next_write_block_shared: bool = False
+    """Its next token may go to a block that is shared, and is copied first, which takes one block more."""
+    last_fork_step: int = 0
+    """The last plan that forked it or made it; results of earlier plans do not know what it shares. 0: none."""
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """It has ended."""
-        return self.finish_reason != inference_pb2.FINISH_REASON_UNSPECIFIED
+        return self.state in ENDED
 
-    def start(self, *, computed: int, known: int, is_exact: bool) -> None:
-        """It enters the shard: by admission, or forked from another."""
+    @property
+    def num_output_tokens(self) -> int:
+        """Sampled tokens that have come back."""
+        return len(self.token_ids) - self.group.num_prompt_tokens
+
+    def on(self, event: SequenceEvent) -> None:
+        """Moves to the state that follows. See sequence_state.py."""
+        self.state = next_state(self.state, event)
+
+    def enter_shard(self, seq_id: int, *, num_computed_tokens: int, num_tokens: int) -> None:
+        """The shard group gets to know it, by admission or as a fork."""
         if self.token_ids is self.group.request.prompt_token_ids:
             self.token_ids = self.token_ids.copy()
-        self.computed, self.known, self.is_exact = computed, known, is_exact
-        self.computed_in_result = computed if is_exact else 0
-        self.computed_at_least = 0
-        self.pending_budgets.clear()
-        self.maybe_shared = False
-        self.fork_step = 0
+        self.seq_id = seq_id
+        self.num_computed_tokens, self.num_tokens = num_computed_tokens, num_tokens
+        self.num_reported_computed_tokens = self.min_computed_tokens = 0
+        self.inflight_budgets.clear()
+        self.next_write_block_shared = False
+        self.last_fork_step = 0
 
-    def advance(self, budget: int) -> None:
-        """A plan runs it with this budget: moves its bounds ahead."""
-        self._extend(budget)
-        if not self.is_exact:
-            self.pending_budgets.append(budget)
-            self.computed_at_least = min(self.computed_at_least + budget, self.prefill_target)
+    def num_computed_after(self, budget: int) -> int:
+        """Most tokens it has computed once a further plan has run it with this budget."""
+        return min(self.num_computed_tokens + budget, self.num_tokens)
 
-    def settle(self, computed: int, known: int) -> None:
-        """Its first result is back: its bounds become exact."""
-        later = self.pending_budgets[1:]
-        self.pending_budgets.clear()
-        self.is_exact = True
-        self.computed, self.known = computed, known
-        for budget in later:
-            self._extend(budget)
+    def run(self, budget: int) -> None:
+        """A plan runs it: moves its counts ahead."""
+        self.num_inflight_runs += 1
+        self._advance(budget)
+        if self.state is SequenceState.ADMITTED:
+            self.inflight_budgets.append(budget)
+            self.min_computed_tokens = min(self.min_computed_tokens + budget, self.num_admitted_tokens)
 
-    def place(self, token: int, position: int) -> bool:
-        """Puts a sampled token at its position. False: it was there already. Raises ProtocolError."""
-        num_known = len(self.token_ids)
-        if position == num_known:
-            self.token_ids.append(token)
-            self.group.has_progressed = True
-            return True
-        if position > num_known or self.token_ids[position] != token:
-            raise ProtocolError(f"token {token} at position {position} of a sequence with {num_known} tokens")
-        return False
+    def settle(self, num_computed_tokens: int, num_tokens: int) -> None:
+        """The first result since its admission is back: its counts become exact."""
+        self.on(SequenceEvent.SETTLE)
+        self.num_computed_tokens, self.num_tokens = num_computed_tokens, num_tokens
+        for budget in self.inflight_budgets[1:]:
+            self._advance(budget)
+        self.inflight_budgets.clear()
 
-    def _extend(self, budget: int) -> None:
-        self.computed = min(self.computed + budget, self.known)
-        if self.computed == self.known and self.known < self.limit:
-            self.known += 1
+    def append(self, token_ids: list[int], position: int) -> None:
+        """Appends sampled tokens, the first of which has this position. Raises ProtocolError."""
+        num_tokens = len(self.token_ids)
+        if position != num_tokens:
+            raise ProtocolError(f"tokens {token_ids} at position {position} of a sequence with {num_tokens} tokens")
+        self.token_ids += token_ids
+
+    def _advance(self, budget: int) -> None:
+        self.num_computed_tokens = self.num_computed_after(budget)
+        if self.num_computed_tokens == self.num_tokens and self.num_tokens < self.max_len:
+            self.num_tokens += 1
 
 
 class SequenceGroup:
@@ -130,26 +151,22 @@ class SequenceGroup:
         "cleared_at",
         "deaths",
         "expected_tokens",
-        "has_progressed",
         "is_condemned",
-        "is_ended",
-        "is_running",
         "num_cached_tokens",
         "num_passes",
+        "num_resumed_tokens",
         "queue_key",
         "request",
-        "resumptions",
         "sequences",
         "suspicion",
-        "unforked",
         "urgency",
     )
 
     def __init__(self, request: Request, max_model_len: int) -> None:
         self.request = request
-        num_prompt = len(request.prompt_token_ids)
-        limit = min(num_prompt + request.params.max_tokens, max_model_len)
-        self.sequences = [Sequence(self, index, request.prompt_token_ids, limit) for index in range(request.params.n)]
+        num_prompt_tokens = len(request.prompt_token_ids)
+        max_len = min(num_prompt_tokens + request.params.max_tokens, max_model_len)
+        self.sequences = [Sequence(self, index, request.prompt_token_ids, max_len) for index in range(request.params.n)]
         self.urgency = (request.priority, request.arrival_s)
         """Lower is more urgent: what preemption compares."""
         self.expected_tokens = 0.0
@@ -158,15 +175,10 @@ class SequenceGroup:
         """Its place in the waiting queue."""
         self.num_passes = 0
         """Requests behind it that were admitted before it because it did not fit."""
-        self.is_running = False
-        self.is_ended = False
-        self.has_progressed = True
-        """It has yielded a token since it was last admitted: until then it is not preempted again."""
-        self.resumptions = 0
+        self.num_resumed_tokens: int | None = None
+        """Output tokens it had when it was admitted again after a preemption; None: it was not."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens a cached prefix provided when it was first admitted."""
-        self.unforked: list[Sequence] = []
-        """Sequences that wait for the first to compute what they share."""
         self.suspicion: Suspicion | None = None
         """Set: a step failed that had it, so that it runs alone; see suspects.py."""
         self.cleared_at = -1
@@ -183,30 +195,59 @@ class SequenceGroup:
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens sampled so far, over its sequences."""
-        return (
-            sum(len(sequence.token_ids) for sequence in self.sequences) - len(self.sequences) * self.num_prompt_tokens
-        )
+        """Sampled tokens that have come back, over its sequences."""
+        return sum(sequence.num_output_tokens for sequence in self.sequences)
 
-    def alive(self) -> list[Sequence]:
-        """Its sequences that have not ended."""
-        return [sequence for sequence in self.sequences if not sequence.finished]
+    @property
+    def is_running(self) -> bool:
+        """It was admitted, and has neither ended nor been preempted since."""
+        return any(sequence.state in PREEMPTABLE for sequence in self.sequences)
 
+    @property
+    def was_preempted(self) -> bool:
+        """It waits to be admitted again."""
+        return any(sequence.state is SequenceState.PREEMPTED for sequence in self.sequences)
+
+    @property
+    def is_finished(self) -> bool:
+        """All its sequences have ended."""
+        return all(sequence.is_finished for sequence in self.sequences)
+
+    @property
+    def has_progressed(self) -> bool:
+        """It has yielded a token since it was last admitted: until then it is not preempted again."""
+        return self.num_resumed_tokens is None or self.num_output_tokens > self.num_resumed_tokens
+
+    @property
     def is_drained(self) -> bool:
         """No plan in flight runs any of its sequences, so that it may be admitted again."""
-        return all(sequence.num_inflight == 0 for sequence in self.sequences)
+        return all(sequence.num_inflight_runs == 0 for sequence in self.sequences)
 
-    def leave(self) -> None:
-        """The shard group has forgotten its sequences."""
+    def preempt(self) -> None:
+        """Its sequences leave the shard group, or have been lost with it. Those that have not ended wait again."""
         for sequence in self.sequences:
-            sequence.num_inflight = sequence.pledge = sequence.held = 0
-            sequence.seq_id = -1
+            if sequence.state in PREEMPTABLE:
+                sequence.on(SequenceEvent.PREEMPT)
 
-    def common_length(self) -> int:
-        """What its sequences share and each of them extends by a token at least."""
+    def forget_plans(self) -> None:
+        """The plans in flight are lost, and with them the blocks that they would have taken."""
+        for sequence in self.sequences:
+            sequence.num_inflight_runs = 0
+            sequence.num_held_blocks = sequence.num_reserved_blocks = 0
+
+    def unfinished(self) -> list[Sequence]:
+        """Its sequences that have not ended."""
+        return [sequence for sequence in self.sequences if not sequence.is_finished]
+
+    def to_fork(self) -> list[Sequence]:
+        """Its sequences that wait for the first to compute what they share."""
+        return [sequence for sequence in self.sequences if sequence.state is SequenceState.FORKING]
+
+    def parent(self) -> Sequence:
+        """While there are sequences to fork: the one on the shard group that they are forked from."""
+        return next(sequence for sequence in self.sequences if sequence.state in ON_SHARD)
+
+    def num_shared_tokens(self) -> int:
+        """Leading tokens that its sequences share and that each of them extends by one token at least."""
         num_prompt = self.num_prompt_tokens
-        return num_prompt - any(len(sequence.token_ids) == num_prompt for sequence in self.alive())
-
-    def needed_parent(self) -> Sequence | None:
-        """The sequence that must stay on the shard, even if it has ended, until the others have been forked from it."""
-        return next((s for s in self.sequences if s.seq_id >= 0), None) if self.unforked else None
+        return num_prompt - any(len(sequence.token_ids) == num_prompt for sequence in self.unfinished())

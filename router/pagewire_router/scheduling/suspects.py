@@ -45,7 +45,7 @@ class Suspicion:
 
     def is_disproved(self) -> bool:
         """It has got past what the failed plans would have brought."""
-        return not self.stays and all(s.finished or len(s.token_ids) >= goal for s, goal in self.goals)
+        return not self.stays and all(s.is_finished or len(s.token_ids) >= goal for s, goal in self.goals)
 
 
 @dataclass(slots=True)
@@ -139,7 +139,7 @@ def blame(groups: list[SequenceGroup]) -> SequenceGroup | None:
 
     Returns the request that was retried alone in it, and has to end.
     """
-    alive = [group for group in groups if not group.is_ended]
+    alive = [group for group in groups if not group.is_finished]
     if len(groups) == len(alive) == 1 and alive[0].suspicion is not None:
         return alive[0]
     for group in alive:
@@ -149,7 +149,7 @@ def blame(groups: list[SequenceGroup]) -> SequenceGroup | None:
 
 def suspect(group: SequenceGroup) -> None:
     """Makes a request a suspect: it has failed in company, with what it has been given to do so far."""
-    goals = [(s, min(max(s.known, len(s.token_ids) + 1), s.limit)) for s in group.alive()]
+    goals = [(s, min(max(s.num_tokens, len(s.token_ids) + 1), s.max_len)) for s in group.unfinished()]
     group.suspicion = Suspicion(goals, stays=group.cleared_at == group.num_output_tokens)
 
 

@@ -1,0 +1,136 @@
+"""A step plan while it is made, what is remembered of it until its result is back, and what the result brought."""
+
+from dataclasses import dataclass, field
+
+from pagewire.v1 import inference_pb2, shard_pb2
+
+from pagewire_router.scheduling.sequence import Sequence, sequence_seed
+
+
+@dataclass(slots=True, eq=False)
+class PlanInFlight:
+    """A step plan. Lists over rows have one entry for each sequence that it runs, in the order of the message."""
+
+    message: shard_pb2.StepPlan
+    num_tokens_left: int
+    """Tokens that may still be added to it."""
+    sequences: list[Sequence] = field(default_factory=list)
+    """The sequence of each row."""
+    num_scheduled_tokens: list[int] = field(default_factory=list)
+    """Most tokens that each row computes."""
+    prefill_rows: list[int] = field(default_factory=list)
+    """Rows that compute a chunk of a prompt, or of what a sequence had when it was preempted."""
+    admitted: list[Sequence] = field(default_factory=list)
+    num_prompt_tokens: int = 0
+    """Tokens it computes beside the last of each sequence; of those run for the first time, known with its result."""
+    num_released_blocks: int = 0
+    """Blocks its releases give back at most."""
+
+    @property
+    def step(self) -> int:
+        """Its number within the epoch."""
+        return self.message.step
+
+    @property
+    def is_empty(self) -> bool:
+        """It changes nothing on the shard group."""
+        return not (self.sequences or self.message.release_seq_ids or self.message.forks)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Admits a sequence with the tokens it has."""
+        self.admitted.append(sequence)
+        request = sequence.group.request
+        params = request.params
+        max_tokens = sequence.max_len - len(request.prompt_token_ids)
+        admit = self.message.admits.add(
+            seq_id=sequence.seq_id,
+            token_ids=sequence.token_ids,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            cache_salt=request.cache_salt,
+            sampling_params=params,
+            stop=shard_pb2.StopConditions(
+                token_ids=sorted({*params.stop_token_ids, *request.eos_token_ids}),
+                # A shard refuses more than the context has room for.
+                max_tokens=max_tokens,
+                min_tokens=min(params.min_tokens, max_tokens),
+            ),
+        )
+        admit.sampling_params.seed = sequence_seed(params.seed, sequence.index)
+        # `stop` has the stop tokens, and no shard looks at text.
+        admit.sampling_params.ClearField("stop_token_ids")
+        admit.sampling_params.ClearField("stop")
+        if request.trace_context is not None:
+            admit.trace_context.traceparent = request.trace_context.traceparent
+            admit.trace_context.tracestate = request.trace_context.tracestate
+
+    def fork(self, parent: Sequence, child: Sequence, num_tokens: int) -> None:
+        """Forks a child that shares the parent's first num_tokens tokens."""
+        self.message.forks.add(
+            parent_seq_id=parent.seq_id,
+            child_seq_id=child.seq_id,
+            num_tokens=num_tokens,
+            appended_token_ids=child.token_ids[num_tokens:],
+            seed=sequence_seed(child.group.request.params.seed, child.index),
+        )
+
+    def run(self, sequence: Sequence, budget: int) -> None:
+        """Adds a row that computes a chunk, for which blocks have been reserved."""
+        self.prefill_rows.append(len(self.sequences))
+        self.sequences.append(sequence)
+        self.num_scheduled_tokens.append(budget)
+        self.num_tokens_left -= budget
+        sequence.run(budget)
+
+    def close(self) -> shard_pb2.StepPlan:
+        """The message, complete."""
+        self.message.run_seq_ids.extend([sequence.seq_id for sequence in self.sequences])
+        self.message.run_token_budgets.extend(self.num_scheduled_tokens)
+        return self.message
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """Tokens so far, by what was done for them."""
+
+    prompt_computed: int = 0
+    """Of prompts, when they were first admitted."""
+    prompt_cached: int = 0
+    """Of prompts, provided by a cached prefix when they were first admitted."""
+    recomputed: int = 0
+    """Computed again after a preemption or a failover."""
+    generated: int = 0
+    """Sampled, and not dropped because their sequence had ended."""
+
+    def add_first_runs(self, plan: PlanInFlight, result: shard_pb2.StepResult) -> None:
+        """Takes in what a result says of sequences that ran for the first time since they entered the shard group."""
+        for row, num_cached in zip(result.first_run_indices, result.num_cached_tokens, strict=True):
+            plan.num_prompt_tokens += max(0, result.num_computed_tokens[row] - num_cached - 1)
+            self._add_first_run(plan.sequences[row], num_cached)
+
+    def _add_first_run(self, sequence: Sequence, num_cached: int) -> None:
+        group = sequence.group
+        if group.num_cached_tokens is None:
+            group.num_cached_tokens = num_cached
+            self.prompt_cached += num_cached
+            self.prompt_computed += group.num_prompt_tokens - num_cached
+        elif not sequence.last_fork_step:
+            self.recomputed += sequence.num_admitted_tokens - num_cached
+
+
+@dataclass(slots=True)
+class Progress:
+    """What one result brought for one sequence."""
+
+    sequence: Sequence
+    token_ids: list[int]
+    logprobs: list[shard_pb2.SequenceLogprobs] | None
+    """For each of token_ids; None: not asked for."""
+    finish_reason: "inference_pb2.FinishReason.ValueType"
+    """Set if the shard stopped it."""
+    has_failed: bool = False
+    """The model gave no finite logits: the sequence has no next token."""
+
+    @staticmethod
+    def failed(sequence: Sequence) -> "Progress":
+        """Of a sequence that has no next token."""
+        return Progress(sequence, [], None, inference_pb2.FINISH_REASON_ABORT, has_failed=True)

@@ -1,0 +1,187 @@
+"""The sequences that a shard group holds or is about to get: their slots, blocks and names, and those about to leave.
+
+The scheduler decides who enters and who leaves; this keeps account of it and writes it into the plans.
+"""
+
+from bisect import insort
+
+from pagewire_router.scheduling.block_ledger import BlockLedger, GroupLimits, num_blocks_for, num_blocks_of_group
+from pagewire_router.scheduling.plans import PlanInFlight
+from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
+from pagewire_router.scheduling.sequence_state import ON_SHARD, SequenceEvent, SequenceState
+
+
+class Residents:
+    """Admitted requests of one shard group."""
+
+    def __init__(self, limits: GroupLimits) -> None:
+        self.running: list[SequenceGroup] = []
+        """Admitted requests, most urgent first."""
+        self.num_slots_used = 0
+        """Sequences on the shard group, and those for which a slot is kept until they are forked."""
+        self.ledger = BlockLedger(limits.block_size, limits.num_blocks)
+        self._limits = limits
+        self._forking: dict[SequenceGroup, None] = {}
+        """Running requests with sequences that are still to be forked."""
+        self._releases: list[int] = []
+        """seq_ids that the next plan releases."""
+        self._num_leaving_blocks = 0
+        """Blocks that the releases of the next plan give back at most."""
+        self._num_released_blocks = 0
+        """Blocks that the releases of plans in flight give back at most."""
+        self._last_seq_id = 0
+
+    @property
+    def has_releases(self) -> bool:
+        """Sequences are to be released by the next plan."""
+        return bool(self._releases)
+
+    @property
+    def num_blocks_to_come(self) -> int:
+        """Blocks that can be reserved once all releases queued or in flight are done, at most."""
+        return self.ledger.available + self._num_leaving_blocks + self._num_released_blocks
+
+    def reset(self, free_blocks: int) -> list[SequenceGroup]:
+        """The shard group has forgotten all sequences. Returns the requests that ran; they wait again."""
+        self.ledger = BlockLedger(self._limits.block_size, free_blocks)
+        self._forking.clear()
+        self._releases.clear()
+        self._num_leaving_blocks = self._num_released_blocks = self.num_slots_used = self._last_seq_id = 0
+        running, self.running[:] = self.running.copy(), []
+        return running
+
+    # Entering.
+
+    def fits(self, group: SequenceGroup) -> bool:
+        """Whether slots and blocks suffice to admit a request."""
+        unfinished = group.unfinished()
+        if self.num_slots_used + len(unfinished) > self._limits.max_num_seqs:
+            return False
+        lengths = [len(sequence.token_ids) + 1 for sequence in unfinished]
+        num_blocks = num_blocks_of_group(lengths, group.num_shared_tokens(), self._limits.block_size)
+        # One that was preempted comes back only when the others have room to grow, so that it is not thrown out again.
+        headroom = len(self.running) if group.was_preempted else 0
+        return num_blocks + headroom <= self.ledger.available
+
+    def admit(self, group: SequenceGroup, plan: PlanInFlight) -> None:
+        """Admits a request by its longest sequence; the others get a slot and blocks now and are forked later."""
+        unfinished = group.unfinished()
+        leader = max(unfinished, key=lambda s: len(s.token_ids))
+        group.num_resumed_tokens = group.num_output_tokens if group.was_preempted else None
+        self.num_slots_used += len(unfinished)
+        for other in unfinished:
+            if other is not leader:
+                self._reserve_for(other, group.num_shared_tokens())
+        insort(self.running, group, key=lambda g: g.urgency)
+        self._admit_leader(leader, plan)
+
+    def _reserve_for(self, sequence: Sequence, num_shared: int) -> None:
+        """Keeps blocks for a sequence that is to be forked."""
+        sequence.on(SequenceEvent.RESERVE)
+        self._forking[sequence.group] = None
+        sequence.num_admitted_tokens = num_shared
+        block_size = self._limits.block_size
+        num_blocks = num_blocks_for(len(sequence.token_ids) + 1, block_size) - num_shared // block_size
+        self.ledger.set(sequence, num_reserved=num_blocks, num_held=0)
+
+    def _admit_leader(self, leader: Sequence, plan: PlanInFlight) -> None:
+        """Admits a sequence and runs its first chunk."""
+        num_tokens = leader.num_admitted_tokens = len(leader.token_ids)
+        budget = min(plan.num_tokens_left, num_tokens)
+        leader.on(SequenceEvent.ADMIT)
+        # A cached prefix may hold all but the last token.
+        leader.enter_shard(self._next_seq_id(), num_computed_tokens=num_tokens - 1, num_tokens=num_tokens)
+        if budget == num_tokens:
+            leader.settle(num_computed_tokens=0, num_tokens=num_tokens)
+        self.ledger.set(leader, num_reserved=self.ledger.bound(leader, num_tokens), num_held=0)
+        plan.admit(leader)
+        plan.run(leader, budget)
+
+    def fork(self, groups: list[SequenceGroup], plan: PlanInFlight) -> None:
+        """Forks the other sequences of these requests from the first if that has computed what they share."""
+        for group in [group for group in groups if group in self._forking] if self._forking else ():
+            parent, children = group.parent(), group.to_fork()
+            num_shared = children[0].num_admitted_tokens
+            if parent.num_reported_computed_tokens < num_shared:
+                continue
+            ends_within_block = num_shared % self._limits.block_size != 0
+            for child in children:
+                self._fork_child(parent, child, num_shared, plan)
+                child.next_write_block_shared = ends_within_block
+                self.ledger.rebase(child, num_shared)
+            if ends_within_block and not parent.is_finished:
+                parent.next_write_block_shared = True
+                parent.last_fork_step = plan.step
+                self.ledger.rebase(parent)
+            self._end_forking(group)
+
+    def _fork_child(self, parent: Sequence, child: Sequence, num_shared: int, plan: PlanInFlight) -> None:
+        child.on(SequenceEvent.FORK)
+        child.enter_shard(self._next_seq_id(), num_computed_tokens=num_shared, num_tokens=len(child.token_ids))
+        child.num_admitted_tokens = len(child.token_ids)
+        child.last_fork_step = plan.step
+        plan.fork(parent, child, num_shared)
+
+    def _next_seq_id(self) -> int:
+        self._last_seq_id += 1
+        return self._last_seq_id
+
+    # Leaving.
+
+    def finish(self, sequence: Sequence) -> None:
+        """A sequence ends, wherever it is. What it has goes back with the next plan, unless others need it."""
+        group = sequence.group
+        if sequence.state is SequenceState.FORKING:
+            sequence.on(SequenceEvent.FINISH)
+            self._drop_reservation(sequence)
+            if not group.to_fork():
+                self._end_forking(group)
+        elif sequence.state not in ON_SHARD:
+            sequence.on(SequenceEvent.FINISH)
+        elif group in self._forking:
+            sequence.on(SequenceEvent.KEEP)
+        else:
+            sequence.on(SequenceEvent.FINISH)
+            self._depart(sequence)
+
+    def preempt(self, group: SequenceGroup) -> None:
+        """Takes a request off the shard group, to be admitted again."""
+        self.running.remove(group)
+        self._forking.pop(group, None)
+        for sequence in group.sequences:
+            if sequence.state in ON_SHARD:
+                self._depart(sequence)
+            elif sequence.state is SequenceState.FORKING:
+                self._drop_reservation(sequence)
+        group.preempt()
+
+    def _end_forking(self, group: SequenceGroup) -> None:
+        """A request has no sequences left to fork: lets go of their parent if it has ended."""
+        del self._forking[group]
+        for sequence in group.sequences:
+            if sequence.state is SequenceState.KEPT:
+                sequence.on(SequenceEvent.RELEASE)
+                self._depart(sequence)
+
+    def _depart(self, sequence: Sequence) -> None:
+        self._releases.append(sequence.seq_id)
+        self._num_leaving_blocks += sequence.num_held_blocks
+        self.num_slots_used -= 1
+        if sequence.num_inflight_runs == 0:
+            self.ledger.forget(sequence)
+
+    def _drop_reservation(self, sequence: Sequence) -> None:
+        self.ledger.forget(sequence)
+        self.num_slots_used -= 1
+
+    def release(self, plan: PlanInFlight) -> None:
+        """Writes the releases into a plan."""
+        plan.message.release_seq_ids.extend(self._releases)
+        self._releases.clear()
+        plan.num_released_blocks, self._num_leaving_blocks = self._num_leaving_blocks, 0
+        self._num_released_blocks += plan.num_released_blocks
+
+    def on_result(self, plan: PlanInFlight, free_blocks: int) -> None:
+        """A plan's result is back: its releases are done."""
+        self.ledger.free = free_blocks
+        self._num_released_blocks -= plan.num_released_blocks
