@@ -1,4 +1,4 @@
-"""grpc.health.v1: on the public port, and in plaintext on a port of its own that answers from the first moment on."""
+"""grpc.health.v1, on the public port and on a plaintext port of its own. Both answer before the service is ready."""
 
 import asyncio
 import contextlib
@@ -9,14 +9,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 LIVENESS = "liveness"
-"""The name under which the process says that it makes progress. All other names say whether a step would run."""
+"""Service name whose status says that the process runs. All other names say whether the service is ready."""
 POLL_S = 0.2
-"""How soon the health service follows the engine."""
+"""Time between two looks at the state."""
 _log = logging.getLogger(__name__)
 
 
 class HealthEndpoint:
-    """What probes and peers are told. Kubernetes' probes know neither TLS nor keys: hence the port of its own."""
+    """The health service. It has a plaintext port, since Kubernetes' probes know neither TLS nor API keys."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class HealthEndpoint:
         is_alive: Callable[[], bool] = lambda: True,
         poll_s: float = POLL_S,
     ) -> None:
-        """service_name: that of the service which is ready or not, besides ""."""
+        """service_name: name whose status follows is_ready, beside the empty name."""
         self.servicer = health.aio.HealthServicer()
         self._service_name = service_name
         self._is_ready = is_ready
@@ -37,9 +37,14 @@ class HealthEndpoint:
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int | None, listen: str | None = None) -> int | None:
-        """Begins to answer; returns the port if there is to be one, a free one for 0. Raises OSError.
+        """Starts to answer. Raises OSError.
 
-        listen: a further address to answer on.
+        Args:
+            port: port to listen on; 0 takes a free one; None: no port.
+            listen: further address to answer on.
+
+        Returns:
+            The bound port; None if there is none.
         """
         await self.publish()
         self._watch = asyncio.create_task(self._follow(), name="health")
@@ -60,7 +65,7 @@ class HealthEndpoint:
         return bound
 
     async def publish(self) -> None:
-        """Tells whoever asks, if anything has changed."""
+        """Updates the statuses if the state has changed."""
         state = (self._is_ready(), self._is_alive())
         if state == self._published:
             return
@@ -73,7 +78,7 @@ class HealthEndpoint:
             await self.servicer.set(name, statuses.SERVING if is_so else statuses.NOT_SERVING)
 
     async def stop(self) -> None:
-        """Answers no more."""
+        """Stops answering."""
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):

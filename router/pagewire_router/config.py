@@ -21,13 +21,13 @@ class RouterConfig:
     health_port: int | None = None
     """Port of a plaintext grpc.health.v1, on the host of `listen`; None: on `listen` alone; 0: any free port."""
     health_listen: str | None = None
-    """A further address of that service: host:port, or unix:PATH."""
+    """Further address of the plaintext health service: host:port, or unix:PATH."""
     tls_cert: str | None = None
     """PEM file of the certificate that clients are shown, with its chain; read again when it changes. None: no TLS."""
     tls_key: str | None = None
     """PEM file of its private key."""
     tls_client_ca: str | None = None
-    """PEM file of the authorities of which clients must show a certificate; None: they need none."""
+    """PEM file of the authorities that sign clients' certificates; None: clients need no certificate."""
     shard_tls_ca: str | None = None
     """PEM file of the authorities that sign the shards' certificates; None: no TLS to shards."""
     shard_tls_cert: str | None = None

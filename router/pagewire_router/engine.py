@@ -1,4 +1,4 @@
-"""The seam between the service, which talks to clients, and the dispatcher, which drives shard groups."""
+"""The interface between Inference, which serves the fronts, and the dispatcher, which drives shard groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -11,52 +11,52 @@ from pagewire_router.request import Request
 
 
 class Engine(Protocol):
-    """Runs requests on shard groups. Everything is called on the event loop's thread, and so are the sinks."""
+    """Runs requests on shard groups. Its methods and the sinks are called on the event loop's thread."""
 
     @property
     def collector(self) -> Collector:
-        """The engine's own metrics but for histograms."""
+        """Metrics of the engine, without its histograms."""
 
     @property
     def histograms(self) -> Sequence[Histogram]:
-        """The engine's own histograms."""
+        """Histograms of the engine."""
 
     @property
     def model(self) -> shard_pb2.ShardInfo:
-        """The served model and its limits; known after start()."""
+        """The served model and its limits. To be read after start()."""
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """The model's tokenizer and configuration files by name; known after start()."""
+        """Tokenizer and configuration files of the model, by name. To be read after start()."""
 
     @property
     def is_ready(self) -> bool:
-        """A step would run."""
+        """Whether a new request would run."""
 
     @property
     def num_waiting(self) -> int:
-        """Requests that were submitted and wait to be admitted."""
+        """Number of submitted requests that are not in a step plan yet."""
 
     def submit(self, request: Request) -> None:
-        """Queues a request; its sink hears of it from then on.
+        """Queues a request, whose sink is called from then on.
 
         Raises QueueFull (with retry_after_s), Unavailable, or RequestTooLong if it could never fit the pool.
         """
 
     def abort(self, request: Request) -> None:
-        """Ends a request whose client is gone. Its sink hears nothing more. Does nothing if it has ended."""
+        """Ends a request whose client has gone; its sink is not called again. Does nothing if the request has ended."""
 
     async def start(self) -> None:
-        """Begins to look for shards; returns when the model is known. Raises TlsError."""
+        """Starts to look for shards; returns when the model is known. Raises TlsError."""
 
     async def wait_ready(self) -> None:
-        """Returns when a step would run."""
+        """Returns when a new request would run."""
 
     async def wait_failed(self) -> None:
-        """Raises Unavailable when only a new router can go on; until then it waits."""
+        """Waits until only a restarted router could serve, and raises Unavailable then."""
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests and returns when the running ones have finished, at the latest after grace_s."""
 
     async def stop(self) -> None:
-        """Lets go of the shards. Requests that still run fail with Unavailable."""
+        """Releases the shards. Requests that still run fail with Unavailable."""

@@ -1,7 +1,7 @@
-"""Slots that many clients take turns in, so that nobody who asks often keeps others from theirs.
+"""A semaphore that is fair between clients: one that asks often does not keep others waiting.
 
-Free slots go to whoever asks. Once all are taken, the next one that is released goes to the next owner in turn, within
-an owner to its next connection, and within a connection to what has waited longest.
+A free slot goes to whoever asks. Once all are taken, a released slot goes to the next owner in turn, within an owner to
+its next connection, and within a connection to the waiter that has waited longest.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import asyncio
 from pagewire_router.caller import Caller
 
 _Waiters = dict[asyncio.Future[None], None]
-"""In the order of arrival; a dict, since those that give up leave from the middle."""
+"""Waiters in the order of arrival. A dict, since waiters that give up are removed from the middle."""
 
 
 class FairSlots:
@@ -19,7 +19,7 @@ class FairSlots:
         self._num_free = num_slots
         self._owners: dict[str, dict[str, _Waiters]] = {}
         self.num_waiting = 0
-        """Those that wait for a slot."""
+        """Number of callers that wait for a slot."""
 
     def take(self) -> bool:
         """Takes a slot if one is free."""
@@ -29,7 +29,7 @@ class FairSlots:
         return True
 
     async def wait(self, caller: Caller) -> None:
-        """Takes a slot when it is the caller's turn. Raises what displace() or fail_waiting() was told."""
+        """Takes a slot when it is the caller's turn. Raises the error given to displace() or fail_waiting()."""
         if self.take():
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -56,14 +56,16 @@ class FairSlots:
         self._num_free += 1
 
     def fail_waiting(self, error: Exception) -> None:
-        """Everybody who waits for a slot gets the error in its place."""
+        """Raises the error in everybody who waits for a slot."""
         while self._owners:
             waiter = self._pop()
             if not waiter.done():
                 waiter.set_exception(error)
 
     def displace(self, caller: Caller, error: Exception) -> bool:
-        """Makes room for a caller: who waits most often loses the newest place. False: nobody has more than the caller.
+        """Makes room for a caller: the owner with the most waiters loses its newest one, which gets the error.
+
+        Returns False if nobody has more waiters than the caller.
 
         Takes time in proportion to the connections that wait.
         """
@@ -84,7 +86,7 @@ class FairSlots:
         return True
 
     def _pop(self) -> "asyncio.Future[None]":
-        """The next in turn. Its owner and its connection go to the end of their lines, or leave them."""
+        """Removes and returns the next waiter in turn; its owner and its connection go to the end of their lines."""
         owner, connections = next(iter(self._owners.items()))
         connection, waiters = next(iter(connections.items()))
         waiter = next(iter(waiters))

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from pagewire.v1 import inference_pb2
@@ -115,20 +115,33 @@ class Inference:
     @asynccontextmanager
     async def generate(self, message: inference_pb2.GenerateRequest, call: Call) -> AsyncIterator[GenerateStream]:
         """Runs a request and streams its output. The request is aborted if the context ends before its output."""
-        with self._reserve_id(message.request_id) as request_id, self._pacer.open() as stream:
-            request, output = await self._admission.admit(message, request_id, call, stream)
-            with self._submit(request, output) as timer:
-                yield GenerateStream(self._started(message, request), output, stream, timer)
+        request_id = self._reserve_id(message.request_id)
+        try:
+            with self._pacer.open() as stream:
+                request, output = await self._admission.admit(message, request_id, call, stream)
+                timer = self._submit(request)
+                try:
+                    yield GenerateStream(self._started(message, request), output, stream, timer)
+                finally:
+                    self._end(request, output, timer)
+        finally:
+            self._live_request_ids.discard(request_id)
 
     async def complete(self, message: inference_pb2.GenerateRequest, call: Call) -> CompletedRequest:
         """Runs a request to its end. The request is aborted if the task is cancelled."""
         end = _EndListener()
-        with self._reserve_id(message.request_id) as request_id:
+        request_id = self._reserve_id(message.request_id)
+        try:
             request, output = await self._admission.admit(message, request_id, call, end)
-            with self._submit(request, output) as timer:
+            timer = self._submit(request)
+            try:
                 while not output.is_done:
                     await end.wait()
                 timer.on_written(output.num_tokens)
+            finally:
+                self._end(request, output, timer)
+        finally:
+            self._live_request_ids.discard(request_id)
         if output.error is not None:
             raise output.error
         return CompletedRequest(self._started(message, request), output.take_completions())
@@ -193,30 +206,25 @@ class Inference:
             prompt_text=request.prompt_text,
         )
 
-    @contextmanager
-    def _reserve_id(self, request_id: str) -> Iterator[str]:
-        """Holds the request's id, picked if it has none, while the request lives. Raises RequestAlreadyExists."""
+    def _reserve_id(self, request_id: str) -> str:
+        """Holds the request's id, picked if it has none, until it is discarded. Raises RequestAlreadyExists."""
         check_request_id(request_id)
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._live_request_ids:
             raise RequestAlreadyExists(f"a request with the id {request_id!r} is alive; choose another id")
         self._live_request_ids.add(request_id)
-        try:
-            yield request_id
-        finally:
-            self._live_request_ids.discard(request_id)
+        return request_id
 
-    @contextmanager
-    def _submit(self, request: Request, output: RequestOutput) -> Iterator[RequestTimer]:
-        """Submits the request to the engine, and aborts it if its client goes away before it has ended."""
+    def _submit(self, request: Request) -> RequestTimer:
+        """Submits the request to the engine. What was submitted must be given to _end()."""
         self._engine.submit(request)
-        timer = RequestTimer(self._metrics, request)
-        try:
-            yield timer
-        finally:
-            if not output.is_done:
-                self._engine.abort(request)
-            timer.on_end(output)
+        return RequestTimer(self._metrics, request)
+
+    def _end(self, request: Request, output: RequestOutput, timer: RequestTimer) -> None:
+        """Aborts the request if its client has gone before it has ended, and observes its end."""
+        if not output.is_done:
+            self._engine.abort(request)
+        timer.on_end(output)
 
 
 class _EndListener:

@@ -1,7 +1,7 @@
-"""What a request is inside the router: its sequences, and the sink its tokens go to.
+"""A request inside the router, and the sink that its output goes to.
 
-The service builds a Request and submits it; the scheduler owns its sequences from then on; the group loop calls the
-sink for every token. All of it happens on the event loop's thread.
+Admission builds a Request, and Inference submits it; from then on the scheduler owns its sequences, and the group loop
+calls the sink with their tokens. All of it happens on the event loop's thread.
 """
 
 from dataclasses import dataclass, field
@@ -14,21 +14,23 @@ from pagewire_router.timeline import Timeline, TraceContext
 
 
 class OutputSink(Protocol):
-    """Where a request's output goes: detokenized, checked for stop strings and written to the client by the service."""
+    """Takes the output of one request. See output/request_output.py."""
 
     def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
-        """Takes the next tokens of sequence `index`. True: a stop string was found, the sequence ends here."""
+        """Takes the next tokens of sequence `index`. Returns whether a stop string ends the sequence here."""
 
     def on_finished(
         self, index: int, reason: "inference_pb2.FinishReason.ValueType", stop_token_id: int | None, num_cached: int
     ) -> None:
-        """Sequence `index` ended. After a True from on_tokens it is called with STOP; the sink knows the string.
+        """Sequence `index` has ended. Where on_tokens() has found a stop string, the reason is STOP.
 
-        stop_token_id: the stop token that ended it, None for end-of-sequence tokens and other reasons.
+        Args:
+            stop_token_id: stop token that ended the sequence; None for end-of-sequence tokens and other reasons.
+            num_cached: tokens of the prompt that the prefix cache provided.
         """
 
     def on_failed(self, error: RouterError) -> None:
-        """The request cannot go on; nothing more comes."""
+        """The request has failed; nothing is called after this."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,19 +44,19 @@ class Request:
     costs more than reading an attribute, so what every step or token needs is read once."""
     sink: OutputSink
     arrival_s: float
-    """time.monotonic(): uvloop's own time stands still within a turn and counts whole milliseconds."""
+    """time.monotonic() of the call's arrival. (uvloop's time stands still within a turn, and counts milliseconds.)"""
     deadline_s: float | None = None
-    """time.monotonic() after which the answer is worthless; None: never."""
+    """time.monotonic() after which the client takes no answer; None: no deadline."""
     priority: int = 0
     """Lower runs first."""
     cache_salt: str = ""
     trace_context: TraceContext | None = None
-    """Passed on to the shards."""
+    """Trace context that the shards get."""
     timeline: Timeline | None = None
-    """Of a request that is traced."""
+    """Collects the events of a traced request; None: the request is not traced."""
     prompt_text: str | None = None
-    """The rendered conversation, if its client wants it back."""
+    """The rendered conversation, if the client has asked for it; else None."""
     eos_token_ids: tuple[int, ...] = field(default=())
     """The model's own end-of-sequence tokens; empty if the request ignores them."""
     scheduled_s: float | None = None
-    """time.monotonic() of the first step plan that has it."""
+    """time.monotonic() of the first step plan that has the request; None: none has yet."""

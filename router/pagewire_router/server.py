@@ -1,4 +1,4 @@
-"""The router's servers: gRPC for clients, plain HTTP for probes and metrics, and their life from start to stop."""
+"""Composes the router: the gRPC front, probes and metrics over one engine, from start to stop."""
 
 import asyncio
 import logging
@@ -19,9 +19,8 @@ from pagewire_router.engine import Engine
 from pagewire_router.grpc_front.calls import ApiKeyInterceptor, ServiceHandler
 from pagewire_router.grpc_front.inference_service import SERVICE_NAME, InferenceService
 from pagewire_router.inference import Inference
-from pagewire_router.metrics.loop_lag import watch_loop_lag
 from pagewire_router.metrics.request_metrics import Metrics
-from pagewire_router.metrics.server_metrics import ServerMetrics
+from pagewire_router.metrics.server_metrics import ServerMetrics, watch_loop_lag
 from pagewire_router.output.pacer import Pacer
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.text_threads import QueueBounds
@@ -32,13 +31,13 @@ if TYPE_CHECKING:
     from pagewire_common.tracing.exporting import Tracing
 
 OPEN_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
-"""Answered without an API key."""
+"""Services that need no API key."""
 MAX_PENDING_CALLS = 65_536
-"""At about 20 kB each they stay below 1.5 GB."""
+"""Most calls that gRPC holds before they are looked at. A call takes about 20 kB, all of them below 1.5 GB."""
 UNREAD_BYTES = 65_536
-"""Of a call's message; most messages are shorter."""
+"""Most bytes of a call's message that gRPC receives before it is read. Most messages are shorter."""
 STOP_GRACE_S = 1.0
-"""For the last messages of streams whose requests have ended."""
+"""Time for the last messages of streams whose requests have ended."""
 _log = logging.getLogger(__name__)
 
 

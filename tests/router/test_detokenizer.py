@@ -30,9 +30,9 @@ def stream(tokenizer, prompt, token_ids, chunk=1, skip=True, spaces=True):
 @property_test
 @given(prompt=TEXT, text=TEXT, chunk=st.integers(1, 5), skip=st.booleans())
 def test_pieces_add_up_to_the_full_text_after_the_prompt(tokenizer, prompt, text, chunk, skip):
-    both = tokenizer._encode(prompt + text, True)
+    both = tokenizer.encode_now(prompt + text, add_special_tokens=True)
     # Between any two characters the prompt may end.
-    border = len(tokenizer._encode(prompt, True))
+    border = len(tokenizer.encode_now(prompt, add_special_tokens=True))
     head, tail = both[:border], both[border:]
     head_text = tokenizer.decode(head, skip_special_tokens=skip)
     if head_text.endswith(BROKEN):
@@ -77,7 +77,7 @@ def any_tokenizer(request):
 @property_test
 @given(data=st.data(), text=TEXT, skip=st.booleans(), chunk=st.integers(1, 3))
 def test_a_stream_that_breaks_anywhere_is_continued_by_its_tokens(any_tokenizer, data, text, skip, chunk):
-    token_ids = any_tokenizer._encode(text, True)
+    token_ids = any_tokenizer.encode_now(text, add_special_tokens=True)
     border = data.draw(st.integers(0, len(token_ids)))
     received = "".join(stream(any_tokenizer, [], token_ids[:border], chunk, skip)[:-1])
     continuation = "".join(stream(any_tokenizer, token_ids[:border], token_ids[border:], chunk, skip))
@@ -85,7 +85,7 @@ def test_a_stream_that_breaks_anywhere_is_continued_by_its_tokens(any_tokenizer,
 
 
 def test_a_prompt_may_end_after_any_byte_of_a_character(any_tokenizer):
-    token_ids = any_tokenizer._encode("x é€🜁 é€🜁é€🜁 y", False)
+    token_ids = any_tokenizer.encode_now("x é€🜁 é€🜁é€🜁 y", add_special_tokens=False)
     whole = any_tokenizer.decode(token_ids, skip_special_tokens=True)
     for border in range(len(token_ids)):
         received = "".join(stream(any_tokenizer, [], token_ids[:border])[:-1])
@@ -93,8 +93,11 @@ def test_a_prompt_may_end_after_any_byte_of_a_character(any_tokenizer):
 
 
 def test_a_replacement_character_of_the_prompt_is_not_repeated(any_tokenizer):
-    prompt = any_tokenizer._encode(f"x{BROKEN}", False)
-    assert "".join(stream(any_tokenizer, prompt, any_tokenizer._encode("x", False)[-1:])).strip() == "x"
+    prompt = any_tokenizer.encode_now(f"x{BROKEN}", add_special_tokens=False)
+    assert (
+        "".join(stream(any_tokenizer, prompt, any_tokenizer.encode_now("x", add_special_tokens=False)[-1:])).strip()
+        == "x"
+    )
 
 
 @property_test
@@ -112,14 +115,14 @@ def cached_tokenizer(files):
 
 def test_a_character_is_held_until_its_last_byte(byte_level_files):
     tokenizer = Tokenizer(byte_level_files, 500)
-    token_ids = tokenizer._encode("a🜁b", False)
+    token_ids = tokenizer.encode_now("a🜁b", add_special_tokens=False)
     assert len(token_ids) == 5, "the character is to have several tokens"
     assert stream(tokenizer, [], token_ids) == ["a", "", "", "🜁", "b", ""]
 
 
 def test_an_unfinished_character_comes_as_replacement_at_the_end(byte_level_files):
     tokenizer = Tokenizer(byte_level_files, 500)
-    token_ids = tokenizer._encode("a🜁", False)[:-1]
+    token_ids = tokenizer.encode_now("a🜁", add_special_tokens=False)[:-1]
     assert stream(tokenizer, [], token_ids)[-1] == BROKEN
 
 
@@ -132,25 +135,25 @@ def test_a_malformed_run_of_byte_tokens_keeps_its_complete_characters(byte_fallb
 
 def test_the_first_word_keeps_its_space_after_a_prompt_and_loses_it_without(byte_fallback_files):
     tokenizer = Tokenizer(byte_fallback_files, 500)
-    word = tokenizer._encode("Hello", False)
-    assert "".join(stream(tokenizer, tokenizer._encode("Hi", True), word)) == " Hello"
+    word = tokenizer.encode_now("Hello", add_special_tokens=False)
+    assert "".join(stream(tokenizer, tokenizer.encode_now("Hi", add_special_tokens=True), word)) == " Hello"
     assert "".join(stream(tokenizer, [1], word)) == "Hello"
 
 
 def test_special_tokens_are_left_out_or_written(byte_level_files):
     tokenizer = Tokenizer(byte_level_files, 500)
-    token_ids = [0, *tokenizer._encode("x", False), 1]
+    token_ids = [0, *tokenizer.encode_now("x", add_special_tokens=False), 1]
     assert "".join(stream(tokenizer, [], token_ids, skip=True)) == "x"
     assert "".join(stream(tokenizer, [], token_ids, skip=False)) == "<s>x</s>"
 
 
 def test_spaces_between_special_tokens_can_be_left_out(word_piece_files):
     tokenizer = Tokenizer(word_piece_files, 500)
-    prompt = tokenizer._encode("Hello", False)
+    prompt = tokenizer.encode_now("Hello", add_special_tokens=False)
     assert "".join(stream(tokenizer, prompt, [1, 2, 1], skip=False)) == " <s> </s> <s>"
     assert "".join(stream(tokenizer, prompt, [1, 2, 1], skip=False, spaces=False)) == " <s></s><s>"
 
 
 def test_ids_without_a_token_have_no_text(byte_level_files):
     tokenizer = Tokenizer(byte_level_files, 500)
-    assert "".join(stream(tokenizer, [], [499, *tokenizer._encode("x", False), 498])) == "x"
+    assert "".join(stream(tokenizer, [], [499, *tokenizer.encode_now("x", add_special_tokens=False), 498])) == "x"

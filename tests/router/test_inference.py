@@ -43,7 +43,7 @@ def inference_over(engine, **config):
 
 
 def script_of(engine, text):
-    token_ids = Tokenizer(engine.files, 500)._encode(text, False)
+    token_ids = Tokenizer(engine.files, 500).encode_now(text, add_special_tokens=False)
     return lambda request: token_ids
 
 

@@ -30,7 +30,7 @@ def finished_of(responses):
 
 
 def script_of(files, text):
-    token_ids = Tokenizer(files, 500)._encode(text, False)
+    token_ids = Tokenizer(files, 500).encode_now(text, add_special_tokens=False)
     return lambda request: token_ids
 
 

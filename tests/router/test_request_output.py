@@ -39,11 +39,11 @@ def output_of(tokenizer, bell=None, eos=(1,), **params):
 def test_tokens_gather_until_they_are_taken(tokenizer):
     bell = Bell()
     output = output_of(tokenizer, bell)
-    for token_id in tokenizer._encode("Hello world", False):
+    for token_id in tokenizer.encode_now("Hello world", add_special_tokens=False):
         assert not output.on_tokens(0, [token_id], None)
     (message,) = output.take()
     assert message.text == "Hello world"
-    assert list(message.token_ids) == tokenizer._encode("Hello world", False)
+    assert list(message.token_ids) == tokenizer.encode_now("Hello world", add_special_tokens=False)
     assert output.take() == []
     assert set(bell.rings) == {"output"}
 
@@ -68,7 +68,7 @@ def test_each_sequence_has_its_own_text_and_its_own_end(tokenizer):
 
 def test_held_text_comes_with_the_end(tokenizer):
     output = output_of(tokenizer, stop=("Hello world",))
-    for token_id in tokenizer._encode("Hello wor", False):
+    for token_id in tokenizer.encode_now("Hello wor", add_special_tokens=False):
         assert not output.on_tokens(0, [token_id], None)
     assert output.take()[0].text == ""
     output.on_finished(0, FINISH.FINISH_REASON_LENGTH, None, 0)
@@ -78,7 +78,7 @@ def test_held_text_comes_with_the_end(tokenizer):
 
 
 def test_stop_strings_count_only_after_min_tokens(tokenizer):
-    token_ids = tokenizer._encode("a a a", False)
+    token_ids = tokenizer.encode_now("a a a", add_special_tokens=False)
     output = output_of(tokenizer, stop=("a",), min_tokens=len(token_ids) - 1)
     assert [output.on_tokens(0, [token_id], None) for token_id in token_ids][-2:] == [False, True]
 
@@ -94,7 +94,7 @@ def test_stop_strings_count_only_after_min_tokens(tokenizer):
 def test_a_stop_string_ends_after_the_first_min_tokens_wherever_it_begins(
     tokenizer, text, stops, min_tokens, chunk, include
 ):
-    token_ids = tokenizer._encode(text, False)
+    token_ids = tokenizer.encode_now(text, add_special_tokens=False)
     text = tokenizer.decode(token_ids, skip_special_tokens=True)
     # Only the text that is certain after min_tokens counts: an unfinished character comes with its last token.
     detokenizer = tokenizer.detokenizer([], skip_special_tokens=True, spaces_between_special_tokens=True)
@@ -122,7 +122,7 @@ def test_a_stop_string_ends_after_the_first_min_tokens_wherever_it_begins(
 
 
 def test_stop_token_text_is_kept_if_asked_for(tokenizer):
-    (letter,) = tokenizer._encode("a", False)
+    (letter,) = tokenizer.encode_now("a", add_special_tokens=False)
     for include, text in ((False, ""), (True, "a")):
         output = output_of(tokenizer, stop_token_ids=(letter,), include_stop_str_in_output=include)
         output.on_tokens(0, [letter], None)

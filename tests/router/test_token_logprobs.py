@@ -26,14 +26,14 @@ def built(tokenizer, token_ids, *top_token_ids):
 
 def test_no_character_is_lost_or_doubled(byte_level_files):
     tokenizer = Tokenizer(byte_level_files, 500)
-    token_ids = tokenizer._encode(HARD_TEXT, False)
+    token_ids = tokenizer.encode_now(HARD_TEXT, add_special_tokens=False)
     texts = [message.token_text for message in built(tokenizer, token_ids)]
     assert "" in texts, "no token ends inside a character, so this shows nothing"
     assert "".join(texts) == HARD_TEXT
 
 
 def test_tokens_that_are_whole_characters_are_decoded_alone(tokenizer):
-    token_ids = tokenizer._encode("Hello world", False)
+    token_ids = tokenizer.encode_now("Hello world", add_special_tokens=False)
     for message in built(tokenizer, token_ids, *token_ids):
         assert list(message.top_token_texts) == [tokenizer.piece(token_id) for token_id in token_ids]
         assert message.token_text == tokenizer.piece(message.token_id)

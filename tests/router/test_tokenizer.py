@@ -40,7 +40,7 @@ def test_encoding_and_decoding_equal_transformers(files, tmp_path):
     ours, theirs = Tokenizer(files, 500), reference(files, tmp_path)
     for text in TEXTS:
         for add_special_tokens in (True, False):
-            token_ids = ours._encode(text, add_special_tokens)
+            token_ids = ours.encode_now(text, add_special_tokens=add_special_tokens)
             assert token_ids == theirs.encode(text, add_special_tokens=add_special_tokens)
             for skip in (True, False):
                 decoded = theirs.decode(token_ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
@@ -50,7 +50,9 @@ def test_encoding_and_decoding_equal_transformers(files, tmp_path):
 async def test_long_texts_are_encoded_on_a_thread_with_the_same_result(byte_level_files):
     tokenizer = Tokenizer(byte_level_files, 500)
     text = "naïve 😀 " * MAX_INLINE_CHARS
-    assert await tokenizer.encode(text, add_special_tokens=True, caller=SOMEBODY) == tokenizer._encode(text, True)
+    assert await tokenizer.encode(text, add_special_tokens=True, caller=SOMEBODY) == tokenizer.encode_now(
+        text, add_special_tokens=True
+    )
     tokenizer.close()
 
 
@@ -68,7 +70,7 @@ async def test_the_event_loop_runs_while_a_long_text_is_encoded(byte_level_files
 
 def test_a_token_beyond_the_models_vocabulary_is_encoded_and_decoded(byte_level_files):
     tokenizer = Tokenizer(byte_level_files, 10)
-    token_ids = tokenizer._encode("<tool>", False)
+    token_ids = tokenizer.encode_now("<tool>", add_special_tokens=False)
     detokenizer = tokenizer.detokenizer(token_ids, skip_special_tokens=True, spaces_between_special_tokens=True)
     assert token_ids[0] >= 10
     assert detokenizer.feed(token_ids) == "<tool>"
@@ -148,5 +150,5 @@ async def test_long_texts_have_the_same_tokens_as_short_ones(byte_level_files, b
     for files in (byte_level_files, byte_fallback_files, word_piece_files):
         tokenizer = Tokenizer(files, 500)
         for add_special_tokens in (True, False):
-            expected = tokenizer._encode(text, add_special_tokens)
+            expected = tokenizer.encode_now(text, add_special_tokens=add_special_tokens)
             assert await tokenizer.encode(text, add_special_tokens=add_special_tokens, caller=SOMEBODY) == expected

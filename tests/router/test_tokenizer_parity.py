@@ -113,7 +113,7 @@ def streamed(tokenizer, token_ids, skip):
 def assert_equal(ours, theirs, text):
     for add_special_tokens in (True, False):
         token_ids = theirs(text, add_special_tokens=add_special_tokens).input_ids
-        assert ours._encode(text, add_special_tokens) == token_ids, text
+        assert ours.encode_now(text, add_special_tokens=add_special_tokens) == token_ids, text
         for skip in (True, False):
             decoded = theirs.decode(token_ids, skip_special_tokens=skip)
             assert ours.decode(token_ids, skip_special_tokens=skip) == decoded
@@ -166,7 +166,7 @@ def test_no_token_stands_for_more_text_than_the_bound_says(both):
     if bound is None:
         return
     for text in [*HARD_TEXTS, *(text * 50 for text in HARD_TEXTS)]:
-        assert len(text) <= bound * len(ours._encode(text, False)), text
+        assert len(text) <= bound * len(ours.encode_now(text, add_special_tokens=False)), text
 
 
 @pytest.mark.parametrize("model_type", PLAIN_MODEL_TYPES)

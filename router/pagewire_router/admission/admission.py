@@ -1,4 +1,4 @@
-"""From a GenerateRequest to a Request that the engine can run, or a clear refusal."""
+"""Turns a GenerateRequest into a Request that the engine can run, or refuses it."""
 
 import math
 import time
@@ -37,7 +37,7 @@ class Admission:
     ) -> None:
         """
         Args:
-            max_request_time_s: no request may run for longer; None: no limit but its own deadline.
+            max_request_time_s: longest time from arrival to end; None: only clients set deadlines.
             template_process: renders chat templates that clients send; None: such templates are refused.
         """
         self._model = model

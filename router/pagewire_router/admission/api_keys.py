@@ -1,4 +1,4 @@
-"""API keys: who may call the service. Keys come from a file that may change at any time, and are kept as digests."""
+"""API keys, which say who may call the service. They come from a file that may change, and are kept as digests."""
 
 import hashlib
 import hmac
@@ -12,17 +12,17 @@ from pagewire_router.errors import Unauthenticated
 logger = logging.getLogger(__name__)
 
 REREAD_S = 1.0
-"""How often the file is looked at, at most."""
+"""Shortest time between two reads of the file."""
 SCHEME = "bearer"
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class ApiKeysError(Exception):
-    """The file cannot be used; the message names it and says why, and never shows what is in it."""
+    """The file cannot be used. The message names the file and the reason, and shows nothing of its content."""
 
 
 class ApiKeys:
-    """The keys of a file: one on each line; empty lines and those that begin with # are none."""
+    """The keys of a file: one on each line. Empty lines and lines that begin with # are skipped."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -51,14 +51,14 @@ class ApiKeys:
         self._content, self._digests = content, tuple(_digest(key) for key in keys)
 
     def check(self, authorization: str) -> str:
-        """Checks the value of the header; returns a digest of the key in it. Raises Unauthenticated."""
+        """Checks the value of an authorization header; returns the digest of its key. Raises Unauthenticated."""
         self._read_again()
         scheme, _, key = authorization.strip().partition(" ")
         if scheme.lower() != SCHEME or not key:
             raise Unauthenticated("an API key is needed: send the metadata 'authorization: Bearer KEY'")
         presented = _digest(key.strip().encode())
         is_known = False
-        for digest in self._digests:  # all of them, so that the time taken tells nothing
+        for digest in self._digests:  # All digests are compared, so that the time taken reveals nothing.
             is_known |= hmac.compare_digest(digest, presented)
         if not is_known:
             raise Unauthenticated("the API key is not known here")

@@ -1,14 +1,13 @@
 """What admission needs to know of a call that a front has received."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pagewire_router.caller import Caller
 from pagewire_router.timeline import TraceContext
 from pagewire_router.tracing.call_trace import CallTrace
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call of a client, whatever brought it."""
 
     caller: Caller

@@ -1,4 +1,4 @@
-"""From the ChatPrompt that a client sent to the conversation that a template is applied to, fully checked."""
+"""Turns the ChatPrompt that a client has sent into the conversation that a template is applied to, and checks it."""
 
 import math
 from typing import Any
@@ -17,11 +17,11 @@ _CONTENT_FORMATS = {
     inference_pb2.CHAT_CONTENT_FORMAT_OPENAI: "openai",
 }
 _OWN_FIELDS = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template")
-"""Variables of templates that have a field of their own in ChatPrompt."""
+"""Variables of templates that are fields of ChatPrompt, and may not be template arguments too."""
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Types of content parts that are text by another name, and the key that holds it."""
 MAX_NAMED_MESSAGES = 16
-"""Of many messages that are wrong, so many are named."""
+"""Most wrong messages that a refusal names."""
 
 
 def check_num_messages(chat: inference_pb2.ChatPrompt, max_model_len: int) -> None:
@@ -110,7 +110,7 @@ def _refuse_role(field: str, what: str, violations: Violations) -> None:
 
 
 def _part(part: Any, field: str, violations: Violations) -> dict[str, Any]:
-    """A part of a message's content as templates know it: {"type": "text", "text": ...} for all that is text."""
+    """A part of a message's content in the form that templates read: {"type": "text", "text": ...} for every text."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, dict):
@@ -128,7 +128,7 @@ def _part(part: Any, field: str, violations: Violations) -> dict[str, Any]:
 
 
 def _is_thought(value: Any) -> bool:
-    """Mistral's models have their reasoning as a list of text parts."""
+    """Whether a value is reasoning as Mistral's models have it: a list of text parts."""
     return isinstance(value, list) and all(
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in value
     )

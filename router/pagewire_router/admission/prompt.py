@@ -1,4 +1,4 @@
-"""From what a client sent to the token ids of its prompt."""
+"""Encodes prompts: text, chat messages or token ids become token ids that fit the context."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from pagewire_router.text.template_process import MAX_TEMPLATE_BYTES, TemplatePr
 from pagewire_router.text.tokenizer import Tokenizer
 
 MAX_INLINE_CHAT_BYTES = 4096
-"""Smaller conversations are rendered on the event loop: that takes under 1 ms."""
+"""Conversations up to this size are rendered on the event loop, which takes under 1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Prompt:
     token_ids: list[int]
     """[num_tokens]"""
     text: str
-    """What was tokenized; empty if token ids were given."""
+    """Text that was tokenized; empty if token ids were given."""
 
 
 class PromptEncoder:
@@ -91,7 +91,7 @@ class PromptEncoder:
         return Prompt(await tokenizer.encode(text, add_special_tokens=add_special_tokens, caller=caller), text)
 
     async def encode_chat(self, chat: inference_pb2.ChatPrompt, caller: Caller) -> Prompt:
-        """Renders the chat template; what it writes holds the special tokens already.
+        """Token ids of a conversation. The text that the chat template writes holds the special tokens already.
 
         Raises InvalidRequest, RequestTooLong, QueueFull.
         """
@@ -110,7 +110,7 @@ class PromptEncoder:
         return await self.encode_text(text, caller, add_special_tokens=False, field="chat")
 
     async def _render(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer, caller: Caller) -> str:
-        """The text that one of the model's own templates writes."""
+        """Renders the conversation with one of the model's own templates."""
         max_chars = self._max_chars(tokenizer)
         name = chat.chat_template if chat.HasField("chat_template") else None
 
@@ -123,7 +123,7 @@ class PromptEncoder:
         return await tokenizer.run_on_thread(render, chat, num_chars=num_bytes, caller=caller)
 
     async def _render_sent(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer, caller: Caller) -> str:
-        """The text that a template of the client's writes."""
+        """Renders the conversation with a template that the client has sent."""
         if self._template_process is None:
             raise ChatTemplateError(
                 "is not one of the model's templates, and others are taken only with --trust-request-chat-template"
@@ -145,7 +145,7 @@ class PromptEncoder:
         return await self._template_process.render(request, caller)
 
     def _max_chars(self, tokenizer: Tokenizer) -> int:
-        """The longest text that can fit the context; what a message can bring where tokens have no longest text."""
+        """Length of the longest text that can fit the context; that of the largest message if tokens have no bound."""
         if tokenizer.max_chars_per_token is None:
             return MAX_MESSAGE_BYTES
         return tokenizer.max_chars_per_token * self._limits.max_model_len

@@ -1,4 +1,4 @@
-"""Checking a request's sampling parameters: every violation at once, each naming its field and what is accepted."""
+"""Checks requests. A refusal lists every violation, each with its field, what was given and what is accepted."""
 
 import secrets
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ MAX_CACHE_SALT_CHARS = 256
 MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_ENTRIES = 1024
-"""Stop tokens that a request may list, repetitions included: longer lists are not read."""
+"""Most stop tokens that a request may list, repetitions included; longer lists are not read."""
 MESSAGE_ROOM_BYTES = 1 << 20
 MESSAGE_BYTES_PER_TOKEN = 16
 """A message may have this many bytes for each token of the context, and MESSAGE_ROOM_BYTES more. A token takes at most
@@ -28,7 +28,7 @@ class Limits:
     """What the served model and the router's configuration allow."""
 
     vocab_size: int
-    """Token ids are below this."""
+    """Number of token ids; every id is below it."""
     max_model_len: int
     """Longest prompt plus output, in tokens."""
     max_n: int
@@ -62,11 +62,11 @@ class Violations:
     found: list[FieldViolation] = field(default_factory=list)
 
     def add(self, name: str, description: str) -> None:
-        """Adds one."""
+        """Adds a violation of the field with this name."""
         self.found.append(FieldViolation(name, description))
 
     def raise_if_any(self) -> None:
-        """Raises InvalidRequest if something was found."""
+        """Raises InvalidRequest if there are violations."""
         if self.found:
             raise InvalidRequest(self.found)
 
@@ -89,7 +89,7 @@ def resolve_sampling_params(
 
 
 def _check_limits(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
-    """Counts that the model's or the router's limits bound."""
+    """Checks the counts that are bounded by the limits of model or router."""
     n, max_tokens = params.n, params.max_tokens
     bounds: list[tuple[str, int, int | None]] = [
         ("n", 1, limits.max_n),
@@ -108,7 +108,7 @@ def _check_limits(params: inference_pb2.SamplingParams, limits: Limits, violatio
 
 
 def _check_stops(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
-    """Of lists that are too long, only the beginning is looked at."""
+    """Checks stop strings and stop tokens. Only the first entries of a list that is too long are read."""
     if params.stop and not params.detokenize:
         violations.add(f"{prefix}stop", "is given while detokenize is false; stop strings need text")
     if len(params.stop) > MAX_STOP_STRINGS:
@@ -127,7 +127,7 @@ def _check_stops(params: inference_pb2.SamplingParams, limits: Limits, violation
 
 
 def check_token_ids(token_ids: Sequence[int], name: str, limits: Limits, violations: Violations) -> None:
-    """All must be of the vocabulary; the first that is not is named."""
+    """Adds a violation for the first token id that is not in the vocabulary."""
     if token_ids and max(token_ids) >= limits.vocab_size:
         index = next(i for i, token_id in enumerate(token_ids) if token_id >= limits.vocab_size)
         violations.add(
@@ -137,7 +137,7 @@ def check_token_ids(token_ids: Sequence[int], name: str, limits: Limits, violati
 
 
 def check_request(request: inference_pb2.GenerateRequest, violations: Violations) -> None:
-    """Everything but prompt and sampling parameters."""
+    """Checks the fields other than prompt and sampling parameters."""
     if request.WhichOneof("decoding") == "beam_search_params":
         violations.add("beam_search_params", "is not served yet; use sampling_params")
     if request.HasField("resume"):
@@ -150,21 +150,21 @@ def check_request(request: inference_pb2.GenerateRequest, violations: Violations
 
 
 def check_request_id(request_id: str) -> None:
-    """Raises InvalidRequest if it is too long."""
+    """Raises InvalidRequest if the id is too long."""
     if len(request_id) > MAX_REQUEST_ID_CHARS:
         description = f"has {len(request_id)} characters; accepted: up to {MAX_REQUEST_ID_CHARS}"
         raise InvalidRequest([FieldViolation("request_id", description)])
 
 
 def check_num_token_ids(num_tokens: int, name: str, limits: Limits) -> None:
-    """More token ids than the context holds are not looked at. Raises RequestTooLong."""
+    """Raises RequestTooLong if there are more token ids than the context holds."""
     if num_tokens > limits.max_model_len:
         description = f"holds {num_tokens} ids; accepted: up to {limits.max_model_len}, the context's length"
         raise RequestTooLong([FieldViolation(name, description)])
 
 
 def check_prompt_length(num_tokens: int, name: str, limits: Limits) -> None:
-    """A prompt must leave room for one token. Raises InvalidRequest or RequestTooLong."""
+    """Raises InvalidRequest for an empty prompt, RequestTooLong for one that leaves no room for a token."""
     if num_tokens == 0:
         raise InvalidRequest([FieldViolation(name, "is empty; a prompt has at least one token")])
     if num_tokens >= limits.max_model_len:

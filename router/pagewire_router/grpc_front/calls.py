@@ -1,4 +1,4 @@
-"""What a call passes on its way to the service: its arrival is noted, its API key checked, and it may be refused.
+"""What happens to a call before the service sees it, and how a call is refused.
 
 gRPC looks for the handler of a call in the task that will run it. What interceptors and handlers learn of a call is
 therefore kept in context variables, and put together by new_call().

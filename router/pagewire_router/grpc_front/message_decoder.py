@@ -1,7 +1,7 @@
-"""Decoding what clients send, so that undecodable bytes are the client's error and the message says which field.
+"""Decodes the messages of clients. A message that does not decode is refused with the name of the wrong field.
 
-protobuf holds Python's global lock while it parses, and takes longest over messages of very many small parts. Large
-messages are therefore counted before they are parsed; small ones cannot take long.
+protobuf holds Python's global lock while it parses, and is slowest with messages of very many small fields. The fields
+of large messages are therefore counted before they are parsed; small messages cannot take long.
 """
 
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLon
 
 M = TypeVar("M", bound=message.Message)
 MAX_UNCOUNTED_BYTES = 1 << 20
-"""Messages up to this size are parsed without being counted: 30 ms at worst."""
+"""Messages up to this size are parsed without counting their fields, which takes 30 ms at worst."""
 MAX_FIELDS = 20_000
-"""Fields of a larger message, over all levels, and fields looked at for the one that is wrong: 20 ms at worst."""
+"""Most fields of a larger message, over all levels, and most fields searched for the wrong one; 20 ms at worst."""
 MAX_DEPTH = 100
-"""protobuf parses no deeper."""
+"""Deepest nesting that protobuf parses."""
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 Field = tuple[str, Any, memoryview]
-"""Path, descriptor and content. A descriptor's class differs between protobuf's implementations."""
+"""Path, descriptor and content of a field. The class of descriptors differs between protobuf's implementations."""
 
 
 def decode(message_type: type[M], data: bytes, max_bytes: int) -> M:
@@ -41,11 +41,11 @@ def decode(message_type: type[M], data: bytes, max_bytes: int) -> M:
 
 
 class _TooManyFields(ValueError):
-    """The fields are more than are looked at."""
+    """The message has more than MAX_FIELDS fields."""
 
 
 def _check_num_fields(descriptor: Any, data: bytes) -> None:
-    """Raises RequestTooLong. Bytes that are no message are left to protobuf."""
+    """Raises RequestTooLong if there are too many fields. Bytes that are no message are left to protobuf."""
     try:
         for _ in _fields_of(descriptor, data):
             pass

@@ -1,4 +1,4 @@
-"""Receiving the messages of calls: after the caller is known, and not too many at a time.
+"""Reads the messages of calls: after the caller is known, and a bounded number at a time.
 
 gRPC reads the message of a method with one request before it looks for who serves it. Methods are therefore registered
 as if they took a stream of requests, of which one is read: on the wire the two are the same. Until it is read, a
@@ -20,29 +20,32 @@ from pagewire_router.grpc_front.rpc_status import abort
 
 MAX_RECEIVING_BYTES = 256 << 20
 MIN_MESSAGES = 4
-"""May be received at a time, however large they are."""
+"""Messages that may be read at a time, however large they are."""
 MAX_WAITING = 4096
-"""Calls that may wait to be read."""
+"""Most calls that may wait until their message is read."""
 PATIENCE_S = 2.0
-"""While others wait, a message that is still not whole after this time is given up."""
+"""While other calls wait, a call whose message is not complete after this time is refused."""
 LOOK_AGAIN_S = 0.5
 RETRY_AFTER_S = 1.0
 END_S = 0.05
-"""Within which gRPC cancels a call that has ended before its message was whole."""
+"""Time within which gRPC cancels a call that has ended before its message was complete."""
 
 
 class Reception:
     """Reads one message of each call."""
 
     def __init__(self, max_message_bytes: int, count: Count) -> None:
-        """count: counts the calls that are given up by their methods' paths."""
+        """count: counts the calls that are refused here."""
         self._slots = FairSlots(max(MIN_MESSAGES, MAX_RECEIVING_BYTES // max_message_bytes))
         self._count = count
         self._reading: dict[Context, tuple[str, float]] = {}
         self._watching: asyncio.Task[None] | None = None
 
     async def read(self, method: str, context: Context, caller: Caller) -> bytes:
-        """The call's message. Raises QueueFull, InvalidRequest, and grpc.aio.AbortError of a call that was given up."""
+        """Reads the call's message.
+
+        Raises QueueFull, InvalidRequest, and grpc.aio.AbortError if the message came too slowly.
+        """
         if not self._slots.take():
             await self._wait(caller)
         self._reading[context] = method, time.monotonic()
@@ -52,7 +55,7 @@ class Reception:
             del self._reading[context]
             self._slots.release()
         if message is grpc.aio.EOF:
-            # So ends a call, too, whose client has gone or whose message is over gRPC's limit: it is cancelled now.
+            # A call whose client has gone, or whose message is over gRPC's limit, ends like this too: gRPC cancels it.
             await asyncio.sleep(END_S)
             raise InvalidRequest([FieldViolation("message", "is missing; the call has none")])
         return bytes(message)
@@ -65,7 +68,7 @@ class Reception:
         await self._slots.wait(caller)
 
     async def _watch(self) -> None:
-        """Gives up messages that come too slowly, for as long as others wait."""
+        """Refuses calls whose messages come too slowly, as long as other calls wait."""
         while self._slots.num_waiting:
             await asyncio.sleep(LOOK_AGAIN_S)
             limit_s = time.monotonic() - PATIENCE_S
@@ -75,7 +78,7 @@ class Reception:
         self._watching = None
 
     async def _give_up(self, context: Context, method: str) -> None:
-        """Ends the call; whoever reads its message hears of it there."""
+        """Refuses the call; read() then raises AbortError."""
         error = QueueFull("the message came too slowly while others waited", retry_after_s=RETRY_AFTER_S)
         self._count(method, error)
         try:

@@ -26,10 +26,10 @@ async def abort(context: AbortableContext, error: RouterError) -> NoReturn:
 
 
 async def end_with(context: AbortableContext, error: RouterError) -> None:
-    """abort() as a handler's last act, which returns: gRPC sees to it that nothing more is sent.
+    """Ends a call as abort() does, but returns. To be called last in a handler.
 
-    gRPC keeps the exception that abort() raises with the call. The frames it went through hold the call in their turn,
-    so that the two and all that belongs to them would stay until the garbage collector comes.
+    gRPC keeps the exception that abort() raises with the call, and the frames in its traceback hold the call. The cycle
+    would stay until the garbage collector runs, so the traceback is cleared.
     """
     try:
         await abort(context, error)

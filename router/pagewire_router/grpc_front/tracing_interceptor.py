@@ -1,7 +1,7 @@
-"""Traces the calls of the public service: a server span from the first byte to the last, and the request under it.
+"""Traces the calls of the public service: a server span for each call, with the request's spans below it.
 
-A unary handler and a streaming handler that writes by itself are both a coroutine that returns when the call is
-answered, so that one wrapper serves both.
+Unary handlers, and streaming handlers that write by themselves, are coroutines that return when the call is answered.
+One wrapper therefore serves both.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """The handler of a call, which traces it."""
+        """The handler of a call, wrapped so that it is traced."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.startswith(self._prefix):

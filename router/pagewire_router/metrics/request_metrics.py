@@ -1,4 +1,4 @@
-"""What the router tells Prometheus about requests. Durations in seconds, counters end in _total."""
+"""Metrics of requests. Durations are in seconds, names of counters end in _total."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ STATUSES = sorted(
     {StatusCode.OK.name, StatusCode.CANCELLED.name, StatusCode.INTERNAL.name}
     | {code.name for code in STATUS_CODES.values()}
 )
-"""How a call can end."""
+"""Statuses that a call can end with."""
 FINISH_REASONS = ("stop", "length", "abort", "error")
 
 MILLISECOND_TO_MINUTES = bounds_between(-3, 2)
@@ -27,10 +27,10 @@ TOKENS = bounds_of_counts(6)
 
 
 class _Counts(Collector):
-    """What Metrics has counted, read when it is scraped.
+    """The counters of Metrics, read when they are scraped.
 
-    Every series is there from the start: one that appears with its first event has no increase yet, so that rates and
-    alerts would miss that event.
+    Every series is there from the start. A series that appears with its first event would show no increase, so that
+    rates and alerts would miss that event.
     """
 
     def __init__(self, metrics: "Metrics") -> None:
@@ -114,18 +114,18 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def add(self, collector: Collector, histograms: Iterable[Histogram] = ()) -> None:
-        """Shows further metrics on the same page."""
+        """Adds further metrics to the page."""
         self.registry.register(collector)
         self.histograms += histograms
 
     def count_refused(self, path: str, error: RouterError) -> None:
-        """A call that did not reach the service. Methods that callers make up are not counted: they have no end."""
+        """Counts a call that was refused before the service. Methods that callers make up are not counted."""
         method = path.rpartition("/")[2]
         if method in METHODS:
             self.num_calls[method, status_code(error).name] += 1
 
     def render(self) -> bytes:
-        """The text Prometheus scrapes."""
+        """The page that Prometheus scrapes."""
         return generate_latest(self.registry) + render(self.histograms).encode()
 
     def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...]) -> Histogram:

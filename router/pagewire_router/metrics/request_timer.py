@@ -1,4 +1,4 @@
-"""Follows one request for the metrics: a few operations for each message, none for each token."""
+"""Observes the times of one request: a few operations for each message, none for each token."""
 
 from time import monotonic
 
@@ -16,7 +16,7 @@ _REASON_NAMES = {
 
 
 class RequestTimer:
-    """From a request's submission to its end. Time to first token = admission + queue + prefill."""
+    """Times one request from submission to end. Time to first token = admission + queue + prefill."""
 
     __slots__ = ("_first_output_s", "_last_output_s", "_metrics", "_num_tokens", "_request", "_submitted_s")
 
@@ -32,7 +32,10 @@ class RequestTimer:
         metrics.prompt_tokens.observe(len(request.prompt_token_ids))
 
     def on_written(self, num_tokens: int) -> None:
-        """A message was written; with it or with those that follow at once, num_tokens over all sequences."""
+        """A message was written.
+
+        num_tokens: tokens of all sequences that were written so far, or are about to be written in the same turn.
+        """
         num_new = num_tokens - self._num_tokens
         if num_new <= 0:
             return
@@ -54,7 +57,7 @@ class RequestTimer:
             metrics.prefill_s.observe(now_s - request.scheduled_s)
 
     def on_end(self, output: RequestOutput) -> None:
-        """The request has ended, well or not."""
+        """The request has ended, with or without an error."""
         metrics, now_s = self._metrics, monotonic()
         metrics.num_open -= 1
         metrics.generation_tokens.observe(output.num_tokens)
@@ -62,7 +65,7 @@ class RequestTimer:
         if self._first_output_s is not None:
             metrics.decode_s.observe(now_s - self._first_output_s)
         else:
-            # Those that gave up waiting count too, or a full queue would look short.
+            # Requests that ended while they waited count too; without them a full queue would look short.
             scheduled_s = self._request.scheduled_s
             metrics.queue_s.observe((now_s if scheduled_s is None else scheduled_s) - self._submitted_s)
         unfinished = "abort" if output.error is None else "error"

@@ -1,12 +1,17 @@
-"""What the router tells Prometheus about itself: version, state, limits."""
+"""Metrics of the router process: version, state, limits, and the lag of its event loop."""
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator
 
+from pagewire_common.histogram import Histogram
 from pagewire_common.version import version
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pagewire_router.config import RouterConfig
+
+LAG_INTERVAL_S = 0.25
 
 
 class ServerMetrics(Collector):
@@ -29,3 +34,11 @@ class ServerMetrics(Collector):
             ("max_queued_tokens", "Prompt tokens that may wait.", self._config.max_queued_tokens),
         ):
             yield GaugeMetricFamily(f"pagewire_{name}", documentation, value=value)
+
+
+async def watch_loop_lag(histogram: Histogram) -> None:
+    """Observes how late the event loop runs what is due, until cancelled. Sustained lag means a saturated router."""
+    while True:
+        due_s = time.monotonic() + LAG_INTERVAL_S
+        await asyncio.sleep(LAG_INTERVAL_S)
+        histogram.observe(max(time.monotonic() - due_s, 0.0))

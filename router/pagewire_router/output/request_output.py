@@ -25,7 +25,7 @@ class OutputListener(Protocol):
 class RequestOutput:
     """Implements OutputSink (see request.py). Everything runs on the event loop's thread."""
 
-    __slots__ = ("_listener", "_num_prompt_tokens", "_num_unfinished", "_sequences", "_taken", "error")
+    __slots__ = ("_listener", "_num_prompt_tokens", "_num_unfinished", "_sequences", "_taken", "error", "num_tokens")
 
     def __init__(
         self,
@@ -52,6 +52,8 @@ class RequestOutput:
         self._num_prompt_tokens = num_prompt_tokens
         self._num_unfinished = params.n
         self._taken = [False] * params.n
+        self.num_tokens = 0
+        """Tokens sampled, over all sequences."""
         self.error: RouterError | None = None
         """Why the request failed; None: it has not."""
 
@@ -65,11 +67,6 @@ class RequestOutput:
         """The end of every sequence was taken."""
         return all(self._taken)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens sampled, over all sequences."""
-        return sum(sequence.num_tokens for sequence in self._sequences)
-
     def finish_reasons(self) -> list["inference_pb2.FinishReason.ValueType"]:
         """How each sequence ended; UNSPECIFIED if it still runs."""
         return [
@@ -79,6 +76,7 @@ class RequestOutput:
 
     def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
         """See OutputSink."""
+        self.num_tokens += len(token_ids)
         stopped = self._sequences[index].append(token_ids, logprobs)
         self._listener.notify()
         return stopped

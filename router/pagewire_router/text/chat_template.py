@@ -1,4 +1,4 @@
-"""Rendering conversations with a Jinja template, in a sandbox, as transformers' apply_chat_template does."""
+"""Renders conversations with a Jinja template, in a sandbox, as transformers' apply_chat_template does."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     import jinja2
 
 MAX_REASON_CHARS = 1000
-"""Of an error that a template causes or raises."""
+"""Longest text of an error that a template causes or raises."""
 _OPEN_END = "\ue000\ue001"
-"""Marks the end of the last message while it is rendered: private-use characters that no message needs."""
+"""Marks the end of the last message while it is rendered; private-use characters, which no message needs."""
 _MARK = _OPEN_END + " "
-"""The space is gone afterwards if the template trims messages."""
+"""The mark with a space, which is missing in the rendered text if the template trims messages."""
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-"""The names under which templates and clients know a message's reasoning; the first is the usual one."""
+"""Names of the field with a message's reasoning in templates and clients; the first is the usual one."""
 
 
 class ChatTemplateError(Exception):
-    """The template refused the messages, or is malformed; the message says why."""
+    """The template has refused the messages, or is malformed. The message says why."""
 
     def __init__(self, reason: str) -> None:
         reason = reason.encode("utf-8", "backslashreplace").decode()
@@ -34,7 +34,7 @@ class RenderedTooLong(ChatTemplateError):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a template is applied to. All values are JSON's: str, int, float, bool, None, list and dict."""
+    """The input of a template. All values are JSON values: str, int, float, bool, None, list and dict."""
 
     messages: list[dict[str, Any]]
     """At least one, each with a role."""
@@ -115,7 +115,7 @@ class ChatTemplates:
         self._sources = templates
         self._compiled: dict[str, ChatTemplate] = {}
         self.special_tokens = special_tokens
-        """By their names, such as bos_token."""
+        """Texts of the special tokens by name, such as bos_token."""
 
     def __bool__(self) -> bool:
         return bool(self._sources)
@@ -124,7 +124,7 @@ class ChatTemplates:
         return name in self._sources
 
     def compile(self) -> None:
-        """Spares the first conversation the time this takes. Raises ChatTemplateError if a template is malformed."""
+        """Compiles all templates, so that the first conversation need not wait for it. Raises ChatTemplateError."""
         for name in self._sources:
             self._get(name)
 
@@ -148,7 +148,7 @@ class ChatTemplates:
     def render(self, conversation: Conversation, *, name: str | None = None, max_chars: int) -> str:
         """The prompt as text. Raises ChatTemplateError, RenderedTooLong.
 
-        name: of one of the model's templates; None: the one that suits.
+        name: name of one of the model's templates; None: see choose().
         """
         name = self.choose(name, has_tools=conversation.tools is not None)
         return self._get(name).render(conversation, self.special_tokens, max_chars)
@@ -174,7 +174,7 @@ def _of_template(error: Exception) -> ChatTemplateError:
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    """A message that has reasoning has it under every name that templates read, as in transformers."""
+    """The message with its reasoning under every name that templates read, as in transformers."""
     for key in _REASONING_KEYS:
         if message.get(key) is not None:
             return {"thinking": message[key], **message, "reasoning_content": message[key]}
@@ -208,7 +208,7 @@ def _with_mark(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cut_at_open_end(text: str, final: str) -> str:
-    """Ends the text where the last message does. Where the template trims messages, the text is trimmed too."""
+    """Cuts the text at the end of the last message. If the template trims messages, the end is trimmed too."""
     end = text.rfind(_OPEN_END)
     if end < 0 or final.strip() not in text:
         raise ChatTemplateError("continue_final_message: the chat template leaves out the final message's content")

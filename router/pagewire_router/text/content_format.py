@@ -1,7 +1,7 @@
-"""How the content of messages is given to a chat template: as text, or as a list of parts.
+"""Gives the content of messages to a chat template in the form it expects: text, or a list of parts.
 
-OpenAI's API allows both in a request, while most templates expect one of them. As in vLLM, the template itself tells
-which: one that loops over a message's content expects parts.
+OpenAI's API allows both in a request, while most templates expect one of them. As in vLLM, the form is read from the
+template: one that loops over a message's content expects parts.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ FORMATS = ("auto", "string", "openai")
 
 @dataclass(frozen=True, slots=True)
 class ContentUse:
-    """What a template does with the content of messages."""
+    """The forms of content that a template expects."""
 
     takes_parts: bool
-    """It loops over the content."""
+    """The template loops over the content."""
     takes_text: bool
-    """It prints the content, or asks whether it is text before it loops."""
+    """The template prints the content, or checks whether it is text before it loops."""
 
 
 def content_use(tree: "nodes.Template") -> ContentUse:

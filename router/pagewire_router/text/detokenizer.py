@@ -1,12 +1,12 @@
-"""Incremental detokenization: tokens in, text out as soon as it is certain, never half a character.
+"""Incremental detokenization: text is returned as soon as it is certain, and never half a character.
 
-Two decoders cover the decoder-only models: byte-level BPE, and SentencePiece pieces with byte fallback. In both, the
-text is the concatenation of one byte string for each token, so a table and a UTF-8 decoder that keeps the bytes of an
-unfinished character are exact and cost a list access for most tokens. Any other decoder is asked for the text of a
-short window of tokens again and again.
+Two decoders cover most models: byte-level BPE, and SentencePiece pieces with byte fallback. In both, the text is the
+concatenation of one byte string for each token. A table of these, and a UTF-8 decoder that keeps the bytes of an
+unfinished character, are exact and cost a list access for most tokens. For any other decoder, a short window of tokens
+is decoded again with each token.
 
-A prompt may end inside a character (a client goes on with a stream that broke there): then the first output token
-that completes it brings the whole character.
+A prompt may end inside a character, such as when a client resumes a stream that broke there. The output token that
+completes the character then yields all of it.
 """
 
 import codecs
@@ -19,19 +19,19 @@ from pagewire_router.text.piece_table import Piece, PieceTable
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _MAX_HELD_TOKENS = 16
-"""A character has at most 4 bytes: text that stays undecodable for longer is malformed, not unfinished."""
+"""Most tokens that are held back. A character has at most 4 bytes, so longer undecodable text is malformed."""
 _MAX_UNFINISHED_BYTES = 3
 _UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer(Protocol):
-    """Turns the tokens of one sequence into text, in pieces."""
+    """Turns the tokens of one sequence into text, piece by piece."""
 
     def feed(self, token_ids: list[int]) -> str:
         """Takes the next tokens and returns the text that became certain."""
 
     def flush(self) -> str:
-        """The sequence ends: returns what was held back, an unfinished character as U+FFFD."""
+        """Ends the sequence: returns the text that was held back, an unfinished character as U+FFFD."""
 
 
 class PieceDetokenizer:
@@ -45,7 +45,7 @@ class PieceDetokenizer:
 
     def __init__(self, table: PieceTable, prompt_token_ids: list[int], *, skip_special_tokens: bool) -> None:
         self._pieces = table.pieces_without_special if skip_special_tokens else table.pieces
-        # The decoder strips the space before the first word of a text: of the prompt's, if that has any.
+        # The decoder strips the space before the first word, which is the prompt's if that has any.
         self._at_start = table.strips_first_space and not any(self._pieces[i] for i in prompt_token_ids)
         self._bytes = _unfinished_character(self._pieces, prompt_token_ids)
 
@@ -79,14 +79,14 @@ class PieceDetokenizer:
 
 
 def _unfinished_character(pieces: list[Piece], token_ids: list[int]) -> codecs.IncrementalDecoder | None:
-    """A decoder that holds the bytes of the character which the tokens end in; None if they end between two."""
+    """A decoder that holds the bytes of the unfinished character at the end of the tokens; None: there is none."""
     tail = b""
     for token_id in reversed(token_ids):
         piece = pieces[token_id]
         if isinstance(piece, str):
             if piece:
                 break
-            continue  # A token without text does not part the bytes around it.
+            continue  # A token without text does not separate the bytes around it.
         tail = piece + tail
         if len(tail) >= _MAX_UNFINISHED_BYTES:
             break
@@ -101,7 +101,7 @@ def _unfinished_character(pieces: list[Piece], token_ids: list[int]) -> codecs.I
 
 
 class WindowDetokenizer:
-    """For any decoder: decodes a window of recent tokens with and without the new ones; the difference is the text."""
+    """For any decoder. Decodes a window of recent tokens with and without the new ones; the difference is new text."""
 
     __slots__ = ("_backend", "_num_sent", "_previous", "_skip_special_tokens", "_window")
 
@@ -125,7 +125,7 @@ class WindowDetokenizer:
         self._leave_out_unfinished_character(partial_pieces)
 
     def _leave_out_unfinished_character(self, partial_pieces: Mapping[int, bytes]) -> None:
-        """Where the prompt ends inside a character, the tokens that hold its bytes count as not sent yet."""
+        """If the prompt ends inside a character, the tokens that hold its bytes count as not sent yet."""
         window = self._window
         tail = b""
         while len(tail) < _MAX_UNFINISHED_BYTES and self._num_sent > 0:
@@ -179,14 +179,14 @@ def _continues_a_character(piece: bytes) -> bool:
 
 
 def _num_unfinished_bytes(data: bytes) -> int:
-    """How many of the last bytes begin a character that more bytes would complete. No such byte continues another."""
+    """Number of bytes at the end that begin a character which more bytes would complete."""
     decoder = _UTF8_DECODER("replace")
     decoder.decode(data[-_MAX_UNFINISHED_BYTES:])
     return len(decoder.getstate()[0])
 
 
 class SeparateSpecialTokens:
-    """Takes out the space a decoder puts between two special tokens in a row."""
+    """Removes the space that a decoder puts between two special tokens in a row."""
 
     __slots__ = ("_after_special", "_inner", "_special_token_ids")
 

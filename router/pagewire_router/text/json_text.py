@@ -1,4 +1,4 @@
-"""Reading JSON that clients send: strict, of bounded depth, and without anything that could not be written again."""
+"""Reads JSON that clients send: strictly, with bounded depth, and without values that JSON cannot express."""
 
 import json
 import math
@@ -6,12 +6,12 @@ import re
 from typing import Any, NoReturn
 
 MAX_DEPTH = 64
-"""Arrays and objects within each other."""
+"""Deepest nesting of arrays and objects."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonError(ValueError):
-    """The text is not the JSON that is accepted; the message says why."""
+    """The text is not accepted. The message says why."""
 
 
 def parse_json(text: str) -> Any:
@@ -45,7 +45,7 @@ def _is_nested_deeply(text: str) -> bool:
 
 
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
-"""A string without an end goes on to the end of the text: each of its quotes would be tried as another's beginning."""
+"""A string without an end extends to the end of the text; otherwise the search would restart at each of its quotes."""
 
 
 def _refuse_lone_surrogates(value: Any) -> None:

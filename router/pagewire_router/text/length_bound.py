@@ -1,4 +1,4 @@
-"""How much text one token can stand for, so that a text far too long is refused without being tokenized."""
+"""Bounds the text of one token, so that a text that is far too long is refused without being tokenized."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from tokenizers import models
 from pagewire_router.text.piece_table import BYTE_LEVEL_ALPHABET
 
 MAX_COMPOSED_CHARS = 4
-"""Composition (NFC, NFKC) makes one character of at most so many."""
+"""Most characters that composition (NFC, NFKC) makes into one."""
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 _LENGTHENING_NORMALIZERS = ("Prepend", "ByteLevel", "Lowercase", "NFD", "NFKD")
 _KEEPING_PRE_TOKENIZERS = ("ByteLevel", "Metaspace", "Digits", "UnicodeScripts")
@@ -57,7 +57,7 @@ def _keeps_all_text(pre_tokenizer: dict[str, Any]) -> bool:
 
 
 def _max_shrinkage(normalizer: dict[str, Any]) -> float:
-    """How many characters may become one; infinite if they may become none."""
+    """Most characters that the normalizer makes into one; infinite if it may drop some."""
     kind = normalizer["type"]
     if kind in _LENGTHENING_NORMALIZERS:
         return 1
@@ -69,7 +69,7 @@ def _max_shrinkage(normalizer: dict[str, Any]) -> float:
 
 
 def _knows_all_text(model: models.Model, vocabulary: dict[str, int], *, is_byte_level: bool) -> bool:
-    """Whether the model makes at least one token of every character, or of every byte."""
+    """Whether the model makes at least one token of every character or of every byte."""
     if not isinstance(model, models.BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
         return False
     if model.byte_fallback and all(token in vocabulary for token in _BYTE_TOKENS):

@@ -1,4 +1,4 @@
-"""The bytes each token stands for, where a tokenizer's decoder is a concatenation of such."""
+"""The bytes of each token, for tokenizers whose decoder concatenates them."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 Piece = str | bytes
 """str if the token's bytes are whole characters, else bytes."""
 SPACE_MARK = "▁"
-"""SentencePiece's way to write a space."""
+"""The character that SentencePiece writes for a space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class PieceTable:
     pieces_without_special: list[Piece]
     """[vocab_size]: special tokens have an empty piece."""
     strips_first_space: bool
-    """A space at the very start of a text is left out."""
+    """The decoder leaves out a space at the very start of a text."""
 
 
 def build_piece_table(backend: Backend, vocab_size: int) -> PieceTable | None:

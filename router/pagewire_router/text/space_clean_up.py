@@ -1,4 +1,4 @@
-"""Taking out the spaces that some decoders leave before punctuation, as clean_up_tokenization_spaces asks for."""
+"""Removes the spaces that some decoders leave before punctuation, as clean_up_tokenization_spaces asks for."""
 
 from pagewire_router.text.detokenizer import Detokenizer
 
@@ -6,20 +6,20 @@ _REPLACEMENTS = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
     (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
-"""In transformers' order: PreTrainedTokenizerBase.clean_up_tokenization."""
+"""The replacements of PreTrainedTokenizerBase.clean_up_tokenization in transformers, in its order."""
 _UNDECIDED = " 'nvr"
-"""What the beginnings of the replaced texts are made of. No replaced text goes on after any other character."""
+"""Characters that the replaced texts have before their last one. After any other character no replaced text goes on."""
 
 
 def clean_up_spaces(text: str) -> str:
-    """A whole text, cleaned up."""
+    """Cleans up a whole text."""
     for old, new in _REPLACEMENTS:
         text = text.replace(old, new)
     return text
 
 
 class CleanUpDetokenizer:
-    """Cleans up what another detokenizer writes; holds the end of the text while more may change it."""
+    """Cleans up the text of another detokenizer; holds back the end of the text while the next tokens may change it."""
 
     __slots__ = ("_held", "_inner")
 

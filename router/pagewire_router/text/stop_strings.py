@@ -1,14 +1,14 @@
-"""Finding stop strings in streamed text without ever sending part of one.
+"""Finds stop strings in streamed text, and never lets part of one out.
 
-Strings are compiled once for each request, for all of its sequences. Time is bounded for each character of the text,
-whatever strings and text are: clients choose both, and all of it happens between the steps of all other requests.
+Strings are compiled once for each request, for all of its sequences. The time for each character of the text is bounded
+for all strings and texts: clients choose both, and the event loop serves all other requests too.
 """
 
 from collections.abc import Iterable
 
 
 class StopString:
-    """One string as an automaton (Knuth, Morris and Pratt), made as far as texts have matched it."""
+    """One string as a Knuth-Morris-Pratt automaton, which is built as far as texts have matched it."""
 
     __slots__ = ("_border", "_fallbacks", "text")
 
@@ -16,16 +16,21 @@ class StopString:
         assert text
         self.text = text
         self._fallbacks = [-1]
-        """After so many matched characters and another than the next: how many are matched of a later beginning, which
-        has the character as its next; -1: none is, with the character. For the whole string: how many go on."""
+        """fallbacks[k]: how many characters to compare next from when k are matched and the next one differs; -1: drop
+        that character too. The entry for the whole string says how many stay matched after it."""
         self._border = -1
-        """Length of the longest end of the characters with fallbacks that is also their beginning, but not all."""
+        """Length of the longest proper suffix of the characters with fallbacks that is also their prefix."""
 
     def advance(self, num_matched: int, text: str, *, may_end: bool) -> tuple[int, int]:
-        """Takes the next piece of a text, of which so many characters were matched before.
+        """Takes the next piece of a text.
 
-        Returns how many are matched after it, and the number of its characters with which the string is first
-        complete; 0: it is not, or may not be.
+        Args:
+            num_matched: characters of the string that the text before the piece ends with.
+            may_end: whether the string may be completed within the piece.
+
+        Returns:
+            The characters of the string that are matched after the piece, and the length of the part of the piece with
+            which the string is first complete; 0: it is not complete.
         """
         stop, fallbacks, position = self.text, self._fallbacks, 0
         while position < len(text):
@@ -60,8 +65,8 @@ class StopString:
 class StopStrings:
     """Finds the first of several strings in a text that arrives in pieces.
 
-    First is the one that is complete first; of two that end together, the one that begins first. This does not depend
-    on how the text is cut into pieces, and no completed match has to wait for a longer one.
+    The first string is the one that is complete first; of two that end together, the one that begins first. The result
+    does not depend on how the text is cut into pieces, and a completed match does not wait for a longer one.
     """
 
     __slots__ = ("_held", "_include", "_num_matched", "_stops", "matched")
@@ -72,22 +77,22 @@ class StopStrings:
         self._include = include_in_output
         self._held = ""
         self._num_matched = [0] * len(self._stops)
-        """Of each string, how many characters the end of the text has."""
+        """For each string, the number of its characters that the text ends with."""
         self.matched: str | None = None
-        """The string that was found."""
+        """The string that was found; None: none yet."""
 
     def pass_over(self, text: str) -> str:
         """Takes the next piece, in which no stop string may end, and returns the text that may be sent.
 
-        A stop string may begin in it: what could be its beginning is held.
+        A stop string may begin in the piece, so text that could be its beginning is held back.
         """
         self._advance(text, may_end=False)
         return self._hold(text)
 
     def feed(self, text: str) -> str:
-        """Takes the next piece and returns the text that may be sent: it holds no part of a stop string.
+        """Takes the next piece and returns the text that may be sent, which holds no part of a stop string.
 
-        After a match the rest of the text is dropped.
+        Text after a match is dropped.
         """
         if self.matched is not None:
             return ""
@@ -105,7 +110,7 @@ class StopStrings:
         return held
 
     def _advance(self, text: str, *, may_end: bool) -> tuple[int, str] | None:
-        """The string that ends first, after how many characters of the piece."""
+        """The string that is complete first, after the number of characters of the piece at which it ends."""
         first: tuple[int, str] | None = None
         num_matched = self._num_matched
         for index, stop in enumerate(self._stops):
@@ -117,7 +122,7 @@ class StopStrings:
         return first
 
     def _hold(self, text: str) -> str:
-        """Keeps the end of the text that may become a stop string, and returns what comes before it."""
+        """Holds back the end of the text that may become a stop string, and returns what comes before it."""
         num_held = max(self._num_matched)
         if not num_held and not self._held:
             return text

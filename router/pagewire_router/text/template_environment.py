@@ -1,4 +1,4 @@
-"""The sandbox in which chat templates run: what transformers gives to a template, and nothing else."""
+"""The sandbox that chat templates run in, with the functions that transformers gives to a template and no others."""
 
 import datetime
 import json
@@ -33,7 +33,7 @@ def template_environment() -> "ImmutableSandboxedEnvironment":
             super().__setitem__(name, value)
 
     class Generation(Extension):
-        """{% generation %}: marks the assistant's words for training. Here it only renders its body."""
+        """The tag {% generation %}, which marks the assistant's words for training. Here it only renders its body."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -70,7 +70,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which is not wanted in a prompt."""
+    """The filter tojson without the HTML escapes of Jinja's own."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,4 +1,4 @@
-"""Rendering templates that clients send, in a process that can be killed. template_worker.py is what runs there."""
+"""Renders templates that clients send, in a process that can be killed and runs template_worker.py."""
 
 import asyncio
 import json
@@ -21,21 +21,21 @@ from pagewire_router.text.template_worker import LENGTH_BYTES, READY, TEXT, TOO_
 from pagewire_router.text.text_threads import STOP_RETRY_S
 
 MAX_TEMPLATE_BYTES = 64 * 1024
-"""Size of a template that a client sends; those of models have up to 20 kB."""
+"""Largest template that a client may send. Templates of models have up to 20 kB."""
 MAX_SECONDS = 2.0
-"""For compiling and rendering, until the process is killed."""
+"""Longest time for compiling and rendering; then the process is killed."""
 MAX_START_S = 10.0
-"""For the process to start."""
+"""Longest time for the process to start."""
 MAX_WAITING = 64
-"""Requests that may wait for the process before new ones are refused."""
+"""Most requests that may wait for the process; more are refused."""
 MAX_WAITING_OF_OWNER = 8
-"""Those of one client, which leaves room for others."""
+"""Most waiting requests of one client, which leaves room for others."""
 
 
 def encode_request(
     template: str, conversation: Conversation, special_tokens: Mapping[str, str], max_chars: int
 ) -> bytes:
-    """What the process is asked."""
+    """Encodes a request to the process."""
     request = {
         "template": template,
         "conversation": {field.name: getattr(conversation, field.name) for field in fields(conversation)},
@@ -47,17 +47,17 @@ def encode_request(
 
 @dataclass(frozen=True, slots=True)
 class _Worker:
-    """A process, and the connection to its standard input and output."""
+    """A running process, and the connection to its standard input and output."""
 
     process: Popen[bytes]
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     reaper: threading.Thread
-    """Takes note of the end of the process, whoever ends it."""
+    """Waits for the end of the process, so that it leaves no zombie."""
 
     @staticmethod
     async def start(max_cpu_s: int) -> "_Worker":
-        """Starts a process with nothing of the router's: no environment but the time zone, no open files."""
+        """Starts a process without the router's environment, except the time zone, and without its open files."""
         environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if "TZ" in os.environ:
             environment["TZ"] = os.environ["TZ"]
@@ -91,8 +91,10 @@ class _Worker:
 
 
 class TemplateProcess:
-    """The process, started when it is first needed and again after it had to be killed. It renders one request at a
-    time, clients taking turns, and is killed when the request takes too long or its client goes away.
+    """The process that renders templates, one request at a time; clients take turns.
+
+    It is started when it is first needed. It is killed when a request takes too long or its client goes away, and
+    started again for the next request.
     """
 
     def __init__(self, *, max_seconds: float = MAX_SECONDS, max_waiting: int = MAX_WAITING) -> None:
@@ -104,7 +106,7 @@ class TemplateProcess:
         self._is_closed = False
 
     async def render(self, request: bytes, caller: Caller) -> str:
-        """The text that an encoded request asks for.
+        """Renders an encoded request.
 
         Raises:
             ChatTemplateError: the template is malformed, refuses the messages, or takes too much time or memory.
@@ -154,7 +156,7 @@ class TemplateProcess:
             if self._is_closed:
                 raise _stopping() from None
             raise ChatTemplateError("the chat template needs too much memory or computing time") from None
-        except BaseException:  # The client has gone: nobody waits for what the template still does.
+        except BaseException:  # The client has gone, and nobody waits for the rest of the rendering.
             self._discard()
             raise
         return _read_answer(answer)

@@ -1,8 +1,8 @@
-"""The process in which templates run that clients send. See template_process.py for the other end.
+"""The process that renders templates which clients send. template_process.py starts it and asks it.
 
-A template is a program, and the sandbox bounds neither its time nor its memory: `9 ** 9 ** 9` alone holds a
-process for good. So it runs here, one request after another, until the router kills the process. The limits are set
-after everything is imported and before anything is read.
+A template is a program, and the sandbox bounds neither its time nor its memory: `9 ** 9 ** 9` alone never ends. The
+router kills the process when a template takes too long. The process limits itself too, after its imports and before it
+reads anything.
 
 Messages on standard input and output: four bytes of length, big-endian, then the content. A request is a JSON object;
 an answer is one byte of `Answer`, then UTF-8.
@@ -20,24 +20,24 @@ from pagewire_router.text.chat_template import ChatTemplate, ChatTemplateError, 
 from pagewire_router.text.template_environment import template_environment
 
 READY = b"R"
-"""The first byte that the process writes."""
+"""First byte that the process writes: it is ready."""
 TEXT = b"T"
-"""The answer is the rendered text."""
+"""First byte of an answer: the rest is the rendered text."""
 REFUSED = b"E"
-"""The answer says why there is none."""
+"""First byte of an answer: the rest says why there is no text."""
 TOO_LONG = b"L"
-"""The text would be too long."""
+"""First byte of an answer: the text would be too long, and the rest says so."""
 LENGTH_BYTES = 4
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
-"""Of address space; some 100 MB of it are Python's own."""
+"""Limit of the address space, of which Python itself takes some 100 MB."""
 NICENESS = 10
-"""Where cores are short, the router comes first."""
+"""Priority of the process: the router comes first where cores are short."""
 _PR_SET_PDEATHSIG = 1
 
 
 def main(max_cpu_s: int) -> None:
-    """Answers requests until standard input ends. max_cpu_s: computing time for each of them."""
-    template_environment().from_string("{{ messages }}")  # Imports what is imported when it is first needed.
+    """Answers requests until standard input ends. max_cpu_s: CPU time for each request."""
+    template_environment().from_string("{{ messages }}")  # Loads what Jinja imports on first use.
     time.localtime()  # Reads the time zone.
     parent = os.getppid()
     _end_with_parent()
@@ -78,7 +78,7 @@ def _answer(data: bytes) -> bytes:
 
 
 def _end_with_parent() -> None:
-    """A template that holds the interpreter does not notice that standard input has ended: the kernel does (Linux)."""
+    """Asks Linux to kill this process with its parent: a busy template would not see that standard input has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the router's to handle.
     with suppress(ImportError, OSError, AttributeError):
         import ctypes
@@ -99,7 +99,7 @@ def _limit_resources() -> None:
 
 
 def _limit_cpu(max_cpu_s: int) -> None:
-    """Ends the process by a signal of the kernel's, should nobody kill it."""
+    """Has the kernel end the process after this CPU time, in case the router does not."""
     import resource
 
     used_s = resource.getrusage(resource.RUSAGE_SELF)

@@ -1,8 +1,8 @@
-"""Threads for long work on texts, beside the event loop, and the bounded queue in front of them.
+"""Threads that work on long texts beside the event loop, and the bounded queue in front of them.
 
-Texts that wait count as requests that wait: a router refuses more of them than it may queue. Clients take turns, so
-that one with many texts does not keep another with a single one; when the queue is full, the one that has most in it
-is refused first.
+A text that waits counts as a queued request, and is refused if the router may not queue more. Clients take turns, so
+that one with many texts does not delay another with a single one. When the queue is full, the client with the most
+waiting texts loses its newest one.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from pagewire_router.fair_slots import FairSlots
 T = TypeVar("T")
 A = TypeVar("A")
 CHARS_PER_TOKEN = 4
-"""Of the tokens in a text that was not tokenized yet."""
+"""Estimated characters of a token, for texts that are not tokenized yet."""
 MIN_RETRY_S, MAX_RETRY_S = 0.1, 5.0
 STOP_RETRY_S = 1.0
-"""When to come back to a router that stops: to another one, or to its successor."""
+"""Retry delay of calls to a router that stops; they will reach another router, or its successor."""
 _SMOOTHING = 0.1
 """Weight of the newest text in the average time of one."""
 
@@ -32,18 +32,18 @@ _Job = tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]
 
 @dataclass(frozen=True, slots=True)
 class QueueBounds:
-    """How much may wait, texts and tokenized requests together."""
+    """Bounds of the queue, for waiting texts and tokenized requests together."""
 
     max_requests: int = 4096
     max_tokens: int = 4 * 1024 * 1024
     num_queued: Callable[[], int] = lambda: 0
-    """Requests that wait after they were tokenized."""
+    """Returns the number of requests that wait after they were tokenized."""
 
 
 class TextThreads:
     """Runs functions on threads. Everything but the functions runs on the event loop's thread.
 
-    The threads never keep the process alive: what they do at its end is of no use to anybody.
+    The threads do not keep the process alive.
     """
 
     def __init__(self, num_threads: int, bounds: QueueBounds) -> None:
@@ -59,11 +59,11 @@ class TextThreads:
 
     @property
     def num_waiting(self) -> int:
-        """Texts that wait for a thread."""
+        """Number of texts that wait for a thread."""
         return self._slots.num_waiting
 
     def submit(self, function: Callable[[], object]) -> None:
-        """Runs a function on a thread, whatever becomes of it."""
+        """Runs a function on a thread, and ignores its result and errors."""
         self._jobs.put((function, lambda _result, _error: None))
 
     async def run(self, function: Callable[[A], T], argument: A, *, num_chars: int, caller: Caller) -> T:
@@ -98,7 +98,7 @@ class TextThreads:
         return await end
 
     def close(self) -> None:
-        """Ends the threads after what they do now. Texts that wait are refused."""
+        """Ends the threads after their current work. Waiting texts are refused."""
         self._is_closed = True
         self._slots.fail_waiting(Unavailable("the router stops", retry_after_s=STOP_RETRY_S))
         for _ in range(self._num_threads):
@@ -135,4 +135,4 @@ class TextThreads:
                 on_end(None, error)
             else:
                 on_end(result, None)
-            del job, function, on_end  # The next one may be long in coming.
+            del job, function, on_end  # Frees the text: the next job may come much later.

@@ -1,4 +1,4 @@
-"""Reading a model's tokenizer and chat templates from the files that its shard sends."""
+"""Reads a model's tokenizer and chat templates from the files that its shard sends."""
 
 import json
 from collections.abc import Mapping
@@ -39,22 +39,22 @@ def tokenizer_config(files: Files) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
-    """What tokenizer.json cannot say of a tokenizer."""
+    """Settings of a tokenizer that tokenizer.json does not hold."""
 
     clean_up_tokenization_spaces: bool = False
-    """Decoded text loses spaces before punctuation and contractions."""
+    """Spaces before punctuation and contractions are removed from decoded text."""
     split_special_tokens: bool = False
     """Special tokens in a text are encoded as ordinary text."""
 
 
 def tokenizer_settings(files: Files) -> TokenizerSettings:
-    """As the shard read them from the model's other files."""
+    """The settings that the shard has read from the model's other files."""
     given = read_json(files, SETTINGS_FILE)
     return TokenizerSettings(**{name: given[name] for name in TokenizerSettings.__slots__ if name in given})
 
 
 def build_backend(files: Files) -> Backend:
-    """The tokenizer itself. The shard resolves all other files, so that tokenizer.json is the only one here."""
+    """Loads the tokenizer. The shard turns every kind of tokenizer into tokenizer.json."""
     try:
         backend = Backend.from_str(files[TOKENIZER_FILE].decode())
     except Exception as error:  # The library raises bare Exception.
@@ -72,7 +72,7 @@ def special_tokens(files: Files) -> dict[str, str]:
         return dict(resolved)
     config = tokenizer_config(files)
     extra = config.get("extra_special_tokens")
-    # Further named tokens, such as image_token, are known to templates too.
+    # Templates may use further named tokens, such as image_token.
     candidates = config | (extra if isinstance(extra, dict) else {})
     names = [name for name in candidates if name.endswith("_token")]
     tokens = {name: text for name in names if (text := _token_text(candidates[name])) is not None}
@@ -105,7 +105,7 @@ def chat_templates(files: Files) -> dict[str, str]:
 
 
 def _named_templates(value: Any, file: str) -> dict[str, str]:
-    """Templates as JSON files have them: one, or a list or an object of named ones."""
+    """Templates from a JSON file: one, or a list or an object of named ones."""
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
         value = {str(entry.get("name")): entry.get("template") for entry in value}
     templates = value if isinstance(value, dict) else {"default": value}
@@ -122,7 +122,7 @@ def _text(name: str, content: bytes) -> str:
 
 
 def _token_text(token: Any) -> str | None:
-    """A token is written as a string or as an object with its content; null and flags such as add_bos_token are not."""
+    """The text of a token, which is a string or an object with its content; None for null and for flags."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None

@@ -1,4 +1,4 @@
-"""gRPC's addresses as the attributes that OpenTelemetry makes of them."""
+"""OpenTelemetry's attributes for addresses in gRPC's notation."""
 
 import socket
 from urllib.parse import unquote
@@ -10,7 +10,7 @@ WILDCARDS = ("", "0.0.0.0", "::")
 
 
 def server_attributes(listen: str) -> dict[str, AttributeValue]:
-    """Of a server that listens on host:port or unix:PATH; one that listens everywhere has its machine's name."""
+    """Attributes of a server that listens on host:port or unix:PATH. A wildcard host becomes the machine's name."""
     host, port = split(listen)
     return _attributes(
         socket.gethostname() if host in WILDCARDS else host, port, names.SERVER_ADDRESS, names.SERVER_PORT
@@ -18,12 +18,12 @@ def server_attributes(listen: str) -> dict[str, AttributeValue]:
 
 
 def client_attributes(peer: str) -> dict[str, AttributeValue]:
-    """Of the peer of a call, as gRPC names it: ipv4:HOST:PORT, ipv6:[HOST]:PORT or unix:PATH."""
+    """Attributes of a call's peer, given as ipv4:HOST:PORT, ipv6:[HOST]:PORT or unix:PATH."""
     return _attributes(*split(peer), names.CLIENT_ADDRESS, names.CLIENT_PORT)
 
 
 def split(address: str) -> tuple[str, int | None]:
-    """Host and port; the path, and None, of a Unix socket."""
+    """Host and port of an address; path and None for a Unix socket."""
     scheme, _, rest = address.partition(":")
     if scheme == "unix":
         return rest, None

@@ -1,4 +1,7 @@
-"""What the call's span says of a request, by the GenAI conventions: parameters, sizes and ends, never content."""
+"""Attributes of the span of a call that generates, by the GenAI conventions: parameters, counts, finish reasons.
+
+No attribute holds text of prompt or output.
+"""
 
 from opentelemetry.util.types import AttributeValue
 from pagewire.v1 import inference_pb2
@@ -10,7 +13,7 @@ from pagewire_router.request import Request
 from pagewire_router.tracing.call_trace import CallTrace
 
 MAX_CHARS = 256
-"""Of a text that a client chose, such as an id."""
+"""Longest attribute whose text a client has chosen, such as an id."""
 _FINISH_REASONS = {
     inference_pb2.FINISH_REASON_STOP: "stop",
     inference_pb2.FINISH_REASON_LENGTH: "length",
@@ -19,7 +22,7 @@ _FINISH_REASONS = {
 
 
 def request_attributes(trace: CallTrace, *, is_stream: bool) -> dict[str, AttributeValue]:
-    """As far as the request came. Empty for calls that do not generate."""
+    """The attributes that are known, if the request was refused; none for calls that do not generate."""
     message, request, output = trace.message, trace.request, trace.output
     if message is None:
         return {}
@@ -35,7 +38,7 @@ def request_attributes(trace: CallTrace, *, is_stream: bool) -> dict[str, Attrib
 
 
 def _parameters(message: inference_pb2.GenerateRequest, request: Request) -> dict[str, AttributeValue]:
-    """As the request runs: what the client left out has its default."""
+    """Parameters with which the request runs, defaults included."""
     params = request.params
     attributes: dict[str, AttributeValue] = {
         names.REQUEST_MAX_TOKENS: params.max_tokens,

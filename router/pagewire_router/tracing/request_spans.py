@@ -1,4 +1,4 @@
-"""Spans and events of a request, made from its timeline once it is over. Every time in them was noted when it happened.
+"""Makes the spans and events of a request from its timeline, once the request is over.
 
 Under the span of the call: tokenize; queue, from arrival to the first step plan, and again after each preemption or
 failover; prefill, one for each chunk, from the plan to its result; decode, from the result with the first token to the
@@ -41,12 +41,12 @@ def add_request_spans(tracer: Tracer, call: Span, timeline: Timeline, end_ns: in
 
 
 class _RequestSpans:
-    """Follows a timeline: what is open now, and since when."""
+    """Walks through a timeline and keeps the spans that are open."""
 
     def __init__(self, tracer: Tracer, call: Span) -> None:
         self.first_token_ns: int | None = None
         self.num_cached: int | None = None
-        """Tokens of the prompt that a cached prefix provided when it first ran."""
+        """Tokens of the prompt that a cached prefix provided when the request first ran."""
         self._tracer = tracer
         self._call = call
         self._parent: Context = trace.set_span_in_context(call, Context())
@@ -54,17 +54,17 @@ class _RequestSpans:
         self._queue_reason = "arrival"
         self._decoding_ns: int | None = None
         self._chunks: dict[tuple[int, int], tuple[int, int]] = {}
-        """For each (step, sequence) whose result is not back: when it was planned, and the chunk's budget."""
+        """By (step, sequence index), for results that are not back: time of the plan in ns, and budget of the chunk."""
         self._group_id = ""
         self._num_output_tokens = 0
 
     def add(self, name: str, start_ns: int, end_ns: int, attributes: Mapping[str, AttributeValue]) -> None:
-        """A span that is over."""
+        """Adds a finished span."""
         span = self._tracer.start_span(name, self._parent, attributes=attributes, start_time=start_ns)
         span.end(end_ns)
 
     def take(self, at_ns: int, happening: Happening) -> None:
-        """The next entry of the timeline."""
+        """Takes the next event of the timeline."""
         match happening:
             case Queued():
                 self._group_id = happening.group_id
@@ -86,7 +86,7 @@ class _RequestSpans:
                 self._end_queue(at_ns)
 
     def close(self, end_ns: int) -> None:
-        """Nothing more comes: ends what is open."""
+        """Ends the spans that are still open."""
         self._end_queue(end_ns)
         self._end_chunks(end_ns)
         self._end_decode(end_ns, self._num_output_tokens)
@@ -109,7 +109,7 @@ class _RequestSpans:
             if self.first_token_ns is None:
                 self.first_token_ns = at_ns
                 self._call.add_event("first_token", timestamp=at_ns)
-            # Preempted while the step ran, it has its token and waits all the same.
+            # A request that was preempted while the step ran has its token, and still waits.
             if self._queued_ns is None and self._decoding_ns is None:
                 self._decoding_ns = at_ns
 
@@ -125,7 +125,7 @@ class _RequestSpans:
             self._queued_ns = None
 
     def _end_chunks(self, at_ns: int) -> None:
-        """Chunks whose result never comes."""
+        """Ends the spans of chunks whose result never comes."""
         for (step, index), chunk in self._chunks.items():
             self._add_chunk(step, index, *chunk, at_ns, None)
         self._chunks.clear()
