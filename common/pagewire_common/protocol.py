@@ -4,6 +4,8 @@ PROTOCOL_MAJOR = 2
 """A router of another major version is refused."""
 PROTOCOL_MINOR = 0
 """Additions that an older router may ignore."""
+MAX_SHARD_MESSAGE_BYTES = 256 << 20
+"""Longest message between a router and a shard."""
 MAX_STOP_TOKENS = 64
 """Stop tokens of one sequence, the model's own among them."""
 GREEDY_BELOW = 1e-5

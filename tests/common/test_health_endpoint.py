@@ -1,47 +1,27 @@
 """grpc.health.v1 as Kubernetes' probes use it: on a port of its own, in plaintext, following the process."""
 
-import asyncio
 import socket
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pagewire.serve import probe
+from health_probe import NOT_SERVING, SERVING, probe, states, until_states
+from pagewire.serve.probe import LIVENESS as NAME_THAT_THE_CLIENT_ASKS_FOR
 from pagewire_common.health_endpoint import LIVENESS, HealthEndpoint
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE = "pagewire.v1.Test"
-
-
-async def check(address: str, service: str) -> "health_pb2.HealthCheckResponse.ServingStatus.ValueType":
-    async with grpc.aio.insecure_channel(address) as channel:
-        request = health_pb2.HealthCheckRequest(service=service)
-        return (await health_pb2_grpc.HealthStub(channel).Check(request, wait_for_ready=True, timeout=10)).status
-
-
-async def states(address: str) -> list[int]:
-    """Readiness under both names, and liveness."""
-    return [await check(address, name) for name in ("", SERVICE, LIVENESS)]
-
-
-async def until_states(address: str, expected: list[int]) -> None:
-    async with asyncio.timeout(30):
-        while await states(address) != expected:
-            await asyncio.sleep(0.01)
 
 
 async def test_probes_follow_the_process() -> None:
     state = {"ready": False, "alive": True}
     endpoint = HealthEndpoint(SERVICE, is_ready=lambda: state["ready"], is_alive=lambda: state["alive"], poll_s=0.01)
     address = f"127.0.0.1:{await endpoint.start('127.0.0.1', 0)}"
-    assert await states(address) == [NOT_SERVING, NOT_SERVING, SERVING]
+    assert await states(address, SERVICE) == [NOT_SERVING, NOT_SERVING, SERVING]
     state["ready"] = True
-    await until_states(address, [SERVING, SERVING, SERVING])
+    await until_states(address, SERVICE, [SERVING, SERVING, SERVING])
     state["ready"] = state["alive"] = False
-    await until_states(address, [NOT_SERVING, NOT_SERVING, NOT_SERVING])
+    await until_states(address, SERVICE, [NOT_SERVING, NOT_SERVING, NOT_SERVING])
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
-        await check(address, "no.such.Service")
+        await probe(address, "no.such.Service")
     assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
     await endpoint.stop()
 
@@ -50,17 +30,17 @@ async def test_a_change_is_told_at_once_when_it_is_published() -> None:
     state = {"ready": True}
     endpoint = HealthEndpoint(SERVICE, is_ready=lambda: state["ready"], poll_s=86_400)
     address = f"127.0.0.1:{await endpoint.start('127.0.0.1', 0)}"
-    assert await states(address) == [SERVING, SERVING, SERVING]
+    assert await states(address, SERVICE) == [SERVING, SERVING, SERVING]
     state["ready"] = False
     await endpoint.publish()
-    assert await states(address) == [NOT_SERVING, NOT_SERVING, SERVING]
+    assert await states(address, SERVICE) == [NOT_SERVING, NOT_SERVING, SERVING]
     await endpoint.stop()
 
 
 async def test_a_further_address_may_be_a_unix_socket(tmp_path) -> None:
     endpoint = HealthEndpoint(SERVICE, is_ready=lambda: True)
     assert await endpoint.start("127.0.0.1", None, f"unix:{tmp_path}/health.sock") is None
-    assert await states(f"unix:{tmp_path}/health.sock") == [SERVING, SERVING, SERVING]
+    assert await states(f"unix:{tmp_path}/health.sock", SERVICE) == [SERVING, SERVING, SERVING]
     await endpoint.stop()
 
 
@@ -73,4 +53,4 @@ async def test_an_address_that_is_taken_cannot_be_had() -> None:
 
 
 def test_the_client_probes_by_the_name_that_processes_answer_to() -> None:
-    assert probe.LIVENESS == LIVENESS
+    assert NAME_THAT_THE_CLIENT_ASKS_FOR == LIVENESS

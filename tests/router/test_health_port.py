@@ -3,32 +3,16 @@
 import asyncio
 import socket
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from health_probe import NOT_SERVING, SERVING, states, until_states
 from pagewire_router.config import RouterConfig
 from pagewire_router.server import RouterServer, ServerError
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE = "pagewire.v1.Inference"
 
 
-async def probe(port, service):
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        request = health_pb2.HealthCheckRequest(service=service)
-        return (await stub.Check(request, wait_for_ready=True, timeout=10)).status
-
-
-async def states(port):
-    """Readiness under both names, and liveness."""
-    return [await probe(port, name) for name in ("", "pagewire.v1.Inference", "liveness")]
-
-
-async def until_states(port, expected):
-    async with asyncio.timeout(30):
-        while await states(port) != expected:
-            await asyncio.sleep(0.02)
+def local(port: int | None) -> str:
+    return f"127.0.0.1:{port}"
 
 
 async def test_a_router_without_shards_is_alive_and_not_ready(new_engine):
@@ -38,12 +22,12 @@ async def test_a_router_without_shards_is_alive_and_not_ready(new_engine):
     await server.start()
     opening = asyncio.create_task(server.open())
     try:
-        assert await states(server.health_port) == [NOT_SERVING, NOT_SERVING, SERVING]
+        assert await states(local(server.health_port), SERVICE) == [NOT_SERVING, NOT_SERVING, SERVING]
         found.set()
         await opening
-        assert await states(server.health_port) == [SERVING, SERVING, SERVING]
+        assert await states(local(server.health_port), SERVICE) == [SERVING, SERVING, SERVING]
         engine.is_ready = False
-        await until_states(server.health_port, [NOT_SERVING, NOT_SERVING, SERVING])
+        await until_states(local(server.health_port), SERVICE, [NOT_SERVING, NOT_SERVING, SERVING])
     finally:
         await server.stop()
 
@@ -56,7 +40,7 @@ async def test_a_draining_router_is_alive_and_at_once_no_longer_ready(serve):
         draining = asyncio.create_task(router.server.drain())
         while not router.engine.drained:
             await asyncio.sleep(0)
-        assert await states(router.server.health_port) == [NOT_SERVING, NOT_SERVING, SERVING]
+        assert await states(local(router.server.health_port), SERVICE) == [NOT_SERVING, NOT_SERVING, SERVING]
         await asyncio.gather(draining, running)
 
 

@@ -13,30 +13,16 @@ import grpc
 import pytest
 from cluster import eventually, free_port
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from health_probe import NOT_SERVING, SERVING, probe, states, until_states
 from pagewire_shard.errors import BadOption
 from pagewire_shard.service.server import ShardServer
 from pagewire_shard.stepping.step_thread import StepThread
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE = "pagewire.v1.Shard"
 
 
-async def probe(port: int | None, service: str) -> "health_pb2.HealthCheckResponse.ServingStatus.ValueType":
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True, timeout=10)
-        return answer.status
-
-
-async def states(port: int | None) -> list[int]:
-    """Readiness under both names, and liveness."""
-    return [await probe(port, name) for name in ("", "pagewire.v1.Shard", "liveness")]
-
-
-async def until_states(port: int | None, expected: list[int]) -> None:
-    async with asyncio.timeout(30):
-        while await states(port) != expected:
-            await asyncio.sleep(0.02)
+def local(port: int | None) -> str:
+    return f"127.0.0.1:{port}"
 
 
 async def test_a_shard_that_loads_is_alive_and_not_ready(config, fake_engine):
@@ -44,8 +30,8 @@ async def test_a_shard_that_loads_is_alive_and_not_ready(config, fake_engine):
     server = ShardServer(replace(config, health_port=0), Future(), steps)
     await server.start()
     try:
-        assert await states(server.health_port) == [NOT_SERVING, NOT_SERVING, SERVING]
-        assert await probe(server.health_port, "liveness") == SERVING
+        assert await states(local(server.health_port), SERVICE) == [NOT_SERVING, NOT_SERVING, SERVING]
+        assert await probe(local(server.health_port), "liveness") == SERVING
     finally:
         await server.stop(0.0)
 
@@ -53,14 +39,14 @@ async def test_a_shard_that_loads_is_alive_and_not_ready(config, fake_engine):
 async def test_a_stalled_shard_is_neither_ready_nor_alive(serve_shard):
     shard = await serve_shard(health_port=0, stall_timeout_s=0.2)
     port = shard.server.health_port
-    assert await states(port) == [SERVING, SERVING, SERVING]
+    assert await states(local(port), SERVICE) == [SERVING, SERVING, SERVING]
     router = shard.router()
     await router.hello()
     shard.engine.may_launch.clear()
     await router.plan(1)
-    await until_states(port, [NOT_SERVING, NOT_SERVING, NOT_SERVING])
+    await until_states(local(port), SERVICE, [NOT_SERVING, NOT_SERVING, NOT_SERVING])
     shard.engine.may_launch.set()
-    await until_states(port, [SERVING, SERVING, SERVING])
+    await until_states(local(port), SERVICE, [SERVING, SERVING, SERVING])
 
 
 async def test_a_draining_shard_is_alive_and_at_once_no_longer_ready(serve_shard):
@@ -69,7 +55,7 @@ async def test_a_draining_shard_is_alive_and_at_once_no_longer_ready(serve_shard
     await router.hello()
     stopping = asyncio.create_task(shard.server.stop(30.0))
     await router.receive("draining")
-    assert await states(shard.server.health_port) == [NOT_SERVING, NOT_SERVING, SERVING]
+    assert await states(local(shard.server.health_port), SERVICE) == [NOT_SERVING, NOT_SERVING, SERVING]
     await router.send(goodbye={"reason": "test"})
     await stopping
 

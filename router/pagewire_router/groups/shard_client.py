@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
-from pagewire_common.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from pagewire_common.protocol import MAX_SHARD_MESSAGE_BYTES, PROTOCOL_MAJOR, PROTOCOL_MINOR
 from pagewire_common.rpc_status import DETAILS_KEY
 from pagewire_common.tls import TlsFiles
 
@@ -28,8 +28,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.max_receive_message_length", 256 * 1024 * 1024),
-    ("grpc.max_send_message_length", 256 * 1024 * 1024),
+    ("grpc.max_receive_message_length", MAX_SHARD_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_SHARD_MESSAGE_BYTES),
 )
 
 CALL_ERRORS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)

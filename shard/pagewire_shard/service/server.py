@@ -14,6 +14,7 @@ from pagewire.v1 import shard_pb2
 from pagewire_common.health_endpoint import HealthEndpoint
 from pagewire_common.http_endpoint import HttpEndpoint, process_pages
 from pagewire_common.listen_address import host_of, with_port
+from pagewire_common.protocol import MAX_SHARD_MESSAGE_BYTES
 from pagewire_common.tls import TlsError, server_credentials
 
 from pagewire_shard.config import ShardConfig
@@ -30,12 +31,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 256 << 20
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # Two shards on one port would take turns in answering.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_SHARD_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_SHARD_MESSAGE_BYTES),
     # Routers ping often, also while idle; peers are our own, so that none is punished for it.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 1000),
