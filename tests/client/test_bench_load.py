@@ -1,4 +1,4 @@
-"""What a benchmark asks, and when."""
+"""The prompts and the arrival times of a benchmark."""
 
 import json
 import math

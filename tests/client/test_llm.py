@@ -54,6 +54,13 @@ def test_the_quick_example_runs_as_it_is():
     llm.close()
 
 
+def test_the_tokenizer_is_the_one_in_the_models_directory():
+    pytest.importorskip("transformers")
+    with LLM() as llm:
+        tokenizer = llm.get_tokenizer()
+    assert tokenizer.decode(tokenizer("Hello world").input_ids, skip_special_tokens=True) == "Hello world"
+
+
 def test_prompts_come_in_every_form_and_keep_their_order(llm):
     prompts = ["a b", {"prompt": "c"}, {"prompt_token_ids": [4, 5]}]
     outputs = llm.generate(prompts, [SamplingParams(max_tokens=n) for n in (1, 2, 3)])

@@ -1,4 +1,4 @@
-"""What callers may write as a prompt, and what is refused by name."""
+"""The forms of prompts that callers may give, and refusals that name the prompt."""
 
 import numpy as np
 import pytest

@@ -4,17 +4,9 @@ import math
 from itertools import pairwise
 
 import pytest
+from metrics_page import samples_of
 from pagewire_common.histogram import Histogram, bounds_between, bounds_of_counts, render
 from prometheus_client.parser import text_string_to_metric_families
-
-
-def samples_of(text: str) -> dict[tuple[str, ...], float]:
-    """Values by name and label values."""
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 @pytest.mark.parametrize("bounds", [bounds_between(-4, 2), bounds_between(-3, 4), bounds_of_counts(6)])

@@ -1,4 +1,4 @@
-"""What an address to listen on says."""
+"""Properties of addresses to listen on."""
 
 import pytest
 from pagewire_common.listen_address import host_of, is_local, with_port

@@ -1,4 +1,4 @@
-"""What a process's log says of calls that end while they are answered, and what it never says of clients."""
+"""A process's log: calls that end while they are answered, and no data of clients."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""Which OTEL_* variables turn tracing on, in the router and in the shard alike."""
+"""The OTEL_* variables that turn tracing on, in the router and in the shard alike."""
 
 import pytest
 from pagewire_common.tracing.settings import trace_exporters

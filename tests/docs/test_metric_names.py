@@ -1,4 +1,4 @@
-"""Every metric that a page names is there: read from the pages of a router and a shard that run."""
+"""Every metric that a page names is on the metrics page of a running router or shard."""
 
 import re
 import urllib.request
@@ -9,7 +9,7 @@ from cluster import free_port, shards_and_router
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NAME = re.compile(r"\bpagewire_[a-z0-9_]*[a-z0-9]\b")
-PACKAGES = {"pagewire_router", "pagewire_shard", "pagewire_kernels"}
+PACKAGES = {"pagewire_common", "pagewire_router", "pagewire_shard", "pagewire_kernels"}
 
 
 def metrics_page(port: int) -> str:

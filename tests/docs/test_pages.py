@@ -1,4 +1,4 @@
-"""What the documentation names exists, and every page can be found."""
+"""Files, links, targets and flags that the documentation names exist, and every page is in the navigation."""
 
 import re
 import subprocess

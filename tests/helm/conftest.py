@@ -1,4 +1,4 @@
-"""One helm, and what it makes of every set of values in helm/pagewire/ci."""
+"""One helm, and the objects that it renders from every set of values in helm/pagewire/ci."""
 
 from pathlib import Path
 

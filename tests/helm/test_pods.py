@@ -1,4 +1,4 @@
-"""What every pod of every set of values has: restricted security, probes, time to drain, images with a version."""
+"""Properties of every pod of every set of values: restricted security, probes, time to drain, images with a version."""
 
 import re
 import shutil

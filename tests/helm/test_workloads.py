@@ -1,4 +1,4 @@
-"""What each way of running the chart is made of: groups, models, autoscaling, tracing, monitoring."""
+"""The objects of each way of running the chart: groups, models, autoscaling, tracing, monitoring."""
 
 import json
 import shutil

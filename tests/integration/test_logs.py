@@ -1,4 +1,4 @@
-"""What processes log of hostile clients at --log-level debug: nothing that these sent, and hardly a line."""
+"""Logs of hostile clients at --log-level debug hold nothing that these sent, and hardly a line."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Where sequences end and how probable their tokens were, against a transformers model."""
+"""Ends of sequences and log-probabilities of their tokens, compared with a transformers model."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a router and a shard export while they serve, as an OTLP receiver sees it."""
+"""Spans that a router and a shard export while they serve, as an OTLP receiver gets them."""
 
 import asyncio
 import os

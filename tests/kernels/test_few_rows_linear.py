@@ -1,24 +1,18 @@
-"""Products of few rows against their reference: on the GPU if there is one, else in Triton's interpreter; and the table
-that says where they serve.
-
-The interpreter must be chosen before triton is imported, so that those tests then run in a process of their own.
-bfloat16 is left out there: the interpreter computes with its bits.
+"""Products of few rows against their reference, on the GPU if there is one, else in Triton's interpreter; and the table
+of the products that they serve.
 """
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
 import torch
+from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
 from pagewire_kernels.few_rows_linear import few_rows_linear, reference, tiles_by_rows
 from pagewire_kernels.tuning import few_rows_linear as tuning
 from pagewire_kernels.tuning.few_rows_linear import TORCH, FewRowsConfig, FewRowsTile, few_rows_config
 
-HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -26,18 +20,11 @@ TENSOR_CORES = FewRowsTile(tensor_cores=True, block_n=16, block_k=32, num_warps=
 THREADS = FewRowsTile(tensor_cores=False, block_n=8, block_k=64, num_warps=2, num_stages=3, early_release=False)
 TILES = [(1, THREADS), (1, TENSOR_CORES), (3, TENSOR_CORES), (8, TENSOR_CORES), (9, TENSOR_CORES), (16, TENSOR_CORES)]
 
-runs_kernels = pytest.mark.skipif(
-    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's own process"
-)
 
-
-@pytest.mark.skipif(HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1", reason="the kernels run in this process")
+@starts_interpreter
 def test_the_kernel_agrees_with_its_reference_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_in_interpreter(__file__)
 
 
 @pytest.fixture

@@ -1,21 +1,17 @@
 """The attention kernels for GPUs against the reference, in Triton's interpreter.
 
-The interpreter must be chosen before triton is imported, so that the tests of this file run in a process of their own.
-bfloat16 is left out: the interpreter computes with its bits. Every float that torch.empty makes is NaN: what a kernel
-leaves unwritten shows.
+They run there even if there is a GPU, which test_paged_attention_gpu.py uses. Every float of torch.empty is NaN, so
+that an element which a kernel does not write is noticed.
 """
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
+from interpreter import IN_INTERPRETER, run_in_interpreter
 from pagewire_kernels.paged_attention import AttentionInputs, reference
 
 pytest.importorskip("triton")
-IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 runs_kernels = pytest.mark.skipif(not IN_INTERPRETER, reason="runs in the interpreter's own process")
 # The exponential of a sink over nothing is infinite, and meant to be: a GPU does not warn.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")
@@ -24,10 +20,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 3e-3}
 
 @pytest.mark.skipif(IN_INTERPRETER, reason="is this process")
 def test_kernels_agree_with_the_reference_in_the_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_in_interpreter(__file__)
 
 
 @pytest.fixture(autouse=True)

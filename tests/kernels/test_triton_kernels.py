@@ -1,33 +1,19 @@
-"""The Triton kernels against their references: on the GPU if there is one, else in Triton's interpreter.
-
-The interpreter must be chosen before triton is imported, so that the tests of this file then run in a process of their
-own. bfloat16 is left out there: the interpreter computes with its bits.
-"""
-
-import os
-import subprocess
-import sys
+"""The Triton kernels against their references: on the GPU if there is one, else in Triton's interpreter."""
 
 import pytest
 import torch
+from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
 from pagewire_kernels.reshape_and_cache import reference as cache_reference
 
-HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
 
 pytest.importorskip("triton")
-runs_kernels = pytest.mark.skipif(
-    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's own process"
-)
 
 
-@pytest.mark.skipif(HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1", reason="the kernels run in this process")
+@starts_interpreter
 def test_kernels_agree_with_their_references_in_the_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_in_interpreter(__file__)
 
 
 @runs_kernels

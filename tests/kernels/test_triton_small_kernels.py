@@ -1,16 +1,12 @@
 """The Triton kernels of norms, activations, rotation and block copies against their references: on the GPU if there is
 one, else in Triton's interpreter, in a process of its own.
 
-Memory that torch.empty gives holds NaN here, so that an element which a kernel forgets is noticed. bfloat16 is left out
-of the interpreter, which computes with its bits.
+Memory that torch.empty gives holds NaN here, so that an element which a kernel forgets is noticed.
 """
-
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
 from pagewire_kernels.activation import reference as activation_reference
 from pagewire_kernels.copy_blocks import reference as copy_reference
 from pagewire_kernels.layer_norm import reference as layer_norm_reference
@@ -18,23 +14,16 @@ from pagewire_kernels.rms_norm import reference as rms_norm_reference
 from pagewire_kernels.rotary_and_cache import RotaryInputs
 from pagewire_kernels.rotary_and_cache import reference as rotary_reference
 
-HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 pytest.importorskip("triton")
-runs_kernels = pytest.mark.skipif(
-    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's own process"
-)
 
 
-@pytest.mark.skipif(HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1", reason="the kernels run in this process")
+@starts_interpreter
 def test_kernels_agree_with_their_references_in_the_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_in_interpreter(__file__)
 
 
 @pytest.fixture(autouse=True)

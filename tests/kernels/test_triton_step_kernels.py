@@ -4,13 +4,11 @@ there is one, else in Triton's interpreter, in a process of its own.
 Memory that torch.empty gives holds a number that would be noticed.
 """
 
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 
 import pytest
 import torch
+from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
 from pagewire_kernels.append_tokens import FIRST_TOKEN, AppendInputs, StopReasons
 from pagewire_kernels.append_tokens import NUM_COMPUTED as COMPUTED_ROW
 from pagewire_kernels.append_tokens import NUM_TOKENS as TOKENS_ROW
@@ -20,7 +18,6 @@ from pagewire_kernels.prepare_inputs import PreparedInputs, StepRows
 from pagewire_kernels.prepare_inputs.reference import prepare_inputs
 from pagewire_kernels.sequence_state import SequenceState, StateColumns
 
-HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 GARBAGE = 2**30
 NUM_TOKENS, NUM_COMPUTED, STOP_REASON, MAX_LEN = 0, 1, 2, 4
@@ -28,17 +25,11 @@ BLOCK_SIZE = 16
 REASONS = StopReasons(token=7, length=9, error=5)
 
 pytest.importorskip("triton")
-runs_kernels = pytest.mark.skipif(
-    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's own process"
-)
 
 
-@pytest.mark.skipif(HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1", reason="the kernels run in this process")
+@starts_interpreter
 def test_kernels_agree_with_their_references_in_the_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_in_interpreter(__file__)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""With a real Prometheus: rules, alerts and dashboards work on what live routers and shards say."""
+"""Rules, alerts and dashboards work in a real Prometheus on the metrics of live routers and shards."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What of a client's conversation reaches the template, and what is refused, by its field."""
+"""The parts of a client's conversation that reach the template, and refusals that name the field."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What the router's /metrics says of shard groups."""
+"""The router's metrics of shard groups."""
 
 import pytest
 from pagewire.v1 import shard_pb2

@@ -1,4 +1,4 @@
-"""What tells when requests would finish: the pace of steps, lengths, what waits ahead; and when to come back."""
+"""The forecast of when requests finish: pace of steps, output lengths, requests ahead; and the retry delay."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What a shard group's loop does when its shards are away: requests that move, expire, or wait for the next attempt."""
+"""A shard group's loop while its shards are away: requests move, expire, or wait for the next attempt."""
 
 import asyncio
 import logging

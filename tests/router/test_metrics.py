@@ -1,23 +1,14 @@
-"""What the router's /metrics says of requests."""
+"""The router's metrics of requests."""
 
 import asyncio
 
 import grpc
 import pytest
+from metrics_page import samples_of
 from pagewire.v1 import inference_pb2
 from pagewire_router.errors import Unavailable
-from prometheus_client.parser import text_string_to_metric_families
 
 PAGE = b"GET /metrics HTTP/1.1\r\n\r\n"
-
-
-def samples_of(text: str) -> dict[tuple[str, ...], float]:
-    """Values by name and label values."""
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 async def scrape(router) -> dict[tuple[str, ...], float]:

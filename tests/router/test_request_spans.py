@@ -1,4 +1,4 @@
-"""What spans a request's timeline becomes."""
+"""The spans that are made of a request's timeline."""
 
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor

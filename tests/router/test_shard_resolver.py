@@ -1,4 +1,4 @@
-"""From targets to addresses, by the machine's own resolver."""
+"""Resolves targets to addresses by the machine's own resolver."""
 
 import asyncio
 import socket

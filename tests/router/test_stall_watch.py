@@ -1,4 +1,4 @@
-"""When a rank counts as hung, on a clock of the test's own."""
+"""The times after which a rank counts as hung, on a clock that the test sets."""
 
 import pytest
 from pagewire_router.groups.stall_watch import MAX_GROWTH, PLAN_PATIENCE, StallWatch

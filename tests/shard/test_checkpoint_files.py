@@ -1,4 +1,4 @@
-"""Which files of a checkpoint count, and what a PyTorch file may and may not hold."""
+"""The files of a checkpoint that are read, and the content that a PyTorch file may have."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Which products go through the kernel for few rows: those that the tuning table has a tile for, and no others."""
+"""Only products for which the tuning table has a tile go through the kernel for few rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,22 +1,13 @@
-"""What the shard's /metrics says of steps, blocks and the lease."""
+"""The shard's metrics of steps, blocks and the lease."""
 
 import asyncio
 import logging
 
 import pytest
+from metrics_page import samples_of
 from pagewire.v1 import shard_pb2
 from pagewire_shard.service.metrics import ShardMetrics
 from pagewire_shard.stepping.step_stats import StepStats
-from prometheus_client.parser import text_string_to_metric_families
-
-
-def samples_of(text: str) -> dict[tuple[str, ...], float]:
-    """Values by name and label values."""
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 class Shard:

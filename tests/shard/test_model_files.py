@@ -1,4 +1,4 @@
-"""What a shard sends a router of its model: the files as they are, and a tokenizer in the one form routers read."""
+"""The files that a shard sends a router: unchanged, and a tokenizer in the one form that routers read."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the loader reads, what it refuses, and that every refusal names the file and the tensor or field."""
+"""The checkpoints that the loader reads and those it refuses, naming the file and the tensor or field."""
 
 import json
 from collections.abc import Callable

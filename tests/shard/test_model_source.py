@@ -1,4 +1,4 @@
-"""Where --model leads to, and what tells two models apart."""
+"""The directory that --model names, and the digest that tells two models apart."""
 
 import json
 import struct

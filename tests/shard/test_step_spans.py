@@ -1,4 +1,4 @@
-"""What spans plans and results become."""
+"""The spans that are made of plans and results."""
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider

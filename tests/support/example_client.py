@@ -1,4 +1,4 @@
-"""What each client of examples/clients/ must do, whatever its language: the same command line, the same behaviour.
+"""The behaviour that every client of examples/clients/ must have, whatever its language.
 
 A test module inherits the contract, and has the fixtures `client`, built, and `cluster`, which serves the demo model.
 """

@@ -1,4 +1,4 @@
-"""What each kernel should yield, in float64 and by plain formulas: written apart from the kernels' own references."""
+"""The expected result of each kernel, in float64 by plain formulas, independent of the kernels' references."""
 
 import torch
 

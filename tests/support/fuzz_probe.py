@@ -1,4 +1,4 @@
-"""What others notice of a router under attack: the time of health checks, and the gaps of an endless stream.
+"""Measures the effect of an attack on other clients: the time of health checks, and the gaps of an endless stream.
 
 `python fuzz_probe.py ADDRESS` measures until its standard input ends, and prints one line of JSON.
 """

@@ -1,4 +1,4 @@
-"""Where a kernel is compared with float64: a device, a dtype, and how large its inputs are there."""
+"""A place at which a kernel is compared with float64: a device, a dtype, and the size of its inputs."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Who may connect to whom, by the rules of NetworkPolicy: label selectors alone, as far as the chart uses them."""
+"""Evaluates NetworkPolicies, with the label selectors that the chart uses: which pod may connect to which."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What transformers says a model yields, and when another answer counts as the same.
+"""The greedy output of a model in transformers, and the rule by which another output counts as equal.
 
 Logits of two correct implementations differ in their last bits, so that a choice between two tokens that are all but
 equally good may fall either way. Such a difference is accepted where the reference itself would have chosen the other

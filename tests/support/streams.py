@@ -1,4 +1,4 @@
-"""What the tests ask of a served model, and what they make of its streams."""
+"""Requests to a served model, and the results of their streams."""
 
 from pagewire import Event, SamplingParams, SequenceFinished, Started, TokenDelta
 

@@ -55,7 +55,6 @@ class ChatTemplate:
 
     def __init__(self, source: str) -> None:
         """Raises ChatTemplateError if the template is malformed."""
-        self._source = source
         try:
             environment = template_environment()
             self._template: jinja2.Template = environment.from_string(source)

@@ -1,7 +1,6 @@
 """Builds a decoder from a Hugging Face model directory, or with random weights from its config.json alone."""
 
 import logging
-import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ class LoadedModel:
     """Of the KV cache."""
     weight_bytes: int
     """Memory the weights take on the device."""
-    load_time_s: float
 
 
 def load_model(
@@ -52,7 +50,6 @@ def load_model(
         BadOption: the dtype is unknown.
         ModelError: the configuration is malformed.
     """
-    started = time.perf_counter()
     stated = read_config_fields(model_dir)
     architecture, family = find_family(stated)
     config = describe(model_dir, architecture, family.complete(stated))
@@ -76,7 +73,6 @@ def load_model(
         dtype_name=precision.name,
         cache_dtype=precision.activations,
         weight_bytes=weights.num_bytes,
-        load_time_s=time.perf_counter() - started,
     )
 
 
