@@ -26,9 +26,11 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     # gRPC's own retries are off: this package retries requests, since it reads RetryInfo.
     ("grpc.enable_retries", 0),
+    # A server that was started again is found within about a second. gRPC spreads the attempts of many clients.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # The time that an attempt may take, whatever its name says: TLS to a far or busy server takes a while.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
 )
 STREAMS_PER_CHANNEL = 64
 MAX_CHANNELS = 8

@@ -21,8 +21,8 @@ class RetryPolicy:
     the time counts."""
     min_delay_s: float = 0.05
     """Wait before the second attempt if the server sent no RetryInfo; doubles with each attempt."""
-    max_delay_s: float = 5.0
-    """Longest wait between two attempts."""
+    max_delay_s: float = 1.0
+    """Longest wait between two attempts if the server sent no RetryInfo."""
 
 
 NEVER = RetryPolicy(max_queue_wait_s=0.0, max_unavailable_attempts=1)

@@ -15,6 +15,7 @@ class FaultyProxy:
         self._passes.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.address = ""
+        self.num_connections = 0
 
     def cut(self) -> None:
         self._passes.clear()
@@ -24,6 +25,7 @@ class FaultyProxy:
 
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection."""
+        self.num_connections += 1
         try:
             other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         except OSError:
