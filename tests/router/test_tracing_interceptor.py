@@ -1,8 +1,10 @@
 """Server spans of calls on a real gRPC server."""
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,9 +16,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from opentelemetry.trace import StatusCode
+from otlp_receiver import otlp_receiver
 from pagewire.v1 import inference_pb2
 from pagewire_router.grpc_front.calls import current_trace
 from pagewire_router.grpc_front.tracing_interceptor import TracingInterceptor
+from pagewire_router.tracing.request_attributes import MAX_CHARS
 
 SERVICE = "test.v1.Echo"
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -97,7 +101,7 @@ async def echo_server(sampler: Any = None, interceptors: Sequence[Any] = ()) -> 
         "Stream": grpc.unary_stream_rpc_method_handler(stream),
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
     }
-    tracing = TracingInterceptor(provider.get_tracer("test"), SERVICE, "127.0.0.1:50051")
+    tracing = TracingInterceptor(provider.get_tracer("test"), SERVICE, tuple(handlers), "127.0.0.1:50051")
     server = grpc.aio.server(interceptors=[tracing, *interceptors])
     for service in (SERVICE, "other.v1.Echo"):
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -187,3 +191,38 @@ async def test_a_router_that_traces_decides_for_its_shards(
         assert span_id != PARENT_ID
     else:
         assert (request.trace_context, request.timeline) == (None, None)
+
+
+LONG = "x" * 3000
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("Complete", {"text": "Hello", "model": LONG}),
+        ("Complete", {"text": "Hello", "request_id": LONG}),
+        ("Complete", {"text": LONG, "sampling_params": inference_pb2.SamplingParams(stop=[LONG] * 4, max_tokens=2)}),
+        ("Complete", {"chat": inference_pb2.ChatPrompt(messages=[inference_pb2.ChatMessage(role=LONG, content=LONG)])}),
+        (f"Complete{LONG}", {"text": "Hello"}),
+    ],
+    ids=["model", "request id", "stop strings", "role", "method"],
+)
+async def test_what_a_client_sends_makes_no_long_spans(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, fields: dict[str, Any]
+) -> None:
+    """Nor those of calls without a key, which anybody can send."""
+    keys = tmp_path / "keys"
+    keys.write_text("the-key")
+    with otlp_receiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        async with serve(config={"trace_exporters": ("otlp_proto_grpc",), "api_keys": str(keys)}) as router:
+            call = router.channel.unary_unary(f"/pagewire.v1.Inference/{method}")
+            message = inference_pb2.GenerateRequest(**fields).SerializeToString()
+            for metadata in ((("authorization", "Bearer the-key"),), ()):
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await call(message, metadata=metadata)
+        spans = receiver.spans()
+    assert bool(spans) == (method == "Complete"), "methods that there are not are not traced"
+    texts = [text for span in spans for text in (span.name, span.status_message, *map(str, span.attributes.values()))]
+    assert max(map(len, texts), default=0) <= MAX_CHARS
+    assert sum(map(len, texts)) <= 4000

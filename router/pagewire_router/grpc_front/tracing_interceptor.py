@@ -7,7 +7,7 @@ One wrapper therefore serves both.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -30,10 +30,14 @@ _log = logging.getLogger(__name__)
 class TracingInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of one service; those of others, such as health, are left alone."""
 
-    def __init__(self, tracer: Tracer, service: str, listen: str) -> None:
-        """listen: where the server serves, host:port or unix:PATH."""
+    def __init__(self, tracer: Tracer, service: str, methods: Iterable[str], listen: str) -> None:
+        """
+        Args:
+            methods: of the service. Callers can make up others, and a span is named after its method.
+            listen: where the server serves, host:port or unix:PATH.
+        """
         self._tracer = tracer
-        self._prefix = f"/{service}/"
+        self._methods = frozenset(f"/{service}/{method}" for method in methods)
         self._attributes = {names.RPC_SYSTEM_NAME: "grpc", **server_attributes(listen)}
 
     async def intercept_service(
@@ -44,7 +48,7 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
         """The handler of a call, wrapped so that it is traced."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(self._prefix):
+        if handler is None or method not in self._methods:
             return handler
         is_stream = handler.response_streaming
         kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if is_stream else 'unary'}"
