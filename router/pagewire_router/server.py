@@ -19,7 +19,7 @@ from pagewire_router.engine import Engine
 from pagewire_router.grpc_front.calls import ApiKeyInterceptor, ServiceHandler
 from pagewire_router.grpc_front.inference_service import SERVICE_NAME, InferenceService
 from pagewire_router.inference import Inference
-from pagewire_router.metrics.request_metrics import Metrics
+from pagewire_router.metrics.request_metrics import METHODS, Metrics
 from pagewire_router.metrics.server_metrics import ServerMetrics, watch_loop_lag
 from pagewire_router.output.pacer import Pacer
 from pagewire_router.text.template_process import TemplateProcess
@@ -91,6 +91,7 @@ class RouterServer:
         self._http = HttpEndpoint(
             process_pages(render_metrics=self._metrics.render, is_alive=lambda: True, is_ready=self._is_serving)
         )
+        self._service: InferenceService | None = None
         self._tokenizer: Tokenizer | None = None
         self._template_process = TemplateProcess() if config.trust_request_chat_template else None
         self._lag_task: asyncio.Task[None] | None = None
@@ -128,8 +129,8 @@ class RouterServer:
             self._tokenizer = self._read_tokenizer()
         else:
             _log.warning("The model has no %s: token ids alone are served", TOKENIZER_FILE)
-        service = InferenceService(self._config, self._new_inference(), self._metrics)
-        self._handler.open(service.handler())
+        self._service = InferenceService(self._config, self._new_inference(), self._metrics)
+        self._handler.open(self._service.handler())
         self._is_open = True
         await self._engine.wait_ready()
         await self._health.publish()
@@ -179,6 +180,8 @@ class RouterServer:
             await self._template_process.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
+        if self._service is not None:
+            await self._service.close()
         await self._grpc.stop(STOP_GRACE_S)
         await self._http.stop()
         await self._health.stop()
@@ -193,7 +196,7 @@ class RouterServer:
         if self._tracing is not None:
             from pagewire_router.grpc_front.tracing_interceptor import TracingInterceptor
 
-            interceptors.append(TracingInterceptor(self._tracing.tracer, SERVICE_NAME, self._config.listen))
+            interceptors.append(TracingInterceptor(self._tracing.tracer, SERVICE_NAME, METHODS, self._config.listen))
         if self._api_keys is not None:
             interceptors.append(ApiKeyInterceptor(self._api_keys, OPEN_SERVICES, self._metrics.count_refused))
         return interceptors
@@ -225,6 +228,10 @@ class RouterServer:
     def _credentials(self) -> grpc.ServerCredentials | None:
         config = self._config
         if config.tls_cert is not None and config.tls_key is not None:
+            if config.api_keys is None and config.tls_client_ca is None and not is_local(config.listen):
+                _log.warning(
+                    "Whoever reaches %s may call: there are no API keys, and no --tls-client-ca", config.listen
+                )
             return server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
         if config.api_keys is not None and not config.listen.startswith("unix:"):
             _log.warning("API keys travel unencrypted: use --tls-cert, or end TLS in front of the router")

@@ -1,10 +1,22 @@
-"""Requests that make steps fail, among others: they end with an error, everybody else is served, and soon."""
+"""Requests that make steps or the router's output fail, among others: they end with an error, all others are served."""
 
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_shards import INFO, live_shard
+from pagewire.errors import from_rpc_error
+from pagewire.v1 import inference_pb2, inference_pb2_grpc
+from pagewire_router.config import RouterConfig
+from pagewire_router.groups.dispatcher import Dispatcher
+from pagewire_router.output import sequence_output
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_router.scheduling.suspects import MAX_DEATHS, MAX_LONE_DEATHS, blame, note_death
+from pagewire_router.server import RouterServer
 from scheduling_world import Rank, World, expected_output, make_request, output
 
 LIMITS = GroupLimits(num_blocks=80, block_size=4, max_num_seqs=16, max_num_batched_tokens=32, max_model_len=48)
@@ -159,3 +171,56 @@ def test_deaths_are_forgotten_with_the_next_token() -> None:
         assert not note_death(group, alone=False)
         assert group.suspicion is None
         world.restart()
+
+
+FAILING_MIN_TOKENS = 77
+"""Tells the request whose output fails from the others."""
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"), [("append", "REQUEST_FAILED"), ("finish", "REQUEST_FAILED"), ("take_delta", "INTERNAL")]
+)
+async def test_a_request_whose_output_cannot_be_made_ends_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str, reason: str
+) -> None:
+    make = getattr(sequence_output.SequenceOutput, method)
+
+    def fail(self: sequence_output.SequenceOutput, *arguments: object) -> object:
+        if self._min_tokens == FAILING_MIN_TOKENS and self.num_tokens > 5:
+            raise ZeroDivisionError("a bug")
+        return make(self, *arguments)
+
+    monkeypatch.setattr(sequence_output.SequenceOutput, method, fail)
+    async with live_shard(tmp_path) as shard:
+        engine = Dispatcher(RouterConfig(shards=(shard.address,)))
+        server = RouterServer(RouterConfig(shards=(), listen="127.0.0.1:0"), engine)
+        address = await server.start()
+        await server.open()
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = inference_pb2_grpc.InferenceStub(channel)
+
+            async def ask(number: int, min_tokens: int = 0) -> list[int]:
+                params = inference_pb2.SamplingParams(
+                    max_tokens=100, min_tokens=min_tokens, ignore_eos=True, seed=number
+                )
+                prompt = inference_pb2.TokenIds(ids=[1 + number, 2, 3])
+                message = inference_pb2.GenerateRequest(token_ids=prompt, sampling_params=params)
+                return [token async for response in stub.Generate(message) for token in response.delta.token_ids]
+
+            answers = await asyncio.gather(
+                *(ask(number, FAILING_MIN_TOKENS if number == 2 else 0) for number in range(5)),
+                return_exceptions=True,
+            )
+            failed = answers.pop(2)
+            assert [len(answer) for answer in answers if isinstance(answer, list)] == [100] * 4
+            assert isinstance(failed, grpc.aio.AioRpcError)
+            assert failed.code() == grpc.StatusCode.INTERNAL
+            assert from_rpc_error(failed, address).reason == reason
+            assert "a bug" not in str(failed.details())
+            assert len(await ask(2)) == 100
+        assert engine.groups[0].num_failovers == 0
+        assert "a bug" in caplog.text
+        await server.stop()
+        async with asyncio.timeout(20):
+            while shard.steps.stats.free_blocks != list(INFO.num_blocks):
+                await asyncio.sleep(0.01)

@@ -109,3 +109,16 @@ async def test_a_call_without_a_message_is_refused(serve, method):
             await router.channel.stream_unary(f"/pagewire.v1.Inference/{method}")(iter([]))
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert await router.generate(text="still alive")
+
+
+@pytest.mark.parametrize("sent", [LARGE[:3], LARGE[:1000], b""], ids=["length", "part", "nothing"])
+async def test_a_message_that_is_still_coming_does_not_hold_up_the_stop(serve, sent):
+    async with serve(config={"drain_grace_s": 60.0}) as router:
+        call = await RawCall.open(router.address, GENERATE)
+        await call.send(sent)
+        await asyncio.sleep(0.2)
+        async with asyncio.timeout(20):
+            await router.server.drain()
+            await router.server.stop()
+        assert "14" in await call.status(), "UNAVAILABLE"
+        call.close()

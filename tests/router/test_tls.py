@@ -115,3 +115,16 @@ async def test_a_shard_of_another_name_is_not_trusted(tmp_path):
     assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
     await client.close()
     await shard.stop(None)
+
+
+@pytest.mark.parametrize("flags", [(), ("tls_cert",), ("tls_cert", "tls_client_ca"), ("api_keys",)])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_a_router_that_serves_whoever_reaches_it_says_so(serve, authority, server, tmp_path, caplog, flags, host):
+    keys = tmp_path / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text("a-key")
+    every = {"tls_cert": server.cert, "tls_client_ca": authority.ca, "api_keys": str(keys)}
+    config = {flag: every[flag] for flag in flags} | ({"tls_key": server.key} if "tls_cert" in flags else {})
+    async with serve(config={"listen": f"{host}:0", **config}):
+        is_open = host == "0.0.0.0" and not {"api_keys", "tls_client_ca"} & set(flags)
+        assert ("may call" in caplog.text) == is_open

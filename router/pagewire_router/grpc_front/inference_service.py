@@ -58,6 +58,10 @@ class InferenceService:
         methods["Generate"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
+    async def close(self) -> None:
+        """Ends the calls whose messages are still on their way."""
+        await self._reception.close()
+
     async def _generate(self, message: inference_pb2.GenerateRequest, call: Call, context: Context) -> None:
         """Writes Started, Deltas, and Finished for each sequence."""
         async with self._inference.generate(message, call) as stream:

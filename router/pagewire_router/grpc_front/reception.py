@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from pagewire_router.caller import Caller
-from pagewire_router.errors import FieldViolation, InvalidRequest, QueueFull
+from pagewire_router.errors import FieldViolation, InvalidRequest, QueueFull, RouterError, Unavailable
 from pagewire_router.fair_slots import FairSlots
 from pagewire_router.grpc_front.calls import Context, Count
 from pagewire_router.grpc_front.rpc_status import abort
@@ -44,7 +44,7 @@ class Reception:
     async def read(self, method: str, context: Context, caller: Caller) -> bytes:
         """Reads the call's message.
 
-        Raises QueueFull, InvalidRequest, and grpc.aio.AbortError if the message came too slowly.
+        Raises QueueFull, InvalidRequest, Unavailable, and grpc.aio.AbortError if the call was refused meanwhile.
         """
         if not self._slots.take():
             await self._wait(caller)
@@ -60,6 +60,13 @@ class Reception:
             raise InvalidRequest([FieldViolation("message", "is missing; the call has none")])
         return bytes(message)
 
+    async def close(self) -> None:
+        """Tells the calls whose messages are still on their way that the router stops: nobody waits for them."""
+        error = Unavailable("the router stops", retry_after_s=RETRY_AFTER_S)
+        self._slots.fail_waiting(error)
+        for context, (method, _) in list(self._reading.items()):
+            await self._give_up(context, method, error)
+
     async def _wait(self, caller: Caller) -> None:
         if self._slots.num_waiting >= MAX_WAITING:
             raise QueueFull("too many messages wait to be received", retry_after_s=RETRY_AFTER_S)
@@ -69,17 +76,17 @@ class Reception:
 
     async def _watch(self) -> None:
         """Refuses calls whose messages come too slowly, as long as other calls wait."""
+        error = QueueFull("the message came too slowly while others waited", retry_after_s=RETRY_AFTER_S)
         while self._slots.num_waiting:
             await asyncio.sleep(LOOK_AGAIN_S)
             limit_s = time.monotonic() - PATIENCE_S
             slow = [(call, method) for call, (method, began_s) in self._reading.items() if began_s < limit_s]
             for context, method in slow[: self._slots.num_waiting]:
-                await self._give_up(context, method)
+                await self._give_up(context, method, error)
         self._watching = None
 
-    async def _give_up(self, context: Context, method: str) -> None:
+    async def _give_up(self, context: Context, method: str, error: RouterError) -> None:
         """Refuses the call; read() then raises AbortError."""
-        error = QueueFull("the message came too slowly while others waited", retry_after_s=RETRY_AFTER_S)
         self._count(method, error)
         try:
             await abort(context, error)
