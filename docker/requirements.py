@@ -1,4 +1,4 @@
-"""Prints what the base install and the named extras need, by pyproject.toml in the current directory."""
+"""Prints the requirements of the base install and the named extras, from pyproject.toml in the current directory."""
 
 import sys
 import tomllib
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Arguments: names of extras."""
+    """Prints one requirement on each line. Arguments: names of extras."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     requirements = set(project["dependencies"])
     for extra in sys.argv[1:]:

@@ -4,7 +4,7 @@ ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c8
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /source
-# What is needed changes more seldom than the code: it is a layer of its own.
+# Dependencies change less often than the code, so they have their own layer.
 COPY pyproject.toml constraints.txt ./
 COPY docker/requirements.py docker/
 RUN python -m venv /opt/pagewire \
@@ -25,7 +25,7 @@ COPY --from=build /opt/pagewire /opt/pagewire
 ENV PATH=/opt/pagewire/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
-# Nobody in particular, and by number, so that Kubernetes can see that it is not root.
+# An unprivileged user, given by number, so that Kubernetes can see that it is not root.
 USER 65532:65532
 WORKDIR /tmp
 EXPOSE 50051 9400 50059

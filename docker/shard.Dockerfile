@@ -7,7 +7,7 @@ FROM ${PYTHON_IMAGE} AS build
 WORKDIR /source
 COPY pyproject.toml constraints.txt ./
 COPY docker/requirements.py docker/
-# Where torch alone comes from; empty: from where everything else does.
+# Package index for torch alone; empty: the same as for all other packages.
 ARG TORCH_INDEX=
 RUN python -m venv /opt/pagewire \
     && python docker/requirements.py shard > requirements.txt \

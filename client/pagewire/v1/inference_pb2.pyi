@@ -388,7 +388,7 @@ class SamplingParams(_message.Message):
     BAD_WORDS_FIELD_NUMBER: _builtins.int
     STRUCTURED_OUTPUTS_FIELD_NUMBER: _builtins.int
     n: _builtins.int
-    """Sequences to sample from the prompt. Default 1; 1 to the server's limit; 1 when greedy."""
+    """Sequences to sample from the prompt. Default 1; 1 to the server's limit; must be 1 with greedy sampling."""
     presence_penalty: _builtins.float
     """Subtracted from the logit of each token that has been generated. Default 0; -2 to 2."""
     frequency_penalty: _builtins.float
@@ -396,7 +396,7 @@ class SamplingParams(_message.Message):
     repetition_penalty: _builtins.float
     """Divides positive and multiplies negative logits of tokens in prompt or output. Default 1; above 0."""
     temperature: _builtins.float
-    """0 (below 1e-5) is greedy. Default 1; 0 to 2."""
+    """Divides the logits; 0 (below 1e-5) means greedy sampling. Default 1; 0 to 2."""
     top_p: _builtins.float
     """Keeps the smallest set of tokens whose probability reaches this. Default 1; above 0, at most 1."""
     top_k: _builtins.int
@@ -424,10 +424,10 @@ class SamplingParams(_message.Message):
     spaces_between_special_tokens: _builtins.bool
     """Puts spaces between special tokens in the text. Default true."""
     include_stop_str_in_output: _builtins.bool
-    """Leaves the stop string that ended a sequence at the end of its text. Default false."""
+    """Keeps the stop string that ended a sequence at the end of its text. Default false."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end a sequence when generated. None may be empty."""
+        """Strings that end a sequence when generated. An empty string is refused."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -1001,7 +1001,7 @@ class GenerateResult(_message.Message):
     COMPLETIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___Started:
-        """As Generate's Started would have said."""
+        """The same as Generate's Started."""
 
     @_builtins.property
     def completions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Completion]:
