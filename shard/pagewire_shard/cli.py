@@ -106,7 +106,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", default="demo", metavar="M", help='directory, hub id, or "demo" (default)')
-    group.add_argument("--model-name", metavar="NAME", help="the name clients see (default: from --model)")
+    group.add_argument(
+        "--served-model-name", dest="model_name", metavar="NAME", help="name that clients see (default: from --model)"
+    )
     group.add_argument("--dtype", choices=get_args(Dtype), default=DEFAULTS.dtype, help="element type of weights")
     group.add_argument(
         "--load-format",

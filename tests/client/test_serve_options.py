@@ -100,7 +100,7 @@ def test_the_command_lines_of_the_children():
     config = ServeConfig(model="m", max_num_seqs=4, kv_cache_memory_bytes=1024, metrics_port=0)
     shard = " ".join(shard_command(config, 1, 0, "unix:/s")[1:])
     assert shard == (
-        "-m pagewire_shard --model m --model-name m --listen unix:/s --group-id 1 --tp-rank 0 --tp-size 1 "
+        "-m pagewire_shard --model m --served-model-name m --listen unix:/s --group-id 1 --tp-rank 0 --tp-size 1 "
         "--device auto --dtype auto --load-format auto --seed 0 --drain-grace 30.0 --max-num-seqs 4 "
         "--kv-cache-memory 1024 --exit-with-parent"
     )
@@ -114,7 +114,7 @@ def test_the_command_lines_of_the_children():
     router = " ".join(router_command(bounded, ["unix:/a"], "h:1", "unix:/h"))
     assert "--step-timeout 9.0 --shard-wait 0.0" in router
     named = parse("m", "--served-model-name", "n")
-    assert "--model m --model-name n" in " ".join(shard_command(named, 0, 0, "unix:/s"))
+    assert "--model m --served-model-name n" in " ".join(shard_command(named, 0, 0, "unix:/s"))
     trusting = parse("--trust-request-chat-template")
     assert "--trust-request-chat-template" in router_command(trusting, ["unix:/a"], "h:1", "unix:/h")
     router = " ".join(router_command(secured, ["unix:/a"], "h:1", "unix:/h")[1:])

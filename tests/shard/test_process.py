@@ -177,7 +177,7 @@ def test_options_become_the_configuration(tiny_llama):
     config = config_from(build_parser().parse_args(["--model", str(tiny_llama), "--port", "7", "--lease-term", "2.5"]))
     assert (config.model_name, config.listen, config.lease_term_s) == ("tiny-llama", "127.0.0.1:7", 2.5)
     config = config_from(
-        build_parser().parse_args(["--listen", "unix:/x", "--model-name", "n", "--kv-cache-memory", "1KiB"])
+        build_parser().parse_args(["--listen", "unix:/x", "--served-model-name", "n", "--kv-cache-memory", "1KiB"])
     )
     assert (config.model, config.model_name, config.listen) == ("demo", "n", "unix:/x")
     assert config.kv_cache_memory_bytes == 1024

@@ -25,7 +25,7 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
     return [
         *(sys.executable, "-m", "pagewire_shard"),
         *("--model", config.model),
-        *("--model-name", config.served_model_name or config.model),
+        *("--served-model-name", config.served_model_name or config.model),
         *("--listen", listen),
         *("--group-id", str(replica)),
         *("--tp-rank", str(tp_rank)),

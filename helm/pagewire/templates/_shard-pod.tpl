@@ -56,7 +56,7 @@ spec:
 {{- $shard := .Values.shard -}}
 - --model={{ include "pagewire.modelArgument" . }}
 {{- with .Values.model.name }}
-- --model-name={{ . }}
+- --served-model-name={{ . }}
 {{- end }}
 - --dtype={{ .Values.model.dtype }}
 - --device={{ $shard.device }}
