@@ -78,24 +78,24 @@ class Ended:
     num_output_tokens: int
 
 
-Happening = Queued | Admitted | ChunkPlanned | ChunkDone | Preempted | FailedOver | Ended
+TimelineEvent = Queued | Admitted | ChunkPlanned | ChunkDone | Preempted | FailedOver | Ended
 
 
 class Timeline:
     """The events of one traced request."""
 
-    __slots__ = ("happenings", "num_prompt_tokens", "tokenized_ns", "trace_context")
+    __slots__ = ("events", "num_prompt_tokens", "tokenized_ns", "trace_context")
 
     def __init__(self, trace_context: TraceContext) -> None:
         self.trace_context = trace_context
         """The span of the request's call, which the shards' spans belong to."""
-        self.happenings: list[tuple[int, Happening]] = []
+        self.events: list[tuple[int, TimelineEvent]] = []
         """Events in order, each with its time in nanoseconds since the epoch."""
         self.tokenized_ns: tuple[int, int] | None = None
         """When encoding the prompt began and ended; None: the prompt came as token ids."""
         self.num_prompt_tokens: int | None = None
         """Length of the prompt; None: the request was refused."""
 
-    def note(self, happening: Happening) -> None:
+    def note(self, event: TimelineEvent) -> None:
         """Records an event with the current time."""
-        self.happenings.append((time.time_ns(), happening))
+        self.events.append((time.time_ns(), event))

@@ -7,8 +7,8 @@ import pytest
 from google.protobuf import struct_pb2
 from pagewire.v1 import inference_pb2 as pb
 from pagewire_router.admission.conversation import check_num_messages, read_conversation
+from pagewire_router.admission.json_text import MAX_DEPTH, JsonError, parse_json
 from pagewire_router.errors import InvalidRequest
-from pagewire_router.text.json_text import MAX_DEPTH, JsonError, parse_json
 
 USER = pb.ChatMessage(role="user", content="Hi")
 

@@ -4,8 +4,7 @@ import random
 
 import pytest
 from pagewire_router.errors import QueueFull
-from pagewire_router.groups.placement import place_in_time
-from pagewire_router.groups.prefix_mirror import PrefixMirror
+from pagewire_router.groups.placement import PrefixMirror, place_in_time
 from pagewire_router.groups.retry_delay import MAX_S, retry_delay_s
 from pagewire_router.scheduling.forecast import Estimate
 from pagewire_router.scheduling.output_lengths import MEMORY_S, OutputLengths

@@ -9,10 +9,10 @@ from pagewire_router.timeline import (
     ChunkPlanned,
     Ended,
     FailedOver,
-    Happening,
     Preempted,
     Queued,
     Timeline,
+    TimelineEvent,
     TraceContext,
 )
 from pagewire_router.tracing.request_spans import add_request_spans
@@ -20,7 +20,7 @@ from pagewire_router.tracing.request_spans import add_request_spans
 END_NS = 100
 
 
-def spans_of(*happenings: tuple[int, Happening], tokenized_ns: tuple[int, int] | None = None) -> list[ReadableSpan]:
+def spans_of(*events: tuple[int, TimelineEvent], tokenized_ns: tuple[int, int] | None = None) -> list[ReadableSpan]:
     """The call's span, which lasts from 0 to END_NS, first; then what was made of the timeline."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
@@ -29,7 +29,7 @@ def spans_of(*happenings: tuple[int, Happening], tokenized_ns: tuple[int, int] |
     call = tracer.start_span("call", start_time=0)
     timeline = Timeline(TraceContext(""))
     timeline.tokenized_ns = tokenized_ns
-    timeline.happenings += happenings
+    timeline.events += events
     first_token_ns = add_request_spans(tracer, call, timeline, END_NS)
     call.end(END_NS)
     *children, call_span = exporter.get_finished_spans()
@@ -48,7 +48,7 @@ def events(call: ReadableSpan) -> list[tuple[str, int]]:
 
 def chunk(
     step: int, planned_ns: int, done_ns: int, *, has_sampled: bool = False, num_cached: int | None = None
-) -> tuple[tuple[int, Happening], tuple[int, Happening]]:
+) -> tuple[tuple[int, TimelineEvent], tuple[int, TimelineEvent]]:
     done = ChunkDone(step, 0, num_computed=64 * step, num_cached=num_cached, has_sampled=has_sampled)
     return (planned_ns, ChunkPlanned(step, 0, 64)), (done_ns, done)
 

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pagewire_router.errors import QueueFull
-from pagewire_router.groups.placement import place_in_time
-from pagewire_router.groups.prefix_mirror import PrefixMirror
+from pagewire_router.groups.placement import PrefixMirror, place_in_time
 from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.forecast import Estimate

@@ -6,10 +6,10 @@ from typing import Any
 from google.protobuf import struct_pb2
 from pagewire.v1 import inference_pb2
 
+from pagewire_router.admission.json_text import JsonError, parse_json
 from pagewire_router.admission.validation import Violations
 from pagewire_router.errors import FieldViolation, InvalidRequest
 from pagewire_router.text.chat_template import Conversation
-from pagewire_router.text.json_text import JsonError, parse_json
 
 _CONTENT_FORMATS = {
     inference_pb2.CHAT_CONTENT_FORMAT_UNSPECIFIED: "auto",

@@ -29,7 +29,7 @@ from pagewire_router.errors import (
     StepFailed,
     Unavailable,
 )
-from pagewire_router.groups.prefix_mirror import PrefixMirror
+from pagewire_router.groups.placement import PrefixMirror
 from pagewire_router.groups.repeating import Repeating
 from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import (

@@ -1,15 +1,14 @@
-"""Which shard group a request goes to: where most of its prompt is cached, among those that are not much busier.
+"""Chooses the shard group of a request: the one with most of its prompt cached, among those that are not much busier.
 
-A request with a deadline that it would miss there goes to another one, or is refused.
+A request that would miss its deadline there goes to another group, or is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from pagewire_common.block_hash import prefix_hashes
 
 from pagewire_router.errors import QueueFull
-from pagewire_router.groups.prefix_mirror import PrefixMirror
 from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.request import Request
 from pagewire_router.scheduling.forecast import Estimate
@@ -19,8 +18,33 @@ LOAD_WINDOW_SEQUENCES = 16
 slot in the batch outgrows that of computing a prefix again."""
 
 
+class PrefixMirror:
+    """Hashes of the blocks in a group's prefix cache: a snapshot that every result updates."""
+
+    def __init__(self) -> None:
+        self._hashes: set[int] = set()
+
+    def clear(self) -> None:
+        """Forgets all blocks, as a new epoch begins with a snapshot."""
+        self._hashes.clear()
+
+    def update(self, added: Iterable[int], removed: Iterable[int]) -> None:
+        """Applies a snapshot or a result. A block that is both added and removed is gone."""
+        self._hashes.update(added)
+        self._hashes.difference_update(removed)
+
+    def num_cached_blocks(self, hashes: Iterable[int]) -> int:
+        """Number of a prompt's leading blocks that are cached."""
+        count = 0
+        for value in hashes:
+            if value not in self._hashes:
+                break
+            count += 1
+        return count
+
+
 class Candidate(Protocol):
-    """What placement looks at."""
+    """What placement reads of a shard group."""
 
     mirror: PrefixMirror
 

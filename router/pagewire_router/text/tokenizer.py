@@ -7,10 +7,16 @@ from tokenizers import Tokenizer as Backend
 
 from pagewire_router.caller import Caller
 from pagewire_router.text.chat_template import ChatTemplates
-from pagewire_router.text.detokenizer import Detokenizer, PieceDetokenizer, SeparateSpecialTokens, WindowDetokenizer
+from pagewire_router.text.detokenizer import (
+    CleanUpDetokenizer,
+    Detokenizer,
+    PieceDetokenizer,
+    SeparateSpecialTokens,
+    WindowDetokenizer,
+    clean_up_spaces,
+)
 from pagewire_router.text.length_bound import max_chars_per_token
 from pagewire_router.text.piece_table import SPACE_MARK, Piece, build_piece_table, partial_pieces
-from pagewire_router.text.space_clean_up import CleanUpDetokenizer, clean_up_spaces
 from pagewire_router.text.text_threads import QueueBounds, TextThreads
 from pagewire_router.text.tokenizer_files import build_backend, chat_templates, special_tokens, tokenizer_settings
 

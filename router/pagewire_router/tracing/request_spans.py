@@ -19,10 +19,10 @@ from pagewire_router.timeline import (
     ChunkPlanned,
     Ended,
     FailedOver,
-    Happening,
     Preempted,
     Queued,
     Timeline,
+    TimelineEvent,
 )
 
 
@@ -32,8 +32,8 @@ def add_request_spans(tracer: Tracer, call: Span, timeline: Timeline, end_ns: in
     if timeline.tokenized_ns is not None:
         num_tokens = {} if timeline.num_prompt_tokens is None else {names.NUM_TOKENS: timeline.num_prompt_tokens}
         spans.add("tokenize", *timeline.tokenized_ns, num_tokens)
-    for at_ns, happening in timeline.happenings:
-        spans.take(at_ns, happening)
+    for at_ns, event in timeline.events:
+        spans.take(at_ns, event)
     spans.close(end_ns)
     if spans.num_cached is not None:
         call.set_attribute(names.USAGE_CACHE_READ_INPUT_TOKENS, spans.num_cached)
@@ -63,26 +63,26 @@ class _RequestSpans:
         span = self._tracer.start_span(name, self._parent, attributes=attributes, start_time=start_ns)
         span.end(end_ns)
 
-    def take(self, at_ns: int, happening: Happening) -> None:
+    def take(self, at_ns: int, event: TimelineEvent) -> None:
         """Takes the next event of the timeline."""
-        match happening:
+        match event:
             case Queued():
-                self._group_id = happening.group_id
+                self._group_id = event.group_id
                 if self._queued_ns is None:
                     self._queued_ns = at_ns
             case Admitted():
-                self._on_admit(at_ns, happening)
+                self._on_admit(at_ns, event)
             case ChunkPlanned():
-                self._chunks[happening.step, happening.index] = (at_ns, happening.budget)
+                self._chunks[event.step, event.index] = (at_ns, event.budget)
             case ChunkDone():
-                self._on_chunk_done(at_ns, happening)
+                self._on_chunk_done(at_ns, event)
             case Preempted():
-                self._on_eviction(at_ns, "preemption", happening.num_output_tokens)
+                self._on_eviction(at_ns, "preemption", event.num_output_tokens)
             case FailedOver() if self._queued_ns is None:
-                self._on_eviction(at_ns, "failover", happening.num_output_tokens)
+                self._on_eviction(at_ns, "failover", event.num_output_tokens)
                 self._end_chunks(at_ns)
             case Ended():
-                self._end_decode(at_ns, happening.num_output_tokens)
+                self._end_decode(at_ns, event.num_output_tokens)
                 self._end_queue(at_ns)
 
     def close(self, end_ns: int) -> None:
