@@ -16,6 +16,8 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 GRPC_LOGGER = "grpc._cython.cygrpc"
 FOREIGN_LOGGERS = ("grpc", "asyncio", "concurrent", "h2", "hpack", "h11", "uvicorn")
 """Libraries whose records may hold what a client sent; with all loggers below them."""
+NOISY_LOGGERS = ("numba",)
+"""Libraries whose debug records are thousands of lines about their own work: warnings and errors alone are logged."""
 PERIOD_S = 60.0
 """A kind of their records is logged once in so long, with the number of those left out since."""
 MAX_KINDS = 100
@@ -36,6 +38,8 @@ def set_up_logging(level: str) -> None:
         handler.setFormatter(SafeFormatter(FORMAT))
         handler.addFilter(ForeignRecords())
     logging.getLogger(GRPC_LOGGER).addFilter(is_worth_logging)
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:

@@ -132,6 +132,13 @@ def test_a_kind_of_another_library_is_logged_once_a_minute(lines: io.StringIO, m
     assert len(lines.getvalue().splitlines()) < 200
 
 
+def test_a_compilers_work_is_not_logged_and_its_warnings_are(lines: io.StringIO) -> None:
+    logging.getLogger("numba.core.byteflow").debug("bytecode dump")
+    logging.getLogger("numba.core").warning("slow loop")
+    assert lines.getvalue().endswith("WARNING numba.core: slow loop\n")
+    assert "dump" not in lines.getvalue()
+
+
 def test_our_own_tracebacks_show_frames_and_no_values(lines: io.StringIO) -> None:
     try:
         try:
