@@ -1,4 +1,4 @@
-"""The chained hash that names a block's content: the shard's prefix index, and the router's guess at it."""
+"""The chained hash of a block's content. Shards key their prefix index by it, and routers keep a copy of that index."""
 
 import hashlib
 from array import array
@@ -20,7 +20,7 @@ def block_digest(parent: Digest, token_ids: Sequence[int]) -> Digest:
 
 
 def wire_hash(digest: Digest) -> int:
-    """What results and snapshots say of a block: the first 8 bytes of its digest, little-endian."""
+    """The hash of a block in results and snapshots: the first 8 bytes of its digest, little-endian."""
     return int.from_bytes(digest[:8], "little")
 
 

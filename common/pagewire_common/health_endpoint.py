@@ -1,4 +1,4 @@
-"""grpc.health.v1, on the public port and on a plaintext port of its own. Both answer before the service is ready."""
+"""grpc.health.v1, on the public port and on a separate plaintext port. Both answer before the service is ready."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 LIVENESS = "liveness"
 """Service name whose status says that the process runs. All other names say whether the service is ready."""
 POLL_S = 0.2
-"""Time between two looks at the state."""
+"""Time between two checks of the state."""
 _log = logging.getLogger(__name__)
 
 

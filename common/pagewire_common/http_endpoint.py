@@ -32,7 +32,7 @@ def _probe_page(state: str, is_so: bool) -> tuple[HTTPStatus, str, bytes]:
 
 
 class HttpEndpoint:
-    """Serves a few pages, each made when it is asked for."""
+    """Serves a few pages; each is made on request."""
 
     def __init__(self, pages: dict[str, Page]) -> None:
         """pages: by path, such as "/metrics"."""
@@ -46,7 +46,7 @@ class HttpEndpoint:
         return bound_port
 
     async def stop(self) -> None:
-        """Stops listening. Does not wait for connections: a client that never speaks would be waited for too."""
+        """Stops listening. Does not wait for connections, since a client may never send a request."""
         if self._server is not None:
             self._server.close()
 

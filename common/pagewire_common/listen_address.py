@@ -4,7 +4,7 @@ import ipaddress
 
 
 def host_of(listen: str) -> str:
-    """The host, without brackets, for the further ports of a server; this machine alone beside a Unix socket."""
+    """The host, without brackets, for the further ports of a server; the loopback address for a Unix socket."""
     return "127.0.0.1" if listen.startswith("unix:") else listen.rpartition(":")[0].strip("[]")
 
 
@@ -14,7 +14,7 @@ def with_port(listen: str, port: int) -> str:
 
 
 def is_local(listen: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
+    """Whether only this machine can reach a server at the address."""
     host = host_of(listen)
     try:
         return ipaddress.ip_address(host).is_loopback

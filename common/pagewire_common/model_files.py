@@ -2,6 +2,6 @@
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_settings.json"
-"""Not the model's own: what its tokenizer.json cannot say, as transformers reads the other files."""
+"""A file that the shard makes: settings of the tokenizer that tokenizer.json lacks, as transformers reads them."""
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates/"

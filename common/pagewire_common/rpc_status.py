@@ -20,7 +20,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 
 class AbortableContext(Protocol):
-    """The one method of a call's context that is used here."""
+    """The part of a call's context that is used here."""
 
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: tuple[tuple[str, bytes], ...] = ()

@@ -37,7 +37,7 @@ class _Range:
     excludes_low: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether the value is one of them."""
+        """Whether the value is in the range."""
         is_above = value > self.low if self.excludes_low else value >= self.low
         return is_above and value <= self.high and math.isfinite(value)
 
@@ -72,7 +72,7 @@ def with_defaults(given: SamplingParams) -> SamplingParams:
 
 
 def faults(params: SamplingParams) -> Iterator[tuple[str, str]]:
-    """What is wrong with the values of resolved parameters: a field's name, what it is and what is accepted.
+    """Yields the faults of resolved parameters: a field's name, its value and what is accepted.
 
     Fields whose limits are the router's own (n, max_tokens, logprobs, stops) are not looked at.
     """

@@ -1,4 +1,4 @@
-"""Texts that quote what a client or a file said, made fit to be sent and logged."""
+"""Makes texts that quote a client or a file fit to be sent and logged."""
 
 import re
 

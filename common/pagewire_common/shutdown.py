@@ -1,4 +1,4 @@
-"""When a process is to end: at SIGTERM and SIGINT, and when its parent is gone."""
+"""Tells a process when to end: at SIGTERM and SIGINT, and after its parent's end."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 FORCED_EXIT_AFTER_S = 10.0
-"""A process that has lost its parent and has not ended by then is ended the hard way: nobody else would."""
+"""A process whose parent has ended exits at once after this time, since nobody else would kill it."""
 
 
 class Shutdown:

@@ -14,12 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 class TlsError(Exception):
-    """The files cannot be used; the message names the one and says why."""
+    """The files cannot be used; the message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class PemContents:
-    """What a set of PEM files holds; None for files that are not given."""
+    """Contents of a set of PEM files; None for files that are not given."""
 
     ca: bytes | None
     cert: bytes | None
@@ -27,7 +27,7 @@ class PemContents:
 
 
 class TlsFiles(Generic[T]):
-    """An object made of PEM files, and made anew when one of them has changed."""
+    """Makes an object of PEM files, and a new one when a file has changed."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ def server_credentials(cert: str, key: str, client_ca: str | None) -> grpc.Serve
 
 
 def channel_credentials(ca: str, cert: str | None, key: str | None) -> TlsFiles[grpc.ChannelCredentials]:
-    """Credentials of the side that calls: who may answer, and what to show if asked."""
+    """A client's credentials: trusted authorities, and the certificate to show."""
     return TlsFiles(
         lambda contents: grpc.ssl_channel_credentials(contents.ca, contents.key, contents.cert),
         ca=ca,

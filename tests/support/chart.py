@@ -37,7 +37,7 @@ def run_helm(helm: Path, *arguments: str | Path) -> "subprocess.CompletedProcess
 
 
 def template(helm: Path, *flags: str | Path, chart: Path = CHART) -> str:
-    """What `helm template` prints."""
+    """Returns the output of `helm template`."""
     run = run_helm(helm, "template", RELEASE, chart, "--namespace", NAMESPACE, *flags)
     assert run.returncode == 0, run.stderr
     return run.stdout

@@ -50,7 +50,7 @@ def free_port() -> int:
 
 
 class Service:
-    """One process of ours and what it prints."""
+    """One process of pagewire and its output."""
 
     def __init__(self, name: str, command: Sequence[str], directory: Path) -> None:
         self.name = name
@@ -121,12 +121,12 @@ class Cluster:
     shards: list[Service]
     shard_addresses: list[str]
     metrics_ports: list[int]
-    """Of the shards."""
+    """Ports of the shards' metrics."""
     num_blocks: list[int] = field(default_factory=list)
-    """In each shard's pool."""
+    """Blocks in each shard's pool."""
 
     def free_blocks(self, shard: int = 0) -> int:
-        """What the shard's /metrics says."""
+        """Returns the number of free blocks on the shard's metrics page."""
         return int(read_metrics(self.metrics_ports[shard])['pagewire_shard_free_blocks{cache_group="0"}'])
 
     def sampled_tokens(self, shard: int = 0) -> int:

@@ -12,7 +12,7 @@ CHART = Path(__file__).resolve().parents[2] / "helm" / "pagewire"
 DASHBOARDS = sorted((CHART / "dashboards").glob("*.json"))
 RULE_FILES = sorted((CHART / "rules").glob("*.yaml"))
 VARIABLES = {"$namespace": ".*", "$job": ".*", "$__rate_interval": "1m", "$__range": "5m"}
-"""What Grafana puts in their place when everything is selected."""
+"""Values that Grafana substitutes when everything is selected."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class PanelQuery:
     dashboard: str
     panel: str
     expr: str
-    """With every variable in place."""
+    """The expression with all variables substituted."""
     legend: str
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ def panels(path: Path) -> list[dict[str, Any]]:
 
 
 def panel_queries() -> list[PanelQuery]:
-    """Of all dashboards."""
+    """Yields the queries of all panels of all dashboards."""
     return list(_panel_queries())
 
 

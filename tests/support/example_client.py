@@ -17,7 +17,7 @@ from pagewire import Client, SamplingParams
 
 TEXT = "The capital of France is"
 MAX_MODEL_LEN = 2048
-"""Of the demo model."""
+"""Context length of the demo model."""
 TIMEOUT_S = 200.0
 
 
@@ -27,10 +27,10 @@ class ExampleClient:
 
     language: str
     command: Sequence[str]
-    """From its own folder."""
+    """The command, run in the client's folder."""
 
     def build(self) -> None:
-        """As its README says."""
+        """Builds the client as its README says."""
         command = BUILDS.get(self.language, ("make",))
         built = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=TIMEOUT_S)
         assert built.returncode == 0, built.stdout + built.stderr
@@ -52,11 +52,11 @@ class ExampleClient:
 
 
 TOOLCHAINS = {"node": ("node", "npm"), "go": ("go",), "java": ("javac",), "cpp": ("g++",), "ruby": ("ruby",)}
-"""By language: what a machine may lack."""
+"""Tools by language that a machine may lack."""
 BUILDS = {"node": ("npm", "run", "generate")}
-"""Of all others: make."""
+"""Build commands by language; all others use make."""
 COMMANDS = {"node": ("node", "client.js"), "ruby": ("ruby", "client.rb")}
-"""Those of interpreters. The others are programs."""
+"""Commands of interpreted clients; the others are programs."""
 
 
 def build_client(language: str) -> ExampleClient:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 
 class FaultyProxy:
-    """While it is cut it takes connections and bytes, and passes nothing on."""
+    """A proxy that, while it is cut, accepts connections and bytes but passes nothing on."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port

@@ -6,13 +6,13 @@ Tensor = torch.Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
-    """Of x + residual."""
+    """The RMS norm of x + residual."""
     x = x.double() if residual is None else x.double() + residual.double()
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Over the last dimension."""
+    """The layer norm over the last dimension."""
     x = x.double()
     centred = x - x.mean(-1, keepdim=True)
     return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double() + bias.double()

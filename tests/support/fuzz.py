@@ -28,7 +28,7 @@ from cluster import Service, free_port
 CALL_TIMEOUT_S = 20.0
 NUM_AT_ONCE = 16
 WARM_UP_S = 1.5
-"""Until the probe has begun."""
+"""Time until the probe has begun."""
 TRACEBACK = "Traceback (most recent call last)"
 FAULTS = ("INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS", "CANCELLED", "UNIMPLEMENTED")
 """Statuses that no message may cause."""
@@ -36,21 +36,21 @@ FAULTS = ("INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS", "CANCELLED", "UNIMP
 
 @dataclass
 class Report:
-    """What came of one phase."""
+    """Results of one phase."""
 
     phase: str
     number: int = 0
     seconds: float = 0.0
     outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
     faults: list[str] = field(default_factory=list)
-    """What must not be."""
+    """Observations that must not occur."""
     probe: dict[str, object] = field(default_factory=dict)
     rss_mb: dict[str, list[int]] = field(default_factory=dict)
-    """Of each process, before and after."""
+    """Memory of each process, before and after."""
     log_lines: int = 0
 
     def line(self) -> str:
-        """As JSON."""
+        """The report as a line of JSON."""
         return json.dumps({**self.__dict__, "outcomes": dict(self.outcomes.most_common()), "faults": self.faults[:5]})
 
 
@@ -147,7 +147,7 @@ class Messages:
 
 
 async def connections(target: Target, rng: random.Random) -> str:
-    """One garbage connection to one of the ports."""
+    """Opens one garbage connection to one of the ports."""
     return await fuzz_connections.disturb(rng, rng.choice(target.ports))
 
 
@@ -166,7 +166,7 @@ def _judge(target: Target, report: Report) -> None:
 
 
 def fuzz(num_messages: int, num_connections: int, seed: int) -> list[Report]:
-    """Both phases on one server."""
+    """Runs both phases on one server."""
     with tempfile.TemporaryDirectory(prefix="pw-") as name:
         target = Target(Path(name))
         try:

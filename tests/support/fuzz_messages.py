@@ -20,7 +20,7 @@ ROLES = ["user", "system", "assistant", "tool", "", "r" * 3_000]
 INTEGERS = [0, 1, 2, 3, 5, 16, 63, 64, 100, 1000, 2**16, 2**31 - 1]
 FLOATS = [0.0, 1.0, -1.0, 0.5, 2.0, 1e-45, 3.4e38, float("inf"), float("-inf"), float("nan"), 1.0001e-5]
 MAX_TOKENS = 4
-"""Of most requests: it is the way in that is tried, not the model."""
+"""max_tokens of most requests; it is small because request handling is tested, not the model."""
 
 
 def make(rng: random.Random) -> tuple[str, bytes]:

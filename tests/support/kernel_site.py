@@ -6,12 +6,12 @@ import float64
 import torch
 
 MAX_ERRORS = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
-"""In the Euclidean norm, relative; bfloat16 rounds to within 4e-3."""
+"""Largest relative errors in the Euclidean norm; bfloat16 rounds to within 4e-3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One device and dtype. Served sizes on a GPU, tiny ones on a CPU."""
+    """One device and dtype, with sizes as served on a GPU and tiny ones on a CPU."""
 
     device: torch.device
     dtype: torch.dtype

@@ -59,7 +59,7 @@ class Store:
     """All objects, and who watches them."""
 
     objects: dict[tuple[str, str, str], Object] = field(default_factory=dict)
-    """By kind, namespace and name."""
+    """Objects by kind, namespace and name."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     watchers: list[tuple[str, str, "queue.Queue[Object]"]] = field(default_factory=list)
     """Kind, namespace (empty: all) and where to put events."""

@@ -32,7 +32,7 @@ class EngineWorld:
         self.engine.begin_epoch(window)
         self.scheduler = Scheduler(limits)
         self.logprobs: dict[Sequence, list[shard_pb2.SequenceLogprobs]] = {}
-        """For sequences that asked for them, one for each token."""
+        """Log-probabilities of sequences that asked for them, one for each token."""
         self._window = window
         self._pending: deque[PendingStep] = deque()
         self._now = 0.0

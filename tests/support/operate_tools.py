@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATE = ROOT / ".operate"
-"""Where tools/operate/*.sh install."""
+"""Folder into which tools/operate/*.sh install."""
 BUF = OPERATE / "buf" / "node_modules" / ".bin" / "buf"
 SET_UP_TIMEOUT_S = 240
 """Below the timeout of a test, which would not say what was missing."""

@@ -74,13 +74,13 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def spans(self, **fields: object) -> list[ReceivedSpan]:
-        """What has come so far and has these fields, in order of their start."""
+        """Returns the spans received so far that have these fields, in order of their start."""
         with self._lock:
             found = [span for span in self._spans if all(getattr(span, key) == value for key, value in fields.items())]
         return sorted(found, key=lambda span: (span.start_ns, span.end_ns))
 
     def wait_for(self, condition: Callable[[], object], what: str) -> None:
-        """Until what has come meets the condition."""
+        """Waits until the received spans meet the condition."""
         eventually(lambda: bool(condition()), what, ARRIVAL_TIMEOUT_S)
 
     def wait_for_span(self, **fields: object) -> ReceivedSpan:

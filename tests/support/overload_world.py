@@ -18,10 +18,10 @@ Cost = Callable[[int, int], float]
 
 @dataclass
 class Counts:
-    """What became of the requests."""
+    """Counts of requests by result."""
 
     in_time: list[float] = field(default_factory=list)
-    """When each request that finished before its deadline did so."""
+    """Times at which requests finished before their deadlines."""
     refused: int = 0
     retry_after_s: list[float] = field(default_factory=list)
     given_up: int = 0

@@ -34,7 +34,7 @@ class Node:
     directory: Path
     secrets: Secrets = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
-    """What is written in place of host:port of a service."""
+    """Addresses that replace host:port of a service."""
     filled: dict[str, Path] = field(default_factory=dict)
     """Directories that stand in for an emptyDir, by its path in the container, where a node has filled it before."""
 
@@ -73,7 +73,7 @@ class PodProcess:
 
     @property
     def log(self) -> str:
-        """What it printed."""
+        """Returns the output of the process."""
         return f"--- {self.name}\n{self._log.read_text(errors='replace')[-8000:]}"
 
     def probe(self, name: str) -> bool:
@@ -89,7 +89,7 @@ class PodProcess:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def wait_ready(self) -> None:
-        """Until the startup probe and then the readiness probe succeed; the pod must live meanwhile."""
+        """Waits until the startup probe and then the readiness probe succeed; the pod must be alive meanwhile."""
         for name in ("startupProbe", "readinessProbe"):
             eventually(lambda name=name: self._is_alive() and self.probe(name), f"{name}\n{self.log}", READY_TIMEOUT_S)  # type: ignore[misc]
         assert self.probe("livenessProbe"), self.log

@@ -32,7 +32,7 @@ class Prometheus:
         return answer["data"]
 
     def value(self, expr: str) -> float:
-        """Of an expression that has one series now."""
+        """Returns the value of an expression that has one series now."""
         (series,) = self.get("query", query=expr)["result"]
         return float(series["value"][1])
 

@@ -44,7 +44,7 @@ class Selector:
 class Expression:
     selectors: list[Selector] = field(default_factory=list)
     labels: set[str] = field(default_factory=set)
-    """Those it groups and joins by."""
+    """Labels that the expression groups and joins by."""
 
 
 class _Tokens:
@@ -121,11 +121,11 @@ def _label_list(tokens: _Tokens) -> set[str]:
 Series = tuple[str, dict[str, str]]
 """A name and its labels."""
 TARGET_LABELS = {"namespace", "job", "instance"}
-"""What Prometheus and Kubernetes add to every series."""
+"""Labels that Prometheus and Kubernetes add to every series."""
 
 
 def faults(text: str, live: Iterable[Series]) -> list[str]:
-    """What of an expression no live series bears out."""
+    """Returns the names and labels of an expression that no live series has."""
     expression, live = parse(text), list(live)
     found, known = [], set(TARGET_LABELS)
     for selector in expression.selectors:

@@ -20,7 +20,7 @@ NEAR_TIE = 1e-4
 
 @dataclass
 class Expected:
-    """One sequence's right answer."""
+    """The correct greedy output of one sequence."""
 
     prompt: list[int]
     tokens: list[int]

@@ -26,7 +26,7 @@ from pagewire_shard.engine.sequence import Sequence
 VOCAB_SIZE = 6
 EOS = 0
 REJECTED = -7
-"""What a rejected draft leaves in the cache."""
+"""Marks a rejected draft in the cache."""
 
 
 def chain(tokens: list[int]) -> list[int]:
@@ -261,7 +261,7 @@ def make_request(prompt: list[int], *, arrival_s: float = 0.0, eos: bool = True,
 
 
 def expected_output(request: Request, index: int, max_model_len: int, eos_share: float) -> list[int]:
-    """What a sequence yields when nobody else is there."""
+    """Returns the output of a sequence that runs alone."""
     tokens = list(request.prompt_token_ids)
     seed = sequence_seed(request.params.seed, index)
     limit = min(len(tokens) + request.params.max_tokens, max_model_len)

@@ -30,7 +30,7 @@ def byte_level(**options: Any) -> Tokenizer:
 
 
 def sentencepiece_bpe() -> Tokenizer:
-    """As Llama 2's tokenizer.json is: with a normalizer that puts a space before every piece of text."""
+    """Llama 2's kind of tokenizer.json: with a normalizer that puts a space before every piece of text."""
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -18,7 +18,7 @@ from operate_tools import OPERATE, require_tool
 START_TIMEOUT_S = 180.0
 PROJECT = "pagewire"
 RESOURCE = f"openinference.project.name={PROJECT}"
-"""What OTEL_RESOURCE_ATTRIBUTES must hold for spans to come into the project."""
+"""Value of OTEL_RESOURCE_ATTRIBUTES by which spans are assigned to the project."""
 
 
 @dataclass(frozen=True)

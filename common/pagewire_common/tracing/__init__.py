@@ -1,1 +1,1 @@
-"""What the spans of routers and shards have in common."""
+"""The base of tracing in routers and shards."""

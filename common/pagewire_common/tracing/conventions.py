@@ -42,7 +42,7 @@ TP_RANK = "pagewire.tp.rank"
 # Of a request and its sequences.
 PRIORITY = "pagewire.request.priority"
 NUM_STOP_STRINGS = "pagewire.request.stop_strings"
-"""How many; the strings themselves are content."""
+"""Number of stop strings; the strings themselves are content, which spans do not carry."""
 SEQUENCE_INDEX = "pagewire.sequence.index"
 SEQ_ID = "pagewire.sequence.id"
 QUEUE_REASON = "pagewire.queue.reason"

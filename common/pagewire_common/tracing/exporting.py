@@ -1,4 +1,4 @@
-"""Sends spans away in the background, as the OTEL_* variables say: whatever becomes of them, serving goes on.
+"""Exports spans in the background, as the OTEL_* variables say. A failing export never stops serving.
 
 A span that has ended goes into a bounded queue, and is dropped when that is full; a thread exports what is queued.
 """
@@ -18,12 +18,12 @@ from opentelemetry.trace import Tracer
 from pagewire_common.version import DISTRIBUTION, version
 
 FLUSH_TIMEOUT_S = 2.0
-"""What is queued at the end has so long to go out."""
+"""How long queued spans may take to go out at the end of the process."""
 _log = logging.getLogger(__name__)
 
 
 class Tracing:
-    """A process's tracers and what stands behind them."""
+    """A process's tracers and their exporters."""
 
     def __init__(self, exporters: Sequence[SpanExporter], resource: Resource) -> None:
         self._exporters = exporters
@@ -52,7 +52,7 @@ class Tracing:
 
 
 def open_tracing(names: Sequence[str], service_name: str, attributes: Mapping[str, str]) -> Tracing | None:
-    """Traces go to the exporters of these names; None: none of them can be had, which the log explains.
+    """Opens tracing to the exporters of these names; None if none can be loaded, which the log explains.
 
     Args:
         service_name: describes the process together with the attributes, unless OTEL_SERVICE_NAME and
@@ -63,7 +63,7 @@ def open_tracing(names: Sequence[str], service_name: str, attributes: Mapping[st
 
 
 def _load_exporter(name: str) -> SpanExporter | None:
-    """As OpenTelemetry's packages register it; a setting that is wrong costs the traces, not the service."""
+    """Loads an exporter that OpenTelemetry's packages register. A wrong setting costs the traces, not the service."""
     found = metadata.entry_points(group="opentelemetry_traces_exporter", name=name)
     if not found:
         _log.error("No traces: the OTEL_* variables ask for the exporter %r, whose package is not installed", name)
