@@ -44,7 +44,7 @@ FLOORS = {
     "pagewire_router": (
         ("errors", "config", "caller", "timeline"),
         ("fair_slots", "request"),
-        ("text", "scheduling", "engine"),
+        ("text", "scheduling", "request_runner"),
         ("groups", "output"),
         ("metrics", "tracing"),
         ("admission",),
@@ -76,7 +76,7 @@ FLOORS = {
 }
 # Rooms of the router that every front uses, or that requests run in: they must not know a transport.
 TRANSPORT_FREE = (
-    *("errors", "caller", "fair_slots", "timeline", "request", "text", "scheduling", "engine"),
+    *("errors", "caller", "fair_slots", "timeline", "request", "text", "scheduling", "request_runner"),
     *("output", "metrics", "tracing", "admission", "inference"),
 )
 TRANSPORTS = ("grpc", "grpc_health", "grpc_reflection", "starlette", "uvicorn")

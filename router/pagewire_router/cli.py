@@ -26,7 +26,7 @@ NEEDS = (
 MIN_STEP_TIMEOUT_S = 2.0
 
 if TYPE_CHECKING:
-    from pagewire_router.engine import Engine
+    from pagewire_router.request_runner import RequestRunner
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -259,7 +259,7 @@ def _spare_long_lived_objects() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-async def serve(config: RouterConfig, engine: "Engine") -> int:
+async def serve(config: RouterConfig, runner: "RequestRunner") -> int:
     """Runs the router until it is told to stop; returns the exit status."""
     from pagewire_common.shutdown import Shutdown
     from pagewire_common.tls import TlsError
@@ -268,7 +268,7 @@ async def serve(config: RouterConfig, engine: "Engine") -> int:
     from pagewire_router.server import RouterServer, ServerError
 
     shutdown = Shutdown(with_parent=config.exit_with_parent)
-    server = RouterServer(config, engine)
+    server = RouterServer(config, runner)
     ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(shutdown.requested.wait())]
     try:
         address = await server.start()
@@ -278,7 +278,7 @@ async def serve(config: RouterConfig, engine: "Engine") -> int:
             opening.result()
             _spare_long_lived_objects()
             print(f"pagewire-router ready on {address}", flush=True)
-            failing = asyncio.ensure_future(engine.wait_failed())
+            failing = asyncio.ensure_future(runner.wait_failed())
             ends.append(failing)
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if failing.done():

@@ -23,14 +23,14 @@ from pagewire_router.admission.validation import (
     check_token_ids,
 )
 from pagewire_router.config import RouterConfig
-from pagewire_router.engine import Engine
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestAlreadyExists, RouterError
 from pagewire_router.metrics.request_metrics import Metrics
 from pagewire_router.metrics.request_timer import RequestTimer
+from pagewire_router.output.output_buffer import OutputBuffer
 from pagewire_router.output.pacer import PacedStream, Pacer
-from pagewire_router.output.request_output import RequestOutput
 from pagewire_router.output.sequence_output import Delta
 from pagewire_router.request import Request
+from pagewire_router.request_runner import RequestRunner
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.text_threads import CHARS_PER_TOKEN
 from pagewire_router.text.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class GenerateStream:
     """
 
     def __init__(
-        self, started: inference_pb2.Started, output: RequestOutput, stream: PacedStream, timer: RequestTimer
+        self, started: inference_pb2.Started, output: OutputBuffer, stream: PacedStream, timer: RequestTimer
     ) -> None:
         self.started = started
         self._output = output
@@ -84,12 +84,12 @@ class CompletedRequest:
 
 
 class Inference:
-    """The Inference service over one started engine. Everything runs on the event loop's thread."""
+    """The Inference service over one started RequestRunner. Everything runs on the event loop's thread."""
 
     def __init__(
         self,
         config: RouterConfig,
-        engine: Engine,
+        runner: RequestRunner,
         tokenizer: Tokenizer | None,
         pacer: Pacer,
         metrics: Metrics,
@@ -101,14 +101,14 @@ class Inference:
             template_process: renders chat templates that clients send; None: such templates are refused.
         """
         self._config = config
-        self._engine = engine
-        self._model = engine.model
+        self._runner = runner
+        self._model = runner.model
         self._tokenizer = tokenizer
         self._pacer = pacer
         self._metrics = metrics
-        self.limits = Limits.of(engine.model, max_n=config.max_n, max_logprobs=config.max_logprobs)
+        self.limits = Limits.of(runner.model, max_n=config.max_n, max_logprobs=config.max_logprobs)
         self._admission = Admission(
-            engine.model, self.limits, tokenizer, config.max_request_time_s, template_process=template_process
+            runner.model, self.limits, tokenizer, config.max_request_time_s, template_process=template_process
         )
         self._live_request_ids: set[str] = set()
 
@@ -216,14 +216,14 @@ class Inference:
         return request_id
 
     def _submit(self, request: Request) -> RequestTimer:
-        """Submits the request to the engine. What was submitted must be given to _end()."""
-        self._engine.submit(request)
+        """Submits the request. What was submitted must be given to _end()."""
+        self._runner.submit(request)
         return RequestTimer(self._metrics, request)
 
-    def _end(self, request: Request, output: RequestOutput, timer: RequestTimer) -> None:
+    def _end(self, request: Request, output: OutputBuffer, timer: RequestTimer) -> None:
         """Aborts the request if its client has gone before it has ended, and observes its end."""
         if not output.is_done:
-            self._engine.abort(request)
+            self._runner.abort(request)
         timer.on_end(output)
 
 

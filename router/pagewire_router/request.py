@@ -14,7 +14,7 @@ from pagewire_router.timeline import Timeline, TraceContext
 
 
 class OutputSink(Protocol):
-    """Takes the output of one request. See output/request_output.py."""
+    """Takes the output of one request. See output/output_buffer.py."""
 
     def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
         """Takes the next tokens of sequence `index`. Returns whether a stop string ends the sequence here."""

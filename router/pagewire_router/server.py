@@ -1,4 +1,4 @@
-"""Composes the router: the gRPC front, probes and metrics over one engine, from start to stop."""
+"""Composes the router: the gRPC front, probes and metrics over one RequestRunner, from start to stop."""
 
 import asyncio
 import logging
@@ -15,13 +15,13 @@ from pagewire_common.tls import TlsError, server_credentials
 
 from pagewire_router.admission.api_keys import ApiKeys, ApiKeysError
 from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
-from pagewire_router.engine import Engine
 from pagewire_router.grpc_front.calls import ApiKeyInterceptor, ServiceHandler
 from pagewire_router.grpc_front.inference_service import SERVICE_NAME, InferenceService
 from pagewire_router.inference import Inference
 from pagewire_router.metrics.request_metrics import METHODS, Metrics
 from pagewire_router.metrics.server_metrics import ServerMetrics, watch_loop_lag
 from pagewire_router.output.pacer import Pacer
+from pagewire_router.request_runner import RequestRunner
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.text_threads import QueueBounds
 from pagewire_router.text.tokenizer import Tokenizer
@@ -77,11 +77,11 @@ def channel_options(config: RouterConfig) -> list[tuple[str, int]]:
 class RouterServer:
     """Everything a client or a probe can connect to."""
 
-    def __init__(self, config: RouterConfig, engine: Engine) -> None:
+    def __init__(self, config: RouterConfig, runner: RequestRunner) -> None:
         self._config = config
-        self._engine = engine
+        self._runner = runner
         self._metrics = Metrics()
-        self._metrics.add(engine.collector, engine.histograms)
+        self._metrics.add(runner.collector, runner.histograms)
         self._metrics.add(ServerMetrics(config, is_ready=self._is_serving, is_draining=lambda: self._is_draining))
         self._health = HealthEndpoint(SERVICE_NAME, is_ready=self._is_serving)
         self._handler = ServiceHandler(SERVICE_NAME, "the router looks for shards", self._metrics.count_refused)
@@ -123,8 +123,8 @@ class RouterServer:
     async def open(self) -> None:
         """Serves, once there are shards; returns when a step would run. Raises ServerError."""
         self._lag_task = asyncio.create_task(watch_loop_lag(self._metrics.loop_lag_s), name="loop lag")
-        await self._engine.start()
-        files = self._engine.files
+        await self._runner.start()
+        files = self._runner.files
         if TOKENIZER_FILE in files:
             self._tokenizer = self._read_tokenizer()
         else:
@@ -132,7 +132,7 @@ class RouterServer:
         self._service = InferenceService(self._config, self._new_inference(), self._metrics)
         self._handler.open(self._service.handler())
         self._is_open = True
-        await self._engine.wait_ready()
+        await self._runner.wait_ready()
         await self._health.publish()
 
     async def _start_probes(self) -> None:
@@ -151,30 +151,30 @@ class RouterServer:
             raise ServerError(f"cannot serve metrics on {host}:{config.metrics_port}: {error}") from None
 
     def _read_tokenizer(self) -> Tokenizer:
-        model, num_threads = self._engine.model, self._config.tokenizer_threads
+        model, num_threads = self._runner.model, self._config.tokenizer_threads
         try:
             return Tokenizer(
-                self._engine.files, model.vocab_size, num_threads=num_threads, queue_bounds=self._queue_bounds()
+                self._runner.files, model.vocab_size, num_threads=num_threads, queue_bounds=self._queue_bounds()
             )
         except TokenizerFilesError as error:
             raise ServerError(f"{model.model}: {error}") from None
 
     def _queue_bounds(self) -> QueueBounds:
         return QueueBounds(
-            self._config.max_queued_requests, self._config.max_queued_tokens, lambda: self._engine.num_waiting
+            self._config.max_queued_requests, self._config.max_queued_tokens, lambda: self._runner.num_waiting
         )
 
     async def drain(self) -> None:
         """Tells probes that no more requests are wanted, and lets the running ones finish within the grace."""
         self._is_draining = True
         await self._health.publish()
-        await self._engine.drain(self._config.drain_grace_s)
+        await self._runner.drain(self._config.drain_grace_s)
 
     async def stop(self) -> None:
         """Ends everything. Calls that still run end with UNAVAILABLE."""
         self._is_draining = True
         await self._health.publish()
-        await self._engine.stop()
+        await self._runner.stop()
         # Before gRPC cancels the calls that wait for these, which would tell nobody when to come back.
         if self._template_process is not None:
             await self._template_process.close()
@@ -207,7 +207,7 @@ class RouterServer:
             max_floor_s=self._config.coalesce_max_ms / 1000,
             max_writes_per_s=self._config.max_writes_per_s,
         )
-        return Inference(self._config, self._engine, self._tokenizer, pacer, self._metrics, self._template_process)
+        return Inference(self._config, self._runner, self._tokenizer, pacer, self._metrics, self._template_process)
 
     def _bind(self) -> str:
         listen = self._config.listen
@@ -240,7 +240,7 @@ class RouterServer:
         return None
 
     def _is_serving(self) -> bool:
-        return self._is_open and self._engine.is_ready and not self._is_draining
+        return self._is_open and self._runner.is_ready and not self._is_draining
 
 
 def _open_tracing(config: RouterConfig) -> "Tracing | None":

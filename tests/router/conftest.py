@@ -1,4 +1,4 @@
-"""Small tokenizers trained on the spot, an engine that says what it is told, and a router that serves both."""
+"""Small tokenizers trained on the spot, a runner that says what it is told, and a router that serves both."""
 
 import asyncio
 import json
@@ -90,8 +90,8 @@ def word_piece_files() -> dict[str, bytes]:
 
 
 @dataclass
-class FakeEngine:
-    """An Engine that answers each request with the tokens of a script, one at a time."""
+class FakeRunner:
+    """A RequestRunner that answers each request with the tokens of a script, one at a time."""
 
     files: dict[str, bytes]
     script: Callable[[Request], list[int]]
@@ -181,7 +181,7 @@ class FakeEngine:
 class Router:
     """A router under test and a client's view of it."""
 
-    engine: FakeEngine
+    runner: FakeRunner
     server: RouterServer
     address: str
     channel: grpc.aio.Channel
@@ -193,34 +193,34 @@ class Router:
 
 
 @pytest.fixture
-def new_engine(byte_level_files: dict[str, bytes]) -> Callable[..., FakeEngine]:
-    """Makes an engine that says the tokens from 40 on, unless told otherwise."""
+def new_runner(byte_level_files: dict[str, bytes]) -> Callable[..., FakeRunner]:
+    """Makes a runner that says the tokens from 40 on, unless told otherwise."""
 
-    def make(**fields: object) -> FakeEngine:
+    def make(**fields: object) -> FakeRunner:
         defaults = {"files": byte_level_files, "script": lambda r: list(range(40, 40 + r.params.max_tokens))}
-        return FakeEngine(**{**defaults, **fields})
+        return FakeRunner(**{**defaults, **fields})
 
     return make
 
 
 @pytest.fixture
-def serve(new_engine: Callable[..., FakeEngine]) -> Callable[..., AbstractAsyncContextManager["Router"]]:
-    """Serves a fake engine: `async with serve(script=...) as router`."""
+def serve(new_runner: Callable[..., FakeRunner]) -> Callable[..., AbstractAsyncContextManager["Router"]]:
+    """Serves a fake runner: `async with serve(script=...) as router`."""
 
     @asynccontextmanager
     async def start(
         script: Callable[[Request], list[int]] | None = None,
         config: dict[str, object] | None = None,
-        **engine_fields: object,
+        **runner_fields: object,
     ) -> AsyncIterator[Router]:
-        engine = new_engine(**({"script": script} if script else {}), **engine_fields)
-        server = RouterServer(RouterConfig(shards=(), **{"listen": "127.0.0.1:0", **(config or {})}), engine)
+        runner = new_runner(**({"script": script} if script else {}), **runner_fields)
+        server = RouterServer(RouterConfig(shards=(), **{"listen": "127.0.0.1:0", **(config or {})}), runner)
         address = await server.start()
         await server.open()
         options = [("grpc.max_send_message_length", -1)]
         try:
             async with grpc.aio.insecure_channel(address, options=options) as channel:
-                yield Router(engine, server, address, channel, inference_pb2_grpc.InferenceStub(channel))
+                yield Router(runner, server, address, channel, inference_pb2_grpc.InferenceStub(channel))
         finally:
             await server.stop()
 

@@ -75,7 +75,7 @@ async def test_others_are_refused_and_told_why(serve, keys_file, authorization, 
         (detail,) = rpc_status.from_call(refused.value).details
         info = error_details_pb2.ErrorInfo.FromString(detail.value)
         assert (info.reason, info.domain) == ("API_KEY_INVALID", "pagewire")
-        assert not router.engine.requests
+        assert not router.runner.requests
 
 
 async def test_every_method_wants_a_key_and_refusals_are_counted(serve, keys_file):
@@ -129,11 +129,11 @@ async def test_a_file_that_cannot_be_read_again_locks_nobody_out_and_shows_no_ke
 
 
 @pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("# nothing\n\n", "there is no key in it")])
-async def test_a_start_without_keys_fails_and_names_the_file(new_engine, tmp_path, content, why):
+async def test_a_start_without_keys_fails_and_names_the_file(new_runner, tmp_path, content, why):
     path = tmp_path / "keys"
     if content is not None:
         path.write_text(content)
-    server = RouterServer(RouterConfig(shards=(), listen="127.0.0.1:0", api_keys=str(path)), new_engine())
+    server = RouterServer(RouterConfig(shards=(), listen="127.0.0.1:0", api_keys=str(path)), new_runner())
     with pytest.raises(ServerError, match=f"{path}: {why}"):
         await server.start()
     await server.stop()

@@ -78,39 +78,39 @@ async def started_line(capsys):
     return line
 
 
-async def test_sigterm_drains_and_ends_well(new_engine, capsys):
-    engine = new_engine()
-    running = asyncio.create_task(serve(RouterConfig(shards=(), listen="127.0.0.1:0"), engine))
+async def test_sigterm_drains_and_ends_well(new_runner, capsys):
+    runner = new_runner()
+    running = asyncio.create_task(serve(RouterConfig(shards=(), listen="127.0.0.1:0"), runner))
     line = await started_line(capsys)
     assert line.startswith("pagewire-router ready on 127.0.0.1:")
     os.kill(os.getpid(), signal.SIGTERM)
     assert await running == 0
-    assert engine.drained
+    assert runner.drained
 
 
-async def test_an_error_at_start_is_one_line(new_engine, capsys):
-    engine = new_engine()
+async def test_an_error_at_start_is_one_line(new_runner, capsys):
+    runner = new_runner()
 
     async def start():
         raise Unavailable("no shard answers at a:1")
 
-    engine.start = start
-    assert await serve(RouterConfig(shards=(), listen="127.0.0.1:0"), engine) == 1
+    runner.start = start
+    assert await serve(RouterConfig(shards=(), listen="127.0.0.1:0"), runner) == 1
     assert capsys.readouterr().err == "error: no shard answers at a:1\n"
 
 
-async def test_a_broken_tokenizer_is_one_line(new_engine, capsys):
-    engine = new_engine(files={"tokenizer.json": b"{"})
-    assert await serve(RouterConfig(shards=(), listen="127.0.0.1:0"), engine) == 1
+async def test_a_broken_tokenizer_is_one_line(new_runner, capsys):
+    runner = new_runner(files={"tokenizer.json": b"{"})
+    assert await serve(RouterConfig(shards=(), listen="127.0.0.1:0"), runner) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: tiny: tokenizer.json cannot be read")
     assert error.count("\n") == 1
 
 
-async def test_a_signal_before_the_shards_answer_ends_the_router(new_engine):
-    engine = new_engine()
-    engine.start = asyncio.Event().wait
-    running = asyncio.create_task(serve(RouterConfig(shards=(), listen="127.0.0.1:0"), engine))
+async def test_a_signal_before_the_shards_answer_ends_the_router(new_runner):
+    runner = new_runner()
+    runner.start = asyncio.Event().wait
+    running = asyncio.create_task(serve(RouterConfig(shards=(), listen="127.0.0.1:0"), runner))
     await asyncio.sleep(0.05)
     os.kill(os.getpid(), signal.SIGTERM)
     assert await running == 0

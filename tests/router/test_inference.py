@@ -1,4 +1,4 @@
-"""Requests without a transport: from a message and a Call through admission and engine to output."""
+"""Requests without a transport: from a message and a Call through admission and a runner to output."""
 
 import asyncio
 import hashlib
@@ -36,14 +36,14 @@ def new_call(**fields):
     return Call(**{"caller": Caller.of("ipv4:10.0.0.1:1000"), "arrival_s": time.monotonic(), **fields})
 
 
-def inference_over(engine, **config):
-    tokenizer = Tokenizer(engine.files, engine.model.vocab_size)
+def inference_over(runner, **config):
+    tokenizer = Tokenizer(runner.files, runner.model.vocab_size)
     pacer = Pacer(asyncio.get_running_loop(), max_floor_s=0.05, max_writes_per_s=2000)
-    return Inference(RouterConfig(shards=(), **config), engine, tokenizer, pacer, Metrics())
+    return Inference(RouterConfig(shards=(), **config), runner, tokenizer, pacer, Metrics())
 
 
-def script_of(engine, text):
-    token_ids = Tokenizer(engine.files, 500).encode_now(text, add_special_tokens=False)
+def script_of(runner, text):
+    token_ids = Tokenizer(runner.files, 500).encode_now(text, add_special_tokens=False)
     return lambda request: token_ids
 
 
@@ -58,10 +58,10 @@ def request(text="Hello", **params):
     return inference_pb2.GenerateRequest(text=text, sampling_params=inference_pb2.SamplingParams(**params))
 
 
-async def test_a_request_streams_text_that_is_certain_and_its_end(new_engine):
-    engine = new_engine()
-    engine.script = script_of(engine, "The capital of France")
-    inference = inference_over(engine)
+async def test_a_request_streams_text_that_is_certain_and_its_end(new_runner):
+    runner = new_runner()
+    runner.script = script_of(runner, "The capital of France")
+    inference = inference_over(runner)
     message = request(max_tokens=100, stop=["tal of"], n=2, seed=3, logprobs=1)
     started, outputs = await taken(inference, message)
     assert (started.model, started.seed, started.num_prompt_tokens) == ("tiny", 3, len(started.prompt_token_ids) or 4)
@@ -76,10 +76,10 @@ async def test_a_request_streams_text_that_is_certain_and_its_end(new_engine):
         assert end.usage.prompt_tokens == started.num_prompt_tokens
 
 
-async def test_a_whole_answer_equals_the_stream(new_engine):
-    engine = new_engine()
-    engine.script = script_of(engine, "naïve 世界")
-    inference = inference_over(engine)
+async def test_a_whole_answer_equals_the_stream(new_runner):
+    runner = new_runner()
+    runner.script = script_of(runner, "naïve 世界")
+    inference = inference_over(runner)
     completed = await inference.complete(request(max_tokens=64), new_call())
     _, outputs = await taken(inference, request(max_tokens=64))
     (completion,) = completed.completions
@@ -87,36 +87,36 @@ async def test_a_whole_answer_equals_the_stream(new_engine):
     assert completion.finished == outputs[-1]
 
 
-async def test_the_call_decides_deadline_trace_and_arrival(new_engine):
-    engine = new_engine()
-    inference = inference_over(engine, max_request_time_s=50.0)
+async def test_the_call_decides_deadline_trace_and_arrival(new_runner):
+    runner = new_runner()
+    inference = inference_over(runner, max_request_time_s=50.0)
     trace_context = TraceContext("00-a-b-01")
     now_s = time.monotonic()
     call = new_call(arrival_s=now_s - 1, deadline_s=now_s + 20, trace_context=trace_context)
     await taken(inference, request(), call)
     await taken(inference, request(), new_call(arrival_s=now_s))
-    first, second = engine.requests
+    first, second = runner.requests
     assert (first.arrival_s, first.deadline_s, first.trace_context) == (now_s - 1, now_s + 20, trace_context)
     assert (second.deadline_s, second.trace_context) == (now_s + 50, None)
 
 
-async def test_a_client_that_goes_away_ends_its_request(new_engine):
-    engine = new_engine(step_s=0.005)
-    inference = inference_over(engine)
+async def test_a_client_that_goes_away_ends_its_request(new_runner):
+    runner = new_runner(step_s=0.005)
+    inference = inference_over(runner)
     message = request(max_tokens=200)
     message.request_id = "r1"
     async with inference.generate(message, new_call()) as stream:
         assert (await anext(stream))[0].token_ids
         with pytest.raises(RequestAlreadyExists):
             await inference.complete(message, new_call())
-    assert engine.aborted == engine.requests
+    assert runner.aborted == runner.requests
     waiting = asyncio.create_task(inference.complete(message, new_call()))
-    while len(engine.requests) < 2:
+    while len(runner.requests) < 2:
         await asyncio.sleep(0.001)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert engine.aborted == engine.requests
+    assert runner.aborted == runner.requests
 
 
 @pytest.mark.parametrize(
@@ -127,26 +127,26 @@ async def test_a_client_that_goes_away_ends_its_request(new_engine):
         (inference_pb2.GenerateRequest(), InvalidRequest, StatusCode.INVALID_ARGUMENT),
     ],
 )
-async def test_refusals_have_a_status(new_engine, message, refusal, status):
-    inference = inference_over(new_engine())
+async def test_refusals_have_a_status(new_runner, message, refusal, status):
+    inference = inference_over(new_runner())
     for attempt in (taken(inference, message), inference.complete(message, new_call())):
         with pytest.raises(refusal) as refused:
             await attempt
         assert status_code(refused.value) == status
 
 
-async def test_a_full_queue_says_when_to_come_back(new_engine):
-    inference = inference_over(new_engine(refusal=QueueFull("full", retry_after_s=2.5)))
+async def test_a_full_queue_says_when_to_come_back(new_runner):
+    inference = inference_over(new_runner(refusal=QueueFull("full", retry_after_s=2.5)))
     with pytest.raises(QueueFull) as refused:
         await taken(inference, request())
     assert (status_code(refused.value), refused.value.retry_after_s) == (StatusCode.RESOURCE_EXHAUSTED, 2.5)
 
 
-async def test_a_request_that_fails_yields_what_it_has_and_then_the_error(new_engine):
-    engine = new_engine(step_s=60)
-    inference = inference_over(engine)
+async def test_a_request_that_fails_yields_what_it_has_and_then_the_error(new_runner):
+    runner = new_runner(step_s=60)
+    inference = inference_over(runner)
     async with inference.generate(request(), new_call()) as stream:
-        sink = engine.requests[0].sink
+        sink = runner.requests[0].sink
         sink.on_tokens(0, [40], None)
         sink.on_failed(StepFailed("broken"))
         (delta,) = await anext(stream)
@@ -155,8 +155,8 @@ async def test_a_request_that_fails_yields_what_it_has_and_then_the_error(new_en
             await anext(stream)
 
 
-async def test_tokenize_and_detokenize_are_inverse(new_engine):
-    inference = inference_over(new_engine())
+async def test_tokenize_and_detokenize_are_inverse(new_runner):
+    inference = inference_over(new_runner())
     tokens = await inference.tokenize(inference_pb2.TokenizeRequest(text="héllo 世界"), new_call())
     text = await inference.detokenize(inference_pb2.DetokenizeRequest(token_ids=tokens.token_ids), new_call())
     assert text.text == "héllo 世界"

@@ -1,4 +1,4 @@
-"""The service over real gRPC on loopback, with an engine that says what it is told."""
+"""The service over real gRPC on loopback, with a runner that says what it is told."""
 
 import asyncio
 import gc
@@ -140,13 +140,13 @@ async def test_the_request_carries_what_the_client_said(serve):
         call = router.stub.Generate(request, timeout=50, metadata=(("traceparent", "00-a-b-01"), ("tracestate", "k=v")))
         async for _ in call:
             pass
-        seen = router.engine.requests[0]
+        seen = router.runner.requests[0]
         assert (seen.priority, seen.cache_salt) == (-3, "tenant")
         assert seen.trace_context == TraceContext("00-a-b-01", "k=v")
         assert 40 < seen.deadline_s - asyncio.get_running_loop().time() < 52
         await router.generate(text="x")
-        assert router.engine.requests[1].deadline_s is None
-        assert router.engine.requests[0].params.seed != router.engine.requests[1].params.seed
+        assert router.runner.requests[1].deadline_s is None
+        assert router.runner.requests[0].params.seed != router.runner.requests[1].params.seed
 
 
 async def test_max_tokens_ends_at_the_context(serve):
@@ -154,7 +154,7 @@ async def test_max_tokens_ends_at_the_context(serve):
         await router.generate(
             token_ids=inference_pb2.TokenIds(ids=[5] * 250), sampling_params=inference_pb2.SamplingParams(max_tokens=99)
         )
-        assert router.engine.requests[0].params.max_tokens == 6
+        assert router.runner.requests[0].params.max_tokens == 6
 
 
 async def test_chat_is_rendered_with_the_models_template(serve):
@@ -163,7 +163,7 @@ async def test_chat_is_rendered_with_the_models_template(serve):
         answer = await router.stub.Tokenize(inference_pb2.TokenizeRequest(chat=chat))
         await router.generate(chat=chat)
         assert answer.text == "<s><|user|>Hi</s><|assistant|>"
-        assert router.engine.requests[0].prompt_token_ids == list(answer.token_ids)
+        assert router.runner.requests[0].prompt_token_ids == list(answer.token_ids)
         # The template wrote <s> itself.
         assert list(answer.token_ids).count(0) == 1
 
@@ -260,7 +260,7 @@ async def test_bad_requests_are_refused_by_field(serve, case):
             assert [v.field for v in detail(error, error_details_pb2.BadRequest).field_violations] == [field]
             assert detail(error, error_details_pb2.ErrorInfo).domain == "pagewire"
             assert "Traceback" not in error.details()
-        assert not router.engine.requests
+        assert not router.runner.requests
         assert await router.generate(text="still alive")
 
 
@@ -345,7 +345,7 @@ async def test_sequences_that_wait_share_their_prompt(serve):
     )
     async with serve() as router:
         await router.stub.Complete(request)
-        group = SequenceGroup(router.engine.requests[0], 256)
+        group = SequenceGroup(router.runner.requests[0], 256)
         assert {id(sequence.token_ids) for sequence in group.sequences} == {id(group.request.prompt_token_ids)}
         first = group.sequences[0]
         first.enter_shard(1, num_computed_tokens=0, num_tokens=200)
@@ -371,9 +371,9 @@ async def test_an_id_is_free_again_when_its_request_has_ended(serve):
         error = await refusal(router.generate(text="x", request_id="same"))
         assert error.code() == grpc.StatusCode.ALREADY_EXISTS
         call.cancel()
-        while not router.engine.aborted:
+        while not router.runner.aborted:
             await asyncio.sleep(0.01)
-        router.engine.step_s = 0
+        router.runner.step_s = 0
         assert await router.generate(text="x", request_id="same")
 
 
@@ -384,15 +384,15 @@ async def test_a_client_that_goes_away_aborts_its_request(serve):
         await call.read()
         call.cancel()
         async with asyncio.timeout(5):
-            while not router.engine.aborted:
+            while not router.runner.aborted:
                 await asyncio.sleep(0.01)
-        assert router.engine.aborted == router.engine.requests
+        assert router.runner.aborted == router.runner.requests
         unary = router.stub.Complete(inference_pb2.GenerateRequest(text="x"))
         async with asyncio.timeout(5):
-            while len(router.engine.requests) < 2:
+            while len(router.runner.requests) < 2:
                 await asyncio.sleep(0.01)
             unary.cancel()
-            while len(router.engine.aborted) < 2:
+            while len(router.runner.aborted) < 2:
                 await asyncio.sleep(0.01)
 
 
@@ -421,7 +421,7 @@ async def test_a_failure_in_the_middle_ends_the_stream_with_its_status(serve, fa
         assert (await call.read()).HasField("started")
         error = await refusal(call.read())
         assert error.code() == code
-        assert not router.engine.aborted
+        assert not router.runner.aborted
 
 
 async def test_a_bug_of_ours_is_internal_without_a_traceback(serve, caplog):
@@ -430,7 +430,7 @@ async def test_a_bug_of_ours_is_internal_without_a_traceback(serve, caplog):
         assert error.code() == grpc.StatusCode.INTERNAL
         assert "secret" not in error.details()
         assert "ZeroDivisionError" in caplog.text
-        router.engine.refusal = None
+        router.runner.refusal = None
         assert await router.generate(text="x")
 
 
@@ -439,7 +439,7 @@ def num_errors_alive():
 
 
 @pytest.mark.parametrize("method", ["Generate", "Complete"])
-@pytest.mark.parametrize("cause", ["validation", "engine", "output"])
+@pytest.mark.parametrize("cause", ["validation", "runner", "output"])
 async def test_refused_calls_leave_nothing_to_the_garbage_collector(serve, method, cause):
     """Their messages would stay in memory until it comes, some tens of MB under a flood of them."""
 
@@ -457,12 +457,12 @@ async def test_refused_calls_leave_nothing_to_the_garbage_collector(serve, metho
         gc.disable()
         try:
             for _ in range(10):
-                router.engine.refusal = QueueFull("full") if cause == "engine" else None
+                router.runner.refusal = QueueFull("full") if cause == "runner" else None
                 with pytest.raises(grpc.aio.AioRpcError):
                     async for _ in router.channel.unary_stream(f"/pagewire.v1.Inference/{method}")(message):
                         pass
-            router.engine.refusal = None
-            router.engine.requests.clear()
+            router.runner.refusal = None
+            router.runner.requests.clear()
             await asyncio.sleep(0.1)  # The handler ends after its client has the status.
             # gRPC remembers the last call or two.
             assert num_errors_alive() - before <= 4
@@ -486,7 +486,7 @@ async def test_500_streams_at_once_all_finish(serve, byte_level_files):
         params = inference_pb2.SamplingParams(max_tokens=100)
         answers = await asyncio.gather(*(router.generate(text="x", sampling_params=params) for _ in range(500)))
         assert all(text_of(responses) == text for responses in answers)
-        assert not router.engine.aborted
+        assert not router.runner.aborted
         # Under such load tokens share messages.
         assert sum(map(len, answers)) < 500 * len(token_ids_of(answers[0]))
 
@@ -500,9 +500,9 @@ async def test_500_streams_at_once_all_finish(serve, byte_level_files):
     ],
     ids=["text", "chat", "token_ids"],
 )
-async def test_a_token_that_the_model_has_no_embedding_for_is_refused(serve, new_engine, prompt, field, named):
+async def test_a_token_that_the_model_has_no_embedding_for_is_refused(serve, new_runner, prompt, field, named):
     """The tokenizer has 421 tokens, the last of them added; the model knows 420."""
-    model = new_engine().model
+    model = new_runner().model
     model.vocab_size = 420
     model.eos_token_ids[:] = [1, 420]
     async with serve(model=model) as router:
@@ -514,6 +514,6 @@ async def test_a_token_that_the_model_has_no_embedding_for_is_refused(serve, new
             assert violation.field == field
             assert named in violation.description
             assert "420" in violation.description
-        assert router.engine.requests == []
+        assert router.runner.requests == []
         await router.generate(text="Hello", sampling_params=inference_pb2.SamplingParams(max_tokens=1))
-        assert router.engine.requests[0].eos_token_ids == (1,), "no token the model could sample"
+        assert router.runner.requests[0].eos_token_ids == (1,), "no token the model could sample"

@@ -31,7 +31,7 @@ async def cancelled(router) -> None:
     await call.read()
     call.cancel()
     async with asyncio.timeout(10):
-        while not router.engine.aborted:
+        while not router.runner.aborted:
             await asyncio.sleep(0.01)
 
 
@@ -100,7 +100,7 @@ async def test_requests_that_fail_are_not_taken_for_aborted(serve):
     async with serve(step_s=60, config={"metrics_port": 0}) as router:
         call = router.stub.Generate(prompt(3))
         await call.read()
-        router.engine.requests[0].sink.on_failed(Unavailable("the shards are gone"))
+        router.runner.requests[0].sink.on_failed(Unavailable("the shards are gone"))
         with pytest.raises(grpc.aio.AioRpcError):
             await call.read()
         samples = await scrape(router)

@@ -42,7 +42,7 @@ async def test_a_message_is_received_as_it_comes(serve):
         data = struct.pack(">BI", 0, len(message)) + message
         await call.send(data[:6])
         await asyncio.sleep(0.1)
-        assert not router.engine.requests
+        assert not router.runner.requests
         await call.send(data[6:], is_last=True)
         assert "0" in await call.status()
         call.close()

@@ -38,7 +38,7 @@ async def test_health_follows_the_engine(serve):
     async with serve() as router:
         for service in ("", "pagewire.v1.Inference"):
             assert await health_of(router, service) == SERVING
-        router.engine.is_ready = False
+        router.runner.is_ready = False
 
         async def not_serving():
             return await health_of(router, "pagewire.v1.Inference") == NOT_SERVING
@@ -60,7 +60,7 @@ async def test_reflection_names_the_service(serve):
 async def test_draining_lets_streams_finish_and_tells_probes(serve):
     async with serve(step_s=0.03, config={"metrics_port": 0}) as router:
         running = asyncio.create_task(router.generate(text="x"))
-        while not router.engine.requests:
+        while not router.runner.requests:
             await asyncio.sleep(0.01)
         draining = asyncio.create_task(router.server.drain())
         await asyncio.sleep(0.01)
@@ -76,17 +76,17 @@ async def test_pages_for_probes_follow_the_engine(serve):
         port = router.server.metrics_port
         assert await http(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == (200, "alive\n")
         assert await http(port, b"GET /readyz HTTP/1.1\r\n\r\n") == (200, "ready\n")
-        router.engine.is_ready = False
+        router.runner.is_ready = False
         assert (await http(port, b"GET /readyz HTTP/1.1\r\n\r\n"))[0] == 503
 
 
 async def test_a_taken_address_is_a_clear_error(serve, byte_level_files):
     async with serve(config={"metrics_port": 0}) as router:
-        second = RouterServer(RouterConfig(shards=(), listen=router.address), router.engine)
+        second = RouterServer(RouterConfig(shards=(), listen=router.address), router.runner)
         with pytest.raises(ServerError, match="cannot listen on"):
             await second.start()
         metrics = RouterServer(
-            RouterConfig(shards=(), listen="127.0.0.1:0", metrics_port=router.server.metrics_port), router.engine
+            RouterConfig(shards=(), listen="127.0.0.1:0", metrics_port=router.server.metrics_port), router.runner
         )
         with pytest.raises(ServerError, match="cannot serve metrics on"):
             await metrics.start()
@@ -94,7 +94,7 @@ async def test_a_taken_address_is_a_clear_error(serve, byte_level_files):
 
 async def test_a_unix_socket_serves(serve, tmp_path):
     async with serve(config={"metrics_port": 0}) as router:
-        server = RouterServer(RouterConfig(shards=(), listen=f"unix:{tmp_path}/router.sock"), router.engine)
+        server = RouterServer(RouterConfig(shards=(), listen=f"unix:{tmp_path}/router.sock"), router.runner)
         address = await server.start()
         await server.open()
         assert address == f"unix:{tmp_path}/router.sock"

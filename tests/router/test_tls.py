@@ -58,9 +58,9 @@ async def test_probes_need_no_tls(serve, server):
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_files_that_cannot_be_used_are_named_at_start(new_engine, server, tmp_path):
+async def test_files_that_cannot_be_used_are_named_at_start(new_runner, server, tmp_path):
     config = tls_config(server, tls_client_ca=str(tmp_path / "none.pem"))
-    router = RouterServer(RouterConfig(shards=(), listen="127.0.0.1:0", **config), new_engine())
+    router = RouterServer(RouterConfig(shards=(), listen="127.0.0.1:0", **config), new_runner())
     with pytest.raises(ServerError, match="none.pem: No such file"):
         await router.start()
     await router.stop()

@@ -3,7 +3,7 @@
 import pytest
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
-from pagewire_router.output.request_output import RequestOutput
+from pagewire_router.output.output_buffer import OutputBuffer
 from pagewire_router.output.token_logprobs import TokenLogprobsBuilder
 from pagewire_router.text.tokenizer import Tokenizer
 
@@ -57,7 +57,7 @@ def output_of(piece_of, **params):
         def notify_now(self):
             pass
 
-    return RequestOutput(with_defaults(inference_pb2.SamplingParams(**params)), 5, (1,), None, Silent(), piece_of)
+    return OutputBuffer(with_defaults(inference_pb2.SamplingParams(**params)), 5, (1,), None, Silent(), piece_of)
 
 
 def delta_of(output):

@@ -184,7 +184,7 @@ async def test_a_router_that_traces_decides_for_its_shards(
     async with serve(config={"trace_exporters": ("console",)}) as router:
         message = inference_pb2.GenerateRequest(text="Hello")
         assert [event async for event in router.stub.Generate(message, metadata=HEADERS)]
-        (request,) = router.engine.requests
+        (request,) = router.runner.requests
     if is_sampled:
         trace_id, span_id = request.trace_context.traceparent.split("-")[1:3]
         assert trace_id == TRACE_ID

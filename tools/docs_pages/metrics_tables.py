@@ -38,8 +38,8 @@ def page() -> str:
 def router_metrics() -> str:
     """Returns the /metrics page of a router with one shard group."""
     from pagewire_router.config import RouterConfig
-    from pagewire_router.groups.engine_metrics import EngineMetrics
     from pagewire_router.groups.group_loop import GroupLoop
+    from pagewire_router.groups.group_metrics import GroupMetrics
     from pagewire_router.groups.step_stats import StepStats
     from pagewire_router.metrics.request_metrics import Metrics
     from pagewire_router.metrics.server_metrics import ServerMetrics
@@ -50,7 +50,7 @@ def router_metrics() -> str:
     )
     metrics = Metrics()
     metrics.add(ServerMetrics(RouterConfig(shards=("shard:50052",)), is_ready=lambda: True, is_draining=lambda: False))
-    metrics.add(EngineMetrics([group], stats), [stats.round_trip_s])
+    metrics.add(GroupMetrics([group], stats), [stats.round_trip_s])
     return metrics.render().decode()
 
 

@@ -1,1 +1,1 @@
-"""From what a client asked for to a request that the engine can run, or a refusal. Knows no transport."""
+"""Turns what a client has asked for into a request that can run, or refuses it. Knows no transport."""

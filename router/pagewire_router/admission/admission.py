@@ -1,4 +1,4 @@
-"""Turns a GenerateRequest into a Request that the engine can run, or refuses it."""
+"""Turns a GenerateRequest into a Request that can run, or refuses it."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from pagewire_router.admission.validation import (
     resolve_sampling_params,
 )
 from pagewire_router.errors import ModelNotFound
-from pagewire_router.output.request_output import OutputListener, RequestOutput
+from pagewire_router.output.output_buffer import OutputBuffer, OutputListener
 from pagewire_router.request import Request
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.template_process import TemplateProcess
@@ -48,7 +48,7 @@ class Admission:
 
     async def admit(
         self, message: inference_pb2.GenerateRequest, request_id: str, call: Call, listener: OutputListener
-    ) -> tuple[Request, RequestOutput]:
+    ) -> tuple[Request, OutputBuffer]:
         """The request and its output. Raises InvalidRequest, RequestTooLong, ModelNotFound, QueueFull, Unavailable."""
         trace = call.trace
         if trace is not None:
@@ -109,10 +109,10 @@ class Admission:
         prompt_token_ids: list[int],
         eos_token_ids: tuple[int, ...],
         listener: OutputListener,
-    ) -> RequestOutput:
+    ) -> OutputBuffer:
         tokenizer = self._tokenizer
         if tokenizer is None or not params.detokenize:
-            return RequestOutput(params, len(prompt_token_ids), eos_token_ids, None, listener)
+            return OutputBuffer(params, len(prompt_token_ids), eos_token_ids, None, listener)
 
         def new_detokenizer() -> Detokenizer:
             return tokenizer.detokenizer(
@@ -121,4 +121,4 @@ class Admission:
                 spaces_between_special_tokens=params.spaces_between_special_tokens,
             )
 
-        return RequestOutput(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, listener, tokenizer.piece)
+        return OutputBuffer(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, listener, tokenizer.piece)

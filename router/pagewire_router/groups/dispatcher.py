@@ -1,4 +1,4 @@
-"""The engine behind the service: shard groups that come and go, the bounded queue, placement, and what moves when."""
+"""Runs requests on shard groups: the groups there are, the bounded queue, placement, moves between groups."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,8 @@ from pagewire_common.tls import channel_credentials
 
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import QueueFull, RequestTooLong, Unavailable
-from pagewire_router.groups.engine_metrics import EngineMetrics
 from pagewire_router.groups.group_loop import GroupLoop
+from pagewire_router.groups.group_metrics import GroupMetrics
 from pagewire_router.groups.placement import place, place_in_time
 from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import ShardClient, describe, geometry
@@ -31,7 +31,7 @@ STOP_TIMEOUT_S = 2.0
 
 
 class Dispatcher:
-    """Implements Engine (see engine.py) over real shards."""
+    """Implements RequestRunner (see request_runner.py) over real shards."""
 
     def __init__(self, config: RouterConfig, *, resolver: Resolver | None = None, refresh_s: float = REFRESH_S) -> None:
         """resolver and refresh_s: how names of shards are looked up, and how often."""
@@ -46,7 +46,7 @@ class Dispatcher:
         self._config = config
         self._router_id = f"router-{secrets.token_hex(4)}"
         self._groups: list[GroupLoop] = []
-        self.collector = EngineMetrics(self._groups, self.stats)
+        self.collector = GroupMetrics(self._groups, self.stats)
         self.histograms = (self.stats.round_trip_s,)
         self._directory = ShardDirectory(
             config.shards, self._connect, self._reconcile, resolver=resolver, refresh_s=refresh_s
@@ -81,19 +81,19 @@ class Dispatcher:
         return sum(len(group.scheduler.running) for group in self._groups)
 
     def submit(self, request: Request) -> None:
-        """See Engine."""
+        """See RequestRunner."""
         if self._is_draining:
             raise Unavailable("the router drains", retry_after_s=1.0)
         self._check_room(request)
         place_in_time(request, self._usable(), time.monotonic()).submit(request)
 
     def abort(self, request: Request) -> None:
-        """See Engine."""
+        """See RequestRunner."""
         for group in self._groups:
             group.abort(request)
 
     async def start(self) -> None:
-        """See Engine."""
+        """See RequestRunner."""
         if self._credentials is not None:
             self._credentials.open()
         self._failure = asyncio.get_running_loop().create_future()
@@ -107,7 +107,7 @@ class Dispatcher:
         self._reconcile()
 
     async def wait_ready(self) -> None:
-        """See Engine. Shards that were given by address are likely to start now too, and are waited for a while."""
+        """See RequestRunner. Waits a while for shards that were given by address, since they may be starting too."""
         while not self.is_ready:
             self._changed.clear()
             await self._changed.wait()
@@ -119,12 +119,12 @@ class Dispatcher:
                     await self._changed.wait()
 
     async def wait_failed(self) -> None:
-        """See Engine."""
+        """See RequestRunner."""
         assert self._failure is not None
         await asyncio.shield(self._failure)
 
     async def drain(self, grace_s: float) -> None:
-        """See Engine."""
+        """See RequestRunner."""
         self._is_draining = True
         loop = asyncio.get_running_loop()
         end_s = loop.time() + grace_s
@@ -132,7 +132,7 @@ class Dispatcher:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """See Engine."""
+        """See RequestRunner."""
         self._is_draining = self._is_stopping = True
         for group in list(self._groups):
             group.fail_all(Unavailable("the router stops", retry_after_s=NO_SHARD_RETRY_S))

@@ -1,1 +1,1 @@
-"""What the router tells Prometheus."""
+"""Metrics of the router, as Prometheus reads them."""

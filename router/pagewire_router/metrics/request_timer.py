@@ -5,7 +5,7 @@ from time import monotonic
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.metrics.request_metrics import Metrics
-from pagewire_router.output.request_output import RequestOutput
+from pagewire_router.output.output_buffer import OutputBuffer
 from pagewire_router.request import Request
 
 _REASON_NAMES = {
@@ -56,7 +56,7 @@ class RequestTimer:
             metrics.queue_s.observe(request.scheduled_s - self._submitted_s)
             metrics.prefill_s.observe(now_s - request.scheduled_s)
 
-    def on_end(self, output: RequestOutput) -> None:
+    def on_end(self, output: OutputBuffer) -> None:
         """The request has ended, with or without an error."""
         metrics, now_s = self._metrics, monotonic()
         metrics.num_open -= 1

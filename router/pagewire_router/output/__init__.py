@@ -1,1 +1,1 @@
-"""From sampled tokens to what a client gets: text, stop strings, finish reasons, and when it is due."""
+"""Turns sampled tokens into what a client gets: text, stop strings, finish reasons, and the time when it is due."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pagewire.v1 import inference_pb2
 
-from pagewire_router.output.request_output import RequestOutput
+from pagewire_router.output.output_buffer import OutputBuffer
 from pagewire_router.request import Request
 from pagewire_router.timeline import Timeline
 
@@ -20,5 +20,5 @@ class CallTrace:
     """The request as the client sent it."""
     request: Request | None = None
     """The admitted request; None: it was refused."""
-    output: RequestOutput | None = None
+    output: OutputBuffer | None = None
     """The output of the admitted request."""

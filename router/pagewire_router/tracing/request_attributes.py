@@ -8,7 +8,7 @@ from pagewire.v1 import inference_pb2
 from pagewire_common.sendable_text import shorten
 from pagewire_common.tracing import conventions as names
 
-from pagewire_router.output.request_output import RequestOutput
+from pagewire_router.output.output_buffer import OutputBuffer
 from pagewire_router.request import Request
 from pagewire_router.tracing.call_trace import CallTrace
 
@@ -62,7 +62,7 @@ def _parameters(message: inference_pb2.GenerateRequest, request: Request) -> dic
     return attributes
 
 
-def _answer(request: Request, output: RequestOutput, model: str) -> dict[str, AttributeValue]:
+def _answer(request: Request, output: OutputBuffer, model: str) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {
         names.RESPONSE_ID: shorten(request.request_id, MAX_CHARS),
         names.RESPONSE_MODEL: model,

@@ -10,16 +10,16 @@ from prometheus_client.registry import Collector
 from pagewire_router.request import Request
 
 
-class Engine(Protocol):
+class RequestRunner(Protocol):
     """Runs requests on shard groups. Its methods and the sinks are called on the event loop's thread."""
 
     @property
     def collector(self) -> Collector:
-        """Metrics of the engine, without its histograms."""
+        """Metrics other than histograms."""
 
     @property
     def histograms(self) -> Sequence[Histogram]:
-        """Histograms of the engine."""
+        """Histograms among the metrics."""
 
     @property
     def model(self) -> shard_pb2.ShardInfo:

@@ -1,4 +1,4 @@
-"""What the shard groups and their schedulers tell Prometheus: read when scraped, so that steps pay nothing."""
+"""Metrics of the shard groups and their schedulers. They are read when they are scraped, so that steps pay nothing."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +29,8 @@ GROUP_COUNTERS = (
 TOKEN_KINDS = ("prompt_computed", "prompt_cached", "generation", "recomputed")
 
 
-class EngineMetrics(Collector):
-    """The whole engine as one, and each of its groups."""
+class GroupMetrics(Collector):
+    """Metrics of each shard group, and of all groups together."""
 
     def __init__(self, groups: Sequence[GroupLoop], stats: StepStats) -> None:
         """`groups` may still grow."""

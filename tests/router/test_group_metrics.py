@@ -2,8 +2,8 @@
 
 import pytest
 from pagewire.v1 import shard_pb2
-from pagewire_router.groups.engine_metrics import EngineMetrics
 from pagewire_router.groups.group_loop import GroupLoop
+from pagewire_router.groups.group_metrics import GroupMetrics
 from pagewire_router.groups.step_stats import StepStats
 
 
@@ -25,7 +25,7 @@ def group(group_id: str = "a", num_blocks: int = 100) -> GroupLoop:
     )
 
 
-def samples_of(metrics: EngineMetrics) -> dict[tuple[str, ...], float]:
+def samples_of(metrics: GroupMetrics) -> dict[tuple[str, ...], float]:
     return {
         (sample.name, *sample.labels.values()): sample.value
         for family in metrics.collect()
@@ -42,7 +42,7 @@ def test_usage_is_that_of_all_blocks_of_the_groups_that_serve():
     small, large, down = group("small", 100), group("large", 300), group("down", 600)
     serve(small, 50)
     serve(large, 300)
-    samples = samples_of(EngineMetrics([small, large, down], StepStats()))
+    samples = samples_of(GroupMetrics([small, large, down], StepStats()))
     assert samples["pagewire_kv_cache_usage_ratio",] == pytest.approx(50 / 400)
     assert samples["pagewire_group_kv_cache_usage_ratio", "small"] == 0.5
     assert samples["pagewire_group_kv_cache_usage_ratio", "down"] == 0
@@ -50,13 +50,13 @@ def test_usage_is_that_of_all_blocks_of_the_groups_that_serve():
 
 
 def test_a_router_without_groups_has_the_totals():
-    samples = samples_of(EngineMetrics([], StepStats()))
+    samples = samples_of(GroupMetrics([], StepStats()))
     assert samples["pagewire_requests_queued",] == samples["pagewire_kv_cache_usage_ratio",] == 0
     assert not any(name == "pagewire_model_info" for name, *_ in samples)
 
 
 def test_the_model_is_described_as_gateways_ask_for_it():
-    metrics = EngineMetrics([group("a", 100), group("b", 50)], StepStats())
+    metrics = GroupMetrics([group("a", 100), group("b", 50)], StepStats())
     (family,) = (family for family in metrics.collect() if family.name == "pagewire_model_info")
     (sample,) = family.samples
     assert sample.labels == {
@@ -73,7 +73,7 @@ def test_the_model_is_described_as_gateways_ask_for_it():
 def test_counters_go_on_when_a_group_is_driven_anew():
     first, groups = group(), []
     groups.append(first)
-    metrics = EngineMetrics(groups, StepStats())
+    metrics = GroupMetrics(groups, StepStats())
     first.num_failovers, first.scheduler.num_preemptions = 2, 3
     first.scheduler.tokens.generated = 50
     before = samples_of(metrics)
@@ -89,6 +89,6 @@ def test_counters_go_on_when_a_group_is_driven_anew():
 
 def test_groups_that_are_gone_are_not_shown():
     first = group()
-    metrics = EngineMetrics([], StepStats())
+    metrics = GroupMetrics([], StepStats())
     metrics.on_retired(first)
     assert not any(labels == ["a"] for _, *labels in samples_of(metrics))

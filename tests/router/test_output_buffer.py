@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
 from pagewire_router.errors import Aborted
-from pagewire_router.output.request_output import RequestOutput
+from pagewire_router.output.output_buffer import OutputBuffer
 from pagewire_router.text.tokenizer import Tokenizer
 
 FINISH = inference_pb2.FinishReason
@@ -33,7 +33,7 @@ def output_of(tokenizer, bell=None, eos=(1,), **params):
         return tokenizer.detokenizer([], skip_special_tokens=True, spaces_between_special_tokens=True)
 
     resolved = with_defaults(inference_pb2.SamplingParams(**params))
-    return RequestOutput(resolved, 5, eos, detokenizer, bell or Bell())
+    return OutputBuffer(resolved, 5, eos, detokenizer, bell or Bell())
 
 
 def test_tokens_gather_until_they_are_taken(tokenizer):

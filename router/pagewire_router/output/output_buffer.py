@@ -1,4 +1,4 @@
-"""The output of one request: takes tokens from the engine, and hands text and ends to the front."""
+"""Buffers the output of one request: takes its tokens, and hands text and ends to the front."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -22,7 +22,7 @@ class OutputListener(Protocol):
         """A sequence has ended, or the request has failed."""
 
 
-class RequestOutput:
+class OutputBuffer:
     """Implements OutputSink (see request.py). Everything runs on the event loop's thread."""
 
     __slots__ = ("_listener", "_num_prompt_tokens", "_num_unfinished", "_sequences", "_taken", "error", "num_tokens")
@@ -59,7 +59,7 @@ class RequestOutput:
 
     @property
     def is_done(self) -> bool:
-        """Nothing more comes from the engine."""
+        """All sequences have ended, or the request has failed."""
         return self._num_unfinished == 0 or self.error is not None
 
     @property
