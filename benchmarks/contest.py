@@ -47,7 +47,7 @@ class Batch:
 
     def prompts(self, turn: int) -> list[list[int]]:
         """Random prompts, new in every turn, so that no prefix cache has seen them."""
-        rng = random.Random(f"turn {turn}")  # Not the number itself: Random(-1) is Random(1).
+        rng = random.Random(f"turn {turn}")  # a text, because Random(-1) equals Random(1)
         return [rng.choices(range(self.vocab_size), k=self.input_len) for _ in range(self.num_prompts)]
 
 

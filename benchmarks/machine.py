@@ -92,7 +92,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
         table.add_row(*(_format(cell) for cell in row))
-    # A log file has room for every column.
+    # A log file has no width, so that every column is printed.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

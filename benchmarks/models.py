@@ -77,7 +77,7 @@ def _write_tokenizer(path: Path, shape: LlamaShape) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
-    # A corpus too small for the vocabulary leaves ids that would decode to nothing.
+    # With a corpus too small for the vocabulary, some ids would decode to nothing.
     tokenizer.add_tokens([f"<extra{index}>" for index in range(shape.vocab_size - tokenizer.get_vocab_size())])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT).save_pretrained(
         path

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
-    # Libraries print to standard output as they like: what they say goes to standard error.
+    # Output of libraries goes to standard error, since standard output carries the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     engine: Engine = ENGINES[args.engine](args.model, args.dtype)

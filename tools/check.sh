@@ -18,7 +18,7 @@ check "size limits" .venv/bin/python tools/check_structure.py
 check "generated pages" .venv/bin/python tools/generate_docs.py --check
 check "values of the chart" .venv/bin/python tools/chart_readme.py --check
 check "imports and protos" .venv/bin/python -m pytest tests/test_structure.py tests/protos
-# As tools/operate/buf.sh installs it, or one that is there already.
+# buf as tools/operate/buf.sh installs it, or one on the PATH.
 PATH=$PWD/.operate/buf/node_modules/.bin:$PATH
 if command -v buf >/dev/null; then
     check "buf lint" buf lint protos

@@ -107,7 +107,7 @@ def draw(dashboard: dict[str, Any], source: Source, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture)
     plt.close(figure)
-    # A third of the size: plots have few colours.
+    # Few colours make the file a third of the size.
     Image.open(picture).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 

@@ -4,6 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 num_workers=$(nproc)
 if [ "$num_workers" -gt 8 ]; then num_workers=8; fi
-# The workers share the cores: more threads in each would only wait for one another.
+# The workers share the cores, so more threads in each would only wait for one another.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec .venv/bin/python -m pytest --numprocesses "$num_workers" --dist loadfile "$@"

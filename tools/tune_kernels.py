@@ -70,7 +70,7 @@ class Search:
             return False
         if not all(map(math.isfinite, old)):
             return True
-        # Every load counts alike, whatever it takes.
+        # Every load has the same weight, however long it takes.
         gain = sum(math.log(before / after) for before, after in zip(old, new, strict=True)) / len(old)
         return gain > LEAST_GAIN
 
@@ -178,7 +178,7 @@ def compile_ahead(classes: Sequence[TuningClass], gpu: int, num_jobs: int) -> No
             for each in classes
             for config in dict.fromkeys(likely(each))
         ]
-        with suppress(BrokenProcessPool):  # What is not compiled now is compiled by the search.
+        with suppress(BrokenProcessPool):  # the search compiles what is missing
             for future in done:
                 future.result()
     print(f"{len(done)} configurations compiled in {time.monotonic() - began_s:.0f} s", flush=True)

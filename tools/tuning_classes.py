@@ -240,8 +240,8 @@ FEW_ROWS_WEIGHTS = (
     (2048, 4096, False),
 )
 """(rows, columns, gated)."""
-# (block_n, block_k, num_warps, num_stages). One stage: a tile is in registers, on its way before x is there; the widest
-# hold whole rows. More: 4 to 16 KB a stage.
+# (block_n, block_k, num_warps, num_stages). With one stage, a tile is loaded into registers before x is there; the
+# widest tiles hold whole rows. With more stages, a stage has 4 to 16 KB.
 THREAD_TILES = (
     (2, 4096, 4, 1),
     (4, 4096, 8, 1),
@@ -317,7 +317,7 @@ def _in_graphs(work: Run) -> Run:
 
     def run(config: Config) -> torch.Tensor:
         if config not in graphs:
-            # Compiles first, which a capture must not.
+            # The first call compiles, which must not happen in a capture.
             work(config)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):

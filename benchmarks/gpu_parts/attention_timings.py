@@ -35,7 +35,7 @@ def _rows(bench: Bench, name: str, heads: Heads, shape: tuple[int, int, int], ma
     work = (cache_bytes + 2 * query_bytes, 4 * heads.num_heads * heads.head_dim * num_products)
     ours = row(bench, name, partial(_ours, bench, heads, *shape), *work, max_copies=max_copies)
     if 1 < query_len < seq_len:
-        # A continued prefill: torch's causal mask is aligned to the first key, not to the last.
+        # For a continued prefill: torch's causal mask is aligned to the first key, not to the last.
         return [ours]
     peer = row(bench, f"torch, {name}", partial(_peer, bench, heads, *shape), *work, max_copies=max_copies)
     return [ours | {"speed_up": peer["median_us"] / ours["median_us"]}, peer]

@@ -31,7 +31,7 @@ class Clock:
         self._num_samples = num_samples
         self._device = device
         self._flush = torch.zeros(FLUSH_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
-        # One for all captures: libraries keep a workspace for each stream that they have seen.
+        # One stream serves all captures, because libraries keep a workspace for each stream.
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -111,7 +111,7 @@ class Clock:
         for _ in range(NUM_WARM_UPS + self._num_samples):
             if prepare:
                 prepare()
-                # Read, so that neither what was restored nor its dirty lines are left in the cache.
+                # Reading evicts what was restored, with its dirty lines, from the cache.
                 self._flush.sum()
             # The device sleeps while the host launches. Without prepare the cache is as the replay before has left it.
             torch.cuda._sleep(MIN_CYCLES)  # type: ignore[no-untyped-call]
@@ -121,7 +121,7 @@ class Clock:
             end.record()
             events.append((start, end))
         torch.cuda.synchronize(self._device)
-        # It holds the memory of the calls' outputs.
+        # The graph holds the memory of the calls' outputs.
         graph.reset()
         num_calls = len(calls) * num_rounds
         return [start.elapsed_time(end) / 1e3 / num_calls for start, end in events[NUM_WARM_UPS:]]
@@ -136,7 +136,7 @@ class Clock:
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
-            # Kept until all are captured: else one call's output would take the place of another's, in the cache, too.
+            # Outputs are kept until all calls are captured; otherwise calls would share memory, and lines of the cache.
             outputs = [call() for call in [*calls] * num_rounds]
         del outputs
         return graph

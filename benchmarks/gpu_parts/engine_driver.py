@@ -168,7 +168,7 @@ class Driver:
 def decode_steps(driver: Driver, num_seqs: int, context: int, num_steps: int) -> list[Step]:
     """Steps in which num_seqs sequences of about `context` tokens each yield one token and nothing else happens."""
     block_size = driver.engine.info.block_size
-    # All but the last token of the prompt fill blocks: one token is left to compute.
+    # All tokens of the prompt but the last fill blocks, so that one token is left to compute.
     prompt_len = max(1, context // block_size * block_size - block_size) + 1
     warm_up = 8
     for _ in range(num_seqs):

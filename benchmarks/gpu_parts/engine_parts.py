@@ -26,7 +26,7 @@ def engine_for(bench: Bench, case: Case, extra_tokens: int) -> Engine:
     shape = case.shape(bench)
 
     def load() -> tuple[Engine, int]:
-        # What other cases of this model will need, too: loading takes longer than anything else.
+        # The pool is large enough for the model's other cases, since loading takes longer than anything else.
         sizes = [c.kv_bytes(bench, extra_tokens) for c in (*GRID, *EXTRA) if c.shape_name == case.shape_name]
         free = torch.cuda.mem_get_info(bench.device)[0] if bench.device.type == "cuda" else 1 << 40
         room = int(0.9 * free) - shape.resident_bytes - (4 << 30)
@@ -35,7 +35,7 @@ def engine_for(bench: Bench, case: Case, extra_tokens: int) -> Engine:
 
     engine, pool_bytes = bench.model(f"engine:{shape.name}", load)
     if pool_bytes < needed:
-        # Two do not fit: nothing may hold the one before.
+        # Two engines do not fit, so that nothing may refer to the previous one.
         del engine
         bench.release_model()
         engine, _ = bench.model(f"engine:{shape.name}", load)

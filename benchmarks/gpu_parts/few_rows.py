@@ -39,7 +39,7 @@ def run(bench: Bench) -> list[Row]:
 
 
 def _rows(bench: Bench, name: str, num_rows: int, weights: list[torch.Tensor], gated: bool) -> Iterator[Row]:
-    # Shared: x is small, and in a step it has just been written.
+    # Calls share x: it is small, and in a step it has just been written.
     x = torch.randn(num_rows, weights[0].shape[1], dtype=bench.dtype, device=bench.device)
     turn = cycle(weights)
     num_bytes = weights[0].nbytes

@@ -62,15 +62,15 @@ def rotary(bench: Bench, num_tokens: int) -> Row:
             num_blocks, BLOCK_SIZE, heads.num_kv_heads, heads.head_dim, bench.dtype, bench.device
         )
         positions = torch.arange(num_tokens, device=bench.device)
-        # Rotations: queries are turned again and again, and anything else would let them grow or shrink.
+        # Random rotations: queries are rotated repeatedly, and other factors would make them grow or shrink.
         angles = torch.randn(num_tokens, heads.head_dim // 2, device=bench.device)
         cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1)
         slots = torch.randperm(num_blocks * BLOCK_SIZE, device=bench.device)[:num_tokens]
         return partial(rotary_and_cache, RotaryInputs(query, key, value, positions, cos_sin, *caches, slots))
 
-    # The rotated key need not be written back: the cache has it.
+    # The rotated key is not written back, because the cache has it.
     num_elements = heads.head_dim * (2 * heads.num_heads + 4 * heads.num_kv_heads)
-    # Angles are float32, a position and a slot 8 bytes each.
+    # Angles are float32; a position and a slot take 8 bytes each.
     num_bytes = num_tokens * (num_elements * bench.dtype.itemsize + 4 * heads.head_dim + 16)
     return row(bench, f"rotary_and_cache, {num_tokens} tokens", make, num_bytes)
 
@@ -105,7 +105,7 @@ def _sampling_row(bench: Bench, name: str, logits: torch.Tensor, params: Samplin
         for copy in scratch:
             copy.copy_(logits)
 
-    # A CPU samples in place: of logits that are penalised already it would make something else. A GPU only reads them.
+    # Logits are restored on a CPU, which changes them in place; a GPU only reads them.
     return row(bench, name, make, logits.nbytes, prepare=restore if bench.device.type == "cpu" else None)
 
 
@@ -128,7 +128,7 @@ def _experts_row(
     bench: Bench, name: str, num_tokens: int, weights: list[tuple[torch.Tensor, torch.Tensor]], top_k: int
 ) -> Row:
     num_experts, hidden, size = weights[0][1].shape
-    # The same for all calls: they hit the same experts.
+    # All calls use the same tokens, so that they hit the same experts.
     logits = _random(bench, num_tokens, num_experts)
     num_hit = int(torch.unique(logits.topk(top_k).indices).numel())
     num_bytes = (num_hit * 3 * size * hidden + 2 * num_tokens * hidden) * bench.dtype.itemsize
@@ -144,7 +144,7 @@ def _experts_row(
 def copies(bench: Bench) -> Iterator[Row]:
     """Copy-on-write of 1 and 64 blocks in all layers of Llama-3.1-8B."""
     num_layers, most = bench.size(32, 2), bench.size(64, 2)
-    # One set of layers, in which every call copies blocks of its own.
+    # There is one set of layers, in which every call copies different blocks.
     half = MIN_COPIES * most
     layers = [kv_cache.allocate(2 * half, BLOCK_SIZE, 8, 128, bench.dtype, bench.device) for _ in range(num_layers)]
     for layer in layers:

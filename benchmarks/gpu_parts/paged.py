@@ -82,7 +82,7 @@ def make(bench: Bench, heads: Heads, query_lens: list[int], seq_lens: list[int],
     places = [torch.arange(length, device=device) for length in seq_lens]
     slots = [block_tables[row].long()[p // block_size] * block_size + p % block_size for row, p in enumerate(places)]
     reshape_and_cache(keys, values, *caches, torch.cat(slots))
-    # Query as a slice of a wider tensor, as it is of the qkv projection.
+    # The query is a slice of a wider tensor, as after the qkv projection.
     width = heads.num_heads + 2 * heads.num_kv_heads
     projected = torch.randn(sum(query_lens), width, heads.head_dim, dtype=dtype, device=device)
     starts = torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32)

@@ -42,7 +42,7 @@ class Record:
         self.answers[name] = answer
         parts = {part: {"state": a.state, **asdict(a)} for part, a in self.answers.items()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Replaced as a whole: a reader never finds half a file.
+        # The file is replaced as a whole, so that a reader never finds half a file.
         unfinished = self._path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps({**self._head, "parts": parts}, indent=1, default=str) + "\n")
         os.replace(unfinished, self._path)

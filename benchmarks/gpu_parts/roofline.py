@@ -63,7 +63,7 @@ def row(
     bench.make_room(ROOM_BYTES)
     copies = bench.size(num_copies(num_bytes, max_copies), MIN_COPIES)
     calls = [make() for _ in range(copies)]
-    # Inputs that a call spoils are good for one round.
+    # Inputs that a call changes serve for one round only.
     rounds = 1 if prepare or bench.tiny else num_rounds(num_bytes, copies)
     timing = bench.clock.time_in_graph(calls, rounds, prepare)
     alone = bench.clock.time(calls[0], prepare or (lambda: None))

@@ -51,7 +51,7 @@ def _load(path: Path, bench: Bench) -> Any:
 def _run(model: Any, prompts: list[list[int]], output_len: int) -> list[Any]:
     from transformers import GenerationConfig
 
-    # No end-of-sequence token: every request generates all its tokens.
+    # There is no end-of-sequence token, so that every request generates all its tokens.
     config = GenerationConfig(max_new_tokens=output_len, do_sample=False, eos_token_id=-1, pad_token_id=0)
     outputs = model.generate_batch(prompts, generation_config=config, record_timestamps=True)
     return list(outputs.values())

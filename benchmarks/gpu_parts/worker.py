@@ -66,12 +66,12 @@ def run(bench: Bench, part: Part) -> dict[str, Any]:
         answer["rows"] = list(part.run(bench))
     except DoesNotFit as reason:
         answer["skipped"] = str(reason)
-    except Exception as error:  # The top of the loop: the next part may well run.
+    except Exception as error:  # at the top of the loop, so that the next part runs
         answer["error"] = f"{type(error).__name__}: {error}"
-        # Where this checkout lies is nobody's business.
+        # Paths of this checkout are removed from the traceback.
         lines = traceback.format_exc().replace(f"{ROOT}{os.sep}", "").splitlines()
         answer["traceback"] = lines[-TRACEBACK_LINES:]
-        # The stack holds tensors.
+        # The traceback's frames hold tensors, which are freed here.
         error.__traceback__ = None
         answer["device_lost"] = not _settle(bench)
     answer["seconds"] = time.perf_counter() - began_s

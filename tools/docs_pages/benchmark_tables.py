@@ -35,7 +35,7 @@ def page() -> str:
 def section(stem: str, result: Result) -> str:
     """One file: what was measured, where, by which command."""
     kind = KINDS.get(_first_word(stem))
-    # Where the file was first written to is of no interest.
+    # The path that the file was first written to is left out.
     command = re.sub(r" --out \S+", "", result["command"])
     parts = [
         f"## {kind.title if kind else 'Further measurements'}: {stem}",

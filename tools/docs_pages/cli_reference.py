@@ -44,14 +44,14 @@ def _subcommand_parser(name: str) -> argparse.ArgumentParser:
 
 def _section(parser: argparse.ArgumentParser, *, level: int) -> str:
     """A heading, what the command does, its usage, and a table for each group of arguments."""
-    # Not argparse's own usage lines: they repeat the tables, and every version of Python breaks them elsewhere.
+    # argparse's usage lines are not used: they repeat the tables, and each version of Python breaks them differently.
     positionals = [f"[{_value(a)}]" if a.nargs == "?" else _value(a) for a in parser._get_positional_actions()]
     usage = " ".join([parser.prog, *positionals, "[FLAGS]"])
     parts = [f"{'#' * level} {parser.prog}", parser.description or "", f"```text\n{usage}\n```"]
     for group in parser._action_groups:
         rows = list(_rows(parser, group))
         if rows:
-            # argparse's own group titles say nothing: arguments come first, then flags.
+            # argparse's default group titles are left out: arguments come first, then flags.
             title = "" if group.title in ("options", "positional arguments") else f"**{group.title}**\n\n"
             parts.append(title + table(("flag", "meaning"), rows).rstrip())
     return "\n\n".join(part for part in parts if part) + "\n"

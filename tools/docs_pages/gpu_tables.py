@@ -62,7 +62,7 @@ def _group_table(rows: Rows) -> str:
     if "unit" in rows[0]:
         rates = [(cell(row["name"]), row["rate"], *RATES[row["unit"]]) for row in rows]
         return table(("", "rate"), [(name, f"{figure(rate / scale)} {unit}") for name, rate, unit, scale in rates])
-    # torch's rows are what `times torch` divides by.
+    # `times torch` divides by torch's rows.
     ours = [row for row in rows if not row["name"].startswith("torch, ")]
     columns = [column for column in COLUMNS if any(row.get(column) for row in ours)]
     header = ["", *(COLUMNS[column] for column in columns)]

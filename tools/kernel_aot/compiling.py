@@ -103,7 +103,7 @@ def measure(wanted: Iterable[Job], num_processes: int | None = None) -> tuple[di
         The resources of each job, and the error of each job that does not compile.
     """
     wanted = list(wanted)
-    # Not forked: torch's threads would not survive it.
+    # Processes are spawned, not forked, because torch's threads do not survive a fork.
     with ProcessPoolExecutor(num_processes or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         outcomes = dict(zip(wanted, pool.map(_measure_job, wanted, chunksize=1), strict=True))
     found = {job: outcome for job, outcome in outcomes.items() if isinstance(outcome, Resources)}
@@ -115,7 +115,7 @@ def _measure_job(job: Job) -> Resources | str:
     try:
         return compile_case(_all_cases()[key], target)
     except Exception as error:  # The compiler raises many kinds; the other jobs go on.
-        # The chain ends with what is wrong in the innermost function.
+        # The last exception of the chain is about the innermost function.
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
         return f"{type(error).__name__}: {error}"
@@ -147,7 +147,7 @@ def compile_case(case: AotCase, target: int) -> Resources:
     aligned = [name for name, kind in case.signature.items() if kind.startswith("*") or name in case.divisible]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = _source_class(case.kernel)(case.kernel, signature, constexprs, attributes)
-    # Fused multiply-adds are what a launch gets in every version so far; later ones ask to be told.
+    # Launches use fused multiply-adds in every version so far; later versions need the option.
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, WARP_SIZE), options=options)
     return _resources(compiled.asm["cubin"], compiled.metadata.shared)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs Arize Phoenix, an OTLP trace backend with a REST API, into .operate/phoenix: an environment of its own, for
-# its 200 packages are not ours. About 900 MB. Licence: Elastic-2.0, so that it is a tool of tests and never shipped.
+# Installs Arize Phoenix, an OTLP trace backend with a REST API, into .operate/phoenix: a separate environment, as
+# pagewire needs none of its 200 packages. About 900 MB. Licence: Elastic-2.0, so that it is a tool of tests and never shipped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=20.26.1

