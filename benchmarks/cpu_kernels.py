@@ -13,6 +13,7 @@ from itertools import cycle
 from time import perf_counter
 
 import torch
+from gpu_parts.sampling_inputs import sampling_batch
 from machine import print_table, save_result, spread
 from pagewire_kernels import kv_cache
 from pagewire_kernels.activation import silu_and_mul
@@ -20,7 +21,7 @@ from pagewire_kernels.cpu import threads as cpu_threads
 from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
 from pagewire_kernels.rms_norm import rms_norm
 from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
-from pagewire_kernels.sample import SamplingBatch, sample
+from pagewire_kernels.sample import SamplingBatch, Stage, sample
 
 BLOCK_SIZE = 16
 MIN_SAMPLE_S = 0.02
@@ -125,37 +126,13 @@ def sampling_rows(num_samples: int) -> list[Row]:
             ("top_p 0.9", 1.0, 0, 0.9),
             ("top_k 50", 1.0, 50, 1.0),
         ):
-            params = sampling_batch(num_rows, temperature, top_k, top_p)
+            stages = Stage.DRAW if temperature else Stage(0)
+            options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+            params = sampling_batch(torch.device("cpu"), num_rows, vocab_size, stages, **options)
             took = measure(sampling_call(num_rows, vocab_size, params), num_samples)
             rate = _rate(num_rows * vocab_size, took, "G logits/s")
             rows.append({"name": f"sample, {num_rows} x {vocab_size}, {name}", "us": took, "rate": rate})
     return rows
-
-
-def sampling_batch(num_rows: int, temperature: float, top_k: int, top_p: float) -> SamplingBatch:
-    """The same parameters for every row, without penalties and stop tokens."""
-    zeros, ones = torch.zeros(num_rows), torch.ones(num_rows)
-    counts = torch.ones(num_rows, dtype=torch.int32)
-    return SamplingBatch(
-        temperature=ones * temperature,
-        top_k=counts * top_k,
-        top_p=ones * top_p,
-        min_p=zeros,
-        presence_penalty=zeros,
-        frequency_penalty=zeros,
-        repetition_penalty=ones,
-        seeds=torch.arange(num_rows),
-        positions=torch.arange(num_rows),
-        token_ids=torch.zeros((num_rows, 8), dtype=torch.int32),
-        slots=torch.arange(num_rows),
-        num_prompt_tokens=counts,
-        num_tokens=counts,
-        stop_token_ids=torch.full((num_rows, 1), -1, dtype=torch.int32),
-        mask_stop=torch.zeros(num_rows, dtype=torch.bool),
-        all_greedy=temperature == 0,
-        any_penalties=False,
-        any_stop_mask=False,
-    )
 
 
 def layer_calls(num_tokens: int) -> dict[str, Callable[[], object]]:

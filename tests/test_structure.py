@@ -55,9 +55,9 @@ FLOORS = {
         ("__main__",),
     ),
     "pagewire_shard": (
-        ("errors", "config", "host_memory"),
+        ("errors", "config", "host_memory", "slot_tables"),
         ("engine", "layers", "tracing"),
-        ("models", "stepping"),
+        ("models", "stepping", "sampling"),
         ("loading",),
         ("execution",),
         ("startup", "service"),

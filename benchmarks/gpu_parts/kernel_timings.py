@@ -15,7 +15,7 @@ from pagewire_kernels.fused_moe import fused_moe
 from pagewire_kernels.layer_norm import layer_norm
 from pagewire_kernels.rms_norm import rms_norm
 from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
-from pagewire_kernels.sample import SamplingBatch, gather_logprobs, sample
+from pagewire_kernels.sample import SamplingBatch, Stage, gather_logprobs, sample
 
 from gpu_parts.paged import Heads
 from gpu_parts.part import Bench, Part, Row
@@ -79,15 +79,16 @@ def sampling(bench: Bench) -> Iterator[Row]:
     """256 rows of 128,256 logits; the bytes are one pass over them."""
     num_rows, vocab_size = bench.size(256, 8), bench.size(128_256, 1000)
     logits = torch.randn(num_rows, vocab_size, device=bench.device) * 3
-    for name, options in (
-        ("greedy", {"temperature": 0.0}),
-        ("temperature", {}),
-        ("top_k 50", {"top_k": 50}),
-        ("top_p 0.9", {"top_p": 0.9}),
-        ("min_p 0.05", {"min_p": 0.05}),
-        ("penalties", {"presence": 0.5, "repetition": 1.1}),
-    ):
-        params = sampling_batch(bench.device, num_rows, vocab_size, **options)
+    cases: tuple[tuple[str, dict[str, float], Stage], ...] = (
+        ("greedy", {"temperature": 0.0}, Stage(0)),
+        ("temperature", {}, Stage.DRAW),
+        ("top_k 50", {"top_k": 50}, Stage.DRAW),
+        ("top_p 0.9", {"top_p": 0.9}, Stage.DRAW),
+        ("min_p 0.05", {"min_p": 0.05}, Stage.DRAW),
+        ("penalties", {"presence_penalty": 0.5, "repetition_penalty": 1.1}, Stage.DRAW | Stage.PENALTIES),
+    )
+    for name, options, stages in cases:
+        params = sampling_batch(bench.device, num_rows, vocab_size, stages, **options)
         yield _sampling_row(bench, f"sample, {num_rows} x {vocab_size}, {name}", logits, params)
     chosen = logits.argmax(-1)
     name = f"gather_logprobs, {num_rows} x {vocab_size}, top 5"

@@ -72,7 +72,8 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     """Keeps the stop string that ended a sequence at the end of its text."""
     logit_bias: Mapping[int, float] | None = None
-    """Added to the logits, by token id."""
+    """Added to the model's logits, by token id, before penalties and temperature. -100 to 100, where either end bans or
+    forces a token in practice; at most 1024 entries. Log-probabilities are those without it."""
     allowed_token_ids: Sequence[int] | None = None
     """Only these tokens may be generated."""
     bad_words: Sequence[str] | None = None
@@ -136,6 +137,11 @@ class SamplingParams:
         for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
             for token_id in _as_list(getattr(self, name)):
                 _check_int(name, token_id, 0, 2**32 - 1)
+        if self.logit_bias is not None:
+            if not isinstance(self.logit_bias, Mapping):
+                raise _out_of_range("logit_bias", self.logit_bias, "numbers by token id")
+            for bias in self.logit_bias.values():
+                _check_float("logit_bias", bias, -100.0, 100.0)
 
     def _check_combinations(self) -> None:
         if self.n > 1 and self.temperature < GREEDY_BELOW:

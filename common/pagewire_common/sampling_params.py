@@ -9,6 +9,11 @@ from dataclasses import dataclass
 
 from pagewire.v1.inference_pb2 import SamplingParams
 
+MAX_LOGIT_BIAS_ENTRIES = 1024
+"""Tokens of one sequence that may have a bias."""
+MAX_LOGIT_BIAS = 100.0
+"""Largest absolute value of a bias."""
+
 _DEFAULTS = SamplingParams(
     n=1,
     presence_penalty=0.0,
@@ -56,10 +61,11 @@ _RANGES = {
     "frequency_penalty": _Range(-2.0, 2.0),
     "repetition_penalty": _Range(0.0, excludes_low=True),
 }
+_LOGIT_BIAS_RANGE = _Range(-MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
 
 RESOLVED = frozenset((*_RANGES, "seed"))
 """Fields that the parameters of an admitted sequence always set."""
-NOT_SERVED = frozenset(("logit_bias", "prompt_logprobs", "allowed_token_ids", "bad_words", "structured_outputs"))
+NOT_SERVED = frozenset(("prompt_logprobs", "allowed_token_ids", "bad_words", "structured_outputs"))
 """Fields that are refused by name."""
 
 
@@ -71,7 +77,7 @@ def with_defaults(given: SamplingParams) -> SamplingParams:
     return params
 
 
-def faults(params: SamplingParams) -> Iterator[tuple[str, str]]:
+def faults(params: SamplingParams, vocab_size: int) -> Iterator[tuple[str, str]]:
     """Yields the faults of resolved parameters: a field's name, its value and what is accepted.
 
     Fields whose limits are the router's own (n, max_tokens, logprobs, stops) are not looked at.
@@ -80,3 +86,13 @@ def faults(params: SamplingParams) -> Iterator[tuple[str, str]]:
         value = getattr(params, name)
         if not accepted.holds(value):
             yield name, f"is {value:g}; accepted: {accepted}"
+    if len(params.logit_bias) > MAX_LOGIT_BIAS_ENTRIES:
+        yield "logit_bias", f"holds {len(params.logit_bias)} entries; accepted: up to {MAX_LOGIT_BIAS_ENTRIES}"
+        return
+    for token_id, bias in sorted(params.logit_bias.items()):
+        if token_id >= vocab_size:
+            yield "logit_bias", f"holds token {token_id}; accepted: token ids below the vocabulary size, {vocab_size}"
+            return
+        if not _LOGIT_BIAS_RANGE.holds(bias):
+            yield "logit_bias", f"is {bias:g} for token {token_id}; accepted: {_LOGIT_BIAS_RANGE}"
+            return

@@ -14,7 +14,7 @@ CHUNKS = (1, 7, 512)
 SAMPLING = (
     {"temperature": 0.9, "seed": 7},
     {"temperature": 0.9, "top_p": 0.8, "seed": 8, "n": 2},
-    {"temperature": 0.9, "top_k": 12, "min_p": 0.02, "seed": 2**63 + 9},
+    {"temperature": 0.9, "top_k": 12, "min_p": 0.02, "seed": 9 - 2**63},
     {"temperature": 0.9, "top_p": 0.9, "presence_penalty": 0.7, "frequency_penalty": 0.3, "seed": 10, "n": 2},
     {"temperature": 0.9, "top_k": 40, "repetition_penalty": 1.3, "seed": 11},
     {"temperature": 0.0, "repetition_penalty": 1.2, "frequency_penalty": 0.5},

@@ -1,11 +1,13 @@
 """Sampling: the CPU kernels against the reference, and the reference against transformers and against chance."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from pagewire_kernels.sample import SamplingBatch, gather_logprobs, reference, sample
+from pagewire_kernels.sample import Stage, gather_logprobs, reference, sample
+from pagewire_kernels.sample.columns import ALL_STAGES, MAX_BIASES
+from sampling_rows import sampling_batch
 from transformers import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -14,35 +16,6 @@ from transformers import (
 )
 
 VOCAB_SIZES = [1, 5, 64, 100, 2048, 32000]
-
-
-def sampling_batch(num_rows, vocab_size=100, seed=0, **options):
-    """Parameters that change nothing, but for the options: tensors, or one value for all rows."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def rows(value, dtype):
-        return value if isinstance(value, torch.Tensor) else torch.full((num_rows,), value, dtype=dtype)
-
-    return SamplingBatch(
-        temperature=rows(options.get("temperature", 1.0), torch.float32),
-        top_k=rows(options.get("top_k", 0), torch.int32),
-        top_p=rows(options.get("top_p", 1.0), torch.float32),
-        min_p=rows(options.get("min_p", 0.0), torch.float32),
-        presence_penalty=rows(options.get("presence_penalty", 0.0), torch.float32),
-        frequency_penalty=rows(options.get("frequency_penalty", 0.0), torch.float32),
-        repetition_penalty=rows(options.get("repetition_penalty", 1.0), torch.float32),
-        seeds=torch.randint(-(2**62), 2**62, (num_rows,), generator=generator),
-        positions=torch.randint(0, 2**33, (num_rows,), generator=generator),
-        token_ids=torch.randint(0, vocab_size, (num_rows + 2, 30), generator=generator, dtype=torch.int32),
-        slots=torch.randperm(num_rows + 2, generator=generator)[:num_rows],
-        num_prompt_tokens=torch.randint(0, 10, (num_rows,), generator=generator, dtype=torch.int32),
-        num_tokens=torch.randint(10, 30, (num_rows,), generator=generator, dtype=torch.int32),
-        stop_token_ids=torch.full((num_rows, 2), -1, dtype=torch.int32),
-        mask_stop=torch.zeros(num_rows, dtype=torch.bool),
-        all_greedy=False,
-        any_penalties=any("penalty" in name for name in options),
-        any_stop_mask=False,
-    )
 
 
 def logits_for(num_rows, vocab_size, spread=3.0, seed=1):
@@ -65,6 +38,9 @@ OPTIONS = [
     {"min_p": 0.01, "top_k": 40, "top_p": 0.8, "temperature": 1.3},
     {"repetition_penalty": 1.7, "presence_penalty": 0.5, "frequency_penalty": -0.8},
     {"repetition_penalty": 0.6, "presence_penalty": -2.0, "frequency_penalty": 2.0, "temperature": 0.0},
+    {"logit_bias": {0: 3.0}},
+    {"logit_bias": {0: -100.0}, "temperature": 0.0},
+    {"logit_bias": {0: 0.75}, "repetition_penalty": 1.7, "top_k": 20},
 ]
 
 
@@ -82,7 +58,7 @@ def test_scratch_of_any_size_leaves_a_kernel_s_arguments_alone(vocab_size):
     """Scratch that is as large as the kernel's own arguments must not be given their memory."""
     logits = logits_for(6, vocab_size)
     batch = sampling_batch(6, vocab_size, repetition_penalty=1.7, presence_penalty=0.5)
-    batch.token_ids.zero_()
+    batch.sequences.token_ids.zero_()
     assert torch.equal(sample(logits.clone(), batch), reference.sample(logits, batch))
 
 
@@ -90,7 +66,7 @@ def test_equal_logits_are_won_by_the_lowest_token_when_greedy():
     logits = torch.zeros(3, 5000)
     logits[1, [1030, 4000]] = 2.0
     logits[2] = -1e3
-    batch = replace(sampling_batch(3, temperature=0.0), all_greedy=True)
+    batch = sampling_batch(3, 5000, temperature=0.0, stages=Stage(0))
     assert sample(logits.clone(), batch).tolist() == [0, 1030, 0]
     assert reference.sample(logits, batch).tolist() == [0, 1030, 0]
 
@@ -107,9 +83,9 @@ def test_a_row_samples_the_same_in_any_batch(num_rows):
     logits = logits_for(40, 1000)
     batch = sampling_batch(40, 1000, top_p=0.95, presence_penalty=0.3)
     rows = torch.randperm(40)[:num_rows]
-    shared = {"token_ids", "all_greedy", "any_penalties", "any_stop_mask", "by_slot"}
-    part = {f.name: getattr(batch, f.name)[rows] for f in fields(batch) if f.name not in shared}
-    assert torch.equal(sample(logits[rows], replace(batch, **part)), sample(logits.clone(), batch)[rows])
+    assert torch.equal(
+        sample(logits[rows], replace(batch, slots=batch.slots[rows])), sample(logits.clone(), batch)[rows]
+    )
 
 
 def test_noise_is_that_of_the_published_philox():
@@ -127,11 +103,10 @@ def test_noise_depends_on_every_bit_of_seed_and_position():
 def test_draws_follow_the_distribution(options):
     num_draws, vocab_size = 20_000, 12
     logits = logits_for(1, vocab_size, spread=1.0)
-    batch = sampling_batch(num_draws, vocab_size, **options)
-    batch = replace(batch, seeds=torch.full((num_draws,), 1234), positions=torch.arange(num_draws))
+    batch = sampling_batch(num_draws, vocab_size, **{"seed": 1234, "num_tokens": torch.arange(num_draws), **options})
     counts = sample(logits.repeat(num_draws, 1), batch).bincount(minlength=vocab_size)
     one = sampling_batch(1, vocab_size, **options)
-    expected = reference.apply_filters(logits / one.temperature, one).softmax(-1)[0].double() * num_draws
+    expected = reference.apply_filters(logits / one.parameter("temperature"), one).softmax(-1)[0].double() * num_draws
     assert (counts[expected == 0] == 0).all()
     chi_square = ((counts - expected) ** 2 / expected)[expected > 0].sum()
     # 11 degrees of freedom: 31.3 is the 0.1 % point. The seed is fixed, so that the test cannot flicker.
@@ -141,13 +116,10 @@ def test_draws_follow_the_distribution(options):
 def test_stop_tokens_are_not_sampled_while_masked():
     logits = logits_for(4, 100)
     tops = logits.argsort(dim=-1, descending=True).int()
-    batch = replace(
-        sampling_batch(4, temperature=0.0),
-        any_stop_mask=True,
-        stop_token_ids=torch.stack([tops[:, 0], torch.tensor([-1, 100, 2**31 - 1, 5], dtype=torch.int32)], dim=1),
-        mask_stop=torch.tensor([True, False, True, False]),
-    )
-    expected = [tops[row, 1 if batch.mask_stop[row] else 0].item() for row in range(4)]
+    masks_stop = [True, False, True, False]
+    stops = torch.stack([tops[:, 0], torch.tensor([-1, 100, 2**31 - 1, 5], dtype=torch.int32)], dim=1)
+    batch = sampling_batch(4, temperature=0.0, stop_token_ids=stops, masks_stop=masks_stop)
+    expected = [tops[row, 1 if masks_stop[row] else 0].item() for row in range(4)]
     assert sample(logits.clone(), batch).tolist() == expected
     assert reference.sample(logits, batch).tolist() == expected
 
@@ -172,20 +144,15 @@ def test_repetition_penalty_is_that_of_transformers():
     batch = sampling_batch(5, 60, repetition_penalty=1.4)
     penalised = reference.apply_penalties(logits, batch)
     for row in range(5):
-        tokens = batch.token_ids[batch.slots[row], : batch.num_tokens[row]].long()[None]
+        tokens = batch.sequences.token_ids[batch.slots[row], : batch.num_tokens()[row]].long()[None]
         expected = RepetitionPenaltyLogitsProcessor(1.4)(tokens, logits[row : row + 1].clone())
         torch.testing.assert_close(penalised[row : row + 1], expected)
 
 
 def test_presence_and_frequency_penalties_count_the_output_only():
-    token_ids = torch.tensor([[3, 4, 5, 5, 4, 5, 9]], dtype=torch.int32)
-    batch = replace(
-        sampling_batch(1, 10, presence_penalty=0.5, frequency_penalty=0.25),
-        token_ids=token_ids,
-        slots=torch.tensor([0]),
-        num_prompt_tokens=torch.tensor([2], dtype=torch.int32),
-        num_tokens=torch.tensor([6], dtype=torch.int32),
-    )
+    options = {"presence_penalty": 0.5, "frequency_penalty": 0.25, "num_prompt_tokens": 2, "num_tokens": 6}
+    batch = sampling_batch(1, 10, max_len=7, **options)
+    batch.sequences.token_ids[:] = torch.tensor([3, 4, 5, 5, 4, 5, 9])
     expected = np.zeros(10)
     expected[4], expected[5] = -0.75, -1.25
     assert reference.apply_penalties(torch.zeros(1, 10), batch)[0].tolist() == expected.tolist()
@@ -210,7 +177,7 @@ def test_logprobs(vocab_size, num_top):
 )
 @pytest.mark.parametrize("poison", [float("nan"), -float("nan"), float("inf")])
 def test_a_row_without_a_distribution_yields_no_token_and_the_others_theirs(options, poison):
-    params = replace(sampling_batch(6, **options), all_greedy=options == {"temperature": 0.0})
+    params = sampling_batch(6, **options, stages=Stage(0) if options == {"temperature": 0.0} else ALL_STAGES)
     logits = logits_for(6, 100)
     sound = sample(logits.clone(), params)
     logits[1, 57] = logits[2] = poison
@@ -218,3 +185,33 @@ def test_a_row_without_a_distribution_yields_no_token_and_the_others_theirs(opti
     logits[5, :99] = float("-inf")
     for sampled in (sample(logits.clone(), params), reference.sample(logits, params)):
         assert sampled.tolist() == [sound[0], -1, -1, sound[3], -1, 99]
+
+
+def test_biases_are_added_before_the_penalties_and_each_row_has_its_own():
+    logits = torch.zeros(3, 6)
+    biases = [{2: 1.5, 4: -2.0}, {}, {0: 100.0}]
+    batch = sampling_batch(3, 6, logit_bias=biases, repetition_penalty=2.0, max_len=12)
+    batch.sequences.token_ids.fill_(2)
+    biased = reference.add_biases(logits, batch)
+    assert biased.tolist() == [[0, 0, 1.5, 0, -2.0, 0], [0] * 6, [100.0, 0, 0, 0, 0, 0]]
+    assert reference.apply_penalties(biased, batch)[0].tolist() == [0, 0, 0.75, 0, -2.0, 0]
+
+
+@pytest.mark.parametrize("num_biases", [1, 7, MAX_BIASES])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_is_banned_by_minus_100_and_forced_by_100(num_biases, temperature):
+    logits = logits_for(8, 2000)
+    best = logits.argsort(dim=-1, descending=True)[:, :num_biases].tolist()
+    banned = sampling_batch(8, 2000, temperature=temperature, logit_bias=[dict.fromkeys(row, -100.0) for row in best])
+    tokens = sample(logits.clone(), banned).tolist()
+    assert not any(token in row for token, row in zip(tokens, best, strict=True))
+    forced = sampling_batch(8, 2000, temperature=temperature, logit_bias=[{1999 - row: 100.0} for row in range(8)])
+    assert sample(logits.clone(), forced).tolist() == [1999 - row for row in range(8)]
+
+
+def test_a_bias_leaves_a_row_without_a_distribution_without_one():
+    logits = torch.full((2, 50), float("-inf"))
+    logits[1] = torch.randn(50)
+    logits[1, 7] = float("inf")
+    batch = sampling_batch(2, 50, logit_bias={3: 100.0, 7: -100.0})
+    assert sample(logits.clone(), batch).tolist() == reference.sample(logits, batch).tolist() == [-1, -1]

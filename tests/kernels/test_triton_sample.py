@@ -8,11 +8,13 @@ accepted only where the noisy logits of both are equal up to rounding.
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from pagewire_kernels.sample import SamplingBatch, reference
+from pagewire_kernels.sample import Stage, reference
+from pagewire_kernels.sample.columns import ALL_STAGES, MAX_BIASES
+from sampling_rows import on, sampling_batch
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
@@ -44,58 +46,22 @@ def poison(monkeypatch):
     monkeypatch.setattr(torch, "empty", poisoned)
 
 
-def sampling_batch(num_rows, vocab_size, seed=0, max_len=30, **options):
-    """Parameters that change nothing, but for the options: a list, or one value for all rows."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def rows(name, default, dtype):
-        value = options.get(name, default)
-        return torch.tensor(value if isinstance(value, list) else [value] * num_rows, dtype=dtype)
-
-    def integers(low, high, *shape, dtype=torch.int64):
-        return torch.randint(low, high, shape, generator=generator, dtype=dtype)
-
-    return SamplingBatch(
-        temperature=rows("temperature", 1.0, torch.float32),
-        top_k=rows("top_k", 0, torch.int32),
-        top_p=rows("top_p", 1.0, torch.float32),
-        min_p=rows("min_p", 0.0, torch.float32),
-        presence_penalty=rows("presence_penalty", 0.0, torch.float32),
-        frequency_penalty=rows("frequency_penalty", 0.0, torch.float32),
-        repetition_penalty=rows("repetition_penalty", 1.0, torch.float32),
-        seeds=integers(-(2**62), 2**62, num_rows),
-        positions=integers(0, 2**33, num_rows),
-        token_ids=integers(0, vocab_size, num_rows + 2, max_len, dtype=torch.int32),
-        slots=torch.randperm(num_rows + 2, generator=generator)[:num_rows],
-        num_prompt_tokens=integers(0, 10, num_rows, dtype=torch.int32),
-        num_tokens=integers(10, max_len, num_rows, dtype=torch.int32),
-        stop_token_ids=torch.full((num_rows, 3), -1, dtype=torch.int32),
-        mask_stop=torch.zeros(num_rows, dtype=torch.bool),
-        all_greedy=False,
-        any_penalties=True,
-        any_stop_mask=True,
-    )
-
-
 def logits_for(num_rows, vocab_size, spread=3.0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(vocab_size)
     return (torch.randn(num_rows, vocab_size, generator=generator) * spread).to(dtype)
 
 
 def on_device(batch):
-    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(batch, **{name: x.to(DEVICE) for name, x in tensors.items() if isinstance(x, torch.Tensor)})
+    return on(DEVICE, batch)
 
 
 def noisy_logits(logits, batch):
     """What the reference takes the maximum of."""
-    ids = torch.where(batch.mask_stop[:, None], batch.stop_token_ids.long(), -1)
-    for row, row_ids in enumerate(ids.tolist()):
-        logits[row, [token for token in row_ids if 0 <= token < logits.shape[1]]] = float("-inf")
-    logits = reference.apply_penalties(logits, batch)
-    is_greedy = (batch.temperature < 1e-5)[:, None]
-    scaled = logits / torch.where(is_greedy, 1.0, batch.temperature[:, None])
-    noise = reference.gumbel_noise(batch.seeds, batch.positions, logits.shape[1])
+    logits = reference.apply_penalties(reference.mask_stop_tokens(reference.add_biases(logits, batch), batch), batch)
+    temperature = batch.parameter("temperature")[:, None]
+    is_greedy = temperature < 1e-5
+    noise = reference.gumbel_noise(batch.parameter("seed"), batch.num_tokens(), logits.shape[1])
+    scaled = logits / torch.where(is_greedy, 1.0, temperature)
     return torch.where(is_greedy, logits, reference.apply_filters(scaled, batch) + noise)
 
 
@@ -106,9 +72,9 @@ def check(logits, batch):
     given = logits.to(DEVICE, copy=True)
     tokens = kernel.sample(given, on_device(batch)).cpu()
     assert torch.equal(given.cpu(), logits), "the logits were changed"
-    expected = reference.sample(logits.float(), batch.by_row())
+    expected = reference.sample(logits.float(), batch)
     for row in (tokens != expected).nonzero()[:, 0].tolist():
-        values = noisy_logits(logits.float(), batch.by_row())[row]
+        values = noisy_logits(logits.float(), batch)[row]
         found, wanted = tokens[row].item(), expected[row].item()
         difference = (values[wanted] - values[found]).item()
         assert difference < ROUNDING, f"row {row}: {found} for {wanted}, {difference} apart"
@@ -205,7 +171,8 @@ def test_stop_tokens_are_not_sampled_while_masked(options):
     logits = logits_for(9, 3000)
     tops = logits.argsort(dim=-1, descending=True)[:, :3].int()
     tops[4, 1], tops[5, 1] = 3000, -1
-    batch = replace(sampling_batch(9, 3000, **options), stop_token_ids=tops, mask_stop=torch.arange(9) % 3 > 0)
+    masks_stop = [row % 3 > 0 for row in range(9)]
+    batch = sampling_batch(9, 3000, **options, stop_token_ids=tops, masks_stop=masks_stop)
     tokens = check(logits, batch)
     assert not any(tokens[row] in tops[row].tolist() for row in range(9) if row % 3 > 0)
 
@@ -239,32 +206,38 @@ def test_a_row_samples_the_same_in_any_batch(options):
 
     logits, batch = logits_for(6, 5000).to(DEVICE), on_device(sampling_batch(6, 5000, **options))
     together = kernel.sample(logits, batch).tolist()
-    shared = {"token_ids", "all_greedy", "any_penalties", "any_stop_mask", "by_slot"}
     for row in range(6):
-        own = {f.name: getattr(batch, f.name)[row : row + 1] for f in fields(batch) if f.name not in shared}
-        assert kernel.sample(logits[row : row + 1], replace(batch, **own)).tolist() == together[row : row + 1]
+        alone = replace(batch, slots=batch.slots[row : row + 1])
+        assert kernel.sample(logits[row : row + 1], alone).tolist() == together[row : row + 1]
 
 
 @runs_kernels
-def test_parameters_may_be_columns_of_the_state():
-    batch = sampling_batch(6, 700, **KINDS)
-    ints, floats = torch.full((8, 8), -7), torch.full((8, 6), float("nan"))
-    names = ["top_k", "seeds", "positions", "num_prompt_tokens", "num_tokens"]
-    for column, name in enumerate(names):
-        ints[batch.slots, column] = getattr(batch, name).long()
-    float_names = ["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"]
-    for column, name in enumerate(float_names):
-        floats[batch.slots, column] = getattr(batch, name)
-    by_slot = replace(
-        batch,
-        **{name: ints[:, column] for column, name in enumerate(names)},
-        **{name: floats[:, column] for column, name in enumerate(float_names)},
-        stop_token_ids=torch.full((8, 3), -1, dtype=torch.int32),
-        mask_stop=torch.zeros(8, dtype=torch.bool),
-        by_slot=True,
-    )
-    logits = logits_for(6, 700)
-    assert check(logits, by_slot) == check(logits, batch)
+@pytest.mark.parametrize("vocab_size", [5, 100, 2048, 4100])
+@pytest.mark.parametrize("options", [*FILTERS, {"temperature": 0.0}, {}, KINDS], ids=str)
+def test_biases(options, vocab_size):
+    """In every chunk, at its borders, in rows with penalties and without; one row has none, one as many as can be."""
+    generator = torch.Generator().manual_seed(5)
+
+    def biases(num):
+        token_ids = torch.randperm(vocab_size, generator=generator)[:num].tolist()
+        return dict(zip(token_ids, (torch.randn(num, generator=generator) * 5).tolist(), strict=False))
+
+    rows = [biases(3), {}, biases(MAX_BIASES), {0: 9.0, vocab_size - 1: 9.0}, biases(40), biases(257)]
+    batch = sampling_batch(6, vocab_size, logit_bias=rows, **options)
+    logits = logits_for(6, vocab_size)
+    tokens = check(logits, batch)
+    without = check(logits, replace(batch, stages=ALL_STAGES & ~Stage.BIAS))
+    assert tokens[1] == without[1]
+    assert vocab_size == 5 or tokens != without
+
+
+@runs_kernels
+def test_a_forced_token_is_sampled_and_a_banned_one_is_not():
+    logits = logits_for(4, 3000)
+    best = logits.argmax(-1).tolist()
+    tokens = check(logits, sampling_batch(4, 3000, temperature=0.0, logit_bias=[{token: -100.0} for token in best]))
+    assert all(token != banned for token, banned in zip(tokens, best, strict=True))
+    assert check(logits, sampling_batch(4, 3000, top_p=0.9, logit_bias={2999: 100.0})) == [2999] * 4
 
 
 @runs_kernels
@@ -307,16 +280,18 @@ def test_a_captured_graph_serves_rows_of_all_kinds():
     from pagewire_kernels.sample import sample
 
     logits = logits_for(6, 5000)
-    batch = on_device(sampling_batch(6, 5000, temperature=0.0))
+    batch = on_device(sampling_batch(6, 5000, temperature=0.0, stages=ALL_STAGES & ~Stage.BIAS))
     given = logits.to(DEVICE)
     sample(given, batch)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         tokens = sample(given, batch)
     for options in (KINDS, {"top_p": 0.5}, {}):
-        now = sampling_batch(6, 5000, seed=3, **options)
-        for field in fields(now):
-            if isinstance(getattr(now, field.name), torch.Tensor):
-                getattr(batch, field.name).copy_(getattr(now, field.name))
+        now = sampling_batch(6, 5000, random_seed=3, **options)
+        batch.slots.copy_(now.slots)
+        for name in ("ints", "token_ids", "stop_token_ids"):
+            getattr(batch.sequences, name).copy_(getattr(now.sequences, name))
+        for name in ("floats", "ints"):
+            getattr(batch.columns, name).copy_(getattr(now.columns, name))
         graph.replay()
         assert tokens.tolist() == check(logits, now)

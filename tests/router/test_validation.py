@@ -65,6 +65,7 @@ ACCEPTED = [
     {"stop": ["a", "b" * 1024]},
     {"stop_token_ids": [99, 0]},
     {"stop_token_ids": range(62)},
+    {"logit_bias": {0: -100, 99: 100, 5: 0}},
     {"stop_token_ids": range(64), "ignore_eos": True},
 ]
 
@@ -104,6 +105,12 @@ REFUSED = [
     ({"stop_token_ids": [5, 100]}, "stop_token_ids[1]", "below the vocabulary size, 100"),
     ({"stop_token_ids": range(4, 68)}, "stop_token_ids", "up to 62"),
     ({"prompt_logprobs": 0}, "prompt_logprobs", "not served yet"),
+    ({"logit_bias": {100: 1.0}}, "logit_bias", "token 100; accepted: token ids below the vocabulary size, 100"),
+    ({"logit_bias": {1: 0.5, 7: -100.5}}, "logit_bias", "is -100.5 for token 7; accepted: -100 to 100"),
+    ({"logit_bias": {1: 101}}, "logit_bias", "is 101 for token 1"),
+    ({"logit_bias": {1: math.nan}}, "logit_bias", "is nan for token 1"),
+    ({"logit_bias": {1: -math.inf}}, "logit_bias", "is -inf for token 1"),
+    ({"logit_bias": dict.fromkeys(range(1025), 1.0)}, "logit_bias", "holds 1025 entries; accepted: up to 1024"),
     ({"allowed_token_ids": [1]}, "allowed_token_ids", "not served yet"),
     ({"bad_words": ["x"]}, "bad_words", "not served yet"),
     ({"structured_outputs": inference_pb2.StructuredOutputs()}, "structured_outputs", "not served yet"),

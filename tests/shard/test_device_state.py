@@ -7,20 +7,7 @@ from pagewire_common.block_hash import root_digest
 from pagewire_common.sampling_params import with_defaults
 from pagewire_shard.engine.runner import RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
-from pagewire_shard.execution.device_state import (
-    MAX_LEN,
-    MIN_LEN,
-    NUM_COMPUTED,
-    NUM_PROMPT,
-    NUM_TOKENS,
-    REPETITION,
-    SEED,
-    STOP_REASON,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-    DeviceState,
-)
+from pagewire_shard.execution.device_state import MAX_LEN, NUM_COMPUTED, NUM_TOKENS, STOP_REASON, DeviceState
 from pagewire_shard.execution.host_transfer import CpuUplink
 from pagewire_shard.execution.warm_up import run_largest_step
 
@@ -34,15 +21,15 @@ def make_state(num_slots: int = 4) -> DeviceState:
     return state
 
 
-def make_sequence(slot: int, num_tokens: int, num_blocks: int = 0, **sampling: float) -> Sequence:
+def make_sequence(slot: int, num_tokens: int, num_blocks: int = 0) -> Sequence:
     return Sequence(
         seq_id=slot,
         slot=slot,
         token_ids=[100 * slot + i for i in range(num_tokens)],
         num_prompt_tokens=max(1, num_tokens - 1),
         root=root_digest(""),
-        sampling_params=with_defaults(inference_pb2.SamplingParams(**sampling)),
-        seed=int(sampling.get("seed", 0)),
+        sampling_params=with_defaults(inference_pb2.SamplingParams()),
+        seed=0,
         stop=shard_pb2.StopConditions(max_tokens=5, min_tokens=2, token_ids=[slot, 99]),
         blocks=list(range(10 * slot, 10 * slot + num_blocks)),
         num_computed_tokens=8 * num_blocks,
@@ -61,20 +48,11 @@ def test_several_sequences_are_written_at_once_each_to_its_row() -> None:
         assert (state.block_tables[sequence.slot, num_blocks:] == -7).all()
         row = state.ints[sequence.slot]
         assert row[[NUM_TOKENS, NUM_COMPUTED, STOP_REASON]].tolist() == [num_tokens, 8 * num_blocks, 0]
-        assert row[[NUM_PROMPT, MIN_LEN]].tolist() == [num_tokens - 1, num_tokens + 1]
         assert row[MAX_LEN] == min(num_tokens + 4, 32)
         assert state.stop_token_ids[sequence.slot, :3].tolist() == [sequence.slot, 99, -1]
     for untouched in (1, state.void_slot):
         assert (state.token_ids[untouched] == -7).all()
         assert (state.ints[untouched, :STOP_REASON] == 0).all()
-
-
-def test_parameters_and_the_bits_of_large_seeds_arrive() -> None:
-    state = make_state()
-    sampling = {"temperature": 0.5, "top_p": 0.25, "top_k": 7, "repetition_penalty": 1.5, "seed": -(1 << 63) + 3}
-    state.fill([state.row(make_sequence(1, 4, **sampling))], CpuUplink())
-    assert state.floats[1, [TEMPERATURE, TOP_P, REPETITION]].tolist() == [0.5, 0.25, 1.5]
-    assert state.ints[1, [TOP_K, SEED]].tolist() == [7, -(1 << 63) + 3]
 
 
 def test_a_row_is_the_sequence_as_it_was_admitted() -> None:

@@ -11,9 +11,11 @@ import torch
 import transformers
 from pagewire.v1.inference_pb2 import SamplingParams
 from pagewire_common.sampling_params import with_defaults
-from pagewire_kernels.sample import SamplingBatch, reference
+from pagewire_kernels.sample import reference
+from pagewire_kernels.sample.columns import FLOATS
 from pagewire_router.request import Request
 from pagewire_router.scheduling.sequence import sequence_seed
+from sampling_rows import sampling_batch
 
 NEAR_TIE = 1e-4
 
@@ -88,27 +90,19 @@ def choose(expected: Expected, position: int, logits: torch.Tensor) -> int:
     tokens = expected.prompt + expected.tokens[:position]
     stop = sorted({*expected.eos_token_ids, *params.stop_token_ids}) or [-1]
     seed = sequence_seed(params.seed, expected.index)
-    penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
-    batch = SamplingBatch(
-        temperature=torch.tensor([params.temperature]),
-        top_k=torch.tensor([params.top_k], dtype=torch.int32),
-        top_p=torch.tensor([params.top_p]),
-        min_p=torch.tensor([params.min_p]),
-        presence_penalty=torch.tensor([params.presence_penalty]),
-        frequency_penalty=torch.tensor([params.frequency_penalty]),
-        repetition_penalty=torch.tensor([params.repetition_penalty]),
-        seeds=torch.tensor([seed]),
-        positions=torch.tensor([len(tokens)]),
-        token_ids=torch.tensor([tokens], dtype=torch.int32),
-        slots=torch.tensor([0]),
-        num_prompt_tokens=torch.tensor([len(expected.prompt)], dtype=torch.int32),
-        num_tokens=torch.tensor([len(tokens)], dtype=torch.int32),
+    batch = sampling_batch(
+        1,
+        max_len=len(tokens),
         stop_token_ids=torch.tensor([stop], dtype=torch.int32),
-        mask_stop=torch.tensor([position < params.min_tokens]),
-        all_greedy=params.temperature < reference.GREEDY_BELOW,
-        any_penalties=penalties != (0.0, 0.0, 1.0),
-        any_stop_mask=params.min_tokens > 0,
+        masks_stop=[position < params.min_tokens],
+        logit_bias=dict(params.logit_bias),
+        seed=seed,
+        num_tokens=len(tokens),
+        num_prompt_tokens=len(expected.prompt),
+        top_k=params.top_k,
+        **{column.name: getattr(params, column.name) for column in FLOATS},
     )
+    batch.sequences.token_ids[:] = torch.tensor(tokens)
     return int(reference.sample(logits[None].clone(), batch))
 
 

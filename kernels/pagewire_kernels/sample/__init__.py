@@ -6,36 +6,39 @@ from functools import cache
 import torch
 
 from pagewire_kernels.sample import reference
-from pagewire_kernels.sample.batch import GREEDY_BELOW, SamplingBatch
+from pagewire_kernels.sample.batch import SamplingBatch
+from pagewire_kernels.sample.columns import GREEDY_BELOW, SamplingColumns, Stage
 
-__all__ = ["GREEDY_BELOW", "SamplingBatch", "gather_logprobs", "sample"]
+__all__ = ["GREEDY_BELOW", "SamplingBatch", "SamplingColumns", "Stage", "gather_logprobs", "sample"]
 
 Logprobs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
+def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Samples one token for each row.
 
-    In vLLM's order: stop mask, penalties, then the most probable token (greedy rows) or temperature, min_p, top_k,
-    top_p and a draw. reference.py states what each keeps and where the noise comes from.
+    In vLLM's order: biases, stop mask, penalties, then the most probable token (greedy rows) or temperature, min_p,
+    top_k, top_p and a draw. reference.py states what each does and where the noise comes from.
 
     Args:
         logits: [num_rows, vocab_size], rows contiguous. On a CPU float32 and used as scratch space: undefined
             afterwards. On a GPU float32, bfloat16 or float16, and not changed.
-        params: On a GPU its flags are not looked at: a captured graph serves rows of all kinds.
+        batch: On a GPU only Stage.BIAS is looked at of its stages: a captured graph serves rows of all other kinds.
 
     Returns:
         [num_rows] int64; -1 of rows without a distribution: NaN, infinity or nothing but minus infinity.
     """
     if logits.is_cuda:
-        return _cuda_sample()(logits, params)
+        return _cuda_sample()(logits, batch)
     if logits.is_cpu:
-        return _cpu_sample()(logits, params.by_row())
-    return reference.sample(logits, params.by_row())
+        return _cpu_sample()(logits, batch)
+    return reference.sample(logits, batch)
 
 
 def gather_logprobs(logits: torch.Tensor, sampled: torch.Tensor, num_top: int) -> Logprobs:
-    """Reports the log-probabilities of the model's unprocessed distribution.
+    """Reports the log-probabilities of the model's own distribution, before biases and all other stages.
+
+    vLLM does the same by default (--logprobs-mode raw_logprobs).
 
     Args:
         logits: [num_rows, vocab_size], rows contiguous, as the model gave them; float32 on a CPU.

@@ -1,5 +1,12 @@
 """The definition of sample and gather_logprobs.
 
+The stages of a row, in vLLM's order:
+- bias: adds the row's biases to the model's logits;
+- stop mask: while a sequence is shorter than min_len, its stop tokens have logits of minus infinity;
+- penalties: the repetition penalty divides positive and multiplies negative logits of all its tokens, then the
+  frequency penalty, times how often the output has the token, and the presence penalty, if it has it, are subtracted;
+- greedy rows take the most probable token now, the others divide by the temperature, filter and draw.
+
 Noise: Philox-4x32-10 with key = (seed & 0xffffffff, seed >> 32) and counter = (vocab_index // 4,
 position & 0xffffffff, position >> 32, 0), lane vocab_index % 4. Of its 32-bit output x,
 u = ((x >> 9) + 0.5) * 2**-23 lies strictly between 0 and 1, and -log(-log(u)) is Gumbel noise. The token with the
@@ -10,76 +17,98 @@ Filters keep, of the softmax of logit / temperature:
 - top_k: of those, tokens with fewer than top_k strictly more probable ones (equals stay together);
 - top_p: of those, tokens whose strictly more probable ones have less than top_p of the remaining mass.
 
-Ties are won by the lowest index. A row that holds NaN or plus infinity, or nothing above minus infinity once its stop
-tokens are masked, yields no token: -1.
+Ties are won by the lowest index. A row whose logits hold NaN or plus infinity, or nothing above minus infinity once its
+stop tokens are masked, yields no token: -1.
 """
 
 import torch
 
-from pagewire_kernels.sample.batch import GREEDY_BELOW, SamplingBatch
+from pagewire_kernels.sample.batch import SamplingBatch
+from pagewire_kernels.sample.columns import GREEDY_BELOW, Stage
 
 _MASK = 0xFFFFFFFF
 
 
-def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
+def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Samples each row."""
-    vocab_size = logits.shape[1]
     is_sound = (logits < float("inf")).all(-1)
-    if params.any_stop_mask:
-        ids = torch.where(params.mask_stop[:, None], params.stop_token_ids.long(), -1)
-        banned = torch.zeros(len(ids), vocab_size + 1, dtype=torch.bool, device=ids.device)
-        banned.scatter_(1, torch.where((ids >= 0) & (ids < vocab_size), ids, vocab_size), True)
-        logits = logits.masked_fill(banned[:, :-1], float("-inf"))
+    if Stage.BIAS in batch.stages:
+        logits = add_biases(logits, batch)
+    if Stage.STOP_MASK in batch.stages:
+        logits = mask_stop_tokens(logits, batch)
     is_sound &= (logits > float("-inf")).any(-1)
-    return torch.where(is_sound, _choose(logits.masked_fill(~is_sound[:, None], 0.0), params), -1)
+    return torch.where(is_sound, _choose(logits.masked_fill(~is_sound[:, None], 0.0), batch), -1)
 
 
-def _choose(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
-    vocab_size = logits.shape[1]
-    if params.any_penalties:
-        logits = apply_penalties(logits, params)
+def _choose(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    if Stage.PENALTIES in batch.stages:
+        logits = apply_penalties(logits, batch)
     greedy = logits.argmax(dim=-1)
-    if params.all_greedy:
+    if Stage.DRAW not in batch.stages:
         return greedy
-    is_greedy = params.temperature < GREEDY_BELOW
-    scaled = logits / torch.where(is_greedy, 1.0, params.temperature)[:, None]
-    noisy = apply_filters(scaled, params) + gumbel_noise(params.seeds, params.positions, vocab_size)
-    return torch.where(is_greedy, greedy, noisy.argmax(dim=-1))
+    temperature = batch.parameter("temperature")
+    is_greedy = temperature < GREEDY_BELOW
+    scaled = logits / torch.where(is_greedy, 1.0, temperature)[:, None]
+    noise = gumbel_noise(batch.parameter("seed"), batch.num_tokens(), logits.shape[1])
+    return torch.where(is_greedy, greedy, (apply_filters(scaled, batch) + noise).argmax(dim=-1))
 
 
-def apply_penalties(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
+def add_biases(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """Adds each row's biases to the logits of their tokens."""
+    logits = logits.clone()
+    for row, num in enumerate(batch.parameter("num_biases").tolist()):
+        slot = batch.slots[row]
+        token_ids = batch.columns.bias_token_ids[slot, :num].long()
+        logits[row, token_ids] += batch.columns.biases[slot, :num]
+    return logits
+
+
+def mask_stop_tokens(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """Takes the stop tokens of rows that are shorter than their min_len."""
+    vocab_size = logits.shape[1]
+    masks = batch.num_tokens() < batch.parameter("min_len")
+    ids = torch.where(masks[:, None], batch.sequences.stop_token_ids[batch.slots].long(), -1)
+    banned = torch.zeros(len(ids), vocab_size + 1, dtype=torch.bool, device=ids.device)
+    banned.scatter_(1, torch.where((ids >= 0) & (ids < vocab_size), ids, vocab_size), True)
+    return logits.masked_fill(banned[:, :-1], float("-inf"))
+
+
+def apply_penalties(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Repetition penalty over prompt and output, then frequency and presence penalty over the output."""
     num_rows, vocab_size = logits.shape
-    tokens = params.token_ids[params.slots].long()
+    tokens = batch.sequences.token_ids[batch.slots].long()
     place = torch.arange(tokens.shape[1], device=tokens.device)
-    known = place < params.num_tokens[:, None]
-    generated = known & (place >= params.num_prompt_tokens[:, None])
+    repetition, frequency, presence = (
+        batch.parameter(f"{name}_penalty")[:, None] for name in ("repetition", "frequency", "presence")
+    )
+    penalises = (repetition != 1) | (frequency != 0) | (presence != 0)
+    known = penalises & (place < batch.num_tokens()[:, None])
+    generated = known & (place >= batch.parameter("num_prompt_tokens")[:, None])
     tokens = torch.where(known, tokens, 0)
     counts = torch.zeros(2, num_rows, vocab_size, device=logits.device)
     counts[0].scatter_add_(1, tokens, known.float())
     counts[1].scatter_add_(1, tokens, generated.float())
-    repetition = params.repetition_penalty[:, None]
     repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
     logits = torch.where(counts[0] > 0, repeated, logits)
-    logits = logits - params.frequency_penalty[:, None] * counts[1]
-    return logits - params.presence_penalty[:, None] * (counts[1] > 0)
+    return logits - frequency * counts[1] - presence * (counts[1] > 0)
 
 
-def apply_filters(scaled: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
+def apply_filters(scaled: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Sets what min_p, top_k and top_p drop to minus infinity."""
     vocab_size = scaled.shape[1]
-    floor = scaled.amax(-1, keepdim=True) + params.min_p.log()[:, None]
+    min_p, top_k, top_p = (batch.parameter(name) for name in ("min_p", "top_k", "top_p"))
+    floor = scaled.amax(-1, keepdim=True) + min_p.log()[:, None]
     scaled = scaled.masked_fill(scaled < floor, float("-inf"))
     ordered = scaled.sort(-1, descending=True).values
-    top_k = torch.where((params.top_k <= 0) | (params.top_k > vocab_size), vocab_size, params.top_k).long()
+    top_k = torch.where((top_k <= 0) | (top_k > vocab_size), vocab_size, top_k)
     scaled = scaled.masked_fill(scaled < ordered.gather(1, top_k[:, None] - 1), float("-inf"))
     ordered = scaled.sort(-1, descending=True).values
     mass = ordered.double().softmax(-1).cumsum(-1)
     # A token is kept if its first equal is: the mass before that one is the mass of the strictly more probable tokens.
     first_equal = torch.searchsorted(-ordered, -ordered)
     mass_before = (mass - ordered.double().softmax(-1)).gather(1, first_equal)
-    kept = mass_before < params.top_p.double()[:, None]
-    kept |= (params.top_p >= 1)[:, None]
+    kept = mass_before < top_p.double()[:, None]
+    kept |= (top_p >= 1)[:, None]
     smallest = torch.where(kept, ordered, float("inf")).amin(-1, keepdim=True)
     return scaled.masked_fill(scaled < smallest, float("-inf"))
 

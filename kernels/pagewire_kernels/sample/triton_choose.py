@@ -12,16 +12,25 @@ flat distribution or a large top_k, it is looked for among all groups.
 import triton
 import triton.language as tl
 
+from pagewire_kernels.sample.triton_bias import load_num_biases
+from pagewire_kernels.sample.triton_penalties import has_penalties
 from pagewire_kernels.sample.triton_row import (
+    MIN_P,
     NOTHING,
+    NUM_FLOATS,
+    NUM_INTS,
+    SEED,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
     gumbel_noise,
-    has_penalties,
     is_filtered,
     key_value,
     order_key,
     rank,
     token_or_none,
 )
+from pagewire_kernels.sample.triton_stop_mask import masks_stop
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -251,17 +260,10 @@ def _draw(
 @triton.jit
 def sample_choose_kernel(
     logits_ptr,
-    temperature_ptr,
-    top_p_ptr,
-    min_p_ptr,
-    presence_ptr,
-    frequency_ptr,
-    repetition_ptr,
-    top_k_ptr,
-    seeds_ptr,
-    positions_ptr,
     slots_ptr,
-    mask_stop_ptr,
+    floats_ptr,
+    ints_ptr,
+    num_tokens_ptr,
     best_ptr,
     group_max_ptr,
     chunk_max_ptr,
@@ -270,9 +272,8 @@ def sample_choose_kernel(
     list_ptr,
     sampled_ptr,
     stride_logits,
-    stride_floats,
-    stride_ints,
-    BY_SLOT: tl.constexpr,
+    stride_num_tokens,
+    HAS_BIASES: tl.constexpr,
     VOCAB_SIZE: tl.constexpr,
     NUM_CHUNKS: tl.constexpr,
     CHUNK_BLOCK: tl.constexpr,
@@ -283,18 +284,16 @@ def sample_choose_kernel(
 ):
     """Grid: (num_rows,); one program takes the best of the chunks' tokens, or finds it in a filtered row."""
     row = tl.program_id(0).to(tl.int64)
-    index = row
-    if BY_SLOT:
-        index = tl.load(slots_ptr + row)
-    temperature = tl.load(temperature_ptr + index * stride_floats)
-    min_p = tl.load(min_p_ptr + index * stride_floats)
-    top_p = tl.load(top_p_ptr + index * stride_floats)
-    top_k = tl.load(top_k_ptr + index * stride_ints).to(tl.int64)
+    slot = tl.load(slots_ptr + row)
+    temperature = tl.load(floats_ptr + slot * NUM_FLOATS + TEMPERATURE)
+    min_p = tl.load(floats_ptr + slot * NUM_FLOATS + MIN_P)
+    top_p = tl.load(floats_ptr + slot * NUM_FLOATS + TOP_P)
+    top_k = tl.load(ints_ptr + slot * NUM_INTS + TOP_K)
     if is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE):
-        presence = tl.load(presence_ptr + index * stride_floats)
-        frequency = tl.load(frequency_ptr + index * stride_floats)
-        repetition = tl.load(repetition_ptr + index * stride_floats)
-        is_rewritten = has_penalties(repetition, frequency, presence) | (tl.load(mask_stop_ptr + index) != 0)
+        num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
+        is_rewritten = has_penalties(floats_ptr, slot) | masks_stop(ints_ptr, slot, num_tokens)
+        if HAS_BIASES:
+            is_rewritten |= load_num_biases(ints_ptr, slot) > 0
         logits_ptr += row * stride_logits
         rewritten_ptr += row * VOCAB_SIZE
         group_max_ptr += row * NUM_GROUPS
@@ -347,11 +346,10 @@ def sample_choose_kernel(
                     list_ptr, num_listed, logits_ptr, rewritten_ptr, is_rewritten, temperature, threshold, count,
                     share, top, True, VOCAB_SIZE, GROUP, LISTED,
                 )  # fmt: skip
-        seed = tl.load(seeds_ptr + index * stride_ints)
-        position = tl.load(positions_ptr + index * stride_ints)
+        seed = tl.load(ints_ptr + slot * NUM_INTS + SEED)
         best = _draw(
             list_ptr, num_listed, logits_ptr, rewritten_ptr, is_rewritten, temperature, threshold.to(tl.int32), seed,
-            position, VOCAB_SIZE, GROUP, LISTED,
+            num_tokens, VOCAB_SIZE, GROUP, LISTED,
         )  # fmt: skip
     else:
         chunk = tl.arange(0, CHUNK_BLOCK)

@@ -6,14 +6,23 @@ A chunk's size never depends on the batch, so that a row's sums do not either.
 import triton
 import triton.language as tl
 
+from pagewire_kernels.sample.triton_bias import add_biases, load_num_biases
+from pagewire_kernels.sample.triton_penalties import has_penalties, penalise
 from pagewire_kernels.sample.triton_row import (
     GREEDY_BELOW,
+    MIN_P,
     NOTHING,
+    NUM_FLOATS,
+    NUM_INTS,
+    SEED,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
     gumbel_noise,
-    has_penalties,
     is_filtered,
     rank,
 )
+from pagewire_kernels.sample.triton_stop_mask import mask_stop_tokens, masks_stop
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -22,70 +31,19 @@ CHUNK = 2048
 GROUP = 32
 """Tokens whose maximum the second launch looks at before it looks at them: 64 bytes of bfloat16."""
 NUM_WARPS = 4
-TOKENS_AT_ONCE = 1024
-"""Tokens of a sequence that are counted at once."""
-_IN_PROMPT = tl.constexpr(1 << 30)
-
-
-@triton.jit
-def _counts_in_chunk(
-    counts_ptr, tokens_ptr, num_tokens, num_prompt, num_in_chunk, first_token, CHUNK: tl.constexpr, BLOCK: tl.constexpr
-):
-    """How often each token of a chunk is in the output of a sequence, [CHUNK] int32, plus _IN_PROMPT if the prompt has
-    it. counts_ptr is the program's own scratch space of CHUNK integers."""
-    offset = tl.arange(0, CHUNK)
-    tl.store(counts_ptr + offset, 0, mask=offset < num_in_chunk)
-    # Between the barriers each thread adds to what others have cleared and will read.
-    tl.debug_barrier()
-    for first in range(0, num_tokens, BLOCK):
-        place = first + tl.arange(0, BLOCK)
-        token = tl.load(tokens_ptr + place, mask=place < num_tokens, other=-1) - first_token  # [BLOCK]
-        inside = (token >= 0) & (token < num_in_chunk)
-        in_prompt = place < num_prompt
-        tl.atomic_or(counts_ptr + token, _IN_PROMPT, mask=inside & in_prompt, sem="relaxed")
-        tl.atomic_add(counts_ptr + token, 1, mask=inside & (place >= num_prompt), sem="relaxed")
-    tl.debug_barrier()
-    # From where the atomic operations took place.
-    counts = tl.load(counts_ptr + offset, mask=offset < num_in_chunk, other=0, cache_modifier=".cg")
-    tl.debug_barrier()
-    return counts
-
-
-@triton.jit
-def _penalise(x, counts, repetition, frequency, presence):
-    """Repetition penalty on all tokens of the sequence, frequency and presence penalty on its output."""
-    repeated = tl.where(x > 0.0, tl.div_rn(x, tl.zeros_like(x) + repetition), x * repetition)
-    generated = counts & (_IN_PROMPT - 1)
-    x = tl.where(counts != 0, repeated, x) - frequency * generated.to(tl.float32)
-    return x - tl.where(generated > 0, presence, 0.0)
-
-
-@triton.jit
-def _mask_stop_tokens(x, token, stop_ptr, NUM_STOPS: tl.constexpr):
-    """Sets the logits of stop tokens to minus infinity; ids that are none of these tokens do nothing."""
-    for stop in range(NUM_STOPS):
-        x = tl.where(token == tl.load(stop_ptr + stop), float("-inf"), x)
-    return x
 
 
 @triton.jit
 def sample_chunk_kernel(
     logits_ptr,
-    temperature_ptr,
-    top_p_ptr,
-    min_p_ptr,
-    presence_ptr,
-    frequency_ptr,
-    repetition_ptr,
-    top_k_ptr,
-    seeds_ptr,
-    positions_ptr,
-    num_prompt_ptr,
+    slots_ptr,
+    floats_ptr,
+    ints_ptr,
     num_tokens_ptr,
     token_ids_ptr,
-    slots_ptr,
     stop_token_ids_ptr,
-    mask_stop_ptr,
+    bias_token_ids_ptr,
+    biases_ptr,
     best_ptr,
     group_max_ptr,
     chunk_max_ptr,
@@ -93,11 +51,10 @@ def sample_chunk_kernel(
     rewritten_ptr,
     counts_ptr,
     stride_logits,
-    stride_floats,
-    stride_ints,
+    stride_num_tokens,
     stride_tokens,
     stride_stops,
-    BY_SLOT: tl.constexpr,
+    HAS_BIASES: tl.constexpr,
     VOCAB_SIZE: tl.constexpr,
     NUM_STOPS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -108,7 +65,8 @@ def sample_chunk_kernel(
 
     Of greedy rows and of rows that draw from all tokens it yields the best token, as a rank. Of filtered rows it yields
     the maximum of each group, the chunk's maximum and its sum of exp(x - maximum), and writes the logits down if they
-    are not those of the model divided by the temperature. rewritten and counts are the same memory.
+    are not those of the model divided by the temperature. rewritten and counts are the same memory, which biases and
+    penalties have for scratch space before.
     """
     chunk = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
@@ -120,37 +78,38 @@ def sample_chunk_kernel(
     x = x.to(tl.float32)  # [CHUNK]
     is_poison = (x != x) | (x == float("inf"))
     slot = tl.load(slots_ptr + row)
-    index = row
-    if BY_SLOT:
-        index = slot
-    temperature = tl.load(temperature_ptr + index * stride_floats)
-    min_p = tl.load(min_p_ptr + index * stride_floats)
-    top_p = tl.load(top_p_ptr + index * stride_floats)
-    top_k = tl.load(top_k_ptr + index * stride_ints)
-    presence = tl.load(presence_ptr + index * stride_floats)
-    frequency = tl.load(frequency_ptr + index * stride_floats)
-    repetition = tl.load(repetition_ptr + index * stride_floats)
-    masks_stop = tl.load(mask_stop_ptr + index) != 0
-    penalises = has_penalties(repetition, frequency, presence)
+    temperature = tl.load(floats_ptr + slot * NUM_FLOATS + TEMPERATURE)
+    min_p = tl.load(floats_ptr + slot * NUM_FLOATS + MIN_P)
+    top_p = tl.load(floats_ptr + slot * NUM_FLOATS + TOP_P)
+    top_k = tl.load(ints_ptr + slot * NUM_INTS + TOP_K)
+    num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
+    masks = masks_stop(ints_ptr, slot, num_tokens)
+    penalises = has_penalties(floats_ptr, slot)
+    is_rewritten = penalises | masks
+    scratch = row * VOCAB_SIZE + first_token
+    num_in_chunk = tl.minimum(VOCAB_SIZE - first_token, CHUNK)
+    if HAS_BIASES:
+        num_biases = load_num_biases(ints_ptr, slot)
+        is_rewritten |= num_biases > 0
+        if num_biases > 0:
+            x = add_biases(
+                x, rewritten_ptr + scratch, bias_token_ids_ptr, biases_ptr, slot, num_biases, num_in_chunk,
+                first_token, CHUNK,
+            )  # fmt: skip
     if penalises:
-        num_tokens = tl.load(num_tokens_ptr + index * stride_ints).to(tl.int32)
-        num_prompt = tl.load(num_prompt_ptr + index * stride_ints).to(tl.int32)
-        tokens_ptr = token_ids_ptr + slot * stride_tokens
-        counts_ptr += row * VOCAB_SIZE + first_token
-        num_in_chunk = tl.minimum(VOCAB_SIZE - first_token, CHUNK)
-        counts = _counts_in_chunk(
-            counts_ptr, tokens_ptr, num_tokens, num_prompt, num_in_chunk, first_token, CHUNK, TOKENS_AT_ONCE
-        )
-        x = _penalise(x, counts, repetition, frequency, presence)
-    if masks_stop:
-        x = _mask_stop_tokens(x, token, stop_token_ids_ptr + index * stride_stops, NUM_STOPS)
+        x = penalise(
+            x, counts_ptr + scratch, floats_ptr, ints_ptr, slot, token_ids_ptr + slot * stride_tokens, num_tokens,
+            num_in_chunk, first_token, CHUNK, TOKENS_AT_ONCE,
+        )  # fmt: skip
+    if masks:
+        x = mask_stop_tokens(x, token, stop_token_ids_ptr + slot * stride_stops, NUM_STOPS)
     samples = temperature >= GREEDY_BELOW
     if samples:
         x = tl.div_rn(x, tl.zeros_like(x) + temperature)
     # Infinity is the best of its row whatever is filtered or drawn, and ends as no token.
     x = tl.where(is_poison, float("inf"), x)
     if is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE):
-        if penalises | masks_stop:
+        if is_rewritten:
             tl.store(rewritten_ptr + row * VOCAB_SIZE + token, x, mask=is_token)
         num_groups: tl.constexpr = (VOCAB_SIZE + GROUP - 1) // GROUP
         group = chunk * (CHUNK // GROUP) + tl.arange(0, CHUNK // GROUP)
@@ -163,9 +122,8 @@ def sample_chunk_kernel(
         tl.store(chunk_mass_ptr + row * num_chunks + chunk, tl.sum(weights, axis=0))
     else:
         if samples:
-            seed = tl.load(seeds_ptr + index * stride_ints)
-            position = tl.load(positions_ptr + index * stride_ints)
+            seed = tl.load(ints_ptr + slot * NUM_INTS + SEED)
             counter = chunk * (CHUNK // 4) + tl.arange(0, CHUNK // 4)
-            x += tl.reshape(gumbel_noise(seed, position, counter), (CHUNK,))
+            x += tl.reshape(gumbel_noise(seed, num_tokens, counter), (CHUNK,))
         best = tl.max(tl.where(is_token, rank(x, token), NOTHING), axis=0)
         tl.store(best_ptr + row * num_chunks + chunk, best)

@@ -3,11 +3,16 @@
 import triton
 import triton.language as tl
 
-from pagewire_kernels.sample import batch
+from pagewire_kernels.sample import columns
+from pagewire_kernels.sample.columns import float_column, int_column
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
-GREEDY_BELOW = tl.constexpr(batch.GREEDY_BELOW)
+GREEDY_BELOW = tl.constexpr(columns.GREEDY_BELOW)
+NUM_FLOATS, NUM_INTS = tl.constexpr(len(columns.FLOATS)), tl.constexpr(len(columns.INTS))
+TEMPERATURE, TOP_P = tl.constexpr(float_column("temperature")), tl.constexpr(float_column("top_p"))
+MIN_P, TOP_K = tl.constexpr(float_column("min_p")), tl.constexpr(int_column("top_k"))
+SEED = tl.constexpr(int_column("seed"))
 NOTHING = tl.constexpr(-9223372036854775807)
 """A rank below that of every token."""
 INFINITY_KEY, MINUS_INFINITY_KEY = tl.constexpr(2139095040), tl.constexpr(-2139095041)
@@ -66,9 +71,3 @@ def is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE: tl.constexpr):
     """The row draws from some of its tokens only."""
     cuts = (min_p > 0.0) | ((top_k > 0) & (top_k < VOCAB_SIZE)) | (top_p < 1.0)
     return (temperature >= GREEDY_BELOW) & cuts
-
-
-@triton.jit
-def has_penalties(repetition, frequency, presence):
-    """Some penalty changes the row's logits."""
-    return (repetition != 1.0) | (frequency != 0.0) | (presence != 0.0)

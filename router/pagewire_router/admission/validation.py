@@ -78,7 +78,7 @@ def resolve_sampling_params(
     params = with_defaults(given)
     if not given.HasField("seed"):
         params.seed = secrets.randbelow(_INT64)
-    for name, description in faults(params):
+    for name, description in faults(params, limits.vocab_size):
         violations.add(prefix + name, description)
     _check_limits(params, limits, violations, prefix)
     _check_stops(params, limits, violations, prefix)

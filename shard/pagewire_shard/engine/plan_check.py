@@ -98,7 +98,7 @@ class PlanCheck:
             raise malformed(f"{what}: sampling_params lacks {', '.join(sorted(missing))}")
         if unserved := NOT_SERVED & given:
             raise malformed(f"{what}: sampling_params.{min(unserved)} is not served")
-        for name, description in faults(params):
+        for name, description in faults(params, self._vocab_size):
             raise malformed(f"{what}: sampling_params.{name} {description}")
         if not 0 <= params.logprobs <= self._max_logprobs:
             raise malformed(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import Digest, block_digest, root_digest
-from pagewire_common.protocol import GREEDY_BELOW
 
 from pagewire_shard.engine.block_pool import BlockPool
 
@@ -59,20 +58,8 @@ class Sequence:
     """num_known_tokens in the last result."""
     reported_stop: "shard_pb2.StopReason.ValueType" = shard_pb2.STOP_REASON_UNSPECIFIED
     """stop_reason in the last result."""
-    is_greedy: bool = field(init=False)
-    has_penalties: bool = field(init=False)
-    wants_logprobs: bool = field(init=False)
-    masks_stop: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        # Read for every sequence in every step, where fields of a message would cost more than the sampling.
-        sampling = self.sampling_params
-        self.is_greedy = sampling.temperature < GREEDY_BELOW
-        self.has_penalties = bool(
-            sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
-        )
-        self.wants_logprobs = sampling.HasField("logprobs")
-        self.masks_stop = self.stop.min_tokens > 0
         self.num_tokens = self.reported_known = len(self.token_ids)
         self.reported_computed = self.num_computed_tokens
 

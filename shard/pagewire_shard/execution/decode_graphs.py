@@ -18,20 +18,23 @@ from typing import Protocol
 import torch
 from pagewire_kernels.append_tokens import FIRST_TOKEN
 from pagewire_kernels.prepare_inputs import StepRows, prepare_inputs
-from pagewire_kernels.sample import sample
+from pagewire_kernels.sample import Stage
+from pagewire_kernels.sample.columns import ALL_STAGES
 
 from pagewire_shard.engine.runner import RunBatch
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.host_transfer import Downlink, Uplink
-from pagewire_shard.execution.model_runner import StepOutput, append_sampled, logprobs_of
-from pagewire_shard.execution.sampling_inputs import SamplingNeeds, sampling_batch
+from pagewire_shard.execution.model_runner import StepOutput, append_sampled, pending_logprobs
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.sampling.sampler import Sampler
 
 MAX_GRAPH_SIZE = 512
 """Above this a step's work hides the time Python takes to launch it."""
 _LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Matrix products pad rows to tiles of 16 to 64, so steps of an eighth cost next to nothing."""
+CAPTURED_STAGES = ALL_STAGES & ~Stage.BIAS
+"""What a captured sampling does. A batch that needs more is sampled by launches of its own."""
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +91,9 @@ class DecodeGraph:
     forward: Callable[[], None]
     """From the slots to `logits`."""
     sample: Callable[[], None]
-    """From `logits` to `outputs`; uses the logits up."""
+    """From `logits` to `outputs`, by CAPTURED_STAGES; uses the logits up."""
+    sample_uncaptured: Callable[[Stage], torch.Tensor]
+    """The same by any stages, without the graph; returns the tokens and writes the report."""
     logits: torch.Tensor
     """[size, vocab_size], the model's dtype."""
     outputs: "SampleOutputs"
@@ -108,10 +113,17 @@ class DecodeGraphs:
     """The decode steps of all sizes, on buffers they share."""
 
     def __init__(
-        self, model: Decoder, state: DeviceState, kv_caches: list[KVCache], block_size: int, max_size: int
+        self,
+        model: Decoder,
+        state: DeviceState,
+        sampler: Sampler,
+        kv_caches: list[KVCache],
+        block_size: int,
+        max_size: int,
     ) -> None:
         self._model = model
         self._state = state
+        self._sampler = sampler
         self._kv_caches = kv_caches
         self._block_size = block_size
         self._slots = torch.full((max_size,), state.void_slot, dtype=torch.int64, device=state.device)
@@ -150,15 +162,15 @@ class DecodeGraphs:
         self._fill_slots(batch.slots, graph.size, uplink)
         graph.forward()
         downlink.forwarded()
-        wanted = [row for row, sequence in enumerate(batch.sequences) if sequence.wants_logprobs]
-        index = uplink.upload(wanted) if wanted else None
-        raw = None if index is None else graph.logits.index_select(0, index)
+        raw = self._sampler.raw_logits(graph.logits, batch.slots, uplink.upload)
+        stages = self._sampler.stages(batch.slots)
         downlink.before_next_report()
-        graph.sample()
-        if raw is None or index is None:
-            return StepOutput(graph.outputs.report, None)
-        token_ids = graph.outputs.token_ids.index_select(0, index)
-        return StepOutput(graph.outputs.report, logprobs_of(raw, token_ids, wanted, batch))
+        if stages & ~CAPTURED_STAGES:
+            token_ids = graph.sample_uncaptured(stages)
+        else:
+            graph.sample()
+            token_ids = graph.outputs.token_ids
+        return StepOutput(graph.outputs.report, pending_logprobs(raw, token_ids, range(num_rows)))
 
     def _fill_slots(self, slots: list[int], size: int, uplink: Uplink) -> None:
         padded = slots + [self._state.void_slot] * (size - len(slots))
@@ -176,12 +188,17 @@ class DecodeGraphs:
             hidden = self._model.forward(self._inputs(slots), self._kv_caches)
             self._model.compute_logits(hidden, out=logits)
 
-        def choose() -> None:
-            outputs.token_ids = sample(logits, sampling_batch(self._state, slots, SamplingNeeds()))
-            append_sampled(self._state, slots, None, outputs.token_ids, None, out=outputs.report)
+        def choose(stages: Stage) -> torch.Tensor:
+            token_ids = self._sampler.choose(logits, slots, stages)
+            append_sampled(self._state, slots, None, token_ids, None, out=outputs.report)
+            return token_ids
+
+        def choose_captured() -> None:
+            outputs.token_ids = choose(CAPTURED_STAGES)
 
         slots.fill_(self._state.void_slot)
-        return DecodeGraph(size, capturer.capture(forward), capturer.capture(choose), logits, outputs)
+        repeat_forward, repeat_choose = capturer.capture(forward), capturer.capture(choose_captured)
+        return DecodeGraph(size, repeat_forward, repeat_choose, choose, logits, outputs)
 
     def _inputs(self, slots: torch.Tensor) -> ForwardBatch:
         size = slots.shape[0]

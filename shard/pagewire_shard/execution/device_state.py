@@ -1,8 +1,8 @@
 """The device's memory of every sequence: one row, or slot, for each.
 
-A step sends up only slots and query lengths; tokens, positions, block tables and sampling parameters are read from
-here, and sampled tokens, counts and stops are written back here, so that step k + 1 can start before the host has seen
-step k's tokens.
+A step sends up only slots and query lengths; tokens, positions and block tables are read from here, as the sampling
+parameters are from the sampler's columns, and sampled tokens, counts and stops are written back here, so that step
+k + 1 can start before the host has seen step k's tokens.
 """
 
 from collections.abc import Sequence as Items
@@ -15,11 +15,10 @@ from pagewire_kernels.sequence_state import SequenceState, StateColumns
 
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.host_transfer import Uplink
+from pagewire_shard.slot_tables import write_rows, write_runs
 
 # Columns of `ints`.
-NUM_TOKENS, NUM_COMPUTED, STOP_REASON, NUM_PROMPT, MAX_LEN, MIN_LEN, TOP_K, SEED = range(8)
-# Columns of `floats`.
-TEMPERATURE, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION = range(6)
+NUM_TOKENS, NUM_COMPUTED, STOP_REASON, MAX_LEN = range(4)
 
 VOID = -1
 """The stop reason of the void slot: no sequence's, and like theirs not 0."""
@@ -35,7 +34,6 @@ class SlotRow:
     token_ids: list[int]
     blocks: list[int]
     ints: list[int]
-    floats: list[float]
     stop_token_ids: list[int]
 
 
@@ -57,14 +55,11 @@ class DeviceState:
         max_blocks = -(-max_model_len // block_size)
         self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
         """[num_slots + 1, max_blocks]: block ids in order; beyond the sequence's blocks arbitrary."""
-        self.ints = torch.zeros(num_rows, 8, dtype=torch.int64, device=device)
-        """[num_slots + 1, 8]: counts, limits and the seed; columns above."""
-        self.floats = torch.zeros(num_rows, 6, dtype=torch.float32, device=device)
-        """[num_slots + 1, 6]: sampling parameters; columns above."""
+        self.ints = torch.zeros(num_rows, 4, dtype=torch.int64, device=device)
+        """[num_slots + 1, 4]: counts and limits; columns above."""
         self.stop_token_ids = torch.full((num_rows, MAX_STOP_TOKENS), -1, dtype=torch.int32, device=device)
         """[num_slots + 1, MAX_STOP_TOKENS]: padded with -1."""
         self.ints[self.void_slot, STOP_REASON] = VOID
-        self.floats[self.void_slot, REPETITION] = 1.0
         self.sequences = SequenceState(
             ints=self.ints,
             token_ids=self.token_ids,
@@ -87,7 +82,6 @@ class DeviceState:
             token_ids=sequence.token_ids,
             blocks=sequence.blocks.copy(),
             ints=self._ints(sequence),
-            floats=_floats(sequence),
             stop_token_ids=_stop_token_ids(sequence),
         )
 
@@ -96,11 +90,10 @@ class DeviceState:
         if not rows:
             return
         slots = uplink.upload([row.slot for row in rows])
-        _write_runs(self.token_ids, slots, [row.token_ids for row in rows], uplink)
-        _write_runs(self.block_tables, slots, [row.blocks for row in rows], uplink)
-        _write_rows(self.ints, slots, [row.ints for row in rows], uplink)
-        _write_rows(self.floats, slots, [row.floats for row in rows], uplink)
-        _write_rows(self.stop_token_ids, slots, [row.stop_token_ids for row in rows], uplink)
+        write_runs(self.token_ids, slots, [row.token_ids for row in rows], uplink.upload)
+        write_runs(self.block_tables, slots, [row.blocks for row in rows], uplink.upload)
+        write_rows(self.ints, slots, [row.ints for row in rows], uplink.upload)
+        write_rows(self.stop_token_ids, slots, [row.stop_token_ids for row in rows], uplink.upload)
 
     def update_tables(self, updates: Items[tuple[int, int, int]], uplink: Uplink) -> None:
         """Sets entries of block tables: (slot, index, block)."""
@@ -109,51 +102,13 @@ class DeviceState:
             self.block_tables[slots, indices] = blocks.to(torch.int32)
 
     def _ints(self, sequence: Sequence) -> list[int]:
-        num_prompt, stop = sequence.num_prompt_tokens, sequence.stop
         values = [0] * self.ints.shape[1]
         values[NUM_TOKENS] = len(sequence.token_ids)
         values[NUM_COMPUTED] = sequence.num_computed_tokens
-        values[NUM_PROMPT] = num_prompt
-        values[MAX_LEN] = min(num_prompt + stop.max_tokens, self.max_model_len)
-        values[MIN_LEN] = num_prompt + stop.min_tokens
-        values[TOP_K] = sequence.sampling_params.top_k
-        values[SEED] = sequence.seed
+        values[MAX_LEN] = min(sequence.num_prompt_tokens + sequence.stop.max_tokens, self.max_model_len)
         return values
-
-
-def _floats(sequence: Sequence) -> list[float]:
-    sampling = sequence.sampling_params
-    values = [0.0] * 6
-    values[TEMPERATURE] = sampling.temperature
-    values[TOP_P] = sampling.top_p
-    values[MIN_P] = sampling.min_p
-    values[PRESENCE] = sampling.presence_penalty
-    values[FREQUENCY] = sampling.frequency_penalty
-    values[REPETITION] = sampling.repetition_penalty
-    return values
 
 
 def _stop_token_ids(sequence: Sequence) -> list[int]:
     ids = list(sequence.stop.token_ids)
     return ids + [-1] * (MAX_STOP_TOKENS - len(ids))
-
-
-def _write_rows(
-    table: torch.Tensor, slots: torch.Tensor, rows: list[list[int]] | list[list[float]], uplink: Uplink
-) -> None:
-    """Writes rows[i] to the table's row slots[i]."""
-    flat = uplink.upload(list(chain.from_iterable(rows)), table.dtype)
-    table.index_copy_(0, slots, flat.view(len(rows), -1))
-
-
-def _write_runs(table: torch.Tensor, slots: torch.Tensor, runs: list[list[int]], uplink: Uplink) -> None:
-    """Writes runs[i] to the beginning of the table's row slots[i]."""
-    total = sum(map(len, runs))
-    if not total:
-        return
-    lens = uplink.upload([len(run) for run in runs])
-    # Where in the flattened table each run would begin, had it not those before it in front.
-    origins = slots * table.shape[1] - (lens.cumsum(0) - lens)
-    places = torch.repeat_interleave(origins, lens, output_size=total)
-    places += torch.arange(total, device=table.device)
-    table.view(-1).index_copy_(0, places, uplink.upload(list(chain.from_iterable(runs)), table.dtype))

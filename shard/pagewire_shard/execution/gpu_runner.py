@@ -32,7 +32,7 @@ class GraphRunner(ModelRunner):
     ) -> None:
         """Captures decode steps of these batch sizes."""
         super().__init__(model, state, kv_caches, block_size, uplink, downlink)
-        self._graphs = DecodeGraphs(model, state, kv_caches, block_size, max(sizes))
+        self._graphs = DecodeGraphs(model, state, self.sampler, kv_caches, block_size, max(sizes))
         self._graphs.capture(sizes, capturer)
 
     def _run(self, batch: RunBatch) -> StepOutput:

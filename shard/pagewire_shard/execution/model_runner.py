@@ -6,6 +6,7 @@ its keys and values go nowhere and it yields no token. Nothing here waits for th
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -14,16 +15,16 @@ from pagewire.v1 import shard_pb2
 from pagewire_kernels.append_tokens import AppendInputs, StopReasons, append_tokens
 from pagewire_kernels.copy_blocks import copy_blocks
 from pagewire_kernels.prepare_inputs import StepRows, prepare_inputs
-from pagewire_kernels.sample import gather_logprobs, sample
 
 from pagewire_shard.engine.runner import PendingTokens, RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState, SlotRow
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink, Downlink, Uplink
-from pagewire_shard.execution.sampling_inputs import SamplingNeeds, sampling_batch
 from pagewire_shard.execution.step_report import PendingLogprobs
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.sampling.logprobs import RawLogits
+from pagewire_shard.sampling.sampler import Sampler
 
 _REASONS = StopReasons(
     token=int(shard_pb2.STOP_REASON_TOKEN),
@@ -56,6 +57,7 @@ class ModelRunner:
         """Without links to a device, the device is a CPU."""
         self.model = model
         self.state = state
+        self.sampler = Sampler(state.sequences)
         self.kv_caches = kv_caches
         self.block_size = block_size
         self.uplink = uplink or CpuUplink()
@@ -66,6 +68,7 @@ class ModelRunner:
     def admit(self, sequence: Sequence) -> None:
         """Fills the sequence's slot before the next step."""
         self._admitted[sequence.slot] = self.state.row(sequence)
+        self.sampler.admit(sequence)
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
         """See Runner."""
@@ -74,6 +77,7 @@ class ModelRunner:
     def end_epoch(self) -> None:
         """Forgets sequences whose first step never came, or broke."""
         self._admitted.clear()
+        self.sampler.end_epoch()
 
     @torch.inference_mode()
     def launch(self, batch: RunBatch) -> PendingTokens:
@@ -90,6 +94,7 @@ class ModelRunner:
         rows = list(self._admitted.values())
         self._admitted.clear()
         self.state.fill(rows, self.uplink)
+        self.sampler.fill(self.uplink.upload)
         self.state.update_tables(batch.table_updates, self.uplink)
         if batch.copies:
             sources, targets = zip(*batch.copies, strict=True)
@@ -105,7 +110,9 @@ class ModelRunner:
         rows = [row for row, samples in enumerate(batch.sample_lens) if samples]
         sampled, sample_rows, logprobs = slots[:0], None, None
         if rows:
-            sampled, logprobs = self._sample(self._last_logits(hidden, rows, lens), rows, batch)
+            slots_of_rows = [batch.slots[row] for row in rows]
+            sampled, raw = self.sampler.sample(self._last_logits(hidden, rows, lens), slots_of_rows, self.uplink.upload)
+            logprobs = pending_logprobs(raw, sampled, rows)
         if len(rows) < len(lens):
             entries = accumulate(batch.sample_lens, initial=0)
             sample_rows = self.uplink.upload(
@@ -131,26 +138,6 @@ class ModelRunner:
         last = [ends[row] - 1 for row in rows] + [0] * self._num_padding(len(rows))
         return self.model.compute_logits(hidden.index_select(0, self.uplink.upload(last)))[: len(rows)]
 
-    def _sample(
-        self, logits: torch.Tensor, rows: list[int], batch: RunBatch
-    ) -> tuple[torch.Tensor, PendingLogprobs | None]:
-        """Samples these rows of the batch."""
-        sequences = [batch.sequences[row] for row in rows]
-        needs = SamplingNeeds(
-            all_greedy=all(sequence.is_greedy for sequence in sequences),
-            any_penalties=any(sequence.has_penalties for sequence in sequences),
-            any_stop_mask=any(sequence.masks_stop for sequence in sequences),
-        )
-        slots = self.uplink.upload([sequence.slot for sequence in sequences])
-        params = sampling_batch(self.state, slots, needs)
-        wanted = [i for i, sequence in enumerate(sequences) if sequence.wants_logprobs]
-        if not wanted:
-            return sample(logits, params), None
-        index = self.uplink.upload(wanted)
-        raw = logits.index_select(0, index)  # A copy: sampling may change the logits in place.
-        token_ids = sample(logits, params)
-        return token_ids, logprobs_of(raw, token_ids.index_select(0, index), [rows[i] for i in wanted], batch)
-
     def _num_padding(self, num_rows: int) -> int:
         """Rows to add on a CPU, whose matrix products keep code and memory for every number of rows they have seen."""
         if self.state.device.type != "cpu":
@@ -171,14 +158,13 @@ def append_sampled(
     return append_tokens(AppendInputs(state.sequences, slots, query_lens, sampled[:, None], sample_rows, _REASONS), out)
 
 
-def logprobs_of(logits: torch.Tensor, token_ids: torch.Tensor, rows: list[int], batch: RunBatch) -> PendingLogprobs:
-    """The log-probabilities that these rows of the batch asked for.
+def pending_logprobs(raw: RawLogits | None, sampled: torch.Tensor, batch_rows: Items[int]) -> PendingLogprobs | None:
+    """The log-probabilities that rows of the batch asked for.
 
     Args:
-        logits: [len(rows), vocab_size], as the model gave them.
-        token_ids: [len(rows)] int64: what was sampled.
+        sampled: [num_samples] int64: what was sampled, row by row of the logits.
+        batch_rows: For each row of the logits its row in the batch.
     """
-    # -1: nothing was sampled, and what is gathered is dropped.
-    token_ids = token_ids.clamp_min(0)
-    nums = [batch.sequences[row].sampling_params.logprobs for row in rows]
-    return PendingLogprobs(rows, nums, gather_logprobs(logits, token_ids, max(nums)))
+    if raw is None:
+        return None
+    return PendingLogprobs([batch_rows[row] for row in raw.rows], raw.nums, raw.gather(sampled))

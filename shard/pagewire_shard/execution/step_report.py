@@ -7,9 +7,7 @@ from pagewire.v1 import shard_pb2
 from pagewire_kernels.append_tokens import FIRST_TOKEN, NUM_COMPUTED, NUM_SAMPLED, NUM_TOKENS, STOP_REASON
 
 from pagewire_shard.engine.runner import StepTokens
-
-Logprobs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""As gather_logprobs returns them."""
+from pagewire_shard.sampling.logprobs import Logprobs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

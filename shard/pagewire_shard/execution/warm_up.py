@@ -58,5 +58,6 @@ def _sampled(num_logprobs: int) -> SamplingParams:
             presence_penalty=0.1,
             repetition_penalty=1.1,
             logprobs=num_logprobs,
+            logit_bias={0: 1.0},
         )
     )

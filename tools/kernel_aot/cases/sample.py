@@ -4,17 +4,18 @@ import triton
 from pagewire_kernels.sample import triton as kernels
 from pagewire_kernels.sample import triton_choose, triton_chunks
 from pagewire_kernels.sample.triton_choose import LISTED, sample_choose_kernel
-from pagewire_kernels.sample.triton_chunks import CHUNK, GROUP, TOKENS_AT_ONCE, sample_chunk_kernel
+from pagewire_kernels.sample.triton_chunks import CHUNK, GROUP, sample_chunk_kernel
+from pagewire_kernels.sample.triton_penalties import TOKENS_AT_ONCE
 
 from kernel_aot.case import AotCase
 
 PREFIX = "sample"
 
 
-def _aot_cases(vocab_size: int, logits_kind: str, name: str) -> tuple[AotCase, AotCase]:
+def _aot_cases(vocab_size: int, logits_kind: str, name: str, *, has_biases: bool = False) -> tuple[AotCase, AotCase]:
     num_chunks, num_groups = triton.cdiv(vocab_size, CHUNK), triton.cdiv(vocab_size, GROUP)
     constexprs: dict[str, object] = {
-        "BY_SLOT": True,
+        "HAS_BIASES": has_biases,
         "VOCAB_SIZE": vocab_size,
         "NUM_STOPS": 64,
         "CHUNK": CHUNK,
@@ -26,7 +27,7 @@ def _aot_cases(vocab_size: int, logits_kind: str, name: str) -> tuple[AotCase, A
         "GROUP_BLOCK": triton.next_power_of_2(num_groups),
         "LISTED": LISTED,
     }
-    signature = kernels._signature("*i64", logits_kind)
+    signature = kernels._signature(logits_kind)
 
     def case(kernel: triton.JITFunction, part: str, num_warps: int) -> AotCase:
         return AotCase(
@@ -46,4 +47,5 @@ AOT_CASES = (
     *_aot_cases(128_256, "*bf16", "vocab128256-bf16"),
     *_aot_cases(151_936, "*bf16", "vocab151936-bf16"),
     *_aot_cases(32_000, "*fp32", "vocab32000-fp32"),
+    *_aot_cases(128_256, "*bf16", "vocab128256-bf16-biases", has_biases=True),
 )

@@ -1,0 +1,1 @@
+"""How the tokens of a step are sampled."""

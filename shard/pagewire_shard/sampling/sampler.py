@@ -1,0 +1,96 @@
+"""Samples rows of logits. It owns the sampling columns of all slots, knows what the rows of a batch need, and calls the
+kernels with it; a runner says only which slots the rows are of."""
+
+from collections.abc import Sequence as Items
+
+import torch
+from pagewire_kernels.sample import SamplingBatch, SamplingColumns, Stage, sample
+from pagewire_kernels.sequence_state import SequenceState
+
+from pagewire_shard.engine.sequence import Sequence
+from pagewire_shard.sampling.logprobs import RawLogits
+from pagewire_shard.sampling.row import SamplingRow, sampling_row
+from pagewire_shard.slot_tables import Upload, write_rows, write_runs
+
+
+class Sampler:
+    """Sampling for the slots of a device state."""
+
+    def __init__(self, sequences: SequenceState) -> None:
+        """Slots that nothing is admitted to take the most probable token."""
+        num_slots = sequences.ints.shape[0]
+        self._sequences = sequences
+        self._columns = SamplingColumns.neutral(num_slots, sequences.ints.device)
+        self._stages = [0] * num_slots
+        """By slot: the stages that its sequence needs."""
+        self._num_logprobs: dict[int, int] = {}
+        """By slot, for sequences that want log-probabilities: how many of the most probable tokens."""
+        self._admitted: dict[int, SamplingRow] = {}
+        """By slot: what the next fill writes."""
+
+    def admit(self, sequence: Sequence) -> None:
+        """Has the next fill write the sequence's slot."""
+        slot, params = sequence.slot, sequence.sampling_params
+        row = self._admitted[slot] = sampling_row(sequence)
+        self._stages[slot] = row.stages
+        if params.HasField("logprobs"):
+            self._num_logprobs[slot] = params.logprobs
+        else:
+            self._num_logprobs.pop(slot, None)
+
+    def end_epoch(self) -> None:
+        """Forgets what was admitted and has not been filled."""
+        self._admitted.clear()
+
+    def fill(self, upload: Upload) -> None:
+        """Writes what was admitted since the last call."""
+        if not self._admitted:
+            return
+        rows, columns = list(self._admitted.values()), self._columns
+        slots = upload(list(self._admitted))
+        self._admitted.clear()
+        write_rows(columns.floats, slots, [row.floats for row in rows], upload)
+        write_rows(columns.ints, slots, [row.ints for row in rows], upload)
+        write_runs(columns.bias_token_ids, slots, [row.bias_token_ids for row in rows], upload)
+        write_runs(columns.biases, slots, [row.biases for row in rows], upload)
+
+    def stages(self, slots: Items[int]) -> Stage:
+        """What the rows of a batch need, all together."""
+        needed, of_slot = 0, self._stages
+        for slot in slots:
+            needed |= of_slot[slot]
+        return Stage(needed)
+
+    def sample(self, logits: torch.Tensor, slots: Items[int], upload: Upload) -> tuple[torch.Tensor, RawLogits | None]:
+        """Samples one token for each row.
+
+        Args:
+            logits: [num_rows, vocab_size]; may be changed.
+            slots: Each row's slot.
+
+        Returns:
+            The tokens, as choose has them, and what their log-probabilities are gathered from.
+        """
+        raw = self.raw_logits(logits, slots, upload)
+        return self.choose(logits, upload(slots), self.stages(slots)), raw
+
+    def choose(self, logits: torch.Tensor, slots: torch.Tensor, stages: Stage) -> torch.Tensor:
+        """The kernels alone, which can be part of a CUDA graph.
+
+        Args:
+            slots: [num_rows] int64.
+            stages: At least what the rows need. On a GPU only whether Stage.BIAS is among them matters.
+
+        Returns:
+            [num_rows] int64; -1: a row without a distribution.
+        """
+        return sample(logits, SamplingBatch(slots, self._sequences, self._columns, stages))
+
+    def raw_logits(self, logits: torch.Tensor, slots: Items[int], upload: Upload) -> RawLogits | None:
+        """The logits of the rows that want log-probabilities; None: no row does. To be called before choose."""
+        wanting = self._num_logprobs
+        rows = [row for row, slot in enumerate(slots) if slot in wanting] if wanting else []
+        if not rows:
+            return None
+        index = upload(rows)
+        return RawLogits(rows, [wanting[slots[row]] for row in rows], index, logits.index_select(0, index))

@@ -1,0 +1,38 @@
+"""Writes of host values into tables that have one row for each slot, in a number of operations that does not depend on
+how many rows are written."""
+
+from collections.abc import Sequence as Items
+from itertools import chain
+from typing import Protocol
+
+import torch
+
+
+class Upload(Protocol):
+    """Brings values to the device."""
+
+    def __call__(self, values: Items[int] | Items[float], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """The values as a one-dimensional tensor."""
+
+
+def write_rows(
+    table: torch.Tensor, slots: torch.Tensor, rows: list[list[int]] | list[list[float]], upload: Upload
+) -> None:
+    """Writes rows[i] to the table's row slots[i]."""
+    flat = upload(list(chain.from_iterable(rows)), table.dtype)
+    table.index_copy_(0, slots, flat.view(len(rows), -1))
+
+
+def write_runs(
+    table: torch.Tensor, slots: torch.Tensor, runs: list[list[int]] | list[list[float]], upload: Upload
+) -> None:
+    """Writes runs[i] to the beginning of the table's row slots[i]."""
+    total = sum(map(len, runs))
+    if not total:
+        return
+    lens = upload([len(run) for run in runs])
+    # Where in the flattened table each run would begin, had it not those before it in front.
+    origins = slots * table.shape[1] - (lens.cumsum(0) - lens)
+    places = torch.repeat_interleave(origins, lens, output_size=total)
+    places += torch.arange(total, device=table.device)
+    table.view(-1).index_copy_(0, places, upload(list(chain.from_iterable(runs)), table.dtype))

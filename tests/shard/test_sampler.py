@@ -1,0 +1,128 @@
+"""The sampler: what an admission writes to a slot's columns, what stages a batch needs, and what is sampled."""
+
+import pytest
+import torch
+from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.block_hash import root_digest
+from pagewire_common.sampling_params import MAX_LOGIT_BIAS_ENTRIES, with_defaults
+from pagewire_kernels.sample import Stage
+from pagewire_kernels.sample.columns import FLOATS, INTS, MAX_BIASES
+from pagewire_shard.engine.sequence import Sequence
+from pagewire_shard.execution.device_state import DeviceState
+from pagewire_shard.execution.host_transfer import CpuUplink
+from pagewire_shard.sampling.sampler import Sampler
+
+VOCAB_SIZE = 50
+UPLOAD = CpuUplink().upload
+
+
+def make_sampler() -> Sampler:
+    return Sampler(DeviceState(4, 32, 8, torch.device("cpu")).sequences)
+
+
+def make_sequence(slot: int, *, seed: int = 0, min_tokens: int = 0, **params: object) -> Sequence:
+    return Sequence(
+        seq_id=slot,
+        slot=slot,
+        token_ids=[1, 2, 3],
+        num_prompt_tokens=2,
+        root=root_digest(""),
+        sampling_params=with_defaults(inference_pb2.SamplingParams(**params)),
+        seed=seed,
+        stop=shard_pb2.StopConditions(max_tokens=5, min_tokens=min_tokens),
+    )
+
+
+def filled(*sequences: Sequence) -> Sampler:
+    sampler = make_sampler()
+    for sequence in sequences:
+        sampler.admit(sequence)
+    sampler.fill(UPLOAD)
+    return sampler
+
+
+def column(sampler: Sampler, name: str) -> list[float]:
+    return sampler._columns.column(name).tolist()
+
+
+def test_every_parameter_arrives_in_the_column_of_its_name() -> None:
+    values = {"temperature": 0.5, "top_p": 0.25, "min_p": 0.125, "top_k": 7, "repetition_penalty": 1.5}
+    values |= {"presence_penalty": 0.75, "frequency_penalty": -0.5}
+    sampler = filled(make_sequence(1, seed=-(1 << 63) + 3, min_tokens=4, **values))
+    for name, value in values.items():
+        assert column(sampler, name)[1] == value
+    assert column(sampler, "seed")[1] == -(1 << 63) + 3
+    assert column(sampler, "num_prompt_tokens")[1] == 2
+    assert column(sampler, "min_len")[1] == 6
+    for other in (0, 2, 3, 4):
+        assert [column(sampler, c.name)[other] for c in (*FLOATS, *INTS)] == [c.neutral for c in (*FLOATS, *INTS)]
+
+
+def test_biases_of_several_sequences_are_written_at_once() -> None:
+    largest = {token: token / 16 for token in range(MAX_BIASES)}
+    sampler = filled(
+        make_sequence(3, logit_bias={5: 1.5, 2: -3}), make_sequence(0), make_sequence(2, logit_bias=largest)
+    )
+    assert column(sampler, "num_biases") == [0, 0, MAX_BIASES, 2, 0]
+    columns = sampler._columns
+    for slot, expected in ((3, {5: 1.5, 2: -3.0}), (2, largest)):
+        num = len(expected)
+        ids, biases = columns.bias_token_ids[slot, :num].tolist(), columns.biases[slot, :num].tolist()
+        assert dict(zip(ids, biases, strict=True)) == expected
+
+
+def test_columns_have_room_for_as_many_biases_as_a_request_may_have() -> None:
+    assert MAX_BIASES == MAX_LOGIT_BIAS_ENTRIES
+
+
+@pytest.mark.parametrize(
+    ("params", "stages"),
+    [
+        ({"temperature": 0}, Stage(0)),
+        ({"temperature": 0, "top_p": 0.5, "top_k": 3, "min_p": 0.1}, Stage(0)),
+        ({}, Stage.DRAW),
+        ({"temperature": 0, "frequency_penalty": 1}, Stage.PENALTIES),
+        ({"temperature": 0, "repetition_penalty": 1.1}, Stage.PENALTIES),
+        ({"temperature": 0, "min_tokens": 1}, Stage.STOP_MASK),
+        ({"logit_bias": {3: 0.5}}, Stage.DRAW | Stage.BIAS),
+    ],
+    ids=str,
+)
+def test_a_batch_needs_the_stages_of_its_rows_and_no_others(params: dict, stages: Stage) -> None:
+    sampler = filled(make_sequence(0, temperature=0), make_sequence(1, **params), make_sequence(2, logit_bias={1: 1}))
+    assert sampler.stages([0, 1]) == stages
+    assert sampler.stages([0]) == Stage(0)
+
+
+def test_the_next_sequence_of_a_slot_has_nothing_of_the_one_before() -> None:
+    sampler = filled(make_sequence(1, temperature=0, logit_bias={7: 100}, presence_penalty=1, logprobs=3, min_tokens=3))
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, 4] = 1.0
+    tokens, raw = sampler.sample(logits.clone(), [1], UPLOAD)
+    assert (tokens.tolist(), raw and raw.nums) == ([7], [3])
+    sampler.admit(make_sequence(1, temperature=0))
+    sampler.fill(UPLOAD)
+    tokens, raw = sampler.sample(logits.clone(), [1], UPLOAD)
+    assert (tokens.tolist(), raw, sampler.stages([1])) == ([4], None, Stage(0))
+
+
+def test_logprobs_are_those_of_the_logits_before_biases() -> None:
+    sampler = filled(make_sequence(0), make_sequence(2, temperature=0, logit_bias={9: 100}, logprobs=1))
+    logits = torch.randn(2, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
+    expected = logits.log_softmax(-1)[1]
+    tokens, raw = sampler.sample(logits.clone(), [0, 2], UPLOAD)
+    assert raw is not None
+    assert raw.rows == [1]
+    logprobs, _, top_ids, top_logprobs = raw.gather(tokens)
+    assert tokens[1] == 9
+    torch.testing.assert_close(logprobs[0], expected[9])
+    assert top_ids[0, 0] == expected.argmax()
+    torch.testing.assert_close(top_logprobs[0, 0], expected.max())
+
+
+def test_what_an_epoch_left_behind_is_not_written() -> None:
+    sampler = make_sampler()
+    sampler.admit(make_sequence(1, top_k=9))
+    sampler.end_epoch()
+    sampler.fill(UPLOAD)
+    assert column(sampler, "top_k") == [0] * 5
