@@ -121,6 +121,21 @@ def test_a_stop_string_ends_after_the_first_min_tokens_wherever_it_begins(
     assert end.stop_string == (matched or "")
 
 
+def test_tokens_behind_a_stop_string_are_not_output(tokenizer):
+    """A step that verifies draft tokens yields several tokens at once."""
+    a, b, c = (tokenizer.encode_now(letter, add_special_tokens=False)[0] for letter in "abc")
+    output = output_of(tokenizer, stop=("b",), logprobs=0)
+    logprobs = [shard_pb2.SequenceLogprobs(logprob=-1.0, rank=1) for _ in range(3)]
+    assert output.on_tokens(0, [a, b, c], logprobs)
+    output.on_finished(0, FINISH.FINISH_REASON_STOP, None, 0)
+    delta, end = output.take()
+    assert delta.text == "a"
+    assert list(delta.token_ids) == [a, b]
+    assert len(delta.logprobs) == 2
+    assert end.usage.completion_tokens == 2
+    assert end.stop_string == "b"
+
+
 def test_stop_token_text_is_kept_if_asked_for(tokenizer):
     (letter,) = tokenizer.encode_now("a", add_special_tokens=False)
     for include, text in ((False, ""), (True, "a")):

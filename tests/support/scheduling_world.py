@@ -196,6 +196,8 @@ class World:
         self, limits: GroupLimits, window: int, eos_share: float, num_ranks: int = 1, max_draft_tokens: int = 0
     ) -> None:
         self.scheduler = Scheduler(limits)
+        self.scheduler.reset(limits.num_blocks, window)
+        self.scheduler.num_draft_tokens = max_draft_tokens
         self.window, self.eos_share = window, eos_share
         self.ranks = [
             Rank(limits, eos_share, window, lazy=bool(i), max_draft_tokens=max_draft_tokens) for i in range(num_ranks)

@@ -306,7 +306,7 @@ class GroupLoop:
 
     def _start_epoch(self, welcome: shard_pb2.Welcome) -> None:
         self._count_deaths(welcome.epoch.incarnation)
-        self.scheduler.reset(welcome.free_blocks[0])
+        self.scheduler.reset(welcome.free_blocks[0], welcome.max_inflight)
         self.mirror.clear()
         self._sent_s.clear()
         self._digests.clear()

@@ -75,7 +75,11 @@ class SequenceOutput:
         """How the sequence ended; None while it runs."""
 
     def append(self, token_ids: list[int], logprobs: Sequence[shard_pb2.SequenceLogprobs] | None) -> bool:
-        """Appends the next tokens. Returns whether a stop string was found."""
+        """Appends the next tokens up to one that completes a stop string. Returns whether one was found."""
+        if self._stop_strings is not None and len(token_ids) > 1:
+            return any(
+                self.append([token], logprobs[i : i + 1] if logprobs else None) for i, token in enumerate(token_ids)
+            )
         self._token_ids += token_ids
         self.num_tokens += len(token_ids)
         if logprobs and self._logprobs_builder is not None:

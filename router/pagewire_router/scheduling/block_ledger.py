@@ -83,10 +83,12 @@ class BlockLedger:
         return self.free - self._num_outstanding
 
     def bound(self, sequence: Sequence, num_computed_tokens: int) -> int:
-        """The most blocks a sequence holds once it has computed so many tokens. The only place that says so."""
-        if num_computed_tokens < sequence.num_admitted_tokens:
-            num_computed_tokens = sequence.num_admitted_tokens
-        return num_blocks_for(num_computed_tokens, self.block_size) + sequence.next_write_block_shared
+        """The most blocks a sequence holds once it has computed so many tokens. The only place that says so.
+
+        num_computed_tokens counts all draft tokens as accepted, and may go beyond max_len with them.
+        """
+        num_tokens = max(sequence.min_reserved_tokens, min(num_computed_tokens, sequence.max_len))
+        return num_blocks_for(num_tokens, self.block_size) + sequence.next_write_block_shared
 
     def num_missing(self, sequence: Sequence, num_computed_tokens: int) -> int:
         """Blocks to reserve before a plan may let the sequence compute so many tokens in all."""
@@ -99,11 +101,12 @@ class BlockLedger:
         sequence.num_reserved_blocks += num_more
         sequence.num_reserved_tokens += num_more * self.block_size
 
-    def rebase(self, sequence: Sequence, num_computed_in_result: int | None = None) -> None:
-        """Reserves exactly what a sequence may need from now on. With what it had computed as of the last result."""
-        num_held = sequence.num_held_blocks
-        if num_computed_in_result is not None:
-            num_held = num_blocks_for(num_computed_in_result, self.block_size)
+    def rebase(self, sequence: Sequence, num_computed_tokens: int = 0) -> None:
+        """Takes over from a result for how many computed tokens the shard held blocks. None are given back meanwhile.
+
+        0: no result is back, but the next write's block may be shared from now on.
+        """
+        num_held = max(sequence.num_held_blocks, num_blocks_for(num_computed_tokens, self.block_size))
         self.set(sequence, num_reserved=self.bound(sequence, sequence.num_computed_tokens), num_held=num_held)
 
     def forget(self, sequence: Sequence) -> None:

@@ -86,7 +86,7 @@ class Residents:
 
     def _admit_leader(self, leader: Sequence, plan: PlanInFlight) -> None:
         """Admits a sequence and runs its first chunk."""
-        num_tokens = leader.num_admitted_tokens = len(leader.token_ids)
+        num_tokens = len(leader.token_ids)
         budget = min(plan.num_tokens_left, num_tokens)
         leader.on(SequenceEvent.ADMIT)
         # A cached prefix may hold all but the last token.
@@ -118,7 +118,6 @@ class Residents:
     def _fork_child(self, parent: Sequence, child: Sequence, num_shared: int, plan: PlanInFlight) -> None:
         child.on(SequenceEvent.FORK)
         child.enter_shard(self._next_seq_id(), num_computed_tokens=num_shared, num_tokens=len(child.token_ids))
-        child.num_admitted_tokens = len(child.token_ids)
         child.last_fork_step = plan.step
         plan.fork(parent, child, num_shared)
 

@@ -3,9 +3,10 @@
 `schedule(now)` makes the next step plan, `update(result)` takes in the result of the oldest. Several plans may be in
 flight.
 
-A plan is filled in this order: forks that became possible; every running sequence that decodes (one token each), most
-urgent first; chunks of prompts that are being prefilled; then requests from the waiting queue, as long as tokens,
-slots, blocks and time (forecast.py) last. Cost per step is linear in running sequences, whatever the queue's length.
+A plan is filled in this order: forks that became possible; every running sequence that decodes (one token each, and its
+draft tokens), most urgent first; chunks of prompts that are being prefilled; then requests from the waiting queue, as
+long as tokens, slots, blocks and time (forecast.py) last. Cost per step is linear in running sequences, whatever the
+queue's length.
 
 A request that does not fit is passed over, at most MAX_PASSES times; then nobody overtakes it any more. When a running
 sequence needs a block and none is left, the least urgent request is preempted: released, and admitted again later with
@@ -61,7 +62,12 @@ class Scheduler:
         self.is_admitting = True
         """False while the shard group drains: what runs goes on, nothing is added."""
         self._observer = observer or SchedulerObserver()
+        self.num_draft_tokens = 0
+        """Draft tokens that each decoding row verifies, at most. Shards that make drafts say how many they can."""
+        self._max_inflight = 1
         self._inflight: deque[PlanInFlight] = deque()
+        self._unverified: deque[PlanInFlight] = deque()
+        """Plans with drafts whose results are back, and whose counts the shards have not taken over yet."""
         self._deadlines = Deadlines()
         self._now = 0.0
         self.last_completed = PlanInFlight(shard_pb2.StepPlan(), 0)
@@ -87,10 +93,16 @@ class Scheduler:
         """Something waits, runs or is to be released."""
         return bool(self.running or self._residents.has_releases or len(self.waiting) or self.suspects)
 
-    def reset(self, free_blocks: int) -> None:
-        """A new epoch: the shard group knows no sequences. What ran waits to be admitted again."""
+    def reset(self, free_blocks: int, max_inflight: int = 1) -> None:
+        """A new epoch: the shard group knows no sequences. What ran waits to be admitted again.
+
+        max_inflight: the epoch's, after which shards count: the counts of step k are taken over with plan
+        k + max_inflight.
+        """
         self.is_admitting = True
+        self._max_inflight = max_inflight
         self._inflight.clear()
+        self._unverified.clear()
         self._last_step = 0
         self.forecast.clear()
         ran = self._residents.reset(free_blocks)
@@ -192,6 +204,7 @@ class Scheduler:
     def _plan(self, groups: list[SequenceGroup], queue: Queue | None, now: float) -> shard_pb2.StepPlan | None:
         """A plan that runs these of the running requests and admits others from the queue."""
         plan = PlanInFlight(shard_pb2.StepPlan(step=self._last_step + 1), self.limits.max_num_batched_tokens)
+        self._take_over_drafts(plan.step - self._max_inflight)
         self._residents.fork(groups, plan)
         num_missing, prefills = self._run_decodes(groups, plan)
         self._run_prefills(prefills, plan)
@@ -206,13 +219,24 @@ class Scheduler:
         self._observer.on_plan(plan)
         return plan.close()
 
+    def _take_over_drafts(self, up_to_step: int) -> None:
+        """Takes over how many draft tokens were accepted in plans up to this step.
+
+        The shards do so when they apply the same plan, so that both reserve blocks for the same number of tokens.
+        """
+        while self._unverified and self._unverified[0].step <= up_to_step:
+            for row in self._unverified.popleft().draft_rows:
+                if row.is_current:
+                    row.sequence.verify(row.num_drafts, row.num_accepted)
+
     def _run_decodes(self, groups: list[SequenceGroup], plan: PlanInFlight) -> tuple[int, list[Sequence]]:
-        """Runs one token of each decoding sequence of these requests, most urgent first.
+        """Runs one token of each decoding sequence of these requests and its draft tokens, most urgent first.
 
         Returns the blocks that running sequences lack, and the sequences that prefill.
         """
         ledger, num_tokens_left = self._residents.ledger, plan.num_tokens_left
         running = SequenceState.RUNNING
+        is_drafting = self.num_draft_tokens > 0 or self._has_drafts_in_flight()
         num_missing = 0
         prefills: list[Sequence] = []
         for group in groups:
@@ -222,14 +246,14 @@ class Scheduler:
                         prefills.append(sequence)
                     continue
                 num_tokens, num_computed = sequence.num_tokens, sequence.num_computed_tokens + 1
-                if num_tokens >= sequence.max_len:
+                if num_tokens >= sequence.max_len and num_tokens - sequence.num_unverified_tokens >= sequence.max_len:
                     continue  # A plan in flight samples its last token.
                 if num_tokens != num_computed:
                     prefills.append(sequence)
                     continue
                 if num_computed > sequence.num_reserved_tokens:
                     num_more = ledger.num_missing(sequence, num_computed)
-                    if num_more > ledger.available - num_missing:
+                    if num_more and num_more > ledger.available - num_missing:
                         num_missing += num_more
                         self._preempt_for(group, num_missing)
                         continue
@@ -238,6 +262,11 @@ class Scheduler:
                     plan.num_tokens_left = 0
                     return num_missing, prefills
                 num_tokens_left -= 1
+                if is_drafting:
+                    num_drafts = self._num_drafts(sequence, num_tokens_left, num_missing)
+                    num_tokens_left -= num_drafts
+                    plan.draft(sequence, num_drafts)
+                    continue
                 sequence.num_computed_tokens = num_computed
                 sequence.num_tokens = num_tokens + 1
                 sequence.num_inflight_runs += 1
@@ -245,6 +274,21 @@ class Scheduler:
                 plan.num_scheduled_tokens.append(1)
         plan.num_tokens_left = num_tokens_left
         return num_missing, prefills
+
+    def _has_drafts_in_flight(self) -> bool:
+        return bool(self._unverified) or any(plan.draft_rows for plan in self._inflight)
+
+    def _num_drafts(self, sequence: Sequence, num_tokens_left: int, num_missing: int) -> int:
+        """How many draft tokens a decoding row verifies. They take no block that a running sequence lacks."""
+        num_drafts = min(self.num_draft_tokens, num_tokens_left, sequence.max_len - 1 - sequence.num_tokens)
+        if num_drafts <= 0:
+            return 0
+        ledger = self._residents.ledger
+        num_more = ledger.num_missing(sequence, sequence.num_computed_tokens + 1 + num_drafts)
+        if num_more and num_more > ledger.available - num_missing:
+            return 0
+        ledger.reserve(sequence, num_more)
+        return num_drafts
 
     def _run_prefills(self, prefills: Iterable[Sequence], plan: PlanInFlight) -> None:
         """Runs chunks of prompts whose blocks were reserved at admission."""
@@ -382,7 +426,17 @@ class Scheduler:
             elif stop == _STOP_ERROR:
                 progress.append(Progress.failed(sequence))
         self.tokens.generated += start - num_dropped
+        if plan.draft_rows:
+            self._take_draft_rows(plan, result)
         return progress
+
+    def _take_draft_rows(self, plan: PlanInFlight, result: shard_pb2.StepResult) -> None:
+        """Notes how many drafts were accepted, and for how many tokens the shard held blocks."""
+        for row in plan.draft_rows:
+            row.num_accepted = result.num_sampled_tokens[row.row] - 1
+            if row.is_current:
+                self._residents.ledger.rebase(row.sequence, row.num_computed_tokens)
+        self._unverified.append(plan)
 
     def _rebase(self, sequence: Sequence, num_computed: int, shared: bool, step: int) -> None:
         """Re-bases the blocks of a sequence on what the result of a step says of it."""

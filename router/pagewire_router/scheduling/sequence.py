@@ -1,9 +1,9 @@
 """A request's sequences as the scheduler knows them: tokens, state, and counts that run ahead of the results.
 
 Plans are sent before the results of earlier ones are back, so `num_tokens` and `num_computed_tokens` are what a
-sequence has once all plans in flight are done: the shards' engine counts in the same way. They are exact unless the
-sequence stops earlier, except while it is ADMITTED: then the length of its cached prefix is unknown, and they are upper
-bounds.
+sequence has once all plans in flight are done: upper bounds, which the shards' engine counts in the same way. They are
+exact unless the sequence stops earlier, drafts are rejected, or it is ADMITTED, when the length of its cached prefix is
+unknown.
 """
 
 from dataclasses import dataclass, field
@@ -61,11 +61,16 @@ class Sequence:
     num_inflight_runs: int = 0
     """Plans in flight that run it."""
     num_tokens: int = 0
-    """Most tokens it has once all plans in flight are done."""
+    """Most tokens it has once all plans in flight are done. Beyond max_len only if some of them are unverified."""
     num_computed_tokens: int = 0
     """Most tokens it has computed once all plans in flight are done."""
+    num_unverified_tokens: int = 0
+    """Draft tokens that count as accepted in num_tokens and num_computed_tokens, and may be rejected."""
     num_admitted_tokens: int = 0
-    """Tokens it had when it was admitted or forked: blocks for all of them are reserved from then on."""
+    """Tokens it had when it was admitted or forked."""
+    min_reserved_tokens: int = 0
+    """Blocks for so many tokens are reserved whatever it has computed: those that it was admitted with, and those that
+    a shard has taken blocks for, although drafts were rejected since."""
     num_reported_computed_tokens: int = 0
     """Tokens it had computed as of the last result."""
     min_computed_tokens: int = 0
@@ -104,6 +109,8 @@ class Sequence:
         if self.token_ids is self.group.request.prompt_token_ids:
             self.token_ids = self.token_ids.copy()
         self.seq_id = seq_id
+        self.num_admitted_tokens = self.min_reserved_tokens = len(self.token_ids)
+        self.num_unverified_tokens = 0
         self.num_computed_tokens, self.num_tokens = num_computed_tokens, num_tokens
         self.num_reported_computed_tokens = self.min_computed_tokens = 0
         self.inflight_budgets.clear()
@@ -121,6 +128,20 @@ class Sequence:
         if self.state is SequenceState.ADMITTED:
             self.inflight_budgets.append(budget)
             self.min_computed_tokens = min(self.min_computed_tokens + budget, self.num_admitted_tokens)
+
+    def draft(self, num_drafts: int) -> None:
+        """A plan runs it to verify so many draft tokens behind its last token: moves its counts ahead."""
+        self.num_inflight_runs += 1
+        self.num_computed_tokens += 1 + num_drafts
+        self.num_tokens += 1 + num_drafts
+        self.num_unverified_tokens += num_drafts
+
+    def verify(self, num_drafts: int, num_accepted: int) -> None:
+        """The counts of a plan that verified draft tokens are taken over: those that were rejected count no more."""
+        self.min_reserved_tokens = max(self.min_reserved_tokens, min(self.num_computed_tokens, self.max_len))
+        self.num_computed_tokens -= num_drafts - num_accepted
+        self.num_tokens -= num_drafts - num_accepted
+        self.num_unverified_tokens -= num_drafts
 
     def settle(self, num_computed_tokens: int, num_tokens: int) -> None:
         """The first result since its admission is back: its counts become exact."""
