@@ -34,7 +34,11 @@ class Dispatcher:
     """Implements RequestRunner (see request_runner.py) over real shards."""
 
     def __init__(self, config: RouterConfig, *, resolver: Resolver | None = None, refresh_s: float = REFRESH_S) -> None:
-        """resolver and refresh_s: how names of shards are looked up, and how often."""
+        """
+        Args:
+            resolver: looks up the names of shards.
+            refresh_s: time between two look-ups.
+        """
         self._credentials = (
             channel_credentials(config.shard_tls_ca, config.shard_tls_cert, config.shard_tls_key)
             if config.shard_tls_ca is not None
@@ -62,22 +66,22 @@ class Dispatcher:
 
     @property
     def groups(self) -> list[GroupLoop]:
-        """The shard groups, serving or not."""
+        """All shard groups, whether they serve or not."""
         return self._groups
 
     @property
     def is_ready(self) -> bool:
-        """A step would run."""
+        """Whether a new request would run."""
         return not self._is_draining and bool(self._able())
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait to be admitted."""
+        """Number of requests that wait to be admitted."""
         return sum(group.num_waiting for group in self._groups)
 
     @property
     def num_running(self) -> int:
-        """Requests that were admitted."""
+        """Number of requests that are admitted."""
         return sum(len(group.scheduler.running) for group in self._groups)
 
     def submit(self, request: Request) -> None:
@@ -147,7 +151,7 @@ class Dispatcher:
         return ShardClient(address.target, name=address.name, credentials=self._credentials)
 
     async def _learn_model(self) -> bool:
-        """Takes the first model that a shard serves for the one of this router; False: none does yet."""
+        """Makes the first model that a shard serves this router's model. Returns whether there is one."""
         for member in self._directory.members:
             info = member.info
             if info is None:
@@ -162,7 +166,7 @@ class Dispatcher:
         return False
 
     def _has_stragglers(self) -> bool:
-        """Whether a shard that was given by address may yet serve this model."""
+        """Whether a shard that was given by address may still start to serve this model."""
         serving = {rank for group in self._groups if group.is_serving for rank in group.ranks}
         return any(
             member.address.name is None
@@ -174,7 +178,7 @@ class Dispatcher:
     # Groups.
 
     def _reconcile(self) -> None:
-        """Brings the groups in line with the shards there are. Runs after every change, and every few seconds."""
+        """Creates and retires groups by the known shards. Called after every change, and every few seconds."""
         self._changed.set()
         if not self._is_model_known or self._is_stopping:
             return
@@ -186,7 +190,7 @@ class Dispatcher:
         self._check_model()
 
     def _settle(self, members: list[ShardMember]) -> None:
-        """Sees to it that a complete group is driven. One that serves is left alone."""
+        """Drives a complete group. A group that already serves is not touched."""
         info = members[0].info
         assert info is not None
         current = next((group for group in self._groups if group.info.group_id == info.group_id), None)
@@ -214,7 +218,7 @@ class Dispatcher:
             self._retire(current)
 
     def _drop_gone(self) -> None:
-        """Gives up groups whose shards are gone. Requests wait on while a shard is listed that may yet take over."""
+        """Retires groups whose shards are gone. Requests keep waiting while a listed shard may still take over."""
         members, now_s = self._directory.members, asyncio.get_running_loop().time()
         gone = {member.client: member for member in members if member.is_gone(now_s)}
         has_hope = any(member.is_listed for member in members)
@@ -229,7 +233,7 @@ class Dispatcher:
             self._in_background(self._directory.forget(gone[client]))
 
     def _retire(self, group: GroupLoop) -> None:
-        """Lets go of a group's shards."""
+        """Stops driving a group, and releases its shards."""
         self._groups.remove(group)
         self.collector.on_retired(group)
         group.stop()
@@ -241,7 +245,7 @@ class Dispatcher:
         task.add_done_callback(self._ending.discard)
 
     def _check_model(self) -> None:
-        """A router serves one model for life: when its shards serve another one, a new router has to."""
+        """A router serves one model until it ends. When its shards serve another model, it has to be restarted."""
         listed = [member.info for member in self._directory.members if member.is_listed and member.info is not None]
         if not listed or any(group.is_serving for group in self._groups):
             return
@@ -249,7 +253,7 @@ class Dispatcher:
             self._fail("the shards serve another model now")
 
     def _on_ended(self, task: asyncio.Task[None]) -> None:
-        """What should run for as long as the router does has ended: a bug. Groups that were let go may end."""
+        """Ends the router if a task has ended that should run as long as the router. Tasks of retired groups may end."""
         if self._is_stopping or (task is not self._looking and task not in self._running.values()):
             return
         error = None if task.cancelled() else task.exception()
@@ -257,7 +261,7 @@ class Dispatcher:
         self._fail(f"the task {task.get_name()!r} has ended")
 
     def _fail(self, why: str) -> None:
-        """Only a new router can go on."""
+        """Notes that only a restarted router could serve."""
         assert self._failure is not None
         if not self._failure.done():
             self._failure.set_exception(Unavailable(f"{why}; start the router again"))
@@ -270,7 +274,7 @@ class Dispatcher:
     # Requests.
 
     def _usable(self) -> list[GroupLoop]:
-        """The groups a request may go to: those that serve, else those that broke and will be back."""
+        """The groups that a request may go to: those that serve, otherwise those that broke and will be back."""
         usable = self._able() or [g for g in self._groups if g.is_expected_back and not g.is_draining]
         if not usable:
             raise Unavailable("no shard group serves", retry_after_s=NO_SHARD_RETRY_S)
@@ -291,17 +295,17 @@ class Dispatcher:
         raise QueueFull(what, retry_after_s=retry_delay_s(self._half_queue_s()))
 
     def _half_queue_s(self) -> float | None:
-        """How long it takes until half of what waits is admitted, in the group where that is soonest."""
+        """Time until half of the waiting requests are admitted, in the group where that is soonest; None: unknown."""
         now = time.monotonic()
         waits_s = [group.scheduler.forecast.wait_for_all_s(now) for group in self._able()]
         return min((wait_s / 2 for wait_s in waits_s if wait_s is not None), default=None)
 
     def _on_change(self, _group: GroupLoop) -> None:
-        """A group came up, drains or went down."""
+        """Called when a group has come up, drains or has gone down."""
         self._reconcile()
 
     def _move_requests(self) -> None:
-        """What waits for a group that is down or drains goes to those that serve, if there are any."""
+        """Moves the waiting requests of groups that are down or drain to groups that serve, if there are any."""
         able = self._able()
         for group in self._groups:
             if not group.has_requests or group in able:
@@ -312,7 +316,7 @@ class Dispatcher:
                 group.fail_all(Unavailable(group.why_away, retry_after_s=NO_SHARD_RETRY_S))
 
     def _end_expired(self) -> None:
-        """A group that serves looks after its own requests."""
+        """Ends expired requests of groups that do not serve. A group that serves ends its own."""
         for group in self._groups:
             if not group.is_serving:
                 group.end_expired(time.monotonic())

@@ -1,11 +1,11 @@
-"""A timer of the event loop that goes off again and again."""
+"""A periodic timer of the event loop."""
 
 import asyncio
 from collections.abc import Callable
 
 
 class Repeating:
-    """Calls back every interval_s until cancelled."""
+    """Calls a function every interval_s until cancelled."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, interval_s: float, callback: Callable[[], None]) -> None:
         self._loop, self._interval_s, self._callback = loop, interval_s, callback
@@ -16,5 +16,5 @@ class Repeating:
         self._callback()
 
     def cancel(self) -> None:
-        """Ends it."""
+        """Ends the calls."""
         self._handle.cancel()

@@ -1,4 +1,4 @@
-"""One shard as the router sees it: its channel, its description, its files, and the plan stream."""
+"""The client of one shard: its channel, its description, its files, and the plan stream."""
 
 import asyncio
 import hashlib
@@ -33,7 +33,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 CALL_ERRORS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
-"""What grpc.aio raises when a call has ended or its channel is closed, depending on who notices it first."""
+"""Exceptions of grpc.aio when a call has ended or its channel is closed, depending on who notices it first."""
 
 RawMultiCallable = grpc.aio.StreamStreamMultiCallable[bytes, bytes]
 RawCall = grpc.aio.StreamStreamCall[bytes, bytes]
@@ -56,7 +56,7 @@ class LeaseHeld(Unavailable):
 
 
 class ShardClient:
-    """A channel to one shard. Errors are CALL_ERRORS and Unavailable; the group loop makes a new attempt."""
+    """A channel to one shard. Its methods raise CALL_ERRORS and Unavailable, after which the group loop tries again."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class ShardClient:
         return grpc.aio.secure_channel(self.address, self._used, options=self._options)
 
     async def _renew(self) -> None:
-        """Makes the channel anew if its certificates have been renewed, unless a plan stream is open on it."""
+        """Replaces the channel if its certificates have been renewed, unless a plan stream is open on it."""
         if self._credentials is None or (self._plan_stream is not None and not self._plan_stream.done()):
             return
         latest = self._credentials.latest()
@@ -91,12 +91,12 @@ class ShardClient:
             await old.close()
 
     async def get_info(self, timeout_s: float) -> shard_pb2.ShardInfo:
-        """The shard's description."""
+        """Asks for the shard's description."""
         await self._renew()
         return await self._stub.GetInfo(shard_pb2.GetInfoRequest(), timeout=timeout_s)
 
     async def get_model_files(self) -> dict[str, bytes]:
-        """The tokenizer and configuration files by name. Raises Unavailable if one arrives damaged."""
+        """Fetches tokenizer and configuration files, by name. Raises Unavailable if one arrives damaged."""
         files: dict[str, bytes] = {}
         async for chunk in self._stub.GetModelFiles(shard_pb2.GetModelFilesRequest(), timeout=FILES_TIMEOUT_S):
             files[chunk.name] = files.get(chunk.name, b"") + chunk.data
@@ -126,7 +126,7 @@ class ShardClient:
         try:
             return PlanStreamOpened(call, await self._welcome(call, hello))
         except BaseException:
-            call.cancel()  # else the shard would hold the lease for a call that nobody reads
+            call.cancel()  # Otherwise the shard would hold the lease for a call that nobody reads.
             raise
 
     async def _welcome(self, call: RawCall, hello: shard_pb2.Hello) -> shard_pb2.Welcome:
@@ -146,7 +146,7 @@ class ShardClient:
         return message.welcome
 
     async def _refusal(self, call: RawCall) -> Unavailable:
-        """Why a shard has not welcomed us: awaiting a status raises nothing."""
+        """The reason why a shard has not granted the lease. Awaiting a status raises nothing."""
         message = f"shard {self.address} refuses: {await call.details()}"
         trailers = dict(await call.trailing_metadata() or ())
         packed = trailers.get(DETAILS_KEY, b"")
@@ -163,7 +163,7 @@ class ShardClient:
 
 
 def geometry(info: shard_pb2.ShardInfo) -> shard_pb2.ShardInfo:
-    """What a group's account of a shard rests on. A shard that comes back with another one is another shard."""
+    """The sizes that a group's accounts depend on. A shard that comes back with others is another shard."""
     return shard_pb2.ShardInfo(
         group_id=info.group_id,
         tp_size=info.tp_size,

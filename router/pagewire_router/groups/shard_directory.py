@@ -1,4 +1,4 @@
-"""Which shards there are and what they say of themselves: names are looked up, and shards asked, every few seconds."""
+"""Keeps the list of shards with their descriptions. Every few seconds it looks names up and asks the shards."""
 
 import asyncio
 import contextlib
@@ -13,31 +13,31 @@ from pagewire_router.groups.shard_resolver import DnsResolver, Resolver, ShardAd
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 3.0
-"""How often names are looked up, and shards asked."""
+"""Time between two look-ups, and between two questions to a shard."""
 LOOK_UP_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 2.0
 MIN_RETRY_S, MAX_RETRY_S = 0.02, 0.2
-"""Between two questions to a shard that does not answer yet, most likely because it loads its model."""
+"""Time between two questions to a shard that does not answer yet, most likely because it loads its model."""
 SILENCE_IS_NEWS_AFTER_S = 60.0
-"""A shard that has not answered for so long is worth a line in the log."""
+"""A shard that has not answered for this time is logged."""
 GONE_AFTER_S = 10.0
-"""A shard that is behind no name any more and has been silent for so long will not be back."""
+"""A shard that is behind no name any more and has been silent for this time is forgotten."""
 
 
 class ShardMember:
-    """One address that has been given or found."""
+    """One shard whose address was given or found."""
 
     def __init__(self, address: ShardAddress, client: ShardClient, now_s: float) -> None:
         self.address = address
         self.client = client
         self.is_listed = True
-        """It is among the addresses given, or behind a name now."""
+        """Whether the address was given, or is behind a name now."""
         self.info: shard_pb2.ShardInfo | None = None
-        """What it last said; None while it does not answer."""
+        """The shard's last description; None while it does not answer."""
         self.silent_since_s = now_s
 
     def is_gone(self, now_s: float) -> bool:
-        """Neither listed nor heard of for a while."""
+        """Whether the shard is not listed and has been silent for a while."""
         return not self.is_listed and self.info is None and now_s - self.silent_since_s >= GONE_AFTER_S
 
 
@@ -53,7 +53,7 @@ class ShardDirectory:
         resolver: Resolver | None = None,
         refresh_s: float = REFRESH_S,
     ) -> None:
-        """on_change is called when a shard has said something new, and after each look-up."""
+        """on_change: called when a shard's description has changed, and after each look-up."""
         self._targets = targets
         self._connect = connect
         self._on_change = on_change
@@ -66,7 +66,7 @@ class ShardDirectory:
 
     @property
     def members(self) -> list[ShardMember]:
-        """All that have not been forgotten, in the order in which they were found."""
+        """All known shards, in the order in which they were found."""
         return list(self._members.values())
 
     def complete_groups(self, model_digest: bytes) -> dict[str, list[ShardMember]]:
@@ -88,16 +88,16 @@ class ShardDirectory:
         }
 
     async def run(self) -> None:
-        """Looks names up again and again, until cancelled."""
+        """Looks names up periodically, until cancelled."""
         while True:
             try:
                 await self._refresh()
-            except Exception:  # a bug of ours must not keep the router from ever finding shards
+            except Exception:  # A bug of ours must not end the search for shards.
                 logger.exception("the shards cannot be looked up")
             await asyncio.sleep(self._refresh_s)
 
     async def forget(self, member: ShardMember) -> None:
-        """Asks it no more, and closes the channel to it."""
+        """Stops asking the shard, and closes the channel to it."""
         task = self._asking.pop(member, None)
         if task is None:
             return
@@ -108,7 +108,7 @@ class ShardDirectory:
         await member.client.close()
 
     async def close(self) -> None:
-        """Forgets all."""
+        """Forgets all shards."""
         for member in self.members:
             await self.forget(member)
 
@@ -125,7 +125,7 @@ class ShardDirectory:
         self._on_change()
 
     async def _look_up(self, target: str) -> Sequence[ShardAddress]:
-        """What is behind a target now, or was when that could last be told."""
+        """The addresses behind a target now, or at the last look-up that succeeded."""
         name = dns_name(target)
         if name is None:
             return (ShardAddress(target),)
@@ -142,7 +142,7 @@ class ShardDirectory:
         return self._found[target]
 
     async def _ask(self, member: ShardMember) -> None:
-        """Asks a shard again and again who it is."""
+        """Asks a shard periodically for its description."""
         loop = asyncio.get_running_loop()
         retry_s, is_told = MIN_RETRY_S, False
         while True:
@@ -163,7 +163,7 @@ class ShardDirectory:
                 self._warn_of_rival(member, info)
                 try:
                     self._on_change()
-                except Exception:  # a bug of ours must not keep a shard from ever being asked again
+                except Exception:  # A bug of ours must not end the questions to a shard.
                     logger.exception("shard %s cannot be taken in", member.client.address)
             await asyncio.sleep(self._refresh_s)
 

@@ -1,4 +1,4 @@
-"""From what --shards says to addresses: a dns:/// name stands for all shards behind it, whose number changes."""
+"""Resolves the targets of --shards to addresses. A dns:/// name stands for all shards behind it, which may change."""
 
 import asyncio
 import socket
@@ -8,28 +8,28 @@ from typing import Protocol
 
 DNS_PREFIX = "dns:///"
 NOT_THERE = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
-"""What a look-up fails with when nobody has the name now, as a headless Kubernetes service without ready pods."""
+"""Errors of a look-up when nobody has the name now, as with a headless Kubernetes service without ready pods."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardAddress:
-    """Where one shard is."""
+    """The address of one shard."""
 
     target: str
     """host:port, [IPv6]:port or unix:PATH."""
     name: str | None = None
-    """The name behind which it was found: what its certificate is made out to. None: the target's own."""
+    """Name in the shard's certificate, behind which the shard was found; None: the name in the target."""
 
 
 class Resolver(Protocol):
-    """Looks names up."""
+    """Resolves names."""
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
-        """All addresses behind a name, as host:port; none if nobody has it now. Raises OSError if nobody can say."""
+        """All addresses behind a name, as host:port; none if nobody has it now. Raises OSError if the look-up fails."""
 
 
 class DnsResolver:
-    """The machine's own resolver, which knows of search domains and /etc/hosts."""
+    """The machine's resolver, which uses search domains and /etc/hosts."""
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
         """See Resolver."""
@@ -44,7 +44,7 @@ class DnsResolver:
 
 
 def dns_name(target: str) -> tuple[str, int] | None:
-    """Host and port of dns:///NAME:PORT; None for an address of another kind. Raises ValueError for half a name."""
+    """Host and port of dns:///NAME:PORT; None for an address of another kind. Raises ValueError if one is missing."""
     if not target.startswith("dns:"):
         return None
     host, _, port = target.removeprefix(DNS_PREFIX).rpartition(":")

@@ -1,22 +1,22 @@
-"""Says whether the shards of a group still make progress, from what comes up their plan streams.
+"""Tells whether the shards of a group make progress, by the messages of their plan streams.
 
-Pure: the clock is passed in, in seconds on any one monotonic clock.
+Pure: times are passed in, in seconds of one monotonic clock.
 
 A shard's step thread sends a heartbeat every second, but while plans wait or run only if something has moved since the
-last one: a layer, a launch, a result. So a rank of which nothing is heard for `allowed_s` hangs, whether or not it has
-plans. That a plan has no result although heartbeats come is given PLAN_PATIENCE times as long.
+last one: a layer, a launch, a result. A rank that is silent for `allowed_s` therefore hangs, whether or not it has
+plans. A plan that has no result although heartbeats come is given PLAN_PATIENCE times as long.
 
-A shard that hangs does not welcome a router back before it has been started anew. One that does was slow, not hung: to
-cut it off after the same time again would recompute the same step for ever, so it is allowed twice the time.
+A shard that hangs grants no lease until it is restarted. One that grants a new lease was slow, not hung. To give it up
+after the same time again could repeat the same step for ever, so it is allowed twice the time.
 """
 
 from dataclasses import dataclass
 
 LATE_CHECK_S = 1.0
-"""A check this late says that the router itself stood still: what shards have sent meanwhile is yet to be read."""
+"""A check later than this means that the router itself stood still, and has yet to read what shards have sent."""
 PLAN_PATIENCE = 4.0
 MAX_GROWTH = 4.0
-"""How many times step_timeout_s a slow shard is allowed at most."""
+"""Most multiples of step_timeout_s that a slow shard is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +25,27 @@ class Stall:
 
     rank: int
     silent_s: float
-    """For how long nothing was heard of its step thread, or its oldest plan has had no result."""
+    """Time since its step thread was last heard of, or since its oldest plan without a result was sent."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} has made no progress for {self.silent_s:.1f} s"
 
 
 class StallWatch:
-    """Watches one group. The receiver sets heard_s and result_s, with each message."""
+    """Watches one group. The receiver of the plan stream sets heard_s and result_s with each message."""
 
     def __init__(self, num_ranks: int, step_timeout_s: float) -> None:
         self.heard_s = [0.0] * num_ranks
-        """When each rank last said anything."""
+        """Time of the last message of each rank."""
         self.result_s = 0.0
-        """When the last result came."""
+        """Time of the last result."""
         self.allowed_s = step_timeout_s
         self._step_timeout_s = step_timeout_s
         self._checked_s = 0.0
         self._stalled_incarnation: int | None = None
 
     def start(self, incarnation: int, now_s: float) -> bool:
-        """An epoch begins on the shards whose rank 0 has this incarnation. True: they were slow, not hung."""
+        """An epoch begins on the shards whose rank 0 has this incarnation. Returns whether they were slow, not hung."""
         was_slow = incarnation == self._stalled_incarnation
         if was_slow:
             self.allowed_s = min(2 * self.allowed_s, MAX_GROWTH * self._step_timeout_s)
@@ -57,7 +57,7 @@ class StallWatch:
         return was_slow
 
     def check(self, now_s: float, oldest_plan_s: float | None) -> Stall | None:
-        """The rank that hangs, if one does. oldest_plan_s: when the oldest plan without a result was sent."""
+        """The rank that hangs; None: none does. oldest_plan_s: time when the oldest plan without result was sent."""
         late_s = now_s - self._checked_s
         self._checked_s = now_s
         if late_s > LATE_CHECK_S:
@@ -73,5 +73,5 @@ class StallWatch:
         return None
 
     def note_stall(self, incarnation: int) -> None:
-        """The shards of this incarnation are let go because they make no progress."""
+        """The shards of this incarnation are given up because they make no progress."""
         self._stalled_incarnation = incarnation

@@ -1,4 +1,4 @@
-"""What steps took, summed over all shard groups: for metrics."""
+"""Times of steps, summed over all shard groups, for metrics."""
 
 from pagewire.v1 import shard_pb2
 from pagewire_common.histogram import Histogram, bounds_between
@@ -14,10 +14,10 @@ class StepStats:
             bounds_between(-4, 2),
         )
         self.shard_s = dict.fromkeys(("queue", "prepare", "forward", "sample"), 0.0)
-        """Where shards spent it."""
+        """Seconds that shards have spent in each part of their steps."""
 
     def add(self, result: shard_pb2.StepResult, round_trip_s: float) -> None:
-        """Takes in one step."""
+        """Adds one step."""
         self.round_trip_s.observe(round_trip_s)
         timings = result.timings
         self.shard_s["queue"] += timings.queue_us * 1e-6
