@@ -253,7 +253,7 @@ class Dispatcher:
             self._fail("the shards serve another model now")
 
     def _on_ended(self, task: asyncio.Task[None]) -> None:
-        """Ends the router if a task has ended that should run as long as the router. Tasks of retired groups may end."""
+        """Ends the router if a task has ended that should run as long as it does. Tasks of retired groups may end."""
         if self._is_stopping or (task is not self._looking and task not in self._running.values()):
             return
         error = None if task.cancelled() else task.exception()
