@@ -219,6 +219,7 @@ class Engine:
                         self._index_full_blocks(sequence)
                 elif sample_len > 1:
                     sequence.settle(sample_len, num_sampled)
+                    self._give_back_blocks(sequence)
 
     def _take_in(self, changes: StepChanges) -> None:
         """Forks and releases as one permutation, then admits."""
@@ -281,6 +282,12 @@ class Engine:
             blocks.append(block)
         sequence.advance(query_len, sample_len)
         batch.add(sequence, query_len, sample_len, end)
+
+    def _give_back_blocks(self, sequence: Sequence) -> None:
+        """Releases the blocks that only rejected drafts needed. No step in flight writes to them."""
+        num_needed = -(-sequence.num_computed_tokens // self.pool.block_size)
+        self.pool.release(sequence.blocks[num_needed:])
+        del sequence.blocks[num_needed:]
 
     def _index_full_blocks(self, sequence: Sequence) -> None:
         block_size = self.pool.block_size
