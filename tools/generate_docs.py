@@ -9,14 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs_pages import (
-    benchmark_tables,
-    chart_reference,
-    cli_reference,
-    error_reference,
-    metrics_tables,
-    proto_reference,
-)
+from docs_pages import benchmark_tables, cli_reference, error_reference, metrics_tables, proto_reference
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES: dict[str, Callable[[], str]] = {
@@ -25,7 +18,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/pagewire.md": cli_reference.client_page,
     "reference/pagewire-router.md": cli_reference.router_page,
     "reference/pagewire-shard.md": cli_reference.shard_page,
-    "reference/chart.md": chart_reference.page,
     "reference/inference.md": proto_reference.inference_page,
     "reference/shard.md": proto_reference.shard_page,
     "reference/errors.md": error_reference.page,
