@@ -1,4 +1,4 @@
-"""Who made a call: what fairness between clients goes by."""
+"""The client that has made a call, as fairness between clients tells them apart."""
 
 from typing import NamedTuple
 

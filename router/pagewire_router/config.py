@@ -10,7 +10,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """Everything a router needs to know; what the model decides comes from the shards."""
+    """Configuration of one router. Limits that depend on the model come from the shards."""
 
     shards: tuple[str, ...]
     """Addresses of the shards to drive: host:port, unix:PATH, or dns:///NAME:PORT."""
@@ -43,10 +43,10 @@ class RouterConfig:
     max_inflight: int = 2
     """Plans that may be outstanding on a shard group, 1 to 4."""
     step_timeout_s: float = 30.0
-    """How long a shard group may make no progress before its requests are moved; a shard that proves slow, not hung,
+    """Longest time without progress of a shard group before its requests are moved. A shard that proves slow, not hung,
     is allowed more."""
     shard_wait_s: float = 60.0
-    """How long requests wait for shards that have gone and may be back, before they are told to come back later."""
+    """Longest time that requests wait for shards that have gone and may be back, before they are refused."""
     max_n: int = 128
     """Most sequences of one request."""
     max_logprobs: int = 20
@@ -68,7 +68,7 @@ class RouterConfig:
     max_request_time_s: float | None = None
     """Longest that a request may take from its arrival to its last token, whatever its deadline; None: no limit."""
     drain_grace_s: float = 30.0
-    """How long running requests may take to finish once the router was told to stop."""
+    """Longest time for running requests to finish once the router was told to stop."""
     exit_with_parent: bool = False
     """Stop when standard input ends: the parent process is gone."""
     trace_exporters: tuple[str, ...] = ()

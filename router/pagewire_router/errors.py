@@ -42,7 +42,7 @@ class FieldViolation:
     field: str
     """Path within GenerateRequest, such as "sampling_params.top_p"."""
     description: str
-    """What was given and what is accepted."""
+    """Text that says what was given and what is accepted."""
 
 
 class RouterError(Exception):

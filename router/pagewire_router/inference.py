@@ -247,7 +247,7 @@ class _EndListener:
 
 
 def failure_of(error: Exception) -> RouterError:
-    """What the client of a failed call is told. An unknown exception is logged, so call it within its handler."""
+    """The error that the client of a failed call is told. Logs an unknown exception, so call it within its handler."""
     if isinstance(error, RouterError):
         # The frames of its traceback would keep the request's message until the garbage collector comes.
         return error.with_traceback(None)

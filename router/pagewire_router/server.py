@@ -75,7 +75,7 @@ def channel_options(config: RouterConfig) -> list[tuple[str, int]]:
 
 
 class RouterServer:
-    """Everything a client or a probe can connect to."""
+    """The servers of a router for clients and probes, over one RequestRunner."""
 
     def __init__(self, config: RouterConfig, runner: RequestRunner) -> None:
         self._config = config

@@ -1,4 +1,4 @@
-"""What admission needs to know of a call that a front has received."""
+"""The facts that admission needs of a call which a front has received."""
 
 from typing import NamedTuple
 

@@ -37,14 +37,14 @@ class GroupMetrics(Collector):
         self._groups = groups
         self._stats = stats
         self._earlier: dict[str, Counter[str]] = {}
-        """What was counted, by group id, in groups whose place others have taken since."""
+        """Counts of retired groups, by group id."""
 
     def on_retired(self, group: GroupLoop) -> None:
-        """The group counts no more; another may come that drives the same shards, and counts on."""
+        """Keeps the counts of a retired group. A later group with the same id counts on from them."""
         self._earlier.setdefault(group.info.group_id, Counter()).update(_counts_of(group))
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus scrapes."""
+        """Yields the metrics."""
         yield from self._totals()
         yield from self._model()
         parts = CounterMetricFamily(
@@ -61,7 +61,7 @@ class GroupMetrics(Collector):
         yield from self._counters()
 
     def _counters(self) -> Iterator[Metric]:
-        """By group: a sum over groups would fall when one leaves, and a counter must not."""
+        """Counters by group. A sum over groups would fall when a group leaves, and counters must not fall."""
         tokens = CounterMetricFamily(
             "pagewire_tokens",
             "Tokens by kind: of prompts, computed or found in the prefix cache; sampled; computed again after a "
@@ -83,7 +83,7 @@ class GroupMetrics(Collector):
         yield from (tokens, *others.values())
 
     def _totals(self) -> Iterator[Metric]:
-        """What a gateway or an autoscaler asks of a server as a whole."""
+        """Gauges of the server as a whole, for gateways and autoscalers."""
         schedulers = [group.scheduler for group in self._groups]
         for name, documentation, value in (
             ("requests_queued", "Requests that wait to be admitted.", sum(len(s.waiting) for s in schedulers)),
@@ -108,7 +108,7 @@ class GroupMetrics(Collector):
 
 
 def _counts_of(group: GroupLoop) -> dict[str, int]:
-    """All that is counted in a group, by the names of GROUP_COUNTERS and TOKEN_KINDS."""
+    """Counts of a group by the names of GROUP_COUNTERS and TOKEN_KINDS."""
     tokens = group.scheduler.tokens
     return {
         "preemptions": group.scheduler.num_preemptions,

@@ -1,4 +1,4 @@
-"""What happens to a call before the service sees it, and how a call is refused.
+"""Handles calls before the service sees them: checks API keys, notes arrivals, refuses calls.
 
 gRPC looks for the handler of a call in the task that will run it. What interceptors and handlers learn of a call is
 therefore kept in context variables, and put together by new_call().

@@ -23,7 +23,7 @@ class ServerMetrics(Collector):
         self._is_draining = is_draining
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus scrapes."""
+        """Yields the metrics."""
         info = GaugeMetricFamily("pagewire_info", "1; the router's version.", labels=["version"])
         info.add_metric([version()], 1)
         yield info

@@ -68,7 +68,7 @@ class OutputBuffer:
         return all(self._taken)
 
     def finish_reasons(self) -> list["inference_pb2.FinishReason.ValueType"]:
-        """How each sequence ended; UNSPECIFIED if it still runs."""
+        """The finish reason of each sequence; UNSPECIFIED if it still runs."""
         return [
             inference_pb2.FINISH_REASON_UNSPECIFIED if sequence.finished is None else sequence.finished.finish_reason
             for sequence in self._sequences
@@ -99,7 +99,7 @@ class OutputBuffer:
         self._listener.notify_now()
 
     def take(self) -> list[Delta | inference_pb2.Finished]:
-        """What came since the last call, sequence by sequence; the end of a sequence follows its last delta."""
+        """Deltas and ends since the last call, sequence by sequence; an end follows the last delta of its sequence."""
         taken: list[Delta | inference_pb2.Finished] = []
         for sequence in self._sequences:
             delta = sequence.take_delta()

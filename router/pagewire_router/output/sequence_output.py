@@ -13,7 +13,7 @@ from pagewire_router.text.stop_strings import StopString, StopStrings
 
 @dataclass(slots=True)
 class Delta:
-    """What one sequence has yielded since the last delta."""
+    """Output of one sequence since its last delta."""
 
     index: int
     """Index of the sequence within the request."""
@@ -72,7 +72,7 @@ class SequenceOutput:
         self.num_tokens = 0
         """Tokens sampled."""
         self.finished: inference_pb2.Finished | None = None
-        """How the sequence ended; None while it runs."""
+        """End of the sequence; None while it runs."""
 
     def append(self, token_ids: list[int], logprobs: Sequence[shard_pb2.SequenceLogprobs] | None) -> bool:
         """Appends the next tokens up to one that completes a stop string. Returns whether one was found."""
@@ -127,7 +127,7 @@ class SequenceOutput:
         return self._stop_strings.matched
 
     def take_delta(self) -> Delta | None:
-        """What came since the last call; None if nothing came."""
+        """Text and tokens since the last call; None if there are none."""
         text, token_ids, logprobs = self._text, self._token_ids, self._logprobs
         if not token_ids and not text:
             return None

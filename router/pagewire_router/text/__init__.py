@@ -1,1 +1,1 @@
-"""From text and chat to tokens, and back."""
+"""Turns text and chat into token ids, and token ids into text. Knows no requests."""

@@ -26,7 +26,7 @@ class ContentUse:
 
 
 def content_use(tree: "nodes.Template") -> ContentUse:
-    """How a parsed template uses the content of messages."""
+    """The use that a parsed template makes of the content of messages."""
     from jinja2 import nodes
 
     names = _content_names(tree)

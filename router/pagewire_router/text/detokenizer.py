@@ -42,7 +42,7 @@ class Detokenizer(Protocol):
 
 
 class PieceDetokenizer:
-    """For decoders that concatenate one byte string for each token.
+    """The detokenizer for decoders that concatenate one byte string for each token.
 
     A run of byte tokens that is not UTF-8 becomes U+FFFD where it is malformed. (The library's byte fallback gives up
     the whole run, including characters that were complete before the fault and have been sent.)
@@ -108,7 +108,7 @@ def _unfinished_character(pieces: list[Piece], token_ids: list[int]) -> codecs.I
 
 
 class WindowDetokenizer:
-    """For any decoder. Decodes a window of recent tokens with and without the new ones; the difference is new text."""
+    """The detokenizer for any decoder: decodes a window of recent tokens with and without the new ones."""
 
     __slots__ = ("_backend", "_num_sent", "_previous", "_skip_special_tokens", "_window")
 

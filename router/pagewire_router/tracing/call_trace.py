@@ -1,4 +1,4 @@
-"""What the spans of one traced call are made of, collected while it is served."""
+"""Collects what the spans of one traced call are made of, while the call is served."""
 
 from dataclasses import dataclass
 
