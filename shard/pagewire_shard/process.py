@@ -50,7 +50,7 @@ def run(config: ShardConfig) -> int:
 
 
 def _build(config: ShardConfig, model_dir: "Future[Path]") -> StepEngine[Any]:
-    """On the step thread from the start: a model may have to be fetched, and probes want answers meanwhile."""
+    """Builds the engine on the step thread, since fetching a model takes long and probes need answers meanwhile."""
     try:
         directory = resolve_model(config.model, config.load_format)
     except BaseException as error:

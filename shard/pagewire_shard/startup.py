@@ -36,7 +36,7 @@ GPU_BLOCK_SIZES = (16, 32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the configuration leaves open, decided."""
+    """Limits that were decided at the start because the configuration leaves them open."""
 
     max_model_len: int
     max_num_batched_tokens: int

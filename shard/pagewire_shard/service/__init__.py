@@ -1,1 +1,1 @@
-"""What routers and probes talk to: the gRPC service, the plan stream, the lease."""
+"""The service to routers and probes: the gRPC service, the plan stream, the lease."""

@@ -1,4 +1,4 @@
-"""Who drives the shard: one router at a time, for a term that it renews, under an epoch that fences all earlier ones.
+"""The lease: one router at a time drives the shard, for a term that it renews, under an epoch that fences earlier ones.
 
 Pure: the clock is passed in, nothing here waits. The plan stream asks, and ends the stream when a lease lapses.
 """
@@ -17,7 +17,7 @@ class EpochId:
     incarnation: int
     """Picked at random when rank 0's process starts; 64 bits."""
     counter: int
-    """Only increases within an incarnation."""
+    """Number of the term, which only increases within an incarnation."""
 
     def __str__(self) -> str:
         return f"{self.incarnation:016x}/{self.counter}"

@@ -35,7 +35,7 @@ COUNTERS = (
 
 @dataclass(frozen=True, slots=True)
 class OpenShard:
-    """What exists once the engine is built."""
+    """The parts of a shard that exist once the engine is built."""
 
     info: shard_pb2.ShardInfo
     lease: Lease
@@ -47,12 +47,12 @@ class ShardCollector(Collector):
 
     def __init__(self, stats: StepStats, is_ready: Callable[[], bool]) -> None:
         self.opened: OpenShard | None = None
-        """None: the model loads."""
+        """None while the model loads."""
         self._stats = stats
         self._is_ready = is_ready
 
     def collect(self) -> Iterator[Metric]:
-        """One sample of each metric."""
+        """Yields one sample of each metric."""
         for name, field, help_text in COUNTERS:
             yield CounterMetricFamily(f"pagewire_shard_{name}", help_text, value=getattr(self._stats, field))
         yield _gauge("ready", "1 if a plan would be run now: /readyz.", self._is_ready())

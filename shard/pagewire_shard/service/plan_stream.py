@@ -1,4 +1,4 @@
-"""One router's Execute call: what is on its way up to the router, and how the call ends."""
+"""One router's Execute call: the queue of messages to the router, and the end of the call."""
 
 import asyncio
 from collections import deque
@@ -54,13 +54,13 @@ class PlanStream:
         self._num_plans += 1
 
     def post(self, message: bytes, *, is_result: bool) -> None:
-        """From the step thread: a message for the router."""
+        """Queues a message for the router. Called on the step thread."""
         # Before the message can reach the router, which answers it with a plan.
         self._num_results += is_result
         self._loop.call_soon_threadsafe(self.put, message)
 
     def fail(self, error: StreamError) -> None:
-        """From the step thread: the epoch has ended."""
+        """Ends the call, because the epoch has ended. Called on the step thread."""
         self._loop.call_soon_threadsafe(self.close, error)
 
     def put(self, message: bytes) -> None:

@@ -57,7 +57,7 @@ class _Sequence:
 
     span: Span
     parent: Context
-    """Of the request, in the router."""
+    """Context of the request's span in the router."""
     is_prefilling: bool = True
 
 
@@ -67,9 +67,9 @@ class _Launch:
 
     start_ns: int
     sequences: dict[int, _Sequence]
-    """Those of sampled requests, by their index in the plan's run."""
+    """Sequences of sampled requests, by their index in the plan's run."""
     budgets: list[int]
-    """Of all sequences."""
+    """Token budgets of all sequences."""
 
 
 class StepSpans:
