@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import root_digest
 from pagewire_common.sampling_params import with_defaults
-from pagewire_router.scheduling.step_records import GroupLimits
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.errors import PlanRefused
 from scheduling_world import EOS, Rank

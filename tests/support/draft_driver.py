@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
-from pagewire_router.scheduling.step_records import GroupLimits
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from scheduling_world import EOS, REJECTED, Rank, chain, next_token
 
 EOS_SHARE = 0.05
