@@ -54,7 +54,7 @@ class ShardService:
             yield chunk
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Returns the handler for a grpc.aio server. Execute moves bytes: results are serialized where they are made."""
+        """Returns the handler for a grpc.aio server. Execute moves bytes: results are serialized where made."""
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Execute": grpc.stream_stream_rpc_method_handler(self.execute),
             "GetInfo": grpc.unary_unary_rpc_method_handler(
