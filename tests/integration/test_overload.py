@@ -1,4 +1,9 @@
-"""Goodput with more requests than a shard group can serve, in virtual time: what finishes by its deadline counts."""
+"""Goodput with more requests than a shard group can serve, in virtual time: what finishes by its deadline counts.
+
+Capacity is what closed loops reach, in which nobody waits in vain. A scheduler that knew the length of every request
+and the time of every step would serve as many in time however many more came. Ours has to estimate both, and is asked
+for MIN_SHARE of it. One that does not look at deadlines loses most of it: see the test of that.
+"""
 
 import random
 from collections.abc import Callable
@@ -10,7 +15,12 @@ from pagewire_router.scheduling.block_ledger import GroupLimits
 
 LIMITS = GroupLimits(num_blocks=4096, block_size=4, max_num_seqs=64, max_num_batched_tokens=256, max_model_len=128)
 DEADLINE_S = 8.0
+"""Several times what a request takes alone, so that there is time to wait, and a fifth of SECONDS."""
 SECONDS = 40.0
+MIN_SHARE = 0.8
+"""Of the capacity, under any overload."""
+MAX_IN_VAIN = (1 - MIN_SHARE) / 2
+"""Of the tokens: those of requests that miss their deadline. The rest of the loss may come from idle slots."""
 
 
 def saturating(rows: int, prompt: int) -> float:
@@ -56,10 +66,24 @@ def offered(
 @pytest.mark.parametrize("load", [0.7, 2.0, 10.0])
 def test_goodput_holds_under_overload(load: float, cost: Cost) -> None:
     group, share = offered(load, cost)
-    assert share >= (0.8 if load > 1 else 0.65)
-    assert group.counts.tokens_in_vain <= 0.05 * group.counts.tokens
-    if load < 1:
+    assert group.counts.tokens_in_vain <= MAX_IN_VAIN * group.counts.tokens
+    if load > 1:
+        assert share >= MIN_SHARE
+    else:
         assert group.counts.refused == group.counts.given_up == group.counts.expired == 0
+        assert group.counts.tokens_in_vain == 0
+        assert share >= 0.9 * load, "all were served but those that still run"
+
+
+@pytest.mark.parametrize("load", [2.0, 10.0])
+def test_goodput_would_not_hold_if_deadlines_were_not_looked_at(load: float) -> None:
+    """First come, first served: soon everybody has waited for too long before it is their turn."""
+    best = peak(saturating)
+    group = TimedGroup(LIMITS, saturating)
+    run_open([group], arrivals(load * best, lambda arrival_s: without_deadline(uniform(arrival_s))), SECONDS)
+    finished = zip(group.ended, group.counts.in_time, strict=True)
+    in_time = [at_s for ended, at_s in finished if DEADLINE_S <= at_s <= ended.request.arrival_s + DEADLINE_S]
+    assert len(in_time) / (SECONDS - DEADLINE_S) < best * MIN_SHARE / 2
 
 
 @pytest.mark.parametrize("load", [2.0, 10.0])
@@ -77,8 +101,8 @@ def test_goodput_holds_with_mixed_deadlines_lengths_and_priorities(load: float) 
         )
 
     group, share = offered(load, saturating, mixed)
-    assert share >= 0.8
-    assert group.counts.tokens_in_vain <= 0.1 * group.counts.tokens
+    assert share >= MIN_SHARE
+    assert group.counts.tokens_in_vain <= MAX_IN_VAIN * group.counts.tokens
 
 
 @pytest.mark.parametrize("load", [2.0, 10.0])
@@ -87,12 +111,12 @@ def test_goodput_holds_when_requests_stop_long_before_max_tokens(load: float) ->
         return timed_request(arrival_s, deadline_in_s=DEADLINE_S, max_tokens=120)
 
     _, share = offered(load, saturating, chatty, eos_share=0.08)
-    assert share >= 0.8
+    assert share >= MIN_SHARE
 
 
 def test_requests_without_a_deadline_are_neither_refused_nor_given_up() -> None:
     group, share = offered(3.0, saturating, lambda s: without_deadline(uniform(s)))
-    assert share >= 0.9
+    assert share >= 0.9, "nothing has to be estimated"
     assert group.counts.refused == group.counts.given_up == 0
 
 
@@ -127,7 +151,8 @@ def test_a_group_that_has_not_run_a_step_refuses_nothing() -> None:
     group = TimedGroup(LIMITS, saturating)
     run_open([group], (uniform(0.0) for _ in range(500)), 30.0)
     assert group.counts.refused == 0
-    assert group.counts.goodput(0.0, 8.0) >= 0.5 * peak(saturating), "all are due at once, and nothing is known yet"
+    # All are due at once, and nothing is known yet of when they could end: it costs less than half the capacity.
+    assert group.counts.goodput(0.0, DEADLINE_S) >= 0.5 * peak(saturating)
 
 
 def test_several_groups_share_the_load() -> None:
@@ -135,7 +160,7 @@ def test_several_groups_share_the_load() -> None:
     best = 1.5 * peak(saturating)
     run_open([slow, fast], arrivals(4 * best, uniform), SECONDS)
     goodput = sum(group.counts.goodput(DEADLINE_S, SECONDS) for group in (slow, fast))
-    assert goodput >= 0.8 * best
+    assert goodput >= MIN_SHARE * best
 
 
 def test_a_request_that_could_run_at_once_is_not_refused_however_near_its_deadline_is() -> None:
