@@ -1,6 +1,7 @@
 """Paged batches for the attention and cache tests, and the devices on which kernels are compared with float64."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -94,3 +95,16 @@ def float32_site(request: pytest.FixtureRequest) -> Site:
 def _site(device: str, dtype: torch.dtype) -> Site:
     torch.manual_seed(0)
     return Site(torch.device(device), dtype)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fills new tensors with NaN or a large integer, so that an element which a kernel does not write is noticed."""
+    empty = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 2**30)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty_like", lambda x: poisoned(x.shape, dtype=x.dtype, device=x.device))

@@ -27,13 +27,6 @@ def test_the_kernel_agrees_with_its_reference_in_the_interpreter() -> None:
     run_in_interpreter(__file__)
 
 
-@pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets torch.empty return NaN, so that an element which the kernel forgets is noticed."""
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
-
-
 def inputs(num_rows: int, height: int, width: int, dtype: torch.dtype, has_bias: bool) -> list[torch.Tensor | None]:
     """x as a slice of something wider, whose other elements are NaN; the weight between NaN too."""
     generator = torch.Generator().manual_seed(height)
@@ -53,7 +46,7 @@ def error(out: torch.Tensor, tensors: list[torch.Tensor | None], gated: bool) ->
 
 
 @runs_kernels
-@pytest.mark.usefixtures("poison")
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize(("num_rows", "tile"), TILES, ids=str)

@@ -5,45 +5,26 @@ Memory that torch.empty gives holds NaN, or a number that would be noticed. A to
 accepted only where the noisy logits of both are equal up to rounding.
 """
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
 from pagewire_kernels.sample import Stage, reference
 from pagewire_kernels.sample.columns import ALL_STAGES, MAX_BIASES
 from sampling_rows import on, sampling_batch
 
-HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
 ROUNDING = 1e-4
 
 pytest.importorskip("triton")
-runs_kernels = pytest.mark.skipif(
-    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's own process"
-)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-@pytest.mark.skipif(HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1", reason="the kernels run in this process")
+@starts_interpreter
 def test_kernels_agree_with_their_references_in_the_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    empty = torch.empty
-
-    def poisoned(*args, **kwargs):
-        tensor = empty(*args, **kwargs)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(2**30)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+    run_in_interpreter(__file__)
 
 
 def logits_for(num_rows, vocab_size, spread=3.0, dtype=torch.float32):

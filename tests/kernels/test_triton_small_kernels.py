@@ -19,24 +19,12 @@ DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @starts_interpreter
 def test_kernels_agree_with_their_references_in_the_interpreter():
     run_in_interpreter(__file__)
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Lets torch.empty return NaN."""
-    empty = torch.empty
-
-    def poisoned(*args, **kwargs):
-        tensor = empty(*args, **kwargs)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(2**30)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-    monkeypatch.setattr(torch, "empty_like", lambda x: poisoned(x.shape, dtype=x.dtype, device=x.device))
 
 
 def assert_same(actual, expected, dtype):

@@ -19,23 +19,17 @@ from pagewire_kernels.prepare_inputs.reference import prepare_inputs
 from pagewire_kernels.sequence_state import SequenceState, StateColumns
 
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
-GARBAGE = 2**30
 NUM_TOKENS, NUM_COMPUTED, STOP_REASON, MAX_LEN = 0, 1, 2, 4
 BLOCK_SIZE = 16
 REASONS = StopReasons(token=7, length=9, error=5)
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @starts_interpreter
 def test_kernels_agree_with_their_references_in_the_interpreter():
     run_in_interpreter(__file__)
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(GARBAGE))
 
 
 def sequence_state(num_slots=12, max_model_len=200, stopped=(), seed=0):
