@@ -179,6 +179,12 @@ class Rank:
         if not self.lazy:
             self._collect()
 
+    def new_epoch(self, window: int) -> int:
+        """Returns the free blocks."""
+        self.pending.clear()
+        self.results.clear()
+        return self.engine.begin_epoch(window)[0]
+
     def _collect(self) -> None:
         while self.pending:
             self.results.append(self.engine.collect(self.pending.popleft()))
@@ -226,6 +232,11 @@ class World:
         assert len({r.state_digest for r in results}) == 1, "the ranks have drifted apart"
         self.scheduler.update(results[0])
         return True
+
+    def new_epoch(self) -> None:
+        """The plan stream breaks and is opened again: the ranks forget all sequences, not their cached blocks."""
+        free = [rank.new_epoch(self.window) for rank in self.ranks]
+        self.scheduler.reset(free[0], self.window)
 
     def run(self, max_steps: int = 20_000) -> None:
         for _ in range(max_steps):

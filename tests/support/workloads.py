@@ -1,0 +1,161 @@
+"""Workloads for a scheduler, drawn by Hypothesis as lists of actions, so that a failure shrinks to a few requests."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import strategies as st
+from pagewire_router.scheduling.block_ledger import GroupLimits
+from pagewire_router.scheduling.sequence import SequenceGroup
+from scheduling_world import FINISHED_BY_ITSELF, World, expected_output, make_request, output
+
+PREFIXES = ([1] * 14, [1, 2, 3, 4] * 3 + [1, 2])
+"""Prompts begin with one of these, so that they share cached blocks."""
+
+
+@dataclass(frozen=True)
+class Submit:
+    """A request arrives."""
+
+    prompt: list[int]
+    max_tokens: int = 1
+    n: int = 1
+    priority: int = 0
+    deadline_in_s: float | None = None
+    cache_salt: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """So many steps run."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Abort:
+    """A client goes away: the one of this request, counted round among all so far."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Decoding rows verify so many draft tokens from now on."""
+
+    num_draft_tokens: int
+
+
+@dataclass(frozen=True)
+class NewEpoch:
+    """The plan stream breaks: plans in flight are lost, the shards forget all sequences and keep their blocks."""
+
+
+Action = Submit | Steps | Abort | Draft | NewEpoch
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A shard group and what happens to it."""
+
+    limits: GroupLimits
+    window: int
+    """Plans in flight."""
+    eos_share: float
+    """How often the model ends a sequence."""
+    max_draft_tokens: int
+    actions: list[Action] = field(default_factory=list)
+
+
+def actions(max_prompt: int, max_tokens: int, max_n: int, max_drafts: int) -> tuple[st.SearchStrategy[Action], ...]:
+    """A request, and any other action."""
+    prompts = st.builds(
+        lambda prefix, length, last: [*prefix[: length - 1], last],
+        st.sampled_from(PREFIXES),
+        st.integers(1, max_prompt),
+        st.integers(1, 4),
+    )
+    submit = st.builds(
+        Submit,
+        prompts,
+        st.sampled_from([max_tokens, max_tokens, 1, max(1, max_tokens // 2)]),
+        st.integers(1, max_n),
+        st.sampled_from([0, 0, 0, 1]),
+        st.sampled_from([None, None, None, None, 20.0, 60.0]),
+        st.sampled_from(["", "", "s"]),
+        st.integers(0, 99),
+    )
+    steps = st.builds(Steps, st.integers(1, 8))
+    rare = [st.builds(Abort, st.integers(0, 9)), st.builds(Draft, st.integers(0, max_drafts)), st.just(NewEpoch())]
+    return submit, st.one_of(*[steps] * 6, *rare)
+
+
+@st.composite
+def workloads(draw: st.DrawFn, window: int, *, max_drafts: int = 4) -> Workload:
+    """A small pool, shared prefixes, parallel sampling, drafts, late arrivals, aborts and lost shards, all at once."""
+    block_size = draw(st.integers(1, 4))
+    max_tokens, max_prompt = draw(st.integers(1, 23)), draw(st.sampled_from([2, 6, 14]))
+    max_n = draw(st.sampled_from([1, 2, 3]))
+    alone = max_n * -(-(max_prompt + max_tokens) // block_size)
+    max_num_seqs = draw(st.integers(max(2, max_n), 6))
+    limits = GroupLimits(
+        num_blocks=alone + draw(st.sampled_from([0, 0, 1, 2, alone // 2, alone])),
+        block_size=block_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=draw(st.sampled_from([100, 8, max_num_seqs, 2, 1])),
+        max_model_len=max_prompt + max_tokens + draw(st.sampled_from([0, 3])),
+    )
+    num_drafts = draw(st.integers(0, max_drafts))
+    submits, others = actions(max_prompt, max_tokens, max_n, num_drafts)
+    one = st.one_of(submits, submits, others)
+    # A list of actions is short on average, so that several are drawn.
+    drawn = [draw(st.lists(submits, max_size=6)), *(draw(st.lists(one, max_size=16)) for _ in range(3))]
+    eos_share = draw(st.sampled_from([0.0, 0.05, 0.2]))
+    return Workload(limits, window, eos_share, num_drafts, [action for part in drawn for action in part])
+
+
+def play(workload: Workload, num_ranks: int = 1) -> World:
+    """Plays a workload to its end. Every request that was not cut off must have its tokens, and every block be free."""
+    world = World(workload.limits, workload.window, workload.eos_share, num_ranks, workload.max_draft_tokens)
+    groups: list[SequenceGroup] = []
+    for action in workload.actions:
+        match action:
+            case Submit():
+                groups.append(world.submit(_request(action, world.now)))
+            case Steps(number):
+                for _ in range(number):
+                    world.step()
+            case Abort(number) if groups:
+                world.scheduler.end(groups[number % len(groups)])
+            case Draft(num_draft_tokens):
+                world.scheduler.num_draft_tokens = num_draft_tokens
+            case NewEpoch():
+                world.new_epoch()
+    world.run(2000)
+    for group in groups:
+        check_output(group, workload)
+    world.check_whole()
+    return world
+
+
+def check_output(group: SequenceGroup, workload: Workload) -> None:
+    """A sequence has the tokens that it would have had alone, or the first of them if it was cut off."""
+    for sequence in group.sequences:
+        assert sequence.is_finished
+        expected = expected_output(group.request, sequence.index, workload.limits.max_model_len, workload.eos_share)
+        found = output(group, sequence.index)
+        if sequence.finish_reason not in FINISHED_BY_ITSELF:
+            expected = expected[: len(found)]
+        assert found == expected
+
+
+def _request(submit: Submit, now: float):
+    return make_request(
+        submit.prompt,
+        arrival_s=now,
+        max_tokens=submit.max_tokens,
+        n=submit.n,
+        priority=submit.priority,
+        deadline_s=None if submit.deadline_in_s is None else now + submit.deadline_in_s,
+        cache_salt=submit.cache_salt,
+        seed=submit.seed,
+    )
