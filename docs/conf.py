@@ -27,7 +27,7 @@ autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
-# Of blocks that do not say.
+# The language of blocks that do not name one.
 highlight_language = "text"
 
 html_theme = "furo"
@@ -37,7 +37,7 @@ html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
-# A prompt in a console block is not part of the command.
+# The copy button leaves out the prompt of console blocks.
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
 

@@ -130,7 +130,7 @@ class Client {
   }
 
   std::unique_ptr<Inference::Stub> stub_;
-  grpc::ClientContext context_;  // Of the one call that a client makes here.
+  grpc::ClientContext context_;  // The context of the one call that a client makes.
 };
 
 void Run(std::vector<std::string> arguments) {

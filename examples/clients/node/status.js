@@ -1,4 +1,4 @@
-// What a server says about an error beside its code: google.rpc details in the trailing metadata.
+// Reads the google.rpc details of an error from the trailing metadata.
 import { fromBinary } from "@bufbuild/protobuf";
 import { anyUnpack } from "@bufbuild/protobuf/wkt";
 import { BadRequestSchema } from "./gen/google/rpc/error_details_pb.js";

@@ -78,7 +78,7 @@ class Client
   end
 end
 
-# INVALID_ARGUMENT, of GRPC::InvalidArgument.
+# The status code of GRPC::InvalidArgument.
 def name_of(error)
   GRPC::Core::StatusCodes.constants.find { |name| GRPC::Core::StatusCodes.const_get(name) == error.code }
 end
