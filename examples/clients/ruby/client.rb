@@ -78,7 +78,7 @@ class Client
   end
 end
 
-# The status code of GRPC::InvalidArgument.
+# The name of an error's status, such as INVALID_ARGUMENT.
 def name_of(error)
   GRPC::Core::StatusCodes.constants.find { |name| GRPC::Core::StatusCodes.const_get(name) == error.code }
 end
