@@ -12,7 +12,7 @@ from pagewire_router.errors import RequestTooLong
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.sequence import SequenceGroup
 from scheduling_world import World, expected_output, make_request, output
-from workloads import Workload, play, workloads
+from workloads import Submit, Workload, play, workloads
 
 
 def limits(**changes: int) -> GroupLimits:
@@ -150,6 +150,13 @@ def test_parallel_samples_compute_their_prompt_once() -> None:
     # The prompt once, its last token once more for each child, and five of six new tokens for each sequence.
     assert world.ranks[0].runner.num_computed_total == 7 + 3 + 4 * 5
     world.check_whole()
+
+
+def test_the_copy_of_a_shared_block_has_room() -> None:
+    """Forked within a block, both sequences write to it next, and one has to copy it: the pool is full without that."""
+    own_limits = limits(num_blocks=6, block_size=2, max_num_seqs=4, max_num_batched_tokens=100, max_model_len=5)
+    requests = [Submit([1], max_tokens=3), Submit([1], max_tokens=3), Submit([1, 1], max_tokens=3, n=2)]
+    play(Workload(own_limits, window=2, eos_share=0.0, max_draft_tokens=0, actions=requests))
 
 
 def test_a_request_that_is_preempted_by_the_plan_that_forks_it_costs_no_slot() -> None:

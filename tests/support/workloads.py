@@ -66,17 +66,18 @@ class Workload:
     actions: list[Action] = field(default_factory=list)
 
 
+@st.composite
+def prompts(draw: st.DrawFn, max_prompt: int) -> list[int]:
+    """A prompt that shares all but its last token with others."""
+    prefix = draw(st.sampled_from(PREFIXES))[: draw(st.integers(1, max_prompt)) - 1]
+    return [*prefix, draw(st.integers(1, 4))]
+
+
 def actions(max_prompt: int, max_tokens: int, max_n: int, max_drafts: int) -> tuple[st.SearchStrategy[Action], ...]:
     """A request, and any other action."""
-    prompts = st.builds(
-        lambda prefix, length, last: [*prefix[: length - 1], last],
-        st.sampled_from(PREFIXES),
-        st.integers(1, max_prompt),
-        st.integers(1, 4),
-    )
     submit = st.builds(
         Submit,
-        prompts,
+        prompts(max_prompt),
         st.sampled_from([max_tokens, max_tokens, 1, max(1, max_tokens // 2)]),
         st.integers(1, max_n),
         st.sampled_from([0, 0, 0, 1]),

@@ -1,0 +1,147 @@
+"""What the dispatcher does with requests: where they go, when they are refused or moved. The groups have no shards."""
+
+import pytest
+from pagewire.v1 import shard_pb2
+from pagewire_router.config import RouterConfig
+from pagewire_router.errors import QueueFull, RequestTooLong, Unavailable
+from pagewire_router.groups.dispatcher import Dispatcher
+from pagewire_router.groups.group_loop import GroupLoop
+from scheduling_world import NullSink, make_request
+
+
+class Sink(NullSink):
+    def __init__(self):
+        self.errors = []
+
+    def on_failed(self, error):
+        self.errors.append(error)
+
+
+def new_request(num_prompt=3, max_tokens=5):
+    request = make_request([1] * num_prompt, max_tokens=max_tokens)
+    request.sink = Sink()
+    return request
+
+
+class Fleet:
+    """A dispatcher and groups that come up and go down as the test says."""
+
+    def __init__(self, **config):
+        self.dispatcher = Dispatcher(RouterConfig(shards=(), **config))
+
+    def add_group(self, name, num_blocks=64, *, is_serving=True):
+        info = shard_pb2.ShardInfo(
+            group_id=name,
+            block_size=4,
+            num_blocks=[num_blocks],
+            max_num_seqs=8,
+            max_num_batched_tokens=64,
+            max_model_len=1000,
+        )
+        group = GroupLoop(
+            [], info, router_id="r", max_inflight=2, on_change=lambda group: None, on_step=lambda *result: None
+        )
+        group.is_serving = group.is_expected_back = is_serving
+        self.dispatcher.groups.append(group)
+        return group
+
+    def go_down(self, group, *, is_expected_back):
+        group.is_serving, group.is_expected_back = False, is_expected_back
+        self.dispatcher._move_requests()
+
+
+def test_requests_go_to_groups_that_serve():
+    fleet = Fleet()
+    fleet.add_group("down", is_serving=False)
+    serving = fleet.add_group("up")
+    fleet.dispatcher.submit(new_request())
+    assert serving.num_waiting == fleet.dispatcher.num_waiting == 1
+
+
+def test_without_a_group_requests_are_refused():
+    with pytest.raises(Unavailable, match="no shard group serves"):
+        Fleet().dispatcher.submit(new_request())
+
+
+def test_requests_wait_for_a_group_that_will_be_back():
+    fleet = Fleet()
+    group = fleet.add_group("g")
+    fleet.go_down(group, is_expected_back=True)
+    fleet.dispatcher.submit(new_request())
+    assert group.num_waiting == 1
+
+
+def test_so_many_requests_wait_and_no_more():
+    fleet = Fleet(max_queued_requests=2)
+    fleet.add_group("g")
+    for _ in range(2):
+        fleet.dispatcher.submit(new_request())
+    with pytest.raises(QueueFull, match="2 requests wait, at most 2 may") as caught:
+        fleet.dispatcher.submit(new_request())
+    assert caught.value.retry_after_s > 0
+
+
+def test_prompts_of_so_many_tokens_wait_but_a_single_one_may_be_longer():
+    fleet = Fleet(max_queued_tokens=10)
+    fleet.add_group("g")
+    fleet.dispatcher.submit(new_request(num_prompt=20))
+    with pytest.raises(QueueFull, match="20 prompt tokens wait, at most 10 may"):
+        fleet.dispatcher.submit(new_request())
+
+
+def test_what_no_group_could_run_is_refused():
+    fleet = Fleet()
+    fleet.add_group("g", num_blocks=2)
+    with pytest.raises(RequestTooLong):
+        fleet.dispatcher.submit(new_request(num_prompt=20))
+
+
+def test_requests_move_from_a_group_that_goes_down_to_one_that_serves():
+    fleet = Fleet()
+    first, second = fleet.add_group("first"), fleet.add_group("second", is_serving=False)
+    requests = [new_request() for _ in range(3)]
+    for request in requests:
+        fleet.dispatcher.submit(request)
+    second.is_serving = True
+    fleet.go_down(first, is_expected_back=True)
+    assert (first.num_waiting, second.num_waiting) == (0, 3)
+    assert [request.sink.errors for request in requests] == [[], [], []]
+
+
+def test_a_request_that_does_not_fit_where_it_would_move_fails():
+    fleet = Fleet()
+    first, _ = fleet.add_group("first"), fleet.add_group("small", num_blocks=2)
+    request = new_request(num_prompt=40)
+    first.submit(request)
+    fleet.go_down(first, is_expected_back=True)
+    assert [type(error) for error in request.sink.errors] == [RequestTooLong]
+
+
+def test_requests_fail_when_their_group_is_not_expected_back_and_no_other_serves():
+    fleet = Fleet()
+    group = fleet.add_group("g")
+    request = new_request()
+    fleet.dispatcher.submit(request)
+    fleet.go_down(group, is_expected_back=False)
+    assert [type(error) for error in request.sink.errors] == [Unavailable]
+    assert not group.has_requests
+
+
+def test_an_aborted_request_leaves_the_queue_wherever_it_is():
+    fleet = Fleet()
+    fleet.add_group("a"), fleet.add_group("b")
+    requests = [new_request() for _ in range(4)]
+    for request in requests:
+        fleet.dispatcher.submit(request)
+    for request in requests:
+        fleet.dispatcher.abort(request)
+    assert fleet.dispatcher.num_waiting == 0
+
+
+async def test_a_router_that_drains_takes_no_requests():
+    fleet = Fleet()
+    fleet.add_group("g")
+    await fleet.dispatcher.drain(1.0)
+    with pytest.raises(Unavailable, match="drains"):
+        fleet.dispatcher.submit(new_request())
+    assert not fleet.dispatcher.is_ready
