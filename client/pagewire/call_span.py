@@ -73,7 +73,7 @@ def _end(span: "Span", status: str) -> None:
 
 
 def _server(target: str) -> dict[str, str | int]:
-    """Where the call goes, from "host:port", "dns:///name:port" or "unix:PATH"."""
+    """Returns the host and port of a call, from "host:port", "dns:///name:port" or "unix:PATH"."""
     if target.startswith("unix:"):
         return {"server.address": target.removeprefix("unix:")}
     host, _, port = target.rpartition("/")[2].rpartition(":")

@@ -114,7 +114,7 @@ ERRORS: dict[str, type[PagewireError]] = {
     "UNAUTHENTICATED": Unauthenticated,
     "PERMISSION_DENIED": Unauthenticated,
 }
-"""By name of the gRPC status; any other status is a ServerError.
+"""Error classes by name of the gRPC status; any other status is a ServerError.
 
 A call that its client cancels raises CancelledError, not a status: CANCELLED comes from a server, or a proxy, that
 dropped the call.

@@ -23,7 +23,7 @@ class TokenDelta:
     """New tokens of one sequence."""
 
     index: int
-    """Which of the n sequences."""
+    """Index of the sequence among the n."""
     text: str
     """Text that became certain: an increment, possibly empty."""
     token_ids: list[int]

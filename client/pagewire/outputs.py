@@ -34,7 +34,7 @@ class CompletionOutput:
     """One of the sequences sampled from a prompt."""
 
     index: int
-    """Which of the n sequences."""
+    """Index of the sequence among the n."""
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None = None

@@ -1,4 +1,4 @@
-"""When requests are offered: all at once, or as a random process of a given rate."""
+"""The arrival times of requests: all at once, or a random process of a given rate."""
 
 import math
 import random

@@ -76,7 +76,7 @@ class ServiceLevel:
     """A bound that a request must keep to count as good."""
 
     metric: str
-    """One of SLO_METRICS."""
+    """The metric that is bounded, one of SLO_METRICS."""
     limit_ms: float
 
     @classmethod

@@ -10,7 +10,7 @@ from pagewire_kernels.tuning.few_rows_linear import MAX_ROWS, FewRowsTile
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 _LEAST_TENSOR_ROWS = 8
-"""Of x in a tensor core instruction. The weight stands on the left, where an instruction takes 16 rows or 64."""
+"""Least rows of x in a tensor core instruction. The weight is the left operand, of which it takes 16 or 64 rows."""
 _ANY_ROWS = FewRowsTile(tensor_cores=True, block_n=32, block_k=128, num_warps=4, num_stages=4, early_release=False)
 _ONE_ROW = FewRowsTile(tensor_cores=False, block_n=8, block_k=512, num_warps=4, num_stages=4, early_release=False)
 
