@@ -31,7 +31,7 @@ def write_runs(
     if not total:
         return
     lens = upload([len(run) for run in runs])
-    # Where in the flattened table each run would begin, had it not those before it in front.
+    # Flat index of each run's first element, less the number of elements in the runs before it.
     origins = slots * table.shape[1] - (lens.cumsum(0) - lens)
     places = torch.repeat_interleave(origins, lens, output_size=total)
     places += torch.arange(total, device=table.device)

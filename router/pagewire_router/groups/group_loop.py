@@ -253,7 +253,7 @@ class GroupLoop:
         self._on_change(self)
 
     def _log_down(self, error: Exception) -> None:
-        """Once for each time the group goes down: attempts to come back are not news, nor is an end we asked for."""
+        """Logs the first failure after the group served at WARNING; further attempts and requested ends at DEBUG."""
         is_news = not (self._is_down_logged or self._stopping or self.is_draining)
         self._is_down_logged = True
         level = logging.WARNING if is_news else logging.DEBUG

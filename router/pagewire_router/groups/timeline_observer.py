@@ -9,7 +9,7 @@ from pagewire_router.timeline import Admitted, ChunkDone, ChunkPlanned, Ended, P
 
 
 class TimelineObserver(SchedulerObserver):
-    """Costs a request that is not traced one comparison at each of these points, and none for its tokens."""
+    """Notes decisions in timelines. A request that is not traced costs one comparison for each decision."""
 
     def on_plan(self, plan: PlanInFlight) -> None:
         """Notes admissions and chunks."""

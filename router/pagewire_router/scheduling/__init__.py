@@ -1,1 +1,1 @@
-"""What every step of a shard group runs: pure, synchronous, without a clock of its own."""
+"""Decides what every step of a shard group runs. Pure and synchronous; the caller passes the time."""

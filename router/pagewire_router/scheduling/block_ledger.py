@@ -33,7 +33,7 @@ def num_blocks_of_group(lengths: Iterable[int], num_shared_tokens: int, block_si
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """What a shard group can take."""
+    """Limits of a shard group."""
 
     num_blocks: int
     block_size: int
@@ -44,7 +44,7 @@ class GroupLimits:
 
     @staticmethod
     def of(info: shard_pb2.ShardInfo) -> "GroupLimits":
-        """What a shard says of its group."""
+        """Returns the limits from a shard's description."""
         return GroupLimits(
             num_blocks=info.num_blocks[0],
             block_size=info.block_size,

@@ -1,4 +1,4 @@
-"""When requests run out of time: a heap of what is to be looked at, and when."""
+"""A heap of requests by the time at which their deadlines must be checked."""
 
 import heapq
 import itertools
@@ -8,14 +8,14 @@ from pagewire_router.scheduling.sequence import SequenceGroup
 
 
 class Deadlines:
-    """Requests by the time at which they are to be looked at. Those that have ended are dropped unseen."""
+    """Requests by the time at which they must be checked. Those that have ended are dropped."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, SequenceGroup]] = []
         self._order = itertools.count()
 
     def __len__(self) -> int:
-        """At least as many as there are."""
+        """Returns the number of entries, those of ended requests included."""
         return len(self._heap)
 
     def push(self, at_s: float, group: SequenceGroup, num_alive: int) -> None:
@@ -27,7 +27,7 @@ class Deadlines:
             heapq.heapify(self._heap)
 
     def pop_due(self, now: float) -> Iterator[SequenceGroup]:
-        """Takes out, one after another, those whose time has come. More may be added meanwhile."""
+        """Removes and yields the requests that are due. More may be added meanwhile."""
         while self._heap and self._heap[0][0] <= now:
             group = heapq.heappop(self._heap)[2]
             if not group.is_finished:

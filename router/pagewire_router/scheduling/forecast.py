@@ -1,4 +1,4 @@
-"""When requests would finish, by the measured pace of steps: what is taken in, admitted and given up depends on it.
+"""Forecasts when requests would finish, by the measured pace of steps, to decide what to accept, admit and give up.
 
 Work is counted in tokens still to be sampled. A full batch of b rows does b of them in the time of a typical step, its
 share of prompts included. Nothing is refused or given up for lack of time while the pace is unknown, and nothing that
@@ -21,14 +21,14 @@ from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 from pagewire_router.scheduling.waiting_queue import WaitingQueue, queue_key
 
 WAIT_SHARE = 0.35
-"""Of the time that a request can spare beside running, so much may go into waiting, by estimate, when it arrives."""
+"""On arrival, a request's estimated wait may take this share of the time that it can spare beside running."""
 RUN_SHARE, LARGE_BATCH_RUN_SHARE = 0.7, 0.55
-"""Of the time that a request has left, so much may go into running, by estimate, when it is admitted; the latter
-where the batch is larger than worthwhile (see Pace): it may be kept smaller at little cost, and may yet grow."""
+"""At admission, a request's estimated run may take this share of the time that it has left. The smaller share applies
+to batches larger than worthwhile (see Pace), which may be kept smaller at little cost and may still grow."""
 COLD_ROWS = 8
-"""Up to so many rows are tried out, and no more while the pace of steps is unknown."""
+"""Most rows that are admitted while the pace of steps is unknown."""
 OVERDUE_SHARE = 0.25
-"""A sequence that is longer than expected is taken to need so much of the expected length again."""
+"""A sequence that is longer than expected is assumed to need this share of the expected length more."""
 
 
 class Verdict(enum.Enum):
@@ -43,21 +43,21 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of one request, from now on."""
+    """Estimated times of one request, from now on."""
 
     wait_s: float
-    """Until it is admitted; 0: it can run at once."""
+    """Time until it is admitted; 0: it can run at once."""
     run_s: float
-    """From then to its last token."""
+    """Time from its admission to its last token."""
 
     def is_in_time(self, left_s: float) -> bool:
-        """Whether a request with so much time left is worth taking in."""
+        """Returns whether to accept a request with this much time left."""
         return self.wait_s == 0.0 or self.wait_s <= WAIT_SHARE * (left_s - self.run_s)
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What runs: summed up once for each plan."""
+    """Sums over the running sequences, computed once for each plan."""
 
     num_rows: int
     expected_tokens: float
@@ -65,13 +65,13 @@ class _Batch:
 
 
 class Forecast:
-    """Of one shard group. `running` and `waiting` are its scheduler's, which change."""
+    """The forecast of one shard group. `running` and `waiting` are its scheduler's own, which change."""
 
     def __init__(self, limits: GroupLimits, running: list[SequenceGroup], waiting: WaitingQueue) -> None:
         self.pace = Pace()
         self.lengths = OutputLengths()
         self.is_full = False
-        """Requests waited on after the last plan, for want of slots, blocks or time."""
+        """Whether requests were left waiting by the last plan for lack of slots, blocks or time."""
         self._limits, self._running, self._waiting = limits, running, waiting
         self._summed: _Batch | None = None
 
@@ -104,7 +104,7 @@ class Forecast:
                 self.lengths.add(now, max_tokens, num_tokens if is_complete else min(2 * num_tokens, max_tokens))
 
     def estimate(self, request: Request, now: float) -> Estimate | None:
-        """Of a request that would arrive now; None: nothing is known."""
+        """Estimates a request that would arrive now; None: the pace is unknown."""
         if not self._is_settled(now):
             return None
         tokens = self._expected(request, now)
@@ -183,7 +183,7 @@ class Forecast:
         return self._run_s(group.request, group.expected_tokens / len(group.sequences), num_rows)
 
     def _run_s(self, request: Request, num_tokens: float, num_rows: int) -> float:
-        """From admission to the last token in a batch of num_rows."""
+        """Returns the time from admission to the last token in a batch of num_rows."""
         prompt_s = len(request.prompt_token_ids) * self.pace.per_prompt_token_s
         return prompt_s + num_tokens * self.pace.typical_step_s(num_rows)
 
@@ -193,7 +193,10 @@ class Forecast:
         return self.lengths.expected(now, max_tokens) if _may_stop(request) else float(max_tokens)
 
     def _tokens_until_steady(self, num_rows: int) -> float:
-        """What runs has to yield beyond half its expected length: a batch of mixed ages has half left on average."""
+        """Returns the tokens that running sequences must yield beyond half their expected lengths.
+
+        A batch of mixed ages has half of its tokens left on average.
+        """
         batch, waiting = self._batch(), self._waiting
         num_all = batch.num_rows + waiting.num_sequences
         mean = (batch.expected_tokens + waiting.num_expected_tokens) / num_all if num_all else 0.0

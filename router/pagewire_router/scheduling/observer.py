@@ -1,4 +1,4 @@
-"""What a scheduler tells of its decisions, for tracing."""
+"""The interface by which a scheduler reports its decisions, for tracing."""
 
 from pagewire.v1 import shard_pb2
 

@@ -60,20 +60,20 @@ class Pace:
         return now - self._last_s > IDLE_S
 
     def step_s(self, num_rows: float, num_prompt_tokens: float = 0.0) -> float:
-        """How long such a step takes; 0 while nothing is known."""
+        """Returns how long such a step takes; 0 while the pace is unknown."""
         return self.base_s + num_rows * self.per_row_s + num_prompt_tokens * self.per_prompt_token_s
 
     def typical_step_s(self, num_rows: float) -> float:
-        """The same for a step that also computes as many prompt tokens as recent ones did on average."""
+        """Returns how long a step takes that also computes the recent average of prompt tokens."""
         return self.step_s(num_rows, self._prompt / self._weight if self._weight else 0.0)
 
     def caution(self, num_rows: int) -> float:
-        """How many times longer a step may be than the fit says: it may grow with the rows beyond those tried."""
+        """Returns the factor by which a step may be longer than the fit says, for more rows than were measured."""
         return max(1.0, num_rows / self.max_rows) if self.max_rows else 1.0
 
     @property
     def worthwhile_rows(self) -> float:
-        """So many rows bring two thirds of the tokens per second that any number of them could bring."""
+        """Number of rows that yields two thirds of the highest possible tokens per second."""
         return 2 * self.base_s / self.per_row_s if self.per_row_s else math.inf
 
     def _note(self, seconds: float, rows: int, prompt: int) -> None:

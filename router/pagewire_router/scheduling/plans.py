@@ -129,9 +129,9 @@ class TokenCounts:
     """Tokens so far, by what was done for them."""
 
     prompt_computed: int = 0
-    """Of prompts, when they were first admitted."""
+    """Prompt tokens that were computed when their requests were first admitted."""
     prompt_cached: int = 0
-    """Of prompts, provided by a cached prefix when they were first admitted."""
+    """Prompt tokens that a cached prefix provided when their requests were first admitted."""
     recomputed: int = 0
     """Computed again after a preemption or a failover."""
     generated: int = 0
@@ -155,12 +155,12 @@ class TokenCounts:
 
 @dataclass(slots=True)
 class Progress:
-    """What one result brought for one sequence."""
+    """The new tokens and the end of one sequence in one result."""
 
     sequence: Sequence
     token_ids: list[int]
     logprobs: list[shard_pb2.SequenceLogprobs] | None
-    """For each of token_ids; None: not asked for."""
+    """One entry for each of token_ids; None: not asked for."""
     finish_reason: "inference_pb2.FinishReason.ValueType"
     """Set if the shard stopped it."""
     has_failed: bool = False
@@ -168,5 +168,5 @@ class Progress:
 
     @staticmethod
     def failed(sequence: Sequence) -> "Progress":
-        """Of a sequence that has no next token."""
+        """Returns the progress of a sequence that has no next token."""
         return Progress(sequence, [], None, inference_pb2.FINISH_REASON_ABORT, has_failed=True)

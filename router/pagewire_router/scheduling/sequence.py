@@ -74,9 +74,9 @@ class Sequence:
     num_reported_computed_tokens: int = 0
     """Tokens it had computed as of the last result."""
     min_computed_tokens: int = 0
-    """While ADMITTED: fewest tokens it has computed once all plans in flight are done."""
+    """Fewest tokens it has computed once all plans in flight are done; used while ADMITTED."""
     inflight_budgets: list[int] = field(default_factory=list)
-    """While ADMITTED: tokens that each plan in flight may compute of it."""
+    """Tokens that each plan in flight may compute of it; used while ADMITTED."""
     num_held_blocks: int = 0
     """Blocks it held as of the last result. Like the next three, set by the ledger."""
     num_held_tokens: int = 0
@@ -191,7 +191,7 @@ class SequenceGroup:
         self.urgency = (request.priority, request.arrival_s)
         """Lower is more urgent: what preemption compares."""
         self.expected_tokens = 0.0
-        """What its sequences are likely to yield, all together."""
+        """Tokens that all of its sequences together are likely to yield."""
         self.queue_key = 0.0
         """Its place in the waiting queue."""
         self.num_passes = 0
@@ -205,7 +205,7 @@ class SequenceGroup:
         self.cleared_at = -1
         """Output tokens it had when it was last cleared of a suspicion."""
         self.deaths: Deaths | None = None
-        """Of shard processes, while it ran."""
+        """Shard processes that died while it ran."""
         self.is_condemned = False
         """Shard processes have died over it alone, too often: it is not run any more."""
 
@@ -265,7 +265,7 @@ class SequenceGroup:
         return [sequence for sequence in self.sequences if sequence.state is SequenceState.FORKING]
 
     def parent(self) -> Sequence:
-        """While there are sequences to fork: the one on the shard group that they are forked from."""
+        """Returns the sequence on the shard group that the others are forked from."""
         return next(sequence for sequence in self.sequences if sequence.state in ON_SHARD)
 
     def num_shared_tokens(self) -> int:

@@ -16,7 +16,7 @@ import enum
 
 
 class SequenceState(enum.Enum):
-    """Where a sequence is."""
+    """The state of a sequence."""
 
     WAITING = enum.auto()
     """It has never been on a shard group."""
@@ -35,7 +35,7 @@ class SequenceState(enum.Enum):
 
 
 class SequenceEvent(enum.Enum):
-    """What happens to a sequence."""
+    """An event that changes a sequence's state."""
 
     ADMIT = enum.auto()
     RESERVE = enum.auto()

@@ -19,7 +19,7 @@ from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 
 
 class Queue(Protocol):
-    """What requests are admitted from."""
+    """The queue that requests are admitted from."""
 
     def pop(self) -> SequenceGroup | None:
         """Takes the first."""
@@ -31,7 +31,7 @@ class Queue(Protocol):
 MAX_DEATHS = 2
 """Shard processes that may die over a request, without a token in between, before it is a suspect."""
 MAX_LONE_DEATHS = 2
-"""Those that may die over it while it runs alone."""
+"""Shard processes that may die over a suspect while it runs alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Suspects:
         return self.trial is not None or bool(self._waiting)
 
     def __len__(self) -> int:
-        """Those that wait."""
+        """Returns the number of suspects that wait."""
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[SequenceGroup]:

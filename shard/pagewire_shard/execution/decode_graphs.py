@@ -30,11 +30,11 @@ from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.sampling.sampler import Sampler
 
 MAX_GRAPH_SIZE = 512
-"""Above this a step's work hides the time Python takes to launch it."""
+"""Largest captured batch size. Above it, a step's work hides the time that Python takes to launch it."""
 _LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-"""Matrix products pad rows to tiles of 16 to 64, so steps of an eighth cost next to nothing."""
+"""Captured batch sizes. Matrix products pad rows to tiles of 16 to 64, so that sizes an eighth apart cost little."""
 CAPTURED_STAGES = ALL_STAGES & ~Stage.BIAS
-"""What a captured sampling does. A batch that needs more is sampled by launches of its own."""
+"""Stages of a captured sampling. A batch that needs more is sampled by separate launches."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Capturer(Protocol):
     """Makes work repeatable."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Runs the work, then returns what runs it again, on the same tensors."""
+        """Runs the work, then returns a function that runs it again on the same tensors."""
 
 
 class CpuCapturer:
@@ -89,11 +89,11 @@ class DecodeGraph:
 
     size: int
     forward: Callable[[], None]
-    """From the slots to `logits`."""
+    """Computes `logits` from the slots."""
     sample: Callable[[], None]
-    """From `logits` to `outputs`, by CAPTURED_STAGES; uses the logits up."""
+    """Computes `outputs` from `logits` by CAPTURED_STAGES; overwrites the logits."""
     sample_uncaptured: Callable[[Stage], torch.Tensor]
-    """The same by any stages, without the graph; returns the tokens and writes the report."""
+    """Samples by any stages, without the graph; returns the tokens and writes the report."""
     logits: torch.Tensor
     """[size, vocab_size], the model's dtype."""
     outputs: "SampleOutputs"
@@ -101,7 +101,7 @@ class DecodeGraph:
 
 @dataclass(slots=True, eq=False)
 class SampleOutputs:
-    """What the last sampling left. A graph writes to the same memory every time."""
+    """Results of the last sampling. A graph writes to the same memory every time."""
 
     token_ids: torch.Tensor
     """[size] int64: what was sampled, of void rows arbitrary."""
@@ -129,10 +129,10 @@ class DecodeGraphs:
         self._slots = torch.full((max_size,), state.void_slot, dtype=torch.int64, device=state.device)
         self._logits = torch.zeros(max_size, model.spec.vocab_size, dtype=kv_caches[0][0].dtype, device=state.device)
         self._uploaded: list[int] = []
-        """What the slots were last filled with."""
+        """The slots of the last upload."""
         self._graphs: list[DecodeGraph] = []
         self.capture_s: list[float] = []
-        """What each capture took, largest size first; the first one compiles and loads kernels."""
+        """Seconds that each capture took, largest size first; the first one compiles and loads kernels."""
 
     @torch.inference_mode()
     def capture(self, sizes: Items[int], capturer: Capturer) -> None:

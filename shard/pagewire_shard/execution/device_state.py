@@ -28,7 +28,7 @@ _COLUMNS = StateColumns(num_tokens=NUM_TOKENS, num_computed=NUM_COMPUTED, stop_r
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlotRow:
-    """What a slot is filled with: a sequence as it was when it was admitted."""
+    """Values that a slot is filled with: those of a sequence when it was admitted."""
 
     slot: int
     token_ids: list[int]
@@ -67,7 +67,7 @@ class DeviceState:
             stop_token_ids=self.stop_token_ids,
             columns=_COLUMNS,
         )
-        """The same tensors, as the ops that read and advance sequences take them."""
+        """The same tensors in the form that the kernels take."""
 
     @property
     def void_slot(self) -> int:
@@ -75,7 +75,7 @@ class DeviceState:
         return self.num_slots
 
     def row(self, sequence: Sequence) -> SlotRow:
-        """What the sequence's slot holds when it is admitted."""
+        """Returns the values of the sequence's slot at its admission."""
         return SlotRow(
             slot=sequence.slot,
             # The host appends to token_ids only what the device has told it.

@@ -8,7 +8,7 @@ from pagewire_shard.execution.warm_up import run_largest_step
 from pagewire_shard.loading.model_loader import LoadedModel
 
 GRAPH_BYTES = 8 << 20
-"""What the driver keeps of the two graphs of one batch size, beside the pool that torch accounts for: some kilobytes
+"""Memory that the driver keeps for the two graphs of one batch size, which torch does not account for: some kilobytes
 for each of a thousand kernels."""
 
 

@@ -35,7 +35,7 @@ _REASONS = StopReasons(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepOutput:
-    """What a step leaves on the device."""
+    """Results of a step on the device."""
 
     report: torch.Tensor
     """int64, as append_tokens returns it, rows of padding included."""
@@ -54,7 +54,7 @@ class ModelRunner:
         uplink: Uplink | None = None,
         downlink: Downlink | None = None,
     ) -> None:
-        """Without links to a device, the device is a CPU."""
+        """uplink, downlink: the copies to and from a device; None: the device is a CPU."""
         self.model = model
         self.state = state
         self.sampler = Sampler(state.sequences)
@@ -63,7 +63,7 @@ class ModelRunner:
         self.uplink = uplink or CpuUplink()
         self.downlink = downlink or CpuDownlink()
         self._admitted: dict[int, SlotRow] = {}
-        """By slot: what the next step fills."""
+        """Rows that the next step writes, by slot."""
 
     def admit(self, sequence: Sequence) -> None:
         """Fills the sequence's slot before the next step."""

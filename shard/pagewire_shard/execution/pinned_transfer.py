@@ -16,7 +16,7 @@ from pagewire_shard.execution.step_report import PendingLogprobs, step_tokens
 NUM_STAGING_BUFFERS = 8
 """Steps whose values may wait to be copied at a time. More than a router keeps in flight, so the host never waits."""
 STAGING_BYTES = 1 << 20
-"""Of one step. What does not fit (many long prompts at once) takes pinned memory for the occasion."""
+"""Bytes for the values of one step. More (many long prompts at once) take temporary pinned memory."""
 _ALIGNMENT = 64
 
 
@@ -63,7 +63,7 @@ class PinnedUplink:
 
 
 class _ReportSlot:
-    """Where one report lands, and when what of its step was done."""
+    """Pinned memory for one report, and the events of its step."""
 
     def __init__(self, num_values: int) -> None:
         self.buffer = torch.empty(num_values, dtype=torch.int64, pin_memory=True)
@@ -82,7 +82,7 @@ class PinnedDownlink:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._free: list[_ReportSlot] = []
         self._slot = _ReportSlot(self._num_values)
-        """Of the step that is being launched."""
+        """Slot of the step that is being launched."""
         self._last_copied = self._slot.copied
 
     def begin_step(self) -> None:

@@ -1,4 +1,4 @@
-"""What a step reports to the host: a tensor as append_tokens returns it, and the log-probabilities asked for."""
+"""A step's report to the host: the tensor that append_tokens returns, and the log-probabilities asked for."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ class PendingLogprobs:
     """Log-probabilities for the rows that asked for them."""
 
     rows: list[int]
-    """For each entry, its row in the batch. A row has as many entries as it can sample tokens, in their order."""
+    """Row in the batch of each entry. A row has as many entries as it can sample tokens, in their order."""
     nums: list[int]
-    """For each entry, how many of the most probable tokens its row asked for."""
+    """Number of most probable tokens that each entry's row asked for."""
     gathered: Logprobs
     """One row for each entry."""
 
@@ -46,7 +46,7 @@ class PendingLogprobs:
 
 
 def step_tokens(report: torch.Tensor, logprobs: PendingLogprobs | None, forward_us: int, sample_us: int) -> StepTokens:
-    """What the engine gets of a report.
+    """Converts a report into what the engine takes.
 
     Args:
         report: [FIRST_TOKEN + max_sampled, num_rows] int64, on the host, as are the log-probabilities.
