@@ -1,4 +1,4 @@
-"""What the event loop asks of the step thread, and what it is told."""
+"""The commands of the event loop to the step thread, and the messages that come back."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from pagewire_shard.errors import StreamError
 
 
 class EpochSink(Protocol):
-    """Where an epoch's messages go. Called from the step thread; must not wait."""
+    """The receiver of an epoch's messages. Called on the step thread; must not wait."""
 
     def post(self, message: bytes, *, is_result: bool) -> None:
-        """A serialized ShardMessage for the router; is_result: it answers a plan."""
+        """Takes a serialized ShardMessage for the router; is_result: it answers a plan."""
 
     def fail(self, error: StreamError) -> None:
-        """The epoch has ended; nothing more comes."""
+        """Takes the end of the epoch; nothing more comes."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpochStart:
-    """What the engine says when an epoch begins."""
+    """The engine's state when an epoch begins."""
 
     free_blocks: list[int]
-    """For each cache group."""
+    """Free blocks of each cache group."""
     cached_hashes: list[int]
-    """Of every block in the prefix index."""
+    """Wire hash of every block in the prefix index."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

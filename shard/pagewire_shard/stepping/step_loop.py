@@ -1,4 +1,4 @@
-"""What the step thread does, turn after turn: take commands, launch plans, collect results, show that it is alive.
+"""The loop of the step thread: it takes commands, launches plans, collects results and shows that it is alive.
 
 The order of work within an epoch whose window is `max_inflight` steps:
 
@@ -59,12 +59,12 @@ class StepLoop:
         self._last_step = 0
         self._heartbeat_due_s = 0.0
         self._shown_progress_s = 0.0
-        """What progress_s was at the last heartbeat."""
+        """The value of progress_s at the last heartbeat."""
         self._stopped = False
         engine.watch_progress(self._on_progress)
 
     def run(self) -> None:
-        """Until Stop. An unexpected error ends the epoch, not the loop."""
+        """Runs until Stop. An unexpected error ends the epoch, not the loop."""
         while not self._stopped:
             try:
                 self._take_commands()

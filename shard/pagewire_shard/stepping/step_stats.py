@@ -1,4 +1,4 @@
-"""What the step thread counts, for health and metrics."""
+"""Counters of the step thread, for health and metrics."""
 
 import time
 from collections.abc import Sequence
@@ -35,11 +35,11 @@ class StepHistograms:
 
     @property
     def all(self) -> Sequence[Histogram]:
-        """For rendering."""
+        """All histograms, for rendering."""
         return (self.step_s, *self.part_s.values(), self.queue_s, self.num_sequences, self.num_tokens)
 
     def observe(self, timings: shard_pb2.StepTimings, num_sequences: int, num_tokens: int) -> None:
-        """Takes in a step."""
+        """Counts a step."""
         prepare_s, forward_s, sample_s = timings.prepare_us * 1e-6, timings.forward_us * 1e-6, timings.sample_us * 1e-6
         self.step_s.observe(prepare_s + forward_s + sample_s)
         self.part_s["prepare"].observe(prepare_s)
@@ -52,48 +52,48 @@ class StepHistograms:
 
 @dataclass(slots=True)
 class StepStats:
-    """Written by the step thread, read by anyone; each field is right by itself."""
+    """Counters that the step thread writes and any thread reads. Each field by itself is consistent."""
 
     busy: bool = False
-    """Commands or steps are being worked on."""
+    """Whether the thread works on commands or steps."""
     progress_s: float = 0.0
-    """time.monotonic() when a launch, a result or an epoch was last done with, or when work came to an idle thread."""
+    """time.monotonic() at the last end of a launch, a result or an epoch, or when work came to an idle thread."""
     asked_s: float | None = None
     """time.monotonic() when a command came that the step thread has not taken yet; None: it has taken all."""
     failed: bool = False
-    """The last step broke with an unexpected error; cleared by the next one that works."""
+    """Whether the last step broke with an unexpected error."""
     broken: bool = False
-    """No epoch could begin when one last should: the device is gone, and only a new process may get it back."""
+    """Whether the last attempt to begin an epoch failed: the device is gone, and only a new process may get it back."""
     num_steps: int = 0
     num_failed_steps: int = 0
     """Steps that broke with an unexpected error."""
     num_failed_in_a_row: int = 0
-    """Of them, those since a step last worked, over epochs."""
+    """Failed steps since a step last worked, over epochs."""
     num_refused_plans: int = 0
     num_computed_tokens: int = 0
     num_sampled_tokens: int = 0
     num_queried_tokens: int = 0
     """Tokens of admitted sequences, whose prefix was looked up in the prefix index."""
     num_hit_tokens: int = 0
-    """Those of them that it provided."""
+    """Queried tokens that the prefix index provided."""
     num_blocks_added: int = 0
     """Blocks that entered the prefix index."""
     num_blocks_removed: int = 0
-    """Blocks that left it."""
+    """Blocks that left the prefix index."""
     free_blocks: list[int] = field(default_factory=list)
-    """For each cache group."""
+    """Free blocks of each cache group."""
     num_cached_blocks: int = 0
     histograms: StepHistograms = field(default_factory=StepHistograms)
 
     def stalled_s(self) -> float:
-        """For how long work has waited without any progress, taken by the thread or not."""
+        """Returns how long work has waited without progress, whether the thread has taken it or not."""
         if self.busy:
             return time.monotonic() - self.progress_s
         asked_s = self.asked_s
         return 0.0 if asked_s is None else time.monotonic() - asked_s
 
     def add(self, result: shard_pb2.StepResult, *, num_tokens: int, num_queried_tokens: int) -> None:
-        """Takes in a step that worked; num_tokens: what it computed, num_queried_tokens: what its plan admitted."""
+        """Counts a step that worked. num_tokens: computed by it; num_queried_tokens: admitted by its plan."""
         self.failed = False
         if num_tokens:
             self.num_failed_in_a_row = 0
