@@ -1,1 +1,1 @@
-"""Layers of the decoder: linear, norm, rotary, attention, embedding."""
+"""Layers of the decoder and their specs: attention, feed-forward blocks, norms, matrix products, embeddings."""

@@ -1,7 +1,7 @@
 """One layer of the decoder: a mixer, a feed-forward block, and norms and residual around them in one of three wirings.
 
-A block takes what the block before added to the residual stream and the stream itself, apart: the sum is taken in the
-next norm, where it costs no pass over memory of its own.
+A block takes the residual stream and the output of the block before, which is not yet added to it: the next norm adds
+the two, so that the addition needs no pass over memory of its own.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ Stream = tuple[torch.Tensor, torch.Tensor | None]
 """(x, residual), both [num_tokens, hidden]; their sum is the residual stream. No residual: x is all of it."""
 
 Mixer = Callable[[torch.Tensor, ForwardBatch, KVCache], torch.Tensor]
-"""[num_tokens, hidden] -> [num_tokens, hidden]: lets the tokens of each sequence see those before them, whose state is
-in the layer's cache."""
+"""[num_tokens, hidden] -> [num_tokens, hidden]: combines each token with those before it in its sequence, which are in
+the layer's cache."""
 
 FeedForward = Callable[[torch.Tensor], torch.Tensor]
 """[num_tokens, hidden] -> [num_tokens, hidden]: each token by itself."""

@@ -10,7 +10,7 @@ class LearnedPositions:
     """A table of position embeddings, added to the token embeddings."""
 
     offset: int = 0
-    """Rows the table has before position 0."""
+    """Number of rows before that of position 0."""
 
 
 class Embedding:

@@ -1,4 +1,4 @@
-"""What one forward pass knows about its batch: built by the model runner, read by the attention layers."""
+"""The batch of one forward pass: built by the model runner, read by the layers."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from pagewire_kernels.prepare_inputs import PreparedInputs
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """A packed batch of new tokens, sequence after sequence, and perhaps some rows of padding after them.
+    """A packed batch of new tokens, sequence after sequence, followed by rows of padding if there are any.
 
-    num_tokens counts all rows, num_seqs the sequences. Padding belongs to no sequence: its keys and values go nowhere
-    and what the model makes of it is never read. All tensors are on the model's device.
+    num_tokens counts all rows, num_seqs the sequences. Padding belongs to no sequence: its keys and values are not
+    written, and its outputs are never read. All tensors are on the model's device.
     """
 
     input_ids: torch.Tensor
@@ -19,11 +19,11 @@ class ForwardBatch:
     positions: torch.Tensor
     """[num_tokens] int64: each token's place in its sequence."""
     slot_mapping: torch.Tensor
-    """[num_tokens] int64: block_id * block_size + offset where the token's key and value go; -1: nowhere."""
+    """[num_tokens] int64: block_id * block_size + offset where the token's key and value go; -1: not written."""
     query_start_loc: torch.Tensor
     """[num_seqs + 1] int32: where each sequence's new tokens start."""
     seq_lens: torch.Tensor
-    """[num_seqs] int32: each sequence's length, new tokens included. 0: the sequence has stopped, its row is void."""
+    """[num_seqs] int32: each sequence's length with its new tokens. 0: the sequence has stopped, its rows are void."""
     block_tables: torch.Tensor
     """[num_seqs, max_blocks] int32: block ids, in order; entries beyond a sequence's length are arbitrary."""
     max_query_len: int
@@ -35,7 +35,7 @@ class ForwardBatch:
 
     @classmethod
     def of(cls, inputs: PreparedInputs, max_query_len: int, max_seq_len: int, num_decodes: int) -> "ForwardBatch":
-        """What the device looked up, and what the host knows."""
+        """Combines what the device looked up with what the host knows."""
         return cls(
             input_ids=inputs.input_ids,
             positions=inputs.positions,

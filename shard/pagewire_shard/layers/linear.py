@@ -1,11 +1,10 @@
 """Matrix products with unquantized weights: packed on a CPU, plain elsewhere; gpu_linear.py has a GPU's.
 
-A factory takes a weight and keeps only what its product needs; after packing the caller drops the weight. On a CPU
+A factory takes a weight and keeps only what its product needs; the caller drops the weight after packing. On a CPU
 without half-precision arithmetic a packed float32 product takes a third of F.linear's time at 1 to 64 rows and less
 than half at 512; weights packed as float16 with float32 activations halve the memory and are faster still where
 reading weights dominates, up to 32 rows. Accumulation is in float32 either way.
 
-A tensor-parallel layer would be a further Linear that wraps one of these and a collective.
 """
 
 from collections.abc import Callable
@@ -18,14 +17,15 @@ import torch.nn.functional as F
 from pagewire_shard.layers.activation import Activation
 
 PACKED_NUM_ROWS = 64
-"""Rows oneDNN is told to expect. The layout it picks is within 5 % of the best at 1 to 512 rows; packed for 1 row it is
-half as fast at 4, and packed for 16 or 512 it gains nothing anywhere: one pack serves decode and prefill."""
+"""Number of rows that oneDNN is told to expect. The layout it picks for 64 is within 5 % of the best at 1 to 512 rows,
+so one packed weight is used for decode and prefill. Packed for 1 row it is half as fast at 4 rows; packed for 16 or
+512 rows it is nowhere faster."""
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 FLOAT16_EXPONENT = 15
-"""Rows that are scaled have their largest weight between 2 ** 14 and 2 ** 15."""
+"""Scaled rows have their largest weight between 2 ** 14 and 2 ** 15."""
 SMALL_MAX = 2.0**-8
-"""Rows and columns whose largest weight is below it may lose digits as float16."""
+"""Rows and columns whose largest weight is below this may lose digits as float16."""
 ROWS_AT_A_TIME = 256
 MAX_SHIFT = 100
 """Largest exponent of a row's scale: the scale and its inverse are normal float32 numbers."""
@@ -41,7 +41,7 @@ class Linear(Protocol):
     num_bytes: int
     """Memory the weight and bias take."""
     keeps_weight: bool = False
-    """It reads the very weight it was made from, which then takes no memory of its own beside the caller's."""
+    """Whether it reads the weight tensor it was made from, so that a table shared with the caller is stored once."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[num_rows, in_features] -> [num_rows, out_features], same dtype."""
@@ -53,7 +53,7 @@ class Linear(Protocol):
 
 
 class LinearFactory(Protocol):
-    """Makes a Linear from a weight that the caller gives up."""
+    """Makes a Linear from a weight that the caller no longer uses."""
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """weight: [out_features, in_features], bias: [out_features], contiguous."""
@@ -148,8 +148,8 @@ def row_exponents(weight: torch.Tensor) -> torch.Tensor | None:
         weight: [num_rows, in_features], float32.
 
     Returns:
-        [num_rows], float32; None if no scaling of rows will do: a weight is infinite or no number, or a column stays
-        below SMALL_MAX.
+        [num_rows], float32; None if no scaling of rows suffices: a weight is infinite or NaN, or a column stays below
+        SMALL_MAX.
     """
     row_max, column_max = _largest(weight)
     if not row_max.isfinite().all():
@@ -164,7 +164,7 @@ def row_exponents(weight: torch.Tensor) -> torch.Tensor | None:
 
 
 def _largest(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest magnitude of each row and of each column; read once, in parts that stay in the cache."""
+    """Largest magnitude of each row and each column. Reads the weight once, in parts that fit the processor's cache."""
     parts = [(part.amax(1), part.amax(0)) for part in map(torch.abs, torch.split(weight, ROWS_AT_A_TIME))]
     rows, columns = zip(*parts, strict=True)
     return torch.cat(rows), torch.stack(columns).amax(0)
@@ -187,5 +187,5 @@ def _works(factory: LinearFactory) -> bool:
     try:
         return torch.equal(factory(identity, None)(identity), identity)
     except (AttributeError, RuntimeError):
-        # The operator is missing from this build, or refuses this processor.
+        # This build of torch lacks the operator, or the operator does not support this processor.
         return False

@@ -1,4 +1,4 @@
-"""The mixture of experts: a router, and the kernel that sends each token through the experts it chooses."""
+"""The mixture of experts: a router, and the kernel that computes each token's chosen experts."""
 
 from dataclasses import dataclass
 

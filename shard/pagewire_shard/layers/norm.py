@@ -1,4 +1,4 @@
-"""Layer norms that carry the residual: each adds a block's output to the residual stream and normalises the sum."""
+"""Norms: RMS and layer norm, alone or fused with adding a block's output to the residual stream."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pagewire_shard.layers.parameter import Parameter
 
 
 class Norm(Protocol):
-    """A layer norm over the last dimension. Inputs stay as they are."""
+    """A norm over the last dimension. Inputs are not changed."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """norm(x)."""
@@ -58,7 +58,7 @@ class NormSpec:
     eps: float
     """Added to the mean square (rms) or to the variance (layer)."""
     bias: bool = False
-    """Layer norms only."""
+    """Whether a bias is added; layer norms only."""
 
     def parameter(self, width: int) -> Parameter:
         """The norm's parameter."""

@@ -10,7 +10,7 @@ Role = Literal["linear", "table", "norm", "experts"]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One weight, and perhaps a bias, before anything is said about how they are stored.
+    """One weight and possibly a bias, independent of how they are stored.
 
     Projections that read the same input are one parameter (qkv, gate and up), so that they are one matrix product; each
     of the checkpoint's matrices in it is a part.
@@ -37,15 +37,15 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor that a parameter is stored as, such as its weight, bias or scales."""
+    """One of the tensors that a parameter is stored as, such as its weight, bias or scales."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    """As it is held; a checkpoint may store another floating-point type, but no other kind of number."""
+    """Element type in memory. See CheckpointTensor.check_usable for the types that a checkpoint may store instead."""
     parts: tuple[int, ...]
     """Length of each of the parameter's parts in the first dimension."""
     dummy: float | None = None
-    """Every element of dummy weights; None: normally distributed."""
+    """Value of every element in dummy weights; None: normally distributed."""
 
 
 def plain_tensors(parameter: Parameter, weight: torch.dtype, bias: torch.dtype) -> dict[str, TensorSpec]:

@@ -1,4 +1,4 @@
-"""What weights and activations are stored as: decided once from the device, --dtype and the checkpoint."""
+"""Element types of weights and activations, decided once from the device, --dtype and the checkpoint."""
 
 from dataclasses import dataclass
 
@@ -18,29 +18,29 @@ DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How a model is held on its device."""
+    """The element types in which a model is held on its device."""
 
     name: str
     """The weights' element type, as reported: float32, float16 or bfloat16."""
     device: torch.device
     activations: torch.dtype
-    """Of activations, norms, biases and the KV cache."""
+    """Element type of activations, norms, biases and the KV cache."""
     linear_weights: torch.dtype
-    """What linear_factory wants."""
+    """Element type that linear_factory takes."""
     tables: torch.dtype
-    """Of embedding tables."""
+    """Element type of embedding tables."""
     linear_factory: LinearFactory
 
 
 def resolve_precision(device: torch.device, dtype: Dtype, checkpoint_dtype: str | None) -> Precision:
-    """Decides how a model is held.
+    """Decides the element types.
 
     On a GPU everything has the dtype asked for, or the checkpoint's. A CPU computes in float32: 16-bit arithmetic is
-    up to 250 times slower where it has no instructions for it. Half-precision weights, given or asked for, are packed
-    as float16, of which every product is exact in float32.
+    up to 250 times slower on processors without instructions for it. Half-precision weights, whether stored or asked
+    for, are packed as float16; products of float16 weights are exact in float32.
 
     Args:
-        checkpoint_dtype: The checkpoint's element type; None or one that torch computes in no better: float32.
+        checkpoint_dtype: The checkpoint's element type; None or an unsupported one counts as float32.
 
     Raises:
         BadOption: the dtype is unknown.
@@ -53,6 +53,6 @@ def resolve_precision(device: torch.device, dtype: Dtype, checkpoint_dtype: str 
         return Precision(name, device, element, element, element, GpuLinear)
     if name == "float32":
         return Precision(name, device, torch.float32, torch.float32, torch.float32, float32_linear)
-    # A table is looked up, then cast: bfloat16 can stay what it is.
+    # Rows of a table are cast after they are looked up, so a bfloat16 table can stay as it is.
     tables = torch.bfloat16 if checkpoint_dtype == "bfloat16" else torch.float16
     return Precision("float16", device, torch.float32, torch.float32, tables, float16_packed_linear)

@@ -12,13 +12,13 @@ from pagewire_shard.layers.precision import Precision
 
 
 class QuantizationScheme(Protocol):
-    """Knows the parameters of role linear by the names, shapes and types of their tensors."""
+    """How parameters of role linear are stored."""
 
     def tensors(self, parameter: Parameter) -> dict[str, TensorSpec]:
         """The tensors that the parameter is stored as, by the last component of their names in a checkpoint."""
 
     def linear(self, parameter: Parameter, tensors: Mapping[str, torch.Tensor]) -> Linear:
-        """The product with these tensors, which the caller gives up: a packed weight is freed with them."""
+        """The product with these tensors. The caller no longer uses them, so a packed weight is freed."""
 
 
 @dataclass(frozen=True, slots=True)

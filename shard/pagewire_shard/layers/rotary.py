@@ -20,15 +20,15 @@ class RopeSpec:
     variant: RopeVariant = "default"
     """How the frequencies are stretched for contexts longer than the model was trained on."""
     factor: float = 1.0
-    """The stretch; 1 for variant default."""
+    """How much the context is stretched; 1 for variant default."""
     original_max_position: int = 0
     """Context length before the stretch; llama3 and yarn."""
     low_freq_factor: float = 1.0
     """llama3: wavelengths above original_max_position / low_freq_factor are stretched in full."""
     high_freq_factor: float = 4.0
-    """llama3: wavelengths below original_max_position / high_freq_factor are left alone."""
+    """llama3: wavelengths below original_max_position / high_freq_factor are not stretched."""
     beta_fast: float = 32.0
-    """yarn: dimensions that turn more often than this over the original context are left alone."""
+    """yarn: dimensions that turn more often than this over the original context are not stretched."""
     beta_slow: float = 1.0
     """yarn: dimensions that turn less often than this are stretched in full."""
     truncate: bool = True
@@ -65,7 +65,7 @@ def inverse_frequencies(rope: RopeSpec) -> torch.Tensor:
 
 def _llama3(rope: RopeSpec, inverse: torch.Tensor) -> torch.Tensor:
     """Long wavelengths are stretched, short ones kept, those between interpolated (arXiv:2407.21783, Llama 3.1)."""
-    # Operations in transformers' order, here and below: the same roundings, so the same angles at every position.
+    # Operations are in transformers' order, here and below, so that roundings and therefore angles are equal.
     wavelengths = 2 * math.pi / inverse
     num_turns = rope.original_max_position / wavelengths
     kept_share = (num_turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -87,6 +87,6 @@ def _yarn(rope: RopeSpec, frequencies: torch.Tensor) -> torch.Tensor:
 
 
 def _yarn_dimension(rope: RopeSpec, num_turns: float) -> float:
-    """The dimension that turns num_turns times over the original context."""
+    """The dimension that makes num_turns full turns over the original context."""
     ratio = rope.original_max_position / (num_turns * 2 * math.pi)
     return rope.rotary_dim * math.log(ratio) / (2 * math.log(rope.theta))

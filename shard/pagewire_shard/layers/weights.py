@@ -13,18 +13,18 @@ from pagewire_shard.layers.rotary import RopeSpec
 
 
 class Weights:
-    """What a decoder is built from; keys are the names of its parameters, lm_head always among linears."""
+    """The weights that a decoder is built from, by the names of its parameters; linears always contain lm_head."""
 
     def __init__(self, precision: Precision, scheme: QuantizationScheme | None = None) -> None:
-        """Without a scheme nothing is quantized."""
+        """scheme: of the matrix products; None: nothing is quantized."""
         self.precision = precision
         self.linears: dict[str, Linear] = {}
         self.tensors: dict[str, Mapping[str, torch.Tensor]] = {}
-        """By name, then by tensor: tables, norms and experts."""
+        """Parameters of the other roles: name -> tensor name -> tensor."""
         self._unquantized = Unquantized(precision)
         self._scheme = scheme or self._unquantized
         self._shared_table: str | None = None
-        """The table that a linear reads too."""
+        """Name of the table that a Linear reads too."""
 
     @property
     def num_bytes(self) -> int:
@@ -34,7 +34,7 @@ class Weights:
         return linears + sum(tensor.nbytes for tensor in others)
 
     def specs(self, parameter: Parameter) -> dict[str, TensorSpec]:
-        """The tensors that `put` wants of the parameter."""
+        """The tensors that `put` takes for the parameter."""
         if parameter.role == "linear":
             return self._scheme.tensors(parameter)
         activations = self.precision.activations
@@ -43,7 +43,7 @@ class Weights:
         )
 
     def put(self, name: str, parameter: Parameter, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Takes a complete parameter; a linear one is packed here, and its weight is free when the caller drops it."""
+        """Takes a complete parameter. Those of role linear are packed; the caller then drops their tensors."""
         if parameter.role == "linear":
             self.linears[name] = self._scheme.linear(parameter, tensors)
         else:
@@ -52,7 +52,7 @@ class Weights:
     def tie_output(self, lm_head: Parameter, bias: torch.Tensor | None = None) -> None:
         """Makes the output projection of the token embeddings, with a bias of its own if given.
 
-        A Linear that keeps its weight shares the table. A packed one is a copy: the table stays for looking rows up.
+        A Linear that keeps its weight shares the table. A packed one is a copy, and the table stays for lookups.
         """
         table = self.tensors["embed"]["weight"]
         tensors = {"weight": table.to(self.precision.linear_weights)} | ({} if bias is None else {"bias": bias})
@@ -64,18 +64,18 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """What one layer is built from: its own weights, and tables that it shares with other layers."""
+    """What one layer is built from: its own weights, and rotary tables that it shares with other layers."""
 
     weights: Weights
     prefix: str
-    """What stands before the layer's own names of its parameters."""
+    """Prefix of the layer's parameter names, such as "layers.3."."""
     rotary_table: Callable[[RopeSpec], torch.Tensor]
     """The cosines and sines of a rotary embedding, [max_position, rotary_dim]; the same tensor for the same spec."""
 
     def linear(self, name: str) -> Linear:
-        """The product of a parameter of role linear."""
+        """The Linear of a parameter of role linear."""
         return self.weights.linears[self.prefix + name]
 
     def tensors(self, name: str) -> Mapping[str, torch.Tensor]:
-        """The tensors of any other parameter."""
+        """The tensors of a parameter of another role."""
         return self.weights.tensors[self.prefix + name]

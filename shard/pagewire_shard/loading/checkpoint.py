@@ -1,8 +1,8 @@
-"""Reads the tensors of a checkpoint one at a time: safetensors, or a PyTorch file where there is nothing else.
+"""Reads the tensors of a checkpoint one at a time, from safetensors or, if there are none, from PyTorch files.
 
 A checkpoint is one file, or several with an index that says which file holds which tensor; a copy of a tensor in
-another file is stale and passed over. PyTorch files are pickles: torch's restricted loader alone reads them, which
-builds tensors and runs nothing that the file names.
+another file is stale and skipped. PyTorch files are pickles: they are read only with torch's restricted loader, which
+builds tensors and runs no code that the file names.
 """
 
 import json
@@ -25,7 +25,7 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class CheckpointTensor:
-    """One tensor, mapped from its file: valid while it is referenced, read from disk when it is touched."""
+    """One tensor, mapped from its file; its data is read from disk on first access."""
 
     path: Path
     name: str
@@ -54,10 +54,10 @@ class CheckpointFile:
 
     path: Path
     names: frozenset[str] | None
-    """The tensors that the index assigns to it; None: there is no index, all of them count."""
+    """The tensors that the index assigns to this file; None: there is no index, and the file's tensors are all used."""
 
     def tensors(self) -> Iterator[CheckpointTensor]:
-        """The tensors that count. Raises CorruptWeights if the file cannot be read or lacks one."""
+        """The tensors to use. Raises CorruptWeights if the file cannot be read or lacks one of them."""
         read = _read_safetensors if self.path.suffix == ".safetensors" else _read_torch
         found = set()
         for tensor in read(self.path, self.names):
@@ -78,7 +78,7 @@ def stored_dtype(files: Sequence[CheckpointFile]) -> str:
 
 
 def checkpoint_files(model_dir: Path, *, allow_torch: bool = True) -> list[CheckpointFile]:
-    """The checkpoint's files. Safetensors go before PyTorch's, which are left alone unless `allow_torch`.
+    """The checkpoint's files. Safetensors are preferred; PyTorch files are read only if `allow_torch`.
 
     Raises:
         ModelNotFound: there is no checkpoint that may be read.

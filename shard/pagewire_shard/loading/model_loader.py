@@ -79,14 +79,14 @@ def load_model(
 def _report_format(files: list[CheckpointFile]) -> None:
     if files and files[0].path.suffix != ".safetensors":
         logger.warning(
-            "%s: no safetensors in the model's directory, so its PyTorch files are read, by torch's restricted loader "
+            "%s: no safetensors in the model's directory; its PyTorch files are read with torch's restricted loader "
             "(--load-format safetensors refuses them)",
             files[0].path,
         )
 
 
 def fill_randomly(weights: Weights, spec: DecoderSpec, seed: int) -> None:
-    """Normally distributed matrices, norms that scale by 1, biases of 0."""
+    """Fills `weights` with normally distributed matrices, norms that scale by 1, and biases of 0."""
     device = weights.precision.device
     for name, parameter in spec.parameters().items():
         tensors = {}
@@ -95,7 +95,7 @@ def fill_randomly(weights: Weights, spec: DecoderSpec, seed: int) -> None:
             if tensor_spec.dummy is not None:
                 tensor.fill_(tensor_spec.dummy)
             else:
-                # One generator for each tensor: its values do not depend on which others there are.
+                # One generator for each tensor, so that its values do not depend on the other tensors.
                 generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {name}.{tensor_name}".encode()))
                 tensor.normal_(0.0, spec.initializer_range, generator=generator)
             tensors[tensor_name] = tensor

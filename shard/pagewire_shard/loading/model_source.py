@@ -1,4 +1,4 @@
-"""Where a model's files come from: the bundled demo, a local directory, or the Hugging Face hub; and its digest."""
+"""Finds a model's files (the bundled demo, a local directory or the Hugging Face hub) and computes their digest."""
 
 import hashlib
 import re
@@ -25,7 +25,7 @@ TOKENIZER_PATTERNS = (
 )
 HUB_PATTERNS = [CONFIG_FILE, "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_PATTERNS]
 TORCH_PATTERNS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
-"""Fetched where a model has no safetensors."""
+"""Files to fetch if the model has no safetensors."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 NUM_DIGEST_SAMPLES = 64
 DIGEST_SAMPLE_BYTES = 4096
@@ -34,7 +34,7 @@ TORCH_DIRECTORY_BYTES = 1 << 20
 
 
 def resolve_model(model: str, load_format: LoadFormat = "auto") -> Path:
-    """The directory of a model; fetches it from the hub if need be. Raises ModelNotFound."""
+    """The directory of a model, fetched from the hub if it is not a local one. Raises ModelNotFound."""
     directory = DEMO_MODEL_DIR if model == DEMO_MODEL else Path(model).expanduser()
     if directory.is_dir():
         if not (directory / CONFIG_FILE).is_file():
@@ -48,7 +48,7 @@ def resolve_model(model: str, load_format: LoadFormat = "auto") -> Path:
 
 
 def model_name(model: str) -> str:
-    """The name clients see unless one is given: a directory's last part, or the hub id."""
+    """The name that clients see by default: the last part of the directory, or the hub id."""
     path = Path(model).expanduser()
     return path.resolve().name if model != DEMO_MODEL and path.is_dir() else model
 
@@ -77,11 +77,11 @@ def _missing(hub_id: str, reason: str) -> ModelNotFound:
 
 
 def model_digest(directory: Path, dummy_seed: int | None = None) -> bytes:
-    """SHA-256 that tells models apart, without reading gigabytes.
+    """A SHA-256 that differs between models, computed without reading all of their weights.
 
     Covers configuration and tokenizer files in full, and of each file of weights the name, size, header and some
-    evenly spaced pages of data: checkpoints that differ in training alone have equal headers. With dummy weights,
-    their seed takes the place of the files.
+    evenly spaced pages of data: checkpoints of one architecture may have equal headers. With dummy weights,
+    the seed is hashed instead of the files.
     """
     digest = hashlib.sha256()
     patterns = (CONFIG_FILE, *TOKENIZER_PATTERNS)
@@ -102,12 +102,12 @@ def _sample(path: Path) -> bytes:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
-            # 8 bytes little-endian length, then the header. A damaged length is the loader's to report.
+            # 8 bytes little-endian length, then the header. The loader reports a damaged length.
             prefix = file.read(8)
             digest.update(prefix)
             digest.update(file.read(min(int.from_bytes(prefix, "little"), size, MAX_DIGEST_HEADER_BYTES)))
         else:
-            # A zip archive ends with its directory, which has a checksum of every tensor.
+            # A zip archive ends with its directory, which holds a checksum of every tensor.
             file.seek(max(0, size - TORCH_DIRECTORY_BYTES))
             digest.update(file.read())
         for i in range(NUM_DIGEST_SAMPLES):

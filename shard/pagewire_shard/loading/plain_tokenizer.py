@@ -1,6 +1,6 @@
-"""Tells of a model directory whether its tokenizer.json is all that transformers' AutoTokenizer makes of it.
+"""Decides whether a model directory's tokenizer.json alone is the tokenizer that transformers' AutoTokenizer builds.
 
-Then AutoTokenizer need not be asked, whose import takes a second. The answer is no wherever that is not certain.
+If so, AutoTokenizer is not needed, whose import takes a second. The answer is no whenever it is not certain.
 """
 
 import json
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Of these, and only with models of PLAIN_MODEL_TYPES, transformers loads tokenizer.json and adds missing tokens."""
+"""Tokenizer classes for which transformers only loads tokenizer.json and adds missing tokens, if the model's type is
+one of PLAIN_MODEL_TYPES."""
 PLAIN_MODEL_TYPES = ("llama", "gpt2", "opt", "phi", "qwen3", "qwen3_moe")
-"""Not qwen2, for example, whose tokenizer is rebuilt whatever class its configuration names."""
+"""Does not contain qwen2, for example: its tokenizer is rebuilt whatever class its configuration names."""
 TOKEN_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TOKEN_LIST_FIELDS = ("additional_special_tokens", "extra_special_tokens")
 IDLE_FIELDS = frozenset(
@@ -19,11 +20,11 @@ IDLE_FIELDS = frozenset(
         "clean_up_tokenization_spaces", "added_tokens_decoder", *TOKEN_FIELDS, *TOKEN_LIST_FIELDS,
     }
 )  # fmt: skip
-"""Fields that change nothing, given what is_plain() checks of them. Any other field may."""
+"""Fields of tokenizer_config.json that do not change the tokenizer, given what is_plain() checks. Others might."""
 
 
 def is_plain(directory: Path) -> bool:
-    """Whether the directory's tokenizer.json says all. Malformed files are AutoTokenizer's to report."""
+    """Whether tokenizer.json alone is the tokenizer. False for malformed files, which AutoTokenizer then reports."""
     try:
         return _is_plain(directory)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -53,7 +54,7 @@ def _has_map(directory: Path) -> bool:
 
 
 def _named_tokens(config: dict[str, Any]) -> set[str]:
-    """The text of every token that a configuration names. Raises TypeError, LookupError for what is no token."""
+    """The text of every token that a configuration names. Raises TypeError or LookupError for a malformed token."""
     tokens = [config[field] for field in TOKEN_FIELDS if config.get(field) is not None]
     for field in TOKEN_LIST_FIELDS:
         entry = config.get(field) or []
@@ -66,7 +67,7 @@ def _named_tokens(config: dict[str, Any]) -> set[str]:
 
 
 def _token(token: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an added token that make up what it does."""
+    """The fields of an added token that decide how it is matched."""
     fields = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     return {field: token[field] for field in fields}
 

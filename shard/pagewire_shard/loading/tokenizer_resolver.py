@@ -1,7 +1,7 @@
 """A model directory's tokenizer as transformers' AutoTokenizer reads it, in the one form that routers read.
 
-What a tokenizer does is spread over up to ten files, and transformers rebuilds some kinds from parts of them. Only its
-own result is exact, so that is what routers get.
+A tokenizer is described by up to ten files, and transformers rebuilds some kinds from parts of them. Only the tokenizer
+that transformers itself builds is exact, so routers get that one.
 """
 
 import json
@@ -26,9 +26,11 @@ OLDER_FORMS = ("vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json"
 
 
 def resolve_tokenizer(directory: Path, model: str) -> ResolvedTokenizer | None:
-    """The tokenizer of a model directory; None if it has no tokenizer files: it serves token ids.
+    """The tokenizer of a model directory; None if it has no tokenizer files, so that only token ids can be served.
 
-    model: what the directory was found by; transformers knows some hub ids. Raises CorruptTokenizer.
+    model: the name by which the directory was found; transformers treats some hub ids specially.
+
+    Raises CorruptTokenizer.
     """
     file = directory / TOKENIZER_FILE
     if not file.is_file() and not any(_older_files(directory)):
@@ -48,7 +50,7 @@ def resolve_tokenizer(directory: Path, model: str) -> ResolvedTokenizer | None:
 
 
 def _has_readable_config(directory: Path) -> bool:
-    """Without one the model's loader ends the start with an error of its own."""
+    """Whether config.json is a JSON object. If not, the model's loader reports it."""
     try:
         return isinstance(json.loads((directory / "config.json").read_bytes()), dict)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Reads a model directory's tokenizer with transformers, in a process of its own.
 
-The import of transformers takes about a second of one core. In the shard's process it would take turns with the import
-of torch and the loading of weights, and stay in memory for good.
+The import of transformers takes about a second of one core. In the shard's process it would compete with the import of
+torch and the loading of weights, and its memory would never be freed.
 """
 
 import json
@@ -26,7 +26,7 @@ class ResolvedTokenizer:
     serialized: bytes
     """A tokenizer.json."""
     settings: dict[str, Any] | None
-    """What a tokenizer.json cannot say; None: nothing is set."""
+    """Settings that have no place in a tokenizer.json; None: all have their defaults."""
 
 
 class UnreadableTokenizer(Exception):
@@ -35,7 +35,7 @@ class UnreadableTokenizer(Exception):
 
 def read_in_process_of_its_own(directory: Path, model: str) -> ResolvedTokenizer:
     """The tokenizer as AutoTokenizer reads it. Waits for it, about a second. Raises UnreadableTokenizer."""
-    # Modules come from where this process has them from, and never from the working directory.
+    # Modules are found on this process's path, and never in the working directory.
     command = (sys.executable, "-P", "-m", __name__, str(directory), model)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
@@ -93,9 +93,9 @@ def read_tokenizer(directory: Path, model: str) -> ResolvedTokenizer:
 
 
 def _lean_config(directory: Path, model: str) -> "PreTrainedConfig | None":
-    """What AutoTokenizer looks at of config.json, or None to let it read the file.
+    """The fields of config.json that AutoTokenizer reads, or None to let it read the file.
 
-    It would import the model's configuration class, and with it some seconds of code that runs models.
+    AutoTokenizer would import the model's configuration class, and with it code that takes some seconds to import.
     """
     from transformers import PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -111,7 +111,7 @@ def _lean_config(directory: Path, model: str) -> "PreTrainedConfig | None":
 
 
 def _reason(directory: Path, error: Exception) -> str:
-    """One line. Where SentencePiece cannot be read, transformers' own line is about another package."""
+    """The reason in one line. If SentencePiece is missing, transformers' own message names another package."""
     if any(directory.glob("*.model")):
         try:
             from sentencepiece import sentencepiece_model_pb2  # noqa: F401

@@ -50,7 +50,7 @@ class _Pending:
         return tensor if part is None else tensor.narrow(0, sum(parts[:part]), parts[part])
 
     def filled(self, name: str, part: int | None) -> None:
-        """Marks a place as filled."""
+        """Marks one part, or the whole tensor, as filled."""
         self.missing -= (
             {(name, each) for each in range(len(self.specs[name].parts))} if part is None else {(name, part)}
         )
@@ -70,7 +70,7 @@ class _Reader:
         self._lm_head = spec.lm_head
         self._parameters = spec.parameters()
         self._tied: dict[tuple[str, str], CheckpointTensor] = {}
-        """Of tied embeddings, by parameter and tensor: what is stored of the output projection, and the embeddings."""
+        """By parameter and tensor: what the checkpoint stores of embeddings and output projection, if they are tied."""
         self._pending: dict[str, _Pending] = {}
         self._complete: set[str] = set()
 
@@ -93,7 +93,7 @@ class _Reader:
         self._fill(tensor, target)
 
     def finish(self, model_dir: Path) -> None:
-        """Makes a tied output projection. Raises CorruptWeights naming the tensors that never came."""
+        """Makes a tied output projection. Raises CorruptWeights naming the tensors that are missing."""
         if self._is_tied:
             self._finish_tied()
         self._check_complete(model_dir)
@@ -103,8 +103,7 @@ class _Reader:
             self._weights.tie_output(self._lm_head, None if bias is None else bias.value.to(dtype))
 
     def _spec_of(self, target: Target) -> TensorSpec | None:
-        """What the target's tensor must look like; None for a tensor that the parameter does not have, or an expert
-        beyond the last."""
+        """The shape and type of the target's tensor; None if the parameter has no such tensor or part."""
         parameter = self._parameters.get(target.parameter)
         if parameter is None and self._is_tied and target.parameter == "lm_head":
             parameter = self._lm_head
@@ -130,7 +129,7 @@ class _Reader:
         place = pending.place(target.tensor, target.part)
         value = tensor.value
         if parameter.role == "experts" and value.ndim == 3:
-            value = value.flatten(0, 1)  # The experts of a layer in one tensor.
+            value = value.flatten(0, 1)  # All experts of a layer in one tensor.
         if self._names.transposed and target.parameter.startswith("layers.") and value.ndim == 2:
             value = value.t()
         if value.shape != place.shape:
@@ -142,7 +141,7 @@ class _Reader:
         pending.filled(target.tensor, target.part)
 
     def _finish_tied(self) -> None:
-        """As transformers 5 does it: one stored table serves for both, two that differ are not tied."""
+        """Ties as transformers 5 does: one stored table is used for both, and two that differ are not tied."""
         embed, head = self._tied.get(("embed", "weight")), self._tied.get(("lm_head", "weight"))
         if head is not None and embed is None:
             self._fill(head, Target("embed", "weight", None))
@@ -158,8 +157,8 @@ class _Reader:
                     self._fill(tensor, Target("lm_head", name, None))
 
     def _check_complete(self, model_dir: Path) -> None:
-        """Raises CorruptWeights naming the tensors that never came."""
-        # A merged checkpoint tensor fills several places: it is named once.
+        """Raises CorruptWeights naming the tensors that are missing."""
+        # A checkpoint tensor that fills several places is named once.
         missing = list(
             dict.fromkeys(
                 self._names.source(name, tensor, part)

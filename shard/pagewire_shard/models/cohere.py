@@ -1,5 +1,5 @@
-"""Cohere (Command R): attention and MLP side by side on one layer norm without bias, neighbouring dimensions of a head
-rotated as pairs, scaled logits."""
+"""Cohere (Command R): attention and MLP in parallel on one layer norm without bias, interleaved rotary embedding,
+scaled logits, optionally a layer norm of each head's query and key."""
 
 from dataclasses import replace
 

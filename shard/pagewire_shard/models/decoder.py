@@ -1,7 +1,7 @@
 """The decoder: every supported model is this one, built from a DecoderSpec and its weights.
 
-The model runner calls forward and compute_logits. All that a pass needs comes in the ForwardBatch; nothing is kept
-between passes but the KV caches, which the runner owns.
+The model runner calls forward and compute_logits. A pass reads everything from the ForwardBatch; between passes
+only the KV caches are kept, which the runner owns.
 """
 
 from collections.abc import Callable
@@ -101,7 +101,7 @@ class Decoder:
         self._final_norm = spec.final_norm.build(weights.tensors["final_norm"]) if spec.final_norm else None
         self._lm_head = weights.linears["lm_head"]
         self.on_layer: Callable[[], None] = _ignore
-        """Called after each layer, as a sign of life of a long step."""
+        """Called after each layer; the liveness check of a long step relies on it."""
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, kv_caches: list[KVCache]) -> torch.Tensor:
@@ -111,8 +111,7 @@ class Decoder:
             kv_caches: One for each layer.
 
         Returns:
-            [num_tokens, hidden_size]: final hidden states, normalised. Rows of void
-            sequences are arbitrary.
+            [num_tokens, hidden_size]: final hidden states, normalised. Rows of void sequences are arbitrary.
         """
         stream: Stream = (self._embeddings(batch), None)
         for block, kv_cache in zip(self._blocks, kv_caches, strict=True):
@@ -144,4 +143,4 @@ class Decoder:
 
 
 def _ignore() -> None:
-    """Nobody watches."""
+    """Does nothing; the default of on_layer."""

@@ -1,4 +1,4 @@
-"""What a model family file provides, and what several of them share."""
+"""What a model family's file provides, and readers of fields that several families share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
-    # Three spellings of the tanh approximation.
+    # Three names of the tanh approximation.
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -25,14 +25,14 @@ class Family:
     """One model family."""
 
     spec: Callable[[ConfigFields], DecoderSpec]
-    """Reads a configuration; raises UnsupportedArchitecture naming a field that asks for what the decoder cannot do."""
+    """Reads a configuration. Raises UnsupportedArchitecture naming the field that the decoder does not support."""
     names: NameMap
     model_type: str
-    """As config.json names the family's configuration class."""
+    """The family's model_type in config.json."""
     defaults: Mapping[str, object]
     """Defaults of transformers' configuration class, for every field that is read."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other names of fields, as in the class's attribute_map."""
+    """Alias -> name of a field, as in the configuration class's attribute_map."""
 
     def complete(self, fields: ConfigFields) -> ConfigFields:
         """The fields with this family's defaults."""
@@ -54,7 +54,7 @@ def read_head_dim(fields: ConfigFields, num_heads: int) -> int:
 
 
 def split_heads(fields: ConfigFields, name: str, num_heads: int) -> int:
-    """Size of each head where field `name` is that of all heads together."""
+    """Size of each head, if field `name` is the size of all heads together."""
     hidden_size = fields.integer(name)
     if hidden_size % num_heads:
         raise fields.malformed(name, f"must be a multiple of the number of attention heads, {num_heads}")

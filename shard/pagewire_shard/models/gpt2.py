@@ -49,7 +49,7 @@ ALIASES = {
 
 
 def _gpt2(fields: ConfigFields) -> DecoderSpec:
-    # reorder_and_upcast_attn is about half precision while training; attention is computed in float32 here.
+    # reorder_and_upcast_attn only matters in half-precision training; attention scores are float32 here in any case.
     refuse(fields, "add_cross_attention", accepted=False)
     hidden_size = fields.integer("n_embd")
     num_heads = fields.integer("n_head")

@@ -1,8 +1,7 @@
 """Reads a Hugging Face model directory's config.json and generation_config.json.
 
-ConfigFields is the one place that looks into the raw JSON; every error it raises names the file and the field. What
-the fields mean to a decoder is the business of the family files in models/, which also hold the defaults of fields that
-are absent.
+Only ConfigFields reads the raw JSON; every error it raises names the file and the field. The family files in models/
+turn the fields into a decoder's spec, and hold the defaults of absent fields.
 """
 
 import json
@@ -18,14 +17,14 @@ from pagewire_shard.errors import ModelError, ModelNotFound, UnsupportedArchitec
 logger = logging.getLogger(__name__)
 
 MAX_INTEGER = 2**31 - 1
-"""No model has a size above it, and index arithmetic would overflow."""
+"""Largest accepted size; larger ones would overflow index arithmetic."""
 
 
 class ConfigFields:
     """Typed access to a configuration's fields.
 
-    As in transformers, a field that is absent has its configuration class's default, and a field that is null has what
-    the class makes of null, which is the default that a reader passes.
+    As in transformers, an absent field has the default of its configuration class. A null field has the value that the
+    class replaces null by, which callers pass as `default`.
     """
 
     def __init__(self, path: Path, values: Mapping[str, object], defaults: Mapping[str, object] | None = None) -> None:
@@ -37,7 +36,7 @@ class ConfigFields:
         """The same fields with a configuration class's defaults.
 
         Args:
-            aliases: other name -> name of a field. Where both are there, the other name counts, as in transformers.
+            aliases: alias -> name of a field. If a configuration has both, the alias is used, as in transformers.
         """
         renamed = {name: self._values[alias] for alias, name in aliases.items() if alias in self._values}
         return ConfigFields(self.path, {**self._values, **renamed}, defaults)
@@ -136,15 +135,15 @@ class ConfigFields:
 
 @dataclass(frozen=True, slots=True)
 class HFConfig:
-    """What every part of the shard may want to know of a model's configuration."""
+    """The parts of a model's configuration that are not specific to its family."""
 
     architecture: str
-    """The served one among `architectures`, or that of the model_type."""
+    """The first supported one of `architectures`; if there are none, the one of model_type."""
     vocab_size: int
     checkpoint_dtype: str | None
     """The weights' element type as config.json states it, such as "bfloat16"."""
     eos_token_ids: tuple[int, ...]
-    """From generation_config.json where it names any of the vocabulary, else from config.json."""
+    """From generation_config.json if it names any token of the vocabulary, else from config.json."""
     fields: ConfigFields
     """All of config.json, with its family's defaults."""
 
@@ -164,7 +163,10 @@ def read_config_fields(model_dir: Path) -> ConfigFields:
 
 
 def describe(model_dir: Path, architecture: str, fields: ConfigFields) -> HFConfig:
-    """What config.json and generation_config.json say; fields: those of config.json, with the family's defaults.
+    """Reads what config.json and generation_config.json state.
+
+    Args:
+        fields: the fields of config.json, completed with the family's defaults.
 
     Raises:
         ModelError: a field is missing or malformed.
@@ -193,7 +195,7 @@ def _read_json(path: Path) -> ConfigFields:
 
 
 def _checkpoint_dtype(fields: ConfigFields) -> str | None:
-    # transformers 5 writes dtype, 4 wrote torch_dtype.
+    # transformers 5 writes dtype, transformers 4 wrote torch_dtype.
     for name in ("dtype", "torch_dtype"):
         if name in fields:
             return fields.text(name).removeprefix("torch.")
@@ -201,13 +203,13 @@ def _checkpoint_dtype(fields: ConfigFields) -> str | None:
 
 
 def _eos_token_ids(model_dir: Path, fields: ConfigFields, vocab_size: int) -> tuple[int, ...]:
-    """Ids that no token has, such as -1 for "none", are left out with a warning."""
+    """Ids outside the vocabulary, such as -1 for "none", are left out with a warning."""
     path = model_dir / "generation_config.json"
     for source in (_read_json(path), fields) if path.is_file() else (fields,):
         token_ids = source.token_ids("eos_token_id")
         for token_id in token_ids:
             if not 0 <= token_id < vocab_size:
-                message = "%s: field 'eos_token_id' names %d, which is no token of the %d in the vocabulary: left out"
+                message = "%s: field 'eos_token_id' names %d, which is ignored: the vocabulary has %d tokens"
                 logger.warning(message, source.path, token_id, vocab_size)
         if usable := tuple(token_id for token_id in token_ids if 0 <= token_id < vocab_size):
             return usable

@@ -1,6 +1,6 @@
-"""Llama and what shares its shape: rms norm, rotary positions, gated MLP. Mistral adds a sliding window to every layer.
+"""Llama: RMS norms, rotary positions, gated MLP. Mistral: the same with a sliding window on every layer.
 
-The names and the shared part of the configuration serve Qwen2 and Qwen3 too.
+llama_spec and LLAMA_NAMES are shared by other families of this shape.
 """
 
 from collections.abc import Sequence
@@ -71,10 +71,10 @@ def llama_spec(
     mlp_bias: bool = False,
     qk_norm: bool = False,
 ) -> DecoderSpec:
-    """A decoder of Llama's shape.
+    """The spec of a decoder of Llama's shape.
 
     Args:
-        windows: each layer's sliding window, 0 for none.
+        windows: the sliding window of each layer; 0: none.
     """
     num_heads = fields.integer("num_attention_heads")
     head_dim = read_head_dim(fields, num_heads)

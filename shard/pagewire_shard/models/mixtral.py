@@ -10,7 +10,7 @@ from pagewire_shard.models.llama import LLAMA_NAMES, MISTRAL_DEFAULTS, llama_spe
 
 ATTENTION_NAMES = {module: place for module, place in LLAMA_NAMES.layer_modules.items() if "mlp." not in module}
 FUSED_NAMES = {"mlp.experts.gate_up_proj": "experts_up", "mlp.experts.down_proj": "experts_down"}
-"""As transformers 5 names its own parameters; it saves them so only when told to."""
+"""transformers 5's own names, which its checkpoints contain only if saved without converting them back."""
 
 NAMES = replace(
     LLAMA_NAMES,
@@ -48,7 +48,7 @@ def read_top_k(fields: ConfigFields, num_experts: int) -> int:
 
 
 def check_silu(fields: ConfigFields) -> None:
-    """Raises UnsupportedArchitecture if the experts are not gated by SiLU, as they are in every released model."""
+    """Raises UnsupportedArchitecture if the experts' activation is not SiLU, the only one that fused_moe supports."""
     if read_activation(fields, "hidden_act", gated=True) != "silu":
         raise fields.unsupported("hidden_act", "silu")
 

@@ -10,7 +10,7 @@ BUFFERS = re.compile(
     r"|(attn|attention|self_attn)\.(bias|masked_bias|causal_mask|mask)"  # causal masks
     r"|position_ids|decoder\.version)"
 )
-"""Names of buffers: registered by some version of a model's code, saved with its weights."""
+"""Names of buffers that some version of a model's code saved with its weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class NameMap:
     which names one of the parameter's tensors."""
 
     prefix: str
-    """Optional start of every name, such as "model."."""
+    """Optional prefix of every name, such as "model."."""
     layer: str
-    """What stands before the layer index, such as "layers."."""
+    """Prefix of the layer index, such as "layers."."""
     modules: Mapping[str, str]
     """Module outside the layers -> parameter."""
     layer_modules: Mapping[str, tuple[str, int | None]]
@@ -46,7 +46,7 @@ class NameMap:
     """The layers' matrices are stored [in_features, out_features]."""
 
     def target(self, name: str) -> Target | None:
-        """The tensor's place, None if it belongs nowhere."""
+        """Where the tensor goes; None if the family has no such tensor."""
         module, _, tensor = name.removeprefix(self.prefix).rpartition(".")
         if module in self.modules:
             return Target(self.modules[module], tensor, None)
@@ -71,7 +71,7 @@ class NameMap:
         return parameter, int(indexed[2]) * num_parts + part
 
     def source(self, parameter: str, tensor: str, part: int | None) -> str:
-        """The tensor that fills this place, without the prefix: the inverse of target, for messages."""
+        """The name of the tensor that fills this place, without the prefix, for messages; the inverse of target."""
         for module, name in self.modules.items():
             if name == parameter:
                 return f"{module}.{tensor}"
@@ -86,5 +86,5 @@ class NameMap:
 
 
 def is_needless(name: str) -> bool:
-    """Whether the tensor is a buffer that checkpoints are known to carry and a decoder computes by itself."""
+    """Whether the tensor is a buffer that checkpoints are known to contain and the decoder computes itself."""
     return BUFFERS.fullmatch(name) is not None

@@ -1,6 +1,6 @@
 """OPT: layer norms with bias, learned positions that start at row 2, plain MLP, tied embeddings.
 
-The 350m model norms after each block instead of before, has no final norm, and embeds tokens in a narrower space.
+The 350m model applies norms after each block instead of before, has no final norm, and has narrower token embeddings.
 """
 
 from pagewire_shard.layers.attention import AttentionSpec

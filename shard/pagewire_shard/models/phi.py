@@ -1,4 +1,4 @@
-"""Phi-1 to Phi-2: attention and MLP side by side on one layer norm, heads rotated in part, biases everywhere."""
+"""Phi-1 to Phi-2: attention and MLP in parallel on one layer norm, partial rotary embedding, biases everywhere."""
 
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.block import LayerSpec

@@ -19,16 +19,16 @@ QWEN2_DEFAULTS: dict[str, object] = {
 
 
 def read_windows(fields: ConfigFields) -> list[int]:
-    """Each layer's sliding window, 0 for none.
+    """The sliding window of each layer; 0: none.
 
-    layer_types names each layer's kind. Without it, and with use_sliding_window, the layers from max_window_layers on
-    have a window: the name misleads, it is transformers' meaning.
+    layer_types names the kind of each layer. Without it, and with use_sliding_window, the layers from max_window_layers
+    on have a window. The field's name suggests the opposite; transformers reads it so.
     """
     num_layers = fields.integer("num_hidden_layers")
     window = read_window(fields) if fields.flag("use_sliding_window") else 0
     layer_types = fields.texts("layer_types")
     if layer_types is None:
-        # Zero is a possible value here, so it is not read as a positive integer.
+        # It may be zero, so it is not read as a positive integer.
         first_with_window = int(fields.number("max_window_layers"))
         return [window if index >= first_with_window else 0 for index in range(num_layers)]
     if len(layer_types) != num_layers:

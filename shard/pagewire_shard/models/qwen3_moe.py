@@ -23,7 +23,7 @@ DEFAULTS: dict[str, object] = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": None,
 }
-# Newer versions of transformers save it so.
+# Newer versions of transformers save it under this name.
 ALIASES = {"num_local_experts": "num_experts"}
 
 NAMES = replace(

@@ -1,4 +1,4 @@
-"""Which family reads which architecture."""
+"""Maps architectures, as config.json names them, to families."""
 
 from pagewire_shard.errors import UnsupportedArchitecture
 from pagewire_shard.models.cohere import COHERE
@@ -28,11 +28,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(fields: ConfigFields) -> tuple[str, Family]:
-    """The architecture that a configuration asks for, and its family; without `architectures`, model_type decides.
+    """The first supported architecture that a configuration names, and its family; without `architectures`, model_type
+    decides.
 
     Raises:
         ModelError: the configuration names neither.
-        UnsupportedArchitecture: none that it names is supported; the message names those that are.
+        UnsupportedArchitecture: none of those it names is supported; the message lists the supported ones.
     """
     named = fields.texts("architectures") or ()
     if not named:

@@ -1,4 +1,4 @@
-"""Reads rotary embedding parameters from a configuration, in transformers 4's spelling and in 5's."""
+"""Reads rotary embedding parameters from a configuration, in the form of transformers 4 or 5."""
 
 import math
 
@@ -6,17 +6,17 @@ from pagewire_shard.layers.rotary import RopeSpec
 from pagewire_shard.models.hf_config import ConfigFields
 
 DEFAULT_THETA = 10000.0
-"""Where rope_theta is null. Where it is absent, the family's own counts."""
+"""rope_theta if it is null. If it is absent, the family's default is used."""
 
 
 def read_rope(fields: ConfigFields, head_dim: int, *, is_partial: bool = False) -> RopeSpec:
     """The configuration's rotary embedding.
 
     transformers 5 writes one object rope_parameters; transformers 4 wrote rope_theta beside an optional object
-    rope_scaling, in which the variant was first called type. Where both objects are there, the older one counts.
+    rope_scaling, in which the variant was first called type. If both objects are present, the older one is used.
 
     Args:
-        is_partial: heads may be rotated in part, as partial_rotary_factor says; else they are always rotated whole.
+        is_partial: partial_rotary_factor may ask for rotating only a part of each head; otherwise it is refused.
 
     Raises:
         UnsupportedArchitecture: the variant is none of default, linear, llama3, yarn.
@@ -44,12 +44,12 @@ def read_rope(fields: ConfigFields, head_dim: int, *, is_partial: bool = False) 
         case "yarn":
             return _read_yarn(fields, scaling, theta, rotary_dim)
         case _:
-            # dynamic and longrope change the frequencies with the sequence's length: cached keys would be wrong.
+            # dynamic and longrope change the frequencies with the sequence's length, so cached keys would be wrong.
             raise scaling.unsupported(type_field, "default, linear, llama3, yarn")
 
 
 def max_position(fields: ConfigFields, rope: RopeSpec) -> int:
-    """Longest sequence the model is meant for; yarn is often switched on without raising max_position_embeddings."""
+    """Longest sequence the model is meant for. With yarn, max_position_embeddings often states the original length."""
     stated = fields.integer("max_position_embeddings")
     return max(stated, int(rope.original_max_position * rope.factor)) if rope.variant == "yarn" else stated
 
