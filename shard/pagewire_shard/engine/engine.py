@@ -33,7 +33,7 @@ from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.plan_check import PlanCheck, malformed
 from pagewire_shard.engine.runner import PendingTokens, RunBatch, Runner, StepTokens
 from pagewire_shard.engine.sequence import Sequence, admitted, forked
-from pagewire_shard.engine.step_changes import StepChanges
+from pagewire_shard.engine.step_changes import Row, StepChanges
 from pagewire_shard.errors import PlanRefused
 
 
@@ -42,12 +42,8 @@ class PendingStep:
     """A launched step whose tokens are on their way to the host."""
 
     step: int
-    sequences: list[Sequence]
-    """The plan's run, in its order."""
-    batch_rows: list[int]
-    """For each of sequences, its row in the runner's batch; -1: it had stopped and did not run."""
-    sample_lens: list[int]
-    """For each of sequences, how many tokens it samples at most."""
+    rows: list[Row]
+    """The plan's run, in its order. Those that compute nothing are not in the runner's batch."""
     result: shard_pb2.StepResult
     """What is known at launch."""
     pending: PendingTokens | None = None
@@ -131,9 +127,10 @@ class Engine:
         # From here on nothing is refused.
         self._last_step = plan.step
         self._take_in(changes)
-        batch, pending = self._prepare_run(plan.step, changes.rows)
-        pending.num_tokens = sum(batch.query_lens)
-        for sequence in pending.sequences:
+        batch = self._make_batch(changes.rows)
+        pending = PendingStep(plan.step, changes.rows, shard_pb2.StepResult(step=plan.step))
+        pending.num_tokens = changes.num_tokens
+        for sequence, _, _ in pending.rows:
             self._index_full_blocks(sequence)
         self._describe(pending)
         pending.result.timings.prepare_us = int((time.perf_counter() - started) * 1e6)
@@ -146,10 +143,10 @@ class Engine:
         assert pending.pending is not None, f"step {pending.step} was not launched"
         tokens = pending.tokens = pending.pending.wait()
         result = pending.result
-        if -1 in pending.batch_rows:
-            tokens = pending.tokens = _spread(tokens, pending)
-        for sequence, computed, known, stop in zip(
-            pending.sequences, tokens.num_computed_tokens, tokens.num_tokens, tokens.stop_reasons, strict=True
+        if len(tokens.num_tokens) < len(pending.rows):
+            tokens = pending.tokens = _spread(tokens, pending.rows)
+        for (sequence, _, _), computed, known, stop in zip(
+            pending.rows, tokens.num_computed_tokens, tokens.num_tokens, tokens.stop_reasons, strict=True
         ):
             sequence.reported_computed, sequence.reported_known, sequence.reported_stop = computed, known, stop
         result.num_computed_tokens.extend(tokens.num_computed_tokens)
@@ -168,7 +165,7 @@ class Engine:
         admits = [admitted(admit, self.pool, self.info.max_model_len) for admit in plan.admits]
         new = {sequence.seq_id: sequence for sequence in (*children, *admits)}
         released = [sequences.get(i) or new[i] for i in plan.release_seq_ids]
-        rows: list[tuple[Sequence, int, int]] = []
+        rows: list[Row] = []
         drafts = plan.num_draft_tokens or repeat(0)
         for seq_id, budget, num_drafts in zip(plan.run_seq_ids, plan.run_token_budgets, drafts, strict=False):
             sequence = sequences.get(seq_id) or new[seq_id]
@@ -177,7 +174,7 @@ class Engine:
 
     def _child(self, fork: shard_pb2.Fork) -> Sequence:
         parent = self._sequences[fork.parent_seq_id]
-        if fork.num_tokens > min(parent.min_computed_tokens, len(parent.token_ids)):
+        if fork.num_tokens > parent.num_verified_tokens:
             raise malformed(f"fork of seq_id {parent.seq_id}: it has not computed num_tokens {fork.num_tokens}")
         return forked(parent, fork, self.pool.block_size)
 
@@ -202,18 +199,20 @@ class Engine:
                 self.collect(pending)
             tokens = pending.tokens
             assert tokens is not None
-            end = 0
-            for i, (sequence, num_sampled, sample_len) in enumerate(
-                zip(pending.sequences, tokens.num_sampled, pending.sample_lens, strict=True)
+            sampled, end = tokens.sampled_token_ids, 0
+            for i, ((sequence, _, sample_len), num_sampled, stop) in enumerate(
+                zip(pending.rows, tokens.num_sampled, tokens.stop_reasons, strict=True)
             ):
                 start, end = end, end + num_sampled
                 if sequence.released or sequence.stopped:
                     continue
-                if num_sampled:
-                    sequence.token_ids.extend(tokens.sampled_token_ids[start:end])
-                if tokens.stop_reasons[i]:
+                if num_sampled == 1:
+                    sequence.token_ids.append(sampled[start])
+                else:
+                    sequence.token_ids.extend(sampled[start:end])
+                if stop:
                     sequence.stop_at(tokens.num_tokens[i], tokens.num_computed_tokens[i])
-                    if tokens.stop_reasons[i] == shard_pb2.STOP_REASON_ERROR:
+                    if stop == shard_pb2.STOP_REASON_ERROR:
                         self.pool.forget(sequence.blocks)
                     else:
                         self._index_full_blocks(sequence)
@@ -245,26 +244,23 @@ class Engine:
         self._sequences[sequence.seq_id] = sequence
         self._highest_seq_id = max(self._highest_seq_id, sequence.seq_id)
 
-    def _prepare_run(self, step: int, rows: list[tuple[Sequence, int, int]]) -> tuple[RunBatch, PendingStep]:
+    def _make_batch(self, rows: list[Row]) -> RunBatch:
         batch = RunBatch()
-        pending = PendingStep(step, [], [], [], shard_pb2.StepResult(step=step))
         for sequence, query_len, sample_len in rows:
-            pending.sequences.append(sequence)
-            pending.batch_rows.append(len(batch.sequences) if query_len else -1)
-            pending.sample_lens.append(sample_len)
             if query_len:
-                self._extend(sequence, query_len, sample_len, batch)
+                first, end = sequence.advance(query_len, sample_len)
+                self._take_blocks(sequence, first, end, batch)
+                batch.add(sequence, query_len, sample_len, end)
         self.pool.release(self._copied)
         self._copied.clear()
-        return batch, pending
+        return batch
 
-    def _extend(self, sequence: Sequence, query_len: int, sample_len: int, batch: RunBatch) -> None:
-        """Gives a sequence blocks for its next query_len tokens and adds it to the batch.
+    def _take_blocks(self, sequence: Sequence, first: int, end: int, batch: RunBatch) -> None:
+        """Gives a sequence blocks of its own for positions first to end.
 
-        Only the block of the first token can be shared or in the index: those behind it hold unverified tokens at most.
+        Only the block of the first one can be shared or in the index: those behind it hold unverified tokens at most.
         """
         block_size = self.pool.block_size
-        first, end = sequence.next_writes(query_len)
         blocks = sequence.blocks
         i = first // block_size
         if i < len(blocks) and not self.pool.is_writable(blocks[i]):
@@ -280,8 +276,6 @@ class Engine:
             block = self.pool.allocate()
             batch.table_updates.append((sequence.slot, len(blocks), block))
             blocks.append(block)
-        sequence.advance(query_len, sample_len)
-        batch.add(sequence, query_len, sample_len, end)
 
     def _give_back_blocks(self, sequence: Sequence) -> None:
         """Releases the blocks that only rejected drafts needed. No step in flight writes to them."""
@@ -291,7 +285,7 @@ class Engine:
 
     def _index_full_blocks(self, sequence: Sequence) -> None:
         block_size = self.pool.block_size
-        num_full = min(len(sequence.token_ids), sequence.min_computed_tokens) // block_size
+        num_full = sequence.num_verified_tokens // block_size
         while sequence.num_indexed_blocks < num_full:
             i = sequence.num_indexed_blocks
             self.pool.index(sequence.blocks[i], sequence.digest_of(i, block_size))
@@ -302,7 +296,7 @@ class Engine:
         result = pending.result
         block_size, is_writable = self.pool.block_size, self.pool.is_writable
         state = array("Q", (pending.step, self.pool.num_free))
-        for i, sequence in enumerate(pending.sequences):
+        for i, (sequence, _, _) in enumerate(pending.rows):
             end = sequence.num_computed_tokens
             i_next = (end - sequence.num_unverified_tokens) // block_size
             shared = i_next < len(sequence.blocks) and not is_writable(sequence.blocks[i_next])
@@ -329,18 +323,21 @@ class Engine:
         self.pool.check_consistent(Counter(held))
 
 
-def _spread(tokens: StepTokens, pending: PendingStep) -> StepTokens:
-    """Gives sequences that did not run their entries: nothing sampled, counts as last reported."""
-    rows = pending.batch_rows
-    sequences = pending.sequences
-    run_index = {row: i for i, row in enumerate(rows) if row >= 0}
+def _spread(tokens: StepTokens, rows: list[Row]) -> StepTokens:
+    """Gives rows that did not run their entries: nothing sampled, counts as last reported."""
+    ran = [i for i, (_, query_len, _) in enumerate(rows) if query_len]
     for logprobs in tokens.logprobs:
-        logprobs.run_index = run_index[logprobs.run_index]
-    pairs = list(zip(rows, sequences, strict=True))
-    return replace(
+        logprobs.run_index = ran[logprobs.run_index]
+    spread = replace(
         tokens,
-        num_computed_tokens=[tokens.num_computed_tokens[r] if r >= 0 else s.reported_computed for r, s in pairs],
-        num_tokens=[tokens.num_tokens[r] if r >= 0 else s.reported_known for r, s in pairs],
-        stop_reasons=[tokens.stop_reasons[r] if r >= 0 else s.reported_stop for r, s in pairs],
-        num_sampled=[tokens.num_sampled[r] if r >= 0 else 0 for r in rows],
+        num_computed_tokens=[sequence.reported_computed for sequence, _, _ in rows],
+        num_tokens=[sequence.reported_known for sequence, _, _ in rows],
+        stop_reasons=[sequence.reported_stop for sequence, _, _ in rows],
+        num_sampled=[0] * len(rows),
     )
+    for row, i in enumerate(ran):
+        spread.num_computed_tokens[i] = tokens.num_computed_tokens[row]
+        spread.num_tokens[i] = tokens.num_tokens[row]
+        spread.stop_reasons[i] = tokens.stop_reasons[row]
+        spread.num_sampled[i] = tokens.num_sampled[row]
+    return spread

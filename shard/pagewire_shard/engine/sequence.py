@@ -64,9 +64,10 @@ class Sequence:
         self.reported_computed = self.num_computed_tokens
 
     @property
-    def min_computed_tokens(self) -> int:
-        """Lower bound of the tokens in the cache when everything launched so far is done, unless it stops."""
-        return self.num_computed_tokens - self.num_unverified_tokens
+    def num_verified_tokens(self) -> int:
+        """Tokens that the host knows, and that are in the cache when everything launched so far is done."""
+        num_known, num_computed = len(self.token_ids), self.num_computed_tokens - self.num_unverified_tokens
+        return num_known if num_known < num_computed else num_computed
 
     def next_writes(self, query_len: int) -> tuple[int, int]:
         """Where the keys and values of its next query_len tokens may go: the first position, and the end."""
@@ -76,9 +77,9 @@ class Sequence:
     def next_row(self, budget: int, max_draft_tokens: int) -> tuple[int, int]:
         """How many tokens it computes and how many it samples at most when it runs next; (0, 0): it does not run."""
         num_tokens = self.num_tokens
+        num_new = num_tokens - self.num_computed_tokens
         if self.stopped or num_tokens - self.num_unverified_tokens >= self.max_len:
             return 0, 0  # It has stopped, or a step in flight samples its last token.
-        num_new = num_tokens - self.num_computed_tokens
         if budget < num_new:
             return budget, 0
         if not max_draft_tokens:
@@ -87,12 +88,18 @@ class Sequence:
         num_drafts = max(0, min(max_draft_tokens, self.max_len - 1 - num_tokens))
         return num_new + num_drafts, 1 + num_drafts
 
-    def advance(self, query_len: int, sample_len: int) -> None:
-        """A step is launched in which it computes query_len tokens and samples at most sample_len."""
-        self.num_computed_tokens += query_len
+    def advance(self, query_len: int, sample_len: int) -> tuple[int, int]:
+        """A step is launched in which it computes query_len tokens and samples at most sample_len.
+
+        Returns what next_writes would have returned before.
+        """
+        first = self.num_computed_tokens - self.num_unverified_tokens
+        end = self.num_computed_tokens = self.num_computed_tokens + query_len
         if sample_len:
             self.num_tokens += sample_len
-            self.num_unverified_tokens += sample_len - 1
+            if sample_len > 1:
+                self.num_unverified_tokens += sample_len - 1
+        return first, end if end < self.max_len else self.max_len
 
     def settle(self, sample_len: int, num_sampled: int) -> None:
         """The oldest step in flight that ran it has sampled num_sampled of at most sample_len tokens."""

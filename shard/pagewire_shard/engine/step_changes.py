@@ -1,10 +1,13 @@
 """What a plan will change, worked out before anything is changed, and whether the pool has the blocks for it."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.sequence import Sequence
+
+Row = tuple[Sequence, int, int]
+"""A sequence, how many tokens it computes and how many it samples at most. 0 and 0: it has stopped and does not run."""
 
 
 @dataclass(slots=True, eq=False)
@@ -17,14 +20,14 @@ class StepChanges:
     """They name the blocks of their cached prefixes and do not hold them yet."""
     released: list[Sequence]
     """Children of this plan may be among them."""
-    rows: list[tuple[Sequence, int, int]]
-    """The run in its order: a sequence, how many tokens it computes and how many it samples at most. 0 and 0: it has
-    stopped."""
+    rows: list[Row]
+    """The run in its order."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens the plan computes, draft tokens included."""
-        return sum([query_len for _, query_len, _ in self.rows])
+    num_tokens: int = field(init=False)
+    """Tokens the plan computes, draft tokens included."""
+
+    def __post_init__(self) -> None:
+        self.num_tokens = sum([query_len for _, query_len, _ in self.rows])
 
     @property
     def num_new_slots(self) -> int:
