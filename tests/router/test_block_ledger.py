@@ -62,17 +62,17 @@ def test_a_sequence_that_is_forgotten_counts_no_more(ledger, sequence):
     assert ledger.available == ledger.free
 
 
-def test_blocks_that_drafts_took_stay_reserved_when_the_drafts_are_rejected(ledger, sequence):
-    """The shard keeps the blocks of rejected drafts: the sequence grows into them."""
+def test_blocks_of_rejected_drafts_are_given_back(ledger, sequence):
+    """The shard holds blocks for all drafts until it takes over that they were rejected."""
     sequence.draft(4)
-    assert ledger.bound(sequence, sequence.num_computed_tokens) == 3
-    sequence.verify(4, num_accepted=0)
-    assert sequence.num_computed_tokens == 7
-    assert ledger.bound(sequence, sequence.num_computed_tokens) == 3
+    ledger.reserve(sequence, ledger.num_missing(sequence, sequence.num_computed_tokens))
     ledger.rebase(sequence, 11)
     assert (sequence.num_reserved_blocks, sequence.num_held_blocks) == (3, 3)
-    ledger.rebase(sequence, 7)
-    assert sequence.num_held_blocks == 3
+    sequence.verify(4, num_accepted=0)
+    ledger.rebase(sequence)
+    assert (sequence.num_reserved_blocks, sequence.num_held_blocks) == (3, 3), "no result says yet that it is back"
+    ledger.rebase(sequence, sequence.num_computed_tokens)
+    assert (sequence.num_reserved_blocks, sequence.num_held_blocks) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class BlockLedger:
 
         num_computed_tokens counts all draft tokens as accepted, and may go beyond max_len with them.
         """
-        num_tokens = max(sequence.min_reserved_tokens, min(num_computed_tokens, sequence.max_len))
+        num_tokens = max(sequence.num_admitted_tokens, min(num_computed_tokens, sequence.max_len))
         return num_blocks_for(num_tokens, self.block_size) + sequence.next_write_block_shared
 
     def num_missing(self, sequence: Sequence, num_computed_tokens: int) -> int:
@@ -101,12 +101,14 @@ class BlockLedger:
         sequence.num_reserved_blocks += num_more
         sequence.num_reserved_tokens += num_more * self.block_size
 
-    def rebase(self, sequence: Sequence, num_computed_tokens: int = 0) -> None:
-        """Takes over from a result for how many computed tokens the shard held blocks. None are given back meanwhile.
+    def rebase(self, sequence: Sequence, num_computed_tokens: int | None = None) -> None:
+        """Reserves what the sequence may need from now on, and no more.
 
-        0: no result is back, but the next write's block may be shared from now on.
+        num_computed_tokens: the tokens for which the shard held blocks as of the last result, if that says so.
         """
-        num_held = max(sequence.num_held_blocks, num_blocks_for(num_computed_tokens, self.block_size))
+        num_held = sequence.num_held_blocks
+        if num_computed_tokens is not None:
+            num_held = num_blocks_for(num_computed_tokens, self.block_size)
         self.set(sequence, num_reserved=self.bound(sequence, sequence.num_computed_tokens), num_held=num_held)
 
     def forget(self, sequence: Sequence) -> None:

@@ -5,26 +5,18 @@ from dataclasses import dataclass, field
 from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.scheduling.sequence import Sequence, sequence_seed
-from pagewire_router.scheduling.sequence_state import SequenceState
 
 
 @dataclass(slots=True, eq=False)
 class DraftRow:
-    """A row of a plan in flight whose counts depend on draft tokens."""
+    """A row of a plan in flight that verifies draft tokens."""
 
     row: int
     sequence: Sequence
     seq_id: int
     num_drafts: int
-    num_computed_tokens: int
-    """Tokens that the shard has blocks for once it has applied the plan."""
     num_accepted: int = 0
     """Known when the result is back."""
-
-    @property
-    def is_current(self) -> bool:
-        """The sequence has not left the shard group since."""
-        return self.sequence.state is SequenceState.RUNNING and self.sequence.seq_id == self.seq_id
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +31,10 @@ class PlanInFlight:
     num_scheduled_tokens: list[int] = field(default_factory=list)
     """Most tokens that each row computes, draft tokens not counted."""
     draft_rows: list[DraftRow] = field(default_factory=list)
-    """Rows that verify draft tokens, or run a sequence which has unverified ones from earlier plans."""
+    drafting: dict[Sequence, int] = field(default_factory=dict)
+    """Sequences for which the shard's blocks depend on draft tokens, and their seq_ids."""
+    num_block_tokens: list[tuple[Sequence, int, int]] = field(default_factory=list)
+    """For each of `drafting`: the sequence, its seq_id, and the tokens that the shard has blocks for after the plan."""
     prefill_rows: list[int] = field(default_factory=list)
     """Rows that compute a chunk of a prompt, or of what a sequence had when it was preempted."""
     admitted: list[Sequence] = field(default_factory=list)
@@ -106,9 +101,10 @@ class PlanInFlight:
     def draft(self, sequence: Sequence, num_drafts: int) -> None:
         """Adds a row that computes a sequence's last token and verifies so many draft tokens behind it."""
         sequence.draft(num_drafts)
+        if num_drafts:
+            self.draft_rows.append(DraftRow(len(self.sequences), sequence, sequence.seq_id, num_drafts))
         if sequence.num_unverified_tokens:
-            num_computed = min(sequence.num_computed_tokens, sequence.max_len)
-            self.draft_rows.append(DraftRow(len(self.sequences), sequence, sequence.seq_id, num_drafts, num_computed))
+            self.drafting[sequence] = sequence.seq_id
         self.sequences.append(sequence)
         self.num_scheduled_tokens.append(1)
 
@@ -116,6 +112,11 @@ class PlanInFlight:
         """The message, complete."""
         self.message.run_seq_ids.extend([sequence.seq_id for sequence in self.sequences])
         self.message.run_token_budgets.extend(self.num_scheduled_tokens)
+        self.num_block_tokens += [
+            (sequence, seq_id, min(sequence.num_computed_tokens, sequence.max_len))
+            for sequence, seq_id in self.drafting.items()
+            if sequence.runs_as(seq_id)
+        ]
         if self.draft_rows:
             num_draft_tokens = [0] * len(self.sequences)
             for row in self.draft_rows:

@@ -68,6 +68,8 @@ class Scheduler:
         self._inflight: deque[PlanInFlight] = deque()
         self._unverified: deque[PlanInFlight] = deque()
         """Plans with drafts whose results are back, and whose counts the shards have not taken over yet."""
+        self._recounted: dict[Sequence, int] = {}
+        """Sequences whose counts the shards take over with the next plan, and their seq_ids."""
         self._deadlines = Deadlines()
         self._now = 0.0
         self.last_completed = PlanInFlight(shard_pb2.StepPlan(), 0)
@@ -103,6 +105,7 @@ class Scheduler:
         self._max_inflight = max_inflight
         self._inflight.clear()
         self._unverified.clear()
+        self._recounted.clear()
         self._last_step = 0
         self.forecast.clear()
         ran = self._residents.reset(free_blocks)
@@ -205,6 +208,7 @@ class Scheduler:
         """A plan that runs these of the running requests and admits others from the queue."""
         plan = PlanInFlight(shard_pb2.StepPlan(step=self._last_step + 1), self.limits.max_num_batched_tokens)
         self._take_over_drafts(plan.step - self._max_inflight)
+        plan.drafting.update(self._recounted)
         self._residents.fork(groups, plan)
         num_missing, prefills = self._run_decodes(groups, plan)
         self._run_prefills(prefills, plan)
@@ -215,6 +219,7 @@ class Scheduler:
         if plan.is_empty:
             return None
         self._last_step = plan.step
+        self._recounted.clear()
         self._inflight.append(plan)
         self._observer.on_plan(plan)
         return plan.close()
@@ -222,12 +227,13 @@ class Scheduler:
     def _take_over_drafts(self, up_to_step: int) -> None:
         """Takes over how many draft tokens were accepted in plans up to this step.
 
-        The shards do so when they apply the same plan, so that both reserve blocks for the same number of tokens.
+        The shards do so when they apply the plan that is made now, so that both count blocks for the same tokens.
         """
         while self._unverified and self._unverified[0].step <= up_to_step:
             for row in self._unverified.popleft().draft_rows:
-                if row.is_current:
+                if row.sequence.runs_as(row.seq_id):
                     row.sequence.verify(row.num_drafts, row.num_accepted)
+                    self._recounted[row.sequence] = row.seq_id
 
     def _run_decodes(self, groups: list[SequenceGroup], plan: PlanInFlight) -> tuple[int, list[Sequence]]:
         """Runs one token of each decoding sequence of these requests and its draft tokens, most urgent first.
@@ -426,7 +432,7 @@ class Scheduler:
             elif stop == _STOP_ERROR:
                 progress.append(Progress.failed(sequence))
         self.tokens.generated += start - num_dropped
-        if plan.draft_rows:
+        if plan.drafting:
             self._take_draft_rows(plan, result)
         return progress
 
@@ -434,9 +440,11 @@ class Scheduler:
         """Notes how many drafts were accepted, and for how many tokens the shard held blocks."""
         for row in plan.draft_rows:
             row.num_accepted = result.num_sampled_tokens[row.row] - 1
-            if row.is_current:
-                self._residents.ledger.rebase(row.sequence, row.num_computed_tokens)
-        self._unverified.append(plan)
+        for sequence, seq_id, num_tokens in plan.num_block_tokens:
+            if sequence.runs_as(seq_id):
+                self._residents.ledger.rebase(sequence, num_tokens)
+        if plan.draft_rows:
+            self._unverified.append(plan)
 
     def _rebase(self, sequence: Sequence, num_computed: int, shared: bool, step: int) -> None:
         """Re-bases the blocks of a sequence on what the result of a step says of it."""

@@ -67,10 +67,7 @@ class Sequence:
     num_unverified_tokens: int = 0
     """Draft tokens that count as accepted in num_tokens and num_computed_tokens, and may be rejected."""
     num_admitted_tokens: int = 0
-    """Tokens it had when it was admitted or forked."""
-    min_reserved_tokens: int = 0
-    """Blocks for so many tokens are reserved whatever it has computed: those that it was admitted with, and those that
-    a shard has taken blocks for, although drafts were rejected since."""
+    """Tokens it had when it was admitted or forked: blocks for all of them are reserved from then on."""
     num_reported_computed_tokens: int = 0
     """Tokens it had computed as of the last result."""
     min_computed_tokens: int = 0
@@ -100,6 +97,10 @@ class Sequence:
         """Sampled tokens that have come back."""
         return len(self.token_ids) - self.group.num_prompt_tokens
 
+    def runs_as(self, seq_id: int) -> bool:
+        """It is on the shard group and has not left it since it got this seq_id."""
+        return self.state is SequenceState.RUNNING and self.seq_id == seq_id
+
     def on(self, event: SequenceEvent) -> None:
         """Moves to the state that follows. See sequence_state.py."""
         self.state = next_state(self.state, event)
@@ -109,7 +110,7 @@ class Sequence:
         if self.token_ids is self.group.request.prompt_token_ids:
             self.token_ids = self.token_ids.copy()
         self.seq_id = seq_id
-        self.num_admitted_tokens = self.min_reserved_tokens = len(self.token_ids)
+        self.num_admitted_tokens = len(self.token_ids)
         self.num_unverified_tokens = 0
         self.num_computed_tokens, self.num_tokens = num_computed_tokens, num_tokens
         self.num_reported_computed_tokens = self.min_computed_tokens = 0
@@ -138,7 +139,6 @@ class Sequence:
 
     def verify(self, num_drafts: int, num_accepted: int) -> None:
         """The counts of a plan that verified draft tokens are taken over: those that were rejected count no more."""
-        self.min_reserved_tokens = max(self.min_reserved_tokens, min(self.num_computed_tokens, self.max_len))
         self.num_computed_tokens -= num_drafts - num_accepted
         self.num_tokens -= num_drafts - num_accepted
         self.num_unverified_tokens -= num_drafts
