@@ -1,6 +1,7 @@
 """The generated pages say all that their sources say."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,17 @@ def test_every_message_and_field_of_a_protocol_is_there_with_its_comment(name: s
         rows = [line.split(" | ") for line in by_title[enum.name].splitlines() if line.startswith("| `")]
         assert [row[0].strip("| ") for row in rows] == [f"`{value.name}`" for value in enum.value]
         assert all(row[2].strip(" |") for row in rows), enum.name
+
+
+def test_types_are_linked_on_the_page_that_has_them() -> None:
+    pages = {"inference.md": proto_reference.inference_page(), "shard.md": proto_reference.shard_page()}
+    headings = {
+        name: {title.lower() for title in re.findall(r"^### (\w+)$", page, re.M)} for name, page in pages.items()
+    }
+    links = {name: re.findall(r"\]\(([\w.]*)#(\w+)\)", page) for name, page in pages.items()}
+    assert ("inference.md", "samplingparams") in links["shard.md"]
+    for name, found in links.items():
+        assert not [link for link in found if link[1] not in headings[link[0] or name]]
 
 
 def test_paragraphs_of_a_comment_stay_apart() -> None:

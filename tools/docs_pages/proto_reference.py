@@ -82,7 +82,7 @@ class _Page:
 
     def _service(self, service: ServiceDescriptorProto, path: tuple[int, ...]) -> str:
         methods = (
-            (f"`{method.name}`", f"{_side(method, 'input')} → {_side(method, 'output')}", cell(comment))
+            (f"`{method.name}`", f"{self._side(method, 'input')} → {self._side(method, 'output')}", cell(comment))
             for i, method in enumerate(service.method)
             for comment in [self._comment((*path, METHODS, i))]
         )
@@ -106,7 +106,32 @@ class _Page:
                 oneof = message.oneof_decl[field.oneof_index]
                 yield f"oneof `{oneof.name}`", "", "", cell(self._comment((*path, ONEOFS, field.oneof_index)))
             name = f"– `{field.name}`" if is_member else f"`{field.name}`"
-            yield name, _field_type(message, field), str(field.number), cell(self._comment((*path, FIELDS, i)))
+            yield name, self._field_type(message, field), str(field.number), cell(self._comment((*path, FIELDS, i)))
+
+    def _side(self, method: MethodDescriptorProto, side: str) -> str:
+        """Request or response of a method."""
+        streaming = method.client_streaming if side == "input" else method.server_streaming
+        return ("stream of " if streaming else "") + self._type_link(getattr(method, f"{side}_type"))
+
+    def _type_link(self, full_name: str) -> str:
+        """A type of pagewire's as a link to its section, on this page or on that of the public service."""
+        name = full_name.removeprefix(".")
+        if not name.startswith(f"{PACKAGE}."):
+            return f"`{name}`"
+        short = name.removeprefix(f"{PACKAGE}.")
+        own = {message.name for message in self._file.message_type} | {enum.name for enum in self._file.enum_type}
+        return f"[`{short}`]({'' if short in own else 'inference.md'}#{short.lower()})"
+
+    def _field_type(self, message: DescriptorProto, field: FieldDescriptorProto) -> str:
+        """A field's type, with what proto3 says before it."""
+        entry = next((nested for nested in message.nested_type if field.type_name.endswith(f".{nested.name}")), None)
+        if entry is not None and entry.options.map_entry:
+            key, value = (self._field_type(entry, part) for part in entry.field)
+            return f"map of {key} to {value}"
+        name = self._type_link(field.type_name) if field.type in COMPOUND else f"`{_scalar(field)}`"
+        if field.label == FieldDescriptorProto.LABEL_REPEATED:
+            return f"repeated {name}"
+        return f"optional {name}" if field.proto3_optional else name
 
     def _enum(self, enum: EnumDescriptorProto, path: tuple[int, ...]) -> str:
         rows = (
@@ -119,33 +144,6 @@ class _Page:
 def _paragraphs(comment: str) -> str:
     """A comment as Markdown: lines of a paragraph joined."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", comment.strip()))
-
-
-def _side(method: MethodDescriptorProto, side: str) -> str:
-    """Request or response of a method."""
-    streaming = method.client_streaming if side == "input" else method.server_streaming
-    return ("stream of " if streaming else "") + _type_link(getattr(method, f"{side}_type"))
-
-
-def _type_link(full_name: str) -> str:
-    """A type of our own as a link to its section."""
-    name = full_name.removeprefix(".")
-    if not name.startswith(f"{PACKAGE}."):
-        return f"`{name}`"
-    short = name.removeprefix(f"{PACKAGE}.")
-    return f"[`{short}`](#{short.lower()})"
-
-
-def _field_type(message: DescriptorProto, field: FieldDescriptorProto) -> str:
-    """A field's type, with what proto3 says before it."""
-    entry = next((nested for nested in message.nested_type if field.type_name.endswith(f".{nested.name}")), None)
-    if entry is not None and entry.options.map_entry:
-        key, value = (_field_type(entry, part) for part in entry.field)
-        return f"map of {key} to {value}"
-    name = _type_link(field.type_name) if field.type in COMPOUND else f"`{_scalar(field)}`"
-    if field.label == FieldDescriptorProto.LABEL_REPEATED:
-        return f"repeated {name}"
-    return f"optional {name}" if field.proto3_optional else name
 
 
 def _scalar(field: FieldDescriptorProto) -> str:
