@@ -57,9 +57,9 @@ logger = logging.getLogger(__name__)
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 CONNECT_TIMEOUT_S = 5.0
 TICK_S = 0.25
-"""How often deadlines and progress are looked at when no result comes."""
+"""Time between two checks of deadlines and progress when no result comes."""
 DRAINED_WAIT_S = 15.0
-"""How long requests wait at most for shards that were told to stop: long enough for ones that are started again."""
+"""Longest time that requests wait for shards that were told to stop: they may be restarted."""
 GOODBYE_TIMEOUT_S = 1.0
 
 
@@ -84,17 +84,17 @@ class GroupLoop:
         self.scheduler = Scheduler(GroupLimits.of(info), TimelineObserver())
         self.mirror = PrefixMirror()
         self.is_serving = False
-        """The lease is held and plans flow."""
+        """Whether the lease is held and plans are sent."""
         self.is_draining = False
-        """The shard is about to stop: it gets no new sequences."""
+        """Whether a shard is about to stop, so that the group gets no new sequences."""
         self.is_expected_back = False
-        """It has served, not too long ago, and no other router drives it now: requests may wait while it is down."""
+        """Whether requests wait while the group is down: it served not too long ago, and no other router drives it."""
         self.why_away = "no shard group serves"
-        """Why requests do not wait for it while it is down."""
+        """Reason given to requests that are refused because the group is down."""
         self.num_failovers = 0
-        """Epochs that ended without Goodbye."""
+        """Number of epochs that ended without Goodbye."""
         self.num_digest_mismatches = 0
-        """Steps after which the ranks disagreed."""
+        """Number of steps after which the ranks' state digests differed."""
         self.epoch = 0
         """Counter of the last lease that was granted."""
         self.ranks = ranks
@@ -111,7 +111,7 @@ class GroupLoop:
         self._digests: dict[int, int] = {}
         self._progress = StallWatch(len(ranks), step_timeout_s)
         self._away_since_s = 0.0
-        """When it last went down, on the clock of time.monotonic()."""
+        """time.monotonic() when the group last went down."""
         self._stopping = False
         self._is_down_logged = False
         self._lost: list[SequenceGroup] = []
@@ -120,12 +120,12 @@ class GroupLoop:
 
     @property
     def load(self) -> int:
-        """Sequences that run or wait."""
+        """Number of sequences that run and requests that wait."""
         return self.scheduler.num_running_sequences + self.num_waiting
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait to be admitted, suspects among them."""
+        """Number of requests that wait to be admitted, suspects included."""
         return len(self.scheduler.waiting) + len(self.scheduler.suspects)
 
     @property
@@ -135,7 +135,7 @@ class GroupLoop:
 
     @property
     def has_requests(self) -> bool:
-        """Requests run or wait here."""
+        """Whether requests run or wait here."""
         return bool(self._groups)
 
     # Requests.
@@ -158,7 +158,7 @@ class GroupLoop:
             self._wakeup.set()
 
     def adopt(self, group: SequenceGroup) -> None:
-        """Takes over a request from another shard group."""
+        """Takes a request that another shard group has handed over."""
         self._groups[group.request] = group
         self.scheduler.adopt(group)
         self._note_queued(group.request)
@@ -172,7 +172,7 @@ class GroupLoop:
         return self.scheduler.hand_over()
 
     def take_place_of(self, other: "GroupLoop") -> None:
-        """Requests wait for this group as they did for another one, which drove shards of the same group."""
+        """Replaces a loop that drove the same group: requests go on waiting as long as they would have for that one."""
         self.is_expected_back, self.why_away = other.is_expected_back, other.why_away
         self._away_since_s = other._away_since_s
 
@@ -210,7 +210,7 @@ class GroupLoop:
             request.timeline.note(Queued(self.info.group_id))
 
     def _note_failover(self) -> None:
-        """What runs here now will have to be admitted again."""
+        """Records in the timelines of running requests that they have to be admitted again."""
         for group in self.scheduler.running:
             if group.request.timeline is not None:
                 group.request.timeline.note(FailedOver(group.num_output_tokens))
@@ -218,7 +218,7 @@ class GroupLoop:
     # The connection.
 
     async def run(self) -> None:
-        """Keeps the group going until stop()."""
+        """Opens the plan stream and serves, again and again, until stop()."""
         backoff_s = MIN_BACKOFF_S
         while not self._stopping:
             try:
@@ -243,7 +243,7 @@ class GroupLoop:
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
     def _end_wait(self) -> None:
-        """Requests wait no longer for shards that have been away for too long."""
+        """Lets requests wait no longer if the shards have been away for too long."""
         wait_s = min(self._shard_wait_s, DRAINED_WAIT_S) if self.is_draining else self._shard_wait_s
         if self.is_expected_back and time.monotonic() - self._away_since_s >= wait_s:
             self._expect_no_more(f"the shards have been away for {wait_s:g} s")
@@ -260,7 +260,7 @@ class GroupLoop:
         logger.log(level, "shard group %s is down: %s", self.info.group_id, describe(error))
 
     def stop(self) -> None:
-        """Lets go of the shards with a Goodbye; run() returns."""
+        """Says Goodbye to the shards and makes run() return."""
         self._stopping = True
         self._wakeup.set()
 
@@ -324,7 +324,7 @@ class GroupLoop:
         self._is_down_logged = False
 
     def _count_deaths(self, incarnation: int) -> None:
-        """Requests that ran when the shard's process ended may have ended it: streams that broke alone do not count."""
+        """Counts a death for each request that was in flight when the shard's process ended: it may be the cause."""
         lost, self._lost = [group for group in self._lost if not group.is_finished], []
         if self._incarnation not in (0, incarnation):
             alone = len(lost) == 1 and lost[0].suspicion is not None
@@ -439,7 +439,7 @@ class GroupLoop:
         self._wakeup.set()
 
     def _blame(self, result: shard_pb2.StepResult) -> None:
-        """Finds the request that makes steps fail: those of a failed step run alone next, one that was alone ends."""
+        """Makes suspects of the requests in a failed step, or ends the request that ran alone in it."""
         if result.error.code == grpc.StatusCode.ABORTED.value[0]:
             return
         # What breaks while a step runs may show only in a later one; a refusal names its own plan.
@@ -486,7 +486,7 @@ class GroupLoop:
 
 
 async def _write(calls: list[RawCall], message: bytes) -> None:
-    """To every rank. Raises CALL_ERRORS, and Unavailable with the reason if a call has ended before."""
+    """Writes a message to every rank. Raises CALL_ERRORS, or Unavailable with the reason if the call has ended."""
     for call in calls:
         try:
             await call.write(message)

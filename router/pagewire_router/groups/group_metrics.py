@@ -16,7 +16,11 @@ GROUP_GAUGES: tuple[tuple[str, str, Callable[[GroupLoop], float]], ...] = (
     ("requests_running", "Requests admitted to the group.", lambda group: len(group.scheduler.running)),
     ("sequences_running", "Sequences admitted to the group.", lambda group: group.scheduler.num_running_sequences),
     ("requests_queued", "Requests that wait for the group.", lambda group: group.num_waiting),
-    ("tokens_queued", "Prompt tokens of requests that wait for it.", lambda group: group.scheduler.waiting.num_tokens),
+    (
+        "tokens_queued",
+        "Prompt tokens of requests that wait for it.",
+        lambda group: group.scheduler.waiting.num_prompt_tokens,
+    ),
     ("plans_inflight", "Step plans whose results are not back.", lambda group: group.scheduler.num_inflight),
     ("kv_cache_blocks", "Blocks in the group's pool.", lambda group: group.scheduler.limits.num_blocks),
     ("kv_cache_usage_ratio", "Share of the pool's blocks that sequences hold.", lambda group: usage_of([group])),
@@ -88,7 +92,7 @@ class GroupMetrics(Collector):
         for name, documentation, value in (
             ("requests_queued", "Requests that wait to be admitted.", sum(len(s.waiting) for s in schedulers)),
             ("requests_running", "Requests admitted to shard groups.", sum(len(s.running) for s in schedulers)),
-            ("tokens_queued", "Prompt tokens that wait.", sum(s.waiting.num_tokens for s in schedulers)),
+            ("tokens_queued", "Prompt tokens that wait.", sum(s.waiting.num_prompt_tokens for s in schedulers)),
             ("kv_cache_usage_ratio", "Share of all blocks that sequences hold, 0 to 1.", usage_of(self._groups)),
         ):
             yield GaugeMetricFamily(f"pagewire_{name}", documentation, value=value)

@@ -1,6 +1,7 @@
-"""The sequences that a shard group holds or is about to get: their slots, blocks and names, and those about to leave.
+"""The sequences on a shard group: their slots, blocks and seq_ids, and the ones that the next plan releases.
 
-The scheduler decides who enters and who leaves; this keeps account of it and writes it into the plans.
+The scheduler decides who is admitted and preempted; this module keeps account and writes admissions, forks and
+releases into the plans.
 """
 
 from bisect import insort
@@ -33,7 +34,7 @@ class Residents:
 
     @property
     def has_releases(self) -> bool:
-        """Sequences are to be released by the next plan."""
+        """Whether the next plan has sequences to release."""
         return bool(self._releases)
 
     @property
@@ -76,7 +77,7 @@ class Residents:
         self._admit_leader(leader, plan)
 
     def _reserve_for(self, sequence: Sequence, num_shared: int) -> None:
-        """Keeps blocks for a sequence that is to be forked."""
+        """Reserves blocks for a sequence that is to be forked."""
         sequence.on(SequenceEvent.RESERVE)
         self._forking[sequence.group] = None
         sequence.num_admitted_tokens = num_shared
@@ -155,7 +156,7 @@ class Residents:
         group.preempt()
 
     def _end_forking(self, group: SequenceGroup) -> None:
-        """A request has no sequences left to fork: lets go of their parent if it has ended."""
+        """A request has no sequences left to fork: releases their parent if it has ended."""
         del self._forking[group]
         for sequence in group.sequences:
             if sequence.state is SequenceState.KEPT:
@@ -174,7 +175,7 @@ class Residents:
         self.num_slots_used -= 1
 
     def release(self, plan: PlanInFlight) -> None:
-        """Writes the releases into a plan."""
+        """Writes all pending releases into a plan."""
         plan.message.release_seq_ids.extend(self._releases)
         self._releases.clear()
         plan.num_released_blocks, self._num_leaving_blocks = self._num_leaving_blocks, 0

@@ -92,7 +92,7 @@ class Scheduler:
         return self._residents.ledger.free
 
     def has_work(self) -> bool:
-        """Something waits, runs or is to be released."""
+        """Whether something waits, runs or is to be released."""
         return bool(self.running or self._residents.has_releases or len(self.waiting) or self.suspects)
 
     def reset(self, free_blocks: int, max_inflight: int = 1) -> None:
@@ -139,7 +139,7 @@ class Scheduler:
         self._put_back(group)
 
     def hand_over(self) -> list[SequenceGroup]:
-        """All requests, for other shard groups to adopt. From then on they are none of this one's business."""
+        """Removes and returns all requests, for other shard groups to adopt."""
         self.reset(0)
         self._deadlines.clear()
         return [*self.suspects.take_all(), *iter(self.waiting.pop, None)]

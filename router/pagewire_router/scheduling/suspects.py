@@ -22,10 +22,10 @@ class Queue(Protocol):
     """The queue that requests are admitted from."""
 
     def pop(self) -> SequenceGroup | None:
-        """Takes the first."""
+        """Removes and returns the first request."""
 
     def push(self, group: SequenceGroup) -> None:
-        """Puts one back that does not fit."""
+        """Puts a request back that does not fit."""
 
 
 MAX_DEATHS = 2
@@ -41,10 +41,10 @@ class Suspicion:
     goals: list[tuple[Sequence, int]]
     """Its sequences, and the lengths they reach when it is cleared."""
     stays: bool
-    """It is never cleared."""
+    """Whether it is never cleared."""
 
     def is_disproved(self) -> bool:
-        """It has got past what the failed plans would have brought."""
+        """Whether the sequences have all the tokens that the failed plans would have brought."""
         return not self.stays and all(s.is_finished or len(s.token_ids) >= goal for s, goal in self.goals)
 
 
@@ -53,7 +53,7 @@ class Deaths:
     """Shard processes that died over a request since it last yielded a token."""
 
     num_tokens: int = 0
-    """Its output tokens then."""
+    """Output tokens of the request at the first of these deaths."""
     total: int = 0
     alone: int = 0
 
@@ -63,7 +63,7 @@ class Suspects:
 
     def __init__(self) -> None:
         self.trial: SequenceGroup | None = None
-        """The one that runs alone."""
+        """The suspect that runs alone."""
         self._waiting: dict[SequenceGroup, None] = {}
         self._is_trial_next = True
 
@@ -83,7 +83,7 @@ class Suspects:
         self._waiting[group] = None
 
     def pop(self) -> SequenceGroup | None:
-        """Takes the first for its trial; None while one is on trial."""
+        """Puts the first suspect on trial and returns it; None while another one is on trial."""
         if self.trial is not None or not self._waiting:
             return None
         self.trial = next(iter(self._waiting))
@@ -91,13 +91,13 @@ class Suspects:
         return self.trial
 
     def discard(self, group: SequenceGroup) -> None:
-        """Lets go of a request, whether or not it is a suspect here."""
+        """Forgets a request, whether or not it is a suspect here."""
         self._waiting.pop(group, None)
         if self.trial is group:
             self.trial = None
 
     def take_all(self) -> list[SequenceGroup]:
-        """Hands over those that wait."""
+        """Removes and returns the suspects that wait."""
         groups = list(self._waiting)
         self._waiting.clear()
         return groups
@@ -127,7 +127,7 @@ class Suspects:
         return None
 
     def acquit(self) -> None:
-        """Clears the one on trial of suspicion if it has got past what failed."""
+        """Clears the suspect on trial if it has got past what failed."""
         trial = self.trial
         if trial is not None and trial.suspicion is not None and trial.suspicion.is_disproved():
             trial.suspicion, self.trial = None, None
@@ -148,13 +148,13 @@ def blame(groups: list[SequenceGroup]) -> SequenceGroup | None:
 
 
 def suspect(group: SequenceGroup) -> None:
-    """Makes a request a suspect: it has failed in company, with what it has been given to do so far."""
+    """Makes a request a suspect until it has the tokens that its plans so far would have brought."""
     goals = [(s, min(max(s.num_tokens, len(s.token_ids) + 1), s.max_len)) for s in group.unfinished()]
     group.suspicion = Suspicion(goals, stays=group.cleared_at == group.num_output_tokens)
 
 
 def note_death(group: SequenceGroup, *, alone: bool) -> bool:
-    """A shard process died over the request. True: over it alone, and too often."""
+    """Counts a shard process that died over the request. Returns whether too many died over it alone."""
     if group.deaths is None or group.deaths.num_tokens != group.num_output_tokens:
         group.deaths = Deaths(group.num_output_tokens)
     group.deaths.total += 1

@@ -1,4 +1,4 @@
-"""Requests that wait for a shard group, in order of admission, with a bound.
+"""Requests that wait for a shard group, in order of admission.
 
 The order is a single number, fixed when a request arrives: when it is due. A request is due at its deadline, or
 PATIENCE_S after its arrival if that is sooner; each level of priority is worth LEVEL_S. So a lower priority number goes
@@ -14,11 +14,11 @@ from pagewire_router.request import Request
 from pagewire_router.scheduling.sequence import SequenceGroup
 
 PATIENCE_S = 60.0
-"""Longest head start that a deadline can give."""
+"""A deadline moves a request forward by at most so much."""
 LEVEL_S = 300.0
-"""A request is overtaken by a priority level's newcomers for at most so long."""
+"""Newcomers of the next more urgent priority overtake a request for at most so long."""
 BIN_S = 0.5
-"""Requests that are due so near to each other are counted together as those ahead of another one."""
+"""Width of the bins in which expected tokens are summed by the time requests are due."""
 
 
 def queue_key(request: Request) -> float:
@@ -36,8 +36,8 @@ class WaitingQueue:
         self._heap: list[tuple[float, int, SequenceGroup]] = []
         self._order = itertools.count()
         self._entries: dict[SequenceGroup, int] = {}
-        self.num_tokens = 0
-        """Known tokens of all that wait."""
+        self.num_prompt_tokens = 0
+        """Prompt tokens of all that wait."""
         self.num_sequences = 0
         self._expected: defaultdict[int, float] = defaultdict(float)
         """Tokens that waiting requests are expected to yield, by bins of their keys; no bin is empty."""
@@ -58,12 +58,12 @@ class WaitingQueue:
         return sum(self._expected.values())
 
     def tokens_ahead(self, key: float) -> float:
-        """Tokens that those who are due before `key`, or about then, are expected to yield. Flat in what waits."""
+        """Tokens that requests due before `key` are expected to yield. Cost does not grow with the queue's length."""
         last = key // BIN_S
         return sum(tokens for index, tokens in self._expected.items() if index <= last)
 
     def push(self, group: SequenceGroup) -> None:
-        """Adds a group at its place."""
+        """Adds a request."""
         group.queue_key = queue_key(group.request)
         order = next(self._order)
         self._entries[group] = order
@@ -74,12 +74,12 @@ class WaitingQueue:
             heapq.heapify(self._heap)
 
     def remove(self, group: SequenceGroup) -> None:
-        """Takes a group out, wherever it is."""
+        """Removes a request."""
         del self._entries[group]
         self._count(group, -1)
 
     def pop(self) -> SequenceGroup | None:
-        """Takes the first group."""
+        """Removes and returns the first request; None if the queue is empty."""
         while self._heap:
             _, order, group = heapq.heappop(self._heap)
             if self._entries.get(group) == order:
@@ -88,7 +88,7 @@ class WaitingQueue:
         return None
 
     def _count(self, group: SequenceGroup, sign: int) -> None:
-        self.num_tokens += sign * len(group.request.prompt_token_ids)
+        self.num_prompt_tokens += sign * len(group.request.prompt_token_ids)
         self.num_sequences += sign * len(group.sequences)
         index = int(group.queue_key // BIN_S)
         self._num_in_bin[index] += sign
