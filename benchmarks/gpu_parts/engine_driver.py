@@ -22,7 +22,7 @@ from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_shard.config import ShardConfig
-from pagewire_shard.engine.engine import Engine, PendingStep
+from pagewire_shard.engine.engine import Engine, LaunchedStep
 from pagewire_shard.startup import build_engine
 
 from gpu_parts.part import Bench
@@ -106,7 +106,7 @@ class Driver:
             )
         )
         self._rng = random.Random(seed)
-        self._pending: deque[PendingStep] = deque()
+        self._pending: deque[LaunchedStep] = deque()
         self._num_requests = 0
 
     def add(self, prompt_len: int, max_tokens: int, *, cached: bool = False) -> SequenceGroup:

@@ -10,7 +10,7 @@ from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 from pagewire_shard.engine.block_pool import BlockPool
-from pagewire_shard.engine.engine import Engine, PendingStep
+from pagewire_shard.engine.engine import Engine, LaunchedStep
 from pagewire_shard.engine.runner import Runner
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.model_runner import ModelRunner
@@ -34,7 +34,7 @@ class EngineWorld:
         self.logprobs: dict[Sequence, list[shard_pb2.SequenceLogprobs]] = {}
         """Log-probabilities of sequences that asked for them, one for each token."""
         self._window = window
-        self._pending: deque[PendingStep] = deque()
+        self._pending: deque[LaunchedStep] = deque()
         self._now = 0.0
 
     def submit(self, prompt: list[int], *, eos_token_ids: tuple[int, ...] = (), **options: object) -> SequenceGroup:

@@ -19,7 +19,7 @@ from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup, sequence_seed
 from pagewire_shard.engine.block_pool import BlockPool
-from pagewire_shard.engine.engine import Engine, PendingStep
+from pagewire_shard.engine.engine import Engine, LaunchedStep
 from pagewire_shard.engine.runner import RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
 
@@ -170,7 +170,7 @@ class Rank:
         self.engine = Engine(info, self.runner, BlockPool(limits.num_blocks, limits.block_size))
         self.engine.begin_epoch(window)
         self.lazy = lazy
-        self.pending: deque[PendingStep] = deque()
+        self.pending: deque[LaunchedStep] = deque()
         self.results: deque[shard_pb2.StepResult] = deque()
 
     def take(self, plan: shard_pb2.StepPlan) -> None:

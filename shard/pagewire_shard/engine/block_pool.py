@@ -76,15 +76,15 @@ class BlockPool:
         return self._ref_counts[block] == 1 and self._digests[block] is None
 
     def is_shared(self, block: int) -> bool:
-        """Has more than one holder."""
+        """Whether the block has more than one holder."""
         return self._ref_counts[block] > 1
 
     def num_holders(self, block: int) -> int:
-        """How many block tables name it."""
+        """How many block tables name the block."""
         return self._ref_counts[block]
 
     def is_indexed(self, block: int) -> bool:
-        """Can be found in the prefix index."""
+        """Whether the block can be found in the prefix index."""
         return self._digests[block] is not None
 
     def lookup(self, digest: Digest) -> int | None:
@@ -92,7 +92,7 @@ class BlockPool:
         return self._index.get(digest)
 
     def index(self, block: int, digest: Digest) -> None:
-        """Makes a full block findable. Content that is in the index already stays with the block it is in."""
+        """Enters a full block in the prefix index. Does nothing if a block with the same content is in it already."""
         if digest in self._index or self._digests[block] is not None:
             return
         self._index[digest] = block

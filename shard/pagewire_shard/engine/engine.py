@@ -38,7 +38,7 @@ from pagewire_shard.errors import PlanRefused
 
 
 @dataclass(slots=True, eq=False)
-class PendingStep:
+class LaunchedStep:
     """A launched step whose tokens are on their way to the host."""
 
     step: int
@@ -46,7 +46,7 @@ class PendingStep:
     """The plan's run, in its order. Those that compute nothing are not in the runner's batch."""
     result: shard_pb2.StepResult
     """What is known at launch."""
-    pending: PendingTokens | None = None
+    pending_tokens: PendingTokens | None = None
     """Set when the runner has launched it."""
     num_tokens: int = 0
     """Tokens it computes."""
@@ -55,7 +55,7 @@ class PendingStep:
 
     def is_ready(self) -> bool:
         """The tokens are on the host."""
-        return self.tokens is not None or (self.pending is not None and self.pending.is_ready())
+        return self.tokens is not None or (self.pending_tokens is not None and self.pending_tokens.is_ready())
 
 
 class Engine:
@@ -70,7 +70,7 @@ class Engine:
         self._free_slots: list[int] = []
         self._copied: list[int] = []
         """Sources of copies that nobody else holds: released after the run, so that none is handed out within it."""
-        self._effects: deque[PendingStep] = deque()
+        self._effects: deque[LaunchedStep] = deque()
         self._max_inflight = 1
         self._last_step = 0
         self._highest_seq_id = -1
@@ -78,7 +78,7 @@ class Engine:
         self.end_epoch()
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
-        """See StepEngine."""
+        """Has on_progress called from within long steps; see StepEngine."""
         self._runner.watch_progress(on_progress)
 
     def begin_epoch(self, max_inflight: int) -> list[int]:
@@ -110,7 +110,7 @@ class Engine:
         """The wire hashes of all cached blocks."""
         return self.pool.cached_hashes()
 
-    def launch(self, plan: shard_pb2.StepPlan) -> PendingStep:
+    def launch(self, plan: shard_pb2.StepPlan) -> LaunchedStep:
         """Applies a plan and starts its forward pass.
 
         Raises:
@@ -128,25 +128,25 @@ class Engine:
         self._last_step = plan.step
         self._take_in(changes)
         batch = self._make_batch(changes.rows)
-        pending = PendingStep(plan.step, changes.rows, shard_pb2.StepResult(step=plan.step))
-        pending.num_tokens = changes.num_tokens
-        for sequence, _, _ in pending.rows:
+        launched = LaunchedStep(plan.step, changes.rows, shard_pb2.StepResult(step=plan.step))
+        launched.num_tokens = changes.num_tokens
+        for sequence, _, _ in launched.rows:
             self._index_full_blocks(sequence)
-        self._describe(pending)
-        pending.result.timings.prepare_us = int((time.perf_counter() - started) * 1e6)
-        pending.pending = self._runner.launch(batch)
-        self._effects.append(pending)
-        return pending
+        self._describe(launched)
+        launched.result.timings.prepare_us = int((time.perf_counter() - started) * 1e6)
+        launched.pending_tokens = self._runner.launch(batch)
+        self._effects.append(launched)
+        return launched
 
-    def collect(self, pending: PendingStep) -> shard_pb2.StepResult:
+    def collect(self, launched: LaunchedStep) -> shard_pb2.StepResult:
         """Waits for a step's tokens and builds its result. Steps are collected in order."""
-        assert pending.pending is not None, f"step {pending.step} was not launched"
-        tokens = pending.tokens = pending.pending.wait()
-        result = pending.result
-        if len(tokens.num_tokens) < len(pending.rows):
-            tokens = pending.tokens = _spread(tokens, pending.rows)
+        assert launched.pending_tokens is not None, f"step {launched.step} was not launched"
+        tokens = launched.tokens = launched.pending_tokens.wait()
+        result = launched.result
+        if len(tokens.num_tokens) < len(launched.rows):
+            tokens = launched.tokens = _spread(tokens, launched.rows)
         for (sequence, _, _), computed, known, stop in zip(
-            pending.rows, tokens.num_computed_tokens, tokens.num_tokens, tokens.stop_reasons, strict=True
+            launched.rows, tokens.num_computed_tokens, tokens.num_tokens, tokens.stop_reasons, strict=True
         ):
             sequence.reported_computed, sequence.reported_known, sequence.reported_stop = computed, known, stop
         result.num_computed_tokens.extend(tokens.num_computed_tokens)
@@ -194,14 +194,14 @@ class Engine:
 
     def _apply_effects(self, up_to_step: int) -> None:
         while self._effects and self._effects[0].step <= up_to_step:
-            pending = self._effects.popleft()
-            if pending.tokens is None:
-                self.collect(pending)
-            tokens = pending.tokens
+            launched = self._effects.popleft()
+            if launched.tokens is None:
+                self.collect(launched)
+            tokens = launched.tokens
             assert tokens is not None
             sampled, end = tokens.sampled_token_ids, 0
             for i, ((sequence, _, sample_len), num_sampled, stop) in enumerate(
-                zip(pending.rows, tokens.num_sampled, tokens.stop_reasons, strict=True)
+                zip(launched.rows, tokens.num_sampled, tokens.stop_reasons, strict=True)
             ):
                 start, end = end, end + num_sampled
                 if sequence.released or sequence.stopped:
@@ -291,12 +291,12 @@ class Engine:
             self.pool.index(sequence.blocks[i], sequence.digest_of(i, block_size))
             sequence.num_indexed_blocks = i + 1
 
-    def _describe(self, pending: PendingStep) -> None:
+    def _describe(self, launched: LaunchedStep) -> None:
         """Writes what is known at launch into the result."""
-        result = pending.result
+        result = launched.result
         block_size, is_writable = self.pool.block_size, self.pool.is_writable
-        state = array("Q", (pending.step, self.pool.num_free))
-        for i, (sequence, _, _) in enumerate(pending.rows):
+        state = array("Q", (launched.step, self.pool.num_free))
+        for i, (sequence, _, _) in enumerate(launched.rows):
             end = sequence.num_computed_tokens
             i_next = (end - sequence.num_unverified_tokens) // block_size
             shared = i_next < len(sequence.blocks) and not is_writable(sequence.blocks[i_next])

@@ -34,7 +34,7 @@ class PlanCheck:
         self._max_draft_tokens = info.max_draft_tokens
 
     def check(self, plan: shard_pb2.StepPlan, sequences: Mapping[int, Sequence], highest_seq_id: int) -> None:
-        """Everything but the step's number and the pool. sequences: those on the shard, by seq_id."""
+        """Checks everything but the step's number and the pool. sequences: those on the shard, by seq_id."""
         new_ids = self._check_new(plan, sequences, highest_seq_id) if plan.forks or plan.admits else frozenset[int]()
         released = frozenset[int]()
         if plan.release_seq_ids:
@@ -112,7 +112,7 @@ class PlanCheck:
     def _check_releases(
         self, plan: shard_pb2.StepPlan, sequences: Mapping[int, Sequence], new_ids: frozenset[int]
     ) -> frozenset[int]:
-        """A child that is forked by this very plan may be released by it too."""
+        """Checks release_seq_ids. A child that this plan forks may be released by it too."""
         ids = plan.release_seq_ids
         if len(ids) > len(sequences) + len(plan.forks):
             raise malformed(f"{len(ids)} release_seq_ids are more than the sequences there are")

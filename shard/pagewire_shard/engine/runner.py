@@ -33,7 +33,7 @@ class RunBatch:
 
     @property
     def is_decode(self) -> bool:
-        """Every row computes one token and samples, and there are rows."""
+        """Whether there are rows, and each of them computes one token and samples."""
         return bool(self.slots) and all(self.sample_lens) and max(self.query_lens) == 1
 
     @property
@@ -85,7 +85,7 @@ class PendingTokens(Protocol):
     """The tokens of a launched step, on their way to the host."""
 
     def is_ready(self) -> bool:
-        """wait would not block."""
+        """Whether wait would return at once."""
 
     def wait(self) -> StepTokens:
         """Blocks until the tokens are on the host."""
@@ -101,7 +101,7 @@ class Runner(Protocol):
         """Runs one step."""
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
-        """Has on_progress called while launch gets on."""
+        """Has launch call on_progress now and then, such as after each layer."""
 
     def end_epoch(self) -> None:
-        """Forgets what was admitted and has not run."""
+        """Forgets sequences that were admitted and have not run."""

@@ -24,14 +24,14 @@ class Sequence:
     """The tokens known on the host, prompt first."""
     num_prompt_tokens: int
     root: Digest
-    """Parent of its first block's digest."""
+    """The digest that its first block's digest builds on."""
     sampling_params: inference_pb2.SamplingParams
     """As the plan has them. Shared with forked children, which have seeds of their own."""
     seed: int
-    """Of its sampling noise, an int64."""
+    """Seed of its sampling noise, an int64."""
     stop: shard_pb2.StopConditions
     max_len: int = 0
-    """It samples no token beyond this length."""
+    """The sequence stops at this length."""
     blocks: list[int] = field(default_factory=list)
     """The block table."""
     num_tokens: int = field(init=False)
@@ -45,9 +45,9 @@ class Sequence:
     digests: list[Digest] = field(default_factory=list)
     """Digests of the full blocks of token_ids, as far as computed."""
     num_indexed_blocks: int = 0
-    """Blocks already offered to the prefix index."""
+    """Its first blocks that have been offered to the prefix index."""
     stopped: bool = False
-    """A sampled token ended it. It keeps slot and blocks until it is released."""
+    """The host knows that a sampled token stopped it. It keeps its slot and blocks until it is released."""
     num_cached_tokens: int = 0
     """Tokens a cached prefix provided."""
     has_run: bool = False

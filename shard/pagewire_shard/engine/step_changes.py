@@ -15,11 +15,11 @@ class StepChanges:
     """The sequences that a plan brings, takes away and runs."""
 
     children: list[Sequence]
-    """Forked; they name their parents' blocks and do not hold them yet."""
+    """The forked sequences; they name their parents' blocks and do not hold them yet."""
     admitted: list[Sequence]
-    """They name the blocks of their cached prefixes and do not hold them yet."""
+    """The admitted sequences; they name the blocks of their cached prefixes and do not hold them yet."""
     released: list[Sequence]
-    """Children of this plan may be among them."""
+    """The sequences to forget; children of this plan may be among them."""
     rows: list[Row]
     """The run in its order."""
 
@@ -31,7 +31,7 @@ class StepChanges:
 
     @property
     def num_new_slots(self) -> int:
-        """Slots it takes. A child that the same plan releases takes none."""
+        """Slots that the plan takes. A child that the same plan releases takes none."""
         if not self.children:
             return len(self.admitted)
         released = set(self.released)
@@ -44,7 +44,7 @@ class StepChanges:
         return num_at_most <= pool.num_free or self._num_blocks(pool) <= pool.num_free
 
     def _num_blocks(self, pool: BlockPool) -> int:
-        """Free blocks it needs: what it takes, less what its releases give back."""
+        """Free blocks that the plan needs: what it takes, less what its releases give back."""
         added: defaultdict[int, int] = defaultdict(int)  # Holders that each block gains.
         for sequence in (*self.children, *self.admitted):
             for block in sequence.blocks:
