@@ -24,15 +24,26 @@ def write_rows(
 
 
 def write_runs(
-    table: torch.Tensor, slots: torch.Tensor, runs: list[list[int]] | list[list[float]], upload: Upload
+    table: torch.Tensor,
+    slots: torch.Tensor,
+    runs: list[list[int]] | list[list[float]],
+    upload: Upload,
+    start: int = 0,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes runs[i] to the beginning of the table's row slots[i]."""
+    """Writes runs[i] to the table's row slots[i], from column `start` on.
+
+    Args:
+        dtype: What the runs are made of; its bits are written to a table of another type. None: as the table.
+    """
     total = sum(map(len, runs))
     if not total:
         return
     lens = upload([len(run) for run in runs])
     # Flat index of each run's first element, less the number of elements in the runs before it.
-    origins = slots * table.shape[1] - (lens.cumsum(0) - lens)
+    origins = slots * table.shape[1] + start - (lens.cumsum(0) - lens)
     places = torch.repeat_interleave(origins, lens, output_size=total)
     places += torch.arange(total, device=table.device)
-    table.view(-1).index_copy_(0, places, upload(list(chain.from_iterable(runs)), table.dtype))
+    values = upload(list(chain.from_iterable(runs)), dtype or table.dtype)
+    table.view(-1).index_copy_(0, places, values.view(table.dtype))

@@ -63,12 +63,10 @@ def test_biases_of_several_sequences_are_written_at_once() -> None:
     sampler = filled(
         make_sequence(3, logit_bias={5: 1.5, 2: -3}), make_sequence(0), make_sequence(2, logit_bias=largest)
     )
-    assert column(sampler, "num_biases") == [0, 0, MAX_BIASES, 2, 0]
-    columns = sampler._columns
+    assert column(sampler, "logit_bias") == [0, 0, MAX_BIASES, 2, 0]
     for slot, expected in ((3, {5: 1.5, 2: -3.0}), (2, largest)):
-        num = len(expected)
-        ids, biases = columns.bias_token_ids[slot, :num].tolist(), columns.biases[slot, :num].tolist()
-        assert dict(zip(ids, biases, strict=True)) == expected
+        token_ids, biases = sampler._columns.entries("logit_bias", slot)
+        assert dict(zip(token_ids.tolist(), biases.tolist(), strict=True)) == expected
 
 
 def test_columns_have_room_for_as_many_biases_as_a_request_may_have() -> None:

@@ -11,6 +11,8 @@ from pagewire_kernels.sequence_state import SequenceState, StateColumns
 
 NUM_TOKENS = 0
 """The column of SequenceState.ints that these batches have."""
+NAN_BITS = 0x7FC00000
+"""NaN as a value, and no token of any vocabulary."""
 
 
 def sampling_batch(
@@ -72,19 +74,19 @@ def sampling_batch(
 
 def fill_biases(columns: SamplingColumns, slots: torch.Tensor, biases: Sequence[dict[int, float]]) -> None:
     """Writes the biases of each slot; what is beyond them would be noticed."""
-    columns.bias_token_ids.fill_(0)
-    columns.biases.fill_(float("nan"))
-    columns.column("num_biases")[slots] = torch.tensor([len(row) for row in biases])
+    columns.lists.fill_(NAN_BITS)
+    columns.column("logit_bias")[slots] = torch.tensor([len(row) for row in biases])
     for slot, row in zip(slots.tolist(), biases, strict=True):
-        columns.bias_token_ids[slot, : len(row)] = torch.tensor(list(row), dtype=torch.int32)
-        columns.biases[slot, : len(row)] = torch.tensor(list(row.values()), dtype=torch.float32)
+        token_ids, values = columns.entries("logit_bias", slot)
+        token_ids.copy_(torch.tensor(list(row), dtype=torch.int32))
+        values.copy_(torch.tensor(list(row.values()), dtype=torch.float32))
 
 
 def on(device: torch.device, batch: SamplingBatch) -> SamplingBatch:
     """The batch on a device."""
     sequences, columns = batch.sequences, batch.columns
     tables = {name: getattr(sequences, name).to(device) for name in ("ints", "token_ids", "stop_token_ids")}
-    names = ("floats", "ints", "bias_token_ids", "biases")
+    names = ("floats", "ints", "lists")
     return replace(
         batch,
         slots=batch.slots.to(device),

@@ -23,7 +23,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     Args:
         logits: [num_rows, vocab_size], rows contiguous. On a CPU float32 and used as scratch space: undefined
             afterwards. On a GPU float32, bfloat16 or float16, and not changed.
-        batch: On a GPU only Stage.BIAS is looked at of its stages: a captured graph serves rows of all other kinds.
+        batch: On a GPU only the RARE_STAGES among its stages are looked at: a captured graph serves all other rows.
 
     Returns:
         [num_rows] int64; -1 of rows without a distribution: NaN, infinity or nothing but minus infinity.

@@ -13,7 +13,7 @@ import torch
 GREEDY_BELOW = 1e-5
 """Temperatures below this mean the most probable token."""
 MAX_BIASES = 1024
-"""Tokens of one sequence that may have a bias: a slot's two rows of them take 8 KiB."""
+"""Tokens of one sequence that may have a bias."""
 
 
 class Stage(IntFlag):
@@ -31,6 +31,8 @@ class Stage(IntFlag):
 
 NO_STAGE = Stage(0)
 ALL_STAGES = Stage.BIAS | Stage.STOP_MASK | Stage.PENALTIES | Stage.DRAW
+RARE_STAGES = Stage.BIAS
+"""Stages that GPU kernels are compiled with and without, and that captured graphs leave out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,22 @@ INTS = (
     Column("seed", 0),  # The bits of an unsigned seed.
     Column("num_prompt_tokens", 0),
     Column("min_len", 0, Stage.STOP_MASK),  # A sequence with fewer tokens than this does not sample a stop token.
-    Column("num_biases", 0, Stage.BIAS),
+    Column("logit_bias", 0, Stage.BIAS),  # How many entries the list of that name has.
 )
 """Columns of SamplingColumns.ints."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListColumn:
+    """A list of tokens, each with a value, of each slot; an integer column of its name says how many entries it has."""
+
+    name: str
+    max_entries: int
+
+
+LISTS = (ListColumn("logit_bias", MAX_BIASES),)
+"""Columns of SamplingColumns.lists: in a row, a list's token ids come first, then as many values."""
+LIST_WIDTH = sum(2 * column.max_entries for column in LISTS)
 
 
 def float_column(name: str) -> int:
@@ -73,19 +88,23 @@ def int_column(name: str) -> int:
     return [column.name for column in INTS].index(name)
 
 
+def list_column(name: str) -> int:
+    """Where in a row of lists the token ids of a column of LISTS begin."""
+    place = [column.name for column in LISTS].index(name)
+    return sum(2 * column.max_entries for column in LISTS[:place])
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingColumns:
-    """One row for each slot, contiguous. The tables of biases are read as far as a row's num_biases says, so on a CPU
-    their pages take no memory until they are used."""
+    """One row for each slot, contiguous."""
 
     floats: torch.Tensor
     """[num_slots, len(FLOATS)] float32."""
     ints: torch.Tensor
     """[num_slots, len(INTS)] int64."""
-    bias_token_ids: torch.Tensor
-    """[num_slots, MAX_BIASES] int32: tokens of the vocabulary, each once; beyond num_biases arbitrary."""
-    biases: torch.Tensor
-    """[num_slots, MAX_BIASES] float32: finite; beyond num_biases arbitrary."""
+    lists: torch.Tensor
+    """[num_slots, LIST_WIDTH] int32: tokens of the vocabulary, each once, and the bits of float32 values; beyond a
+    list's entries arbitrary. A row is 8 KiB, which a CPU gives memory only when it is written."""
 
     @staticmethod
     def neutral(num_slots: int, device: torch.device | str = "cpu") -> "SamplingColumns":
@@ -95,8 +114,7 @@ class SamplingColumns:
         return SamplingColumns(
             floats=floats.repeat(num_slots, 1),
             ints=ints.repeat(num_slots, 1),
-            bias_token_ids=torch.empty(num_slots, MAX_BIASES, dtype=torch.int32, device=device),
-            biases=torch.empty(num_slots, MAX_BIASES, dtype=torch.float32, device=device),
+            lists=torch.empty(num_slots, LIST_WIDTH, dtype=torch.int32, device=device),
         )
 
     def column(self, name: str) -> torch.Tensor:
@@ -104,3 +122,10 @@ class SamplingColumns:
         if name in {column.name for column in FLOATS}:
             return self.floats[:, float_column(name)]
         return self.ints[:, int_column(name)]
+
+    def entries(self, name: str, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The token ids, [num_entries] int32, and their values, float32, of a slot's list."""
+        num, first = int(self.ints[slot, int_column(name)]), list_column(name)
+        size = next(column.max_entries for column in LISTS if column.name == name)
+        token_ids, values = (self.lists[slot, start : start + num] for start in (first, first + size))
+        return token_ids, values.view(torch.float32)

@@ -11,34 +11,27 @@ from pagewire_kernels.sample.columns import (
     FLOATS,
     GREEDY_BELOW,
     INTS,
-    MAX_BIASES,
+    LIST_WIDTH,
     Stage,
     float_column,
     int_column,
 )
-from pagewire_kernels.sample.cpu_bias import add_biases
 from pagewire_kernels.sample.cpu_draw import draw
 from pagewire_kernels.sample.cpu_filters import filter_threshold
-from pagewire_kernels.sample.cpu_penalties import apply_penalties
+from pagewire_kernels.sample.cpu_logits import change_logits
 from pagewire_kernels.sample.cpu_row import first_largest, is_poisoned, largest
-from pagewire_kernels.sample.cpu_stop_mask import mask_stop_tokens
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 # numba takes globals for constants of the machine code.
 _NUM_FLOATS, _NUM_INTS, _PENALTIES = len(FLOATS), len(INTS), int(Stage.PENALTIES)
 _TEMPERATURE, _TOP_P, _MIN_P = (float_column(name) for name in ("temperature", "top_p", "min_p"))
-_PRESENCE, _FREQUENCY, _REPETITION = (
-    float_column(f"{name}_penalty") for name in ("presence", "frequency", "repetition")
-)
-_TOP_K, _SEED, _NUM_PROMPT, _MIN_LEN, _NUM_BIASES = (
-    int_column(name) for name in ("top_k", "seed", "num_prompt_tokens", "min_len", "num_biases")
-)
+_TOP_K, _SEED = int_column("top_k"), int_column("seed")
 
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
 def _choose(logits, vocab_size, floats, ints, position, values, weights):
-    """The token of one row whose bias, stop tokens and penalties are done with; overwrites the row."""
+    """The token of one row whose logits have been changed as they are to be; overwrites the row."""
     temperature, min_p, top_p, top_k = floats[_TEMPERATURE], floats[_MIN_P], floats[_TOP_P], ints[_TOP_K]
     if temperature < GREEDY_BELOW:
         return first_largest(logits, vocab_size)
@@ -54,12 +47,12 @@ def _choose(logits, vocab_size, floats, ints, position, values, weights):
 
 @cfunc(WORKER, fastmath=FASTMATH, error_model="numpy", cache=True)
 def _worker(args):
-    a = carray(args, (18,))
+    a = carray(args, (17,))
     num_rows, vocab_size, logits, logits_stride, sampled = a[1], a[2], a[3], a[4], a[5]
     slots = carray(pointer(a[6], int64), (num_rows,))
-    all_floats, all_ints, bias_token_ids, biases = a[7], a[8], a[9], a[10]
-    num_tokens_of_all, num_tokens_stride, token_ids, max_len = a[11], a[12], a[13], a[14]
-    stop_token_ids, num_stops, stages = a[15], a[16], a[17]
+    all_floats, all_ints, lists = a[7], a[8], a[9]
+    num_tokens_of_all, num_tokens_stride, token_ids, max_len = a[10], a[11], a[12], a[13]
+    stop_token_ids, num_stops, stages = a[14], a[15], a[16]
     out = carray(pointer(sampled, int64), (num_rows,))
     counts = np.zeros(vocab_size if stages & _PENALTIES else 0, np.int32)
     values, weights = np.empty(vocab_size, np.float32), np.empty(vocab_size, np.float32)
@@ -75,15 +68,19 @@ def _worker(args):
         floats = carray(pointer(all_floats + 4 * slot * _NUM_FLOATS, float32), (_NUM_FLOATS,))
         ints = carray(pointer(all_ints + 8 * slot * _NUM_INTS, int64), (_NUM_INTS,))
         num_tokens = carray(pointer(num_tokens_of_all + 8 * slot * num_tokens_stride, int64), (1,))[0]
-        if ints[_NUM_BIASES] > 0:
-            place = 4 * slot * MAX_BIASES
-            add_biases(x, vocab_size, bias_token_ids + place, biases + place, ints[_NUM_BIASES])
-        if num_tokens < ints[_MIN_LEN]:
-            mask_stop_tokens(x, vocab_size, stop_token_ids + 4 * slot * num_stops, num_stops)
-        r, f, p = floats[_REPETITION], floats[_FREQUENCY], floats[_PRESENCE]
-        if stages & _PENALTIES and (r != 1 or f != 0 or p != 0):
-            tokens = token_ids + 4 * slot * max_len
-            apply_penalties(x, vocab_size, tokens, ints[_NUM_PROMPT], num_tokens, r, f, p, counts)
+        change_logits(
+            x,
+            vocab_size,
+            floats,
+            ints,
+            lists + 4 * slot * LIST_WIDTH,
+            token_ids + 4 * slot * max_len,
+            num_tokens,
+            stop_token_ids + 4 * slot * num_stops,
+            num_stops,
+            stages,
+            counts,
+        )
         token = _choose(x, vocab_size, floats, ints, num_tokens, values, weights)
         out[row] = token if carray(pointer(x, float32), (vocab_size,))[token] > -np.inf else -1
 
@@ -119,7 +116,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         launch(_GREEDY_ADDRESS, num_threads, shape)
         return sampled
     sequences, columns, slots = batch.sequences, batch.columns, batch.slots.contiguous()
-    tables = (columns.floats, columns.ints, columns.bias_token_ids, columns.biases)
+    tables = (columns.floats, columns.ints, columns.lists)
     num_tokens = sequences.ints[:, sequences.columns.num_tokens]
     tokens = (
         num_tokens.data_ptr(),

@@ -56,10 +56,9 @@ def _choose(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
 def add_biases(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Adds each row's biases to the logits of their tokens."""
     logits = logits.clone()
-    for row, num in enumerate(batch.parameter("num_biases").tolist()):
-        slot = batch.slots[row]
-        token_ids = batch.columns.bias_token_ids[slot, :num].long()
-        logits[row, token_ids] += batch.columns.biases[slot, :num]
+    for row, slot in enumerate(batch.slots.tolist()):
+        token_ids, biases = batch.columns.entries("logit_bias", slot)
+        logits[row, token_ids.long()] += biases
     return logits
 
 

@@ -2,7 +2,7 @@
 
 The first (triton_chunks.py) treats all chunks of all rows side by side and yields the best token of each; the second
 (triton_choose.py) takes the best of those, or cuts a filtered row to what its filters keep and draws from that. What
-each row needs is decided on the device; only biases, which few batches have, are left out of both for the others.
+each row needs is decided on the device; only RARE_STAGES are left out of both for a batch that has none.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton
 
 from pagewire_kernels.sample import triton_choose, triton_chunks
 from pagewire_kernels.sample.batch import SamplingBatch
-from pagewire_kernels.sample.columns import Stage
+from pagewire_kernels.sample.columns import RARE_STAGES
 from pagewire_kernels.sample.triton_choose import LISTED, sample_choose_kernel
 from pagewire_kernels.sample.triton_chunks import CHUNK, GROUP, sample_chunk_kernel
 from pagewire_kernels.sample.triton_penalties import TOKENS_AT_ONCE
@@ -26,25 +26,24 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     num_rows, vocab_size = logits.shape
     device = logits.device
     num_chunks, num_groups = triton.cdiv(vocab_size, CHUNK), triton.cdiv(vocab_size, GROUP)
-    has_biases = Stage.BIAS in batch.stages
+    rare_stages = int(batch.stages & RARE_STAGES)
     best = torch.empty((num_rows, num_chunks), dtype=torch.int64, device=device)
     group_max = torch.empty((num_rows, num_groups), dtype=torch.float32, device=device)
     chunk_max, chunk_mass = (torch.empty(best.shape, dtype=torch.float32, device=device) for _ in range(2))
-    # Touched only in rows with biases, penalties or masked stop tokens: scratch first, then logits if the row is
-    # filtered.
+    # Touched only in rows whose logits are changed: scratch first, then the logits if the row is filtered.
     rewritten = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=device)
     listed = torch.empty((num_rows, num_groups), dtype=torch.int32, device=device)
     sampled = torch.empty(num_rows, dtype=torch.int64, device=device)
     sample_chunk_kernel[(num_chunks, num_rows)](
         logits, batch.slots, columns.floats, columns.ints, num_tokens, token_ids, stop_token_ids,
-        columns.bias_token_ids, columns.biases, best, group_max, chunk_max, chunk_mass, rewritten,
+        columns.lists, best, group_max, chunk_max, chunk_mass, rewritten,
         rewritten.view(torch.int32), logits.stride(0), num_tokens.stride(0), token_ids.stride(0),
-        stop_token_ids.stride(0), HAS_BIASES=has_biases, VOCAB_SIZE=vocab_size, NUM_STOPS=stop_token_ids.shape[1],
+        stop_token_ids.stride(0), STAGES=rare_stages, VOCAB_SIZE=vocab_size, NUM_STOPS=stop_token_ids.shape[1],
         CHUNK=CHUNK, GROUP=GROUP, TOKENS_AT_ONCE=TOKENS_AT_ONCE, num_warps=triton_chunks.NUM_WARPS,
     )  # fmt: skip
     sample_choose_kernel[(num_rows,)](
         logits, batch.slots, columns.floats, columns.ints, num_tokens, best, group_max, chunk_max, chunk_mass,
-        rewritten, listed, sampled, logits.stride(0), num_tokens.stride(0), HAS_BIASES=has_biases,
+        rewritten, listed, sampled, logits.stride(0), num_tokens.stride(0), STAGES=rare_stages,
         VOCAB_SIZE=vocab_size, NUM_CHUNKS=num_chunks, CHUNK_BLOCK=triton.next_power_of_2(num_chunks),
         NUM_GROUPS=num_groups, GROUP_BLOCK=triton.next_power_of_2(num_groups), GROUP=GROUP, LISTED=LISTED,
         num_warps=triton_choose.NUM_WARPS,
@@ -53,9 +52,9 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
 
 
 def _signature(logits_kind: str) -> dict[str, str]:
-    partial = ("floats", "biases", "group_max", "chunk_max", "chunk_mass", "rewritten")
+    partial = ("floats", "group_max", "chunk_max", "chunk_mass", "rewritten")
     int64 = ("slots", "ints", "num_tokens", "best", "sampled")
-    int32 = ("token_ids", "stop_token_ids", "bias_token_ids", "list", "counts")
+    int32 = ("token_ids", "stop_token_ids", "lists", "list", "counts")
     strides = ("stride_logits", "stride_num_tokens", "stride_tokens", "stride_stops")
     signature = dict.fromkeys((f"{name}_ptr" for name in partial), "*fp32")
     signature |= dict.fromkeys((f"{name}_ptr" for name in int64), "*i64")

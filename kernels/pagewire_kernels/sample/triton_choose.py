@@ -12,8 +12,7 @@ flat distribution or a large top_k, it is looked for among all groups.
 import triton
 import triton.language as tl
 
-from pagewire_kernels.sample.triton_bias import load_num_biases
-from pagewire_kernels.sample.triton_penalties import has_penalties
+from pagewire_kernels.sample.triton_logits import changes_logits
 from pagewire_kernels.sample.triton_row import (
     MIN_P,
     NOTHING,
@@ -30,7 +29,6 @@ from pagewire_kernels.sample.triton_row import (
     rank,
     token_or_none,
 )
-from pagewire_kernels.sample.triton_stop_mask import masks_stop
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -273,7 +271,7 @@ def sample_choose_kernel(
     sampled_ptr,
     stride_logits,
     stride_num_tokens,
-    HAS_BIASES: tl.constexpr,
+    STAGES: tl.constexpr,
     VOCAB_SIZE: tl.constexpr,
     NUM_CHUNKS: tl.constexpr,
     CHUNK_BLOCK: tl.constexpr,
@@ -291,9 +289,7 @@ def sample_choose_kernel(
     top_k = tl.load(ints_ptr + slot * NUM_INTS + TOP_K)
     if is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE):
         num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
-        is_rewritten = has_penalties(floats_ptr, slot) | masks_stop(ints_ptr, slot, num_tokens)
-        if HAS_BIASES:
-            is_rewritten |= load_num_biases(ints_ptr, slot) > 0
+        is_rewritten = changes_logits(floats_ptr, ints_ptr, slot, num_tokens, STAGES)
         logits_ptr += row * stride_logits
         rewritten_ptr += row * VOCAB_SIZE
         group_max_ptr += row * NUM_GROUPS

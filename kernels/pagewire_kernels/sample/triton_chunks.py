@@ -6,8 +6,7 @@ A chunk's size never depends on the batch, so that a row's sums do not either.
 import triton
 import triton.language as tl
 
-from pagewire_kernels.sample.triton_bias import add_biases, load_num_biases
-from pagewire_kernels.sample.triton_penalties import has_penalties, penalise
+from pagewire_kernels.sample.triton_logits import change_logits, changes_logits
 from pagewire_kernels.sample.triton_row import (
     GREEDY_BELOW,
     MIN_P,
@@ -22,7 +21,6 @@ from pagewire_kernels.sample.triton_row import (
     is_filtered,
     rank,
 )
-from pagewire_kernels.sample.triton_stop_mask import mask_stop_tokens, masks_stop
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -42,8 +40,7 @@ def sample_chunk_kernel(
     num_tokens_ptr,
     token_ids_ptr,
     stop_token_ids_ptr,
-    bias_token_ids_ptr,
-    biases_ptr,
+    lists_ptr,
     best_ptr,
     group_max_ptr,
     chunk_max_ptr,
@@ -54,7 +51,7 @@ def sample_chunk_kernel(
     stride_num_tokens,
     stride_tokens,
     stride_stops,
-    HAS_BIASES: tl.constexpr,
+    STAGES: tl.constexpr,
     VOCAB_SIZE: tl.constexpr,
     NUM_STOPS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -83,33 +80,22 @@ def sample_chunk_kernel(
     top_p = tl.load(floats_ptr + slot * NUM_FLOATS + TOP_P)
     top_k = tl.load(ints_ptr + slot * NUM_INTS + TOP_K)
     num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
-    masks = masks_stop(ints_ptr, slot, num_tokens)
-    penalises = has_penalties(floats_ptr, slot)
-    is_rewritten = penalises | masks
     scratch = row * VOCAB_SIZE + first_token
     num_in_chunk = tl.minimum(VOCAB_SIZE - first_token, CHUNK)
-    if HAS_BIASES:
-        num_biases = load_num_biases(ints_ptr, slot)
-        is_rewritten |= num_biases > 0
-        if num_biases > 0:
-            x = add_biases(
-                x, rewritten_ptr + scratch, bias_token_ids_ptr, biases_ptr, slot, num_biases, num_in_chunk,
-                first_token, CHUNK,
-            )  # fmt: skip
-    if penalises:
-        x = penalise(
-            x, counts_ptr + scratch, floats_ptr, ints_ptr, slot, token_ids_ptr + slot * stride_tokens, num_tokens,
-            num_in_chunk, first_token, CHUNK, TOKENS_AT_ONCE,
+    is_changed = changes_logits(floats_ptr, ints_ptr, slot, num_tokens, STAGES)
+    if is_changed:
+        x = change_logits(
+            x, token, rewritten_ptr + scratch, counts_ptr + scratch, floats_ptr, ints_ptr, lists_ptr, slot,
+            token_ids_ptr + slot * stride_tokens, num_tokens, stop_token_ids_ptr + slot * stride_stops, num_in_chunk,
+            first_token, STAGES, NUM_STOPS, CHUNK, TOKENS_AT_ONCE,
         )  # fmt: skip
-    if masks:
-        x = mask_stop_tokens(x, token, stop_token_ids_ptr + slot * stride_stops, NUM_STOPS)
     samples = temperature >= GREEDY_BELOW
     if samples:
         x = tl.div_rn(x, tl.zeros_like(x) + temperature)
     # Infinity is the best of its row whatever is filtered or drawn, and ends as no token.
     x = tl.where(is_poison, float("inf"), x)
     if is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE):
-        if is_rewritten:
+        if is_changed:
             tl.store(rewritten_ptr + row * VOCAB_SIZE + token, x, mask=is_token)
         num_groups: tl.constexpr = (VOCAB_SIZE + GROUP - 1) // GROUP
         group = chunk * (CHUNK // GROUP) + tl.arange(0, CHUNK // GROUP)

@@ -19,7 +19,7 @@ import torch
 from pagewire_kernels.append_tokens import FIRST_TOKEN
 from pagewire_kernels.prepare_inputs import StepRows, prepare_inputs
 from pagewire_kernels.sample import Stage
-from pagewire_kernels.sample.columns import ALL_STAGES
+from pagewire_kernels.sample.columns import ALL_STAGES, RARE_STAGES
 
 from pagewire_shard.engine.runner import RunBatch
 from pagewire_shard.execution.device_state import DeviceState
@@ -33,7 +33,7 @@ MAX_GRAPH_SIZE = 512
 """Largest captured batch size. Above it, a step's work hides the time that Python takes to launch it."""
 _LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Captured batch sizes. Matrix products pad rows to tiles of 16 to 64, so that sizes an eighth apart cost little."""
-CAPTURED_STAGES = ALL_STAGES & ~Stage.BIAS
+CAPTURED_STAGES = ALL_STAGES & ~RARE_STAGES
 """Stages of a captured sampling. A batch that needs more is sampled by separate launches."""
 
 _log = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Items
 
 import torch
 from pagewire_kernels.sample import SamplingBatch, SamplingColumns, Stage, sample
+from pagewire_kernels.sample.columns import LISTS, list_column
 from pagewire_kernels.sequence_state import SequenceState
 
 from pagewire_shard.engine.sequence import Sequence
@@ -51,8 +52,12 @@ class Sampler:
         self._admitted.clear()
         write_rows(columns.floats, slots, [row.floats for row in rows], upload)
         write_rows(columns.ints, slots, [row.ints for row in rows], upload)
-        write_runs(columns.bias_token_ids, slots, [row.bias_token_ids for row in rows], upload)
-        write_runs(columns.biases, slots, [row.biases for row in rows], upload)
+        for i, column in enumerate(LISTS):
+            lists, first = [row.lists[i] for row in rows], list_column(column.name)
+            if any(lists):
+                write_runs(columns.lists, slots, [list(entries) for entries in lists], upload, first)
+                values = [list(entries.values()) for entries in lists]
+                write_runs(columns.lists, slots, values, upload, first + column.max_entries, dtype=torch.float32)
 
     def stages(self, slots: Items[int]) -> Stage:
         """What the rows of a batch need, all together."""
@@ -79,7 +84,7 @@ class Sampler:
 
         Args:
             slots: [num_rows] int64.
-            stages: At least what the rows need. On a GPU only whether Stage.BIAS is among them matters.
+            stages: At least what the rows need. On a GPU only which RARE_STAGES are among them matters.
 
         Returns:
             [num_rows] int64; -1: a row without a distribution.

@@ -3,6 +3,7 @@
 import triton
 from pagewire_kernels.sample import triton as kernels
 from pagewire_kernels.sample import triton_choose, triton_chunks
+from pagewire_kernels.sample.columns import RARE_STAGES
 from pagewire_kernels.sample.triton_choose import LISTED, sample_choose_kernel
 from pagewire_kernels.sample.triton_chunks import CHUNK, GROUP, sample_chunk_kernel
 from pagewire_kernels.sample.triton_penalties import TOKENS_AT_ONCE
@@ -12,10 +13,12 @@ from kernel_aot.case import AotCase
 PREFIX = "sample"
 
 
-def _aot_cases(vocab_size: int, logits_kind: str, name: str, *, has_biases: bool = False) -> tuple[AotCase, AotCase]:
+def _aot_cases(
+    vocab_size: int, logits_kind: str, name: str, *, has_rare_stages: bool = False
+) -> tuple[AotCase, AotCase]:
     num_chunks, num_groups = triton.cdiv(vocab_size, CHUNK), triton.cdiv(vocab_size, GROUP)
     constexprs: dict[str, object] = {
-        "HAS_BIASES": has_biases,
+        "STAGES": int(RARE_STAGES) if has_rare_stages else 0,
         "VOCAB_SIZE": vocab_size,
         "NUM_STOPS": 64,
         "CHUNK": CHUNK,
@@ -47,5 +50,5 @@ AOT_CASES = (
     *_aot_cases(128_256, "*bf16", "vocab128256-bf16"),
     *_aot_cases(151_936, "*bf16", "vocab151936-bf16"),
     *_aot_cases(32_000, "*fp32", "vocab32000-fp32"),
-    *_aot_cases(128_256, "*bf16", "vocab128256-bf16-biases", has_biases=True),
+    *_aot_cases(128_256, "*bf16", "vocab128256-bf16-rare-stages", has_rare_stages=True),
 )

@@ -1,0 +1,86 @@
+"""The stages that change one row's logits on a CPU before a token is chosen: biases, stop mask, penalties.
+
+The definitions stand in reference.py; tensors are addresses.
+"""
+
+import numpy as np
+from numba import carray, float32, int32, njit
+
+from pagewire_kernels.cpu.team import FASTMATH, pointer
+from pagewire_kernels.sample.columns import MAX_BIASES, Stage, float_column, int_column, list_column
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+# numba takes globals for constants of the machine code.
+_PENALTIES = int(Stage.PENALTIES)
+_PRESENCE, _FREQUENCY, _REPETITION = (
+    float_column(f"{name}_penalty") for name in ("presence", "frequency", "repetition")
+)
+_NUM_PROMPT, _MIN_LEN = int_column("num_prompt_tokens"), int_column("min_len")
+_NUM_BIASES, _BIASES = int_column("logit_bias"), list_column("logit_bias")
+
+
+@njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+def add_biases(logits, vocab_size, token_ids, biases, count):
+    """Adds `count` biases to the logits of their tokens."""
+    row = carray(pointer(logits, float32), (vocab_size,))
+    ids = carray(pointer(token_ids, int32), (count,))
+    values = carray(pointer(biases, float32), (count,))
+    for i in range(count):
+        row[ids[i]] += values[i]
+
+
+@njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+def mask_stop_tokens(logits, vocab_size, stop_token_ids, count):
+    """Sets the logits of stop tokens to minus infinity; ids outside the vocabulary are padding."""
+    row = carray(pointer(logits, float32), (vocab_size,))
+    ids = carray(pointer(stop_token_ids, int32), (count,))
+    for i in range(count):
+        if 0 <= ids[i] < vocab_size:
+            row[ids[i]] = -np.inf
+
+
+@njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+def apply_penalties(
+    logits, vocab_size, token_ids, num_prompt_tokens, num_tokens, repetition, frequency, presence, counts
+):
+    """Repetition, frequency and presence penalty, in time linear in the tokens. counts: [vocab_size] int32 zeros."""
+    row = carray(pointer(logits, float32), (vocab_size,))
+    tokens = carray(pointer(token_ids, int32), (num_tokens,))
+    # counts is 0 for tokens not met yet, then 1 + how often the output holds the token.
+    for token in tokens:
+        if counts[token] == 0:
+            counts[token] = 1
+            row[token] = row[token] / repetition if row[token] > 0 else row[token] * repetition
+    for i in range(num_prompt_tokens, num_tokens):
+        counts[tokens[i]] += 1
+    for i in range(num_prompt_tokens, num_tokens):
+        count = counts[tokens[i]] - 1
+        if count > 0:
+            row[tokens[i]] = (row[tokens[i]] - frequency * np.float32(count)) - presence
+            counts[tokens[i]] = 1
+    for token in tokens:
+        counts[token] = 0
+
+
+@njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+def change_logits(
+    logits, vocab_size, floats, ints, lists, token_ids, num_tokens, stop_token_ids, num_stops, stages, counts
+):
+    """All of them, as far as the row of the columns asks for them.
+
+    Args:
+        floats, ints: The slot's rows, arrays.
+        lists, token_ids, stop_token_ids: The slot's rows, addresses.
+        stages: Without Stage.PENALTIES, counts need not be [vocab_size].
+    """
+    if ints[_NUM_BIASES] > 0:
+        biases = lists + 4 * _BIASES
+        add_biases(logits, vocab_size, biases, biases + 4 * MAX_BIASES, ints[_NUM_BIASES])
+    if num_tokens < ints[_MIN_LEN]:
+        mask_stop_tokens(logits, vocab_size, stop_token_ids, num_stops)
+    repetition, frequency, presence = floats[_REPETITION], floats[_FREQUENCY], floats[_PRESENCE]
+    if stages & _PENALTIES and (repetition != 1 or frequency != 0 or presence != 0):
+        apply_penalties(
+            logits, vocab_size, token_ids, ints[_NUM_PROMPT], num_tokens, repetition, frequency, presence, counts
+        )

@@ -1,0 +1,105 @@
+"""The stages that change the logits of one chunk of one row on a GPU before a token is chosen: biases, stop mask,
+penalties."""
+
+import triton
+import triton.language as tl
+
+from pagewire_kernels.sample import columns
+from pagewire_kernels.sample.columns import Stage, int_column, list_column
+from pagewire_kernels.sample.triton_penalties import has_penalties, penalise
+from pagewire_kernels.sample.triton_row import NUM_INTS
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+_BIAS = tl.constexpr(int(Stage.BIAS))
+_LIST_WIDTH, _MAX_BIASES = tl.constexpr(columns.LIST_WIDTH), tl.constexpr(columns.MAX_BIASES)
+_NUM_BIASES, _BIASES = tl.constexpr(int_column("logit_bias")), tl.constexpr(list_column("logit_bias"))
+_MIN_LEN = tl.constexpr(int_column("min_len"))
+_AT_ONCE = tl.constexpr(256)
+"""Biases that are looked at together: two for each thread of a chunk."""
+
+
+@triton.jit
+def _add_biases(x, scratch_ptr, entries_ptr, num_biases, num_in_chunk, first_token, CHUNK: tl.constexpr):
+    """Adds the biases of tokens in the chunk. scratch_ptr: CHUNK floats of the program's own."""
+    offset = tl.arange(0, CHUNK)
+    tl.store(scratch_ptr + offset, 0.0, mask=offset < num_in_chunk)
+    # Between the barriers each thread writes where others have cleared and will read. No token comes twice.
+    tl.debug_barrier()
+    for first in range(0, num_biases, _AT_ONCE):
+        place = first + tl.arange(0, _AT_ONCE)
+        is_bias = place < num_biases
+        token = tl.load(entries_ptr + place, mask=is_bias, other=-1) - first_token  # [_AT_ONCE]
+        bias = tl.load(entries_ptr + _MAX_BIASES + place, mask=is_bias, other=0).to(tl.float32, bitcast=True)
+        tl.store(scratch_ptr + token, bias, mask=(token >= 0) & (token < num_in_chunk))
+    tl.debug_barrier()
+    x += tl.load(scratch_ptr + offset, mask=offset < num_in_chunk, other=0.0)
+    # The next stage may use the scratch space.
+    tl.debug_barrier()
+    return x
+
+
+@triton.jit
+def _masks_stop(ints_ptr, slot, num_tokens):
+    """The slot's sequence is too short to stop."""
+    return num_tokens < tl.load(ints_ptr + slot * NUM_INTS + _MIN_LEN)
+
+
+@triton.jit
+def _mask_stop_tokens(x, token, stop_ptr, NUM_STOPS: tl.constexpr):
+    """Sets the logits of stop tokens to minus infinity; ids that are none of these tokens do nothing."""
+    for stop in range(NUM_STOPS):
+        x = tl.where(token == tl.load(stop_ptr + stop), float("-inf"), x)
+    return x
+
+
+@triton.jit
+def changes_logits(floats_ptr, ints_ptr, slot, num_tokens, STAGES: tl.constexpr):
+    """Some stage changes the logits of the slot's row."""
+    changes = has_penalties(floats_ptr, slot) | _masks_stop(ints_ptr, slot, num_tokens)
+    if (_BIAS & STAGES) != 0:
+        changes |= tl.load(ints_ptr + slot * NUM_INTS + _NUM_BIASES) > 0
+    return changes
+
+
+@triton.jit
+def change_logits(
+    x,
+    token,
+    scratch_ptr,
+    counts_ptr,
+    floats_ptr,
+    ints_ptr,
+    lists_ptr,
+    slot,
+    tokens_ptr,
+    num_tokens,
+    stops_ptr,
+    num_in_chunk,
+    first_token,
+    STAGES: tl.constexpr,
+    NUM_STOPS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TOKENS_AT_ONCE: tl.constexpr,
+):
+    """All of them, as far as the slot's columns ask for them.
+
+    Args:
+        x, token: [CHUNK] float32 logits and their token ids.
+        scratch_ptr, counts_ptr: The program's own CHUNK words of memory, as floats and as integers.
+        tokens_ptr, stops_ptr: The slot's known tokens and stop tokens.
+        STAGES: The RARE_STAGES that some row of the batch needs.
+    """
+    if (_BIAS & STAGES) != 0:
+        num_biases = tl.load(ints_ptr + slot * NUM_INTS + _NUM_BIASES).to(tl.int32)
+        if num_biases > 0:
+            entries_ptr = lists_ptr + slot * _LIST_WIDTH + _BIASES
+            x = _add_biases(x, scratch_ptr, entries_ptr, num_biases, num_in_chunk, first_token, CHUNK)
+    if has_penalties(floats_ptr, slot):
+        x = penalise(
+            x, counts_ptr, floats_ptr, ints_ptr, slot, tokens_ptr, num_tokens, num_in_chunk, first_token, CHUNK,
+            TOKENS_AT_ONCE,
+        )  # fmt: skip
+    if _masks_stop(ints_ptr, slot, num_tokens):
+        x = _mask_stop_tokens(x, token, stops_ptr, NUM_STOPS)
+    return x
