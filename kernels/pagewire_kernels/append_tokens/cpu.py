@@ -9,37 +9,54 @@ def append_tokens(inputs: AppendInputs, out: torch.Tensor | None = None) -> torc
     """See the package."""
     state, columns, slots = inputs.state, inputs.state.columns, inputs.slots
     ints = state.ints.index_select(0, slots)  # [num_rows, num_ints]
-    live = ints[:, columns.stop_reason] == 0
-    ints[:, columns.num_computed] += live * (1 if inputs.query_lens is None else inputs.query_lens)
+    views = ints.unbind(1)
+    computed, lengths, reasons = views[columns.num_computed], views[columns.num_tokens], views[columns.stop_reason]
+    live = reasons == 0
+    computed += live if inputs.query_lens is None else live * inputs.query_lens
     sampled, num_sampled, samples = _by_row(inputs, live)
     tokens: list[torch.Tensor] = []
-    num_appended = torch.zeros_like(slots)
-    for i in range(inputs.max_sampled):
+    num_appended = torch.zeros((), dtype=torch.int64)
+    for i, token in enumerate(sampled.unbind(1)):
         has_token = samples if num_sampled is None else samples & (num_sampled > i)
         if i:
-            has_token = has_token & (ints[:, columns.stop_reason] == 0)
-        appends = _append(inputs, ints, sampled[:, i], has_token)
-        num_appended += appends
-        tokens.append(sampled[:, i].masked_fill(~appends, -1))
-    computed, lengths = ints[:, columns.num_computed], ints[:, columns.num_tokens]
+            has_token = has_token & (reasons == 0)
+        appends = _append(inputs, lengths, reasons, views[columns.max_len], token, has_token)
+        num_appended = num_appended + appends
+        tokens.append(token.masked_fill(~appends, -1))
     if inputs.max_sampled > 1:
         # Drafts that were not appended are not computed, nor is the last token that was.
         torch.minimum(computed, lengths - (num_appended > 0).long(), out=computed)
     state.ints.index_copy_(0, slots, ints)
-    return torch.stack((computed, lengths, ints[:, columns.stop_reason], num_appended, *tokens), out=out)
+    return torch.stack((computed, lengths, reasons, num_appended, *tokens), out=out)
 
 
-def _append(inputs: AppendInputs, ints: torch.Tensor, tokens: torch.Tensor, has_token: torch.Tensor) -> torch.Tensor:
-    """Appends a token to each of the rows that have one, and moves `ints` on. Returns which rows took theirs."""
-    state, columns, slots, reasons = inputs.state, inputs.state.columns, inputs.slots, inputs.stop_reasons
-    appends = has_token & (tokens >= 0)
-    places = ints[:, columns.num_tokens][appends]
-    ints[:, columns.num_tokens] += appends
-    stops = (ints[:, columns.num_tokens] >= ints[:, columns.max_len]) * reasons.length
-    is_stop_token = (state.stop_token_ids.index_select(0, slots) == tokens[:, None]).any(1)
-    stops = torch.where(appends, stops.masked_fill_(is_stop_token, reasons.token), ints[:, columns.stop_reason])
-    ints[:, columns.stop_reason] = stops.masked_fill_(has_token & (tokens < 0), reasons.error)
-    state.token_ids[slots[appends], places] = tokens[appends].to(torch.int32)
+def _append(
+    inputs: AppendInputs,
+    lengths: torch.Tensor,
+    reasons: torch.Tensor,
+    max_lens: torch.Tensor,
+    token: torch.Tensor,
+    has_token: torch.Tensor,
+) -> torch.Tensor:
+    """Appends a token to each row that has one, and moves lengths and stop reasons on, in place.
+
+    Args:
+        lengths, reasons, max_lens, token: [num_rows] int64.
+        has_token: [num_rows] bool.
+
+    Returns:
+        [num_rows] bool: the rows that took theirs.
+    """
+    state, slots = inputs.state, inputs.slots
+    appends = has_token & (token >= 0)
+    (rows,) = appends.nonzero(as_tuple=True)
+    state.token_ids[slots[rows], lengths[rows]] = token[rows].to(torch.int32)
+    lengths += appends
+    stops = (lengths >= max_lens) * inputs.stop_reasons.length
+    is_stop_token = (state.stop_token_ids.index_select(0, slots) == token[:, None]).any(1)
+    stops.masked_fill_(is_stop_token, inputs.stop_reasons.token)
+    reasons.copy_(torch.where(appends, stops, reasons))
+    reasons.masked_fill_(has_token ^ appends, inputs.stop_reasons.error)
     return appends
 
 
