@@ -67,7 +67,7 @@ def apply_penalties(
 def change_logits(
     logits, vocab_size, floats, ints, lists, token_ids, num_tokens, stop_token_ids, num_stops, stages, counts
 ):
-    """All of them, as far as the row of the columns asks for them.
+    """Applies the stages that the slot's columns ask for.
 
     Args:
         floats, ints: The slot's rows, arrays.

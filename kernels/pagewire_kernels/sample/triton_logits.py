@@ -41,7 +41,7 @@ def _add_biases(x, scratch_ptr, entries_ptr, num_biases, num_in_chunk, first_tok
 
 @triton.jit
 def _masks_stop(ints_ptr, slot, num_tokens):
-    """The slot's sequence is too short to stop."""
+    """Returns whether the slot's sequence is too short to stop."""
     return num_tokens < tl.load(ints_ptr + slot * NUM_INTS + _MIN_LEN)
 
 
@@ -55,7 +55,7 @@ def _mask_stop_tokens(x, token, stop_ptr, NUM_STOPS: tl.constexpr):
 
 @triton.jit
 def changes_logits(floats_ptr, ints_ptr, slot, num_tokens, STAGES: tl.constexpr):
-    """Some stage changes the logits of the slot's row."""
+    """Returns whether some stage changes the logits of the slot's row."""
     changes = has_penalties(floats_ptr, slot) | _masks_stop(ints_ptr, slot, num_tokens)
     if (_BIAS & STAGES) != 0:
         changes |= tl.load(ints_ptr + slot * NUM_INTS + _NUM_BIASES) > 0
@@ -82,7 +82,7 @@ def change_logits(
     CHUNK: tl.constexpr,
     TOKENS_AT_ONCE: tl.constexpr,
 ):
-    """All of them, as far as the slot's columns ask for them.
+    """Applies the stages that the slot's columns ask for; returns x.
 
     Args:
         x, token: [CHUNK] float32 logits and their token ids.

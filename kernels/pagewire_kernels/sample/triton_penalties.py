@@ -19,7 +19,7 @@ _IN_PROMPT = tl.constexpr(1 << 30)
 
 @triton.jit
 def has_penalties(floats_ptr, slot):
-    """Some penalty changes the logits of the slot's sequence."""
+    """Returns whether some penalty changes the logits of the slot's sequence."""
     floats_ptr += slot * NUM_FLOATS
     repetition = tl.load(floats_ptr + _REPETITION)
     frequency = tl.load(floats_ptr + _FREQUENCY)
@@ -65,7 +65,7 @@ def penalise(
     CHUNK: tl.constexpr,
     TOKENS_AT_ONCE: tl.constexpr,
 ):
-    """Repetition penalty on all tokens of the sequence, frequency and presence penalty on its output.
+    """Applies the repetition penalty to all tokens of the sequence, frequency and presence penalty to its output.
 
     x: [CHUNK] float32. scratch_ptr: CHUNK integers of the program's own.
     """

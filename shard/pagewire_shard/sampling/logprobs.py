@@ -23,7 +23,7 @@ class RawLogits:
     """[num_rows, vocab_size]: a copy, for sampling may change the logits in place."""
 
     def gather(self, token_ids: torch.Tensor) -> Logprobs:
-        """Of the tokens that were sampled, and of the most probable ones.
+        """Gathers log-probabilities of the sampled tokens and of the most probable ones.
 
         Args:
             token_ids: Of the whole batch of logits, int64. -1: nothing was sampled, and what is gathered is dropped.

@@ -15,7 +15,7 @@ from pagewire_shard.slot_tables import Upload, write_rows, write_runs
 
 
 class Sampler:
-    """Sampling for the slots of a device state."""
+    """Samples for the slots of a device state."""
 
     def __init__(self, sequences: SequenceState) -> None:
         """Slots that nothing is admitted to take the most probable token."""
@@ -60,7 +60,7 @@ class Sampler:
                 write_runs(columns.lists, slots, values, upload, first + column.max_entries, dtype=torch.float32)
 
     def stages(self, slots: Items[int]) -> Stage:
-        """What the rows of a batch need, all together."""
+        """Returns the stages that the rows of a batch need, all together."""
         needed, of_slot = 0, self._stages
         for slot in slots:
             needed |= of_slot[slot]
@@ -80,7 +80,7 @@ class Sampler:
         return self.choose(logits, upload(slots), self.stages(slots)), raw
 
     def choose(self, logits: torch.Tensor, slots: torch.Tensor, stages: Stage) -> torch.Tensor:
-        """The kernels alone, which can be part of a CUDA graph.
+        """Calls the kernels alone: this can be part of a CUDA graph.
 
         Args:
             slots: [num_rows] int64.
@@ -92,7 +92,7 @@ class Sampler:
         return sample(logits, SamplingBatch(slots, self._sequences, self._columns, stages))
 
     def raw_logits(self, logits: torch.Tensor, slots: Items[int], upload: Upload) -> RawLogits | None:
-        """The logits of the rows that want log-probabilities; None: no row does. To be called before choose."""
+        """Copies the logits of the rows that want log-probabilities; None: no row does. To be called before choose."""
         wanting = self._num_logprobs
         rows = [row for row, slot in enumerate(slots) if slot in wanting] if wanting else []
         if not rows:
