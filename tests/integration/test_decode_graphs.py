@@ -1,5 +1,6 @@
 """Decode steps of captured sizes, padded with the void slot, on a CPU: what is captured on a GPU is called here."""
 
+import gc
 import io
 from functools import partial
 
@@ -32,6 +33,20 @@ def test_the_ladder_ends_with_all_sequences(max_num_seqs: int, sizes: tuple[int,
 def test_the_ladder_ends_at_512() -> None:
     assert graph_sizes(512) == graph_sizes(10_000)
     assert graph_sizes(512)[-1] == 512
+
+
+def test_no_garbage_is_collected_while_graphs_are_captured(llama: Subject) -> None:
+    """It may hold graphs of an earlier engine, and a graph that is destroyed meanwhile invalidates the capture."""
+    collects: list[bool] = []
+
+    class Capturer(CpuCapturer):
+        def capture(self, work):
+            collects.append(gc.isenabled())
+            return super().capture(work)
+
+    llama.world(make_runner=partial(with_graphs(1, 2), capturer=Capturer()))
+    assert collects == [False] * 4
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("window", [1, 2, 3])

@@ -7,11 +7,13 @@ that holds it; what is left over points at the void slot.
 Source: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
+import gc
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,6 +85,20 @@ class CudaCapturer:
         return graph.replay
 
 
+@contextmanager
+def _garbage_collected_before() -> Iterator[None]:
+    """Collects garbage once and not again within: a graph of an earlier engine that is destroyed while another one is
+    captured invalidates the capture."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @dataclass(slots=True, eq=False)
 class DecodeGraph:
     """The decode step of one batch size."""
@@ -137,6 +153,14 @@ class DecodeGraphs:
     @torch.inference_mode()
     def capture(self, sizes: Items[int], capturer: Capturer) -> None:
         """Captures the sizes, largest first, so that the smaller ones fit into the memory it took."""
+        with _garbage_collected_before():
+            self._capture_all(sizes, capturer)
+        done = f"{len(sizes)} decode graphs captured in {sum(self.capture_s):.1f} s"
+        _log.info(done)
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{done}\x1b[K\n")
+
+    def _capture_all(self, sizes: Items[int], capturer: Capturer) -> None:
         progress = sys.stderr
         for i, size in enumerate(sorted(sizes, reverse=True)):
             if progress.isatty():
@@ -146,10 +170,6 @@ class DecodeGraphs:
             self._graphs.append(self._capture(size, capturer))
             self.capture_s.append(time.perf_counter() - began_s)
         self._graphs.reverse()
-        done = f"{len(sizes)} decode graphs captured in {sum(self.capture_s):.1f} s"
-        _log.info(done)
-        if progress.isatty():
-            progress.write(f"\r{done}\x1b[K\n")
 
     def holds(self, batch: RunBatch) -> bool:
         """Whether there is a graph for the batch."""
