@@ -76,14 +76,11 @@ def sample_chunk_kernel(
     is_poison = (x != x) | (x == float("inf"))
     slot = tl.load(slots_ptr + row)
     temperature = tl.load(floats_ptr + slot * NUM_FLOATS + TEMPERATURE)
-    min_p = tl.load(floats_ptr + slot * NUM_FLOATS + MIN_P)
-    top_p = tl.load(floats_ptr + slot * NUM_FLOATS + TOP_P)
-    top_k = tl.load(ints_ptr + slot * NUM_INTS + TOP_K)
     num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
-    scratch = row * VOCAB_SIZE + first_token
-    num_in_chunk = tl.minimum(VOCAB_SIZE - first_token, CHUNK)
     is_changed = changes_logits(floats_ptr, ints_ptr, slot, num_tokens, STAGES)
     if is_changed:
+        scratch = row * VOCAB_SIZE + first_token
+        num_in_chunk = tl.minimum(VOCAB_SIZE - first_token, CHUNK)
         x = change_logits(
             x, token, rewritten_ptr + scratch, counts_ptr + scratch, floats_ptr, ints_ptr, lists_ptr, slot,
             token_ids_ptr + slot * stride_tokens, num_tokens, stop_token_ids_ptr + slot * stride_stops, num_in_chunk,
@@ -94,6 +91,10 @@ def sample_chunk_kernel(
         x = tl.div_rn(x, tl.zeros_like(x) + temperature)
     # Infinity is the best of its row whatever is filtered or drawn, and ends as no token.
     x = tl.where(is_poison, float("inf"), x)
+    # Not loaded earlier: the stages above have no registers to spare.
+    min_p = tl.load(floats_ptr + slot * NUM_FLOATS + MIN_P)
+    top_p = tl.load(floats_ptr + slot * NUM_FLOATS + TOP_P)
+    top_k = tl.load(ints_ptr + slot * NUM_INTS + TOP_K)
     if is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE):
         if is_changed:
             tl.store(rewritten_ptr + row * VOCAB_SIZE + token, x, mask=is_token)
