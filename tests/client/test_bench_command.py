@@ -149,6 +149,7 @@ def test_a_run_without_any_success_fails(served: tuple[Server, str], tmp_path: P
     assert main([*command, "--num-prompts", "1"]) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--server", "unix:/nowhere/pagewire.sock", "--timeout", "1"]) == 1
     assert "unix:/nowhere/pagewire.sock" in capsys.readouterr().err

@@ -45,6 +45,7 @@ def test_complete_reads_standard_input(background_fake, capsys, monkeypatch):
     assert capsys.readouterr().out == " from a pipe\n"
 
 
+@pytest.mark.slow
 def test_errors_are_one_line(background_fake, capsys, tmp_path):
     assert main(["complete", "x", "--server", background_fake.target, "--temperature", "9"]) == 1
     assert capsys.readouterr().err.startswith("error: sampling_params.temperature: 9.0 given, accepted: ")

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp2:Run
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 3e-3}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(IN_INTERPRETER, reason="is this process")
 def test_kernels_agree_with_the_reference_in_the_interpreter():
     run_in_interpreter(__file__)

@@ -22,6 +22,7 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
+@pytest.mark.slow
 @starts_interpreter
 def test_kernels_agree_with_their_references_in_the_interpreter():
     run_in_interpreter(__file__)
