@@ -70,6 +70,7 @@ FLOORS = {
         (
             *("activation", "append_tokens", "copy_blocks", "few_rows_linear", "fused_moe", "layer_norm"),
             *("paged_attention", "prepare_inputs", "reshape_and_cache", "rms_norm", "rotary", "sample"),
+            *("write_runs",),
         ),
         ("rotary_and_cache",),
     ),

@@ -51,7 +51,7 @@ class ShardConfig:
     gpu_memory_utilization: float = 0.9
     """Share of the GPU's memory that weights, activations and pool may take together."""
     cuda_graphs: bool = True
-    """Capture decode steps on a GPU at start; False: run them operation after operation."""
+    """Capture the steps of a GPU at start; False: run them operation after operation."""
     load_format: LoadFormat = "auto"
     """auto: safetensors, or PyTorch files where there are none; safetensors: those alone; dummy: random weights."""
     seed: int = 0

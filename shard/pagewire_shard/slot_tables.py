@@ -1,49 +1,65 @@
-"""Writes of host values into tables that have one row for each slot, in a number of operations that does not depend on
-how many rows are written."""
+"""Writes of host values into tables that have one row for each slot: collected while a step is prepared, then done in
+one upload and one launch, whatever they are."""
 
+from array import array
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from itertools import chain
 from typing import Protocol
 
 import torch
+from pagewire_kernels.write_runs import HEADER_WORDS, write_runs
+
+_WORD_BYTES = 4
+_TYPECODES = {torch.int32: "i", torch.int64: "q", torch.float32: "f"}
 
 
 class Upload(Protocol):
     """Brings values to the device."""
 
     def __call__(self, values: Items[int] | Items[float], dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        """The values as a one-dimensional tensor."""
+        """The values as a one-dimensional tensor. Those of an array are of the dtype, and the array is not changed."""
 
 
-def write_rows(
-    table: torch.Tensor, slots: torch.Tensor, rows: list[list[int]] | list[list[float]], upload: Upload
-) -> None:
-    """Writes rows[i] to the table's row slots[i]."""
-    flat = upload(list(chain.from_iterable(rows)), table.dtype)
-    table.index_copy_(0, slots, flat.view(len(rows), -1))
+class SlotTables:
+    """The tables of all slots, and what is to be written to them. No two writes between two flushes overlap."""
 
+    def __init__(self, tables: Iterable[torch.Tensor]) -> None:
+        """tables: [num_slots, ...], contiguous, int32, int64 or float32, on one device."""
+        self._tables = list(tables)
+        self._shapes = {
+            id(table): (index, table.stride(0) * (words := table.itemsize // _WORD_BYTES), words)
+            for index, table in enumerate(self._tables)
+        }
+        """By table: its index, words of a row, words of an element."""
+        assert all(table.nbytes // _WORD_BYTES < 1 << 31 for table in self._tables), "addresses are of 32 bits"
+        self._headers = array("i")
+        self._words = array("i")
+        self._max_len = 0
 
-def write_runs(
-    table: torch.Tensor,
-    slots: torch.Tensor,
-    runs: list[list[int]] | list[list[float]],
-    upload: Upload,
-    start: int = 0,
-    *,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Writes runs[i] to the table's row slots[i], from column `start` on.
+    def write(self, table: torch.Tensor, slot: int, values: list[int] | list[float], column: int = 0) -> None:
+        """Has the next flush write values to a slot's row, from a column on."""
+        self.write_bits(table, slot, array(_TYPECODES[table.dtype], values), column)
 
-    Args:
-        dtype: What the runs are made of; its bits are written to a table of another type. None: as the table.
-    """
-    total = sum(map(len, runs))
-    if not total:
-        return
-    lens = upload([len(run) for run in runs])
-    # Flat index of each run's first element, less the number of elements in the runs before it.
-    origins = slots * table.shape[1] + start - (lens.cumsum(0) - lens)
-    places = torch.repeat_interleave(origins, lens, output_size=total)
-    places += torch.arange(total, device=table.device)
-    values = upload(list(chain.from_iterable(runs)), dtype or table.dtype)
-    table.view(-1).index_copy_(0, places, values.view(table.dtype))
+    def write_bits(self, table: torch.Tensor, slot: int, values: "array[int] | array[float]", column: int = 0) -> None:
+        """As write, of the bits of values of any type."""
+        index, row_words, element_words = self._shapes[id(table)]
+        num_words = len(values) * values.itemsize // _WORD_BYTES
+        if num_words == 0:
+            return
+        self._headers.extend((index, slot * row_words + column * element_words, num_words, len(self._words)))
+        self._words.frombytes(values.tobytes())
+        if num_words > self._max_len:
+            self._max_len = num_words
+
+    def discard(self) -> None:
+        """Forgets what is to be written."""
+        self._headers, self._words, self._max_len = array("i"), array("i"), 0
+
+    def flush(self, upload: Upload) -> None:
+        """Writes everything."""
+        if not self._headers:
+            return
+        num_runs, max_len = len(self._headers) // HEADER_WORDS, self._max_len
+        runs = upload(self._headers + self._words, torch.int32)
+        self.discard()
+        write_runs(self._tables, runs, num_runs, max_len)

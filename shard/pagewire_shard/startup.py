@@ -15,8 +15,8 @@ from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.engine import Engine
 from pagewire_shard.engine.runner import Runner
 from pagewire_shard.errors import BadOption, PoolTooSmall
-from pagewire_shard.execution.decode_graphs import graph_sizes
 from pagewire_shard.execution.device_state import DeviceState
+from pagewire_shard.execution.graph_sizes import GraphSizes, graph_sizes
 from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.execution.warm_up import run_largest_step, warm_up
 from pagewire_shard.host_memory import memory_limit_bytes
@@ -95,8 +95,8 @@ def _limits(config: ShardConfig, loaded: LoadedModel, device: torch.device) -> L
     return Limits(max_model_len, config.max_num_batched_tokens or (8192 if on_gpu else 512), block_size)
 
 
-def _graph_sizes(config: ShardConfig) -> tuple[int, ...]:
-    return graph_sizes(config.max_num_seqs) if config.cuda_graphs else ()
+def _graph_sizes(config: ShardConfig, limits: Limits) -> GraphSizes | None:
+    return graph_sizes(config.max_num_seqs, limits.max_num_batched_tokens) if config.cuda_graphs else None
 
 
 def _runner(
@@ -106,8 +106,8 @@ def _runner(
         return ModelRunner(loaded.model, state, caches, limits.block_size)
     from pagewire_shard.execution.gpu_runner import gpu_runner
 
-    runner = gpu_runner(loaded.model, state, caches, limits.block_size, _graph_sizes(config))
-    # Loads the kernels of mixed steps, and takes the memory that they need from here on.
+    runner = gpu_runner(loaded.model, state, caches, limits.block_size, _graph_sizes(config, limits))
+    # Takes the memory that a step needs beside its graphs, such as that of log-probabilities.
     run_largest_step(
         runner,
         num_seqs=config.max_num_seqs,
@@ -172,7 +172,7 @@ def _gpu_pool_bytes(config: ShardConfig, loaded: LoadedModel, limits: Limits, st
             block_size=limits.block_size,
             num_tokens=limits.max_num_batched_tokens,
             num_logprobs=MAX_LOGPROBS,
-            graph_sizes=_graph_sizes(config),
+            graph_sizes=_graph_sizes(config, limits),
             utilization=config.gpu_memory_utilization,
         )
     except torch.OutOfMemoryError:

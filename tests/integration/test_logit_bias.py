@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pagewire import Client, InvalidRequest, SamplingParams
 from pagewire.v1 import inference_pb2
-from pagewire_shard.execution.decode_graphs import CpuCapturer
 from pagewire_shard.execution.gpu_runner import GraphRunner
+from pagewire_shard.execution.graph_capture import CpuCapturer
+from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink
 from random_models import VOCAB_SIZE
 from reference_model import Comparison, ReferenceModel
@@ -21,7 +22,8 @@ from subject import Subject
 
 NUM_TOKENS = 12
 BIASES = {token_id: (token_id % 11 - 5) / 2 for token_id in range(0, VOCAB_SIZE, 3)}
-WITH_GRAPHS = partial(GraphRunner, uplink=CpuUplink(), downlink=CpuDownlink(), capturer=CpuCapturer(), sizes=(2, 8, 16))
+SIZES = GraphSizes((2, 8, 16), ((16, 8), (64, 16), (512, 16)))
+WITH_GRAPHS = partial(GraphRunner, uplink=CpuUplink(), downlink=CpuDownlink(), capturer=CpuCapturer(), sizes=SIZES)
 OPTIONS = [
     {"temperature": 0.0, "logit_bias": BIASES},
     {"temperature": 0.7, "top_p": 0.9, "n": 3, "seed": 4, "logit_bias": BIASES},

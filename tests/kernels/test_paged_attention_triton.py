@@ -192,6 +192,57 @@ def test_slots_before_the_window_may_hold_anything(paged_batch):
     assert kernels.paged_attention(AttentionInputs(*tensors(batch), 0.25, 3, 90, **options)).isfinite().all()
 
 
+def attend_as_captured(batch, num_rows, num_decodes, num_tokens, small_tiles, **options):
+    """Counts are read on the device; the batch is padded with rows without tokens and with tokens of no row."""
+    from pagewire_kernels.paged_attention import triton as kernels
+    from pagewire_kernels.paged_attention.triton_decode import attend_decodes
+    from pagewire_kernels.paged_attention.triton_prefill import attend_prefills
+    from pagewire_kernels.tuning.paged_attention import DecodeConfig, PrefillConfig
+
+    num_padding, num_void = num_tokens - batch.query.shape[0], num_rows - len(batch.seq_lens)
+    starts = batch.query_start_loc
+    inputs = AttentionInputs(
+        torch.nn.functional.pad(batch.query, (0, 0, 0, 0, 0, num_padding), value=float("nan")),
+        batch.key_cache,
+        batch.value_cache,
+        torch.nn.functional.pad(batch.block_tables, (0, 0, 0, num_void), value=1 << 30),
+        torch.cat([starts, starts[-1:].expand(num_void)]),
+        torch.nn.functional.pad(batch.seq_lens, (0, num_void)),
+        scale=batch.query.shape[2] ** -0.5,
+        max_query_len=num_tokens,
+        max_seq_len=400,
+        row_counts=torch.tensor([len(batch.seq_lens), num_decodes]),
+        **options,
+    )
+    if small_tiles:
+        out = torch.empty(inputs.query.shape)
+        attend_decodes(inputs, out, num_rows, DecodeConfig(16, 4, 3, 1, 1))
+        attend_prefills(inputs, out, 0, PrefillConfig(16, 16, 4, 3, True))
+    else:
+        out = kernels.paged_attention(inputs)
+    check_equal(out[: batch.query.shape[0]], batch, **options)
+
+
+@runs_kernels
+@pytest.mark.parametrize("small_tiles", [False, True])
+@pytest.mark.parametrize(
+    ("query_lens", "num_decodes"),
+    [([1, 1, 9, 40], 2), ([1, 1, 1], 3), ([33], 0), ([1, 1, 2], 0), ([20, 1, 3], 0), ([1, 1, 1, 1, 17], 3)],
+)
+def test_a_captured_launch_serves_any_mixture(paged_batch, query_lens, num_decodes, small_tiles):
+    seq_lens = [30, 170, 90, 60, 40][: len(query_lens)]
+    seq_lens[0] = max(seq_lens[0], query_lens[0])
+    batch = paged_batch(query_lens, seq_lens, num_heads=4, num_kv_heads=2, head_dim=16)
+    attend_as_captured(batch, 7, num_decodes, 64, small_tiles)
+
+
+@runs_kernels
+@pytest.mark.parametrize("num_decodes", [0, 1, 3])
+def test_void_rows_of_a_captured_launch_are_zero(paged_batch, num_decodes):
+    batch = paged_batch([1, 1, 1, 5, 3], [0, 40, 0, 0, 9])
+    attend_as_captured(batch, 8, num_decodes, 16, True, sinks=random_options(4)["sinks"])
+
+
 @runs_kernels
 @pytest.mark.parametrize("num_decodes", [0, 1])
 def test_void_rows_are_zero(paged_batch, num_decodes):
@@ -230,6 +281,7 @@ def test_rows_of_padding_after_the_last_sequence_are_left_alone(paged_batch):
     ("options", "message"),
     [
         ({"scale": -1.0}, "scale must be positive"),
+        ({"row_counts": torch.tensor([2, 1, 0])}, "row_counts must be 2 of int64"),
         ({"num_decodes": 3}, "3 decodes in a batch of 2 sequences"),
         ({"sinks": torch.zeros(3)}, "sinks must be contiguous and of shape [4]"),
         ({"alibi_slopes": torch.zeros(4, 1)}, "alibi_slopes must be contiguous and of shape [4]"),

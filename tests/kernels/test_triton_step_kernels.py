@@ -1,5 +1,5 @@
-"""The Triton kernels around a forward pass, prepare_inputs and append_tokens, against their references: on the GPU if
-there is one, else in Triton's interpreter, in a process of its own.
+"""The Triton kernels around a forward pass, prepare_inputs, append_tokens and write_runs, against their references: on
+the GPU if there is one, else in Triton's interpreter, in a process of its own.
 
 Memory that torch.empty gives holds a number that would be noticed.
 """
@@ -188,6 +188,34 @@ def test_drafts_that_are_rejected_do_not_count_as_computed():
     assert (report[TOKENS_ROW] - known[slots]).tolist() == [1, 3, 5]
     assert (report[COMPUTED_ROW] - known[slots]).tolist() == [0, 2, 4]
     assert report[FIRST_TOKEN:].T.tolist() == [[9, -1, -1, -1, -1], [8, 8, 8, -1, -1], [7] * 5]
+
+
+@runs_kernels
+@pytest.mark.parametrize("block", [4, 1024])
+def test_runs_of_words_are_written_to_their_tables(monkeypatch, block):
+    from pagewire_kernels.write_runs import HEADER_WORDS
+    from pagewire_kernels.write_runs import reference as definition
+    from pagewire_kernels.write_runs import triton as kernel
+
+    monkeypatch.setattr(kernel, "_BLOCK", block)
+    tables = [torch.arange(60, dtype=torch.int32).view(6, 10), torch.arange(24).view(6, 4), torch.rand(6, 3)]
+    ours = [table.to(DEVICE, copy=True) for table in tables]
+    words = torch.cat(
+        [
+            torch.arange(-9, 0, dtype=torch.int32),
+            torch.tensor([1 << 40, -5]).view(torch.int32),
+            torch.tensor([0.5, float("nan"), -1.0]).view(torch.int32),
+        ]
+    )
+    headers = [[0, 20, 9, 0], [0, 59, 1, 3], [1, 6, 4, 9], [2, 3, 3, 13], [2, 0, 0, 16], [0, 0, 1, 8]]
+    assert len(headers[0]) == HEADER_WORDS
+    runs = torch.cat([torch.tensor(headers, dtype=torch.int32).view(-1), words])
+    definition.write_runs(tables, runs, len(headers), 9)
+    kernel.write_runs(ours, runs.to(DEVICE), len(headers), 9)
+    assert tables[0][2].tolist() == [*range(-9, 0), 29]
+    assert tables[1][0].tolist() == [0, 1, 2, (1 << 40)]
+    for table, mine in zip(tables, ours, strict=True):
+        assert torch.equal(table.view(torch.int32), mine.cpu().view(torch.int32))
 
 
 @pytest.mark.gpu

@@ -1,5 +1,7 @@
 """The device's rows: what an admission writes, and what it leaves alone."""
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 from pagewire.v1 import inference_pb2, shard_pb2
@@ -10,6 +12,7 @@ from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import MAX_LEN, NUM_COMPUTED, NUM_TOKENS, STOP_REASON, DeviceState
 from pagewire_shard.execution.host_transfer import CpuUplink
 from pagewire_shard.execution.warm_up import run_largest_step
+from pagewire_shard.slot_tables import SlotTables
 
 CPU = torch.device("cpu")
 
@@ -19,6 +22,12 @@ def make_state(num_slots: int = 4) -> DeviceState:
     state.token_ids.fill_(-7)
     state.block_tables.fill_(-7)
     return state
+
+
+def fill(state: DeviceState, *sequences: Sequence, updates: Iterable[tuple[int, int, int]] = ()) -> None:
+    tables = SlotTables(state.tables)
+    state.fill({sequence.slot: state.row(sequence) for sequence in sequences}, list(updates), tables)
+    tables.flush(CpuUplink().upload)
 
 
 def make_sequence(slot: int, num_tokens: int, num_blocks: int = 0) -> Sequence:
@@ -39,7 +48,7 @@ def make_sequence(slot: int, num_tokens: int, num_blocks: int = 0) -> Sequence:
 def test_several_sequences_are_written_at_once_each_to_its_row() -> None:
     state = make_state()
     sequences = [make_sequence(2, 17, 2), make_sequence(0, 3), make_sequence(3, 9, 1)]
-    state.fill([state.row(sequence) for sequence in sequences], CpuUplink())
+    fill(state, *sequences)
     for sequence in sequences:
         num_tokens, num_blocks = len(sequence.token_ids), len(sequence.blocks)
         assert state.token_ids[sequence.slot, :num_tokens].tolist() == sequence.token_ids
@@ -61,18 +70,28 @@ def test_a_row_is_the_sequence_as_it_was_admitted() -> None:
     row = state.row(sequence)
     sequence.blocks.append(5)
     sequence.num_computed_tokens = 9
-    state.fill([row], CpuUplink())
+    tables = SlotTables(state.tables)
+    state.fill({1: row}, [], tables)
+    tables.flush(CpuUplink().upload)
     assert state.ints[1, NUM_COMPUTED] == 8
     assert state.block_tables[1, 1] == -7
 
 
 def test_table_updates_set_single_entries() -> None:
     state = make_state()
-    state.update_tables([(0, 1, 41), (3, 0, 42)], CpuUplink())
+    fill(state, updates=[(0, 1, 41), (3, 0, 42)])
     assert state.block_tables[0].tolist() == [-7, 41, -7, -7]
     assert state.block_tables[3].tolist() == [42, -7, -7, -7]
-    state.update_tables([], CpuUplink())
+    fill(state)
     assert (state.block_tables == -7).sum() == state.block_tables.numel() - 2
+
+
+def test_updates_of_a_new_sequence_come_after_its_own_blocks() -> None:
+    """The block that its first step writes to was shared, and a new one behind it is taken."""
+    state = make_state()
+    fill(state, make_sequence(1, 17, 2), updates=[(1, 1, 55), (1, 2, 56), (0, 0, 57)])
+    assert state.block_tables[1].tolist() == [10, 55, 56, -7]
+    assert state.block_tables[0].tolist() == [57, -7, -7, -7]
 
 
 class Recorder:

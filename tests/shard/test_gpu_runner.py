@@ -18,6 +18,7 @@ from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import PoolTooSmall
 from pagewire_shard.execution.device_state import STOP_REASON
+from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.warm_up import warm_up
 from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.startup import build_engine
@@ -29,7 +30,8 @@ from subject import NUM_TOKENS, Subject, subject
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 CUDA = torch.device("cuda", 0)
-SIZES = (1, 2, 4, 8, 16)
+SIZES = GraphSizes((1, 2, 4, 8, 16), ((8, 8), (24, 4), (32, 16), (128, 16), (512, 16)))
+FEW_SIZES = GraphSizes((3,), ((16, 3),))
 DEMO = Path(pagewire_shard.__file__).parent / "demo_model"
 FLOAT32_TIE = 1e-3
 """Two float32 implementations on a GPU add up in different orders."""
@@ -37,14 +39,14 @@ BFLOAT16_TIE = 0.25
 """Two steps of bfloat16 at the size of the demo model's largest logits."""
 
 
-def gpu_runner(sizes: tuple[int, ...] = SIZES) -> MakeRunner:
+def gpu_runner(sizes: GraphSizes | None = SIZES) -> MakeRunner:
     """Deferred: the module needs CUDA when it makes a runner, and Triton."""
     from pagewire_shard.execution.gpu_runner import gpu_runner
 
     return partial(gpu_runner, sizes=sizes)
 
 
-RUNNERS = pytest.mark.parametrize("sizes", [SIZES, (3,), ()], ids=["graphs", "few-graphs", "no-graphs"])
+RUNNERS = pytest.mark.parametrize("sizes", [SIZES, FEW_SIZES, None], ids=["graphs", "few-graphs", "no-graphs"])
 
 
 @pytest.fixture(scope="module", params=family_configs())
@@ -76,7 +78,7 @@ def check(comparison: Comparison, subject: Subject, groups: list[SequenceGroup],
 @RUNNERS
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_a_batch_yields_what_generate_yields(
-    family: Subject, comparison: Comparison, sizes: tuple[int, ...], block_size: int
+    family: Subject, comparison: Comparison, sizes: GraphSizes | None, block_size: int
 ) -> None:
     world = family.world(block_size=block_size, make_runner=gpu_runner(sizes))
     for how in ("first", "from cached prefixes"):
@@ -88,7 +90,7 @@ def test_a_batch_yields_what_generate_yields(
 @RUNNERS
 @pytest.mark.parametrize("window", [1, 2, 4])
 def test_chunks_preemption_and_plans_in_flight_change_nothing(
-    llama: Subject, comparison: Comparison, sizes: tuple[int, ...], window: int
+    llama: Subject, comparison: Comparison, sizes: GraphSizes | None, window: int
 ) -> None:
     world = llama.world(
         window=window, num_blocks=8, block_size=16, max_num_batched_tokens=24, make_runner=gpu_runner(sizes)
@@ -104,7 +106,7 @@ def test_chunks_preemption_and_plans_in_flight_change_nothing(
 @RUNNERS
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_stops_are_decided_where_the_reference_stops(
-    llama: Subject, comparison: Comparison, sizes: tuple[int, ...], window: int
+    llama: Subject, comparison: Comparison, sizes: GraphSizes | None, window: int
 ) -> None:
     world = llama.world(window=window, make_runner=gpu_runner(sizes))
     cases = []
@@ -125,7 +127,7 @@ def test_stops_are_decided_where_the_reference_stops(
 
 @RUNNERS
 def test_forks_write_to_copies_and_sample_what_the_reference_samples(
-    llama: Subject, comparison: Comparison, sizes: tuple[int, ...]
+    llama: Subject, comparison: Comparison, sizes: GraphSizes | None
 ) -> None:
     world = llama.world(make_runner=gpu_runner(sizes))
     options = {"temperature": 0.9, "top_p": 0.9, "presence_penalty": 0.7, "frequency_penalty": 0.3, "n": 3}
@@ -139,7 +141,7 @@ def test_forks_write_to_copies_and_sample_what_the_reference_samples(
 
 
 @RUNNERS
-def test_logprobs_are_the_models_own_whatever_is_sampled(llama: Subject, sizes: tuple[int, ...]) -> None:
+def test_logprobs_are_the_models_own_whatever_is_sampled(llama: Subject, sizes: GraphSizes | None) -> None:
     world = llama.world(make_runner=gpu_runner(sizes))
     nums = (0, 1, 5, 20, 3, 2)
     groups = [
@@ -166,7 +168,8 @@ def test_graphs_change_nothing(llama: Subject, window: int) -> None:
     options = {"temperature": 0.8, "top_k": 50, "seed": 5, "n": 3, "repetition_penalty": 1.1, "logprobs": 2}
     options |= {"stop_token_ids": tuple(range(0, 200, 9)), "min_tokens": 14}
     worlds = [
-        llama.world(window=window, num_blocks=11, block_size=16, make_runner=gpu_runner(sizes)) for sizes in ((), SIZES)
+        llama.world(window=window, num_blocks=11, block_size=16, make_runner=gpu_runner(sizes))
+        for sizes in (None, SIZES)
     ]
     answers = []
     for world in worlds:
@@ -178,7 +181,7 @@ def test_graphs_change_nothing(llama: Subject, window: int) -> None:
 
 
 def test_the_void_slot_stays_void(llama: Subject) -> None:
-    world = llama.world(make_runner=gpu_runner((16,)))
+    world = llama.world(make_runner=gpu_runner(GraphSizes((16,), ((512, 16),))))
     submit(world, llama)
     world.run()
     state = world.runner.state
@@ -207,7 +210,7 @@ def forbid_syncs(world: ModelWorld) -> None:
 
 
 @RUNNERS
-def test_no_launch_waits_for_the_device(llama: Subject, sizes: tuple[int, ...]) -> None:
+def test_no_launch_waits_for_the_device(llama: Subject, sizes: GraphSizes | None) -> None:
     """Admissions, chunks, forks with copies, sampling, stops, log-probabilities and preemption among them."""
     world = llama.world(num_blocks=14, max_num_batched_tokens=32, make_runner=gpu_runner(sizes))
     warm_up(world.runner, 16)
@@ -220,7 +223,7 @@ def test_no_launch_waits_for_the_device(llama: Subject, sizes: tuple[int, ...]) 
 
 
 @RUNNERS
-def test_steps_are_launched_while_the_device_is_busy(llama: Subject, sizes: tuple[int, ...]) -> None:
+def test_steps_are_launched_while_the_device_is_busy(llama: Subject, sizes: GraphSizes | None) -> None:
     world = llama.world(window=2, make_runner=gpu_runner(sizes))
     groups = submit(world, llama)
     # Kernels are loaded by then, and every sequence decodes.
@@ -247,7 +250,7 @@ def test_steps_are_launched_while_the_device_is_busy(llama: Subject, sizes: tupl
 
 @RUNNERS
 def test_a_report_that_is_copied_late_is_that_of_its_own_step(
-    llama: Subject, comparison: Comparison, sizes: tuple[int, ...]
+    llama: Subject, comparison: Comparison, sizes: GraphSizes | None
 ) -> None:
     """The next forward pass runs meanwhile."""
     world = llama.world(window=2, make_runner=gpu_runner(sizes))
@@ -324,7 +327,9 @@ def demo(dtype: torch.dtype, name: str, num_tokens: int) -> Subject:
 
 
 @RUNNERS
-def test_the_demo_model_in_float32_yields_what_generate_yields(comparison: Comparison, sizes: tuple[int, ...]) -> None:
+def test_the_demo_model_in_float32_yields_what_generate_yields(
+    comparison: Comparison, sizes: GraphSizes | None
+) -> None:
     subject = demo(torch.float32, "float32", 48)
     world = subject.world(max_model_len=512, make_runner=gpu_runner(sizes))
     groups = submit(world, subject)

@@ -11,9 +11,16 @@ from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.host_transfer import CpuUplink
 from pagewire_shard.sampling.sampler import Sampler
+from pagewire_shard.slot_tables import SlotTables
 
 VOCAB_SIZE = 50
 UPLOAD = CpuUplink().upload
+
+
+def fill(sampler: Sampler) -> None:
+    tables = SlotTables(sampler.tables)
+    sampler.fill(tables)
+    tables.flush(UPLOAD)
 
 
 def make_sampler() -> Sampler:
@@ -37,7 +44,7 @@ def filled(*sequences: Sequence) -> Sampler:
     sampler = make_sampler()
     for sequence in sequences:
         sampler.admit(sequence)
-    sampler.fill(UPLOAD)
+    fill(sampler)
     return sampler
 
 
@@ -99,7 +106,7 @@ def test_the_next_sequence_of_a_slot_has_nothing_of_the_one_before() -> None:
     tokens, raw = sampler.sample(logits.clone(), [1], UPLOAD)
     assert (tokens.tolist(), raw and raw.nums) == ([7], [3])
     sampler.admit(make_sequence(1, temperature=0))
-    sampler.fill(UPLOAD)
+    fill(sampler)
     tokens, raw = sampler.sample(logits.clone(), [1], UPLOAD)
     assert (tokens.tolist(), raw, sampler.stages([1])) == ([4], None, Stage(0))
 
@@ -122,5 +129,5 @@ def test_what_an_epoch_left_behind_is_not_written() -> None:
     sampler = make_sampler()
     sampler.admit(make_sequence(1, top_k=9))
     sampler.end_epoch()
-    sampler.fill(UPLOAD)
+    fill(sampler)
     assert column(sampler, "top_k") == [0] * 5

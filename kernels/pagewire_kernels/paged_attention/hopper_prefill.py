@@ -42,6 +42,7 @@ def hopper_prefill_kernel(
     sinks_ptr,
     out_ptr,
     counter_ptr,
+    row_counts_ptr,
     score_scale,
     first_seq,
     num_seqs,
@@ -60,7 +61,8 @@ def hopper_prefill_kernel(
     An item is BLOCK_Q = NUM_CONSUMERS * ROWS / GROUP_SIZE queries with the GROUP_SIZE query heads of one KV head: row m
     is query m // GROUP_SIZE and head m % GROUP_SIZE. KV heads vary fastest, then tiles of queries, a sequence's last
     ones first: they see most keys, and the short ones fill the gaps at the end. num_items is an upper bound, known
-    without the lengths; some items have no work.
+    without the lengths; some items have no work. With row_counts_ptr first_seq and num_seqs are read there, and
+    num_items follows from them.
 
     Partitions: NUM_CONSUMERS warp groups of ROWS rows (consume), the first of them the default one, and one warp that
     copies (produce). Each buffer has two barriers: `full` is passed when its copies have arrived, `empty` when all
@@ -102,7 +104,7 @@ def hopper_prefill_kernel(
                 produce,
                 (
                     (query_desc, key_desc, value_desc),
-                    (block_tables_ptr, query_start_loc_ptr, seq_lens_ptr, counter_ptr),
+                    (block_tables_ptr, query_start_loc_ptr, seq_lens_ptr, counter_ptr, row_counts_ptr),
                     (first_seq, num_seqs, num_items, stride_table),
                     buffers,
                     barriers,
@@ -145,6 +147,7 @@ def attend_prefills(
     """Writes the rows of out that belong to sequences from first_seq on; those before it have a token each.
 
     Args:
+        first_seq: With inputs.row_counts the least that there can be.
         config: tile configuration; None: the tuning table's choice.
     """
     query = inputs.query
@@ -176,6 +179,7 @@ def attend_prefills(
         inputs.sinks,
         out,
         counter,
+        inputs.row_counts,
         inputs.score_scale,
         first_seq,
         num_seqs,

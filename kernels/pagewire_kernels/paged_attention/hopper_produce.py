@@ -94,7 +94,7 @@ def produce(
     See the kernel for what the arguments hold. The notice after the last item has no tiles.
     """
     query_desc, key_desc, value_desc = descs
-    block_tables_ptr, query_start_loc_ptr, seq_lens_ptr, counter_ptr = pointers
+    block_tables_ptr, query_start_loc_ptr, seq_lens_ptr, counter_ptr, row_counts_ptr = pointers
     first_seq, num_seqs, num_items, stride_table = scalars
     queries, keys, values, notice = buffers
     query_full, query_empty, key_full, key_empty, value_full, value_empty = barriers
@@ -103,6 +103,11 @@ def produce(
     BOX: gl.constexpr = key_desc.block_shape[0]
     ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
 
+    if row_counts_ptr is not None:
+        num_seqs = gl.load(row_counts_ptr).to(gl.int32)
+        first_seq = gl.load(row_counts_ptr + 1).to(gl.int32)
+        num_tokens = gl.load(query_start_loc_ptr + num_seqs) - gl.load(query_start_loc_ptr + first_seq)
+        num_items = (num_tokens // BLOCK_Q + num_seqs - first_seq) * NUM_KV_HEADS
     item = gl.program_id(0)
     turn = 0
     count = 0

@@ -43,6 +43,10 @@ class AttentionInputs:
     num_decodes: int = 0
     """The first num_decodes sequences have exactly one new token each; a GPU attends from them in a launch of their
     own. Results do not depend on it."""
+    row_counts: torch.Tensor | None = None
+    """[2] int64, contiguous, on query's device: how many sequences, the first ones, have new tokens, and how many of
+    these, the first ones, are decodes (num_decodes is not read then). The others have neither new tokens nor a length.
+    A GPU's launches depend on shapes alone then, so that one captured graph serves every mixture."""
 
     @property
     def block_size(self) -> int:
@@ -85,3 +89,6 @@ class AttentionInputs:
         for name, per_head in (("alibi_slopes", self.alibi_slopes), ("sinks", self.sinks)):
             if per_head is not None and (per_head.shape != (num_heads,) or not per_head.is_contiguous()):
                 raise ValueError(f"{name} must be contiguous and of shape [{num_heads}], not {list(per_head.shape)}")
+        counts = self.row_counts
+        if counts is not None and (counts.shape != (2,) or counts.dtype is not torch.int64):
+            raise ValueError(f"row_counts must be 2 of int64, not {list(counts.shape)} of {counts.dtype}")

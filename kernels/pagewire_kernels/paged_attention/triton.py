@@ -25,17 +25,30 @@ def paged_attention(inputs: AttentionInputs) -> torch.Tensor:
         return out
     if inputs.max_query_len == 1:
         num_decodes = num_seqs
+    elif inputs.row_counts is not None:
+        _attend_any(inputs, out)
+        return out
     if not 0 <= num_decodes <= min(num_seqs, num_tokens):
         raise ValueError(f"{num_decodes} decodes in a batch of {num_seqs} sequences and {num_tokens} tokens")
     if num_decodes:
         attend_decodes(inputs, out, num_decodes)
     if num_decodes < num_seqs:
-        hopper = _hopper_prefill(query.device)
-        if hopper is not None and hopper.serves(inputs):
-            hopper.attend_prefills(inputs, out, num_decodes)
-        else:
-            attend_prefills(inputs, out, num_decodes)
+        _attend_prefills(inputs, out, num_decodes)
     return out
+
+
+def _attend_any(inputs: AttentionInputs, out: torch.Tensor) -> None:
+    """Which sequences are decodes is known on the device alone: both launches are made for as many as there can be."""
+    attend_decodes(inputs, out, min(inputs.seq_lens.shape[0], inputs.query.shape[0]))
+    _attend_prefills(inputs, out, 0)
+
+
+def _attend_prefills(inputs: AttentionInputs, out: torch.Tensor, first_seq: int) -> None:
+    hopper = _hopper_prefill(inputs.query.device)
+    if hopper is not None and hopper.serves(inputs):
+        hopper.attend_prefills(inputs, out, first_seq)
+    else:
+        attend_prefills(inputs, out, first_seq)
 
 
 @cache

@@ -51,6 +51,7 @@ def combine_splits_kernel(
     stats_ptr,
     splits_ptr,
     sinks_ptr,
+    row_counts_ptr,
     out_ptr,
     heads_per_program,
     NUM_KV_HEADS: tl.constexpr,
@@ -62,7 +63,10 @@ def combine_splits_kernel(
     PDL: tl.constexpr,
 ):
     """Grid: (cdiv(num_heads, heads_per_program), num_seqs); one program makes heads_per_program query heads of one
-    sequence, each in one round of loads: the latency of memory is most of what this takes."""
+    sequence, each in one round of loads: the latency of memory is most of what this takes.
+
+    With row_counts_ptr the number of sequences is read there, and the grid covers the most that there can be.
+    """
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP_SIZE
     first_head = tl.program_id(0) * heads_per_program
     seq = tl.program_id(1).to(tl.int64)
@@ -70,6 +74,10 @@ def combine_splits_kernel(
     dims = tl.arange(0, BLOCK_D)
     release_next(PDL)
     wait_for_previous(PDL)
+    if row_counts_ptr is not None:
+        num_decodes = tl.load(row_counts_ptr + 1)
+        if seq >= num_decodes:
+            return
     first_item = tl.load(splits_ptr + 2 * seq)
     num_splits = tl.load(splits_ptr + 2 * seq + 1)
     if num_splits <= 1:
@@ -102,6 +110,7 @@ def combine_splits(inputs: AttentionInputs, out: torch.Tensor, partials: Partial
         partials.stats,
         partials.splits,
         inputs.sinks,
+        inputs.row_counts,
         out,
         heads_per_program,
         **_constants(num_kv_heads, inputs.group_size, head_dim, block_g, block_d),

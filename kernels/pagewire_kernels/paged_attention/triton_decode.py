@@ -99,6 +99,7 @@ def decode_attention_kernel(
     sums_ptr,
     stats_ptr,
     splits_ptr,
+    row_counts_ptr,
     score_scale,
     softcap_log2,
     num_seqs,
@@ -125,11 +126,18 @@ def decode_attention_kernel(
 
     Without sums_ptr every sequence is one split. With it, programs of sequences that have several leave their maxima,
     totals and weighted sums as Partials has them.
+
+    With row_counts_ptr num_seqs is the most that there can be, and the number of decodes is read there.
     """
     kv_head = tl.program_id(0)
     item = tl.program_id(1)
     HAS_ALIBI: tl.constexpr = alibi_slopes_ptr is not None
     wait_for_previous(PDL)
+    if row_counts_ptr is not None:
+        num_seqs = tl.load(row_counts_ptr + 1).to(tl.int32)
+        # Items are fewer than this whatever the lengths.
+        if item >= num_seqs + num_shares:
+            return
     seq, first_item, num_splits, begin = item, item, 1, 0
     if sums_ptr is not None:
         seq, first_item, num_splits, split_tiles = _find_split(
@@ -206,7 +214,11 @@ def decode_attention_kernel(
 def attend_decodes(
     inputs: AttentionInputs, out: torch.Tensor, num_decodes: int, config: DecodeConfig | None = None
 ) -> None:
-    """Writes the first num_decodes rows of out: token i is sequence i's one new token."""
+    """Writes the first num_decodes rows of out: token i is sequence i's one new token.
+
+    Args:
+        num_decodes: With inputs.row_counts the most that there can be.
+    """
     head_dim = inputs.query.shape[2]
     device = inputs.query.device
     gpu, num_multiprocessors = gpu_traits(device)
@@ -232,6 +244,7 @@ def attend_decodes(
         inputs.sinks,
         out,
         *((partials.sums, partials.stats, partials.splits) if partials else (None, None, None)),
+        inputs.row_counts,
         inputs.score_scale,
         inputs.softcap_log2,
         num_decodes,

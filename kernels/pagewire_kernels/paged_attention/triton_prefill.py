@@ -165,6 +165,7 @@ def prefill_attention_kernel(
     seq_lens_ptr,
     alibi_slopes_ptr,
     sinks_ptr,
+    row_counts_ptr,
     out_ptr,
     score_scale,
     softcap_log2,
@@ -189,9 +190,16 @@ def prefill_attention_kernel(
     Tiles vary fastest, a sequence's last ones first: they see most keys, and the short ones fill the gaps at the end.
 
     Row m of a tile is query m // GROUP_SIZE and head m % GROUP_SIZE. The grid is an upper bound, known without the
-    lengths; it leaves some programs without work.
+    lengths; it leaves some programs without work. With row_counts_ptr first_seq and num_seqs are read there, and the
+    grid covers any of them.
     """
     kv_head = tl.program_id(1)
+    if row_counts_ptr is not None:
+        num_seqs = tl.load(row_counts_ptr).to(tl.int32)
+        first_seq = tl.load(row_counts_ptr + 1).to(tl.int32)
+        num_tokens = tl.load(query_start_loc_ptr + num_seqs) - tl.load(query_start_loc_ptr + first_seq)
+        if tl.program_id(0) >= num_tokens // BLOCK_Q + num_seqs - first_seq:
+            return
     HAS_ALIBI: tl.constexpr = alibi_slopes_ptr is not None
     seq, tile = _find_sequence(query_start_loc_ptr, tl.program_id(0), first_seq, num_seqs, BLOCK_Q)
     query_start = tl.load(query_start_loc_ptr + seq)
@@ -278,7 +286,11 @@ def prefill_attention_kernel(
 def attend_prefills(
     inputs: AttentionInputs, out: torch.Tensor, first_seq: int, config: PrefillConfig | None = None
 ) -> None:
-    """Writes the rows of out that belong to sequences from first_seq on; those before it have a token each."""
+    """Writes the rows of out that belong to sequences from first_seq on; those before it have a token each.
+
+    Args:
+        first_seq: With inputs.row_counts the least that there can be.
+    """
     num_tokens, _, head_dim = inputs.query.shape
     num_seqs = inputs.seq_lens.shape[0]
     if config is None:
@@ -296,6 +308,7 @@ def attend_prefills(
         inputs.seq_lens,
         inputs.alibi_slopes,
         inputs.sinks,
+        inputs.row_counts,
         out,
         inputs.score_scale,
         inputs.softcap_log2,

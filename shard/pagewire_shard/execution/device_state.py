@@ -7,15 +7,13 @@ k + 1 can start before the host has seen step k's tokens.
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from pagewire_common.protocol import MAX_STOP_TOKENS
 from pagewire_kernels.sequence_state import SequenceState, StateColumns
 
 from pagewire_shard.engine.sequence import Sequence
-from pagewire_shard.execution.host_transfer import Uplink
-from pagewire_shard.slot_tables import write_rows, write_runs
+from pagewire_shard.slot_tables import SlotTables
 
 # Columns of `ints`.
 NUM_TOKENS, NUM_COMPUTED, STOP_REASON, MAX_LEN = range(4)
@@ -68,6 +66,8 @@ class DeviceState:
             columns=_COLUMNS,
         )
         """The same tensors in the form that the kernels take."""
+        self.tables = (self.token_ids, self.block_tables, self.ints, self.stop_token_ids)
+        """What SlotTables has to know of."""
 
     @property
     def void_slot(self) -> int:
@@ -85,21 +85,24 @@ class DeviceState:
             stop_token_ids=_stop_token_ids(sequence),
         )
 
-    def fill(self, rows: Items[SlotRow], uplink: Uplink) -> None:
-        """Writes new sequences' rows, in a number of operations that does not depend on how many there are."""
-        if not rows:
-            return
-        slots = uplink.upload([row.slot for row in rows])
-        write_runs(self.token_ids, slots, [row.token_ids for row in rows], uplink.upload)
-        write_runs(self.block_tables, slots, [row.blocks for row in rows], uplink.upload)
-        write_rows(self.ints, slots, [row.ints for row in rows], uplink.upload)
-        write_rows(self.stop_token_ids, slots, [row.stop_token_ids for row in rows], uplink.upload)
+    def fill(self, rows: dict[int, SlotRow], updates: Items[tuple[int, int, int]], tables: SlotTables) -> None:
+        """Has the tables' next flush write the rows of new sequences, and entries of block tables.
 
-    def update_tables(self, updates: Items[tuple[int, int, int]], uplink: Uplink) -> None:
-        """Sets entries of block tables: (slot, index, block)."""
-        if updates:
-            slots, indices, blocks = uplink.upload(list(chain.from_iterable(updates))).view(-1, 3).unbind(1)
-            self.block_tables[slots, indices] = blocks.to(torch.int32)
+        Args:
+            rows: By slot.
+            updates: (slot, index, block); those of a new sequence come after what its row says, entry by entry.
+        """
+        for slot, index, block in updates:
+            row = rows.get(slot)
+            if row is None:
+                tables.write(self.block_tables, slot, [block], index)
+            else:
+                row.blocks[index : index + 1] = [block]
+        for slot, row in rows.items():
+            tables.write(self.token_ids, slot, row.token_ids)
+            tables.write(self.block_tables, slot, row.blocks)
+            tables.write(self.ints, slot, row.ints)
+            tables.write(self.stop_token_ids, slot, row.stop_token_ids)
 
     def _ints(self, sequence: Sequence) -> list[int]:
         values = [0] * self.ints.shape[1]

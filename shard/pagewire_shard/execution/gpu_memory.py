@@ -4,12 +4,13 @@ import torch
 
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.gpu_runner import gpu_runner
+from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.warm_up import run_largest_step
 from pagewire_shard.loading.model_loader import LoadedModel
 
-GRAPH_BYTES = 8 << 20
-"""Memory that the driver keeps for the two graphs of one batch size, which torch does not account for: some kilobytes
-for each of a thousand kernels."""
+GRAPH_LAYER_BYTES = 256 << 10
+"""Memory that the driver keeps for a layer of a captured forward pass, which torch does not account for: some kilobytes
+for each of ten kernels."""
 
 
 def bytes_left_for_caches(
@@ -19,7 +20,7 @@ def bytes_left_for_caches(
     block_size: int,
     num_tokens: int,
     num_logprobs: int,
-    graph_sizes: tuple[int, ...],
+    graph_sizes: GraphSizes | None,
     utilization: float,
 ) -> int:
     """Runs the largest step with caches of one block and measures what it took.
@@ -27,7 +28,7 @@ def bytes_left_for_caches(
     Args:
         num_tokens: Tokens a step may compute.
         num_logprobs: Most log-probabilities that a sequence may ask for.
-        graph_sizes: Batch sizes of decode steps that will be captured, smallest first.
+        graph_sizes: Steps that will be captured.
         utilization: Share of the GPU that may be used by everyone together.
 
     Returns:
@@ -40,7 +41,7 @@ def bytes_left_for_caches(
     for tensor in (tensor for cache in caches for tensor in cache):
         tensor.zero_()
     # Smaller graphs fit into the memory of the largest.
-    runner = gpu_runner(loaded.model, state, caches, block_size, graph_sizes[-1:])
+    runner = gpu_runner(loaded.model, state, caches, block_size, graph_sizes and graph_sizes.largest)
     run_largest_step(
         runner,
         num_seqs=state.num_slots,
@@ -54,4 +55,5 @@ def bytes_left_for_caches(
     peak = torch.cuda.max_memory_reserved(device)
     del runner, caches
     torch.cuda.empty_cache()
-    return int(total * utilization) - peak - used_by_others - GRAPH_BYTES * len(graph_sizes)
+    graph_bytes = graph_sizes.num_forwards * len(loaded.model.spec.layers) * GRAPH_LAYER_BYTES if graph_sizes else 0
+    return int(total * utilization) - peak - used_by_others - graph_bytes

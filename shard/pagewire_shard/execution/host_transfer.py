@@ -4,6 +4,7 @@ The seam between a runner and its device. On a CPU nothing has to move; pinned_t
 """
 
 import time
+from array import array
 from collections.abc import Sequence as Items
 from typing import Protocol
 
@@ -11,6 +12,8 @@ import torch
 
 from pagewire_shard.engine.runner import PendingTokens
 from pagewire_shard.execution.step_report import PendingLogprobs, step_tokens
+
+Values = Items[int] | Items[float]
 
 
 class Uplink(Protocol):
@@ -22,10 +25,12 @@ class Uplink(Protocol):
     def end_step(self) -> None:
         """After the last upload of a step."""
 
-    def upload(
-        self, values: Items[int] | Items[float], dtype: torch.dtype = torch.int64, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The values as a one-dimensional tensor on the device: `out`, of their number, or a new one."""
+    def upload(self, values: Values, dtype: torch.dtype = torch.int64, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The values as a one-dimensional tensor on the device: `out`, of their number, or a new one.
+
+        Args:
+            values: If an array.array, its elements are of the dtype, and it is not changed afterwards.
+        """
 
 
 class Downlink(Protocol):
@@ -53,11 +58,12 @@ class CpuUplink:
     def end_step(self) -> None:
         """Nothing to do."""
 
-    def upload(
-        self, values: Items[int] | Items[float], dtype: torch.dtype = torch.int64, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def upload(self, values: Values, dtype: torch.dtype = torch.int64, out: torch.Tensor | None = None) -> torch.Tensor:
         """See Uplink."""
-        tensor = torch.tensor(values, dtype=dtype)
+        if isinstance(values, array):
+            tensor = torch.frombuffer(values, dtype=dtype)
+        else:
+            tensor = torch.tensor(values, dtype=dtype)
         return tensor if out is None else out.copy_(tensor)
 
 

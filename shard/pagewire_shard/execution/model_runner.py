@@ -25,6 +25,7 @@ from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.sampling.logprobs import RawLogits
 from pagewire_shard.sampling.sampler import Sampler
+from pagewire_shard.slot_tables import SlotTables
 
 _REASONS = StopReasons(
     token=int(shard_pb2.STOP_REASON_TOKEN),
@@ -62,6 +63,7 @@ class ModelRunner:
         self.block_size = block_size
         self.uplink = uplink or CpuUplink()
         self.downlink = downlink or CpuDownlink()
+        self._tables = SlotTables((*state.tables, *self.sampler.tables))
         self._admitted: dict[int, SlotRow] = {}
         """Rows that the next step writes, by slot."""
 
@@ -91,14 +93,13 @@ class ModelRunner:
 
     def _apply_changes(self, batch: RunBatch) -> None:
         """Brings device state and caches to where the host has them."""
-        rows = list(self._admitted.values())
+        self.state.fill(self._admitted, batch.table_updates, self._tables)
         self._admitted.clear()
-        self.state.fill(rows, self.uplink)
-        self.sampler.fill(self.uplink.upload)
-        self.state.update_tables(batch.table_updates, self.uplink)
+        self.sampler.fill(self._tables)
+        self._tables.flush(self.uplink.upload)
         if batch.copies:
-            sources, targets = zip(*batch.copies, strict=True)
-            copy_blocks(self.kv_caches, self.uplink.upload(sources), self.uplink.upload(targets))
+            copies = self.uplink.upload([block for blocks in zip(*batch.copies, strict=True) for block in blocks])
+            copy_blocks(self.kv_caches, *copies.view(2, -1).unbind(0))
 
     def _run(self, batch: RunBatch) -> StepOutput:
         assert max(batch.sample_lens) <= 1, "nobody makes drafts yet"

@@ -4,13 +4,13 @@ Values go up on the stream that works with them, ahead of that work; reports com
 the next step.
 """
 
-from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 import torch
 from pagewire_kernels.append_tokens import FIRST_TOKEN
 
 from pagewire_shard.engine.runner import StepTokens
+from pagewire_shard.execution.host_transfer import Values
 from pagewire_shard.execution.step_report import PendingLogprobs, step_tokens
 
 NUM_STAGING_BUFFERS = 8
@@ -43,9 +43,7 @@ class PinnedUplink:
         """Marks where the device is done with the step's buffer."""
         self._copied[self._turn].record()
 
-    def upload(
-        self, values: Items[int] | Items[float], dtype: torch.dtype = torch.int64, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def upload(self, values: Values, dtype: torch.dtype = torch.int64, out: torch.Tensor | None = None) -> torch.Tensor:
         """See Uplink; the copy is ordered before all later work of the current stream."""
         staged = self._take(len(values) * dtype.itemsize).view(dtype)
         staged.numpy()[:] = values

@@ -140,5 +140,6 @@ class Attention:
             max_seq_len=batch.max_seq_len,
             sliding_window=self._sliding_window,
             num_decodes=batch.num_decodes,
+            row_counts=batch.row_counts,
         )
         return self._o(paged_attention(inputs).view(x.shape[0], -1))

@@ -32,9 +32,18 @@ class ForwardBatch:
     """Upper bound of seq_lens."""
     num_decodes: int = 0
     """The first num_decodes sequences have exactly one new token each."""
+    row_counts: torch.Tensor | None = None
+    """[2] int64: as AttentionInputs has them; None: every sequence has new tokens, and num_decodes counts."""
 
     @classmethod
-    def of(cls, inputs: PreparedInputs, max_query_len: int, max_seq_len: int, num_decodes: int) -> "ForwardBatch":
+    def of(
+        cls,
+        inputs: PreparedInputs,
+        max_query_len: int,
+        max_seq_len: int,
+        num_decodes: int,
+        row_counts: torch.Tensor | None = None,
+    ) -> "ForwardBatch":
         """Combines what the device looked up with what the host knows."""
         return cls(
             input_ids=inputs.input_ids,
@@ -46,6 +55,7 @@ class ForwardBatch:
             max_query_len=max_query_len,
             max_seq_len=max_seq_len,
             num_decodes=num_decodes,
+            row_counts=row_counts,
         )
 
 

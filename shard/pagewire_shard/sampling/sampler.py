@@ -1,6 +1,7 @@
 """Samples rows of logits. It owns the sampling columns of all slots, knows what the rows of a batch need, and calls the
 kernels with it; a runner says only which slots the rows are of."""
 
+from array import array
 from collections.abc import Sequence as Items
 
 import torch
@@ -11,7 +12,7 @@ from pagewire_kernels.sequence_state import SequenceState
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.sampling.logprobs import RawLogits
 from pagewire_shard.sampling.row import SamplingRow, sampling_row
-from pagewire_shard.slot_tables import Upload, write_rows, write_runs
+from pagewire_shard.slot_tables import SlotTables, Upload
 
 
 class Sampler:
@@ -28,6 +29,8 @@ class Sampler:
         """By slot, for sequences that want log-probabilities: how many of the most probable tokens."""
         self._admitted: dict[int, SamplingRow] = {}
         """By slot: what the next fill writes."""
+        self.tables = (self._columns.floats, self._columns.ints, self._columns.lists)
+        """What SlotTables has to know of."""
 
     def admit(self, sequence: Sequence) -> None:
         """Has the next fill write the sequence's slot."""
@@ -43,21 +46,17 @@ class Sampler:
         """Forgets what was admitted and has not been filled."""
         self._admitted.clear()
 
-    def fill(self, upload: Upload) -> None:
-        """Writes what was admitted since the last call."""
-        if not self._admitted:
-            return
-        rows, columns = list(self._admitted.values()), self._columns
-        slots = upload(list(self._admitted))
+    def fill(self, tables: SlotTables) -> None:
+        """Has the tables' next flush write what was admitted since the last call."""
+        columns = self._columns
+        for slot, row in self._admitted.items():
+            tables.write(columns.floats, slot, row.floats)
+            tables.write(columns.ints, slot, row.ints)
+            for column, entries in zip(LISTS, row.lists, strict=True):
+                first = list_column(column.name)
+                tables.write(columns.lists, slot, list(entries), first)
+                tables.write_bits(columns.lists, slot, array("f", entries.values()), first + column.max_entries)
         self._admitted.clear()
-        write_rows(columns.floats, slots, [row.floats for row in rows], upload)
-        write_rows(columns.ints, slots, [row.ints for row in rows], upload)
-        for i, column in enumerate(LISTS):
-            lists, first = [row.lists[i] for row in rows], list_column(column.name)
-            if any(lists):
-                write_runs(columns.lists, slots, [list(entries) for entries in lists], upload, first)
-                values = [list(entries.values()) for entries in lists]
-                write_runs(columns.lists, slots, values, upload, first + column.max_entries, dtype=torch.float32)
 
     def stages(self, slots: Items[int]) -> Stage:
         """Returns the stages that the rows of a batch need, all together."""
@@ -91,10 +90,18 @@ class Sampler:
         """
         return sample(logits, SamplingBatch(slots, self._sequences, self._columns, stages))
 
-    def raw_logits(self, logits: torch.Tensor, slots: Items[int], upload: Upload) -> RawLogits | None:
-        """Copies the logits of the rows that want log-probabilities; None: no row does. To be called before choose."""
+    def raw_logits(
+        self, logits: torch.Tensor, slots: Items[int], upload: Upload, sample_lens: Items[int] | None = None
+    ) -> RawLogits | None:
+        """Copies the logits of the rows that want log-probabilities; None: no row does. To be called before choose.
+
+        Args:
+            sample_lens: 0 of rows that do not sample, whose logits mean nothing; None: all sample.
+        """
         wanting = self._num_logprobs
         rows = [row for row, slot in enumerate(slots) if slot in wanting] if wanting else []
+        if sample_lens is not None:
+            rows = [row for row in rows if sample_lens[row]]
         if not rows:
             return None
         index = upload(rows)

@@ -16,6 +16,7 @@ def _aot_case(
     block_size: int = 64,
     group_size: int = 4,
     sinks: bool = False,
+    row_counts: bool = False,
     config: HopperPrefillConfig | None = None,
 ) -> AotCase:
     config = config or hopper_prefill_config(kernels.HOPPER, head_dim, 2)
@@ -31,6 +32,10 @@ def _aot_case(
         signature["sinks_ptr"] = f"*{dtype}"
     else:
         constants["sinks_ptr"] = None
+    if row_counts:
+        signature["row_counts_ptr"] = "*i64"
+    else:
+        constants["row_counts_ptr"] = None
     return AotCase(
         name=name,
         kernel=kernels.hopper_prefill_kernel,
@@ -55,4 +60,5 @@ AOT_CASES = (
     _aot_case("head128-bf16-group1", group_size=1),
     _aot_case("head128-bf16-group8", group_size=8),
     _aot_case("head128-bf16-sinks", sinks=True),
+    _aot_case("head128-bf16-row-counts", row_counts=True),
 )

@@ -18,6 +18,7 @@ def _aot_case(
     group_size: int = 4,
     sliding_window: int = 0,
     all_options: bool = False,
+    row_counts: bool = False,
 ) -> AotCase:
     config = prefill_config(target, head_dim, 4 if dtype == "fp32" else 2)
     per_head = {"alibi_slopes_ptr": "*fp32", "sinks_ptr": "*fp32"}
@@ -26,10 +27,11 @@ def _aot_case(
     signature |= {"score_scale": "fp32", "softcap_log2": "fp32"}
     signature |= dict.fromkeys(("first_seq", "num_seqs", "stride_query_token", "stride_table"), "i32")
     constants: dict[str, object] = {"SLIDING_WINDOW": sliding_window, "HAS_SOFTCAP": all_options}
-    if all_options:
-        signature |= per_head
-    else:
-        constants |= dict.fromkeys(per_head)
+    for optional, is_given in ((per_head, all_options), ({"row_counts_ptr": "*i64"}, row_counts)):
+        if is_given:
+            signature |= optional
+        else:
+            constants |= dict.fromkeys(optional)
     return AotCase(
         name=name,
         kernel=kernels.prefill_attention_kernel,
@@ -53,6 +55,7 @@ AOT_CASES = (
     _aot_case("head128-bf16-block16", block_size=16),
     _aot_case("head128-bf16-group7", group_size=7),
     _aot_case("head80-bf16-group1", head_dim=80, group_size=1),
+    _aot_case("head128-bf16-row-counts", row_counts=True),
     _aot_case("head128-bf16-window", sliding_window=4096),
     _aot_case("head128-bf16-all-options", sliding_window=4096, all_options=True),
 )

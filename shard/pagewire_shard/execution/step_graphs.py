@@ -1,0 +1,237 @@
+"""Steps as CUDA graphs, replayed without Python in between: forward pass, output projection, sampling.
+
+A forward pass is captured for decode steps, by their number of sequences, and for any mixture of prompts and decodes,
+by the number of tokens: how many sequences there are and how long they are is read on the device. A mixed pass leaves
+the last hidden state of each row, from which a second graph makes logits; a decode step's pass makes them itself. Then
+sampling is the same for both. Between logits and sampling something can come: log-probabilities are copied before
+sampling uses the logits up, and rare stages are sampled by separate launches.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from pagewire_kernels.append_tokens import FIRST_TOKEN
+from pagewire_kernels.prepare_inputs import PreparedInputs, StepRows, prepare_inputs
+from pagewire_kernels.sample import Stage
+from pagewire_kernels.sample.columns import ALL_STAGES, RARE_STAGES
+
+from pagewire_shard.engine.runner import RunBatch
+from pagewire_shard.execution.device_state import DeviceState
+from pagewire_shard.execution.graph_capture import Capturer, Work, garbage_collected_before
+from pagewire_shard.execution.graph_sizes import GraphSizes
+from pagewire_shard.execution.host_transfer import Downlink, Uplink
+from pagewire_shard.execution.model_runner import StepOutput, append_sampled, pending_logprobs
+from pagewire_shard.execution.uploaded_rows import UploadedRows
+from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.sampling.sampler import Sampler
+
+CAPTURED_STAGES = ALL_STAGES & ~RARE_STAGES
+"""Stages of a captured sampling. A batch that needs more is sampled by separate launches."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class RowGraphs:
+    """What is captured for a number of rows."""
+
+    num_rows: int
+    report: torch.Tensor
+    """[FIRST_TOKEN + 1, num_rows] int64, as append_tokens returns it."""
+    token_ids: torch.Tensor
+    """[num_rows] int64: what the graph sampled last, of void rows arbitrary."""
+    decode: Work = lambda: None
+    """The logits of one token of each row."""
+    project: Work = lambda: None
+    """The logits of the rows' last hidden states, which a mixed pass leaves."""
+    sample: Work = lambda: None
+    """Samples the logits by CAPTURED_STAGES, appends, and writes the report."""
+
+
+class _Capture(NamedTuple):
+    """Something to capture."""
+
+    name: str
+    work: Work
+    is_warm: bool
+    """All its kernels are those of a capture before it."""
+    keep: Callable[[Work], None]
+    """Takes the captured work."""
+
+
+class StepGraphs:
+    """The graphs of all sizes, on buffers they share."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        state: DeviceState,
+        sampler: Sampler,
+        kv_caches: list[KVCache],
+        block_size: int,
+        sizes: GraphSizes,
+    ) -> None:
+        self._model = model
+        self._state = state
+        self._sampler = sampler
+        self._kv_caches = kv_caches
+        self._block_size = block_size
+        device, dtype, max_rows = state.device, kv_caches[0][0].dtype, sizes.rows[-1]
+        self._rows = UploadedRows(max_rows, state.void_slot, device)
+        # Not memory of the graphs: what one graph leaves for the next, or for a copy that is still on its way.
+        self._hidden = torch.zeros(max_rows, model.spec.hidden_size, dtype=dtype, device=device)
+        self._logits = torch.zeros(max_rows, model.spec.vocab_size, dtype=dtype, device=device)
+        self._report = torch.zeros((FIRST_TOKEN + 1) * max_rows, dtype=torch.int64, device=device)
+        self._row_graphs = [self._uncaptured(num_rows) for num_rows in sizes.rows]
+        self._mixed: dict[tuple[int, int], Work] = dict.fromkeys(sizes.mixed, lambda: None)
+        """By tokens and rows, ascending."""
+        self.capture_s: list[float] = []
+        """Seconds that each capture took, in order, and before them those of the runs that load kernels."""
+
+    def _uncaptured(self, num_rows: int) -> RowGraphs:
+        report = self._report[: (FIRST_TOKEN + 1) * num_rows].view(FIRST_TOKEN + 1, num_rows)
+        return RowGraphs(num_rows, report, self._rows.slots[:num_rows])
+
+    @torch.inference_mode()
+    def capture(self, capturer: Capturer) -> None:
+        """Captures all sizes, largest first, so that the smaller ones fit into the memory they took."""
+        used_before = capturer.used_bytes()
+        with garbage_collected_before():
+            captures = self._captures()
+            self._warm(captures, capturer)
+            # What that took is given back, before the graphs take their own.
+            capturer.used_bytes()
+            self._capture_all(captures, capturer)
+        used_mib = (capturer.used_bytes() - used_before) >> 20
+        done = f"{len(captures)} graphs captured in {sum(self.capture_s):.1f} s, {used_mib} MiB"
+        _log.info(done)
+        _show(done, is_last=True)
+
+    def _captures(self) -> list[_Capture]:
+        captures: list[_Capture] = []
+        seen: set[tuple[str, int]] = set()
+        for (num_tokens, num_rows), _ in reversed(self._mixed.items()):
+            sizes = {("tokens", num_tokens), ("rows", num_rows)}
+            name, work = f"{num_tokens} tokens", self._mixed_work(num_tokens, num_rows)
+            captures.append(_Capture(name, work, sizes <= seen, self._keep_mixed(num_tokens, num_rows)))
+            seen |= sizes
+        for graphs in reversed(self._row_graphs):
+            for part, work in self._row_works(graphs).items():
+                captures.append(_Capture(f"{graphs.num_rows} rows", work, False, _keep(graphs, part)))
+        return captures
+
+    def _warm(self, captures: list[_Capture], capturer: Capturer) -> None:
+        began_s = time.perf_counter()
+        for i, capture in enumerate(captures):
+            if not capture.is_warm:
+                _show(f"loading kernels: {i + 1}/{len(captures)}, {capture.name}")
+                capturer.warm(capture.work)
+        self.capture_s.append(time.perf_counter() - began_s)
+
+    def _capture_all(self, captures: list[_Capture], capturer: Capturer) -> None:
+        for i, capture in enumerate(captures):
+            _show(f"capturing graphs: {i + 1}/{len(captures)}, {capture.name}")
+            began_s = time.perf_counter()
+            capture.keep(capturer.capture(capture.work))
+            self.capture_s.append(time.perf_counter() - began_s)
+
+    def _keep_mixed(self, num_tokens: int, num_rows: int) -> Callable[[Work], None]:
+        return lambda captured: self._mixed.__setitem__((num_tokens, num_rows), captured)
+
+    def holds(self, batch: RunBatch) -> bool:
+        """Whether there are graphs for the batch."""
+        num_rows = len(batch.slots)
+        return num_rows <= self._row_graphs[-1].num_rows and (batch.is_decode or self._mixed_graph(batch) is not None)
+
+    def run(self, batch: RunBatch, uplink: Uplink, downlink: Downlink) -> StepOutput:
+        """Runs a batch that `holds` says yes to."""
+        num_rows = len(batch.slots)
+        graphs = next(graphs for graphs in self._row_graphs if graphs.num_rows >= num_rows)
+        self._rows.upload(batch, uplink)
+        if batch.is_decode:
+            graphs.decode()
+        else:
+            mixed = self._mixed_graph(batch)
+            assert mixed is not None, "holds has been asked"
+            mixed()
+            graphs.project()
+        downlink.forwarded()
+        raw = self._sampler.raw_logits(self._logits, batch.slots, uplink.upload, batch.sample_lens)
+        stages = self._sampler.stages(batch.slots)
+        downlink.before_next_report()
+        if stages & ~CAPTURED_STAGES:
+            token_ids = self._sample(graphs, stages)
+        else:
+            graphs.sample()
+            token_ids = graphs.token_ids
+        return StepOutput(graphs.report, pending_logprobs(raw, token_ids, range(num_rows)))
+
+    def _mixed_graph(self, batch: RunBatch) -> Work | None:
+        num_tokens, num_rows = sum(batch.query_lens), len(batch.slots)
+        for (most_tokens, most_rows), graph in self._mixed.items():
+            if num_tokens <= most_tokens and num_rows <= most_rows:
+                return graph
+        return None
+
+    def _mixed_work(self, num_tokens: int, num_rows: int) -> Work:
+        rows, hidden = self._rows, self._hidden[:num_rows]
+
+        def forward() -> None:
+            inputs = self._inputs(num_tokens, num_rows, rows.query_lens[:num_rows])
+            batch = ForwardBatch.of(inputs, num_tokens, self._state.max_model_len, 0, rows.row_counts)
+            last = (inputs.query_start_loc[1:] - 1).clamp_(min=0)
+            torch.index_select(self._model.forward(batch, self._kv_caches), 0, last, out=hidden)
+
+        return forward
+
+    def _row_works(self, graphs: RowGraphs) -> dict[str, Work]:
+        """By field of RowGraphs."""
+        num_rows = graphs.num_rows
+        logits, hidden = self._logits[:num_rows], self._hidden[:num_rows]
+
+        def decode() -> None:
+            inputs = self._inputs(num_rows, num_rows, None)
+            batch = ForwardBatch.of(inputs, 1, self._state.max_model_len, num_rows)
+            self._model.compute_logits(self._model.forward(batch, self._kv_caches), out=logits)
+
+        def project() -> None:
+            self._model.compute_logits(hidden, out=logits)
+
+        def sample() -> None:
+            graphs.token_ids = self._sample(graphs, CAPTURED_STAGES)
+
+        return {"decode": decode, "project": project, "sample": sample}
+
+    def _inputs(self, num_tokens: int, num_rows: int, query_lens: torch.Tensor | None) -> PreparedInputs:
+        max_blocks = self._state.block_tables.shape[1]
+        slots, sequences = self._rows.slots[:num_rows], self._state.sequences
+        rows = StepRows(
+            sequences, slots, query_lens, block_size=self._block_size, num_tokens=num_tokens, max_blocks=max_blocks
+        )
+        return prepare_inputs(rows)
+
+    def _sample(self, graphs: RowGraphs, stages: Stage) -> torch.Tensor:
+        """Samples the rows' logits, which may be used up; returns the tokens and writes the report."""
+        num_rows, rows = graphs.num_rows, self._rows
+        slots = rows.slots[:num_rows]
+        token_ids = self._sampler.choose(self._logits[:num_rows], slots, stages)
+        query_lens, sample_rows = rows.query_lens[:num_rows], rows.sample_rows[:num_rows]
+        append_sampled(self._state, slots, query_lens, token_ids, sample_rows, out=graphs.report)
+        return token_ids
+
+
+def _keep(graphs: RowGraphs, part: str) -> Callable[[Work], None]:
+    return lambda captured: setattr(graphs, part, captured)
+
+
+def _show(line: str, *, is_last: bool = False) -> None:
+    """On a terminal, in place of the line before."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{line}\x1b[K{chr(10) if is_last else ' '}")
+        sys.stderr.flush()
