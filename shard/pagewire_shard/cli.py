@@ -191,7 +191,7 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--cuda-graphs", action=argparse.BooleanOptionalAction, default=DEFAULTS.cuda_graphs,
-        help="capture a GPU's decode steps as CUDA graphs (default)",
+        help="capture a GPU's steps as CUDA graphs (default)",
     )  # fmt: skip
     group.add_argument(
         "--cpu-threads",

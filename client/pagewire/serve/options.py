@@ -114,7 +114,7 @@ MODEL_OPTIONS: tuple[Option, ...] = (
         share,
         "SHARE",
     ),
-    Option("cuda_graphs", "capture a GPU's decode steps as CUDA graphs (default: yes)", bool),
+    Option("cuda_graphs", "capture a GPU's steps as CUDA graphs (default: yes)", bool),
     Option(
         "load_format",
         "auto: safetensors, or PyTorch files where there are none; safetensors: those alone; dummy: random weights "
