@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from machine import ROOT, num_cores, print_table, save_result
 from models import LLAMA_1M, model_directory
-from servers import Server, free_port, start
+from servers import Server, free_port, read_metrics, start
 
 HERE = Path(__file__).resolve().parent
 FOLDERS = ("client", "common", "router")
@@ -61,21 +60,37 @@ class Tree:
         return {"PYTHONPATH": os.pathsep.join(str(self.path / folder) for folder in FOLDERS)}
 
 
+PACING = {
+    "pagewire_stream_interval_seconds": ("interval_ms", 1e3),
+    "pagewire_message_cost_seconds": ("message_cost_us", 1e6),
+    "pagewire_event_loop_served_ratio": ("served", 1.0),
+}
+"""What the router says of its pacing, by the name here and a factor. Older routers say nothing."""
+
+
 @contextmanager
-def router_over_ideal_shard(tree: Tree, args: argparse.Namespace, profile: Path | None = None) -> Iterator[Server]:
-    """Starts an ideal shard and a router; yields the router."""
+def router_over_ideal_shard(
+    tree: Tree, args: argparse.Namespace, profile: Path | None = None
+) -> Iterator[tuple[Server, int]]:
+    """Starts an ideal shard and a router; yields the router and the port of its metrics."""
     tokenizer = model_directory(LLAMA_1M) / "tokenizer.json"
     shard_command = [sys.executable, str(HERE / "ideal_shard.py"), "--step-ms", str(args.step_ms)]
     shard_command += ["--max-num-seqs", str(max(args.streams)), "--tokenizer", str(tokenizer)]
     here = Tree("", ROOT).environment()
     with start(shard_command, here) as shard:
-        command = [sys.executable, *(("-m", "cProfile", "-o", str(profile)) if profile else ()), "-m", "pagewire_router"]
-        command += ["--shards", shard.address, "--listen", "127.0.0.1:0", "--metrics-port", str(free_port())]
+        command = [
+            sys.executable,
+            *(("-m", "cProfile", "-o", str(profile)) if profile else ()),
+            "-m",
+            "pagewire_router",
+        ]
+        port = free_port()
+        command += ["--shards", shard.address, "--listen", "127.0.0.1:0", "--metrics-port", str(port)]
         with start([*command, *args.router_flags], tree.environment()) as router:
-            yield router
+            yield router, port
 
 
-def measure(router: Server, num_streams: int, args: argparse.Namespace) -> dict[str, Any]:
+def measure(router: Server, metrics_port: int, num_streams: int, args: argparse.Namespace) -> dict[str, Any]:
     """One window of this many streams."""
     num_clients = min(args.clients, num_streams)
     begin_s = time.time() + START_CLIENTS_S + SETTLE_S
@@ -88,13 +103,15 @@ def measure(router: Server, num_streams: int, args: argparse.Namespace) -> dict[
     before = _thread_times_s(router)
     time.sleep(max(0.0, end_s - time.time()))
     after = _thread_times_s(router)
+    samples = read_metrics(metrics_port)
+    pacing = {name: samples.get(sample, 0.0) * factor for sample, (name, factor) in PACING.items()}
     results = []
     for client in clients:
         output, _ = client.communicate(timeout=120)
         if client.returncode:
             raise RuntimeError(f"a client failed with status {client.returncode}")
         results.append(json.loads(output))
-    return _summarize(results, [after[i] - before.get(i, 0.0) for i in after], args.seconds)
+    return _summarize(results, [after[i] - before.get(i, 0.0) for i in after], args.seconds) | pacing
 
 
 def _start_client(
@@ -133,8 +150,8 @@ def profile(tree: Tree, num_streams: int, args: argparse.Namespace) -> dict[str,
     """Shares of the event loop's thread by part, from a run under cProfile, which makes Python's part look larger."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "router.prof"
-        with router_over_ideal_shard(tree, args, path) as router:
-            figures = measure(router, num_streams, args)
+        with router_over_ideal_shard(tree, args, path) as (router, port):
+            figures = measure(router, port, num_streams, args)
             total_s = max(_thread_times_s(router).values())
         stats = pstats.Stats(str(path))
     seconds: dict[str, float] = {}
@@ -165,9 +182,9 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     for round_index in range(args.rounds):
         for tree in trees if round_index % 2 == 0 else trees[::-1]:
-            with router_over_ideal_shard(tree, args) as router:
+            with router_over_ideal_shard(tree, args) as (router, port):
                 runs += [
-                    {"tree": tree.name, "streams": num, "round": round_index} | measure(router, num, args)
+                    {"tree": tree.name, "streams": num, "round": round_index} | measure(router, port, num, args)
                     for num in args.streams
                 ]
     figures = [key for key in runs[0] if key not in ("tree", "streams", "round")]

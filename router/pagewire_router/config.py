@@ -56,11 +56,6 @@ class RouterConfig:
     and at most MAX_MESSAGE_BYTES."""
     coalesce_max_ms: float = 50.0
     """Under load, a stream is written at most once in this time; 0: every token goes out at once."""
-    max_writes_per_s: float = 2000.0
-    """Messages to clients the router aims at; above it, streams are written less often, up to coalesce_max_ms apart.
-
-    A message costs about 60 us of the event loop, so that 2000 leave it nine tenths of its time for plans.
-    """
     tokenizer_threads: int = 1
     """Threads that encode long prompts beside the event loop."""
     trust_request_chat_template: bool = False

@@ -18,9 +18,11 @@ from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
 from pagewire_router.grpc_front.calls import ApiKeyInterceptor, ServiceHandler
 from pagewire_router.grpc_front.inference_service import SERVICE_NAME, InferenceService
 from pagewire_router.inference import Inference
+from pagewire_router.metrics.pacing_metrics import PacingMetrics
 from pagewire_router.metrics.request_metrics import METHODS, Metrics
 from pagewire_router.metrics.server_metrics import ServerMetrics, watch_loop_lag
 from pagewire_router.output.pacer import Pacer
+from pagewire_router.output.write_budget import WriteBudget
 from pagewire_router.request_runner import RequestRunner
 from pagewire_router.text.template_process import TemplateProcess
 from pagewire_router.text.text_threads import QueueBounds
@@ -83,6 +85,9 @@ class RouterServer:
         self._metrics = Metrics()
         self._metrics.add(runner.collector, runner.histograms)
         self._metrics.add(ServerMetrics(config, is_ready=self._is_serving, is_draining=lambda: self._is_draining))
+        max_floor_s = config.coalesce_max_ms / 1000
+        self._pacer = Pacer(asyncio.get_running_loop(), max_floor_s=max_floor_s, budget=WriteBudget())
+        self._metrics.add(PacingMetrics(self._pacer))
         self._health = HealthEndpoint(SERVICE_NAME, is_ready=self._is_serving)
         self._handler = ServiceHandler(SERVICE_NAME, "the router looks for shards", self._metrics.count_refused)
         self._api_keys = None if config.api_keys is None else ApiKeys(config.api_keys)
@@ -202,12 +207,8 @@ class RouterServer:
         return interceptors
 
     def _new_inference(self) -> Inference:
-        pacer = Pacer(
-            asyncio.get_running_loop(),
-            max_floor_s=self._config.coalesce_max_ms / 1000,
-            max_writes_per_s=self._config.max_writes_per_s,
-        )
-        return Inference(self._config, self._runner, self._tokenizer, pacer, self._metrics, self._template_process)
+        runner, process = self._runner, self._template_process
+        return Inference(self._config, runner, self._tokenizer, self._pacer, self._metrics, process)
 
     def _bind(self) -> str:
         listen = self._config.listen

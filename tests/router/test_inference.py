@@ -26,6 +26,7 @@ from pagewire_router.inference import Inference, failure_of
 from pagewire_router.metrics.request_metrics import Metrics
 from pagewire_router.output.pacer import Pacer
 from pagewire_router.output.sequence_output import Delta
+from pagewire_router.output.write_budget import WriteBudget
 from pagewire_router.text.tokenizer import Tokenizer
 from pagewire_router.timeline import TraceContext
 
@@ -38,7 +39,7 @@ def new_call(**fields):
 
 def inference_over(runner, **config):
     tokenizer = Tokenizer(runner.files, runner.model.vocab_size)
-    pacer = Pacer(asyncio.get_running_loop(), max_floor_s=0.05, max_writes_per_s=2000)
+    pacer = Pacer(asyncio.get_running_loop(), max_floor_s=0.05, budget=WriteBudget())
     return Inference(RouterConfig(shards=(), **config), runner, tokenizer, pacer, Metrics())
 
 

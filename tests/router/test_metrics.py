@@ -120,6 +120,27 @@ async def test_the_state_of_the_router_is_shown(serve):
         assert samples["pagewire_draining",] == 1
 
 
+async def test_the_pacing_of_messages_is_shown(serve):
+    async with serve(step_s=0.015, config={"metrics_port": 0}) as router:
+        idle = await scrape(router)
+        calls = [router.stub.Generate(prompt(1, max_tokens=200)) for _ in range(32)]
+        streaming = idle
+        async with asyncio.timeout(20):
+            while streaming["pagewire_streams_open",] < 32 or not streaming["pagewire_message_cost_seconds",]:
+                await asyncio.sleep(0.05)
+                streaming = await scrape(router)
+        answers = [[response async for response in call] for call in calls]
+        after = await scrape(router)
+    assert idle["pagewire_streams_open",] == idle["pagewire_stream_interval_seconds",] == 0
+    assert 0 < streaming["pagewire_stream_interval_seconds",] <= 0.05
+    assert streaming["pagewire_event_loop_busy_ratio",] > 0
+    assert 0 < streaming["pagewire_event_loop_served_ratio",] <= 1
+    assert after["pagewire_streams_open",] == 0
+    for answer in answers:
+        token_ids = [token_id for response in answer for token_id in response.delta.token_ids]
+        assert token_ids == list(range(40, 240))
+
+
 async def test_the_event_loop_is_watched(serve):
     async with serve(config={"metrics_port": 0}) as router, asyncio.timeout(10):
         while not (await scrape(router))["pagewire_event_loop_lag_seconds_count",]:

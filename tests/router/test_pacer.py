@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 from pagewire_router.output.pacer import WAKES_PER_TURN, Pacer
+from pagewire_router.output.write_budget import WriteBudget
 
 
 class Clock:
@@ -67,6 +68,11 @@ class Reader:
         self.stream.__exit__(None, None, None)
 
 
+def fixed_budget():
+    """A budget whose clocks stand still, so that it stays where it begins: at 2000 writes per second."""
+    return WriteBudget(lambda: 0.0, lambda: 0.0)
+
+
 @pytest.fixture
 def clock():
     return Clock()
@@ -74,7 +80,7 @@ def clock():
 
 @pytest.fixture
 def writer(clock):
-    return Pacer(clock, max_floor_s=0.05, max_writes_per_s=2000)
+    return Pacer(clock, max_floor_s=0.05, budget=fixed_budget())
 
 
 async def test_one_stream_is_written_at_once_for_every_token(clock, writer):

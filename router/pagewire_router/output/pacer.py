@@ -2,8 +2,8 @@
 
 A message costs the event loop about the same whether it carries one token or ten, so what is limited is messages. With
 `num_streaming` streams, each written at most once per floor, no more than num_streaming / floor messages go out per
-second. The floor that holds this to max_writes_per_s is num_streaming / max_writes_per_s: well below the time of a
-step while streams are few, so that every token goes out at once, and growing with them up to max_floor_s.
+second. The floor that holds this to what the loop has time for (write_budget.py) is num_streaming / writes_per_s: below
+the time of a step while streams are few, so that every token goes out at once, and growing with them up to max_floor_s.
 
 One timer and one queue serve all streams. At most WAKES_PER_TURN streams are woken in one turn of the event loop, so
 that plans and results never wait behind the writes of a whole batch.
@@ -14,6 +14,8 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, Self
+
+from pagewire_router.output.write_budget import WriteBudget
 
 WAKES_PER_TURN = 16
 """Their writes take about 1 ms."""
@@ -88,14 +90,16 @@ class PacedStream:
 class Pacer:
     """The queue of the streams that have output. See the module."""
 
-    def __init__(self, loop: EventLoop, *, max_floor_s: float, max_writes_per_s: float) -> None:
+    def __init__(self, loop: EventLoop, *, max_floor_s: float, budget: WriteBudget) -> None:
         self._loop = loop
         self._max_floor_s = max_floor_s
-        self._max_writes_per_s = max_writes_per_s
+        self.budget = budget
         self._ready: deque[PacedStream] = deque()
         self._waiting: list[tuple[float, int, PacedStream]] = []
         self._num_enqueued = 0
         self._is_flushing = False
+        self._num_woken = 0
+        """Streams woken in the last turn of the loop, if it was one of _flush()."""
         self._timer: Any = None
         self._timer_s = float("inf")
         self.num_streaming = 0
@@ -104,7 +108,7 @@ class Pacer:
     @property
     def floor_s(self) -> float:
         """Time between two writes of one stream, at least."""
-        return min(self._max_floor_s, self.num_streaming / self._max_writes_per_s)
+        return min(self._max_floor_s, self.num_streaming / self.budget.writes_per_s)
 
     def open(self) -> PacedStream:
         """A new stream, to be used as a context manager that lasts as long as the stream."""
@@ -134,9 +138,12 @@ class Pacer:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        for _ in range(min(WAKES_PER_TURN, len(self._ready))):
+        """Wakes some streams. It is called once more after the last of them, which have been written then."""
+        self.budget.on_turn(self._num_woken)
+        self._num_woken = min(WAKES_PER_TURN, len(self._ready))
+        for _ in range(self._num_woken):
             self._ready.popleft()._wake()
-        self._is_flushing = bool(self._ready)
+        self._is_flushing = self._num_woken > 0
         if self._is_flushing:
             self._loop.call_soon(self._flush)
 
