@@ -25,7 +25,7 @@ test-slow: $(STAMP) ## Run the tests that take minutes.
 	@tools/test.sh -m "slow and not gpu and not operate"
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device.
-	@$(PY) -m pytest -m gpu --verbose
+	@tools/test_gpu.sh
 
 test-operate: $(STAMP) ## Install trace and metrics backends, helm and compilers, and run the tests that need them.
 	@tools/operate/setup.sh

@@ -19,13 +19,20 @@ def test_kernels_agree_with_their_reference_in_the_interpreter() -> None:
     run_in_interpreter(__file__)
 
 
-def inputs(num_tokens: int, hidden: int, size: int, num_experts: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(num_tokens)
+def inputs(
+    num_tokens: int, hidden: int, size: int, num_experts: int, dtype: torch.dtype, device: torch.device = DEVICE
+) -> list[torch.Tensor]:
+    """Made where they are used: a CPU takes seconds to draw real weights, and longer to multiply them in float64."""
+    generator = torch.Generator(device).manual_seed(num_tokens)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
     # Rows of x as a slice of something wider.
-    x = torch.randn(num_tokens, hidden + 8, generator=generator)[:, :hidden]
-    logits = torch.randn(num_tokens, num_experts, generator=generator)
-    gate_up = torch.randn(num_experts, 2 * size, hidden, generator=generator) * hidden**-0.5
-    down = torch.randn(num_experts, hidden, size, generator=generator) * size**-0.5
+    x = random(num_tokens, hidden + 8)[:, :hidden]
+    logits = random(num_tokens, num_experts)
+    gate_up = random(num_experts, 2 * size, hidden) * hidden**-0.5
+    down = random(num_experts, hidden, size) * size**-0.5
     return [tensor.to(dtype) for tensor in (x, logits, gate_up, down)]
 
 
@@ -38,14 +45,14 @@ def poisoned_memory() -> None:
 def relative_error(out: torch.Tensor, x: torch.Tensor, *rest: torch.Tensor, top_k: int, renormalise: bool) -> float:
     logits, gate_up, down = rest
     expected = reference.fused_moe(x.double(), logits.float(), gate_up.double(), down.double(), top_k, renormalise)
-    return float((out.cpu().double() - expected).norm() / expected.norm())
+    return float((out.double() - expected).norm() / expected.norm())
 
 
 def check(tensors: list[torch.Tensor], top_k: int, renormalise: bool, config: MoeConfig | None = SMALL) -> None:
     from pagewire_kernels.fused_moe import triton as kernel
 
     poisoned_memory()
-    out = kernel.fused_moe(*(tensor.to(DEVICE) for tensor in tensors), top_k, renormalise, config)
+    out = kernel.fused_moe(*tensors, top_k, renormalise, config)
     assert out.dtype is tensors[0].dtype
     error = relative_error(out, *tensors, top_k=top_k, renormalise=renormalise)
     assert error <= TOLERANCES[tensors[0].dtype]
@@ -92,7 +99,7 @@ def test_tokens_that_are_not_finite_leave_the_others_alone(num_tokens: int) -> N
 
     tensors = inputs(num_tokens, 32, 20, 8, torch.float32)
     tensors[0][2], tensors[1][2] = float("nan"), float("nan")
-    out = kernel.fused_moe(*(tensor.to(DEVICE) for tensor in tensors), 2, True, SMALL).cpu()
+    out = kernel.fused_moe(*tensors, 2, True, SMALL)
     others = [0, 1, *range(3, num_tokens)]
     expected = reference.fused_moe(tensors[0][others], tensors[1][others], *tensors[2:], 2, True)
     torch.testing.assert_close(out[others], expected, atol=1e-5, rtol=1e-4)
@@ -103,7 +110,7 @@ def test_no_tokens_are_no_work() -> None:
     from pagewire_kernels.fused_moe import triton as kernel
 
     tensors = inputs(0, 32, 20, 4, torch.float32)
-    assert kernel.fused_moe(*(tensor.to(DEVICE) for tensor in tensors), 2, True).shape == (0, 32)
+    assert kernel.fused_moe(*tensors, 2, True).shape == (0, 32)
 
 
 @runs_kernels
@@ -118,7 +125,7 @@ def test_the_grid_covers_the_worst_routing(num_pairs: int) -> None:
 
 
 def test_the_reference_weighs_what_experts_yield() -> None:
-    x, logits, gate_up, down = inputs(4, 16, 12, 3, torch.float32)
+    x, logits, gate_up, down = inputs(4, 16, 12, 3, torch.float32, torch.device("cpu"))
     out = fused_moe(x, logits, gate_up, down, top_k=2, renormalise=True)
     for token in range(4):
         best = logits[token].topk(2)
@@ -146,7 +153,7 @@ def test_real_shapes_on_the_gpu(shape: tuple[int, int, int, int], num_tokens: in
 
 @pytest.mark.gpu
 def test_one_captured_graph_serves_every_routing() -> None:
-    tensors = [tensor.to(DEVICE) for tensor in inputs(16, 128, 96, 16, torch.bfloat16)]
+    tensors = inputs(16, 128, 96, 16, torch.bfloat16)
     options = {"top_k": 4, "renormalise": True}
     fused_moe(*tensors, **options)
     graph = torch.cuda.CUDAGraph()
@@ -157,4 +164,4 @@ def test_one_captured_graph_serves_every_routing() -> None:
         tensors[0].copy_(x.roll(seed, 0))
         tensors[1].copy_(logits.roll(seed, 1) * (seed * 10 + 1))
         graph.replay()
-        assert relative_error(out, *(tensor.cpu() for tensor in tensors), **options) <= TOLERANCES[torch.bfloat16]
+        assert relative_error(out, *tensors, **options) <= TOLERANCES[torch.bfloat16]

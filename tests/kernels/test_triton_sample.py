@@ -48,15 +48,16 @@ def noisy_logits(logits, batch):
 
 
 def check(logits, batch):
-    """Samples, and compares the tokens with the reference's; returns them."""
+    """Samples, and compares the tokens with the reference's, which is computed on the same device; returns them."""
     from pagewire_kernels.sample import triton as kernel
 
-    given = logits.to(DEVICE, copy=True)
-    tokens = kernel.sample(given, on_device(batch)).cpu()
+    batch, given = on_device(batch), logits.to(DEVICE, copy=True)
+    tokens = kernel.sample(given, batch)
     assert torch.equal(given.cpu(), logits), "the logits were changed"
-    expected = reference.sample(logits.float(), batch)
+    precise = given.float()
+    expected = reference.sample(precise, batch)
     for row in (tokens != expected).nonzero()[:, 0].tolist():
-        values = noisy_logits(logits.float(), batch)[row]
+        values = noisy_logits(precise, batch)[row]
         found, wanted = tokens[row].item(), expected[row].item()
         difference = (values[wanted] - values[found]).item()
         assert difference < ROUNDING, f"row {row}: {found} for {wanted}, {difference} apart"
