@@ -56,7 +56,7 @@ FLOORS = {
     ),
     "pagewire_shard": (
         ("errors", "config", "host_memory", "slot_tables"),
-        ("engine", "layers", "tracing"),
+        ("engine", "layers", "limits", "tracing"),
         ("models", "stepping", "sampling"),
         ("loading",),
         ("execution",),

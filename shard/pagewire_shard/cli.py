@@ -164,13 +164,16 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
 def _add_engine_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", choices=get_args(Device), default=DEFAULTS.device, help="where to run")
     group.add_argument(
-        "--max-num-seqs", type=_positive, default=DEFAULTS.max_num_seqs, metavar="N", help="sequences at a time"
+        "--max-num-seqs",
+        type=_positive,
+        metavar="N",
+        help="sequences at a time (default: chosen from the device and the model)",
     )
     group.add_argument(
         "--max-num-batched-tokens",
         type=_positive,
         metavar="N",
-        help="tokens a step may compute (default: 8192 on a GPU, 512 on a CPU)",
+        help="tokens a step may compute (default: chosen from the device and the model)",
     )
     group.add_argument(
         "--block-size",

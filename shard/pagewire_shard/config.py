@@ -40,10 +40,10 @@ class ShardConfig:
     """Element type of weights; auto: the checkpoint's, on a CPU float16-packed for half-precision checkpoints."""
     max_model_len: int | None = None
     """Longest sequence in tokens; None: the model's own, or what the block pool holds if that is less."""
-    max_num_seqs: int = 256
-    """Sequences the shard can hold."""
+    max_num_seqs: int | None = None
+    """Sequences the shard can hold; None: chosen from the device and the model (limits.py)."""
     max_num_batched_tokens: int | None = None
-    """Tokens a plan may compute; None: 8192 on a GPU, 512 on a CPU."""
+    """Tokens a plan may compute; None: chosen from the device and the model (limits.py)."""
     block_size: int | None = None
     """Tokens in a block of the KV cache; None: 64 on a GPU, 16 on a CPU."""
     kv_cache_memory_bytes: int | None = None

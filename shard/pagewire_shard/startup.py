@@ -3,7 +3,8 @@
 import logging
 import os
 import secrets
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.execution.warm_up import run_largest_step, warm_up
 from pagewire_shard.host_memory import memory_limit_bytes
 from pagewire_shard.layers.forward_batch import KVCache
+from pagewire_shard.limits import CPU_CORE_FLOPS, Asked, DeviceFacts, Limits, ModelFacts, choose_limits, gpu_flops
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
 
 logger = logging.getLogger(__name__)
@@ -34,15 +36,6 @@ SMALL_MODEL_BYTES = 64 << 20
 GPU_BLOCK_SIZES = (16, 32, 64, 128)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits that were decided at the start because the configuration leaves them open."""
-
-    max_model_len: int
-    max_num_batched_tokens: int
-    block_size: int
-
-
 def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes) -> Engine:
     """Loads the model and allocates everything a shard needs.
 
@@ -52,21 +45,27 @@ def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes) -> E
     device = _device(config)
     if device.type == "cpu":
         _set_cpu_threads(config.cpu_threads or os.cpu_count() or 1)
-    loaded = load_model(model_dir, device=device, dtype=config.dtype, load_format=config.load_format, seed=config.seed)
+    loaded = _load(config, model_dir, device)
     if device.type == "cpu" and config.cpu_threads is None and loaded.weight_bytes < SMALL_MODEL_BYTES:
         _set_cpu_threads(max(1, (os.cpu_count() or 1) - 1))
     limits = _limits(config, loaded, device)
-    state = DeviceState(config.max_num_seqs, limits.max_model_len, limits.block_size, device)
+    state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
     num_blocks = _num_blocks(config, loaded, limits, state)
     if num_blocks * limits.block_size < limits.max_model_len:
         limits = _lowered(config, limits, num_blocks)
         del state  # before the smaller one is allocated
-        state = DeviceState(config.max_num_seqs, limits.max_model_len, limits.block_size, device)
+        state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
     caches = loaded.model.spec.allocate_caches(num_blocks, limits.block_size, loaded.cache_dtype, device)
     runner = _runner(config, loaded, limits, state, caches)
     warm_up(runner, limits.block_size)
     info = _describe(config, loaded, limits, num_blocks, device, model_digest)
+    print(_start_line(config, limits, num_blocks), file=sys.stderr, flush=True)
     return Engine(info, runner, BlockPool(num_blocks, limits.block_size))
+
+
+def _start_line(config: ShardConfig, limits: Limits, num_blocks: int) -> str:
+    num_tokens = num_blocks * limits.block_size
+    return f"{config.model_name}: {limits.line()}; the KV cache holds {num_tokens:,} tokens"
 
 
 def _device(config: ShardConfig) -> torch.device:
@@ -75,6 +74,20 @@ def _device(config: ShardConfig) -> torch.device:
     if not torch.cuda.is_available():
         raise BadOption("--device cuda: no CUDA device is visible; use --device cpu or auto")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _load(config: ShardConfig, model_dir: Path, device: torch.device) -> LoadedModel:
+    try:
+        return load_model(
+            model_dir, device=device, dtype=config.dtype, load_format=config.load_format, seed=config.seed
+        )
+    except torch.OutOfMemoryError:
+        free, total = torch.cuda.mem_get_info(device)
+        taken = torch.cuda.memory_reserved(device)
+        raise PoolTooSmall(
+            f"{config.model}: its weights do not fit into the GPU, which has {total:,} bytes, of them {free + taken:,} "
+            "free of other processes; give --dtype of fewer bytes, or a GPU with more memory"
+        ) from None
 
 
 def _set_cpu_threads(num_threads: int) -> None:
@@ -89,14 +102,44 @@ def _limits(config: ShardConfig, loaded: LoadedModel, device: torch.device) -> L
     max_model_len = config.max_model_len or own_len
     if max_model_len > own_len:
         raise BadOption(f"--max-model-len {max_model_len}: {config.model} was made for at most {own_len} tokens")
-    block_size = config.block_size or (64 if on_gpu else 16)
-    if on_gpu and block_size not in GPU_BLOCK_SIZES:
-        raise BadOption(f"--block-size {block_size}: on a GPU one of {', '.join(map(str, GPU_BLOCK_SIZES))}")
-    return Limits(max_model_len, config.max_num_batched_tokens or (8192 if on_gpu else 512), block_size)
+    asked = Asked(config.max_num_seqs, config.max_num_batched_tokens, config.block_size, config.kv_cache_memory_bytes)
+    limits = choose_limits(asked, _device_facts(config, loaded, device), _model_facts(loaded, max_model_len))
+    if on_gpu and limits.block_size not in GPU_BLOCK_SIZES:
+        raise BadOption(f"--block-size {limits.block_size}: on a GPU one of {', '.join(map(str, GPU_BLOCK_SIZES))}")
+    return limits
+
+
+def _model_facts(loaded: LoadedModel, max_model_len: int) -> ModelFacts:
+    spec = loaded.model.spec
+    return ModelFacts(
+        weight_bytes=loaded.weight_bytes,
+        kv_bytes_per_token=spec.block_bytes(1, loaded.cache_dtype),
+        flops_per_token=2.0 * spec.num_active_weights,
+        max_model_len=max_model_len,
+    )
+
+
+def _device_facts(config: ShardConfig, loaded: LoadedModel, device: torch.device) -> DeviceFacts:
+    if device.type == "cpu":
+        num_threads = torch.get_num_threads()
+        # Weights and pool are not taken from one share here: the pool has a size of its own.
+        memory_bytes = loaded.weight_bytes + _cpu_pool_bytes()
+        return DeviceFacts(
+            "cpu",
+            f"{num_threads} CPU thread{'' if num_threads == 1 else 's'}",
+            memory_bytes,
+            num_threads * CPU_CORE_FLOPS,
+        )
+    properties = torch.cuda.get_device_properties(device)
+    flops = gpu_flops(
+        properties.multi_processor_count, (properties.major, properties.minor), loaded.cache_dtype.itemsize
+    )
+    memory_bytes = int(properties.total_memory * config.gpu_memory_utilization)
+    return DeviceFacts("cuda", properties.name, memory_bytes, flops)
 
 
 def _graph_sizes(config: ShardConfig, limits: Limits) -> GraphSizes | None:
-    return graph_sizes(config.max_num_seqs, limits.max_num_batched_tokens) if config.cuda_graphs else None
+    return graph_sizes(limits.max_num_seqs, limits.max_num_batched_tokens) if config.cuda_graphs else None
 
 
 def _runner(
@@ -110,7 +153,7 @@ def _runner(
     # Takes the memory that a step needs beside its graphs, such as that of log-probabilities.
     run_largest_step(
         runner,
-        num_seqs=config.max_num_seqs,
+        num_seqs=limits.max_num_seqs,
         num_tokens=limits.max_num_batched_tokens,
         max_model_len=limits.max_model_len,
         num_logprobs=MAX_LOGPROBS,
@@ -146,7 +189,7 @@ def _num_blocks(config: ShardConfig, loaded: LoadedModel, limits: Limits, state:
     if num_blocks < (needed if config.max_model_len is not None else 1):
         raise PoolTooSmall(_too_small(config, limits, available, num_blocks, needed * bytes_per_block))
     # More than all sequences at full length can never be used.
-    return min(num_blocks, needed * config.max_num_seqs)
+    return min(num_blocks, needed * limits.max_num_seqs)
 
 
 def _too_small(config: ShardConfig, limits: Limits, available: int, num_blocks: int, needed_bytes: int) -> str:
@@ -178,7 +221,7 @@ def _gpu_pool_bytes(config: ShardConfig, loaded: LoadedModel, limits: Limits, st
     except torch.OutOfMemoryError:
         raise PoolTooSmall(
             f"{config.model}: its weights take {loaded.weight_bytes} bytes, and the GPU has no room for a step of "
-            f"{limits.max_num_batched_tokens} tokens for {config.max_num_seqs} sequences beside them; give fewer "
+            f"{limits.max_num_batched_tokens} tokens for {limits.max_num_seqs} sequences beside them; give fewer "
             "--max-num-batched-tokens or --max-num-seqs"
         ) from None
 
@@ -208,7 +251,7 @@ def _describe(
         device=str(device),
         block_size=limits.block_size,
         num_blocks=[num_blocks],
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=limits.max_model_len,
         vocab_size=loaded.hf_config.vocab_size,

@@ -98,8 +98,10 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     Option("device", "where to run (default: auto: a GPU if there is one)", choices=("auto", "cpu", "cuda")),
     Option("dtype", "type of the weights (default: auto)", choices=("auto", "float32", "bfloat16", "float16")),
     Option("max_model_len", "longest prompt plus output, in tokens (default: the model's)", positive, "N"),
-    Option("max_num_seqs", "sequences a shard can hold (default: 256)", positive, "N"),
-    Option("max_num_batched_tokens", "tokens a step may compute (default: 8192 on a GPU, 512 on a CPU)", positive, "N"),
+    Option("max_num_seqs", "sequences a shard can hold (default: chosen from device and model)", positive, "N"),
+    Option(
+        "max_num_batched_tokens", "tokens a step may compute (default: chosen from device and model)", positive, "N"
+    ),
     Option("block_size", "tokens in a block of the KV cache (default: 64 on a GPU, 16 on a CPU)", positive, "N"),
     Option(
         "kv_cache_memory",

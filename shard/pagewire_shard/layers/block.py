@@ -46,6 +46,10 @@ class MixerSpec(Protocol):
 class FeedForwardSpec(Protocol):
     """One kind of feed-forward block: dense, or a mixture of experts."""
 
+    @property
+    def active_share(self) -> float:
+        """Share of its experts that a token goes through; 1 without experts."""
+
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """The block's parameters by name; no name is also one of a mixer or a norm."""
 
@@ -136,6 +140,12 @@ class LayerSpec:
         """The layer's parameters by name."""
         norms = {place: self.norm.parameter(hidden_size) for place in BLOCKS[self.wiring].norm_places}
         return norms | self.mixer.parameters(hidden_size) | self.feed_forward.parameters(hidden_size)
+
+    def num_active_weights(self, hidden_size: int) -> int:
+        """Elements of the matrices that a token is multiplied with."""
+        shares = {"linear": 1.0, "experts": self.feed_forward.active_share}
+        parameters = self.parameters(hidden_size).values()
+        return round(sum(p.num_rows * p.in_features * shares.get(p.role, 0.0) for p in parameters))
 
     def build(self, weights: LayerWeights) -> Block:
         """The layer with these parameters."""

@@ -21,6 +21,11 @@ class MlpSpec:
     """down(activation(gate(x)) * up(x)) rather than down(activation(up(x)))."""
     bias: bool
 
+    @property
+    def active_share(self) -> float:
+        """See FeedForwardSpec."""
+        return 1.0
+
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See FeedForwardSpec."""
         up_parts = (self.intermediate_size,) * (2 if self.gated else 1)

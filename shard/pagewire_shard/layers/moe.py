@@ -22,6 +22,11 @@ class MoeSpec:
     renormalise: bool
     """The chosen experts' weights are scaled to sum to 1."""
 
+    @property
+    def active_share(self) -> float:
+        """See FeedForwardSpec."""
+        return self.top_k / self.num_experts
+
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See FeedForwardSpec."""
         return {

@@ -68,6 +68,11 @@ class DecoderSpec:
             parameters["lm_head"] = self.lm_head
         return parameters
 
+    @property
+    def num_active_weights(self) -> int:
+        """Elements of all layers' matrices that a token is multiplied with."""
+        return sum(layer.num_active_weights(self.hidden_size) for layer in self.layers)
+
     def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
         """Bytes that one block of the pool takes in the caches of all layers."""
         return sum(layer.mixer.cache.block_bytes(block_size, dtype) for layer in self.layers)
