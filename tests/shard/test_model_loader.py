@@ -1,7 +1,7 @@
 """The checkpoints that the loader reads and those it refuses, naming the file and the tensor or field."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from pagewire_shard.errors import BadOption, CorruptWeights, ModelError, ModelNotFound, UnsupportedArchitecture
+from pagewire_shard.layers import half_products
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.forward_batch import ForwardBatch
 from pagewire_shard.layers.linear import Float16PackedLinear, float16_packed_linear
@@ -144,6 +145,16 @@ def test_names_without_the_base_model_prefix_are_read(model_dir: Path) -> None:
     assert torch.equal(logits(load(model_dir).model), expected)
 
 
+@pytest.fixture
+def _float16_packed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor that does not multiply bfloat16."""
+    monkeypatch.setattr(half_products, "_contenders", dict)
+    half_products.half_products.cache_clear()
+    yield
+    half_products.half_products.cache_clear()
+
+
+@pytest.mark.usefixtures("_float16_packed")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_checkpoints_are_packed_as_float16_on_a_cpu(tmp_path: Path, dtype: torch.dtype) -> None:
     model_dir = save(tmp_path, dtype)
@@ -156,12 +167,14 @@ def test_half_precision_checkpoints_are_packed_as_float16_on_a_cpu(tmp_path: Pat
     assert loaded.weight_bytes < 0.6 * full.weight_bytes
 
 
+@pytest.mark.usefixtures("_float16_packed")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_float32_checkpoint_is_packed_only_when_asked(model_dir: Path, dtype: str) -> None:
     assert load(model_dir).dtype_name == "float32"
     assert load(model_dir, dtype=dtype).dtype_name == "float16"
 
 
+@pytest.mark.usefixtures("_float16_packed")
 def test_tied_embeddings_work_packed(tmp_path: Path) -> None:
     model_dir = save(tmp_path, torch.bfloat16, tie_word_embeddings=True)
     reference = transformers.LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
@@ -421,6 +434,7 @@ def reference_logits(model_dir: Path) -> torch.Tensor:
         return model(torch.arange(7)[None]).logits[0]
 
 
+@pytest.mark.usefixtures("_float16_packed")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tied_embeddings_with_another_output_matrix_are_not_tied(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: torch.dtype

@@ -27,9 +27,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from tests.shard.test_model_loader import logits
 
 
-@pytest.fixture(params=["packed", "without packed operators"])
+@pytest.fixture(params=["packed", "without AVX-512", "without packed operators"])
 def _operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "packed":
+        monkeypatch.setattr(linear, "has_instructions", lambda dtype: False)
+    if request.param == "without packed operators":
         monkeypatch.setattr(linear, "has_onednn", lambda: False)
         monkeypatch.setattr(linear, "has_fbgemm", lambda: False)
 

@@ -94,7 +94,9 @@ def test_dummy_weights_need_only_a_configuration(saved: transformers.PreTrainedM
     (tmp_path / "model.safetensors").unlink()
     loaded = load_model(tmp_path, device=CPU, dtype="float32", load_format="dummy")
     assert logits(loaded.model).isfinite().all()
-    assert loaded.weight_bytes == 4 * sum(parameter.numel() for parameter in saved.parameters())
+    num_bytes = 4 * sum(parameter.numel() for parameter in saved.parameters())
+    # Packed weights of so few columns are padded.
+    assert num_bytes <= loaded.weight_bytes < 1.5 * num_bytes
 
 
 def spec_of(tmp_path: Path, config: transformers.PretrainedConfig, **changes: object) -> list[MlpSpec | MoeSpec]:

@@ -31,8 +31,12 @@ from pagewire_kernels.cpu.simd_ir import (
 
 MASKED = -1e30
 """Score of a masked key, in place of minus infinity, so that the arithmetic stays finite."""
-HAS_AVX512 = "+avx512f" in (config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()).split(",")
-"""Whether the CPU that numba compiles for has 32 registers of 512 bits instead of 16 of 256."""
+_FEATURES = (config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()).split(",")
+"""Of the CPU that numba compiles for."""
+HAS_AVX512 = "+avx512f" in _FEATURES
+"""Whether it has 32 registers of 512 bits instead of 16 of 256."""
+HAS_AVX512_BF16 = HAS_AVX512 and "+avx512bf16" in _FEATURES
+"""Whether it multiplies pairs of bfloat16 and adds them up in float32."""
 
 
 @intrinsic

@@ -18,6 +18,24 @@ F32 = ir.FloatType()
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 VECTOR = ir.VectorType(F32, LANES)
+
+
+class _BFloat16Type(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite does not know."""
+
+    intrinsic_name = "bf16"
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat16Type)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat16Type)
+
+
+BFLOAT16 = _BFloat16Type()
 _CONTRACT = ("contract",)
 _LOG_COEFFICIENTS = (
     -1.1514610310e-1,
@@ -45,9 +63,10 @@ def constant(value_type: ir.Type, value: float) -> ir.Constant:
 
 def splat(builder: Builder, scalar: Value) -> Value:
     """A vector of LANES copies of a scalar."""
-    lane0 = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, ir.Constant(I32, 0))
+    undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+    lane0 = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
     zeros = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
-    return builder.shuffle_vector(lane0, ir.Constant(VECTOR, ir.Undefined), zeros)
+    return builder.shuffle_vector(lane0, undefined, zeros)
 
 
 def load(builder: Builder, address: Value, element_type: ir.Type) -> Value:
@@ -82,6 +101,17 @@ def call_intrinsic(
 def multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:
     """a * b + c, rounded once where the machine can."""
     return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
+
+
+def dot_pairs(builder: Builder, a: Value, b: Value, c: Value) -> Value:
+    """c + the dot product of each lane's pair of bfloat16 values in a and b, vectors of LANES int32: AVX512-BF16.
+
+    Sums are float32. The processor takes subnormal numbers for zero.
+    """
+    pairs = ir.VectorType(BFLOAT16, 2 * LANES)
+    function_type = ir.FunctionType(VECTOR, [VECTOR, pairs, pairs])
+    function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.x86.avx512bf16.dpbf16ps.512")
+    return builder.call(function, [c, builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
 
 
 def exp(builder: Builder, x: Value) -> Value:

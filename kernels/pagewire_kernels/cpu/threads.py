@@ -6,6 +6,8 @@ runs on every thread of the team; they share out their work by an atomic counter
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -33,6 +35,23 @@ def set_num_threads(num_threads: int) -> None:
 def get_num_threads() -> int:
     """Returns the number of threads that a CPU kernel may use: that of set_num_threads, else torch's choice."""
     return _num_threads or torch.get_num_threads()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs torch's operators and our kernels on the calling thread alone, until the context is left."""
+    own, of_torch = _num_threads, torch.get_num_threads()
+    set_num_threads(1)
+    try:
+        yield
+    finally:
+        set_num_threads(of_torch)
+        _restore(own)
+
+
+def _restore(num_threads: int) -> None:
+    global _num_threads
+    _num_threads = num_threads
 
 
 def team_size(num_elements: int) -> int:

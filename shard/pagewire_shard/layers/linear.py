@@ -1,10 +1,12 @@
 """Matrix products with unquantized weights: packed on a CPU, plain elsewhere; gpu_linear.py has a GPU's.
 
-A factory takes a weight and keeps only what its product needs; the caller drops the weight after packing. On a CPU
-without half-precision arithmetic a packed float32 product takes a third of F.linear's time at 1 to 64 rows and less
-than half at 512; weights packed as float16 with float32 activations halve the memory and are faster still where
-reading weights dominates, up to 32 rows. Accumulation is in float32 either way.
+A factory takes a weight and keeps only what its product needs; the caller drops the weight after packing. With AVX-512
+our own kernel serves float32 and, where the processor multiplies it, bfloat16; half_products.py measures whether the
+latter pays. Elsewhere a packed float32 product of oneDNN takes a third of F.linear's time at 1 to 64 rows and less than
+half at 512; weights packed as float16 with float32 activations halve the memory and are faster still where reading
+weights dominates, up to 32 rows. Accumulation is in float32 in all of them.
 
+The bits of a row of a packed product do not depend on the rows beside it: a request gets the same in any company.
 """
 
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from pagewire_kernels.packed_linear import has_instructions, pack, packed_linear
 
 from pagewire_shard.layers.activation import Activation
 
@@ -73,6 +76,24 @@ class PlainLinear(Linear):
         return F.linear(x, self.weight, self.bias)
 
 
+class PackedLinear(Linear):
+    """Weight in the panels of our own kernel for CPUs with AVX-512, which also activates what is gated."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        self._packed = pack(weight, dtype)
+        self._bias = bias
+        self.num_bytes = self._packed.panels.nbytes + (bias.nbytes if bias is not None else 0)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return packed_linear(x, self._packed, self._bias)
+
+    def gated(self, activation: Activation) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """See Linear."""
+        if activation not in ("silu", "gelu_tanh") or not self._packed.can_be_gated:
+            return None
+        return lambda x: packed_linear(x, self._packed, self._bias, activation)
+
+
 class OneDnnLinear(Linear):
     """Float32 weight in oneDNN's blocked layout."""
 
@@ -83,8 +104,21 @@ class OneDnnLinear(Linear):
         self.num_bytes = weight.nbytes + (bias.nbytes if bias is not None else 0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] == 1:
+            # For one row oneDNN adds up long rows in another order than for two and more.
+            return self._run(x.expand(2, -1), self._packed, self._bias, "none", [], "")[:1]  # type: ignore[no-any-return]
         output: torch.Tensor = self._run(x, self._packed, self._bias, "none", [], "")
         return output
+
+
+class OneDnnBfloat16Linear(OneDnnLinear):
+    """Bfloat16 weight in oneDNN's blocked layout, for AMX: x and the product are rounded to bfloat16."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight.bfloat16(), None if bias is None else bias.bfloat16())
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return super().__call__(x.bfloat16()).float()
 
 
 class Float16PackedLinear(Linear):
@@ -114,8 +148,15 @@ class ScaledFloat16Linear(Float16PackedLinear):
         return super().__call__(x).mul_(self._inverse_scales)
 
 
+def packed_bfloat16_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    """The product of x and weight, both rounded to bfloat16; sums and output in float32."""
+    return PackedLinear(weight, bias, torch.bfloat16)
+
+
 def float32_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
     """The fastest Linear on this CPU that keeps float32 weights."""
+    if has_instructions(torch.float32):
+        return PackedLinear(weight, bias, torch.float32)
     return OneDnnLinear(weight, bias) if has_onednn() else PlainLinear(weight, bias)
 
 

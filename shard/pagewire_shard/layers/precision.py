@@ -7,6 +7,7 @@ import torch
 from pagewire_shard.config import Dtype
 from pagewire_shard.errors import BadOption
 from pagewire_shard.layers.gpu_linear import GpuLinear
+from pagewire_shard.layers.half_products import half_products
 from pagewire_shard.layers.linear import LinearFactory, float16_packed_linear, float32_linear
 
 DTYPES: dict[str, torch.dtype] = {
@@ -30,14 +31,17 @@ class Precision:
     tables: torch.dtype
     """Element type of embedding tables."""
     linear_factory: LinearFactory
+    summary: str
+    """Element types and products in one line, for the log."""
 
 
 def resolve_precision(device: torch.device, dtype: Dtype, checkpoint_dtype: str | None) -> Precision:
     """Decides the element types.
 
-    On a GPU everything has the dtype asked for, or the checkpoint's. A CPU computes in float32: 16-bit arithmetic is
-    up to 250 times slower on processors without instructions for it. Half-precision weights, whether stored or asked
-    for, are packed as float16; products of float16 weights are exact in float32.
+    On a GPU everything has the dtype asked for, or the checkpoint's. A CPU keeps activations and the KV cache in
+    float32. bfloat16 weights, whether stored or asked for, are multiplied by activations rounded to bfloat16 where a
+    measurement says that this is faster, and are packed as float16 elsewhere. float16 weights are packed as float16,
+    since bfloat16 would lose three of their eleven digits; products of float16-packed weights are exact in float32.
 
     Args:
         checkpoint_dtype: The checkpoint's element type; None or an unsupported one counts as float32.
@@ -50,9 +54,16 @@ def resolve_precision(device: torch.device, dtype: Dtype, checkpoint_dtype: str 
         raise BadOption(f"--dtype {name}: must be auto, {', '.join(DTYPES)}")
     if device.type != "cpu":
         element = DTYPES[name]
-        return Precision(name, device, element, element, element, GpuLinear)
+        return Precision(name, device, element, element, element, GpuLinear, f"weights and activations in {name}")
+    float32 = torch.float32
     if name == "float32":
-        return Precision(name, device, torch.float32, torch.float32, torch.float32, float32_linear)
+        return Precision(name, device, float32, float32, float32, float32_linear, "weights and activations in float32")
+    products = half_products() if name == "bfloat16" else None
+    if products is not None and products.dtype is torch.bfloat16:
+        element = torch.bfloat16
+        summary = f"products in bfloat16, the rest in float32 ({products.reason})"
+        return Precision(name, device, float32, element, element, products.factory, summary)
     # Rows of a table are cast after they are looked up, so a bfloat16 table can stay as it is.
     tables = torch.bfloat16 if checkpoint_dtype == "bfloat16" else torch.float16
-    return Precision("float16", device, torch.float32, torch.float32, tables, float16_packed_linear)
+    summary = "weights packed as float16, the rest in float32" + (f" ({products.reason})" if products else "")
+    return Precision("float16", device, float32, float32, tables, float16_packed_linear, summary)

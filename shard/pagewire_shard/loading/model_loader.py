@@ -60,6 +60,7 @@ def load_model(
     if checkpoint_dtype is None and files:
         checkpoint_dtype = stored_dtype(files)
     precision = resolve_precision(device, dtype, checkpoint_dtype)
+    logger.info("%s on %s: %s", architecture, device, precision.summary)
     with torch.inference_mode():
         weights = Weights(precision)
         if load_format == "dummy":
