@@ -22,6 +22,7 @@ from gpu_parts import (
     few_rows,
     kernel_timings,
     service_parts,
+    shared_prefix_timings,
     transformers_parts,
 )
 from gpu_parts.cases import DoesNotFit
@@ -31,6 +32,7 @@ from gpu_parts.part import Bench, Ceilings, Part
 PARTS: tuple[Part, ...] = (
     *ceilings.PARTS,
     *attention_timings.PARTS,
+    *shared_prefix_timings.PARTS,
     *kernel_timings.PARTS,
     *few_rows.PARTS,
     *engine_parts.PARTS,

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pagewire_kernels.paged_attention.shared_prefixes import SharedPrefixes
+
 _LOG2_E = 1.4426950408889634
 
 
@@ -47,6 +49,10 @@ class AttentionInputs:
     """[2] int64, contiguous, on query's device: how many sequences, the first ones, have new tokens, and how many of
     these, the first ones, are decodes (num_decodes is not read then). The others have neither new tokens nor a length.
     A GPU's launches depend on shapes alone then, so that one captured graph serves every mixture."""
+    shared: SharedPrefixes | None = None
+    """What the decodes share: a GPU reads it once for all of them, unless there is a sliding window, whose keys differ
+    from row to row. Results do not depend on it but for rounding. A CPU, whose results depend on a sequence alone bit
+    for bit, does not read it."""
 
     @property
     def block_size(self) -> int:

@@ -9,27 +9,39 @@ import triton.language as tl
 from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.gpu.traits import gpu_traits
 from pagewire_kernels.paged_attention.inputs import AttentionInputs
+from pagewire_kernels.paged_attention.shared_prefixes import (
+    ROW_FIELDS,
+    ROW_FIRST_SLOT,
+    ROW_NUM_SLOTS,
+    SharedPrefixes,
+)
 from pagewire_kernels.paged_attention.triton_tile import LOWEST, add_sinks
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
+_ROW_FIELDS = tl.constexpr(ROW_FIELDS)
+_ROW_FIRST_SLOT, _ROW_NUM_SLOTS = tl.constexpr(ROW_FIRST_SLOT), tl.constexpr(ROW_NUM_SLOTS)
+
 MAX_SPLITS = 64
-"""Most splits of one sequence. One program loads all at once: for heads of 128, 64 registers of each of 128 threads."""
-_NUM_WARPS = 4
+"""Most splits of one sequence, those of its shared runs included. One program loads all at once: for heads of 128, 64
+registers of each of 128 threads."""
+_NUM_WARPS, _NUM_WARPS_SHARED = 4, 8
+"""Without and with the slots of shared runs, whose addresses take registers too."""
 _PROGRAMS_PER_SM = 8
 """Most programs on a multiprocessor: this many are resident, and most sequences of a large batch are not split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Partials:
-    """The partial results of splits. G and D: a group's query heads and head_dim, rounded up to powers of two."""
+    """The partial results of splits, and behind them of the slots of shared runs. G and D: a group's query heads and
+    head_dim, rounded up to powers of two."""
 
     sums: torch.Tensor
     """[num_items, num_kv_heads, G, D] float32: weighted sums of values."""
     stats: torch.Tensor
     """[num_items, num_kv_heads, 2, G] float32: maxima of the scores, in powers of two, and totals of the weights."""
     splits: torch.Tensor
-    """[num_seqs, 2] int32: a sequence's first item and how many it has; with one, it is done already."""
+    """[num_seqs, 2] int32: a sequence's first item and how many it has; 0: it is done already."""
 
     @classmethod
     def empty(
@@ -45,15 +57,17 @@ class Partials:
         )
 
 
-@triton.jit(do_not_specialize=["heads_per_program"])
+@triton.jit(do_not_specialize=["heads_per_program", "first_shared"])
 def combine_splits_kernel(
     sums_ptr,
     stats_ptr,
     splits_ptr,
     sinks_ptr,
     row_counts_ptr,
+    shared_rows_ptr,
     out_ptr,
     heads_per_program,
+    first_shared,
     NUM_KV_HEADS: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -66,6 +80,7 @@ def combine_splits_kernel(
     sequence, each in one round of loads: the latency of memory is most of what this takes.
 
     With row_counts_ptr the number of sequences is read there, and the grid covers the most that there can be.
+    With shared_rows_ptr, the rows of a plan (shared_prefixes.py), slot s of the plan is partial first_shared + s.
     """
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP_SIZE
     first_head = tl.program_id(0) * heads_per_program
@@ -80,12 +95,18 @@ def combine_splits_kernel(
             return
     first_item = tl.load(splits_ptr + 2 * seq)
     num_splits = tl.load(splits_ptr + 2 * seq + 1)
-    if num_splits <= 1:
+    if num_splits == 0:
         return
+    item = first_item + split
     is_split = split < num_splits
+    if shared_rows_ptr is not None:
+        first_slot = tl.load(shared_rows_ptr + seq * _ROW_FIELDS + _ROW_FIRST_SLOT)
+        num_slots = tl.load(shared_rows_ptr + seq * _ROW_FIELDS + _ROW_NUM_SLOTS)
+        item = split + tl.where(is_split, first_item, first_shared + first_slot - num_splits)
+        is_split = split < num_splits + num_slots
     for head in range(first_head, tl.minimum(first_head + heads_per_program, NUM_HEADS)):
         row = head % GROUP_SIZE
-        partial = (first_item + split).to(tl.int64) * NUM_KV_HEADS + head // GROUP_SIZE  # [MAX_SPLITS]
+        partial = item.to(tl.int64) * NUM_KV_HEADS + head // GROUP_SIZE  # [MAX_SPLITS]
         maxima = tl.load(stats_ptr + partial * (2 * BLOCK_G) + row, mask=is_split, other=LOWEST)
         totals = tl.load(stats_ptr + partial * (2 * BLOCK_G) + BLOCK_G + row, mask=is_split, other=0.0)
         cells = (partial * BLOCK_G + row)[:, None] * BLOCK_D + dims[None, :]
@@ -98,8 +119,18 @@ def combine_splits_kernel(
         tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
-def combine_splits(inputs: AttentionInputs, out: torch.Tensor, partials: Partials) -> None:
-    """Writes the rows of out whose sequences were split; the others stay as they are."""
+def combine_splits(
+    inputs: AttentionInputs,
+    out: torch.Tensor,
+    partials: Partials,
+    shared: SharedPrefixes | None = None,
+    first_shared: int = 0,
+) -> None:
+    """Writes the rows of out whose sequences were split or share keys; the others stay as they are.
+
+    Args:
+        first_shared: Number of the partial result that is the first slot of `shared`.
+    """
     num_heads, head_dim = inputs.query.shape[1:]
     _, num_kv_heads, block_g, block_d = partials.sums.shape
     num_seqs = len(partials.splits)
@@ -111,11 +142,13 @@ def combine_splits(inputs: AttentionInputs, out: torch.Tensor, partials: Partial
         partials.splits,
         inputs.sinks,
         inputs.row_counts,
+        shared.rows if shared else None,
         out,
         heads_per_program,
+        first_shared,
         **_constants(num_kv_heads, inputs.group_size, head_dim, block_g, block_d),
         **launch_options(inputs.query.device),
-        num_warps=_NUM_WARPS,
+        num_warps=_NUM_WARPS_SHARED if shared else _NUM_WARPS,
     )
 
 

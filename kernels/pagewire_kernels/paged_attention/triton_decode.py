@@ -15,7 +15,14 @@ import triton.language as tl
 from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.gpu.traits import gpu_traits
 from pagewire_kernels.paged_attention.inputs import AttentionInputs
+from pagewire_kernels.paged_attention.shared_prefixes import (
+    MAX_SHARED_SPLITS,
+    ROW_FIELDS,
+    ROW_NUM_SLOTS,
+    SharedPrefixes,
+)
 from pagewire_kernels.paged_attention.triton_combine import MAX_SPLITS, Partials, combine_splits
+from pagewire_kernels.paged_attention.triton_shared import attend_shared
 from pagewire_kernels.paged_attention.triton_tile import (
     LOG2_E,
     LOWEST,
@@ -26,23 +33,31 @@ from pagewire_kernels.paged_attention.triton_tile import (
     softmax_step,
     tile_offsets,
 )
-from pagewire_kernels.tuning.paged_attention import DecodeConfig, decode_config, tile_for
+from pagewire_kernels.tuning.paged_attention import DecodeConfig, SharedConfig, decode_config, tile_for
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
+_ROW_FIELDS, _ROW_NUM_SLOTS = tl.constexpr(ROW_FIELDS), tl.constexpr(ROW_NUM_SLOTS)
+_MAX_SHARED_SPLITS = tl.constexpr(MAX_SHARED_SPLITS)
+
 
 @triton.jit
-def _first_tile(seq_len, SLIDING_WINDOW: tl.constexpr, TILE: tl.constexpr):
-    """Returns the first tile of keys that the sequence's last token sees."""
+def _first_key(shared_rows_ptr, seq, seq_len, SLIDING_WINDOW: tl.constexpr, TILE: tl.constexpr):
+    """Returns where the keys begin that a sequence reads itself: behind its shared runs, or at the first tile that its
+    last token sees. A multiple of TILE if that divides blocks."""
     first = seq_len * 0
     if SLIDING_WINDOW > 0:
-        first = tl.maximum(seq_len - SLIDING_WINDOW, 0) // TILE
+        first = tl.maximum(seq_len - SLIDING_WINDOW, 0) // TILE * TILE
+    elif shared_rows_ptr is not None:
+        # A void row's runs do not count.
+        first = tl.minimum(tl.load(shared_rows_ptr + seq * _ROW_FIELDS, mask=seq_len > 0, other=0), seq_len)
     return first
 
 
 @triton.jit
 def _find_split(
     seq_lens_ptr,
+    shared_rows_ptr,
     item,
     num_seqs,
     num_shares,
@@ -59,9 +74,11 @@ def _find_split(
     """
     seqs = tl.arange(0, BLOCK_SEQS)
     seq_lens = tl.load(seq_lens_ptr + seqs, mask=seqs < num_seqs, other=0)  # [BLOCK_SEQS]
-    tiles = tl.cdiv(seq_lens, TILE) - _first_tile(seq_lens, SLIDING_WINDOW, TILE)
+    tiles = tl.cdiv(seq_lens - _first_key(shared_rows_ptr, seqs, seq_lens, SLIDING_WINDOW, TILE), TILE)
     share = tl.maximum(tl.cdiv(tl.sum(tiles), num_shares), MIN_TILES)
-    splits = tl.minimum(tl.maximum((tiles + share // 2) // share, 1), MAX_SPLITS)
+    # One program adds up a sequence's splits and what its shared runs leave.
+    most = MAX_SPLITS if shared_rows_ptr is None else MAX_SPLITS - _MAX_SHARED_SPLITS
+    splits = tl.minimum(tl.maximum((tiles + share // 2) // share, 1), most)
     split_tiles = tl.maximum(tl.cdiv(tiles, splits), 1)
     # Splits that rounding up left empty are dropped; a void row keeps one, which writes its zeros.
     splits = tl.where(seqs < num_seqs, tl.maximum(tl.cdiv(tiles, split_tiles), 1), 0)
@@ -100,6 +117,7 @@ def decode_attention_kernel(
     stats_ptr,
     splits_ptr,
     row_counts_ptr,
+    shared_rows_ptr,
     score_scale,
     softcap_log2,
     num_seqs,
@@ -125,7 +143,8 @@ def decode_attention_kernel(
     to one split of one sequence. Heads vary fastest: programs that run together read whole rows of the cache.
 
     Without sums_ptr every sequence is one split. With it, programs of sequences that have several leave their maxima,
-    totals and weighted sums as Partials has them.
+    totals and weighted sums as Partials has them. With shared_rows_ptr, the rows of a plan (shared_prefixes.py),
+    sequences begin behind what they share, and those that share anything leave partial results too.
 
     With row_counts_ptr num_seqs is the most that there can be, and the number of decodes is read there.
     """
@@ -141,18 +160,23 @@ def decode_attention_kernel(
     seq, first_item, num_splits, begin = item, item, 1, 0
     if sums_ptr is not None:
         seq, first_item, num_splits, split_tiles = _find_split(
-            seq_lens_ptr, item, num_seqs, num_shares, SLIDING_WINDOW, TILE, MIN_TILES, MAX_SPLITS, BLOCK_SEQS
-        )
+            seq_lens_ptr, shared_rows_ptr, item, num_seqs, num_shares, SLIDING_WINDOW, TILE, MIN_TILES, MAX_SPLITS,
+            BLOCK_SEQS,
+        )  # fmt: skip
         if seq == num_seqs:
             return
+    seq_len = tl.load(seq_lens_ptr + seq)
+    is_whole = num_splits == 1
+    if shared_rows_ptr is not None:
+        num_slots = tl.load(shared_rows_ptr + seq * _ROW_FIELDS + _ROW_NUM_SLOTS)
+        is_whole = is_whole & ((num_slots == 0) | (seq_len == 0))
+    begin = _first_key(shared_rows_ptr, seq, seq_len, SLIDING_WINDOW, TILE)
+    end = seq_len
+    if sums_ptr is not None:
         if item == first_item:
             # The programs of all heads store the same values.
             tl.store(splits_ptr + 2 * seq, first_item)
-            tl.store(splits_ptr + 2 * seq + 1, num_splits)
-    seq_len = tl.load(seq_lens_ptr + seq)
-    begin = _first_tile(seq_len, SLIDING_WINDOW, TILE) * TILE
-    end = seq_len
-    if sums_ptr is not None:
+            tl.store(splits_ptr + 2 * seq + 1, tl.where(is_whole, 0, num_splits))
         begin += (item - first_item) * split_tiles * TILE
         end = tl.minimum(begin + split_tiles * TILE, seq_len)
 
@@ -198,7 +222,7 @@ def decode_attention_kernel(
     release_next(PDL)
     total = tl.sum(totals, axis=1)
 
-    if num_splits == 1:
+    if is_whole:
         total = add_sinks(sinks_ptr, heads, row_mask, maximum, total)
         _store_rows(out_ptr, accumulator / total[:, None], seq, kv_head, NUM_KV_HEADS, GROUP_SIZE, HEAD_DIM)
     elif sums_ptr is not None:
@@ -212,7 +236,11 @@ def decode_attention_kernel(
 
 
 def attend_decodes(
-    inputs: AttentionInputs, out: torch.Tensor, num_decodes: int, config: DecodeConfig | None = None
+    inputs: AttentionInputs,
+    out: torch.Tensor,
+    num_decodes: int,
+    config: DecodeConfig | None = None,
+    shared_config: SharedConfig | None = None,
 ) -> None:
     """Writes the first num_decodes rows of out: token i is sequence i's one new token.
 
@@ -230,10 +258,16 @@ def attend_decodes(
     # Most shares that the longest sequences could fill beyond one each.
     num_shares = num_decodes * (triton.cdiv(reach, tile * config.min_split_tiles) - 1)
     num_shares = max(0, min(num_shares, num_multiprocessors * config.programs_per_sm // inputs.num_kv_heads))
+    shared = _shared(inputs, num_decodes)
+    if shared:
+        num_shares = max(num_shares, 1)
     num_items = num_decodes + num_shares
     partials: Partials | None = None
-    if num_shares > 0:
-        partials = Partials.empty(num_items, num_decodes, inputs.num_kv_heads, block_g, block_d, device)
+    if num_shares > 0 or shared:
+        num_partials = num_items + (shared.layout.max_slots if shared else 0)
+        partials = Partials.empty(num_partials, num_decodes, inputs.num_kv_heads, block_g, block_d, device)
+    if partials and shared:
+        attend_shared(inputs, shared, partials, num_items, shared_config)
     decode_attention_kernel[(inputs.num_kv_heads, num_items)](
         inputs.query,
         inputs.key_cache,
@@ -245,6 +279,7 @@ def attend_decodes(
         out,
         *((partials.sums, partials.stats, partials.splits) if partials else (None, None, None)),
         inputs.row_counts,
+        shared.rows if shared else None,
         inputs.score_scale,
         inputs.softcap_log2,
         num_decodes,
@@ -260,7 +295,17 @@ def attend_decodes(
         num_stages=config.num_stages,
     )
     if partials:
-        combine_splits(inputs, out, partials)
+        combine_splits(inputs, out, partials, shared, num_items)
+
+
+def _shared(inputs: AttentionInputs, num_decodes: int) -> SharedPrefixes | None:
+    """Returns the plan if it is to be used."""
+    shared = inputs.shared
+    if shared is None or inputs.sliding_window:
+        return None
+    if num_decodes > shared.layout.max_rows:
+        raise ValueError(f"the plan of shared prefixes has {shared.layout.max_rows} rows, the batch {num_decodes}")
+    return shared
 
 
 @cache

@@ -1,6 +1,7 @@
 """Tile configurations of paged attention: paged_attention.json, which a re-tuning run rewrites, read into dataclasses.
 
-An entry serves one class of queries ("decode": one token per sequence; "prefill"; "hopper_prefill": what Hopper's own
+An entry serves one class of queries ("decode": one token per sequence; "shared": these, on keys that several of them
+share; "prefill"; "hopper_prefill": what Hopper's own
 kernel takes of these), one GPU generation (compute capability times ten; 0: any that has no entry of its own), heads up
 to max_head_dim and elements of element_bytes.
 """
@@ -24,6 +25,20 @@ class DecodeConfig:
     """Programs per multiprocessor that a batch is split into: those that are resident at a time make one wave."""
     min_split_tiles: int
     """Tiles below which a split costs more than it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedConfig:
+    """How one program of the kernel for shared prefixes works, and how many of them a batch is shared out to."""
+
+    block_m: int
+    """Rows, sequences times heads of a group, of one tile; a power of two, at least 16."""
+    tile: int
+    """Most keys that are loaded at once; a power of two, at least 16."""
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+    """Programs per multiprocessor that a batch is shared out to: those that are resident at a time make one wave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +73,16 @@ def decode_config(gpu: int, head_dim: int, element_bytes: int) -> DecodeConfig:
         ValueError: heads are larger than any entry serves.
     """
     return DecodeConfig(**_find("decode", DecodeConfig, gpu, head_dim, element_bytes))
+
+
+@cache
+def shared_config(gpu: int, head_dim: int, element_bytes: int) -> SharedConfig:
+    """Returns the table's entry for the keys that decodes share.
+
+    Raises:
+        ValueError: heads are larger than any entry serves.
+    """
+    return SharedConfig(**_find("shared", SharedConfig, gpu, head_dim, element_bytes))
 
 
 @cache

@@ -8,25 +8,37 @@ from kernel_aot.case import AotCase
 PREFIX = "paged_attention/combine"
 
 
-def _aot_case(name: str, head_dim: int, group_size: int, has_sinks: bool = False, row_counts: bool = False) -> AotCase:
+def _aot_case(
+    name: str,
+    head_dim: int,
+    group_size: int,
+    *,
+    has_sinks: bool = False,
+    row_counts: bool = False,
+    shared: bool = False,
+) -> AotCase:
     block_g, block_d = triton.next_power_of_2(group_size), max(16, triton.next_power_of_2(head_dim))
     constants: dict[str, object] = {**kernels._constants(8, group_size, head_dim, block_g, block_d)}
     signature = {"sums_ptr": "*fp32", "stats_ptr": "*fp32", "splits_ptr": "*i32", "out_ptr": "*bf16"}
-    signature["heads_per_program"] = "i32"
-    if has_sinks:
-        signature["sinks_ptr"] = "*fp32"
-    else:
-        constants["sinks_ptr"] = None
-    if row_counts:
-        signature["row_counts_ptr"] = "*i64"
-    else:
-        constants["row_counts_ptr"] = None
-    return AotCase(name, kernels.combine_splits_kernel, signature, constants, num_warps=kernels._NUM_WARPS)
+    signature |= {"heads_per_program": "i32", "first_shared": "i32"}
+    for optional, type_, is_given in (
+        ("sinks_ptr", "*fp32", has_sinks),
+        ("row_counts_ptr", "*i64", row_counts),
+        ("shared_rows_ptr", "*i32", shared),
+    ):
+        if is_given:
+            signature[optional] = type_
+        else:
+            constants[optional] = None
+    num_warps = kernels._NUM_WARPS_SHARED if shared else kernels._NUM_WARPS
+    return AotCase(name, kernels.combine_splits_kernel, signature, constants, num_warps=num_warps)
 
 
 AOT_CASES = (
     _aot_case("head128-bf16-group4", 128, 4),
     _aot_case("head128-bf16-group4-row-counts", 128, 4, row_counts=True),
     _aot_case("head64-bf16-group4", 64, 4),
+    _aot_case("head128-bf16-group4-shared", 128, 4, shared=True),
+    _aot_case("head128-bf16-group4-shared-row-counts", 128, 4, shared=True, row_counts=True),
     _aot_case("head256-bf16-group7-sinks", 256, 7, has_sinks=True),
 )

@@ -20,6 +20,7 @@ def _aot_case(
     all_options: bool = False,
     splits: bool = True,
     row_counts: bool = False,
+    shared: bool = False,
 ) -> AotCase:
     config = decode_config(target, head_dim, 4 if dtype == "fp32" else 2)
     per_head = {"alibi_slopes_ptr": "*fp32", "sinks_ptr": "*fp32"}
@@ -29,8 +30,9 @@ def _aot_case(
     signature |= dict.fromkeys(("num_seqs", "num_shares", "stride_query_token", "stride_table"), "i32")
     constants: dict[str, object] = {"SLIDING_WINDOW": sliding_window, "HAS_SOFTCAP": all_options}
     constants["BLOCK_SEQS"] = kernels._block_seqs(256)
-    counts = {"row_counts_ptr": "*i64"}
-    for optional, is_given in ((per_head, all_options), (scratch, splits), (counts, row_counts)):
+    counts, shared_rows = {"row_counts_ptr": "*i64"}, {"shared_rows_ptr": "*i32"}
+    options = ((per_head, all_options), (scratch, splits), (counts, row_counts), (shared_rows, shared))
+    for optional, is_given in options:
         if is_given:
             signature |= optional
         else:
@@ -57,6 +59,9 @@ AOT_CASES = (
     _aot_case("head128-bf16-whole", splits=False),
     _aot_case("head128-bf16-row-counts", row_counts=True),
     _aot_case("head128-bf16-whole-row-counts", splits=False, row_counts=True),
+    _aot_case("head128-bf16-shared", shared=True),
+    _aot_case("head128-bf16-shared-row-counts", shared=True, row_counts=True),
+    _aot_case("head128-bf16-block16-shared", block_size=16, shared=True),
     _aot_case("head128-fp16", dtype="fp16"),
     _aot_case("head128-fp32", dtype="fp32"),
     _aot_case("head128-bf16-block16", block_size=16),
