@@ -159,6 +159,35 @@ def test_a_plan_for_more_rows_than_the_batch_has(paged_batch: Any) -> None:
 
 
 @runs_kernels
+def test_decodes_of_a_mixed_batch_whose_counts_are_on_the_device(paged_batch: Any) -> None:
+    """Rows behind the decodes compute several tokens, and the last ones are empty; only decodes are in the plan."""
+    from pagewire_kernels.paged_attention.triton import paged_attention
+    from pagewire_kernels.paged_attention.triton_shared import plan_layout
+
+    batch = paged_batch([1, 1, 1, 1, 9, 30], [321, 290, 400, 0, 300, 60])
+    tables = shared_tables(batch, [(range(3), 17), ([0, 4], 10)]).to(DEVICE)
+    heads = {"num_kv_heads": 2, "group_size": 2, "head_dim": 16, "element_bytes": 4}
+    layout = plan_layout(torch.device(DEVICE), 8, block_size=16, **heads)
+    plan = plan_of(tables[:4].cpu(), [321, 290, 400, 0], 16, layout)
+    empty_rows = [torch.full((2,), batch.query_start_loc[-1]), torch.zeros(2, dtype=torch.int32)]
+    starts, lens = (
+        torch.cat((tensor, more.to(torch.int32)))
+        for tensor, more in zip((batch.query_start_loc, batch.seq_lens), empty_rows, strict=True)
+    )
+    padded = torch.cat((tables, tables[:2]))
+    tensors = (batch.query, batch.key_cache, batch.value_cache, padded, starts, lens)
+    inputs = AttentionInputs(
+        *(tensor.to(DEVICE) for tensor in tensors),
+        scale=0.25,
+        max_query_len=30,
+        max_seq_len=400,
+        row_counts=torch.tensor([6, 4], device=DEVICE),
+        shared=SharedPrefixes.of(layout, torch.from_numpy(plan).to(DEVICE), tables),
+    )
+    torch.testing.assert_close(paged_attention(inputs), reference.paged_attention(inputs), atol=1e-5, rtol=1e-5)
+
+
+@runs_kernels
 @pytest.mark.parametrize("runs", ["zeros", "none"])
 def test_a_plan_that_shares_nothing(paged_batch: Any, runs: str) -> None:
     from pagewire_kernels.paged_attention.triton import paged_attention
