@@ -27,7 +27,8 @@ from pagewire_router.scheduling.scheduler import Scheduler
 BLOCK_SIZE = 16
 NUM_BLOCKS = 1 << 20
 MAX_INFLIGHT = 2
-PROMPT = list(range(32))
+PROMPT_LEN = 32
+"""Every prompt is another one: the shard caches none."""
 LONG_OUTPUT = 100_000
 SHORT_OUTPUTS = range(64, 193)
 """Lengths of turnover: about one request in 128 ends in a step."""
@@ -78,7 +79,7 @@ class Load:
                 block_size=BLOCK_SIZE,
                 max_num_seqs=num_running,
                 max_num_batched_tokens=8192,
-                max_model_len=len(PROMPT) + LONG_OUTPUT,
+                max_model_len=PROMPT_LEN + LONG_OUTPUT,
             )
         )
         self._shard = IdealShard(NUM_BLOCKS, BLOCK_SIZE)
@@ -120,7 +121,8 @@ class Load:
         arrival = next(self._arrivals)
         max_tokens = SHORT_OUTPUTS[arrival * 37 % len(SHORT_OUTPUTS)] if self._turnover else LONG_OUTPUT
         params = with_defaults(inference_pb2.SamplingParams(max_tokens=max_tokens))
-        self._scheduler.add(Request(str(arrival), PROMPT, params, NullSink(), arrival_s=float(arrival)))
+        prompt = [arrival, *range(1, PROMPT_LEN)]
+        self._scheduler.add(Request(str(arrival), prompt, params, NullSink(), arrival_s=float(arrival)))
 
 
 def _timed(samples_ms: list[float], call: Callable[[], T]) -> T:

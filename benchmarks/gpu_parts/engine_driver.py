@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire.v1.inference_pb2 import SamplingParams
-from pagewire_common.block_hash import block_digest, root_digest
+from pagewire_common.block_hash import block_digests, root_digest
 from pagewire_common.sampling_params import with_defaults
 from pagewire_router.errors import RouterError
 from pagewire_router.request import Request
@@ -156,9 +156,8 @@ class Driver:
 
     def _claim(self, prompt: list[int]) -> None:
         pool = self.engine.pool
-        digest, blocks = root_digest(""), []
-        for start in range(0, len(prompt) - pool.block_size, pool.block_size):
-            digest = block_digest(digest, prompt[start : start + pool.block_size])
+        blocks = []
+        for digest in block_digests(root_digest(""), prompt[:-1], pool.block_size):
             block = pool.allocate()
             pool.index(block, digest)
             blocks.append(block)

@@ -2,21 +2,31 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 Digest = bytes
 """SHA-256 of a block's tokens and of all before them."""
 _VERSION = b"pagewire.v1/block\0"
 
 
+@lru_cache(maxsize=1024)
 def root_digest(cache_salt: str, adapter: str = "") -> Digest:
     """The parent of a sequence's first block: sequences share blocks only within one salt and one adapter."""
     return hashlib.sha256(_VERSION + adapter.encode() + b"\0" + cache_salt.encode()).digest()
 
 
-def block_digest(parent: Digest, token_ids: Sequence[int]) -> Digest:
-    """SHA-256 of the parent's digest and the block's token ids as little-endian 32-bit integers."""
-    return hashlib.sha256(parent + array("I", token_ids).tobytes()).digest()
+def block_digests(parent: Digest, token_ids: list[int], block_size: int) -> list[Digest]:
+    """The digests of the full blocks of token_ids, each the parent of the next.
+
+    A digest is SHA-256 of the parent's digest and the block's token ids as little-endian 32-bit integers.
+    """
+    sha256, digest, num_bytes = hashlib.sha256, parent, 4 * block_size
+    data = array("I", token_ids).tobytes()
+    digests = []
+    for start in range(0, len(data) - num_bytes + 1, num_bytes):
+        digest = sha256(digest + data[start : start + num_bytes]).digest()
+        digests.append(digest)
+    return digests
 
 
 def wire_hash(digest: Digest) -> int:
@@ -24,9 +34,36 @@ def wire_hash(digest: Digest) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def prefix_hashes(token_ids: list[int], block_size: int, cache_salt: str = "", adapter: str = "") -> Iterator[int]:
-    """The wire hashes of a prompt's full blocks, first to last. One of its tokens is always computed, never cached."""
-    digest = root_digest(cache_salt, adapter)
-    for start in range(0, (len(token_ids) - 1) // block_size * block_size, block_size):
-        digest = block_digest(digest, token_ids[start : start + block_size])
-        yield wire_hash(digest)
+def max_cached_blocks(num_tokens: int, block_size: int) -> int:
+    """The most blocks that a cached prefix provides: the last token is always computed, since its logits are needed."""
+    return (num_tokens - 1) // block_size
+
+
+class PrefixHashes:
+    """The wire hashes of a prompt's full blocks, each computed once, when it is first asked for."""
+
+    __slots__ = ("_digest", "_hashes", "_token_ids", "block_size", "num_tokens")
+
+    def __init__(self, token_ids: list[int], block_size: int, cache_salt: str = "", adapter: str = "") -> None:
+        """Tokens that are appended to the list later do not count."""
+        self.num_tokens = len(token_ids)
+        self.block_size = block_size
+        self._token_ids = token_ids
+        self._digest = root_digest(cache_salt, adapter)
+        self._hashes: list[int] = []
+
+    @property
+    def num_known(self) -> int:
+        """Hashes that have been computed."""
+        return len(self._hashes)
+
+    def first(self, num_blocks: int) -> list[int]:
+        """The hashes of the first num_blocks blocks, or of all there are; further ones may follow in the list."""
+        num_known, block_size = len(self._hashes), self.block_size
+        num_blocks = min(num_blocks, self.num_tokens // block_size)
+        if num_blocks > num_known:
+            token_ids = self._token_ids[num_known * block_size : num_blocks * block_size]
+            digests = block_digests(self._digest, token_ids, block_size)
+            self._hashes += map(wire_hash, digests)
+            self._digest = digests[-1]
+        return self._hashes

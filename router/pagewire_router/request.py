@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.block_hash import PrefixHashes
 
 from pagewire_router.errors import RouterError
 from pagewire_router.timeline import Timeline, TraceContext
@@ -60,3 +61,10 @@ class Request:
     """The model's own end-of-sequence tokens; empty if the request ignores them."""
     scheduled_s: float | None = None
     """time.monotonic() of the first step plan that has the request; None: none has yet."""
+    _prefix: PrefixHashes | None = None
+
+    def prefix(self, block_size: int) -> PrefixHashes:
+        """Returns the hashes of the prompt's blocks, the same object each time, so that none is computed twice."""
+        if self._prefix is None or self._prefix.block_size != block_size:
+            self._prefix = PrefixHashes(self.prompt_token_ids, block_size, self.cache_salt)
+        return self._prefix

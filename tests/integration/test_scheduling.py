@@ -54,9 +54,12 @@ def test_ranks_that_learn_of_tokens_at_different_times_stay_identical(workload: 
         lambda world: world.scheduler.num_preemptions > 0,
         lambda world: world.scheduler.tokens.prompt_cached > 0,
         lambda world: world.max_running > 3,
+        lambda world: world.num_missed > 0,
     ],
 )
-def test_workloads_reach_preemptions_cache_hits_and_full_batches(reached: Callable[[World], bool]) -> None:
+def test_workloads_reach_preemptions_cache_hits_full_batches_and_wrong_guesses(
+    reached: Callable[[World], bool],
+) -> None:
     """The simplest workload that does so is easily found, so that the tests above mean something."""
     few = settings(max_examples=2000, phases=[Phase.generate], database=None)
     find(workloads(2), lambda workload: reached(play(workload)), settings=few)

@@ -4,11 +4,12 @@ import random
 
 import pytest
 from pagewire_router.errors import QueueFull
-from pagewire_router.groups.placement import PrefixMirror, place_in_time
+from pagewire_router.groups.placement import place_in_time
 from pagewire_router.groups.retry_delay import MAX_S, retry_delay_s
 from pagewire_router.scheduling.forecast import Estimate
 from pagewire_router.scheduling.output_lengths import MEMORY_S, OutputLengths
 from pagewire_router.scheduling.pace import IDLE_S, Pace
+from pagewire_router.scheduling.prefix_index import PrefixIndex
 from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_router.scheduling.waiting_queue import WaitingQueue, queue_key
 from scheduling_world import make_request
@@ -110,7 +111,7 @@ class Group:
     block_size = 4
 
     def __init__(self, load: int, estimate: Estimate | None) -> None:
-        self.load, self.mirror, self._estimate = load, PrefixMirror(), estimate
+        self.load, self.prefixes, self._estimate = load, PrefixIndex(), estimate
 
     def estimate(self, request: object, now: float) -> Estimate | None:
         return self._estimate

@@ -1,8 +1,9 @@
 """Which shard group a request goes to. Deadlines are tested in test_forecast.py."""
 
 import pytest
-from pagewire_common.block_hash import prefix_hashes
-from pagewire_router.groups.placement import LOAD_WINDOW_SEQUENCES, PrefixMirror, place
+from pagewire_common.block_hash import PrefixHashes
+from pagewire_router.groups.placement import LOAD_WINDOW_SEQUENCES, place
+from pagewire_router.scheduling.prefix_index import PrefixIndex
 from scheduling_world import make_request
 
 BLOCK_SIZE = 4
@@ -13,8 +14,8 @@ class Group:
     block_size = BLOCK_SIZE
 
     def __init__(self, load, num_cached=0, cache_salt=""):
-        self.load, self.mirror = load, PrefixMirror()
-        self.mirror.update(list(prefix_hashes(PROMPT, BLOCK_SIZE, cache_salt))[:num_cached], ())
+        self.load, self.prefixes = load, PrefixIndex()
+        self.prefixes.update(PrefixHashes(PROMPT, BLOCK_SIZE, cache_salt).first(num_cached), ())
 
 
 def test_without_a_cached_prefix_the_least_busy_group_is_chosen():
@@ -36,18 +37,3 @@ def test_a_cached_prefix_does_not_outweigh_a_long_queue():
 def test_a_prefix_that_was_cached_with_another_salt_does_not_count(cache_salt, chosen):
     groups = [Group(0), Group(1, 4)]
     assert place(make_request(PROMPT, cache_salt=cache_salt), groups) is groups[chosen]
-
-
-def test_a_mirror_counts_leading_blocks_only():
-    mirror = PrefixMirror()
-    mirror.update([11, 12, 14], ())
-    assert mirror.num_cached_blocks([11, 12, 13, 14]) == 2
-    assert mirror.num_cached_blocks([13, 11]) == 0
-
-
-def test_a_mirror_forgets_blocks_that_were_evicted_and_all_of_them_with_a_new_epoch():
-    mirror = PrefixMirror()
-    mirror.update([11, 12], [12])
-    assert mirror.num_cached_blocks([11, 12]) == 1
-    mirror.clear()
-    assert mirror.num_cached_blocks([11]) == 0

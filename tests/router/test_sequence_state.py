@@ -57,10 +57,26 @@ def test_counts_are_exact_once_the_length_of_the_cached_prefix_is_known():
     sequence.run(2)
     sequence.run(2)
     assert (sequence.num_computed_tokens, sequence.num_tokens) == (6, 7), "as if all but one token were cached"
-    assert sequence.min_computed_tokens == 4
+    assert sequence.num_expected_tokens == 4
     sequence.settle(3, 5)
     assert (sequence.num_computed_tokens, sequence.num_tokens) == (5, 6)
     assert sequence.state is S.RUNNING
+
+
+@pytest.mark.parametrize(("num_computed", "num_missed"), [(4, 0), (3, 1), (1, 3)])
+def test_a_guess_is_planned_as_if_it_were_right_and_corrected_by_the_result(num_computed: int, num_missed: int):
+    """3 of 5 tokens are expected to be cached, so that a plan sets 2 aside, and the next one token."""
+    sequence = new_sequence()
+    sequence.on(E.ADMIT)
+    sequence.enter_shard(1, num_computed_tokens=4, num_tokens=5, num_guessed_tokens=3)
+    sequence.run(1)
+    assert sequence.num_likely_computed_tokens == 4
+    assert (sequence.num_computed_tokens, sequence.num_tokens) == (5, 6), "blocks are reserved for any hit"
+    sequence.run(1)
+    assert sequence.num_likely_computed_tokens == 5
+    assert sequence.num_missed_tokens(num_computed) == num_missed
+    sequence.settle(num_computed, 5)
+    assert sequence.num_likely_computed_tokens == sequence.num_computed_tokens == num_computed + 1
 
 
 def test_rejected_drafts_are_taken_out_of_the_counts():

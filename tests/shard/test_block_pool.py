@@ -1,7 +1,7 @@
 """The block pool by itself: what is taken first, who may write where, and what the prefix index finds."""
 
 import pytest
-from pagewire_common.block_hash import Digest, block_digest, root_digest, wire_hash
+from pagewire_common.block_hash import Digest, block_digests, root_digest, wire_hash
 from pagewire_shard.engine.block_pool import BlockPool, OutOfBlocks
 
 BLOCK_SIZE = 4
@@ -9,10 +9,8 @@ BLOCK_SIZE = 4
 
 def digests(*contents: int) -> list[Digest]:
     """The digests of a sequence whose blocks hold one token each, repeated."""
-    chained = [root_digest("")]
-    for token in contents:
-        chained.append(block_digest(chained[-1], [token] * BLOCK_SIZE))
-    return chained[1:]
+    token_ids = [token for token in contents for _ in range(BLOCK_SIZE)]
+    return block_digests(root_digest(""), token_ids, BLOCK_SIZE)
 
 
 def cached(pool: BlockPool, *contents: int) -> list[int]:
@@ -116,6 +114,22 @@ def test_what_enters_and_leaves_the_index_is_told_once() -> None:
     pool.allocate()
     assert pool.take_index_changes() == ([], [wire_hash(digest)])
     assert pool.take_index_changes() == ([], [])
+
+
+def test_a_block_that_leaves_the_index_and_enters_it_again_is_not_told() -> None:
+    """Whoever keeps a copy of the index must not take it for gone."""
+    pool = BlockPool(1, BLOCK_SIZE)
+    cached(pool, 1)
+    pool.take_index_changes()
+    (block,) = [pool.allocate()]  # Evicts it.
+    pool.index(block, digests(1)[0])
+    assert pool.take_index_changes() == ([], [])
+    pool.release([block])
+    pool.release([pool.allocate()])
+    cached(pool, 2)
+    pool.allocate()
+    hashes = [wire_hash(digest) for digest in digests(1)]
+    assert pool.take_index_changes() == ([], hashes), "the second block came and went unseen"
 
 
 def test_nothing_is_found_after_all_is_forgotten() -> None:

@@ -303,13 +303,14 @@ def test_a_plan_is_refused_exactly_when_the_pool_has_too_few_blocks(data: st.Dat
             if data.draw(st.booleans()):
                 plan.release_seq_ids.append(seq_id)
                 alive.remove(seq_id)
-        if len(alive) < 6 and data.draw(st.booleans()):
+        # They share prefixes with those before them in this plan.
+        for _ in range(min(6 - len(alive), data.draw(st.integers(0, 3)))):
             plan.admits.append(admit(next_id, data.draw(st.integers(1, 10))))
             alive.append(next_id)
             next_id += 1
-        for seq_id in alive:
+        for seq_id in data.draw(st.permutations(alive)):
             plan.run_seq_ids.append(seq_id)
-            plan.run_token_budgets.append(data.draw(st.integers(1, 6)))
+            plan.run_token_budgets.append(data.draw(st.integers(1, 10)))
         roomy.take(plan)
         before = copy.deepcopy(state(rank))
         refused = None

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pagewire_router.errors import QueueFull
-from pagewire_router.groups.placement import PrefixMirror, place_in_time
+from pagewire_router.groups.placement import place_in_time
 from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.forecast import Estimate
+from pagewire_router.scheduling.prefix_index import PrefixIndex
 from pagewire_router.scheduling.sequence import SequenceGroup
 from scheduling_world import FINISHED_BY_ITSELF, World, make_request
 
@@ -41,7 +42,6 @@ class TimedGroup(World):
     def __init__(self, limits: GroupLimits, cost: Cost, *, eos_share: float = 0.0) -> None:
         super().__init__(limits, window=2, eos_share=eos_share)
         self.cost, self.counts = cost, Counts()
-        self.mirror = PrefixMirror()
         self.sent_s: list[float] = []
         self.last_s = 0.0
         self.ended: list[SequenceGroup] = []
@@ -49,6 +49,10 @@ class TimedGroup(World):
     @property
     def load(self) -> int:
         return self.scheduler.num_running_sequences + len(self.scheduler.waiting)
+
+    @property
+    def prefixes(self) -> PrefixIndex:
+        return self.scheduler.prefixes
 
     @property
     def block_size(self) -> int:

@@ -68,6 +68,8 @@ class HashRunner:
         self.cache = [[-1] * block_size for _ in range(num_blocks)]
         self.rows: dict[int, dict] = {}
         self.num_computed_total = 0
+        self.tokens_of_steps: list[int] = []
+        """Tokens that each step computes, draft tokens included."""
         self.poisons: dict[int, int] = {}
         """First tokens of sequences that break steps, and from which length on they do."""
 
@@ -94,6 +96,7 @@ class HashRunner:
         for source, destination in batch.copies:
             self.cache[destination] = list(self.cache[source])
         self._break_if_poisoned(batch)
+        self.tokens_of_steps.append(sum(batch.query_lens))
         out = StepTokens()
         for slot, query_len, sample_len in zip(batch.slots, batch.query_lens, batch.sample_lens, strict=True):
             row = self.rows[slot]
@@ -153,6 +156,19 @@ class HashRunner:
         return token
 
 
+class CountingRunner(HashRunner):
+    """A runner that only counts, for long prompts. What it samples is always the same."""
+
+    def _run(self, row: dict, query_len: int, sample_len: int) -> list[int]:
+        row["computed"] += query_len
+        self.num_computed_total += query_len
+        if not sample_len:
+            return []
+        row["tokens"].append(1)
+        row["stop"] = shard_pb2.STOP_REASON_LENGTH if len(row["tokens"]) >= row["max_len"] else 0
+        return [1]
+
+
 class Rank:
     """One shard. A lazy rank collects as late as the protocol allows, an eager one at once."""
 
@@ -164,9 +180,10 @@ class Rank:
         lazy: bool,
         vocab_size: int = VOCAB_SIZE,
         max_draft_tokens: int = 0,
+        make_runner: type[HashRunner] = HashRunner,
     ) -> None:
         info = shard_info(limits, vocab_size, max_draft_tokens)
-        self.runner = HashRunner(limits.num_blocks, limits.block_size, limits.max_model_len, eos_share)
+        self.runner = make_runner(limits.num_blocks, limits.block_size, limits.max_model_len, eos_share)
         self.engine = Engine(info, self.runner, BlockPool(limits.num_blocks, limits.block_size))
         self.engine.begin_epoch(window)
         self.lazy = lazy
@@ -199,17 +216,26 @@ class World:
     """Drives the scheduler as the group loop does, with `window` plans in flight."""
 
     def __init__(
-        self, limits: GroupLimits, window: int, eos_share: float, num_ranks: int = 1, max_draft_tokens: int = 0
+        self,
+        limits: GroupLimits,
+        window: int,
+        eos_share: float,
+        num_ranks: int = 1,
+        max_draft_tokens: int = 0,
+        make_runner: type[HashRunner] = HashRunner,
     ) -> None:
         self.scheduler = Scheduler(limits)
         self.scheduler.reset(limits.num_blocks, window)
         self.scheduler.num_draft_tokens = max_draft_tokens
         self.window, self.eos_share = window, eos_share
         self.ranks = [
-            Rank(limits, eos_share, window, lazy=bool(i), max_draft_tokens=max_draft_tokens) for i in range(num_ranks)
+            Rank(limits, eos_share, window, bool(i), max_draft_tokens=max_draft_tokens, make_runner=make_runner)
+            for i in range(num_ranks)
         ]
         self.now = 0.0
         self.max_running = 0
+        self.num_missed = 0
+        """Requests that had less cached than the router guessed."""
 
     def submit(self, request: Request) -> SequenceGroup:
         return self.scheduler.add(request)
@@ -230,13 +256,22 @@ class World:
             return False
         results = [rank.result() for rank in self.ranks]
         assert len({r.state_digest for r in results}) == 1, "the ranks have drifted apart"
+        right = [group for group in self.scheduler.groups_in_flight() if not group.is_misguessed]
         self.scheduler.update(results[0])
+        self.num_missed += sum(group.is_misguessed for group in right)
         return True
 
     def new_epoch(self) -> None:
         """The plan stream breaks and is opened again: the ranks forget all sequences, not their cached blocks."""
         free = [rank.new_epoch(self.window) for rank in self.ranks]
         self.scheduler.reset(free[0], self.window)
+        self.scheduler.prefixes.update(self.ranks[0].engine.cached_hashes(), ())
+
+    def lose_cache(self) -> None:
+        """The ranks forget their cached blocks without telling the router."""
+        for rank in self.ranks:
+            rank.engine.pool.forget_all()
+            rank.engine.pool.take_index_changes()
 
     def run(self, max_steps: int = 20_000) -> None:
         for _ in range(max_steps):

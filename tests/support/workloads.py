@@ -50,7 +50,17 @@ class NewEpoch:
     """The plan stream breaks: plans in flight are lost, the shards forget all sequences and keep their blocks."""
 
 
-Action = Submit | Steps | Abort | Draft | NewEpoch
+@dataclass(frozen=True)
+class LoseCache:
+    """The shards' cached blocks are gone, and the router learns nothing of it: its guesses are too high."""
+
+
+@dataclass(frozen=True)
+class LoseMirror:
+    """The router forgets what the shards have cached: its guesses are too low."""
+
+
+Action = Submit | Steps | Abort | Draft | NewEpoch | LoseCache | LoseMirror
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,8 @@ def actions(max_prompt: int, max_tokens: int, max_n: int, max_drafts: int) -> tu
     )
     steps = st.builds(Steps, st.integers(1, 8))
     rare = [st.builds(Abort, st.integers(0, 9)), st.builds(Draft, st.integers(0, max_drafts)), st.just(NewEpoch())]
-    return submit, st.one_of(*[steps] * 6, *rare)
+    rare += [st.just(LoseCache()), st.just(LoseMirror())]
+    return submit, st.one_of(*[steps] * 8, *rare)
 
 
 @st.composite
@@ -115,7 +126,10 @@ def workloads(draw: st.DrawFn, window: int, *, max_drafts: int = 4) -> Workload:
 
 
 def play(workload: Workload, num_ranks: int = 1) -> World:
-    """Plays a workload to its end. Every request that was not cut off must have its tokens, and every block be free."""
+    """Plays a workload to its end, whatever the router guesses.
+
+    Every request that was not cut off must have its tokens, and every block be free. The shards have refused no plan.
+    """
     world = World(workload.limits, workload.window, workload.eos_share, num_ranks, workload.max_draft_tokens)
     groups: list[SequenceGroup] = []
     for action in workload.actions:
@@ -131,6 +145,10 @@ def play(workload: Workload, num_ranks: int = 1) -> World:
                 world.scheduler.num_draft_tokens = num_draft_tokens
             case NewEpoch():
                 world.new_epoch()
+            case LoseCache():
+                world.lose_cache()
+            case LoseMirror():
+                world.scheduler.prefixes.clear()
     world.run(2000)
     for group in groups:
         check_output(group, workload)

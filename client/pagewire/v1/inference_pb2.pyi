@@ -975,7 +975,7 @@ class Usage(_message.Message):
     completion_tokens: _builtins.int
     """Tokens generated."""
     cached_tokens: _builtins.int
-    """Prompt tokens that were not computed because a cached prefix held them."""
+    """Prompt tokens that were not computed because a cached prefix held them, or another request computed them."""
     def __init__(
         self,
         *,

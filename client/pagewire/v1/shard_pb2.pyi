@@ -457,7 +457,9 @@ Global___Fork: _TypeAlias = Fork  # noqa: Y015
 
 @_typing.final
 class Admit(_message.Message):
-    """A sequence new to the shard: fresh, preempted before, or moved from elsewhere."""
+    """A sequence new to the shard: fresh, preempted before, or moved from elsewhere. It starts from the longest prefix that is
+    cached, or that rows before its own in the plan's run compute.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

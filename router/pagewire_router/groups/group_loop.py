@@ -29,7 +29,6 @@ from pagewire_router.errors import (
     StepFailed,
     Unavailable,
 )
-from pagewire_router.groups.placement import PrefixMirror
 from pagewire_router.groups.repeating import Repeating
 from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import (
@@ -47,6 +46,7 @@ from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.forecast import Estimate
 from pagewire_router.scheduling.plans import Progress
+from pagewire_router.scheduling.prefix_index import PrefixIndex
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import ProtocolError, SequenceGroup
 from pagewire_router.scheduling.suspects import blame, note_death
@@ -82,7 +82,6 @@ class GroupLoop:
         down or is no longer waited for; on_step with each result and the round trip of its plan in seconds."""
         self.info = info
         self.scheduler = Scheduler(GroupLimits.of(info), TimelineObserver())
-        self.mirror = PrefixMirror()
         self.is_serving = False
         """Whether the lease is held and plans are sent."""
         self.is_draining = False
@@ -132,6 +131,11 @@ class GroupLoop:
     def block_size(self) -> int:
         """Tokens in a block."""
         return self.info.block_size
+
+    @property
+    def prefixes(self) -> PrefixIndex:
+        """What the group's prefix cache holds."""
+        return self.scheduler.prefixes
 
     @property
     def has_requests(self) -> bool:
@@ -307,7 +311,6 @@ class GroupLoop:
     def _start_epoch(self, welcome: shard_pb2.Welcome) -> None:
         self._count_deaths(welcome.epoch.incarnation)
         self.scheduler.reset(welcome.free_blocks[0], welcome.max_inflight)
-        self.mirror.clear()
         self._sent_s.clear()
         self._digests.clear()
         if self._progress.start(welcome.epoch.incarnation, time.monotonic()):
@@ -412,7 +415,7 @@ class GroupLoop:
             if kind == "result":
                 self._take_result(message.result, rank, now_s)
             elif kind == "cache_snapshot" and rank == 0:
-                self.mirror.update(message.cache_snapshot.hashes, ())
+                self.prefixes.update(message.cache_snapshot.hashes, ())
             elif kind == "draining":
                 self._drain()
 
@@ -427,7 +430,6 @@ class GroupLoop:
         sent_s = self._sent_s.popleft()
         took_s, self._last_result_s = now_s - max(sent_s, self._last_result_s), now_s
         self._progress.result_s = now_s
-        self.mirror.update(result.cache_hashes_added, result.cache_hashes_removed)
         for progress in self.scheduler.update(result):
             try:
                 self._deliver(progress)

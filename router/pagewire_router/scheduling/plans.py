@@ -42,6 +42,8 @@ class PlanInFlight:
     """Tokens it computes beside the last of each sequence; of those run for the first time, known with its result."""
     num_released_blocks: int = 0
     """Blocks its releases give back at most."""
+    expected_hashes: list[int] = field(default_factory=list)
+    """Hashes of the blocks that its chunks fill. See PrefixIndex."""
 
     @property
     def step(self) -> int:
@@ -90,9 +92,10 @@ class PlanInFlight:
             seed=sequence_seed(child.group.request.params.seed, child.index),
         )
 
-    def run(self, sequence: Sequence, budget: int) -> None:
-        """Adds a row that computes a chunk, for which blocks have been reserved."""
-        self.prefill_rows.append(len(self.sequences))
+    def run(self, sequence: Sequence, budget: int, *, is_chunk: bool = True) -> None:
+        """Adds a row for which blocks have been reserved: it computes a chunk of a prompt, or is expected to decode."""
+        if is_chunk:
+            self.prefill_rows.append(len(self.sequences))
         self.sequences.append(sequence)
         self.num_scheduled_tokens.append(budget)
         self.num_tokens_left -= budget

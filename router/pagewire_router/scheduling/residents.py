@@ -64,17 +64,21 @@ class Residents:
         headroom = len(self.running) if group.was_preempted else 0
         return num_blocks + headroom <= self.ledger.available
 
-    def admit(self, group: SequenceGroup, plan: PlanInFlight) -> None:
-        """Admits a request by its longest sequence; the others get a slot and blocks now and are forked later."""
+    def admit(self, leader: Sequence, num_guessed_tokens: int, plan: PlanInFlight) -> None:
+        """Admits a request by its leader; its other sequences get a slot and blocks now and are forked later.
+
+        Args:
+            num_guessed_tokens: leading tokens of the leader that are likely to be cached.
+        """
+        group = leader.group
         unfinished = group.unfinished()
-        leader = max(unfinished, key=lambda s: len(s.token_ids))
         group.num_resumed_tokens = group.num_output_tokens if group.was_preempted else None
         self.num_slots_used += len(unfinished)
         for other in unfinished:
             if other is not leader:
                 self._reserve_for(other, group.num_shared_tokens())
         insort(self.running, group, key=lambda g: g.urgency)
-        self._admit_leader(leader, plan)
+        self._admit_leader(leader, num_guessed_tokens, plan)
 
     def _reserve_for(self, sequence: Sequence, num_shared: int) -> None:
         """Reserves blocks for a sequence that is to be forked."""
@@ -85,13 +89,17 @@ class Residents:
         num_blocks = num_blocks_for(len(sequence.token_ids) + 1, block_size) - num_shared // block_size
         self.ledger.set(sequence, num_reserved=num_blocks, num_held=0)
 
-    def _admit_leader(self, leader: Sequence, plan: PlanInFlight) -> None:
-        """Admits a sequence and runs its first chunk."""
+    def _admit_leader(self, leader: Sequence, num_guessed_tokens: int, plan: PlanInFlight) -> None:
+        """Admits a sequence and runs its first chunk, which has tokens set aside for what is not cached."""
         num_tokens = len(leader.token_ids)
-        budget = min(plan.num_tokens_left, num_tokens)
+        budget = min(plan.num_tokens_left, num_tokens - num_guessed_tokens)
         leader.on(SequenceEvent.ADMIT)
-        # A cached prefix may hold all but the last token.
-        leader.enter_shard(self._next_seq_id(), num_computed_tokens=num_tokens - 1, num_tokens=num_tokens)
+        leader.enter_shard(
+            self._next_seq_id(),
+            num_computed_tokens=num_tokens - 1,  # A cached prefix may hold all but the last token.
+            num_tokens=num_tokens,
+            num_guessed_tokens=num_guessed_tokens,
+        )
         if budget == num_tokens:
             leader.settle(num_computed_tokens=0, num_tokens=num_tokens)
         self.ledger.set(leader, num_reserved=self.ledger.bound(leader, num_tokens), num_held=0)
@@ -120,6 +128,7 @@ class Residents:
         child.on(SequenceEvent.FORK)
         child.enter_shard(self._next_seq_id(), num_computed_tokens=num_shared, num_tokens=len(child.token_ids))
         child.last_fork_step = plan.step
+        child.prefix = None
         plan.fork(parent, child, num_shared)
 
     def _next_seq_id(self) -> int:

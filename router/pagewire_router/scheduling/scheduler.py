@@ -8,6 +8,12 @@ draft tokens), most urgent first; chunks of prompts that are being prefilled; th
 long as tokens, slots, blocks and time (forecast.py) last. Cost per step is linear in running sequences, whatever the
 queue's length.
 
+The budget of a plan counts what is computed: a request is charged for its prompt less the prefix that is likely to be
+cached, or is computed by a row before it (prefix_index.py). The shards find out how long it really is. A row that finds
+less computes no more than its budget and goes on in a later plan; one that finds more computes less. Until its result
+is back, tokens are planned as if the guess were right, and blocks are reserved as if nothing were cached. A request
+that has found less goes back to the queue, once, so that of several which miss the same prefix only one computes it.
+
 A request that does not fit is passed over, at most MAX_PASSES times; then nobody overtakes it any more. When a running
 sequence needs a block and none is left, the least urgent request is preempted: released, and admitted again later with
 the tokens it has. Urgency is (priority, arrival) and nothing else. A request that was resumed is not preempted again
@@ -26,6 +32,7 @@ from pagewire_router.scheduling.deadlines import Deadlines
 from pagewire_router.scheduling.forecast import Forecast, Verdict
 from pagewire_router.scheduling.observer import SchedulerObserver
 from pagewire_router.scheduling.plans import PlanInFlight, Progress, TokenCounts
+from pagewire_router.scheduling.prefix_index import PrefixIndex
 from pagewire_router.scheduling.residents import Residents
 from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup
 from pagewire_router.scheduling.sequence_state import SequenceState
@@ -54,6 +61,8 @@ class Scheduler:
         self.running = self._residents.running
         """Admitted requests, most urgent first."""
         self.suspects = Suspects()
+        self.prefixes = PrefixIndex()
+        """What the shard group's prefix cache holds. A new epoch's snapshot is for the caller to add."""
         self.num_preemptions = 0
         self.tokens = TokenCounts()
         self.forecast = Forecast(limits, self.running, self.waiting)
@@ -107,6 +116,7 @@ class Scheduler:
         self._unverified.clear()
         self._recounted.clear()
         self._last_step = 0
+        self.prefixes.clear()
         self.forecast.clear()
         ran = self._residents.reset(free_blocks)
         for group in [*ran, *self.waiting, *self.suspects]:
@@ -209,6 +219,7 @@ class Scheduler:
         plan = PlanInFlight(shard_pb2.StepPlan(step=self._last_step + 1), self.limits.max_num_batched_tokens)
         self._take_over_drafts(plan.step - self._max_inflight)
         plan.drafting.update(self._recounted)
+        self.prefixes.on_plan()
         self._residents.fork(groups, plan)
         num_missing, prefills = self._run_decodes(groups, plan)
         self._run_prefills(prefills, plan)
@@ -302,16 +313,19 @@ class Scheduler:
         for sequence in prefills:
             if plan.num_tokens_left == 0:
                 break
+            num_computed = sequence.num_likely_computed_tokens
             if sequence.state is SequenceState.ADMITTED:
-                num_remaining = sequence.num_admitted_tokens - sequence.min_computed_tokens
+                num_remaining = sequence.num_admitted_tokens - num_computed
             else:
-                num_remaining = sequence.num_tokens - sequence.num_computed_tokens
+                num_remaining = sequence.num_tokens - num_computed
             budget = min(plan.num_tokens_left, max(1, num_remaining))
             num_more = ledger.num_missing(sequence, sequence.num_computed_after(budget))
             if num_more <= max(0, ledger.available):
                 ledger.reserve(sequence, num_more)
-                plan.run(sequence, budget)
+                plan.run(sequence, budget, is_chunk=num_remaining > 0)
                 plan.num_prompt_tokens += budget - 1
+                if num_remaining > 0:
+                    self.prefixes.expect(plan, sequence, num_computed, sequence.num_likely_computed_tokens)
 
     # Admission.
 
@@ -335,13 +349,20 @@ class Scheduler:
             if verdict is Verdict.HOLD:
                 passed.append(group)
                 break
-            residents.admit(group, plan)
+            self._admit(group.leader(), plan)
             if group.request.scheduled_s is None:
                 group.request.scheduled_s = now
             for overtaken in passed:
                 overtaken.num_passes += 1
         for group in passed:
             queue.push(group)
+
+    def _admit(self, leader: Sequence, plan: PlanInFlight) -> None:
+        """Admits a request, charged for what is not likely to be cached."""
+        block_size = self.limits.block_size
+        num_guessed = self.prefixes.num_cached_blocks(leader.hash_prefix(block_size)) * block_size
+        self._residents.admit(leader, num_guessed, plan)
+        self.prefixes.expect(plan, leader, num_guessed, leader.num_likely_computed_tokens)
 
     def _verdict(self, group: SequenceGroup, now: float) -> Verdict:
         if not self._deadlines:
@@ -363,6 +384,10 @@ class Scheduler:
 
     def _preempt(self, group: SequenceGroup) -> None:
         self.num_preemptions += 1
+        self._send_back(group)
+
+    def _send_back(self, group: SequenceGroup) -> None:
+        """Releases a running request, to be admitted again."""
         self._observer.on_preempted(group)
         self._residents.preempt(group)
         self._put_back(group)
@@ -382,6 +407,8 @@ class Scheduler:
         if plan is None or plan.step != result.step:
             raise ProtocolError(f"result of step {result.step}; expected {plan.step if plan else 'none'}")
         self._residents.on_result(plan, result.free_blocks[0])
+        self.prefixes.update(result.cache_hashes_added, result.cache_hashes_removed)
+        self.prefixes.on_result(plan)
         self.tokens.add_first_runs(plan, result)
         self.last_completed = plan
         self._observer.on_result(plan, result)
@@ -396,6 +423,7 @@ class Scheduler:
         sampled = list(result.sampled_token_ids)
         start = num_dropped = 0
         running = SequenceState.RUNNING
+        missed: list[SequenceGroup] = []
         progress: list[Progress] = []
         for row, (sequence, num_computed, num_tokens, num_sampled, stop, shared) in enumerate(
             zip(
@@ -414,6 +442,8 @@ class Scheduler:
                 if num_computed > sequence.num_held_tokens or shared != sequence.next_write_block_shared:
                     self._rebase(sequence, num_computed, shared, result.step)
             elif sequence.state is SequenceState.ADMITTED:
+                if sequence.num_missed_tokens(num_computed) and not sequence.group.is_misguessed:
+                    missed.append(sequence.group)
                 sequence.settle(num_computed, num_tokens)
                 self._rebase(sequence, num_computed, shared, result.step)
             else:
@@ -432,6 +462,9 @@ class Scheduler:
             elif stop == _STOP_ERROR:
                 progress.append(Progress.failed(sequence))
         self.tokens.generated += start - num_dropped
+        for group in missed:
+            group.is_misguessed = True
+            self._send_back(group)
         if plan.drafting:
             self._take_draft_rows(plan, result)
         return progress

@@ -3,13 +3,14 @@
 Plans are sent before the results of earlier ones are back, so `num_tokens` and `num_computed_tokens` are what a
 sequence has once all plans in flight are done: upper bounds, which the shards' engine counts in the same way. They are
 exact unless the sequence stops earlier, drafts are rejected, or it is ADMITTED, when the length of its cached prefix is
-unknown.
+guessed: its bounds then hold for every length, and `num_expected_tokens` is what it has computed if the guess is right.
 """
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pagewire.v1 import inference_pb2
+from pagewire_common.block_hash import PrefixHashes
 
 from pagewire_router.request import Request
 from pagewire_router.scheduling.sequence_state import (
@@ -70,8 +71,12 @@ class Sequence:
     """Tokens it had when it was admitted or forked: blocks for all of them are reserved from then on."""
     num_reported_computed_tokens: int = 0
     """Tokens it had computed as of the last result."""
-    min_computed_tokens: int = 0
-    """Fewest tokens it has computed once all plans in flight are done; used while ADMITTED."""
+    prefix: PrefixHashes | None = None
+    """Hashes of the blocks that it had when it was last admitted; None: it was forked."""
+    num_guessed_tokens: int = 0
+    """Tokens that a cached prefix is expected to provide; used while ADMITTED."""
+    num_expected_tokens: int = 0
+    """Tokens it is expected to have computed once all plans in flight are done; used while ADMITTED."""
     inflight_budgets: list[int] = field(default_factory=list)
     """Tokens that each plan in flight may compute of it; used while ADMITTED."""
     num_held_blocks: int = 0
@@ -105,7 +110,22 @@ class Sequence:
         """Moves to the state that follows. See sequence_state.py."""
         self.state = next_state(self.state, event)
 
-    def enter_shard(self, seq_id: int, *, num_computed_tokens: int, num_tokens: int) -> None:
+    def hash_prefix(self, block_size: int) -> PrefixHashes:
+        """Sets and returns the hashes of the blocks that it has now."""
+        request = self.group.request
+        self.prefix = request.prefix(block_size)
+        if len(self.token_ids) > self.prefix.num_tokens:
+            self.prefix = PrefixHashes(self.token_ids, block_size, request.cache_salt)
+        return self.prefix
+
+    @property
+    def num_likely_computed_tokens(self) -> int:
+        """Tokens it has computed once all plans in flight are done, if the guess is right."""
+        return self.num_expected_tokens if self.state is SequenceState.ADMITTED else self.num_computed_tokens
+
+    def enter_shard(
+        self, seq_id: int, *, num_computed_tokens: int, num_tokens: int, num_guessed_tokens: int = 0
+    ) -> None:
         """The shard group gets to know it, by admission or as a fork."""
         if self.token_ids is self.group.request.prompt_token_ids:
             self.token_ids = self.token_ids.copy()
@@ -113,7 +133,8 @@ class Sequence:
         self.num_admitted_tokens = len(self.token_ids)
         self.num_unverified_tokens = 0
         self.num_computed_tokens, self.num_tokens = num_computed_tokens, num_tokens
-        self.num_reported_computed_tokens = self.min_computed_tokens = 0
+        self.num_reported_computed_tokens = 0
+        self.num_guessed_tokens = self.num_expected_tokens = num_guessed_tokens
         self.inflight_budgets.clear()
         self.next_write_block_shared = False
         self.last_fork_step = 0
@@ -128,7 +149,7 @@ class Sequence:
         self._advance(budget)
         if self.state is SequenceState.ADMITTED:
             self.inflight_budgets.append(budget)
-            self.min_computed_tokens = min(self.min_computed_tokens + budget, self.num_admitted_tokens)
+            self.num_expected_tokens = min(self.num_expected_tokens + budget, self.num_admitted_tokens)
 
     def draft(self, num_drafts: int) -> None:
         """A plan runs it to verify so many draft tokens behind its last token: moves its counts ahead."""
@@ -142,6 +163,11 @@ class Sequence:
         self.num_computed_tokens -= num_drafts - num_accepted
         self.num_tokens -= num_drafts - num_accepted
         self.num_unverified_tokens -= num_drafts
+
+    def num_missed_tokens(self, num_computed_tokens: int) -> int:
+        """The first result since its admission is back: tokens by which its cached prefix is shorter than guessed."""
+        expected = min(self.num_guessed_tokens + self.inflight_budgets[0], self.num_admitted_tokens)
+        return max(0, expected - num_computed_tokens)
 
     def settle(self, num_computed_tokens: int, num_tokens: int) -> None:
         """The first result since its admission is back: its counts become exact."""
@@ -173,6 +199,7 @@ class SequenceGroup:
         "deaths",
         "expected_tokens",
         "is_condemned",
+        "is_misguessed",
         "num_cached_tokens",
         "num_passes",
         "num_resumed_tokens",
@@ -200,6 +227,8 @@ class SequenceGroup:
         """Output tokens it had when it was admitted again after a preemption; None: it was not."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens a cached prefix provided when it was first admitted."""
+        self.is_misguessed = False
+        """It was admitted on a wrong guess, and sent back to the queue for that once."""
         self.suspicion: Suspicion | None = None
         """Set: a step failed that had it, so that it runs alone; see suspects.py."""
         self.cleared_at = -1
@@ -243,6 +272,10 @@ class SequenceGroup:
     def is_drained(self) -> bool:
         """No plan in flight runs any of its sequences, so that it may be admitted again."""
         return all(sequence.num_inflight_runs == 0 for sequence in self.sequences)
+
+    def leader(self) -> Sequence:
+        """Returns the sequence that is admitted for all: the longest one that has not ended."""
+        return max(self.unfinished(), key=lambda sequence: len(sequence.token_ids))
 
     def preempt(self) -> None:
         """Its sequences leave the shard group, or have been lost with it. Those that have not ended wait again."""

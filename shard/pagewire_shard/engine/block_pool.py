@@ -31,8 +31,8 @@ class BlockPool:
         self._index: dict[Digest, int] = {}
         # From the next to be taken to the last: empty blocks at the front, cached ones in order of their release.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
-        self._added: list[Digest] = []
-        self._removed: list[Digest] = []
+        self._added: dict[Digest, None] = {}
+        self._removed: dict[Digest, None] = {}
 
     @property
     def num_free(self) -> int:
@@ -97,7 +97,7 @@ class BlockPool:
             return
         self._index[digest] = block
         self._digests[block] = digest
-        self._added.append(digest)
+        _note(digest, self._added, self._removed)
 
     def forget(self, blocks: list[int]) -> None:
         """Takes blocks out of the prefix index: their content is not to be used by anybody else."""
@@ -111,11 +111,11 @@ class BlockPool:
         """Empties the prefix index: the blocks' content cannot be trusted any more."""
         for digest, block in self._index.items():
             self._digests[block] = None
-            self._removed.append(digest)
+            _note(digest, self._removed, self._added)
         self._index.clear()
 
     def take_index_changes(self) -> tuple[list[int], list[int]]:
-        """The wire hashes of the blocks that entered and left the index since the last call."""
+        """The wire hashes of the blocks that entered the index since the last call, and of those that left it."""
         added, removed = [wire_hash(d) for d in self._added], [wire_hash(d) for d in self._removed]
         self._added.clear()
         self._removed.clear()
@@ -130,7 +130,7 @@ class BlockPool:
         assert digest is not None
         del self._index[digest]
         self._digests[block] = None
-        self._removed.append(digest)
+        _note(digest, self._removed, self._added)
 
     def check_whole(self) -> None:
         """Asserts that nobody holds a block and that the bookkeeping agrees with itself."""
@@ -145,3 +145,11 @@ class BlockPool:
         for digest, block in self._index.items():
             assert self._digests[block] == digest, f"block {block}: index and block disagree"
         assert sum(d is not None for d in self._digests) == len(self._index)
+
+
+def _note(digest: Digest, changes: dict[Digest, None], opposite: dict[Digest, None]) -> None:
+    """Notes a change of the index; it cancels an opposite one that has not been reported."""
+    if digest in opposite:
+        del opposite[digest]
+    else:
+        changes[digest] = None

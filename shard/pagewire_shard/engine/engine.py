@@ -6,9 +6,11 @@ Called from the step thread only. A plan is checked and applied in this order:
   2. effects   what the samples of step k mean for the host (known tokens, accepted drafts, stops, prefix index) takes
                effect when plan k + max_inflight comes: by plan number, never by when a copy happened to finish, so that
                all ranks of a group stay identical
-  3. room      what the plan changes is worked out, and refused if slots or blocks do not suffice
+  3. room      what the plan changes is worked out, cached prefixes among it, and refused if slots or blocks do not
+               suffice
   4. changes   forks and releases, as one permutation: children take their parents' blocks, then releases give up
-               theirs, then children take slots; then admits, each from the longest prefix that the pool has cached
+               theirs, then children take slots; then admits, each from the longest prefix that the pool has cached, or
+               that rows before it compute in this plan (step_prefixes.py)
   5. run       blocks for the new tokens, as many as there can be if all drafts are accepted (copied first if shared);
                then the batch goes to the runner
   6. index     blocks that are full and known become findable
@@ -34,6 +36,7 @@ from pagewire_shard.engine.plan_check import PlanCheck, malformed
 from pagewire_shard.engine.runner import PendingTokens, RunBatch, Runner, StepTokens
 from pagewire_shard.engine.sequence import Sequence, admitted, forked
 from pagewire_shard.engine.step_changes import Row, StepChanges
+from pagewire_shard.engine.step_prefixes import Loan, StepPrefixes
 from pagewire_shard.errors import PlanRefused
 
 
@@ -127,7 +130,7 @@ class Engine:
         # From here on nothing is refused.
         self._last_step = plan.step
         self._take_in(changes)
-        batch = self._make_batch(changes.rows)
+        batch = self._make_batch(changes)
         launched = LaunchedStep(plan.step, changes.rows, shard_pb2.StepResult(step=plan.step))
         launched.num_tokens = changes.num_tokens
         for sequence, _, _ in launched.rows:
@@ -162,15 +165,28 @@ class Engine:
         """What the plan changes; changes nothing. Raises PlanRefused."""
         sequences = self._sequences
         children = [self._child(fork) for fork in plan.forks]
-        admits = [admitted(admit, self.pool, self.info.max_model_len) for admit in plan.admits]
+        admits = [admitted(admit, self.info.max_model_len) for admit in plan.admits]
         new = {sequence.seq_id: sequence for sequence in (*children, *admits)}
         released = [sequences.get(i) or new[i] for i in plan.release_seq_ids]
         rows: list[Row] = []
+        prefixes = StepPrefixes(self.pool)
+        unmatched = dict.fromkeys(admits)
+        loans: dict[Sequence, Loan] = {}
         drafts = plan.num_draft_tokens or repeat(0)
         for seq_id, budget, num_drafts in zip(plan.run_seq_ids, plan.run_token_budgets, drafts, strict=False):
             sequence = sequences.get(seq_id) or new[seq_id]
-            rows.append((sequence, *sequence.next_row(budget, num_drafts)))
-        return StepChanges(children, admits, released, rows)
+            is_new = bool(unmatched) and sequence in unmatched
+            if is_new:
+                del unmatched[sequence]
+                if loan := prefixes.find(sequence):
+                    loans[sequence] = loan
+            query_len, sample_len = sequence.next_row(budget, num_drafts)
+            rows.append((sequence, query_len, sample_len))
+            if admits and (is_new or query_len > 1) and sample_len <= 1:
+                prefixes.fill(sequence, query_len)
+        for sequence in unmatched:  # Without a row it borrows nothing.
+            StepPrefixes(self.pool).find(sequence)
+        return StepChanges(children, admits, released, rows, loans)
 
     def _child(self, fork: shard_pb2.Fork) -> Sequence:
         parent = self._sequences[fork.parent_seq_id]
@@ -236,7 +252,8 @@ class Engine:
             # A child whose request is preempted by the plan that forks it is gone before it takes a slot.
             if not sequence.released:
                 sequence.slot = self._free_slots.pop()
-                self._runner.admit(sequence)
+                if sequence not in changes.loans:
+                    self._runner.admit(sequence)
 
     def _hold(self, sequence: Sequence) -> None:
         for block in sequence.blocks:
@@ -244,9 +261,12 @@ class Engine:
         self._sequences[sequence.seq_id] = sequence
         self._highest_seq_id = max(self._highest_seq_id, sequence.seq_id)
 
-    def _make_batch(self, rows: list[Row]) -> RunBatch:
+    def _make_batch(self, changes: StepChanges) -> RunBatch:
         batch = RunBatch()
-        for sequence, query_len, sample_len in rows:
+        loans = changes.loans
+        for sequence, query_len, sample_len in changes.rows:
+            if loans and sequence in loans:
+                self._borrow(sequence, loans[sequence])
             if query_len:
                 first, end = sequence.advance(query_len, sample_len)
                 self._take_blocks(sequence, first, end, batch)
@@ -254,6 +274,14 @@ class Engine:
         self.pool.release(self._copied)
         self._copied.clear()
         return batch
+
+    def _borrow(self, sequence: Sequence, loan: Loan) -> None:
+        """Gives an admitted sequence the blocks that a row before it computes, and its slot what it starts with."""
+        blocks = loan.lender.blocks[len(sequence.blocks) : loan.num_blocks]
+        for block in blocks:
+            self.pool.share(block)
+        sequence.blocks += blocks
+        self._runner.admit(sequence)
 
     def _take_blocks(self, sequence: Sequence, first: int, end: int, batch: RunBatch) -> None:
         """Gives a sequence blocks of its own for positions first to end.
@@ -286,10 +314,12 @@ class Engine:
     def _index_full_blocks(self, sequence: Sequence) -> None:
         block_size = self.pool.block_size
         num_full = sequence.num_verified_tokens // block_size
-        while sequence.num_indexed_blocks < num_full:
-            i = sequence.num_indexed_blocks
-            self.pool.index(sequence.blocks[i], sequence.digest_of(i, block_size))
-            sequence.num_indexed_blocks = i + 1
+        first = sequence.num_indexed_blocks
+        if first < num_full:
+            digests = sequence.digests_of(num_full, block_size)
+            for i in range(first, num_full):
+                self.pool.index(sequence.blocks[i], digests[i])
+            sequence.num_indexed_blocks = num_full
 
     def _describe(self, launched: LaunchedStep) -> None:
         """Writes what is known at launch into the result."""

@@ -8,9 +8,7 @@ flight are rejected. When a step's tokens are known, `token_ids` and the counts 
 from dataclasses import dataclass, field
 
 from pagewire.v1 import inference_pb2, shard_pb2
-from pagewire_common.block_hash import Digest, block_digest, root_digest
-
-from pagewire_shard.engine.block_pool import BlockPool
+from pagewire_common.block_hash import Digest, block_digests, max_cached_blocks, root_digest
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +30,8 @@ class Sequence:
     stop: shard_pb2.StopConditions
     max_len: int = 0
     """The sequence stops at this length."""
+    min_recompute_from: int = 0
+    """Cached blocks from this token on are not used; 0: no limit."""
     blocks: list[int] = field(default_factory=list)
     """The block table."""
     num_tokens: int = field(init=False)
@@ -113,13 +113,25 @@ class Sequence:
         self.stopped = True
         self.num_tokens, self.num_computed_tokens, self.num_unverified_tokens = num_tokens, num_computed_tokens, 0
 
-    def digest_of(self, block_idx: int, block_size: int) -> Digest:
-        """The digest of its block_idx-th block, all of whose tokens are known on the host."""
-        while len(self.digests) <= block_idx:
-            i = len(self.digests)
-            parent = self.digests[i - 1] if i else self.root
-            self.digests.append(block_digest(parent, self.token_ids[i * block_size : (i + 1) * block_size]))
-        return self.digests[block_idx]
+    def digests_of(self, num_blocks: int, block_size: int) -> list[Digest]:
+        """The digests of its first blocks, num_blocks at least, all of whose tokens are known on the host."""
+        num_digests = len(self.digests)
+        if num_digests < num_blocks:
+            parent = self.digests[-1] if num_digests else self.root
+            token_ids = self.token_ids[num_digests * block_size : num_blocks * block_size]
+            self.digests.extend(block_digests(parent, token_ids, block_size))
+        return self.digests
+
+    def max_cached_blocks(self, block_size: int) -> int:
+        """The most blocks that a cached prefix may provide when it is admitted."""
+        num_blocks = max_cached_blocks(self.num_tokens, block_size)
+        return min(num_blocks, self.min_recompute_from // block_size) if self.min_recompute_from else num_blocks
+
+    def start_from(self, num_cached_blocks: int, block_size: int) -> None:
+        """It is admitted with so many blocks of a cached prefix."""
+        self.num_indexed_blocks = num_cached_blocks
+        num_cached = num_cached_blocks * block_size
+        self.num_cached_tokens = self.num_computed_tokens = self.reported_computed = num_cached
 
 
 def forked(parent: Sequence, fork: shard_pb2.Fork, block_size: int) -> Sequence:
@@ -140,29 +152,17 @@ def forked(parent: Sequence, fork: shard_pb2.Fork, block_size: int) -> Sequence:
     )
 
 
-def admitted(admit: shard_pb2.Admit, pool: BlockPool, max_model_len: int) -> Sequence:
-    """A new sequence; it names the blocks of its cached prefix and does not hold them yet."""
-    sequence = Sequence(
+def admitted(admit: shard_pb2.Admit, max_model_len: int) -> Sequence:
+    """A new sequence, before its cached prefix has been looked for."""
+    return Sequence(
         seq_id=admit.seq_id,
         slot=-1,
-        token_ids=list(admit.token_ids),
+        token_ids=admit.token_ids[:],
         num_prompt_tokens=admit.num_prompt_tokens,
         root=root_digest(admit.cache_salt, admit.adapter),
         sampling_params=admit.sampling_params,
         seed=admit.sampling_params.seed,
         stop=admit.stop,
         max_len=min(admit.num_prompt_tokens + admit.stop.max_tokens, max_model_len),
+        min_recompute_from=admit.min_recompute_from,
     )
-    # The last known token is always computed: its logits are what the first sample needs.
-    limit = sequence.num_tokens - 1
-    if admit.min_recompute_from:
-        limit = min(limit, admit.min_recompute_from)
-    for i in range(limit // pool.block_size):
-        block = pool.lookup(sequence.digest_of(i, pool.block_size))
-        if block is None:
-            break
-        sequence.blocks.append(block)
-    num_cached = len(sequence.blocks) * pool.block_size
-    sequence.num_indexed_blocks = len(sequence.blocks)
-    sequence.num_cached_tokens = sequence.num_computed_tokens = sequence.reported_computed = num_cached
-    return sequence

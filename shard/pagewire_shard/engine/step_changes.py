@@ -1,10 +1,12 @@
 """What a plan will change, worked out before anything is changed, and whether the pool has the blocks for it."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.sequence import Sequence
+from pagewire_shard.engine.step_prefixes import Loan
 
 Row = tuple[Sequence, int, int]
 """A sequence, how many tokens it computes and how many it samples at most. 0 and 0: it has stopped and does not run."""
@@ -22,6 +24,8 @@ class StepChanges:
     """The sequences to forget; children of this plan may be among them."""
     rows: list[Row]
     """The run in its order."""
+    loans: Mapping[Sequence, Loan]
+    """What admitted sequences borrow of rows before them. The lenders hold it, so that it takes no further blocks."""
 
     num_tokens: int = field(init=False)
     """Tokens the plan computes, draft tokens included."""
@@ -58,13 +62,17 @@ class StepChanges:
             num_taken += (before == 0) - (before + count == 0)
         for sequence, query_len, _ in self.rows:
             if query_len:
-                num_taken += _num_blocks_of_row(sequence, query_len, pool, added)
+                loan = self.loans.get(sequence)
+                num_held = len(sequence.blocks) if loan is None else loan.num_blocks
+                num_taken += _num_blocks_of_row(sequence, query_len, num_held, pool, added)
         return num_taken
 
 
-def _num_blocks_of_row(sequence: Sequence, query_len: int, pool: BlockPool, added: defaultdict[int, int]) -> int:
+def _num_blocks_of_row(
+    sequence: Sequence, query_len: int, num_held: int, pool: BlockPool, added: defaultdict[int, int]
+) -> int:
     first, end = sequence.next_writes(query_len)
-    num_taken = max(0, -(-end // pool.block_size) - len(sequence.blocks))
+    num_taken = max(0, -(-end // pool.block_size) - num_held)
     i = first // pool.block_size
     if i < len(sequence.blocks):
         block = sequence.blocks[i]
