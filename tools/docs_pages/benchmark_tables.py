@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from docs_pages.beside_tables import beside_section
 from docs_pages.gpu_tables import gpu_tables
 from docs_pages.markdown import cell, figure, mebibytes, table
 
@@ -14,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- results: written by tools/generate_docs.py -->\n", "<!-- end of results -->\n"
+BESIDE = ("<!-- beside vLLM: written by tools/generate_docs.py -->\n", "<!-- end of beside vLLM -->\n")
+OPENING = "beside-"
+"""Files whose names begin so are one section, which opens the page."""
 
 HEAD = ("name", "date", "command", "machine", "software", "settings")
 """Keys that describe_run() of benchmarks/machine.py writes into every file."""
@@ -23,13 +27,21 @@ Result = Mapping[str, Any]
 
 def page() -> str:
     """The page, its sections of results as the files are now."""
-    before, begin, rest = PAGE.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{PAGE} lacks the lines {BEGIN.strip()!r} and {END.strip()!r}")
     paths = sorted(RESULTS.glob("*.json"), key=lambda path: (_rank(path.stem), path.stem))
-    sections = (section(path.stem, json.loads(path.read_text())) for path in paths)
-    return before + begin + "\n" + "\n".join(sections) + "\n" + end + after
+    results = {path.stem: json.loads(path.read_text()) for path in paths}
+    opening = {stem: result for stem, result in results.items() if stem.startswith(OPENING)}
+    sections = (section(stem, result) for stem, result in results.items() if stem not in opening)
+    text = _replaced(PAGE.read_text(), *BESIDE, beside_section(opening))
+    return _replaced(text, BEGIN, END, "\n".join(sections))
+
+
+def _replaced(text: str, begin: str, end: str, section: str) -> str:
+    """The text with what is between two of its lines replaced."""
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise SystemExit(f"{PAGE} lacks the lines {begin.strip()!r} and {end.strip()!r}")
+    return f"{before}{begin}\n{section}\n{end}{after}"
 
 
 def section(stem: str, result: Result) -> str:
