@@ -69,8 +69,8 @@ FLOORS = {
         ("kv_cache", "sequence_state", "cpu", "gpu", "tuning"),
         (
             *("activation", "append_tokens", "copy_blocks", "few_rows_linear", "fused_moe", "layer_norm"),
-            *("packed_linear", "paged_attention", "prepare_inputs", "reshape_and_cache", "rms_norm", "rotary", "sample"),
-            *("write_runs",),
+            *("packed_linear", "paged_attention", "prepare_inputs", "reshape_and_cache", "rms_norm", "rotary"),
+            *("sample", "write_runs"),
         ),
         ("rotary_and_cache",),
     ),

@@ -143,3 +143,35 @@ def test_options_that_a_cpu_has_not_are_refused_by_name(paged_batch, option):
 
 def test_number_of_decodes_makes_no_difference(paged_batch):
     check(paged_batch([1, 1, 4], [7, 30, 9]), num_decodes=2)
+
+
+@pytest.mark.parametrize("sliding_window", [0, 50, 150])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(6, 2, 32), (4, 4, 20), (16, 1, 64)])
+def test_a_query_has_the_same_bits_however_a_prompt_is_cut_up(num_heads, num_kv_heads, head_dim, sliding_window):
+    length, block_size = 300, 16
+    torch.manual_seed(0)
+    caches = kv_cache.allocate(20, block_size, num_kv_heads, head_dim, torch.float32, torch.device("cpu"))
+    for cache in caches:
+        cache.normal_()
+    table = torch.randperm(20, dtype=torch.int32)[None]
+    query = torch.randn(length, num_heads, head_dim)
+
+    def attend(first, end):
+        return paged_attention(
+            AttentionInputs(
+                query[first:end],
+                *caches,
+                table,
+                torch.tensor([0, end - first], dtype=torch.int32),
+                torch.tensor([end], dtype=torch.int32),
+                scale=0.2,
+                max_query_len=end - first,
+                max_seq_len=end,
+                sliding_window=sliding_window,
+            )
+        )
+
+    whole = attend(0, length)
+    for chunk in (1, 2, 3, 17, 64, 130):
+        parts = [attend(first, min(first + chunk, length)) for first in range(0, length, chunk)]
+        assert torch.equal(torch.cat(parts), whole)

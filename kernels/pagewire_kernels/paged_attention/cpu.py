@@ -14,9 +14,9 @@ from pagewire_kernels.paged_attention.inputs import AttentionInputs
 
 _TILE_ROWS = 48
 """Query rows (queries times heads of a group) that share one read of keys and values."""
-_STRIP_SCORES = 6144
-"""Scores in a strip: 24 KB, half of a first-level cache."""
-_MAX_STRIP = 512
+_STRIP = 128
+"""Keys of a strip, a multiple of LANES, whatever the batch: a row's bits depend on where strips begin. The scores of
+_TILE_ROWS rows take 24 KB, half of a first-level cache."""
 
 
 @cfunc(WORKER, fastmath=FASTMATH, error_model="numpy", cache=True)
@@ -120,8 +120,6 @@ def paged_attention(inputs: AttentionInputs) -> torch.Tensor:
         raise ValueError("block_tables must be int32 with contiguous rows")
     out = torch.empty((num_tokens, num_heads, head_dim))
     tile_queries = max(1, _TILE_ROWS // group_size) if max_query_len > 1 else 1
-    keys = max(1, min(max_seq_len, _MAX_STRIP, max(64, _STRIP_SCORES // (tile_queries * group_size))))
-    strip = (keys + LANES - 1) // LANES * LANES
     num_items, tiles = num_seqs, 0
     if max_query_len > 1:
         tile_list = torch.empty((num_tokens // tile_queries + num_seqs, 2), dtype=torch.int32)
@@ -144,7 +142,7 @@ def paged_attention(inputs: AttentionInputs) -> torch.Tensor:
         out.data_ptr(),
         tiles,
         tile_queries,
-        strip,
+        _STRIP,
         num_seqs,
         inputs.sliding_window,
         float_bits(inputs.scale),

@@ -1,20 +1,25 @@
-"""The two matrix products of CPU attention, made of register tiles."""
+"""The two matrix products of CPU attention, made of register tiles.
+
+Tiles of all sizes add up in the same order, and nothing here may be reordered: a row's bits do not depend on the rows
+that are computed beside it.
+"""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 from numba import njit
 
 from pagewire_kernels.cpu.simd import HAS_AVX512, make_gemm_tile
 from pagewire_kernels.cpu.simd_ir import LANES
-from pagewire_kernels.cpu.team import FASTMATH
 
-_SCORE_ROWS = 12 if HAS_AVX512 else 6
-"""Rows whose scores stay in registers at the same time; they take two thirds of the vector registers."""
+_SCORE_ROWS = 12 if HAS_AVX512 else 3
+"""Rows whose scores stay in registers at the same time; they take three quarters of the vector registers."""
+_CHAINS = 2
+"""Sums of a score that run side by side: a few rows would wait for each multiply-add otherwise."""
 
-_score_most = make_gemm_tile(_SCORE_ROWS, 1, accumulate=False)
-_score_6 = make_gemm_tile(6, 1, accumulate=False)
-_score_3 = make_gemm_tile(3, 1, accumulate=False, num_chains=2)
-_score_2 = make_gemm_tile(2, 1, accumulate=False, num_chains=2)
-_score_1 = make_gemm_tile(1, 1, accumulate=False, num_chains=4)
+_score_most = make_gemm_tile(_SCORE_ROWS, 1, accumulate=False, num_chains=_CHAINS)
+_score_6 = make_gemm_tile(6, 1, accumulate=False, num_chains=_CHAINS)
+_score_3 = make_gemm_tile(3, 1, accumulate=False, num_chains=_CHAINS)
+_score_2 = make_gemm_tile(2, 1, accumulate=False, num_chains=_CHAINS)
+_score_1 = make_gemm_tile(1, 1, accumulate=False, num_chains=_CHAINS)
 
 _VALUE_COLUMNS = 2 if HAS_AVX512 else 1
 _value_6 = make_gemm_tile(6, _VALUE_COLUMNS, accumulate=True)
@@ -25,7 +30,7 @@ _value_1 = make_gemm_tile(1, 2, accumulate=True)
 _value_1_narrow = make_gemm_tile(1, 1, accumulate=True)
 
 
-@njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy", cache=True)
 def score_keys(query, head_dim, keys, key_stride, num_rows, scores, score_stride):
     """scores[num_rows, LANES] = query[num_rows, head_dim] @ keys[head_dim, LANES]; tensors are addresses."""
     row = 0
@@ -50,7 +55,7 @@ def score_keys(query, head_dim, keys, key_stride, num_rows, scores, score_stride
             row += 1
 
 
-@njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy", cache=True)
 def _add_values_narrow(weights, weight_stride, values, num_keys, num_rows, out, out_stride):
     """add_values for one vector of dimensions."""
     row = 0
@@ -64,7 +69,7 @@ def _add_values_narrow(weights, weight_stride, values, num_keys, num_rows, out, 
         row += 1
 
 
-@njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy", cache=True)
 def add_values(weights, weight_stride, values, num_keys, num_rows, out, out_stride):
     """out[num_rows, out_stride] += weights[num_rows, num_keys] @ values[num_keys, out_stride]; tensors are addresses.
 

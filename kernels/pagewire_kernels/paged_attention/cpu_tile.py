@@ -1,7 +1,8 @@
 """CPU attention of one tile of queries with one KV head, in float32 on the CPU layout of kv_cache.py.
 
 The keys are walked in strips whose scores stay in the first-level cache, with flash attention's online softmax
-(arXiv:2205.14135). A tile's rows are its queries, each with all query heads of the KV head's group.
+(arXiv:2205.14135). A tile's rows are its queries, each with all query heads of the KV head's group. Strips begin at
+multiples of their length, so that what a row is does not depend on the tile it is in.
 
 Tuples that travel together, of int64:
     shape = (num_rows, group_size, head_dim, padded_dim, strip): padded_dim is head_dim rounded up to LANES, strip the
@@ -40,13 +41,14 @@ def _pack(cache, table, first, num_keys, head_dim, padded_dim, keys, values):
 
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
-def _score_strip(shape, cache, table, scratch, begin, end):
-    """Computes the scores of all rows with keys begin to end, rounded up to whole vectors."""
+def _score_strip(shape, cache, table, scratch, begin, end, first_visible):
+    """Computes the scores of all rows with keys begin to end, rounded up to whole vectors; none before that of
+    first_visible, whose scores are left as they are."""
     num_rows, _, head_dim, padded_dim, strip = shape
     key_cache, _, block_stride, head_offset, block_size = cache
     query, scores, _, packed_keys, packed_values = scratch
     is_direct = block_size % LANES == 0 and head_dim == padded_dim
-    for v in range((end - begin + LANES - 1) // LANES):
+    for v in range(max(0, first_visible - begin) // LANES, (end - begin + LANES - 1) // LANES):
         first = begin + v * LANES
         if is_direct:
             offset = np.int64(table[first // block_size]) * block_stride + head_offset + first % block_size
@@ -87,7 +89,7 @@ def _add_strip(shape, cache, table, scratch, begin, end, first_visible):
     _, value_cache, block_stride, head_offset, block_size = cache
     _, scores, sums, _, packed_values = scratch
     is_direct = block_size % LANES == 0 and head_dim == padded_dim
-    for v in range((end - begin + LANES - 1) // LANES):
+    for v in range(max(0, first_visible - begin) // LANES, (end - begin + LANES - 1) // LANES):
         first = begin + v * LANES
         # A value that was never written may be NaN, which a weight of 0 would not remove.
         skipped = max(0, first_visible - first)
@@ -123,10 +125,10 @@ def attend_tile(shape, cache, table, scratch, states, query, query_stride, out, 
     sums[:] = 0
     end = position + num_rows // group_size
     first_visible = max(0, position - window + 1) if window > 0 else 0
-    for strip_begin in range(first_visible // LANES * LANES, end, strip):
+    for strip_begin in range(first_visible // strip * strip, end, strip):
         strip_end = min(strip_begin + strip, end)
         num_vectors = (strip_end - strip_begin + LANES - 1) // LANES
-        _score_strip(shape, cache, table, scratch, strip_begin, strip_end)
+        _score_strip(shape, cache, table, scratch, strip_begin, strip_end, first_visible)
         for row in range(num_rows):
             row_scores = scores + 4 * row * strip
             if softcap > 0:
