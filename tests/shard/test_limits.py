@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
+from pagewire_shard import startup
 from pagewire_shard.config import ShardConfig
+from pagewire_shard.errors import PoolTooSmall
 from pagewire_shard.limits import CPU_CORE_FLOPS, Asked, DeviceFacts, ModelFacts, choose_limits, gpu_flops
 from pagewire_shard.startup import build_engine
 
@@ -133,3 +136,21 @@ def test_a_start_says_its_limits_and_serves_them(tmp_path: Path, capfd: pytest.C
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("m: max_num_seqs 256 (the most for a CPU), max_num_batched_tokens 512 (about ")
     assert line.endswith("block_size 16 (for a CPU); the KV cache holds 131,072 tokens")
+
+
+def test_weights_that_do_not_fit_are_refused_with_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for a GPU that is too small."""
+
+    def load_model(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 112.00 MiB.")
+
+    monkeypatch.setattr(startup, "load_model", load_model)
+    monkeypatch.setattr(startup, "_device", lambda config: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 * GIB, 8 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 6 * GIB)
+    with pytest.raises(
+        PoolTooSmall, match=r"m: its weights do not fit.* 8,589,934,592 bytes, .* 7,516,192,768 free.*--dtype"
+    ):
+        build_engine(ShardConfig(model="m", model_name="m"), tmp_path, b"")
