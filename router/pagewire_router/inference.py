@@ -7,9 +7,10 @@ client is told when a call fails; failure_of() makes one of whatever a call has 
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from pagewire.v1 import inference_pb2
 
@@ -38,12 +39,24 @@ from pagewire_router.text.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 
 
-class GenerateStream:
-    """The output of a running request, as an async iterator.
+class OutputWriter(Protocol):
+    """Writes the outputs of one request. See grpc_front/message_writer.py."""
 
-    It yields lists of deltas and ends as they become due, and stops after the end of the last sequence. If the request
-    fails, it yields what came before and raises the RouterError.
-    """
+    def write(self, outputs: Sequence[Delta | inference_pb2.Finished]) -> None:
+        """Begins to write outputs."""
+
+    def is_idle(self) -> bool:
+        """Whether all outputs that were begun are written."""
+
+    def when_idle(self, callback: Callable[[], None]) -> None:
+        """Calls back once when they are, or when a write has failed."""
+
+    async def drain(self) -> None:
+        """Returns when they are."""
+
+
+class GenerateStream:
+    """The output of a running request, on its way to a writer."""
 
     def __init__(
         self, started: inference_pb2.Started, output: OutputBuffer, stream: PacedStream, timer: RequestTimer
@@ -52,26 +65,37 @@ class GenerateStream:
         self._output = output
         self._stream = stream
         self._timer = timer
-        self._num_tokens = 0
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the last output was given to the writer, or cannot be."""
 
-    def __aiter__(self) -> "GenerateStream":
-        return self
+    async def write_to(self, writer: OutputWriter) -> None:
+        """Writes outputs as they become due, until the end of the last sequence. No task is woken for each of them.
 
-    async def __anext__(self) -> list[Delta | inference_pb2.Finished]:
+        If the request fails, what came before is written, and the RouterError raised.
+        """
+        self._stream.call_when_due(lambda: self._write(writer))
+        await self._ended
+        await writer.drain()
+        if self._output.error is not None:
+            raise self._output.error
+
+    def _write(self, writer: OutputWriter) -> None:
+        """Writes what is there, now or as soon as the client has taken what was written before."""
         output = self._output
-        if output.is_all_taken:
-            raise StopAsyncIteration
-        if output.error is None:
-            await self._stream.wait()
-        self._num_tokens = output.num_tokens
-        outputs = output.take()
-        if output.error is not None and not outputs:
-            raise output.error
-        return outputs
-
-    def on_written(self) -> None:
-        """To be called when the first of what was yielded last has been written: it ends the time to that token."""
-        self._timer.on_written(self._num_tokens)
+        if self._ended.done():
+            return
+        try:
+            if not writer.is_idle():
+                writer.when_idle(lambda: self._write(writer))
+                return
+            outputs = output.take()
+            if outputs:
+                writer.write(outputs)
+                self._timer.on_written(output.num_tokens)
+            if output.error is not None or output.is_all_taken:
+                self._ended.set_result(None)
+        except Exception as error:
+            self._ended.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,8 +88,10 @@ class RouterServer:
         max_floor_s = config.coalesce_max_ms / 1000
         self._pacer = Pacer(asyncio.get_running_loop(), max_floor_s=max_floor_s, budget=WriteBudget())
         self._metrics.add(PacingMetrics(self._pacer))
+        self._handler = ServiceHandler(
+            SERVICE_NAME, "the router looks for shards", self._metrics.count_refused, self._pacer.on_call
+        )
         self._health = HealthEndpoint(SERVICE_NAME, is_ready=self._is_serving)
-        self._handler = ServiceHandler(SERVICE_NAME, "the router looks for shards", self._metrics.count_refused)
         self._api_keys = None if config.api_keys is None else ApiKeys(config.api_keys)
         self._tracing = _open_tracing(config)
         self._grpc = grpc.aio.server(options=channel_options(config), interceptors=self._interceptors())

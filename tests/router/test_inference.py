@@ -48,11 +48,38 @@ def script_of(runner, text):
     return lambda request: token_ids
 
 
+class Client:
+    """A writer that keeps what it is given. It takes no more while it does not read."""
+
+    def __init__(self):
+        self.outputs, self.num_writes, self.reads, self.waiting = [], 0, True, None
+
+    def write(self, outputs):
+        assert self.reads
+        self.outputs += outputs
+        self.num_writes += 1
+
+    def is_idle(self):
+        return self.reads
+
+    def when_idle(self, callback):
+        self.waiting = callback
+
+    def read(self):
+        self.reads, waiting, self.waiting = True, self.waiting, None
+        if waiting is not None:
+            waiting()
+
+    async def drain(self):
+        pass
+
+
 async def taken(inference, message, call=None):
     """All that one request yields, in order."""
+    client = Client()
     async with inference.generate(message, call or new_call()) as stream:
-        outputs = [output async for batch in stream for output in batch]
-    return stream.started, outputs
+        await stream.write_to(client)
+    return stream.started, client.outputs
 
 
 def request(text="Hello", **params):
@@ -106,10 +133,14 @@ async def test_a_client_that_goes_away_ends_its_request(new_runner):
     inference = inference_over(runner)
     message = request(max_tokens=200)
     message.request_id = "r1"
+    client = Client()
     async with inference.generate(message, new_call()) as stream:
-        assert (await anext(stream))[0].token_ids
+        writing = asyncio.create_task(stream.write_to(client))
+        while not client.outputs:
+            await asyncio.sleep(0.001)
         with pytest.raises(RequestAlreadyExists):
             await inference.complete(message, new_call())
+        writing.cancel()
     assert runner.aborted == runner.requests
     waiting = asyncio.create_task(inference.complete(message, new_call()))
     while len(runner.requests) < 2:
@@ -150,10 +181,45 @@ async def test_a_request_that_fails_yields_what_it_has_and_then_the_error(new_ru
         sink = runner.requests[0].sink
         sink.on_tokens(0, [40], None)
         sink.on_failed(StepFailed("broken"))
-        (delta,) = await anext(stream)
-        assert delta.token_ids == [40]
+        client = Client()
         with pytest.raises(StepFailed):
-            await anext(stream)
+            await stream.write_to(client)
+    (delta,) = client.outputs
+    assert delta.token_ids == [40]
+
+
+async def test_a_client_that_does_not_read_gets_all_at_once_when_it_does(new_runner):
+    runner = new_runner(step_s=60)
+    inference = inference_over(runner)
+    client = Client()
+    async with inference.generate(request(max_tokens=9), new_call()) as stream:
+        sink = runner.requests[0].sink
+        writing = asyncio.create_task(stream.write_to(client))
+        client.reads = False
+        for token_id in (40, 41, 42):
+            sink.on_tokens(0, [token_id], None)
+            await asyncio.sleep(0.06)
+        assert client.outputs == []
+        client.read()
+        (delta,) = client.outputs
+        assert delta.token_ids == [40, 41, 42]
+        sink.on_finished(0, FINISH.FINISH_REASON_LENGTH, None, 0)
+        await writing
+    assert client.num_writes == 2
+
+
+async def test_a_write_that_fails_ends_the_stream_and_the_request(new_runner):
+    runner = new_runner(step_s=0.001)
+    client = Client()
+
+    def write(outputs):
+        raise ConnectionResetError("gone")
+
+    client.write = write
+    with pytest.raises(ConnectionResetError):
+        async with inference_over(runner).generate(request(max_tokens=100), new_call()) as stream:
+            await stream.write_to(client)
+    assert runner.aborted == runner.requests
 
 
 async def test_tokenize_and_detokenize_are_inverse(new_runner):

@@ -1,11 +1,10 @@
 """Coalescing under a clock that the test turns."""
 
-import asyncio
 import heapq
 from itertools import pairwise
 
 import pytest
-from pagewire_router.output.pacer import WAKES_PER_TURN, Pacer
+from pagewire_router.output.pacer import WRITES_PER_SHORT_TURN, WRITES_PER_TURN, Pacer
 from pagewire_router.output.write_budget import WriteBudget
 
 
@@ -32,39 +31,30 @@ class Clock:
         for callback in soon:
             callback()
 
-    async def advance(self, seconds):
-        await self.settle()
+    def advance(self, seconds):
+        self.settle()
         end_s = self.now_s + seconds
         while self.timers and self.timers[0][0] <= end_s:
             self.now_s = max(self.now_s, self.timers[0][0])
             heapq.heappop(self.timers)[2]()
-            await self.settle()
+            self.settle()
         self.now_s = end_s
-        await self.settle()
+        self.settle()
 
-    async def settle(self):
+    def settle(self):
         while self.soon:
             self.turn()
-        for _ in range(5):
-            await asyncio.sleep(0)
 
 
 class Reader:
-    """A stream and the times at which it was woken."""
+    """A stream and the times at which it was called."""
 
     def __init__(self, writer, clock):
         self.stream = writer.open().__enter__()
         self.times = []
-        self.clock = clock
-        self.task = asyncio.create_task(self.read())
-
-    async def read(self):
-        while True:
-            await self.stream.wait()
-            self.times.append(self.clock.now_s)
+        self.stream.call_when_due(lambda: self.times.append(clock.now_s))
 
     def close(self):
-        self.task.cancel()
         self.stream.__exit__(None, None, None)
 
 
@@ -83,26 +73,26 @@ def writer(clock):
     return Pacer(clock, max_floor_s=0.05, budget=fixed_budget())
 
 
-async def test_one_stream_is_written_at_once_for_every_token(clock, writer):
+def test_one_stream_is_written_at_once_for_every_token(clock, writer):
     reader = Reader(writer, clock)
-    await clock.settle()
+    clock.settle()
     expected = []
     for _ in range(10):
         reader.stream.notify()
         expected.append(clock.now_s)
-        await clock.advance(0.002)
+        clock.advance(0.002)
     assert reader.times == expected
     reader.close()
 
 
-async def test_the_floor_grows_with_streams_up_to_its_limit(clock, writer):
+def test_the_floor_grows_with_streams_up_to_its_limit(clock, writer):
     floors = []
     readers = []
     for count in (10, 40, 100, 400):
         while len(readers) < count:
             readers.append(Reader(writer, clock))
             readers[-1].stream.notify()
-        await clock.settle()
+        clock.settle()
         floors.append(writer.floor_s)
     assert floors == [0.005, 0.02, 0.05, 0.05]
     for reader in readers:
@@ -111,14 +101,14 @@ async def test_the_floor_grows_with_streams_up_to_its_limit(clock, writer):
     assert writer.floor_s == 0
 
 
-async def test_under_load_a_stream_is_written_once_in_a_floor_whatever_arrives(clock, writer):
+def test_under_load_a_stream_is_written_once_in_a_floor_whatever_arrives(clock, writer):
     readers = [Reader(writer, clock) for _ in range(400)]
-    await clock.settle()
+    clock.settle()
     for _ in range(100):
         for reader in readers:
             reader.stream.notify()
-        await clock.advance(0.01)
-    await clock.advance(0.1)
+        clock.advance(0.01)
+    clock.advance(0.1)
     for reader in readers:
         # The first token at once, then every 50 ms for a second, and the last tokens.
         assert reader.times[0] == 100.0
@@ -128,49 +118,76 @@ async def test_under_load_a_stream_is_written_once_in_a_floor_whatever_arrives(c
         reader.close()
 
 
-async def test_an_end_does_not_wait_for_the_floor(clock, writer):
+def test_an_end_does_not_wait_for_the_floor(clock, writer):
     readers = [Reader(writer, clock) for _ in range(200)]
     for reader in readers:
         reader.stream.notify()
-    await clock.settle()
-    await clock.advance(0.01)
+    clock.settle()
+    clock.advance(0.01)
     readers[0].stream.notify()
-    await clock.settle()
+    clock.settle()
     assert len(readers[0].times) == 1
     readers[0].stream.notify_now()
     readers[0].stream.notify_now()
-    await clock.settle()
+    clock.settle()
     assert readers[0].times == [100.0, 100.01]
-    await clock.advance(1.0)
+    clock.advance(1.0)
     assert len(readers[0].times) == 2
     for reader in readers:
         reader.close()
 
 
-async def test_a_turn_of_the_loop_wakes_a_bounded_number_of_streams(clock, writer):
-    readers = [Reader(writer, clock) for _ in range(3 * WAKES_PER_TURN)]
-    await asyncio.sleep(0)
+def test_a_turn_of_the_loop_writes_a_bounded_number_of_streams(clock, writer):
+    readers = [Reader(writer, clock) for _ in range(3 * WRITES_PER_TURN)]
     for reader in readers:
         reader.stream.notify()
     for turn in range(1, 4):
         clock.turn()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert sum(len(reader.times) for reader in readers) == turn * WAKES_PER_TURN
+        assert sum(len(reader.times) for reader in readers) == turn * WRITES_PER_TURN
     for reader in readers:
         reader.close()
 
 
-async def test_a_closed_stream_is_not_woken(clock, writer):
+def test_turns_are_short_while_calls_come(clock, writer):
+    readers = [Reader(writer, clock) for _ in range(100)]
+    for reader in readers:
+        reader.stream.notify()
+    num_written = []
+    for turn in range(8):
+        if turn < 4:
+            writer.on_call()
+        clock.turn()
+        num_written.append(sum(len(reader.times) for reader in readers) - sum(num_written))
+        clock.now_s += 0.002
+    assert num_written[:6] == [WRITES_PER_SHORT_TURN] * 6
+    assert num_written[6:] == [WRITES_PER_TURN] * 2
+    for reader in readers:
+        reader.close()
+
+
+def test_a_closed_stream_is_not_written(clock, writer):
     readers = [Reader(writer, clock) for _ in range(200)]
     for reader in readers:
         reader.stream.notify()
-    await clock.settle()
+    clock.settle()
     readers[0].stream.notify()
     readers[0].close()
     readers[0].stream.notify()
     readers[0].stream.notify_now()
-    await clock.advance(1.0)
+    clock.advance(1.0)
     assert len(readers[0].times) == 1
     for reader in readers[1:]:
         reader.close()
+
+
+def test_output_that_was_due_before_anybody_listened_is_not_lost(clock, writer):
+    stream, calls = writer.open().__enter__(), []
+    stream.notify()
+    clock.settle()
+    stream.call_when_due(lambda: calls.append(clock.now_s))
+    assert calls == [100.0]
+    clock.advance(1.0)
+    assert calls == [100.0]
+    stream.notify()
+    clock.settle()
+    assert calls == [100.0, 101.0]

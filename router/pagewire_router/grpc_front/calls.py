@@ -66,11 +66,16 @@ class ServiceHandler(grpc.GenericRpcHandler):
     loop, so that of calls that come at the same instant each looks about half a millisecond younger than the last.
     """
 
-    def __init__(self, service_name: str, why_closed: str, count: Count) -> None:
-        """why_closed: what callers are told until open()."""
+    def __init__(self, service_name: str, why_closed: str, count: Count, on_call: Callable[[], None]) -> None:
+        """
+        Args:
+            why_closed: what callers are told until open().
+            on_call: called when a call has come.
+        """
         self._prefix = f"/{service_name}/"
         self._why_closed = why_closed
         self._count = count
+        self._on_call = on_call
         self._service: grpc.GenericRpcHandler | None = None
 
     def open(self, service: grpc.GenericRpcHandler) -> None:
@@ -81,6 +86,7 @@ class ServiceHandler(grpc.GenericRpcHandler):
         """See grpc.GenericRpcHandler."""
         if self._service is not None:
             _arrival_s.set(time.monotonic())
+            self._on_call()
             return self._service.service(handler_call_details)
         if handler_call_details.method.startswith(self._prefix):
             error = Unavailable(self._why_closed, retry_after_s=NOT_OPEN_RETRY_S)

@@ -13,8 +13,8 @@ from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
 from pagewire_router.errors import status_code
 from pagewire_router.grpc_front.calls import Context, new_call
 from pagewire_router.grpc_front.message_decoder import decode
+from pagewire_router.grpc_front.message_writer import MessageWriter
 from pagewire_router.grpc_front.reception import Reception
-from pagewire_router.grpc_front.response_encoding import encode_responses
 from pagewire_router.grpc_front.rpc_status import end_with
 from pagewire_router.inference import Inference, failure_of
 from pagewire_router.metrics.request_metrics import Metrics
@@ -64,12 +64,13 @@ class InferenceService:
 
     async def _generate(self, message: inference_pb2.GenerateRequest, call: Call, context: Context) -> None:
         """Writes Started, Deltas, and Finished for each sequence."""
-        async with self._inference.generate(message, call) as stream:
-            await context.write(inference_pb2.GenerateResponse(started=stream.started).SerializeToString())
-            async for outputs in stream:
-                for response in encode_responses(outputs):
-                    await context.write(response)
-                    stream.on_written()
+        writer = MessageWriter(context)
+        try:
+            async with self._inference.generate(message, call) as stream:
+                writer.write_bytes((inference_pb2.GenerateResponse(started=stream.started).SerializeToString(),))
+                await stream.write_to(writer)
+        finally:
+            writer.close()
 
     async def _complete(self, message: inference_pb2.GenerateRequest, call: Call) -> bytes:
         """A serialized GenerateResult.

@@ -5,20 +5,24 @@ A message costs the event loop about the same whether it carries one token or te
 second. The floor that holds this to what the loop has time for (write_budget.py) is num_streaming / writes_per_s: below
 the time of a step while streams are few, so that every token goes out at once, and growing with them up to max_floor_s.
 
-One timer and one queue serve all streams. At most WAKES_PER_TURN streams are woken in one turn of the event loop, so
-that plans and results never wait behind the writes of a whole batch.
+One timer and one queue serve all streams. At most WRITES_PER_TURN streams are written in one turn of the event loop, so
+that plans and results never wait behind the writes of a whole batch. gRPC hands over new calls one by one, each two or
+three turns after the last: while calls come, turns are kept short, or a thousand calls would take seconds to arrive.
 """
 
-import asyncio
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, Self
 
 from pagewire_router.output.write_budget import WriteBudget
 
-WAKES_PER_TURN = 16
+WRITES_PER_TURN = 16
 """Their writes take about 1 ms."""
+WRITES_PER_SHORT_TURN = 2
+ARRIVAL_S = 0.005
+"""Turns are short for so long after a call has come."""
 TIMER_SLACK_S = 0.001
 """Streams due within this time share a turn of the loop, which costs more than a write."""
 
@@ -37,15 +41,16 @@ class EventLoop(Protocol):
 
 
 class PacedStream:
-    """One stream. The request's output notifies it, and the handler of its call waits for it."""
+    """One stream. The request's output notifies it, and whoever writes it is called back when the output is due."""
 
-    __slots__ = ("_due_s", "_is_queued", "_is_ready", "_last_write_s", "_pacer", "_waiter")
+    __slots__ = ("_callback", "_due_s", "_is_due", "_is_queued", "_last_write_s", "_pacer")
 
     def __init__(self, pacer: "Pacer") -> None:
         self._pacer = pacer
-        self._waiter: asyncio.Future[None] | None = None
+        self._callback: Callable[[], None] | None = None
         self._is_queued = False
-        self._is_ready = False
+        self._is_due = False
+        """There is output that is due, and nobody to call back yet."""
         self._due_s = 0.0
         self._last_write_s: float | None = None
 
@@ -61,15 +66,14 @@ class PacedStream:
             self._is_queued = True
             self._pacer._enqueue_now(self)
 
-    async def wait(self) -> None:
-        """Returns when there is output and it is due. What is taken after that counts as one write."""
-        if not self._is_ready:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        self._is_ready = self._is_queued = False
+    def call_when_due(self, callback: Callable[[], None]) -> None:
+        """Calls back whenever there is output and it is due. What is taken then counts as one write.
+
+        The callback raises nothing.
+        """
+        self._callback = callback
+        if self._is_due:
+            self._call()
 
     def __enter__(self) -> Self:
         return self
@@ -79,12 +83,14 @@ class PacedStream:
         if self._last_write_s is not None:
             self._pacer.num_streaming -= 1
             self._last_write_s = None
-        self._is_queued, self._due_s = True, 0.0
+        self._is_queued, self._due_s, self._callback = True, 0.0, None
 
-    def _wake(self) -> None:
-        self._is_ready = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _call(self) -> None:
+        if self._callback is None:
+            self._is_due = True
+        else:
+            self._is_due = self._is_queued = False
+            self._callback()
 
 
 class Pacer:
@@ -98,8 +104,9 @@ class Pacer:
         self._waiting: list[tuple[float, int, PacedStream]] = []
         self._num_enqueued = 0
         self._is_flushing = False
-        self._num_woken = 0
-        """Streams woken in the last turn of the loop, if it was one of _flush()."""
+        self._short_until_s = -math.inf
+        self._num_written = 0
+        """Streams written in the last turn of the loop, if it was one of _flush()."""
         self._timer: Any = None
         self._timer_s = float("inf")
         self.num_streaming = 0
@@ -113,6 +120,10 @@ class Pacer:
     def open(self) -> PacedStream:
         """A new stream, to be used as a context manager that lasts as long as the stream."""
         return PacedStream(self)
+
+    def on_call(self) -> None:
+        """A call has come: others may be waiting behind it."""
+        self._short_until_s = self._loop.time() + ARRIVAL_S
 
     def _enqueue(self, stream: PacedStream) -> None:
         last_write_s = stream._last_write_s
@@ -129,7 +140,7 @@ class Pacer:
     def _enqueue_now(self, stream: PacedStream) -> None:
         if stream._last_write_s is None:
             self.num_streaming += 1
-        # Not when it is woken: streams whose tokens came together stay together, and share turns of the loop.
+        # Not when it is called: streams whose tokens came together stay together, and share turns of the loop.
         stream._last_write_s = self._loop.time()
         stream._due_s = 0.0
         self._ready.append(stream)
@@ -138,12 +149,13 @@ class Pacer:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Wakes some streams. It is called once more after the last of them, which have been written then."""
-        self.budget.on_turn(self._num_woken)
-        self._num_woken = min(WAKES_PER_TURN, len(self._ready))
-        for _ in range(self._num_woken):
-            self._ready.popleft()._wake()
-        self._is_flushing = self._num_woken > 0
+        """Has some streams written. It is called once more after the last of them, to measure what that took."""
+        is_short = self._loop.time() < self._short_until_s
+        self.budget.on_turn(self._num_written, is_typical=not is_short)
+        self._num_written = min(WRITES_PER_SHORT_TURN if is_short else WRITES_PER_TURN, len(self._ready))
+        for _ in range(self._num_written):
+            self._ready.popleft()._call()
+        self._is_flushing = self._num_written > 0
         if self._is_flushing:
             self._loop.call_soon(self._flush)
 

@@ -59,18 +59,20 @@ class WriteBudget:
         self._write_share = 0.0
         self._updated_s, self._updated_cpu_s = clock(), cpu_clock()
 
-    def on_turn(self, num_writes: int) -> None:
+    def on_turn(self, num_writes: int, *, is_typical: bool = True) -> None:
         """To be called once in each turn of the loop while messages are written.
 
-        num_writes: messages that were written since the last call; 0 if the loop may have waited since then.
+        Args:
+            num_writes: messages that were written since the last call; 0 if the loop may have waited since then.
+            is_typical: False: something else took most of the turn, so that it does not say what a message costs.
         """
         now_s, cpu_s = self._clock(), self._cpu_clock()
-        if num_writes:
+        self._num_writes += num_writes
+        if num_writes and is_typical:
             turn_s, turn_cpu_s = now_s - self._turn_s, cpu_s - self._turn_cpu_s
             self._costs_s.append(turn_cpu_s / num_writes)
             self._turns_s += turn_s
             self._turns_cpu_s += turn_cpu_s
-            self._num_writes += num_writes
         self._turn_s, self._turn_cpu_s = now_s, cpu_s
         if now_s - self._updated_s >= UPDATE_S:
             self._update(now_s, cpu_s)
@@ -80,11 +82,11 @@ class WriteBudget:
         fresh = 1.0 - math.exp(-elapsed_s / MEMORY_S)
         self.busy += fresh * ((cpu_s - self._updated_cpu_s) / elapsed_s - self.busy)
         self._updated_s, self._updated_cpu_s = now_s, cpu_s
+        num_writes, self._num_writes = self._num_writes, 0
         if len(self._costs_s) < MIN_TURNS:
             return
         self.cost_s = sorted(self._costs_s)[len(self._costs_s) // 2]
-        self._write_share += fresh * (self._num_writes * self.cost_s / elapsed_s - self._write_share)
-        self._num_writes = 0
+        self._write_share += fresh * (num_writes * self.cost_s / elapsed_s - self._write_share)
         if self._turns_s > 0.0:
             self.served = min(1.0, self._turns_cpu_s / self._turns_s)
         self._turns_s *= 1.0 - fresh
