@@ -48,7 +48,7 @@ class OutputWriter(Protocol):
     def is_idle(self) -> bool:
         """Whether all outputs that were begun are written."""
 
-    def when_idle(self, callback: Callable[[], None]) -> None:
+    def when_idle(self, callback: Callable[[], object]) -> None:
         """Calls back once when they are, or when a write has failed."""
 
     async def drain(self) -> None:
@@ -79,23 +79,28 @@ class GenerateStream:
         if self._output.error is not None:
             raise self._output.error
 
-    def _write(self, writer: OutputWriter) -> None:
-        """Writes what is there, now or as soon as the client has taken what was written before."""
+    def _write(self, writer: OutputWriter) -> bool:
+        """Writes what is there, now or as soon as the client has taken what was written before.
+
+        Returns whether a write was begun.
+        """
         output = self._output
         if self._ended.done():
-            return
+            return False
         try:
             if not writer.is_idle():
                 writer.when_idle(lambda: self._write(writer))
-                return
+                return False
             outputs = output.take()
             if outputs:
                 writer.write(outputs)
                 self._timer.on_written(output.num_tokens)
             if output.error is not None or output.is_all_taken:
                 self._ended.set_result(None)
+            return bool(outputs)
         except Exception as error:
             self._ended.set_exception(error)
+            return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,12 @@ class Reader:
 
     def __init__(self, writer, clock):
         self.stream = writer.open().__enter__()
-        self.times = []
-        self.stream.call_when_due(lambda: self.times.append(clock.now_s))
+        self.clock, self.times = clock, []
+        self.stream.call_when_due(self.write)
+
+    def write(self):
+        self.times.append(self.clock.now_s)
+        return True
 
     def close(self):
         self.stream.__exit__(None, None, None)
@@ -148,6 +152,26 @@ def test_a_turn_of_the_loop_writes_a_bounded_number_of_streams(clock, writer):
         reader.close()
 
 
+def test_the_budget_counts_the_writes_that_were_begun(clock):
+    counted = []
+
+    class Counting(WriteBudget):
+        def on_turn(self, num_writes, *, is_typical=True):
+            counted.append((num_writes, is_typical))
+
+    pacer = Pacer(clock, max_floor_s=0.05, budget=Counting(lambda: 0.0, lambda: 0.0))
+    streams = [pacer.open().__enter__() for _ in range(20)]
+    for number, stream in enumerate(streams):
+        stream.call_when_due(lambda has_output=number % 4 == 0: has_output)
+        stream.notify()
+    clock.settle()
+    assert counted == [(0, True), (4, True), (1, True)]
+    pacer.on_call()
+    streams[0].notify_now()
+    clock.settle()
+    assert counted[3:] == [(0, False), (1, False)]
+
+
 def test_turns_are_short_while_calls_come(clock, writer):
     readers = [Reader(writer, clock) for _ in range(100)]
     for reader in readers:
@@ -184,7 +208,7 @@ def test_output_that_was_due_before_anybody_listened_is_not_lost(clock, writer):
     stream, calls = writer.open().__enter__(), []
     stream.notify()
     clock.settle()
-    stream.call_when_due(lambda: calls.append(clock.now_s))
+    stream.call_when_due(lambda: calls.append(clock.now_s) is None)
     assert calls == [100.0]
     clock.advance(1.0)
     assert calls == [100.0]

@@ -33,7 +33,7 @@ class MessageWriter:
         self._is_watching = False
         """_on_taken() will be called when that is done."""
         self._error: BaseException | None = None
-        self._on_idle: Callable[[], None] | None = None
+        self._on_idle: Callable[[], object] | None = None
 
     def write(self, outputs: Sequence[Delta | inference_pb2.Finished]) -> None:
         """Begins to write outputs, after what was given before."""
@@ -49,7 +49,7 @@ class MessageWriter:
         """Whether gRPC has taken all messages."""
         return self._advance()
 
-    def when_idle(self, callback: Callable[[], None]) -> None:
+    def when_idle(self, callback: Callable[[], object]) -> None:
         """Calls back once when gRPC has taken all messages, or has refused one. To be called while it is not idle."""
         self._on_idle = callback
         self._watch()

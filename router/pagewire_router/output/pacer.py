@@ -47,7 +47,7 @@ class PacedStream:
 
     def __init__(self, pacer: "Pacer") -> None:
         self._pacer = pacer
-        self._callback: Callable[[], None] | None = None
+        self._callback: Callable[[], bool] | None = None
         self._is_queued = False
         self._is_due = False
         """There is output that is due, and nobody to call back yet."""
@@ -66,10 +66,10 @@ class PacedStream:
             self._is_queued = True
             self._pacer._enqueue_now(self)
 
-    def call_when_due(self, callback: Callable[[], None]) -> None:
+    def call_when_due(self, callback: Callable[[], bool]) -> None:
         """Calls back whenever there is output and it is due. What is taken then counts as one write.
 
-        The callback raises nothing.
+        The callback returns whether it has begun a write, and raises nothing.
         """
         self._callback = callback
         if self._is_due:
@@ -85,12 +85,12 @@ class PacedStream:
             self._last_write_s = None
         self._is_queued, self._due_s, self._callback = True, 0.0, None
 
-    def _call(self) -> None:
+    def _call(self) -> bool:
         if self._callback is None:
             self._is_due = True
-        else:
-            self._is_due = self._is_queued = False
-            self._callback()
+            return False
+        self._is_due = self._is_queued = False
+        return self._callback()
 
 
 class Pacer:
@@ -106,7 +106,7 @@ class Pacer:
         self._is_flushing = False
         self._short_until_s = -math.inf
         self._num_written = 0
-        """Streams written in the last turn of the loop, if it was one of _flush()."""
+        """Messages that the last turn of _flush() has begun to write."""
         self._timer: Any = None
         self._timer_s = float("inf")
         self.num_streaming = 0
@@ -152,10 +152,10 @@ class Pacer:
         """Has some streams written. It is called once more after the last of them, to measure what that took."""
         is_short = self._loop.time() < self._short_until_s
         self.budget.on_turn(self._num_written, is_typical=not is_short)
-        self._num_written = min(WRITES_PER_SHORT_TURN if is_short else WRITES_PER_TURN, len(self._ready))
-        for _ in range(self._num_written):
-            self._ready.popleft()._call()
-        self._is_flushing = self._num_written > 0
+        self._num_written = 0
+        self._is_flushing = bool(self._ready)
+        for _ in range(min(WRITES_PER_SHORT_TURN if is_short else WRITES_PER_TURN, len(self._ready))):
+            self._num_written += self._ready.popleft()._call()
         if self._is_flushing:
             self._loop.call_soon(self._flush)
 
