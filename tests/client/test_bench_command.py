@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
+from pagewire.bench.processes import default_processes
 from pagewire.cli import main
 from pagewire.v1 import inference_pb2 as pb
 from pagewire.v1 import inference_pb2_grpc
@@ -107,6 +108,52 @@ def test_a_run_reports_what_it_measured(
     output = capsys.readouterr().out
     assert "Output tokens per second" in output
     assert "Time to first token" in output
+
+
+def test_a_load_from_several_processes_is_the_same_load(served: tuple[Server, str], tmp_path: Path) -> None:
+    server, address = served
+    results = []
+    for num_processes in (1, 3):
+        path = tmp_path / f"{num_processes}.json"
+        status = main([
+            "bench", "--server", address, "--num-prompts", "20", "--random-input-len", "4", "--random-output-len", "5",
+            "--max-concurrency", "7", "--random-range-ratio", "0.5", "--request-rate", "200",
+            "--client-processes", str(num_processes), "--save-result", str(path), "--save-detailed",
+        ])  # fmt: skip
+        assert status == 0
+        results.append(json.loads(path.read_text()))
+    alone, together = results
+    assert together["client_processes"] == 3
+    for key in ("completed", "failed", "total_input_tokens", "total_output_tokens", "total_messages", "output_lens"):
+        assert together[key] == alone[key]
+    assert max(server.max_open, together["max_concurrent_requests"]) <= 7
+    prompts = [
+        sorted(tuple(request.token_ids.ids) for request in half)
+        for half in (server.requests[:20], server.requests[20:])
+    ]
+    assert prompts[0] == prompts[1]
+    # All processes send on one clock.
+    for one, other in zip(alone["start_times"], together["start_times"], strict=True):
+        assert other == pytest.approx(one, abs=0.5)
+    assert together["duration"] > max(together["start_times"])
+
+
+def test_a_client_process_that_fails_fails_the_run(served: tuple[Server, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, address = served
+    monkeypatch.setattr("pagewire.bench.processes.sys.executable", "false")
+    with pytest.raises((RuntimeError, BrokenPipeError)):
+        main(["bench", "--server", address, "--num-prompts", "2", "--client-processes", "2"])
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_requests", "max_concurrency", "expected"),
+    [(2, 5000, 1024, 1), (16, 5000, 1024, 4), (16, 512, 256, 1), (16, 2000, None, 4), (64, 700, None, 3), (1, 1, 1, 1)],
+)
+def test_the_number_of_processes_follows_open_streams_and_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, num_requests: int, max_concurrency: int | None, expected: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert default_processes(num_requests, max_concurrency) == expected
 
 
 def test_requests_ask_for_all_their_tokens_greedily(served: tuple[Server, str]) -> None:

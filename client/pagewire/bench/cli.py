@@ -1,42 +1,38 @@
 """`pagewire bench`: offers a load to a running server, shows latency and throughput, and keeps them as JSON and PNG."""
 
 import argparse
-import asyncio
 import importlib.util
 import random
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from math import inf
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pagewire.async_client import MAX_MESSAGE_BYTES, AsyncClient, bearer
+from pagewire.async_client import AsyncClient, bearer
 from pagewire.bench import report, workloads
 from pagewire.bench.arrivals import arrival_times_s
 from pagewire.bench.metrics import RequestOutcome, compute_metrics
 from pagewire.bench.options import add_arguments as add_arguments
+from pagewire.bench.processes import Target, default_processes, offer_from_processes, run_event_loop
 from pagewire.bench.runner import Load, Recording, offer, serialize
 from pagewire.bench.workloads import LengthRange, Prompt
-from pagewire.channels import ChannelPool
 from pagewire.cli.server_flags import connection_from
 from pagewire.errors import InvalidRequest
 from pagewire.sampling_params import SamplingParams
-from pagewire.tls import channel_credentials
 from pagewire.v1 import inference_pb2
-
-T = TypeVar("T")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs one benchmark; the exit status is 1 if no request completed."""
     _check(args)
     console = Console()
-    model, outcomes, duration_s = _run_event_loop(_measure(args))
+    model, outcomes, duration_s = run_event_loop(_measure(args))
     result = describe(args, model) | compute_metrics(outcomes, duration_s, args.metric_percentiles, args.goodput)
     report.print_tables(result, args.metric_percentiles, console)
     report.print_errors(outcomes, console)
@@ -63,6 +59,7 @@ def describe(args: argparse.Namespace, model: inference_pb2.Model) -> dict[str, 
         "request_rate": "inf" if args.request_rate == inf else args.request_rate,
         "burstiness": args.burstiness,
         "max_concurrency": args.max_concurrency,
+        "client_processes": _num_processes(args),
         **dict(args.metadata),
     }
 
@@ -86,12 +83,16 @@ async def _measure(args: argparse.Namespace) -> tuple[inference_pb2.Model, list[
         timeout_s=args.timeout,
     )
     warm_up = replace(load, requests=requests[: args.num_warmups], arrivals_s=[0.0] * args.num_warmups)
-    credentials = channel_credentials(tls=args.tls, ca=args.tls_ca, cert=args.tls_cert, key=args.tls_key)
-    channels = ChannelPool(args.server, credentials, max_message_bytes=MAX_MESSAGE_BYTES)
+    target = Target(args.server, args.tls, args.tls_ca, args.tls_cert, args.tls_key)
+    channels = target.connect()
+    num_processes = _num_processes(args)
     try:
         await offer(warm_up, channels, on_done=lambda _: None)
         with _progress_bar(args.num_prompts, enabled=not args.no_progress) as on_done:
-            outcomes, duration_s = await offer(load, channels, on_done)
+            if num_processes == 1:
+                outcomes, duration_s = await offer(load, channels, on_done)
+            else:
+                outcomes, duration_s = offer_from_processes(load, target, num_processes, on_done)
     finally:
         await channels.close()
     return model, outcomes, duration_s
@@ -124,17 +125,15 @@ def _check(args: argparse.Namespace) -> None:
             raise InvalidRequest(f"{path} is a folder; a file's name is expected")
 
 
-def _run_event_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Runs on uvloop if it is installed: a faster client leaves more of a shared machine to the server."""
-    if importlib.util.find_spec("uvloop") is None:
-        return asyncio.run(main)
-    import uvloop
-
-    return uvloop.run(main)
+def _num_processes(args: argparse.Namespace) -> int:
+    """Processes to offer the load from: what was asked for, but none without a request."""
+    wanted: int = args.client_processes or default_processes(args.num_prompts, args.max_concurrency)
+    num_prompts: int = args.num_prompts
+    return min(wanted, num_prompts, args.max_concurrency or wanted)
 
 
 @contextmanager
-def _progress_bar(num_requests: int, *, enabled: bool) -> Iterator[Callable[[Recording], None]]:
+def _progress_bar(num_requests: int, *, enabled: bool) -> Iterator[Callable[[Recording | RequestOutcome], None]]:
     """Yields a function to call with each request that ended."""
     if not enabled or not sys.stderr.isatty():
         yield lambda _: None
@@ -152,9 +151,9 @@ def _progress_bar(num_requests: int, *, enabled: bool) -> Iterator[Callable[[Rec
         task = progress.add_task("Requests", total=num_requests, failures="")
         num_failed = 0
 
-        def advance(recording: Recording) -> None:
+        def advance(done: Recording | RequestOutcome) -> None:
             nonlocal num_failed
-            num_failed += bool(recording.error)
+            num_failed += bool(done.error)
             progress.update(task, advance=1, failures=f"{num_failed} failed" if num_failed else "")
 
         yield advance

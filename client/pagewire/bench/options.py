@@ -64,6 +64,13 @@ def _add_arrivals(group: argparse._ArgumentGroup) -> None:
         "--max-concurrency", type=_positive_int, metavar="N", help="most requests to have open (default: no limit)"
     )
     group.add_argument(
+        "--client-processes",
+        type=_positive_int,
+        metavar="N",
+        help="processes to send from, which share the requests and --max-concurrency; if not given, one for every 256 "
+        "open requests, at most one for every 4 cores",
+    )
+    group.add_argument(
         "--num-warmups", type=_count, default=0, metavar="N", help="requests to send before, unmeasured (default: 0)"
     )
 

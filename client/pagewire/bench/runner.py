@@ -93,12 +93,13 @@ class Load:
 
 
 async def offer(
-    load: Load, channels: ChannelPool, on_done: Callable[[Recording], None]
+    load: Load, channels: ChannelPool, on_done: Callable[[Recording], None], *, origin_s: float | None = None
 ) -> tuple[list[RequestOutcome], float]:
     """Sends every request at its time.
 
     Args:
         on_done: called as each request ends.
+        origin_s: perf_counter() at which the run begins; None: now.
 
     Returns:
         The result of each request, in order, and the duration of the run in seconds. A request that fails is an
@@ -115,7 +116,8 @@ async def offer(
                 await _record(call, recording)
         on_done(recording)
 
-    origin_s = perf_counter()
+    origin_s = perf_counter() if origin_s is None else origin_s
+    await asyncio.sleep(origin_s - perf_counter())
     async with asyncio.TaskGroup() as tasks:
         for request, arrival_s, recording in zip(load.requests, load.arrivals_s, recordings, strict=True):
             delay_s = origin_s + arrival_s - perf_counter()

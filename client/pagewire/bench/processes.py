@@ -1,0 +1,163 @@
+"""Offers a load from several processes: one reads ten to twenty thousand messages per second, and no more.
+
+A process of its own is started for each part by this module as a command. It gets its part as a pickle on standard
+input, prints READY, waits for the time at which the run begins, and writes the outcomes as a pickle.
+"""
+
+import asyncio
+import importlib.util
+import math
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import IO, Any, TypeVar
+
+from pagewire.async_client import MAX_MESSAGE_BYTES
+from pagewire.bench.metrics import RequestOutcome
+from pagewire.bench.runner import Load, offer
+from pagewire.channels import ChannelPool
+from pagewire.tls import channel_credentials
+
+T = TypeVar("T")
+STREAMS_PER_PROCESS = 256
+CORES_PER_PROCESS = 4
+"""Fewer cores for each process would be taken from a server on the same machine."""
+HEAD_START_S = 0.1
+READY = b"ready\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server that a load is offered to, as the command line names it."""
+
+    address: str
+    tls: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    def connect(self) -> ChannelPool:
+        """Returns channels to it."""
+        credentials = channel_credentials(tls=self.tls, ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
+        return ChannelPool(self.address, credentials, max_message_bytes=MAX_MESSAGE_BYTES)
+
+
+def default_processes(num_requests: int, max_concurrency: int | None) -> int:
+    """Returns how many processes offer a load on this machine: one for every 256 open streams, if cores suffice."""
+    num_open = min(num_requests, max_concurrency or num_requests)
+    return max(1, min(math.ceil(num_open / STREAMS_PER_PROCESS), (os.cpu_count() or 1) // CORES_PER_PROCESS))
+
+
+def split(load: Load, num_parts: int) -> list[Load]:
+    """Returns the parts of a load that so many processes offer, requests dealt out in turn."""
+    limit = load.max_concurrency
+    return [
+        replace(
+            load,
+            requests=load.requests[part::num_parts],
+            arrivals_s=load.arrivals_s[part::num_parts],
+            max_concurrency=None if limit is None else limit // num_parts + (part < limit % num_parts),
+        )
+        for part in range(num_parts)
+    ]
+
+
+def offer_from_processes(
+    load: Load, target: Target, num_processes: int, on_done: Callable[[RequestOutcome], None]
+) -> tuple[list[RequestOutcome], float]:
+    """As offer(), from processes of their own. `on_done` is called when the requests of a process have ended.
+
+    Args:
+        num_processes: at most the requests, and at most the load's max_concurrency.
+
+    Raises:
+        RuntimeError: a process has ended before its outcomes were there.
+    """
+    outcomes: list[RequestOutcome | None] = [None] * len(load.requests)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_Worker(part, target)) for part in split(load, num_processes)]
+        for worker in workers:
+            worker.wait_ready()
+        origin_s = perf_counter() + HEAD_START_S
+        for worker in workers:
+            worker.begin(origin_s)
+        for index, worker in enumerate(workers):
+            outcomes[index::num_processes] = part = worker.outcomes()
+            for outcome in part:
+                on_done(outcome)
+    all_outcomes = [outcome for outcome in outcomes if outcome is not None]
+    return all_outcomes, max((outcome.end_s for outcome in all_outcomes), default=0.0)
+
+
+class _Worker:
+    """A process that offers a part of a load."""
+
+    def __init__(self, part: Load, target: Target) -> None:
+        command = [sys.executable, "-m", "pagewire.bench.processes"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._send((part, target))
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._process.terminate()
+        self._process.wait()
+
+    def wait_ready(self) -> None:
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != READY:
+            raise RuntimeError(f"a client process ended with status {self._process.wait()} before it began")
+
+    def begin(self, origin_s: float) -> None:
+        """origin_s: perf_counter() at which the run begins; processes of one machine share that clock."""
+        self._send(origin_s)
+
+    def outcomes(self) -> Sequence[RequestOutcome]:
+        assert self._process.stdout is not None
+        try:
+            outcomes: list[RequestOutcome] = pickle.load(self._process.stdout)
+        except (EOFError, pickle.UnpicklingError):
+            raise RuntimeError(f"a client process ended with status {self._process.wait()} within the run") from None
+        return outcomes
+
+    def _send(self, value: object) -> None:
+        assert self._process.stdin is not None
+        pickle.dump(value, self._process.stdin)
+        self._process.stdin.flush()
+
+
+def run_event_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Runs on uvloop if it is installed: a faster client leaves more of a shared machine to the server."""
+    if importlib.util.find_spec("uvloop") is None:
+        return asyncio.run(main)
+    import uvloop
+
+    return uvloop.run(main)
+
+
+async def _work(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """The worker's side of the protocol."""
+    part, target = pickle.load(requests)
+    channels = target.connect()
+    answers.write(READY)
+    answers.flush()
+    origin_s: float = pickle.load(requests)
+    try:
+        outcomes, _ = await offer(part, channels, on_done=lambda _: None, origin_s=origin_s)
+    finally:
+        await channels.close()
+    pickle.dump(outcomes, answers)
+    answers.flush()
+
+
+if __name__ == "__main__":
+    run_event_loop(_work(sys.stdin.buffer, sys.stdout.buffer))
