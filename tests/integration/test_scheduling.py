@@ -12,7 +12,7 @@ from pagewire_router.errors import RequestTooLong
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.sequence import SequenceGroup
 from scheduling_world import World, expected_output, make_request, output
-from workloads import Submit, Workload, play, workloads
+from workloads import Abort, Draft, Steps, Submit, Workload, play, workloads
 
 
 def limits(**changes: int) -> GroupLimits:
@@ -160,6 +160,16 @@ def test_the_copy_of_a_shared_block_has_room() -> None:
     own_limits = limits(num_blocks=6, block_size=2, max_num_seqs=4, max_num_batched_tokens=100, max_model_len=5)
     requests = [Submit([1], max_tokens=3), Submit([1], max_tokens=3), Submit([1, 1], max_tokens=3, n=2)]
     play(Workload(own_limits, window=2, eos_share=0.0, max_draft_tokens=0, actions=requests))
+
+
+def test_blocks_that_rejected_drafts_have_given_back_are_not_promised_twice() -> None:
+    """Sequences shrink and grow again while others take what they have given back."""
+    own_limits = limits(num_blocks=52, block_size=1, max_num_seqs=6, max_num_batched_tokens=8, max_model_len=25)
+    submits = [Submit([1], 23, priority=1), Submit([1], 23, seed=39), Submit([1], 23, n=2, seed=42)]
+    submits += [Submit([1], 23), Submit([1], 23, n=2)]
+    late = [Submit([1], 23)] * 3
+    actions = [*submits, Draft(3), Steps(4), *late, Abort(0), Steps(4), Abort(9)]
+    play(Workload(own_limits, window=4, eos_share=0.0, max_draft_tokens=3, actions=actions))
 
 
 def test_a_request_that_is_preempted_by_the_plan_that_forks_it_costs_no_slot() -> None:

@@ -63,14 +63,17 @@ def test_a_sequence_that_is_forgotten_counts_no_more(ledger, sequence):
 
 
 def test_blocks_of_rejected_drafts_are_given_back(ledger, sequence):
-    """The shard holds blocks for all drafts until it takes over that they were rejected."""
+    """The shard does so when it applies the next plan, which may take them for others."""
     sequence.draft(4)
     ledger.reserve(sequence, ledger.num_missing(sequence, sequence.num_computed_tokens))
     ledger.rebase(sequence, 11)
     assert (sequence.num_reserved_blocks, sequence.num_held_blocks) == (3, 3)
+    before = ledger.available
     sequence.verify(4, num_accepted=0)
     ledger.rebase(sequence)
-    assert (sequence.num_reserved_blocks, sequence.num_held_blocks) == (3, 3), "no result says yet that it is back"
+    assert (sequence.num_reserved_blocks, sequence.num_held_blocks) == (2, 3)
+    assert ledger.available == before + 1
+    assert ledger.num_missing(sequence, 11) == 1, "to grow again it needs the block again"
     ledger.rebase(sequence, sequence.num_computed_tokens)
     assert (sequence.num_reserved_blocks, sequence.num_held_blocks) == (2, 2)
 

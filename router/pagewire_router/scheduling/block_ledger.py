@@ -6,8 +6,9 @@ flight can take:
     available = free - sum over sequences of (num_reserved_blocks - num_held_blocks)
 
 A sequence holds num_held_blocks as of the last result, and at most num_reserved_blocks once all plans in flight are
-done. One that left (finished, preempted) counts until the last result that ran it is back, since that run may still
-have taken a block; what its release gives back counts only when the result of that release is back.
+done: fewer than it holds if drafts were rejected, whose blocks the shard gives back when it applies the next plan. One
+that left (finished, preempted) counts until the last result that ran it is back, since that run may still have taken a
+block; what its release gives back counts only when the result of that release is back.
 """
 
 from collections.abc import Iterable
@@ -117,7 +118,6 @@ class BlockLedger:
 
     def set(self, sequence: Sequence, *, num_reserved: int, num_held: int) -> None:
         """Replaces what the sequence counts for."""
-        num_reserved = max(num_reserved, num_held)
         self._num_outstanding += num_reserved - num_held
         self._num_outstanding -= sequence.num_reserved_blocks - sequence.num_held_blocks
         sequence.num_reserved_blocks, sequence.num_held_blocks = num_reserved, num_held
