@@ -12,6 +12,7 @@ Source: PagedAttention (arXiv:2309.06180), sections 4.2 and 4.3.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from pagewire_common.block_hash import Digest, wire_hash
 
@@ -74,6 +75,11 @@ class BlockPool:
     def is_writable(self, block: int) -> bool:
         """A block may be written in place only if it has one holder and nobody can find it in the index."""
         return self._ref_counts[block] == 1 and self._digests[block] is None
+
+    def are_read_only(self, blocks: Iterable[int | None]) -> list[bool]:
+        """For each block whether it is not writable; None is no block, and is not read-only."""
+        ref_counts, digests = self._ref_counts, self._digests
+        return [block is not None and (ref_counts[block] != 1 or digests[block] is not None) for block in blocks]
 
     def is_shared(self, block: int) -> bool:
         """Whether the block has more than one holder."""

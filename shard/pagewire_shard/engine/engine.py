@@ -133,8 +133,10 @@ class Engine:
         batch = self._make_batch(changes)
         launched = LaunchedStep(plan.step, changes.rows, shard_pb2.StepResult(step=plan.step))
         launched.num_tokens = changes.num_tokens
+        block_size = self.pool.block_size
         for sequence, _, _ in launched.rows:
-            self._index_full_blocks(sequence)
+            if len(sequence.token_ids) >= (sequence.num_indexed_blocks + 1) * block_size:
+                self._index_full_blocks(sequence)
         self._describe(launched)
         launched.result.timings.prepare_us = int((time.perf_counter() - started) * 1e6)
         launched.pending_tokens = self._runner.launch(batch)
@@ -263,13 +265,15 @@ class Engine:
 
     def _make_batch(self, changes: StepChanges) -> RunBatch:
         batch = RunBatch()
-        loans = changes.loans
+        loans, block_size, is_writable = changes.loans, self.pool.block_size, self.pool.is_writable
         for sequence, query_len, sample_len in changes.rows:
             if loans and sequence in loans:
                 self._borrow(sequence, loans[sequence])
             if query_len:
                 first, end = sequence.advance(query_len, sample_len)
-                self._take_blocks(sequence, first, end, batch)
+                blocks = sequence.blocks
+                if len(blocks) * block_size < end or not is_writable(blocks[first // block_size]):
+                    self._take_blocks(sequence, first, end, batch)
                 batch.add(sequence, query_len, sample_len, end)
         self.pool.release(self._copied)
         self._copied.clear()
@@ -324,25 +328,26 @@ class Engine:
     def _describe(self, launched: LaunchedStep) -> None:
         """Writes what is known at launch into the result."""
         result = launched.result
-        block_size, is_writable = self.pool.block_size, self.pool.is_writable
-        state = array("Q", (launched.step, self.pool.num_free))
+        block_size = self.pool.block_size
+        state = [launched.step, self.pool.num_free]
+        next_blocks: list[int | None] = []
         for i, (sequence, _, _) in enumerate(launched.rows):
-            end = sequence.num_computed_tokens
+            blocks, end = sequence.blocks, sequence.num_computed_tokens
             i_next = (end - sequence.num_unverified_tokens) // block_size
-            shared = i_next < len(sequence.blocks) and not is_writable(sequence.blocks[i_next])
-            result.next_write_block_shared.append(shared)
+            next_blocks.append(blocks[i_next] if i_next < len(blocks) else None)
             if not sequence.has_run:
                 sequence.has_run = True
                 result.first_run_indices.append(i)
                 result.num_cached_tokens.append(sequence.num_cached_tokens)
-            state.extend((sequence.seq_id, end, sequence.blocks[-1] if sequence.blocks else 0))
+            state += (sequence.seq_id, end, blocks[-1] if blocks else 0)
+        result.next_write_block_shared.extend(self.pool.are_read_only(next_blocks))
         added, removed = self.pool.take_index_changes()
         result.cache_hashes_added.extend(added)
         result.cache_hashes_removed.extend(removed)
-        state.extend(added)
-        state.extend(removed)
+        state += added
+        state += removed
         result.free_blocks.append(self.pool.num_free)
-        self._digest = hashlib.blake2b(self._digest + state.tobytes(), digest_size=8).digest()
+        self._digest = hashlib.blake2b(self._digest + array("Q", state).tobytes(), digest_size=8).digest()
         result.state_digest = int.from_bytes(self._digest, "little")
 
     def check_consistent(self) -> None:

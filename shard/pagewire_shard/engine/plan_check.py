@@ -106,8 +106,9 @@ class PlanCheck:
             )
 
     def _check_token_ids(self, token_ids: Items[int], what: str) -> None:
-        if token_ids and max(token_ids) >= self._vocab_size:
-            raise malformed(f"{what}: {max(token_ids)} is not below the vocabulary size {self._vocab_size}")
+        # A slice is a list, which is faster to look through than a field of a message.
+        if token_ids and (highest := max(token_ids[:])) >= self._vocab_size:
+            raise malformed(f"{what}: {highest} is not below the vocabulary size {self._vocab_size}")
 
     def _check_releases(
         self, plan: shard_pb2.StepPlan, sequences: Mapping[int, Sequence], new_ids: frozenset[int]
