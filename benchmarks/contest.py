@@ -82,6 +82,8 @@ class Worker:
         self._process.stdin.flush()
         answer = Answer(**self._read())
         self._freeze()
+        if [len(token_ids) for token_ids in answer.token_ids] != [max_tokens] * len(prompts):
+            raise RuntimeError(f"the worker of {self._engine} did not answer every prompt with {max_tokens} tokens")
         return answer
 
     def _freeze(self) -> None:
@@ -93,6 +95,8 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGSTOP)
 
     def _thaw(self) -> None:
+        if self._process.poll() is not None:
+            return  # What reads its answer says so.
         os.killpg(self._process.pid, signal.SIGCONT)
 
     def _read(self) -> dict[str, Any]:

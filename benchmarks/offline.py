@@ -1,7 +1,7 @@
 """Offline throughput: pagewire.LLM.generate, router and gRPC included, against transformers' batched generate.
 
 Both run on all cores of this machine, in turns, on the same random prompts. transformers computes in float32 whatever
---dtype says: its half-precision kernels are far slower on CPUs without hardware for them.
+--dtype says: its half-precision kernels are far slower on CPUs without hardware for them. peers.py has it in bfloat16.
 """
 
 import argparse
@@ -16,7 +16,9 @@ def main() -> None:
     """Runs the contest, prints a table and keeps the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", choices=sorted(SHAPES), default=LLAMA_110M.name)
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of pagewire's weights")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of pagewire's weights"
+    )
     parser.add_argument("--num-prompts", type=int, default=16)
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)

