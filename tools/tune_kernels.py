@@ -109,8 +109,8 @@ def describe(loads: Sequence[Load], times_s: Sequence[float], device: str) -> st
     parts = []
     for load, time_s in zip(loads, times_s, strict=True):
         rate = f"{load.num_bytes / time_s / 1e12:.2f} TB/s" if load.num_bytes else ""
-        rate = rate or f"{load.num_flops / time_s / 1e12:.0f} TFLOP/s"
-        parts.append(f"{load.name}: {time_s * 1e6:.1f} us, {rate}")
+        rate = rate or (f"{load.num_flops / time_s / 1e12:.0f} TFLOP/s" if load.num_flops else "")
+        parts.append(f"{load.name}: {time_s * 1e6:.1f} us{rate and f', {rate}'}")
     return f"Measured on {device}. {'; '.join(parts)}."
 
 

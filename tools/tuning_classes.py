@@ -5,17 +5,26 @@ One entry of a table in kernels/pagewire_kernels/tuning serves one class.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
+from layer_chain import LAYERS, NUM_LAYERS, LayerChain, LayerShape
 
 if TYPE_CHECKING:
     from pagewire_kernels.paged_attention import AttentionInputs
+    from pagewire_kernels.tuning.few_rows_linear import HopperTile
 
 DEVICE = torch.device("cuda")
 BLOCK_SIZE = 64
 K = 1024
+HOPPER = 90
+NUM_MULTIPROCESSORS = 132
+STAGE_BYTES = 225_000
+"""Shared memory of a multiprocessor of Hopper for stages."""
+CHAIN_ROWS = (16, 32, 64, 128, 256)
+"""Numbers of rows that products are timed with in layers."""
 ROTATED_BYTES = 512 << 20
 """Bytes of weights or KV caches that a run cycles through: more than the GPU's cache keeps until their next use."""
 MAX_ROTATED = 64
@@ -264,26 +273,57 @@ THREAD_TILES = (
 
 
 def _few_rows_classes(gpu: int) -> Iterator[TuningClass]:
-    """Torch is where each begins: what the table gives a tile has beaten it.
-
-    Of one row only. Tiles for more won by a few percent against torch among products of one weight's size, and made a
-    step of 16 sequences of Llama-3.1-8B slower, 6.06 ms instead of 5.25 on an H200.
-    """
+    """Torch is where each begins: what the table gives a tile has beaten it."""
     from pagewire_kernels.tuning.few_rows_linear import TORCH, FewRowsTile
 
     tiles = [FewRowsTile(False, *tile, early) for tile in THREAD_TILES for early in (False, True)]
     for height, width, gated in FEW_ROWS_WEIGHTS:
-        key = {"gated": gated, "max_rows": 1, "weight_rows": height, "weight_columns": width}
-        yield TuningClass(
-            "few_rows_linear",
-            {"gpu": gpu, "element_bytes": 2, **key},
-            TORCH,
-            {"tile": (None, *tiles)},
-            [_few_rows(height, width, gated)],
-        )
+        yield _few_rows_class(gpu, (height, width), gated, 1, [TORCH.tile, *tiles], _one_row(height, width, gated))
+    if gpu != HOPPER:
+        return
+    for shape in LAYERS:
+        for name, (height, width) in shape.weights.items():
+            gated = name == "gate_up"
+            for num_rows in CHAIN_ROWS:
+                load = _in_layers(shape, name, num_rows)
+                choices = [TORCH.tile, *hopper_tiles(num_rows, height, gated)]
+                yield _few_rows_class(gpu, (height, width), gated, num_rows, choices, load)
 
 
-def _few_rows(height: int, width: int, gated: bool) -> Load:
+def _few_rows_class(
+    gpu: int, weight: tuple[int, int], gated: bool, max_rows: int, tiles: Sequence[object], load: Load
+) -> TuningClass:
+    from pagewire_kernels.tuning.few_rows_linear import TORCH
+
+    key = {"gated": gated, "max_rows": max_rows, "weight_rows": weight[0], "weight_columns": weight[1]}
+    return TuningClass(
+        "few_rows_linear", {"gpu": gpu, "element_bytes": 2, **key}, TORCH, {"tile": tuple(tiles)}, [load]
+    )
+
+
+def hopper_tiles(num_rows: int, height: int, gated: bool) -> list["HopperTile"]:
+    """Tiles for so many rows: one program for each multiprocessor, most of whose shared memory it takes."""
+    from pagewire_kernels.tuning.few_rows_linear import HopperTile
+
+    tiles = []
+    num_parts = 2 if gated else 1
+    padded = max(16, 1 << (num_rows - 1).bit_length())
+    for rows in {min(padded, 128), padded}:
+        for block_n, num_warps in ((64, 4), (64, 8), (128, 8)):
+            num_tiles = -(-num_rows // rows) * -(-(height // num_parts) // block_n)
+            for splits in (1, 2, 3, 4):
+                # All programs are to be resident at once, or enough of them for several rounds.
+                fits = 64 <= num_tiles * splits <= NUM_MULTIPROCESSORS or (splits == 1 and num_tiles > 64)
+                for panels in (1, 2, 4):
+                    stage_bytes = (num_parts * block_n + rows) * 128 * panels
+                    num_stages = min(16 // panels, STAGE_BYTES // stage_bytes)
+                    sums = rows * block_n * num_parts // (32 * num_warps)
+                    if fits and num_stages >= 2 and sums <= 128:
+                        tiles.append(HopperTile(rows, block_n, splits, num_warps, num_stages, panels))
+    return tiles
+
+
+def _one_row(height: int, width: int, gated: bool) -> Load:
     """Products with different weights of one size, captured as a graph: launches cost what they do in a decode step."""
     num_bytes = 2 * height * width
     num_weights = _num_rotated(num_bytes)
@@ -294,6 +334,28 @@ def _few_rows(height: int, width: int, gated: bool) -> Load:
         return _in_graphs(lambda config: [_product(x, weight, gated, config) for weight in weights][-1])
 
     return Load(f"1 row of {height} x {width}", make, num_bytes, 0.0, num_weights)
+
+
+def _in_layers(shape: LayerShape, name: str, num_rows: int) -> Load:
+    """Layers in which one of the products is computed as a configuration says, and the others by torch."""
+    height, width = shape.weights[name]
+
+    def make() -> Run:
+        chain = LayerChain(shape, num_rows)
+
+        def run(config: Config) -> torch.Tensor:
+            configs = {each: config if each == name else TORCH for each in shape.weights}
+            return chain.run({each: partial(_product_in_layer, each == "gate_up", configs[each]) for each in configs})
+
+        return _in_graphs(run)
+
+    from pagewire_kernels.tuning.few_rows_linear import TORCH
+
+    return Load(f"{num_rows} rows of {height} x {width} in a layer of {shape.name}", make, 0.0, 0.0, NUM_LAYERS)
+
+
+def _product_in_layer(gated: bool, config: Config, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return _product(x, weight, gated, config)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, gated: bool, config: Config) -> torch.Tensor:

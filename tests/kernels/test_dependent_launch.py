@@ -16,9 +16,16 @@ import torch
 pytest.importorskip("triton")
 from kernel_aot import compiling as aot
 from pagewire_kernels.gpu import dependent_launch
+from pagewire_kernels.tuning.few_rows_linear import HopperTile
 
 MODULES = (
-    *("few_rows_linear.triton", "rms_norm.triton", "rotary_and_cache.triton", "activation.triton"),
+    *(
+        "few_rows_linear.triton",
+        "few_rows_linear.hopper",
+        "rms_norm.triton",
+        "rotary_and_cache.triton",
+        "activation.triton",
+    ),
     *("paged_attention.triton_decode", "paged_attention.triton_combine"),
 )
 HOPPER = 90
@@ -69,8 +76,11 @@ def test_devices_without_it_are_not_asked_for_it() -> None:
     assert dependent_launch.launch_options(torch.device("cpu")) == {"PDL": False}
 
 
-def layers(num_layers: int) -> Callable[[], list[torch.Tensor]]:
-    """Layers of one token at a time, whose kernels are short: each reads what the one before has just written."""
+def layers(num_layers: int, tile: HopperTile | None) -> Callable[[], list[torch.Tensor]]:
+    """Layers of one token at a time, whose kernels are short: each reads what the one before has just written.
+
+    tile: of the products; None: they are triton.py's.
+    """
     from pagewire_kernels.few_rows_linear import few_rows_linear
     from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
     from pagewire_kernels.rms_norm import rms_norm
@@ -91,13 +101,14 @@ def layers(num_layers: int) -> Callable[[], list[torch.Tensor]]:
         outputs, y, residual = [], x, x
         for keys, values in zip(caches[::2], caches[1::2], strict=True):
             normed, residual = rms_norm(y, norm, 1e-5, residual)
-            heads = few_rows_linear(normed, qkv).view(1, 6, 128)
+            heads = few_rows_linear(normed, qkv, tile=tile).view(1, 6, 128)
             query, key, value = heads.split_with_sizes([4, 1, 1], 1)
             rotary_and_cache(RotaryInputs(query, key, value, positions, cos_sin, keys, values, slots))
             lengths = {"max_query_len": 1, "max_seq_len": 512, "num_decodes": 1}
             attended = paged_attention(AttentionInputs(query, keys, values, tables, starts, lens, scale=0.1, **lengths))
-            normed, residual = rms_norm(few_rows_linear(attended.view(1, 512), o), norm, 1e-5, residual)
-            y = few_rows_linear(few_rows_linear(normed, gate_up, gated=True), down)
+            normed, residual = rms_norm(few_rows_linear(attended.view(1, 512), o, tile=tile), norm, 1e-5, residual)
+            activated = few_rows_linear(normed, gate_up, gated=True, tile=tile)
+            y = few_rows_linear(activated, down, tile=tile)
             outputs.append(y)
         return outputs
 
@@ -106,8 +117,13 @@ def layers(num_layers: int) -> Callable[[], list[torch.Tensor]]:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_kernels_that_start_early_compute_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = layers(40)
+@pytest.mark.parametrize("tile", [None, HopperTile(16, 64, 2, 4, 4, 1)], ids=["one row", "hopper"])
+def test_kernels_that_start_early_compute_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, tile: HopperTile | None
+) -> None:
+    if tile is not None and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the kernel is for Hopper")
+    run = layers(40, tile)
     early = run()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -11,13 +11,14 @@ import torch
 from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
 from pagewire_kernels.few_rows_linear import few_rows_linear, reference, tiles_by_rows
 from pagewire_kernels.tuning import few_rows_linear as tuning
-from pagewire_kernels.tuning.few_rows_linear import TORCH, FewRowsConfig, FewRowsTile, few_rows_config
+from pagewire_kernels.tuning.few_rows_linear import TORCH, FewRowsConfig, FewRowsTile, HopperTile, Tile, few_rows_config
 
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 TENSOR_CORES = FewRowsTile(tensor_cores=True, block_n=16, block_k=32, num_warps=4, num_stages=3, early_release=False)
 THREADS = FewRowsTile(tensor_cores=False, block_n=8, block_k=64, num_warps=2, num_stages=3, early_release=False)
+HOPPER = HopperTile(rows=32, block_n=64, splits=2, num_warps=4, num_stages=4, panels=1)
 TILES = [(1, THREADS), (1, TENSOR_CORES), (3, TENSOR_CORES), (8, TENSOR_CORES), (9, TENSOR_CORES), (16, TENSOR_CORES)]
 
 
@@ -93,9 +94,7 @@ def test_a_product_is_the_same_every_time(num_rows: int, tile: FewRowsTile) -> N
     assert all(torch.equal(left, right) for left, right in pairwise(products))
 
 
-def entry(
-    height: int, width: int, max_rows: int, tile: FewRowsTile | None, *, gated: bool = False
-) -> dict[str, object]:
+def entry(height: int, width: int, max_rows: int, tile: Tile | None, *, gated: bool = False) -> dict[str, object]:
     """As the file would give it back."""
     key = {"gpu": 90, "element_bytes": 2, "gated": gated, "max_rows": max_rows}
     config = asdict(FewRowsConfig(tile))
@@ -105,8 +104,10 @@ def entry(
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row of 4096 x 4096 by threads, up to 16 by tensor cores, and torch for a weight that is a little higher."""
+    """One row of 4096 x 4096 by threads, up to 16 by tensor cores, up to 32 by the kernel for Hopper; torch for one row
+    of a weight that is a little higher."""
     entries = [
+        entry(4096, 4096, 32, HOPPER),
         entry(4096, 4096, 16, TENSOR_CORES),
         entry(4096, 4096, 1, THREADS),
         entry(5120, 4096, 1, None),
@@ -122,6 +123,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_serves_weights_like_those_measured() -> None:
     assert few_rows_config(90, 2, False, 1, 4096, 4096) == FewRowsConfig(THREADS)
     assert few_rows_config(90, 2, False, 2, 4096, 4096) == FewRowsConfig(TENSOR_CORES)
+    assert few_rows_config(90, 2, False, 17, 4096, 4096) == FewRowsConfig(HOPPER)
     assert few_rows_config(90, 2, False, 1, 4352, 4096) == FewRowsConfig(THREADS)
     assert few_rows_config(90, 2, True, 1, 20_000, 4096) == FewRowsConfig(THREADS)
 
@@ -133,7 +135,7 @@ def test_the_table_serves_weights_like_those_measured() -> None:
         (90, 2, False, 1, 4800, 4096),  # Nearer to where torch was faster.
         (90, 2, False, 1, 2048, 4096),
         (90, 2, False, 1, 4096, 14_336),
-        (90, 2, False, 17, 4096, 4096),
+        (90, 2, False, 33, 4096, 4096),
         (90, 2, True, 1, 4096, 4096),
         (90, 4, False, 1, 4096, 4096),
         (100, 2, False, 1, 4096, 4096),

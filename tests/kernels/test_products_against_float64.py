@@ -19,16 +19,18 @@ ODD = {"odd gated": (4098, 4090, True), "odd": (1001, 333, False)}
 
 @pytest.mark.parametrize("name", [*LLAMA_8B, *ODD])
 def test_few_rows_linear(site: Site, name: str) -> None:
-    """By the tile of the table, where it has one, and by the one that is not measured."""
+    """By the tile of the table, where it has one, and by the one that is not measured, which takes up to 16 rows."""
     height, width, gated = (LLAMA_8B | ODD)[name]
     if name in LLAMA_8B:
         height, width = site.size(height, height // 128), site.size(width, width // 128)
     weight, bias = site.random(height, width) * width**-0.5, site.random(height)
     table = tiles_by_rows(weight, gated=gated)
-    for num_rows in (1, 2, 4, 9, 16):
+    for num_rows in (1, 2, 4, 9, 16, *((33, 64, 200) if table else ())):
         x = site.random(num_rows, width)
         expected = float64.linear(x, weight, bias, gated)
-        tiles = {"default": None} | ({"table": table[num_rows]} if table and table[num_rows] is not None else {})
+        tiles = ({"default": None} if num_rows <= 16 else {}) | (
+            {"table": table[num_rows]} if table and table[num_rows] is not None else {}
+        )
         for which, tile in tiles.items():
             out = few_rows_linear(x, weight, bias, gated=gated, tile=tile)
             site.check(out, expected, f"{num_rows} rows, {which} tile")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from pagewire_kernels.few_rows_linear import reference
-from pagewire_kernels.tuning.few_rows_linear import MAX_ROWS, FewRowsTile
+from pagewire_kernels.tuning.few_rows_linear import MAX_ROWS, FewRowsTile, Tile
 from pagewire_shard.layers import gpu_linear
 from pagewire_shard.layers.activation import Activation
 from pagewire_shard.layers.gpu_linear import GpuLinear
@@ -24,7 +24,7 @@ HIDDEN, SIZE = 12, 20
 class Kernel:
     """Stands for the GPU's: keeps what it was asked for."""
 
-    calls: list[tuple[int, bool, FewRowsTile | None]] = field(default_factory=list)
+    calls: list[tuple[int, bool, Tile | None]] = field(default_factory=list)
 
     def __call__(
         self,
@@ -33,7 +33,7 @@ class Kernel:
         bias: torch.Tensor | None = None,
         *,
         gated: bool = False,
-        tile: FewRowsTile | None = None,
+        tile: Tile | None = None,
     ) -> torch.Tensor:
         self.calls.append((len(x), gated, tile))
         return reference.few_rows_linear(x, weight, bias, gated)
@@ -60,7 +60,7 @@ def mlp(up: Callable[..., Linear], activation: Activation = "silu", *, gated: bo
 def test_rows_with_a_tile_go_through_the_kernel(kernel: Kernel, has_bias: bool) -> None:
     weight, bias = torch.randn(SIZE, HIDDEN), torch.randn(SIZE) if has_bias else None
     linear = GpuLinear(weight, bias)
-    for num_rows in (0, 1, 2, 3, MAX_ROWS, MAX_ROWS + 1, 100):
+    for num_rows in (0, 1, 2, 3, MAX_ROWS, MAX_ROWS + 1, 2 * MAX_ROWS):
         x = torch.randn(num_rows, HIDDEN)
         torch.testing.assert_close(linear(x), torch.nn.functional.linear(x, weight, bias))
     assert kernel.calls == [(1, False, ONE_ROW), (3, False, MORE_ROWS), (MAX_ROWS, False, MORE_ROWS)]

@@ -3,11 +3,11 @@
 import torch
 import torch.nn.functional as F
 
-from pagewire_kernels.tuning.few_rows_linear import FewRowsTile
+from pagewire_kernels.tuning.few_rows_linear import Tile
 
 
 def few_rows_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool, tile: FewRowsTile | None = None
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool, tile: Tile | None = None
 ) -> torch.Tensor:
     """x @ weight.T + bias, or silu(gate) * up of its halves; the tile has no effect."""
     y = F.linear(x, weight, bias)

@@ -5,12 +5,13 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
-from pagewire_kernels.tuning.few_rows_linear import MAX_ROWS, FewRowsTile
+from pagewire_kernels.tuning.few_rows_linear import FewRowsTile
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 _LEAST_TENSOR_ROWS = 8
 """Least rows of x in a tensor core instruction. The weight is the left operand, of which it takes 16 or 64 rows."""
+_MAX_ROWS = 16
 _ANY_ROWS = FewRowsTile(tensor_cores=True, block_n=32, block_k=128, num_warps=4, num_stages=4, early_release=False)
 _ONE_ROW = FewRowsTile(tensor_cores=False, block_n=8, block_k=512, num_warps=4, num_stages=4, early_release=False)
 
@@ -110,12 +111,9 @@ def few_rows_linear(
     """See the package."""
     num_rows, size = x.shape
     tile = tile or (_ONE_ROW if num_rows == 1 else _ANY_ROWS)
-    if num_rows > (MAX_ROWS if tile.tensor_cores else 1):
+    if num_rows > (_MAX_ROWS if tile.tensor_cores else 1):
         raise ValueError(f"{num_rows} rows are more than the kernel takes")
-    if x.stride(1) != 1 or not weight.is_contiguous() or (bias is not None and not bias.is_contiguous()):
-        raise ValueError("rows of x, the weight and the bias must be contiguous")
-    if weight.shape[1] != size or (bias is not None and len(bias) != len(weight)) or (gated and len(weight) % 2):
-        raise ValueError(f"x of {size} columns, a weight of {tuple(weight.shape)} and the bias do not fit together")
+    check_fits(x, weight, bias, gated)
     num_columns = weight.shape[0] // (2 if gated else 1)
     out = torch.empty((num_rows, num_columns), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
@@ -135,9 +133,18 @@ def few_rows_linear(
     return out
 
 
+def check_fits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool) -> None:
+    """Raises ValueError for shapes and strides that the kernels do not take."""
+    if x.stride(1) != 1 or not weight.is_contiguous() or (bias is not None and not bias.is_contiguous()):
+        raise ValueError("rows of x, the weight and the bias must be contiguous")
+    size = x.shape[1]
+    if weight.shape[1] != size or (bias is not None and len(bias) != len(weight)) or (gated and len(weight) % 2):
+        raise ValueError(f"x of {size} columns, a weight of {tuple(weight.shape)} and the bias do not fit together")
+
+
 def _constants(size: int, num_rows: int, gated: bool, has_bias: bool, tile: FewRowsTile) -> dict[str, int | bool]:
     """Returns the constants that the kernel is compiled for."""
-    padded = _LEAST_TENSOR_ROWS if num_rows <= _LEAST_TENSOR_ROWS else MAX_ROWS
+    padded = _LEAST_TENSOR_ROWS if num_rows <= _LEAST_TENSOR_ROWS else _MAX_ROWS
     return {
         "K": size,
         "ROWS": padded if tile.tensor_cores else 1,

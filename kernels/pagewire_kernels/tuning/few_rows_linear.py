@@ -2,7 +2,7 @@
 
 An entry serves one GPU generation (compute capability times ten), elements of element_bytes, gated products or plain
 ones, at most max_rows rows, and weights like the one it was measured with. There are no common entries: torch's own
-product, which is always there, is what the kernel has to beat, and what serves if nothing was measured.
+product, which is always there, is what the kernels have to beat, and what serves if nothing was measured.
 """
 
 import json
@@ -12,7 +12,7 @@ from importlib.resources import files
 from math import log2
 from typing import Any
 
-MAX_ROWS = 16
+MAX_ROWS = 256
 """torch computes products of more rows."""
 MAX_DISTANCE = 0.5
 """How far a weight may be from a measured one: powers of two of its height and of its width together. Half as many rows
@@ -21,7 +21,7 @@ already leave multiprocessors without work, which is not what was measured."""
 
 @dataclass(frozen=True, slots=True)
 class FewRowsTile:
-    """How one program of the kernel works."""
+    """How one program of the kernel in triton.py works, which takes up to 16 rows."""
 
     tensor_cores: bool
     """Whether tensor cores multiply; else the threads do, which serves one row."""
@@ -38,11 +38,32 @@ class FewRowsTile:
 
 
 @dataclass(frozen=True, slots=True)
+class HopperTile:
+    """How one program of the kernel in hopper.py works, which takes any number of rows."""
+
+    rows: int
+    """Rows of x of one program; a power of two from 16 to 256."""
+    block_n: int
+    """Columns of the result, which are rows of the weight: 64 or 128."""
+    splits: int
+    """Programs that share the sums of a tile, each of some columns of the weight."""
+    num_warps: int
+    """4 or 8."""
+    num_stages: int
+    """Stages of a program's shared memory, each of which is filled and used as a whole."""
+    panels: int
+    """Panels of 64 columns of the weight in a stage."""
+
+
+Tile = FewRowsTile | HopperTile
+
+
+@dataclass(frozen=True, slots=True)
 class FewRowsConfig:
     """The entry for one class of products."""
 
-    tile: FewRowsTile | None
-    """The kernel's tile; None: use torch's product."""
+    tile: Tile | None
+    """The tile of the kernel that takes it; None: use torch's product."""
 
 
 TORCH = FewRowsConfig(None)
@@ -65,7 +86,10 @@ def few_rows_config(
     if not fitting:
         return TORCH
     _, _, tile = min(fitting, key=lambda choice: choice[:2])
-    return FewRowsConfig(tile and FewRowsTile(**{field.name: tile[field.name] for field in fields(FewRowsTile)}))
+    if tile is None:
+        return TORCH
+    kind: type[Tile] = HopperTile if "splits" in tile else FewRowsTile
+    return FewRowsConfig(kind(**{field.name: tile[field.name] for field in fields(kind)}))
 
 
 def _distance(entry: dict[str, Any], weight_rows: int, weight_columns: int) -> float:

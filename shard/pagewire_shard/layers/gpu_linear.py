@@ -1,13 +1,13 @@
-"""Matrix products on a GPU: torch's, or for few rows the kernel that reads the weight faster, where that was measured.
+"""Matrix products on a GPU: torch's, or for few rows the kernels that read the weight faster, where that was measured.
 
-Which of the two serves each number of rows is decided when the weight is loaded.
+Which of them serves each number of rows is decided when the weight is loaded.
 """
 
 from collections.abc import Callable
 
 import torch
 from pagewire_kernels.few_rows_linear import few_rows_linear, tiles_by_rows
-from pagewire_kernels.tuning.few_rows_linear import FewRowsTile
+from pagewire_kernels.tuning.few_rows_linear import Tile
 
 from pagewire_shard.layers.activation import GATED, Activation
 from pagewire_shard.layers.linear import PlainLinear
@@ -36,7 +36,7 @@ class GpuLinear(PlainLinear):
 class _SiluGated:
     """silu(gate) * value of a product that yields both side by side: in one launch for few rows, else in two."""
 
-    def __init__(self, linear: GpuLinear, tiles: tuple[FewRowsTile | None, ...]) -> None:
+    def __init__(self, linear: GpuLinear, tiles: tuple[Tile | None, ...]) -> None:
         self._linear = linear
         self._tiles = tiles
 

@@ -1,7 +1,7 @@
 """Ahead-of-time cases of few_rows_linear's kernels."""
 
 from pagewire_kernels.few_rows_linear import triton as kernels
-from pagewire_kernels.tuning.few_rows_linear import few_rows_config
+from pagewire_kernels.tuning.few_rows_linear import FewRowsTile, few_rows_config
 
 from kernel_aot.case import TARGETS, AotCase
 
@@ -10,7 +10,7 @@ PREFIX = "few_rows_linear"
 
 def _aot_case(name: str, shape: tuple[int, int], gated: bool, rows: int, target: int) -> AotCase:
     chosen = few_rows_config(target, 2, gated, rows, *shape).tile
-    tile = chosen or (kernels._ONE_ROW if rows == 1 else kernels._ANY_ROWS)
+    tile = chosen if isinstance(chosen, FewRowsTile) else kernels._ONE_ROW if rows == 1 else kernels._ANY_ROWS
     return AotCase(
         f"{name}-{rows}rows-sm{target}",
         kernels.few_rows_linear_kernel,
