@@ -1,16 +1,16 @@
 """The router's ceiling: tokens per second through router and wire, with a shard that takes no time.
 
 For each number of streams, clients in processes of their own keep that many gRPC streams open. Prints tokens per
-second, the gaps between messages, and the CPU time of the router for each token by thread: on a machine whose cores are
-shared, that time is steadier than the rate. --profile adds a run under cProfile and prints where the time of the
-router's event loop goes. --tree names further checkouts of pagewire, whose routers are measured by turns.
+second, the gaps between messages, and the CPU time of the router for each token, of the thread of its event loop and of
+all threads: on a machine whose cores are shared, that time is steadier than the rate. --burst adds runs of `pagewire
+bench` that offer as many requests at once, --profile a run under cProfile that says where the time of the router's
+event loop goes. --tree names further checkouts of pagewire, whose routers are measured by turns.
 """
 
 import argparse
 import json
 import os
 import pstats
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import ROOT, num_cores, print_table, save_result
+from machine import RESULTS, ROOT, num_cores, print_table, save_result, spread
 from models import LLAMA_1M, model_directory
 from servers import Server, free_port, read_metrics, start
 
@@ -38,11 +38,14 @@ PARTS: tuple[tuple[str, str, str, bool], ...] = (
     ("outputs: detokenize, stops, wake-ups", "group_loop.py", "_deliver", True),
     ("plan stream: read and parse results", "group_loop.py", "_receive", False),
     ("plan stream: serialize and write plans", "group_loop.py", "_send", False),
-    ("pacer", "pacer.py", "_flush", True),
+    ("pacer", "pacer.py", "_flush", False),
+    ("pacer", "pacer.py", "_call", False),
     ("pacer", "pacer.py", "_on_timer", True),
+    ("pacer", "write_budget.py", "on_turn", True),
     ("messages: take and encode", "output_buffer.py", "take", True),
     ("messages: take and encode", "response_encoding.py", "encode_responses", True),
-    ("messages: write (gRPC)", "inference_service.py", "_generate", False),
+    ("messages: take and encode", "inference.py", "_write", False),
+    ("messages: write (gRPC)", "message_writer.py", "_advance", True),
     ("messages: times for metrics", "request_timer.py", "on_written", True),
     ("requests: admission", "admission.py", "admit", True),
 )
@@ -114,6 +117,29 @@ def measure(router: Server, metrics_port: int, num_streams: int, args: argparse.
     return _summarize(results, [after[i] - before.get(i, 0.0) for i in after], args.seconds) | pacing
 
 
+def burst(router: Server, num_requests: int, args: argparse.Namespace) -> dict[str, Any]:
+    """As many requests at once, each of output_len tokens."""
+    before_s = max(_thread_times_s(router).values())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "pagewire", "bench", "--server", router.address, "--no-progress"]
+        command += ["--num-prompts", str(num_requests), "--random-input-len", str(args.input_len)]
+        command += ["--random-output-len", str(args.burst_output_len), "--save-result", str(path)]
+        environment = {**os.environ, **Tree("", ROOT).environment()}
+        subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=True)
+        result = json.loads(path.read_text())
+    loop_s = max(_thread_times_s(router).values()) - before_s
+    return {
+        "tokens_per_s": result["output_throughput"],
+        "tokens_per_message": result["total_output_tokens"] / result["total_messages"],
+        "p50_ttft_ms": result["p50_ttft_ms"],
+        "p99_ttft_ms": result["p99_ttft_ms"],
+        "p50_tpot_ms": result["p50_tpot_ms"],
+        "p50_gap_ms": result["p50_itl_ms"],
+        "loop_us_per_token": loop_s / result["total_output_tokens"] * 1e6,
+    }
+
+
 def _start_client(
     router: Server, num_streams: int, begin_s: float, end_s: float, seed: int, args: argparse.Namespace
 ) -> "subprocess.Popen[str]":
@@ -159,8 +185,29 @@ def profile(tree: Tree, num_streams: int, args: argparse.Namespace) -> dict[str,
         for what, part_file, part_function, with_callees in PARTS:
             if Path(file).name == part_file and function == part_function:
                 seconds[what] = seconds.get(what, 0.0) + (all_s if with_callees else own_s)
+    # The profile counts elapsed time: where cores are scarce, its parts are more than the thread has computed.
+    total_s = max(total_s, sum(seconds.values()))
     seconds["rest: event loop, completions, start"] = total_s - sum(seconds.values())
     return {"streams": num_streams, "shares": {what: s / total_s for what, s in seconds.items()}, "figures": figures}
+
+
+def rows_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The spread of every figure, by checkout and number of streams."""
+    keys = dict.fromkeys((run["tree"], run["streams"]) for run in runs)
+    rows = []
+    for tree, streams in sorted(keys, key=lambda key: key[1]):
+        chosen = [run["figures"] for run in runs if (run["tree"], run["streams"]) == (tree, streams)]
+        figures = {name: spread([figures[name] for figures in chosen]) for name in chosen[0]}
+        rows.append({"tree": tree, "streams": streams, "figures": figures})
+    return rows
+
+
+def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Prints the medians."""
+    if rows:
+        names = list(rows[0]["figures"])
+        cells = [[f"{r['tree']}, {r['streams']}", *(r["figures"][name]["median"] for name in names)] for r in rows]
+        print_table(title, ("streams", *names), cells)
 
 
 def main() -> None:
@@ -169,37 +216,37 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--clients", type=int, default=max(1, min(8, num_cores() - 3)), help="client processes")
     parser.add_argument("--input-len", type=int, default=32)
-    parser.add_argument("--output-len", type=int, default=256, help="mean; lengths vary by half of it")
+    parser.add_argument("--output-len", type=int, default=2000, help="mean; lengths vary by half of it")
     parser.add_argument("--step-ms", type=float, default=0.0, help="length of the shard's steps")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a window")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--burst", action="store_true")
+    parser.add_argument("--burst-output-len", type=int, default=256)
     parser.add_argument("--tree", action="append", default=[], metavar="NAME=PATH", help="a further checkout")
     parser.add_argument("--router-flags", nargs="*", default=[], metavar="FLAG", help="as --coalesce-max-ms=0")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--no-save", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--name", default="router-ceiling", help="of the result; it begins with router-")
     args = parser.parse_args()
     trees = [Tree("here", ROOT), *(Tree(name, Path(path)) for name, _, path in (t.partition("=") for t in args.tree))]
-    runs: list[dict[str, Any]] = []
+    windows: list[dict[str, Any]] = []
+    bursts: list[dict[str, Any]] = []
     for round_index in range(args.rounds):
         for tree in trees if round_index % 2 == 0 else trees[::-1]:
             with router_over_ideal_shard(tree, args) as (router, port):
-                runs += [
-                    {"tree": tree.name, "streams": num, "round": round_index} | measure(router, port, num, args)
-                    for num in args.streams
-                ]
-    figures = [key for key in runs[0] if key not in ("tree", "streams", "round")]
-    rows = []
-    for num in args.streams:
-        for tree in trees:
-            chosen = [run for run in runs if run["tree"] == tree.name and run["streams"] == num]
-            rows.append([f"{tree.name}, {num}", *(statistics.median(run[key] for run in chosen) for key in figures)])
-    print_table(f"Medians of {args.rounds} windows", ("streams", *figures), rows)
-    profiles = [profile(trees[0], num, args) for num in args.streams] if args.profile else []
-    for entry in profiles:
+                for num in args.streams:
+                    run = {"tree": tree.name, "streams": num}
+                    windows.append(run | {"figures": measure(router, port, num, args)})
+                    if args.burst:
+                        bursts.append(run | {"figures": burst(router, num, args)})
+    result = {"windows": rows_of(windows), "bursts": rows_of(bursts)}
+    print_rows(f"Streams that go on, medians of {args.rounds} windows", result["windows"])
+    print_rows(f"Requests that come at once, medians of {args.rounds} runs", result["bursts"])
+    result["profiles"] = [profile(trees[0], num, args) for num in args.streams] if args.profile else []
+    for entry in result["profiles"]:
         shares = sorted(entry["shares"].items(), key=lambda item: -item[1])
         print_table(f"{entry['streams']} streams, share of the event loop's thread", ("part", "share"), shares)
-    if not args.no_save:
-        save_result("router-ceiling", vars(args), {"runs": runs, "profiles": profiles})
+    save_result(args.name, vars(args), result, args.out)
 
 
 if __name__ == "__main__":

@@ -235,6 +235,45 @@ def operate_tables(result: Result) -> Iterator[str]:
         yield table(["recorded", "value"], figures)
 
 
+ROUTER_COLUMNS = {
+    "tokens_per_s": "tokens per second",
+    "tokens_per_message": "tokens in a message",
+    "p50_gap_ms": "gap between messages, median, ms",
+    "p50_ttft_ms": "first token, median, ms",
+    "p99_ttft_ms": "first token, 99 %, ms",
+    "loop_us_per_token": "event loop, µs for a token",
+    "router_us_per_token": "router, µs for a token",
+    "loop_busy": "event loop busy",
+    "client_busy": "busiest client busy",
+}
+
+
+def router_tables(result: Result) -> Iterator[str]:
+    """Windows, bursts, and where the time of the router's event loop goes."""
+    settings, measured = result["settings"], result["result"]
+    yield (
+        f"The shard computes nothing; its steps take {figure(settings['step_ms'])} ms. {settings['clients']} client "
+        f"processes, prompts of {settings['input_len']} tokens, medians of {settings['rounds']} runs."
+    )
+    titles = {"windows": "streams that go on", "bursts": "requests that come at once"}
+    for group, title in titles.items():
+        rows = measured[group]
+        if rows:
+            names = [name for name in ROUTER_COLUMNS if name in rows[0]["figures"]]
+            cells = [
+                (f"{row['streams']}, {row['tree']}", *(figure(row["figures"][name]["median"]) for name in names))
+                for row in rows
+            ]
+            yield table((title, *(ROUTER_COLUMNS[name] for name in names)), cells)
+    profiles = measured["profiles"]
+    if profiles:
+        parts = dict.fromkeys(part for profile in profiles for part in profile["shares"])
+        shares = [(part, *(f"{100 * p['shares'].get(part, 0.0):.0f} %" for p in profiles)) for part in parts]
+        shares.sort(key=lambda row: -float(row[-1].split()[0]))
+        yield "Where the time of the event loop goes, under cProfile, which makes the parts in Python look larger:"
+        yield table(("part", *(f"{profile['streams']} streams" for profile in profiles)), shares)
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """How the files of one benchmark are shown."""
@@ -245,6 +284,7 @@ class Kind:
 
 KINDS = {
     "service": Kind("The service", service_tables),
+    "router": Kind("The router's ceiling", router_tables),
     "startup": Kind("Start and idle", startup_tables),
     "offline": Kind("Offline batches", offline_tables),
     "peers": Kind("Beside vLLM", offline_tables),
