@@ -160,12 +160,12 @@ def test_the_budget_counts_the_writes_that_were_begun(clock):
             counted.append((num_writes, is_typical))
 
     pacer = Pacer(clock, max_floor_s=0.05, budget=Counting(lambda: 0.0, lambda: 0.0))
-    streams = [pacer.open().__enter__() for _ in range(20)]
+    streams = [pacer.open().__enter__() for _ in range(WRITES_PER_TURN + 4)]
     for number, stream in enumerate(streams):
         stream.call_when_due(lambda has_output=number % 4 == 0: has_output)
         stream.notify()
     clock.settle()
-    assert counted == [(0, True), (4, True), (1, True)]
+    assert counted == [(0, True), (WRITES_PER_TURN // 4, True), (1, True)]
     pacer.on_call()
     streams[0].notify_now()
     clock.settle()
