@@ -52,9 +52,9 @@ class PagedBatchFactory:
                 for cache in (key_cache, value_cache):
                     values = torch.randn(num_tokens, num_kv_heads, head_dim, generator=generator)
                     cache[block, :num_tokens] = values.to(dtype)
-        # A slice of a wider tensor, as the query is of the qkv projection.
+        # A slice of a wider tensor, as the query is of the qkv projection, whose width is a multiple of 16 too.
         width = num_heads * head_dim
-        projected = torch.randn(sum(query_lens), width + 8, generator=generator).to(dtype)
+        projected = torch.randn(sum(query_lens), width + 16, generator=generator).to(dtype)
         starts = [sum(query_lens[:i]) for i in range(len(query_lens) + 1)]
         return PagedBatch(
             query=projected[:, :width].unflatten(1, (num_heads, head_dim)),
