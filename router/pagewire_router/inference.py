@@ -65,16 +65,20 @@ class GenerateStream:
         self._output = output
         self._stream = stream
         self._timer = timer
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when the last output was given to the writer, or cannot be."""
+        self._ended: asyncio.Future[None] | None = None
+        """Done when the last output was given to the writer, or cannot be. Set while write_to() waits for that."""
 
     async def write_to(self, writer: OutputWriter) -> None:
         """Writes outputs as they become due, until the end of the last sequence. No task is woken for each of them.
 
         If the request fails, what came before is written, and the RouterError raised.
         """
+        self._ended = asyncio.get_running_loop().create_future()
         self._stream.call_when_due(lambda: self._write(writer))
-        await self._ended
+        try:
+            await self._ended
+        finally:
+            self._ended = None  # It would hold an error whose traceback holds this.
         await writer.drain()
         if self._output.error is not None:
             raise self._output.error
@@ -85,7 +89,7 @@ class GenerateStream:
         Returns whether a write was begun.
         """
         output = self._output
-        if self._ended.done():
+        if self._ended is None or self._ended.done():
             return False
         try:
             if not writer.is_idle():

@@ -1,10 +1,13 @@
 """Requests without a transport: from a message and a Call through admission and a runner to output."""
 
 import asyncio
+import contextlib
+import gc
 import hashlib
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 from pagewire.v1 import inference_pb2
@@ -208,18 +211,34 @@ async def test_a_client_that_does_not_read_gets_all_at_once_when_it_does(new_run
     assert client.num_writes == 2
 
 
+class Gone(ConnectionResetError):
+    """An error that a weak reference can be taken to."""
+
+
 async def test_a_write_that_fails_ends_the_stream_and_the_request(new_runner):
     runner = new_runner(step_s=0.001)
-    client = Client()
+    errors = []
 
-    def write(outputs):
-        raise ConnectionResetError("gone")
+    def new_error():
+        error = Gone("gone")
+        errors.append(weakref.ref(error))
+        return error
 
-    client.write = write
-    with pytest.raises(ConnectionResetError):
-        async with inference_over(runner).generate(request(max_tokens=100), new_call()) as stream:
-            await stream.write_to(client)
-    assert runner.aborted == runner.requests
+    class Broken(Client):
+        def write(self, outputs):
+            raise new_error()
+
+    gc.disable()
+    try:
+        with contextlib.suppress(Gone):
+            async with inference_over(runner).generate(request(max_tokens=100), new_call()) as stream:
+                await stream.write_to(Broken())
+        assert runner.aborted == runner.requests
+        del stream
+        await asyncio.sleep(0)  # The event loop lets go of what woke this task.
+        assert [error() for error in errors] == [None]  # Nothing is left to the garbage collector.
+    finally:
+        gc.enable()
 
 
 async def test_tokenize_and_detokenize_are_inverse(new_runner):

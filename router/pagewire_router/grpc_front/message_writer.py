@@ -63,7 +63,7 @@ class MessageWriter:
     def close(self) -> None:
         """Gives up what was not written."""
         self._queue.clear()
-        self._on_idle = None
+        self._on_idle = self._error = None
         if self._write is not None:
             self._write.close()
             self._write = None
