@@ -150,10 +150,10 @@ class Pacer:
 
     def _flush(self) -> None:
         """Has some streams written. It is called once more after the last of them, to measure what that took."""
-        is_short = self._loop.time() < self._short_until_s
-        self.budget.on_turn(self._num_written, is_typical=not is_short)
+        self.budget.on_turn(self._num_written)
         self._num_written = 0
         self._is_flushing = bool(self._ready)
+        is_short = self._loop.time() < self._short_until_s
         for _ in range(min(WRITES_PER_SHORT_TURN if is_short else WRITES_PER_TURN, len(self._ready))):
             self._num_written += self._ready.popleft()._call()
         if self._is_flushing:

@@ -59,20 +59,18 @@ class WriteBudget:
         self._write_share = 0.0
         self._updated_s, self._updated_cpu_s = clock(), cpu_clock()
 
-    def on_turn(self, num_writes: int, *, is_typical: bool = True) -> None:
+    def on_turn(self, num_writes: int) -> None:
         """To be called once in each turn of the loop while messages are written.
 
-        Args:
-            num_writes: messages that were written since the last call; 0 if the loop may have waited since then.
-            is_typical: False: something else took most of the turn, so that it does not say what a message costs.
+        num_writes: messages that were written since the last call; 0 if the loop may have waited since then.
         """
         now_s, cpu_s = self._clock(), self._cpu_clock()
-        self._num_writes += num_writes
-        if num_writes and is_typical:
+        if num_writes:
             turn_s, turn_cpu_s = now_s - self._turn_s, cpu_s - self._turn_cpu_s
             self._costs_s.append(turn_cpu_s / num_writes)
             self._turns_s += turn_s
             self._turns_cpu_s += turn_cpu_s
+            self._num_writes += num_writes
         self._turn_s, self._turn_cpu_s = now_s, cpu_s
         if now_s - self._updated_s >= UPDATE_S:
             self._update(now_s, cpu_s)
