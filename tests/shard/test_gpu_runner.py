@@ -380,7 +380,7 @@ def test_a_started_engine_chooses_what_transformers_chooses_up_to_ties(
     assert sum(gap <= tie for gap in gaps) >= least_share * len(gaps), f"largest gaps by prompt: {gaps}"
 
 
-CONFIG = ShardConfig(model=str(DEMO), model_name="demo", device="cuda", max_num_seqs=8)
+CONFIG = ShardConfig(model=str(DEMO), model_name="demo", device="cuda", max_num_seqs=8, max_num_batched_tokens=2048)
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
