@@ -88,6 +88,22 @@ def test_a_batch_yields_what_generate_yields(
 
 
 @RUNNERS
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_prefixes_that_rows_of_one_plan_share_change_nothing(
+    llama: Subject, comparison: Comparison, sizes: GraphSizes | None, block_size: int
+) -> None:
+    """The rows behind the first read blocks that the first one fills in the same step."""
+    stem = max((expected.prompt for expected in llama.greedy), key=len)
+    prompts = [[*stem, *range(1, 2 + i)] for i in range(8)]
+    world = llama.world(block_size=block_size, make_runner=gpu_runner(sizes))
+    groups = [world.submit(prompt, temperature=0.0, max_tokens=NUM_TOKENS) for prompt in prompts]
+    world.run()
+    for prompt, group in zip(prompts, groups, strict=True):
+        comparison.check(llama.reference.generate(prompt, NUM_TOKENS), output(group), f"{len(prompt)} tokens")
+    assert [group.num_cached_tokens for group in groups] == [0, *[64] * 7]
+
+
+@RUNNERS
 @pytest.mark.parametrize("window", [1, 2, 4])
 def test_chunks_preemption_and_plans_in_flight_change_nothing(
     llama: Subject, comparison: Comparison, sizes: GraphSizes | None, window: int
