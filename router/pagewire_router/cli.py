@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import gc
 import math
 import os
 import sys
@@ -251,16 +250,9 @@ async def _serve_shards(config: RouterConfig) -> int:
     return await serve(config, Dispatcher(config))
 
 
-def _spare_long_lived_objects() -> None:
-    """Keeps the garbage collector from walking modules and tokenizer again and again: it would stop every stream for
-    milliseconds, while requests make hardly any cycles."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-
-
 async def serve(config: RouterConfig, runner: "RequestRunner") -> int:
     """Runs the router until it is told to stop; returns the exit status."""
+    from pagewire_common.garbage import spare_long_lived_objects
     from pagewire_common.shutdown import Shutdown
     from pagewire_common.tls import TlsError
 
@@ -276,7 +268,7 @@ async def serve(config: RouterConfig, runner: "RequestRunner") -> int:
         await asyncio.wait((opening, *ends), return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
             opening.result()
-            _spare_long_lived_objects()
+            spare_long_lived_objects()
             print(f"pagewire-router ready on {address}", flush=True)
             failing = asyncio.ensure_future(runner.wait_failed())
             ends.append(failing)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
+from pagewire_common.garbage import spare_long_lived_objects
 from pagewire_common.shutdown import Shutdown
 
 from pagewire_shard.config import ShardConfig
@@ -75,6 +76,7 @@ async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThre
         await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
             opening.result()
+            spare_long_lived_objects()
             print(f"pagewire-shard ready on {address}", flush=True)
             await stopping
     finally:

@@ -175,6 +175,11 @@ class Engine:
         unmatched = dict.fromkeys(admits)
         loans: dict[Sequence, Loan] = {}
         drafts = plan.num_draft_tokens or repeat(0)
+        if not admits:
+            # The steady state: nobody borrows anything.
+            runs = zip(plan.run_seq_ids, plan.run_token_budgets, drafts, strict=False)
+            rows = [((row := sequences.get(i) or new[i]), *row.next_row(budget, n)) for i, budget, n in runs]
+            return StepChanges(children, admits, released, rows, loans)
         for seq_id, budget, num_drafts in zip(plan.run_seq_ids, plan.run_token_budgets, drafts, strict=False):
             sequence = sequences.get(seq_id) or new[seq_id]
             is_new = bool(unmatched) and sequence in unmatched
@@ -184,7 +189,7 @@ class Engine:
                     loans[sequence] = loan
             query_len, sample_len = sequence.next_row(budget, num_drafts)
             rows.append((sequence, query_len, sample_len))
-            if admits and (is_new or query_len > 1) and sample_len <= 1:
+            if (is_new or query_len > 1) and sample_len <= 1:
                 prefixes.fill(sequence, query_len)
         for sequence in unmatched:  # Without a row it borrows nothing.
             StepPrefixes(self.pool).find(sequence)
@@ -264,7 +269,7 @@ class Engine:
         self._highest_seq_id = max(self._highest_seq_id, sequence.seq_id)
 
     def _make_batch(self, changes: StepChanges) -> RunBatch:
-        batch = RunBatch()
+        batch = RunBatch.of([row for row in changes.rows if row[1]])
         loans, block_size, is_writable = changes.loans, self.pool.block_size, self.pool.is_writable
         for sequence, query_len, sample_len in changes.rows:
             if loans and sequence in loans:
@@ -272,9 +277,10 @@ class Engine:
             if query_len:
                 first, end = sequence.advance(query_len, sample_len)
                 blocks = sequence.blocks
-                if len(blocks) * block_size < end or not is_writable(blocks[first // block_size]):
+                if end > len(blocks) * block_size or not is_writable(blocks[first // block_size]):
                     self._take_blocks(sequence, first, end, batch)
-                batch.add(sequence, query_len, sample_len, end)
+                if end > batch.max_seq_len:
+                    batch.max_seq_len = end
         self.pool.release(self._copied)
         self._copied.clear()
         return batch

@@ -34,12 +34,24 @@ class RunBatch:
     @property
     def is_decode(self) -> bool:
         """Whether there are rows, and each of them computes one token and samples."""
-        return bool(self.slots) and all(self.sample_lens) and max(self.query_lens) == 1
+        return bool(self.slots) and max(self.query_lens) == 1 and all(self.sample_lens)
 
     @property
     def num_decodes(self) -> int:
         """Leading rows that compute one token."""
+        if self.query_lens and max(self.query_lens) == min(self.query_lens) == 1:
+            return len(self.query_lens)
         return next((row for row, num_new in enumerate(self.query_lens) if num_new != 1), len(self.query_lens))
+
+    @classmethod
+    def of(cls, rows: list[tuple[Sequence, int, int]]) -> "RunBatch":
+        """A batch of rows: sequence, query_len, sample_len. The longest sequence is still to be set."""
+        return cls(
+            [sequence for sequence, _, _ in rows],
+            [sequence.slot for sequence, _, _ in rows],
+            [query_len for _, query_len, _ in rows],
+            [sample_len for _, _, sample_len in rows],
+        )
 
     def add(self, sequence: Sequence, query_len: int, sample_len: int, seq_len: int) -> None:
         """Adds a row; seq_len: upper bound of its sequence's length in this step."""

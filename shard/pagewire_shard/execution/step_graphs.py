@@ -146,8 +146,9 @@ class StepGraphs:
 
     def holds(self, batch: RunBatch) -> bool:
         """Whether there are graphs for the batch."""
-        num_rows = len(batch.slots)
-        return num_rows <= self._row_graphs[-1].num_rows and (batch.is_decode or self._mixed_graph(batch) is not None)
+        if len(batch.slots) > self._row_graphs[-1].num_rows:
+            return False
+        return batch.is_decode or self._mixed_graph(batch) is not None
 
     def run(self, batch: RunBatch, uplink: Uplink, downlink: Downlink) -> StepOutput:
         """Runs a batch that `holds` says yes to."""
@@ -163,10 +164,9 @@ class StepGraphs:
             graphs.project()
         downlink.forwarded()
         raw = self._sampler.raw_logits(self._logits, batch.slots, uplink.upload, batch.sample_lens)
-        stages = self._sampler.stages(batch.slots)
         downlink.before_next_report()
-        if stages & ~CAPTURED_STAGES:
-            token_ids = self._sample(graphs, stages)
+        if self._sampler.has_rare_stages(batch.slots):
+            token_ids = self._sample(graphs, self._sampler.stages(batch.slots))
         else:
             graphs.sample()
             token_ids = graphs.token_ids

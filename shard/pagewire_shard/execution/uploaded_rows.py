@@ -4,6 +4,7 @@ What else a graph is to read that only the host knows gets a buffer of the same 
 """
 
 from array import array
+from collections.abc import Iterable
 
 import torch
 
@@ -41,6 +42,12 @@ class UploadedRows:
         words = array("q", (len(batch.slots), batch.num_decodes, *[0] * (_COUNTS_SIZE - _NUM_COUNTS)))
         words += array("q", batch.slots) + void_slot
         words += array("q", batch.query_lens) + no_tokens
-        words += array("q", [row if samples else -1 for row, samples in enumerate(batch.sample_lens)]) + no_sample
+        words += array("q", _sample_rows(batch.sample_lens)) + no_sample
         uplink.upload(words, out=self._buffer)
         self._uploaded = rows
+
+
+def _sample_rows(sample_lens: list[int]) -> Iterable[int]:
+    if all(sample_lens):
+        return range(len(sample_lens))
+    return [row if samples else -1 for row, samples in enumerate(sample_lens)]

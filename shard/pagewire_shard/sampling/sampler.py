@@ -6,7 +6,7 @@ from collections.abc import Sequence as Items
 
 import torch
 from pagewire_kernels.sample import SamplingBatch, SamplingColumns, Stage, sample
-from pagewire_kernels.sample.columns import LISTS, list_column
+from pagewire_kernels.sample.columns import LISTS, RARE_STAGES, list_column
 from pagewire_kernels.sequence_state import SequenceState
 
 from pagewire_shard.engine.sequence import Sequence
@@ -25,6 +25,8 @@ class Sampler:
         self._columns = SamplingColumns.neutral(num_slots, sequences.ints.device)
         self._stages = [0] * num_slots
         """By slot: the stages that its sequence needs."""
+        self._rare_slots: set[int] = set()
+        """Slots whose sequences need RARE_STAGES."""
         self._num_logprobs: dict[int, int] = {}
         """By slot, for sequences that want log-probabilities: how many of the most probable tokens."""
         self._admitted: dict[int, SamplingRow] = {}
@@ -37,6 +39,10 @@ class Sampler:
         slot, params = sequence.slot, sequence.sampling_params
         row = self._admitted[slot] = sampling_row(sequence)
         self._stages[slot] = row.stages
+        if row.stages & RARE_STAGES:
+            self._rare_slots.add(slot)
+        else:
+            self._rare_slots.discard(slot)
         if params.HasField("logprobs"):
             self._num_logprobs[slot] = params.logprobs
         else:
@@ -64,6 +70,10 @@ class Sampler:
         for slot in slots:
             needed |= of_slot[slot]
         return Stage(needed)
+
+    def has_rare_stages(self, slots: Items[int]) -> bool:
+        """Whether some row of a batch needs RARE_STAGES."""
+        return bool(self._rare_slots) and not self._rare_slots.isdisjoint(slots)
 
     def sample(self, logits: torch.Tensor, slots: Items[int], upload: Upload) -> tuple[torch.Tensor, RawLogits | None]:
         """Samples one token for each row.
