@@ -130,8 +130,10 @@ def test_options_of_an_engine_are_flags_of_its_server() -> None:
 
 
 def test_the_page_shows_lost_rows_too() -> None:
+    starts = {"vllm": {"ready_s": 60.0}, "pagewire": {"ready_s": 15.0}}
+
     def result(**rows: Any) -> dict[str, Any]:
-        return {"result": {"baseline": "vllm", "entrant": "pagewire", "left_out": [], **rows}}
+        return {"result": {"baseline": "vllm", "entrant": "pagewire", "starts": starts, "left_out": [], **rows}}
 
     spreads = [{"median": m, "min": m, "max": m, "values": [m]} for m in (2.0, 4.0)]
     common = {"num_output_tokens": 8, "num_runs": 3}
@@ -144,4 +146,5 @@ def test_the_page_shows_lost_rows_too() -> None:
     }
     table = next(beside_tables([result(rows=[won | common, lost | common])]))
     assert "| won, ms | 4,000 | 2,000 | **2.00** | 3 |" in table
+    assert "| start of LLM(), s | 60 | 15 | **4.00** | 1 |" in table
     assert "| lost, tok/s (why) | 4 | 2 | 0.50 | 3 |" in table

@@ -40,7 +40,7 @@ def beside_section(results: Mapping[str, Result]) -> str:
 
 def beside_tables(results: Sequence[Result]) -> Iterator[str]:
     """One table of speeds over all results, then the latencies of those that served."""
-    rows = [row for result in results for row in _speeds(result["result"])]
+    rows = [row for result in results for row in (*_speeds(result["result"]), *_start(result["result"]))]
     yield table(("case", "vLLM", "pagewire", "pagewire is times as fast", "runs"), rows)
     left_out = [title for result in results for title in result["result"]["left_out"]]
     if left_out:
@@ -66,6 +66,15 @@ def _speeds(result: Result) -> Iterator[tuple[str, ...]]:
         else:
             rates = [row["num_output_tokens"] / median for median in seconds]
             yield _speed(f"{row['title']}, tok/s{note}", rates, ratio, row["num_runs"])
+
+
+def _start(result: Result) -> Iterator[tuple[str, ...]]:
+    """A row, if the starts of both were timed."""
+    starts = [result["starts"].get(result[role], {}) for role in ("baseline", "entrant")]
+    if all("ready_s" in start for start in starts):
+        what = "the server" if any("figures" in row for row in result["rows"]) else "LLM()"
+        seconds = [start["ready_s"] for start in starts]
+        yield _speed(f"start of {what}, s", seconds, seconds[0] / seconds[1], 1)
 
 
 def _speed(title: str, medians: Sequence[float], ratio: float, num_runs: int) -> tuple[str, ...]:
