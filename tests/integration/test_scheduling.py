@@ -61,7 +61,7 @@ def test_workloads_reach_preemptions_cache_hits_full_batches_and_wrong_guesses(
     reached: Callable[[World], bool],
 ) -> None:
     """The simplest workload that does so is easily found, so that the tests above mean something."""
-    few = settings(max_examples=2000, phases=[Phase.generate], database=None)
+    few = settings(max_examples=2000, phases=[Phase.generate], database=None, deadline=None)
     find(workloads(2), lambda workload: reached(play(workload)), settings=few)
 
 

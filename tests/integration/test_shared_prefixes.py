@@ -186,6 +186,10 @@ def test_a_prefix_that_is_gone_is_computed_once_by_those_that_were_admitted_for_
     check_outputs(groups, 256)
     world.check_whole()
     assert world.num_missed > 0
+    counts = world.scheduler.tokens
+    assert counts.prompt_computed + counts.prompt_cached == 61 + 12 * 64
+    assert counts.recomputed == 0
+    assert sum(group.num_cached_tokens for group in groups) == counts.prompt_cached
     num_computed = world.ranks[0].runner.num_computed_total - before
     assert num_computed <= 64 + 12 * (4 + 2) + world.num_missed * (4 + window), num_computed
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pagewire.v1 import inference_pb2, shard_pb2
 
-from pagewire_router.scheduling.sequence import Sequence, sequence_seed
+from pagewire_router.scheduling.sequence import Sequence, SequenceGroup, sequence_seed
 
 
 @dataclass(slots=True, eq=False)
@@ -146,6 +146,13 @@ class TokenCounts:
         for row, num_cached in zip(result.first_run_indices, result.num_cached_tokens, strict=True):
             plan.num_prompt_tokens += max(0, result.num_computed_tokens[row] - num_cached - 1)
             self._add_first_run(plan.sequences[row], num_cached)
+
+    def forget_first_run(self, group: SequenceGroup) -> None:
+        """The request of which the last result told the first run goes back to the queue: it starts anew."""
+        if group.num_resumed_tokens is None and group.num_cached_tokens is not None:
+            self.prompt_cached -= group.num_cached_tokens
+            self.prompt_computed -= group.num_prompt_tokens - group.num_cached_tokens
+            group.num_cached_tokens = None
 
     def _add_first_run(self, sequence: Sequence, num_cached: int) -> None:
         group = sequence.group

@@ -464,6 +464,7 @@ class Scheduler:
         self.tokens.generated += start - num_dropped
         for group in missed:
             group.is_misguessed = True
+            self.tokens.forget_first_run(group)
             self._send_back(group)
         if plan.drafting:
             self._take_draft_rows(plan, result)
