@@ -137,6 +137,55 @@ def test_one_captured_graph_serves_any_lengths(paged_batch):
         assert error < MAX_ERRORS[torch.bfloat16], f"lengths {batch.seq_lens.tolist()}: relative error {error}"
 
 
+@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 128), (torch.float16, 64), (torch.float32, 128)])
+def test_one_captured_graph_serves_any_mixture(paged_batch, dtype, head_dim):
+    """Counts are read on the device; rows without tokens and tokens of no row fill the batch up."""
+    num_tokens, num_rows = 640, 90
+    mixtures = [
+        ([1, 1, 1, 70, 300, 5], [700, 0, 65, 70, 1500, 333], 3),
+        ([1] * 80, [*range(1, 80), 3000], 80),
+        ([640], [640], 0),
+        ([1, 64, 64, 1, 2], [9, 64, 2000, 0, 2], 1),
+        ([1, 1, 1, 7], [2999, 5, 1, 7], 2),
+    ]
+    heads = LLAMA | {"head_dim": head_dim}
+    batches = [paged_batch(lens, seq_lens, block_size=64, dtype=dtype, **heads) for lens, seq_lens, _ in mixtures]
+    longest = max(batches, key=lambda batch: len(batch.key_cache))
+    query = torch.zeros((num_tokens, *longest.query.shape[1:]), dtype=dtype, device="cuda")
+    caches = [torch.zeros_like(longest.key_cache, device="cuda") for _ in range(2)]
+    tables = torch.zeros((num_rows, 64), dtype=torch.int32, device="cuda")
+    starts = torch.zeros(num_rows + 1, dtype=torch.int32, device="cuda")
+    seq_lens = torch.zeros(num_rows, dtype=torch.int32, device="cuda")
+    counts = torch.zeros(2, dtype=torch.int64, device="cuda")
+
+    def run():
+        lens = {"max_query_len": num_tokens, "max_seq_len": 4096}
+        return paged_attention(
+            AttentionInputs(query, *caches, tables, starts, seq_lens, 0.09, **lens, row_counts=counts)
+        )
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    for batch, (query_lens, lens, num_decodes) in zip(batches, mixtures, strict=True):
+        num_real = batch.query.shape[0]
+        query.fill_(torch.nan)[:num_real].copy_(batch.query)
+        for cache, values in zip(caches, (batch.key_cache, batch.value_cache), strict=True):
+            cache[: len(values)].copy_(values)
+        tables.fill_(1 << 30)[: len(lens), : batch.block_tables.shape[1]].copy_(batch.block_tables)
+        starts.fill_(num_real)[: len(lens) + 1].copy_(batch.query_start_loc)
+        seq_lens.zero_()[: len(lens)].copy_(batch.seq_lens)
+        counts.copy_(torch.tensor([len(lens), num_decodes]))
+        out.fill_(torch.nan)
+        graph.replay()
+        precise = (query[:num_real].double(), *(cache.double() for cache in caches))
+        rows = (batch.block_tables.cuda(), batch.query_start_loc.cuda(), batch.seq_lens.cuda())
+        expected = reference.paged_attention(AttentionInputs(*precise, *rows, 0.09, max(query_lens), 4096))
+        error = ((out[:num_real].double() - expected).norm() / expected.norm()).item()
+        assert error < MAX_ERRORS[dtype], f"{query_lens} of {lens}, {num_decodes} decodes: relative error {error}"
+
+
 def test_repeated_launches_give_the_same_bits(paged_batch):
     batch = paged_batch([1] * 3, [5000, 3, 2000], block_size=64, dtype=torch.bfloat16, **LLAMA)
     inputs = tensors(batch)
