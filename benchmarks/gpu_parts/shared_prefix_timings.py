@@ -95,7 +95,7 @@ def plan(bench: Bench, heads: Heads, tables: torch.Tensor, tree: Tree) -> Shared
         block_size=BLOCK_SIZE,
     )
     full = torch.full((len(tables),), (tree.seq_len - 1) // BLOCK_SIZE).numpy()
-    runs = find_runs(tables.numpy(), full, range(len(tables)), BLOCK_SIZE, layout)
+    runs = find_runs(tables.numpy(), range(len(tables)), full, BLOCK_SIZE, layout)
     values = torch.from_numpy(make_plan(layout, runs)).to(bench.device)
     return SharedPrefixes.of(layout, values, tables.to(bench.device))
 

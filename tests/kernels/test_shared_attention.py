@@ -47,7 +47,7 @@ def shared_tables(batch: Any, groups: Groups) -> torch.Tensor:
 def plan_of(tables: torch.Tensor, seq_lens: list[int], block_size: int, layout: PlanLayout) -> np.ndarray:
     """All blocks before that of a row's new token are full."""
     num_blocks = (np.array(seq_lens) - 1).clip(0) // block_size
-    runs = find_runs(tables.numpy(), num_blocks, np.arange(len(seq_lens)), block_size, layout)
+    runs = find_runs(tables.numpy(), np.arange(len(seq_lens)), num_blocks, block_size, layout)
     assert runs
     return make_plan(layout, runs)
 

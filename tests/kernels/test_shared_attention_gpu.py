@@ -38,7 +38,7 @@ def inputs_of(batch: Any, groups: Groups) -> AttentionInputs:
         block_size=block_size,
     )
     full = (batch.seq_lens.numpy() - 1).clip(0) // block_size
-    plan = make_plan(layout, find_runs(tables.numpy(), full, np.arange(len(tables)), block_size, layout))
+    plan = make_plan(layout, find_runs(tables.numpy(), np.arange(len(tables)), full, block_size, layout))
     assert plan.any() or not groups
     tensors = (batch.query, batch.key_cache, batch.value_cache, tables, batch.query_start_loc, batch.seq_lens)
     return AttentionInputs(

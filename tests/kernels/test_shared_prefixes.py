@@ -12,6 +12,7 @@ from pagewire_kernels.paged_attention.shared_prefixes import (
     make_plan,
 )
 from pagewire_kernels.paged_attention.shared_runs import MIN_SAVED_KEYS, find_runs
+from plan_reader import read_plan
 
 BLOCK_SIZE = 64
 
@@ -46,7 +47,10 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 def runs_of(tables: np.ndarray, num_blocks: np.ndarray, plan_layout: PlanLayout) -> list[SharedRun]:
-    return find_runs(tables, num_blocks, 100 + np.arange(len(tables)), BLOCK_SIZE, plan_layout)
+    """Row i's table is the one numbered 100 + i."""
+    all_tables = np.full((100 + len(tables), tables.shape[1]), -5, np.int32)
+    all_tables[100:] = tables
+    return find_runs(all_tables, 100 + np.arange(len(tables)), num_blocks, BLOCK_SIZE, plan_layout)
 
 
 @given(batches())
@@ -84,28 +88,6 @@ def test_all_sharing_that_pays_is_found(batch: tuple[np.ndarray, np.ndarray]) ->
             assert saved < MIN_SAVED_KEYS or max(depths[a], depths[b]) == MAX_DEPTH
 
 
-def read(plan_layout: PlanLayout, plan: np.ndarray) -> tuple[dict[int, list[tuple[int, int, int]]], list[int]]:
-    """What the kernel reads for each slot (table, begin, end), by row; and how many keys each share takes."""
-    shares, items, entries, rows = plan_layout.views(plan)
-    by_slot: dict[int, tuple[int, tuple[int, int, int]]] = {}
-    keys_of_shares = []
-    for share in range(plan_layout.num_shares):
-        keys_of_shares.append(0)
-        for table, begin, end, first_entry, num_rows, piece, *_ in items[shares[share] : shares[share + 1]].tolist():
-            assert 0 < num_rows <= plan_layout.rows_per_tile
-            keys_of_shares[-1] += end - begin
-            for row, slot in entries[first_entry : first_entry + num_rows].tolist():
-                assert slot + piece not in by_slot, "two items write one slot"
-                by_slot[slot + piece] = (row, (table, begin, end))
-    found: dict[int, list[tuple[int, int, int]]] = {}
-    for row, (_, first_slot, num_slots, _) in enumerate(rows.tolist()):
-        slots = [by_slot.pop(first_slot + i) for i in range(num_slots)]
-        assert all(owner == row for owner, _ in slots)
-        found[row] = [pieces for _, pieces in slots]
-    assert not by_slot, "slots that no row adds up"
-    return found, keys_of_shares
-
-
 @given(batches(), st.integers(1, 40), st.integers(1, 9), st.sampled_from([16, 64]))
 @settings(deadline=None)
 def test_a_plan_reads_each_key_of_a_row_once(
@@ -116,10 +98,10 @@ def test_a_plan_reads_each_key_of_a_row_once(
     runs = runs_of(tables, num_blocks, plan_layout)
     plan = make_plan(plan_layout, runs)
     assert plan.shape == (plan_layout.num_values,)
-    found, keys_of_shares = read(plan_layout, plan)
+    found, keys_of_shares = read_plan(plan_layout, plan)
     own_starts = plan_layout.views(plan)[3][:, 0]
     for row in range(len(tables)):
-        pieces = sorted(found[row], key=lambda piece: piece[1])
+        pieces = found[row]
         assert len(pieces) <= MAX_SHARED_SPLITS
         end = 0
         for table, first, last in pieces:
@@ -175,5 +157,5 @@ def test_programs_share_a_tree_out_equally(num_shares: int) -> None:
     runs = runs_of(tables, np.full(256, 32), plan_layout)
     assert sorted({(run.end - run.begin, len(run.rows)) for run in runs}) == [(512, 8), (1536, 32)]
     assert len(runs) == 8 + 32
-    _, keys = read(plan_layout, make_plan(plan_layout, runs))
+    _, keys = read_plan(plan_layout, make_plan(plan_layout, runs))
     assert max(keys) <= 1.15 * sum(keys) / num_shares

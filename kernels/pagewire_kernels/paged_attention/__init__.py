@@ -7,8 +7,9 @@ import torch
 
 from pagewire_kernels.paged_attention import reference
 from pagewire_kernels.paged_attention.inputs import AttentionInputs
+from pagewire_kernels.paged_attention.shared_prefixes import SharedPrefixes
 
-__all__ = ["AttentionInputs", "paged_attention"]
+__all__ = ["AttentionInputs", "SharedPrefixes", "paged_attention"]
 
 
 def paged_attention(inputs: AttentionInputs) -> torch.Tensor:

@@ -13,19 +13,20 @@ MIN_SAVED_KEYS = 512
 
 
 def find_runs(
-    block_tables: Ints, num_blocks: Ints, tables: Sequence[int] | Ints, block_size: int, layout: PlanLayout
+    block_tables: Ints, tables: Sequence[int] | Ints, num_blocks: Ints, block_size: int, layout: PlanLayout
 ) -> list[SharedRun]:
     """Returns the runs of a batch for make_plan, a run before those that continue it.
 
     Args:
-        block_tables: [num_rows, width], at most layout.max_rows rows.
+        block_tables: [num_tables, width], as SharedPrefixes.block_tables.
+        tables: [num_rows], at most layout.max_rows: the row of block_tables that is each row's.
         num_blocks: [num_rows]: how many of a row's first blocks are full of keys that its next token attends to.
-        tables: [num_rows]: the row of SharedPrefixes.block_tables that holds each row's table.
     """
-    rows = _rows_with_equal_first_blocks(block_tables, num_blocks)
+    tables = np.asarray(tables)
+    rows = _rows_with_equal_first_blocks(block_tables[tables, 0], num_blocks)
     if not len(rows):
         return []
-    order, shared = _sorted_prefixes(block_tables[rows], num_blocks[rows])
+    order, shared = _sorted_prefixes(block_tables, tables[rows], num_blocks[rows])
     rows = rows[order]
     tree = _tree(shared)
     _choose(tree, block_size, layout)
@@ -52,21 +53,21 @@ class _Node:
         return self.end - self.first
 
 
-def _rows_with_equal_first_blocks(block_tables: Ints, num_blocks: Ints) -> npt.NDArray[np.intp]:
+def _rows_with_equal_first_blocks(first_blocks: Ints, num_blocks: Ints) -> npt.NDArray[np.intp]:
     """The rows whose first block another one has too: all others share nothing."""
     candidates = np.flatnonzero(num_blocks > 0)
-    _, inverse, counts = np.unique(block_tables[candidates, 0], return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(first_blocks[candidates], return_inverse=True, return_counts=True)
     return candidates[counts[inverse] > 1]
 
 
-def _sorted_prefixes(block_tables: Ints, num_blocks: Ints) -> tuple[npt.NDArray[np.intp], list[int]]:
+def _sorted_prefixes(block_tables: Ints, tables: Ints, num_blocks: Ints) -> tuple[npt.NDArray[np.intp], list[int]]:
     """Returns an order of rows in which those with a common prefix are neighbours, and of each two neighbours how many
     blocks they share from the start."""
     width = int(num_blocks.max()) + 1
-    blocks = np.empty((len(block_tables), width), np.int32)
-    blocks[:, :-1] = block_tables[:, : width - 1]
+    blocks = np.empty((len(tables), width), np.int32)
+    blocks[:, :-1] = block_tables[tables, : width - 1]
     # Where a row's full blocks end, every row has a number of its own.
-    own = -1 - np.arange(len(block_tables), dtype=np.int32)[:, None]
+    own = -1 - np.arange(len(tables), dtype=np.int32)[:, None]
     np.copyto(blocks, own, where=np.arange(width) >= num_blocks[:, None])
     # Any order by bytes does.
     order = np.argsort(blocks.view(np.dtype((np.void, 4 * width)))[:, 0])

@@ -7,6 +7,8 @@ _SMALL_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 
 """Sequences of small decode steps, which are many: a sixteenth apart on average."""
 _SMALL_TOKENS = (8, 16, 32, 48, 64, 128, 192, 256)
 """Tokens of small mixed steps."""
+_LEAST_SHARED_ROWS = 4
+"""Fewer sequences save little when they read a common prefix once."""
 _LEAST_STEP = 64
 """Matrix products of many rows pad them to tiles of 64 or 128."""
 _FEW_ROWS = (64, 256)
@@ -26,6 +28,11 @@ class GraphSizes:
     """(tokens, sequences) of forward passes of any mixture of prompts and decodes; ascending."""
 
     @property
+    def shared(self) -> tuple[int, ...]:
+        """Sequences of the decode steps that are also captured for prefixes that the sequences share; ascending."""
+        return tuple(num_rows for num_rows in self.rows if num_rows >= _LEAST_SHARED_ROWS)
+
+    @property
     def largest(self) -> "GraphSizes":
         """The largest of each kind alone."""
         return GraphSizes(self.rows[-1:], self.mixed[-1:])
@@ -33,7 +40,7 @@ class GraphSizes:
     @property
     def num_forwards(self) -> int:
         """Forward passes to capture."""
-        return len(self.rows) + len(self.mixed)
+        return len(self.rows) + len(self.shared) + len(self.mixed)
 
 
 def graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> GraphSizes:

@@ -8,12 +8,14 @@ from array import array
 from collections.abc import Sequence as Items
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pagewire_shard.engine.runner import PendingTokens
 from pagewire_shard.execution.step_report import PendingLogprobs, step_tokens
 
-Values = Items[int] | Items[float]
+Values = Items[int] | Items[float] | npt.NDArray[np.int32]
 
 
 class Uplink(Protocol):

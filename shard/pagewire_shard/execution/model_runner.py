@@ -20,6 +20,7 @@ from pagewire_shard.engine.runner import PendingTokens, RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState, SlotRow
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink, Downlink, Uplink
+from pagewire_shard.execution.prefix_sharing import PrefixSharing
 from pagewire_shard.execution.step_report import PendingLogprobs
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
@@ -54,8 +55,10 @@ class ModelRunner:
         block_size: int,
         uplink: Uplink | None = None,
         downlink: Downlink | None = None,
+        sharing: PrefixSharing | None = None,
     ) -> None:
-        """uplink, downlink: the copies to and from a device; None: the device is a CPU."""
+        """uplink, downlink: the copies to and from a device; None: the device is a CPU. sharing: None: each sequence's
+        attention reads all of its keys."""
         self.model = model
         self.state = state
         self.sampler = Sampler(state.sequences)
@@ -63,6 +66,7 @@ class ModelRunner:
         self.block_size = block_size
         self.uplink = uplink or CpuUplink()
         self.downlink = downlink or CpuDownlink()
+        self.sharing = sharing
         self._tables = SlotTables((*state.tables, *self.sampler.tables))
         self._admitted: dict[int, SlotRow] = {}
         """Rows that the next step writes, by slot."""
@@ -94,6 +98,8 @@ class ModelRunner:
     def _apply_changes(self, batch: RunBatch) -> None:
         """Brings device state and caches to where the host has them."""
         self.state.fill(self._admitted, batch.table_updates, self._tables)
+        if self.sharing is not None:
+            self.sharing.apply(self._admitted, batch.table_updates)
         self._admitted.clear()
         self.sampler.fill(self._tables)
         self._tables.flush(self.uplink.upload)
@@ -131,7 +137,10 @@ class ModelRunner:
             num_tokens=num_tokens + self._num_padding(num_tokens),
             max_blocks=-(-batch.max_seq_len // self.block_size),
         )
-        return ForwardBatch.of(prepare_inputs(rows), max(batch.query_lens), batch.max_seq_len, batch.num_decodes)
+        inputs, lens = prepare_inputs(rows), (max(batch.query_lens), batch.max_seq_len)
+        is_shared = self.sharing is not None and self.sharing.plan(batch, self.uplink)
+        shared = self.sharing.shared if self.sharing is not None and is_shared else None
+        return ForwardBatch.of(inputs, *lens, batch.num_decodes, shared=shared)
 
     def _last_logits(self, hidden: torch.Tensor, rows: list[int], query_lens: list[int]) -> torch.Tensor:
         """[num_samples, vocab_size]: what follows each row's last token."""

@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from pagewire_kernels.append_tokens import FIRST_TOKEN
+from pagewire_kernels.paged_attention import SharedPrefixes
 from pagewire_kernels.prepare_inputs import PreparedInputs, StepRows, prepare_inputs
 from pagewire_kernels.sample import Stage
 from pagewire_kernels.sample.columns import ALL_STAGES, RARE_STAGES
@@ -26,6 +28,7 @@ from pagewire_shard.execution.graph_capture import Capturer, Work, garbage_colle
 from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.host_transfer import Downlink, Uplink
 from pagewire_shard.execution.model_runner import StepOutput, append_sampled, pending_logprobs
+from pagewire_shard.execution.prefix_sharing import PrefixSharing
 from pagewire_shard.execution.uploaded_rows import UploadedRows
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
@@ -48,6 +51,8 @@ class RowGraphs:
     """[num_rows] int64: what the graph sampled last, of void rows arbitrary."""
     decode: Work = lambda: None
     """The logits of one token of each row."""
+    decode_shared: Work | None = None
+    """The same where rows share prefixes, by the plan that PrefixSharing has on the device."""
     project: Work = lambda: None
     """The logits of the rows' last hidden states, which a mixed pass leaves."""
     sample: Work = lambda: None
@@ -76,12 +81,15 @@ class StepGraphs:
         kv_caches: list[KVCache],
         block_size: int,
         sizes: GraphSizes,
+        sharing: PrefixSharing | None = None,
     ) -> None:
         self._model = model
         self._state = state
         self._sampler = sampler
         self._kv_caches = kv_caches
         self._block_size = block_size
+        self._sharing = sharing
+        self._shared_sizes = sizes.shared if sharing else ()
         device, dtype, max_rows = state.device, kv_caches[0][0].dtype, sizes.rows[-1]
         self._rows = UploadedRows(max_rows, state.void_slot, device)
         # Not memory of the graphs: what one graph leaves for the next, or for a copy that is still on its way.
@@ -155,8 +163,10 @@ class StepGraphs:
         num_rows = len(batch.slots)
         graphs = next(graphs for graphs in self._row_graphs if graphs.num_rows >= num_rows)
         self._rows.upload(batch, uplink)
+        is_shared = self._sharing is not None and self._sharing.plan(batch, uplink)
         if batch.is_decode:
-            graphs.decode()
+            shared = graphs.decode_shared if is_shared else None
+            (shared or graphs.decode)()
         else:
             mixed = self._mixed_graph(batch)
             assert mixed is not None, "holds has been asked"
@@ -184,7 +194,10 @@ class StepGraphs:
 
         def forward() -> None:
             inputs = self._inputs(num_tokens, num_rows, rows.query_lens[:num_rows])
-            batch = ForwardBatch.of(inputs, num_tokens, self._state.max_model_len, 0, rows.row_counts)
+            lens = (num_tokens, self._state.max_model_len)
+            # Always with the plan: an empty one costs a microsecond in each layer, less than graphs without it.
+            shared = self._sharing.shared if self._sharing else None
+            batch = ForwardBatch.of(inputs, *lens, 0, rows.row_counts, shared)
             last = (inputs.query_start_loc[1:] - 1).clamp_(min=0)
             torch.index_select(self._model.forward(batch, self._kv_caches), 0, last, out=hidden)
 
@@ -195,9 +208,9 @@ class StepGraphs:
         num_rows = graphs.num_rows
         logits, hidden = self._logits[:num_rows], self._hidden[:num_rows]
 
-        def decode() -> None:
+        def decode(shared: SharedPrefixes | None = None) -> None:
             inputs = self._inputs(num_rows, num_rows, None)
-            batch = ForwardBatch.of(inputs, 1, self._state.max_model_len, num_rows)
+            batch = ForwardBatch.of(inputs, 1, self._state.max_model_len, num_rows, shared=shared)
             self._model.compute_logits(self._model.forward(batch, self._kv_caches), out=logits)
 
         def project() -> None:
@@ -206,7 +219,10 @@ class StepGraphs:
         def sample() -> None:
             graphs.token_ids = self._sample(graphs, CAPTURED_STAGES)
 
-        return {"decode": decode, "project": project, "sample": sample}
+        works: dict[str, Work] = {"decode": decode, "project": project, "sample": sample}
+        if self._sharing and num_rows in self._shared_sizes:
+            works["decode_shared"] = partial(decode, self._sharing.shared)
+        return works
 
     def _inputs(self, num_tokens: int, num_rows: int, query_lens: torch.Tensor | None) -> PreparedInputs:
         max_blocks = self._state.block_tables.shape[1]

@@ -141,5 +141,6 @@ class Attention:
             sliding_window=self._sliding_window,
             num_decodes=batch.num_decodes,
             row_counts=batch.row_counts,
+            shared=batch.shared,
         )
         return self._o(paged_attention(inputs).view(x.shape[0], -1))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from pagewire_kernels.paged_attention import SharedPrefixes
 from pagewire_kernels.prepare_inputs import PreparedInputs
 
 
@@ -34,6 +35,8 @@ class ForwardBatch:
     """The first num_decodes sequences have exactly one new token each."""
     row_counts: torch.Tensor | None = None
     """[2] int64: as AttentionInputs has them; None: every sequence has new tokens, and num_decodes counts."""
+    shared: SharedPrefixes | None = None
+    """What the decodes share, as AttentionInputs has it."""
 
     @classmethod
     def of(
@@ -43,6 +46,7 @@ class ForwardBatch:
         max_seq_len: int,
         num_decodes: int,
         row_counts: torch.Tensor | None = None,
+        shared: SharedPrefixes | None = None,
     ) -> "ForwardBatch":
         """Combines what the device looked up with what the host knows."""
         return cls(
@@ -56,6 +60,7 @@ class ForwardBatch:
             max_seq_len=max_seq_len,
             num_decodes=num_decodes,
             row_counts=row_counts,
+            shared=shared,
         )
 
 
