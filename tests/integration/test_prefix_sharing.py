@@ -95,10 +95,10 @@ def test_cached_prefixes_forks_stops_and_preemption(
     llama: Subject, checker: Checker, make_runner: MakeRunner, window: int
 ) -> None:
     """Three rounds of prompts that begin alike, with several answers each, in a pool that is too small for them."""
-    limits = {"num_blocks": 26, "block_size": BLOCK_SIZE, "max_num_batched_tokens": 64}
+    limits = {"num_blocks": 20, "block_size": BLOCK_SIZE, "max_num_batched_tokens": 64}
     worlds = [llama.world(window=window, **limits, **runner) for runner in ({}, {"make_runner": make_runner})]
     longest = max(llama.greedy, key=lambda expected: len(expected.prompt)).prompt
-    options = {"temperature": 0.8, "seed": 5, "n": 3, "stop_token_ids": tuple(range(0, 200, 9)), "min_tokens": 3}
+    options = {"temperature": 0.8, "seed": 5, "n": 3, "stop_token_ids": tuple(range(0, 200, 9)), "min_tokens": 14}
     answers: list[list[list[int]]] = []
     for world in worlds:
         answers.append([])

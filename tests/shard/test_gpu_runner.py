@@ -104,6 +104,28 @@ def test_prefixes_that_rows_of_one_plan_share_change_nothing(
 
 
 @RUNNERS
+def test_prefixes_that_sequences_share_are_read_once_and_change_nothing(
+    llama: Subject, comparison: Comparison, sizes: GraphSizes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each prompt four times, from the cached prefix that the first round leaves; the others share nothing with it."""
+    monkeypatch.setattr("pagewire_shard.execution.prefix_sharing.MIN_SAVED_BYTES", 0)
+    monkeypatch.setattr("pagewire_kernels.paged_attention.shared_runs.MIN_SAVED_KEYS", 1)
+    world = llama.world(block_size=16, make_runner=gpu_runner(sizes))
+    sharing = world.runner.sharing
+    assert sharing is not None
+    planned: list[bool] = []
+    plan = sharing.plan
+    monkeypatch.setattr(sharing, "plan", lambda *args: planned.append(plan(*args)) or planned[-1])
+    submit(world, llama)
+    world.run()
+    rounds = [submit(world, llama) for _ in range(4)]
+    world.run()
+    for groups in rounds:
+        check(comparison, llama, groups, "shared")
+    assert any(planned)
+
+
+@RUNNERS
 @pytest.mark.parametrize("window", [1, 2, 4])
 def test_chunks_preemption_and_plans_in_flight_change_nothing(
     llama: Subject, comparison: Comparison, sizes: GraphSizes | None, window: int

@@ -23,12 +23,23 @@ _ROW_FIELDS = tl.constexpr(ROW_FIELDS)
 _ROW_FIRST_SLOT, _ROW_NUM_SLOTS = tl.constexpr(ROW_FIRST_SLOT), tl.constexpr(ROW_NUM_SLOTS)
 
 MAX_SPLITS = 64
-"""Most splits of one sequence, those of its shared runs included. One program loads all at once: for heads of 128, 64
-registers of each of 128 threads."""
-_NUM_WARPS, _NUM_WARPS_SHARED = 4, 8
-"""Without and with the slots of shared runs, whose addresses take registers too."""
-_PROGRAMS_PER_SM = 8
-"""Most programs on a multiprocessor: this many are resident, and most sequences of a large batch are not split."""
+"""Most splits of one sequence, those of its shared runs included."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    block_splits: int
+    """Partial results that a program loads at once."""
+    num_warps: int
+    programs_per_sm: int
+    """Most programs on a multiprocessor: as many as are resident."""
+
+
+_SPLITS = _Config(MAX_SPLITS, 4, 8)
+"""For splits alone: most sequences of a large batch have one, and the others all of theirs at once, which for heads of
+128 takes 64 registers of each of 128 threads."""
+_SHARED = _Config(8, 1, 32)
+"""For shared runs: every sequence has some partial results, most of them few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +84,11 @@ def combine_splits_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid: (cdiv(num_heads, heads_per_program), num_seqs); one program makes heads_per_program query heads of one
-    sequence, each in one round of loads: the latency of memory is most of what this takes.
+    sequence, each in few rounds of loads: the latency of memory is most of what this takes.
 
     With row_counts_ptr the number of sequences is read there, and the grid covers the most that there can be.
     With shared_rows_ptr, the rows of a plan (shared_prefixes.py), slot s of the plan is partial first_shared + s.
@@ -85,7 +96,6 @@ def combine_splits_kernel(
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP_SIZE
     first_head = tl.program_id(0) * heads_per_program
     seq = tl.program_id(1).to(tl.int64)
-    split = tl.arange(0, MAX_SPLITS)
     dims = tl.arange(0, BLOCK_D)
     release_next(PDL)
     wait_for_previous(PDL)
@@ -97,24 +107,32 @@ def combine_splits_kernel(
     num_splits = tl.load(splits_ptr + 2 * seq + 1)
     if num_splits == 0:
         return
-    item = first_item + split
-    is_split = split < num_splits
+    num_slots, first_slot = 0, 0
     if shared_rows_ptr is not None:
         first_slot = tl.load(shared_rows_ptr + seq * _ROW_FIELDS + _ROW_FIRST_SLOT)
         num_slots = tl.load(shared_rows_ptr + seq * _ROW_FIELDS + _ROW_NUM_SLOTS)
-        item = split + tl.where(is_split, first_item, first_shared + first_slot - num_splits)
-        is_split = split < num_splits + num_slots
+    # The partial result behind the last split is the first slot.
+    first_slot += first_shared - num_splits
+    num_partials = num_splits + num_slots
     for head in range(first_head, tl.minimum(first_head + heads_per_program, NUM_HEADS)):
         row = head % GROUP_SIZE
-        partial = item.to(tl.int64) * NUM_KV_HEADS + head // GROUP_SIZE  # [MAX_SPLITS]
-        maxima = tl.load(stats_ptr + partial * (2 * BLOCK_G) + row, mask=is_split, other=LOWEST)
-        totals = tl.load(stats_ptr + partial * (2 * BLOCK_G) + BLOCK_G + row, mask=is_split, other=0.0)
-        cells = (partial * BLOCK_G + row)[:, None] * BLOCK_D + dims[None, :]
-        sums = tl.load(sums_ptr + cells, mask=is_split[:, None], other=0.0)  # [MAX_SPLITS, BLOCK_D]
-        maximum = tl.max(maxima, axis=0)
-        weights = tl.exp2(maxima - maximum)
-        total = add_sinks(sinks_ptr, head, True, maximum, tl.sum(totals * weights, axis=0))
-        out = tl.sum(sums * weights[:, None], axis=0) / total  # [BLOCK_D]
+        maximum, total = tl.full([], LOWEST, tl.float32), tl.full([], 0.0, tl.float32)
+        accumulator = tl.zeros([BLOCK_D], tl.float32)
+        for first in range(0, num_partials, BLOCK_SPLITS):
+            split = first + tl.arange(0, BLOCK_SPLITS)
+            is_split = split < num_partials
+            item = split + tl.where(split < num_splits, first_item, first_slot)
+            partial = item.to(tl.int64) * NUM_KV_HEADS + head // GROUP_SIZE  # [BLOCK_SPLITS]
+            maxima = tl.load(stats_ptr + partial * (2 * BLOCK_G) + row, mask=is_split, other=LOWEST)
+            totals = tl.load(stats_ptr + partial * (2 * BLOCK_G) + BLOCK_G + row, mask=is_split, other=0.0)
+            cells = (partial * BLOCK_G + row)[:, None] * BLOCK_D + dims[None, :]
+            sums = tl.load(sums_ptr + cells, mask=is_split[:, None], other=0.0)  # [BLOCK_SPLITS, BLOCK_D]
+            new_maximum = tl.maximum(maximum, tl.max(maxima, axis=0))
+            weights, rescale = tl.exp2(maxima - new_maximum), tl.exp2(maximum - new_maximum)
+            maximum = new_maximum
+            total = total * rescale + tl.sum(totals * weights, axis=0)
+            accumulator = accumulator * rescale + tl.sum(sums * weights[:, None], axis=0)
+        out = accumulator / add_sinks(sinks_ptr, head, True, maximum, total)  # [BLOCK_D]
         out_offsets = (seq * NUM_HEADS + head) * HEAD_DIM + dims
         tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
 
@@ -135,7 +153,8 @@ def combine_splits(
     _, num_kv_heads, block_g, block_d = partials.sums.shape
     num_seqs = len(partials.splits)
     _, num_multiprocessors = gpu_traits(inputs.query.device)
-    heads_per_program = triton.cdiv(num_heads * num_seqs, num_multiprocessors * _PROGRAMS_PER_SM)
+    config = _SHARED if shared else _SPLITS
+    heads_per_program = triton.cdiv(num_heads * num_seqs, num_multiprocessors * config.programs_per_sm)
     combine_splits_kernel[(triton.cdiv(num_heads, heads_per_program), num_seqs)](
         partials.sums,
         partials.stats,
@@ -146,18 +165,20 @@ def combine_splits(
         out,
         heads_per_program,
         first_shared,
-        **_constants(num_kv_heads, inputs.group_size, head_dim, block_g, block_d),
+        **_constants(config, num_kv_heads, inputs.group_size, head_dim, block_g, block_d),
         **launch_options(inputs.query.device),
-        num_warps=_NUM_WARPS_SHARED if shared else _NUM_WARPS,
+        num_warps=config.num_warps,
     )
 
 
-def _constants(num_kv_heads: int, group_size: int, head_dim: int, block_g: int, block_d: int) -> dict[str, int]:
+def _constants(
+    config: _Config, num_kv_heads: int, group_size: int, head_dim: int, block_g: int, block_d: int
+) -> dict[str, int]:
     return {
         "NUM_KV_HEADS": num_kv_heads,
         "GROUP_SIZE": group_size,
         "HEAD_DIM": head_dim,
         "BLOCK_G": block_g,
         "BLOCK_D": block_d,
-        "MAX_SPLITS": MAX_SPLITS,
+        "BLOCK_SPLITS": config.block_splits,
     }

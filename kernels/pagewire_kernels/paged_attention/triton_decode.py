@@ -82,13 +82,16 @@ def _find_split(
     split_tiles = tl.maximum(tl.cdiv(tiles, splits), 1)
     # Splits that rounding up left empty are dropped; a void row keeps one, which writes its zeros.
     splits = tl.where(seqs < num_seqs, tl.maximum(tl.cdiv(tiles, split_tiles), 1), 0)
-    ends = tl.cumsum(splits)
-    before = ends <= item
-    seq = tl.minimum(tl.sum(before.to(tl.int32)), num_seqs)
-    first_item = tl.max(tl.where(before, ends, 0))
-    is_mine = seqs == seq
-    num_splits = tl.sum(tl.where(is_mine, splits, 0))
-    return seq, first_item, num_splits, tl.sum(tl.where(is_mine, split_tiles, 0))
+    seq, first_item, num_splits, most_tiles = tl.minimum(item, num_seqs), item, 1, tl.max(split_tiles)
+    if tl.max(splits) > 1:
+        ends = tl.cumsum(splits)
+        before = ends <= item
+        seq = tl.minimum(tl.sum(before.to(tl.int32)), num_seqs)
+        first_item = tl.max(tl.where(before, ends, 0))
+        is_mine = seqs == seq
+        num_splits = tl.sum(tl.where(is_mine, splits, 0))
+        most_tiles = tl.sum(tl.where(is_mine, split_tiles, 0))
+    return seq, first_item, num_splits, most_tiles
 
 
 @triton.jit
@@ -250,15 +253,15 @@ def attend_decodes(
     head_dim = inputs.query.shape[2]
     device = inputs.query.device
     gpu, num_multiprocessors = gpu_traits(device)
+    shared = _shared(inputs, num_decodes)
     if config is None:
-        config = decode_config(gpu, head_dim, inputs.query.element_size())
+        config = decode_config(gpu, head_dim, inputs.query.element_size(), is_shared=shared is not None)
     constants = _constants(config, inputs.group_size, head_dim, inputs.num_kv_heads, inputs.block_size)
     tile, block_g, block_d = (int(constants[name]) for name in ("TILE", "BLOCK_G", "BLOCK_D"))
     reach = min(inputs.max_seq_len, inputs.sliding_window + tile) if inputs.sliding_window else inputs.max_seq_len
     # Most shares that the longest sequences could fill beyond one each.
     num_shares = num_decodes * (triton.cdiv(reach, tile * config.min_split_tiles) - 1)
     num_shares = max(0, min(num_shares, num_multiprocessors * config.programs_per_sm // inputs.num_kv_heads))
-    shared = _shared(inputs, num_decodes)
     if shared:
         num_shares = max(num_shares, 1)
     num_items = num_decodes + num_shares

@@ -1,9 +1,9 @@
 """Tile configurations of paged attention: paged_attention.json, which a re-tuning run rewrites, read into dataclasses.
 
 An entry serves one class of queries ("decode": one token per sequence; "shared": these, on keys that several of them
-share; "prefill"; "hopper_prefill": what Hopper's own
-kernel takes of these), one GPU generation (compute capability times ten; 0: any that has no entry of its own), heads up
-to max_head_dim and elements of element_bytes.
+share; "own": these, on the few keys that they do not share, where that differs from "decode"; "prefill";
+"hopper_prefill": what Hopper's own kernel takes of these), one GPU generation (compute capability times ten; 0: any
+that has no entry of its own), heads up to max_head_dim and elements of element_bytes.
 """
 
 import json
@@ -66,12 +66,17 @@ class HopperPrefillConfig:
 
 
 @cache
-def decode_config(gpu: int, head_dim: int, element_bytes: int) -> DecodeConfig:
-    """Returns the table's entry for decodes.
+def decode_config(gpu: int, head_dim: int, element_bytes: int, is_shared: bool = False) -> DecodeConfig:
+    """Returns the table's entry for decodes; is_shared: for the keys that they do not share with others.
 
     Raises:
         ValueError: heads are larger than any entry serves.
     """
+    if is_shared:
+        try:
+            return DecodeConfig(**_find("own", DecodeConfig, gpu, head_dim, element_bytes))
+        except ValueError:
+            pass
     return DecodeConfig(**_find("decode", DecodeConfig, gpu, head_dim, element_bytes))
 
 

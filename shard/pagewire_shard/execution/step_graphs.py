@@ -165,8 +165,7 @@ class StepGraphs:
         self._rows.upload(batch, uplink)
         is_shared = self._sharing is not None and self._sharing.plan(batch, uplink)
         if batch.is_decode:
-            shared = graphs.decode_shared if is_shared else None
-            (shared or graphs.decode)()
+            (self._shared_graph(num_rows) or graphs.decode if is_shared else graphs.decode)()
         else:
             mixed = self._mixed_graph(batch)
             assert mixed is not None, "holds has been asked"
@@ -181,6 +180,9 @@ class StepGraphs:
             graphs.sample()
             token_ids = graphs.token_ids
         return StepOutput(graphs.report, pending_logprobs(raw, token_ids, range(num_rows)))
+
+    def _shared_graph(self, num_rows: int) -> Work | None:
+        return next((g.decode_shared for g in self._row_graphs if g.num_rows >= num_rows and g.decode_shared), None)
 
     def _mixed_graph(self, batch: RunBatch) -> Work | None:
         num_tokens, num_rows = sum(batch.query_lens), len(batch.slots)

@@ -18,7 +18,8 @@ def _aot_case(
     shared: bool = False,
 ) -> AotCase:
     block_g, block_d = triton.next_power_of_2(group_size), max(16, triton.next_power_of_2(head_dim))
-    constants: dict[str, object] = {**kernels._constants(8, group_size, head_dim, block_g, block_d)}
+    config = kernels._SHARED if shared else kernels._SPLITS
+    constants: dict[str, object] = {**kernels._constants(config, 8, group_size, head_dim, block_g, block_d)}
     signature = {"sums_ptr": "*fp32", "stats_ptr": "*fp32", "splits_ptr": "*i32", "out_ptr": "*bf16"}
     signature |= {"heads_per_program": "i32", "first_shared": "i32"}
     for optional, type_, is_given in (
@@ -30,8 +31,7 @@ def _aot_case(
             signature[optional] = type_
         else:
             constants[optional] = None
-    num_warps = kernels._NUM_WARPS_SHARED if shared else kernels._NUM_WARPS
-    return AotCase(name, kernels.combine_splits_kernel, signature, constants, num_warps=num_warps)
+    return AotCase(name, kernels.combine_splits_kernel, signature, constants, num_warps=config.num_warps)
 
 
 AOT_CASES = (
