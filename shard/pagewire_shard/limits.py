@@ -14,9 +14,10 @@ LEAST_SEQS = 256
 """Chosen even where the cache holds fewer of typical length: not all requests are."""
 TYPICAL_LEN, SHORT_LEN = 256, 64
 """Tokens that a sequence has in the cache while it runs, its prompt and half of its answer; of a short one."""
-STEP_S = {"cuda": 0.25, "cpu": 0.5}
-"""Seconds that a step of prompts may keep the streams that run waiting."""
-TOKENS = {"cuda": (1024, 16_384), "cpu": (64, 512)}
+STEP_S = {"cuda": 0.125, "cpu": 0.5}
+"""Seconds that a step of prompts may keep the streams that run waiting. An H200 reads prompts as fast in steps of 1,024
+tokens as of 8,192."""
+TOKENS = {"cuda": (512, 8192), "cpu": (64, 512)}
 """Least and most tokens of a step that are chosen."""
 BLOCK_SIZE = {"cuda": 64, "cpu": 16}
 """A GPU reads a block of 64 tokens in one piece; a CPU gains nothing from more than a cache line."""
