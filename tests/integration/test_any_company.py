@@ -148,17 +148,23 @@ def with_siblings(model: Decoder) -> dict[str, Answer]:
 
 
 def preempted(model: Decoder) -> dict[str, Answer]:
-    """The pool holds two sequences of the four, so that all of them lose their blocks again and again."""
-    world = make_world(model, num_blocks=30)
-    watched = Watched(world)
-    world.submit(tokens(4, seed=7), temperature=0.5, max_tokens=300)
-    world.submit(tokens(5, seed=8), temperature=0.5, max_tokens=300)
-    for _ in range(3):
-        world.step()
-    watched.submit("sampled")
-    watched.submit("greedy")
-    answers = watched.answers()
-    assert watched.groups["greedy"].num_resumed_tokens is not None, "it was not preempted"
+    """The pool is too small for what others grow to, so that the request loses its blocks: the greedy one in one size
+    of the pool, the sampled one in another."""
+    answers, resumed = {}, set()
+    for num_blocks in (20, 22, 24):
+        world = make_world(model, num_blocks=num_blocks)
+        for seed in (7, 8):
+            world.submit(tokens(20, seed=seed), temperature=0.5, max_tokens=120)
+        for _ in range(8):
+            world.step()
+        watched = Watched(world)
+        watched.submit("sampled")
+        watched.submit("greedy")
+        found = watched.answers()
+        mine = {name for name, group in watched.groups.items() if group.num_resumed_tokens is not None}
+        answers |= {name: found[name] for name in mine - resumed}
+        resumed |= mine
+    assert resumed == {"greedy", "sampled"}, f"only {resumed} were preempted"
     return answers
 
 
@@ -190,9 +196,12 @@ COMPANIES: dict[str, Company] = {
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = transformers.LlamaConfig(
+    """A layer with a dense block, whose down projection reads more features than the kernel takes in one go, and one
+    with a mixture of experts."""
+    config = transformers.Qwen3MoeConfig(
         vocab_size=VOCAB_SIZE, hidden_size=192, intermediate_size=1088, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=512, moe_intermediate_size=96, num_experts=4,
+        num_experts_per_tok=2, norm_topk_prob=True, mlp_only_layers=[0], rope_theta=1e4,
     )  # fmt: skip
     model = random_model(config)
     for parameter in model.parameters():

@@ -6,8 +6,9 @@ from functools import cache
 import torch
 
 from pagewire_kernels.fused_moe import reference
+from pagewire_kernels.fused_moe.reference import route
 
-__all__ = ["fused_moe"]
+__all__ = ["fused_moe", "route"]
 
 
 def fused_moe(
@@ -43,5 +44,4 @@ def _backend(device_type: str) -> Callable[..., torch.Tensor]:
         from pagewire_kernels.fused_moe import triton
 
         return triton.fused_moe
-    # Matrix products by expert take nearly all of the time, and torch's are fast on a CPU.
     return reference.fused_moe

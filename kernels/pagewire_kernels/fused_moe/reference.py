@@ -1,4 +1,4 @@
-"""The definition of fused_moe, and its implementation on a CPU."""
+"""The definition of fused_moe, and the routing of a mixture whose products are made one by one."""
 
 import torch
 import torch.nn.functional as F

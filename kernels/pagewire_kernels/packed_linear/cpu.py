@@ -114,6 +114,8 @@ def _worker(args):
         panel_bytes = num_steps * _STEP_BYTES
         first = panels + column // PANEL_COLUMNS * panel_bytes
         second = first + (out_columns // PANEL_COLUMNS if kind >= 0 else 1) * panel_bytes
+        if kind < 0 and columns <= PANEL_COLUMNS:
+            second = first  # There is none; what it yields is not written.
         written, written_row = out + 4 * (chunk * chunk_rows * out_columns + column), 4 * out_columns
         is_direct = bias == 0 and columns == TILE_COLUMNS
         target, target_row = sums.ctypes.data, 4 * TILE_COLUMNS

@@ -35,8 +35,7 @@ def pack(weight: torch.Tensor, dtype: torch.dtype) -> PackedWeight:
     """Packs a weight of [out_features, in_features], rounded to dtype: float32 or bfloat16."""
     out_features, in_features = weight.shape
     per_step = FEATURES_PER_STEP[dtype]
-    columns = PANEL_COLUMNS * PANELS_AT_A_TIME
-    padded = F.pad(weight.to(dtype), (0, -in_features % per_step, 0, -out_features % columns))
+    padded = F.pad(weight.to(dtype), (0, -in_features % per_step, 0, -out_features % PANEL_COLUMNS))
     steps = padded.view(-1, PANEL_COLUMNS, padded.shape[1] // per_step, per_step)
     return PackedWeight(steps.transpose(1, 2).contiguous(), out_features, in_features)
 

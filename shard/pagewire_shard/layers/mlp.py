@@ -43,7 +43,7 @@ class Mlp:
     """down(activation(up(x))); gated: up yields gate and value side by side."""
 
     def __init__(self, spec: MlpSpec, up: Linear, down: Linear) -> None:
-        self._activated_up = _activated_up(spec, up)
+        self._activated_up = gated(up, spec.activation) if spec.gated else _activated(up, spec.activation)
         self._down = down
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,9 +51,15 @@ class Mlp:
         return self._down(self._activated_up(x))
 
 
-def _activated_up(spec: MlpSpec, up: Linear) -> Callable[[torch.Tensor], torch.Tensor]:
-    fused = up.gated(spec.activation) if spec.gated else None
+def gated(up: Linear, activation: Activation) -> Callable[[torch.Tensor], torch.Tensor]:
+    """activation(gate) * value of a product that yields both side by side, in one pass where it can do that."""
+    fused = up.gated(activation)
     if fused is not None:
         return fused
-    activate = (GATED if spec.gated else PLAIN)[spec.activation]
+    activate = GATED[activation]
+    return lambda x: activate(up(x))
+
+
+def _activated(up: Linear, activation: Activation) -> Callable[[torch.Tensor], torch.Tensor]:
+    activate = PLAIN[activation]
     return lambda x: activate(up(x))

@@ -1,11 +1,13 @@
-"""The mixture of experts: a router, and the kernel that computes each token's chosen experts."""
+"""The mixture of experts: a router, and the chosen experts, by one kernel on a GPU and by products on a CPU."""
 
 from dataclasses import dataclass
 
 import torch
-from pagewire_kernels.fused_moe import fused_moe
+from pagewire_kernels.fused_moe import fused_moe, route
 
+from pagewire_shard.layers.block import FeedForward
 from pagewire_shard.layers.linear import Linear
+from pagewire_shard.layers.mlp import gated
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights
 
@@ -36,8 +38,12 @@ class MoeSpec:
             "experts_down": Parameter("experts", (hidden_size,) * self.num_experts, self.intermediate_size),
         }
 
-    def build(self, weights: LayerWeights) -> "MixtureOfExperts":
+    def build(self, weights: LayerWeights) -> FeedForward:
         """See FeedForwardSpec."""
+        if weights.weights.precision.device.type == "cpu":
+            ups = weights.expert_linears("experts_up", self.num_experts)
+            downs = weights.expert_linears("experts_down", self.num_experts)
+            return MixtureOfLinears(self, weights.linear("router"), ups, downs)
         up, down = weights.tensors("experts_up")["weight"], weights.tensors("experts_down")["weight"]
         return MixtureOfExperts(self, weights.linear("router"), up, down)
 
@@ -55,3 +61,24 @@ class MixtureOfExperts:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden] -> [num_tokens, hidden]."""
         return fused_moe(x, self._router(x), self._up, self._down, top_k=self._top_k, renormalise=self._renormalise)
+
+
+class MixtureOfLinears:
+    """The same with a Linear for each matrix: on a CPU, where packed products are faster and a token's bits do not
+    depend on how many others chose its experts."""
+
+    def __init__(self, spec: MoeSpec, router: Linear, ups: list[Linear], downs: list[Linear]) -> None:
+        self._top_k = spec.top_k
+        self._renormalise = spec.renormalise
+        self._router = router
+        self._experts = [(gated(up, "silu"), down) for up, down in zip(ups, downs, strict=True)]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, hidden] -> [num_tokens, hidden]."""
+        weights, experts = route(self._router(x), self._top_k, self._renormalise)
+        out = torch.zeros_like(x)
+        for index, (up, down) in enumerate(self._experts):
+            tokens, places = torch.where(experts == index)
+            if len(tokens):
+                out.index_add_(0, tokens, down(up(x[tokens])) * weights[tokens, places, None])
+        return out

@@ -37,10 +37,11 @@ class Weights:
         """The tensors that `put` takes for the parameter."""
         if parameter.role == "linear":
             return self._scheme.tensors(parameter)
-        activations = self.precision.activations
-        return plain_tensors(
-            parameter, self.precision.tables if parameter.role == "table" else activations, activations
+        precision = self.precision
+        weight = {"table": precision.tables, "experts": precision.linear_weights}.get(
+            parameter.role, precision.activations
         )
+        return plain_tensors(parameter, weight, precision.activations)
 
     def put(self, name: str, parameter: Parameter, tensors: Mapping[str, torch.Tensor]) -> None:
         """Takes a complete parameter. Those of role linear are packed; the caller then drops their tensors."""
@@ -75,6 +76,13 @@ class LayerWeights:
     def linear(self, name: str) -> Linear:
         """The Linear of a parameter of role linear."""
         return self.weights.linears[self.prefix + name]
+
+    def expert_linears(self, name: str, num_experts: int) -> list[Linear]:
+        """A Linear of each matrix of a parameter of role experts, in place of its tensor, which is freed."""
+        matrices = self.weights.tensors.pop(self.prefix + name)["weight"].chunk(num_experts)
+        linears = [self.weights.precision.linear_factory(matrix, None) for matrix in matrices]
+        self.weights.linears |= {f"{self.prefix}{name}.{index}": linear for index, linear in enumerate(linears)}
+        return linears
 
     def tensors(self, name: str) -> Mapping[str, torch.Tensor]:
         """The tensors of a parameter of another role."""
