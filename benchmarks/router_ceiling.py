@@ -59,8 +59,9 @@ class Tree:
     path: Path
 
     def environment(self) -> dict[str, str]:
-        """Variables with which Python finds its packages."""
-        return {"PYTHONPATH": os.pathsep.join(str(self.path / folder) for folder in FOLDERS)}
+        """Variables with which Python finds its packages before any others."""
+        inherited = os.environ.get("PYTHONPATH", "")
+        return {"PYTHONPATH": os.pathsep.join([*(str(self.path / folder) for folder in FOLDERS), inherited])}
 
 
 PACING = {
