@@ -63,7 +63,13 @@ def test_rows_with_a_tile_go_through_the_kernel(kernel: Kernel, has_bias: bool) 
     for num_rows in (0, 1, 2, 3, MAX_ROWS, MAX_ROWS + 1, 2 * MAX_ROWS):
         x = torch.randn(num_rows, HIDDEN)
         torch.testing.assert_close(linear(x), torch.nn.functional.linear(x, weight, bias))
-    assert kernel.calls == [(1, False, ONE_ROW), (3, False, MORE_ROWS), (MAX_ROWS, False, MORE_ROWS)]
+    calls = [(1, False, ONE_ROW), (3, False, MORE_ROWS), (MAX_ROWS, False, MORE_ROWS)]
+    assert kernel.calls == calls
+    for num_rows in (1, 2, 3, MAX_ROWS, MAX_ROWS + 1):
+        x, out = torch.randn(num_rows, HIDDEN), torch.full((num_rows, SIZE), torch.nan)
+        linear.write(x, out)
+        torch.testing.assert_close(out, torch.nn.functional.linear(x, weight, bias))
+    assert kernel.calls == 2 * calls
 
 
 def test_a_gated_block_takes_gate_and_activation_in_one(kernel: Kernel) -> None:

@@ -52,6 +52,9 @@ def test_a_linear_is_the_matrix_product(
         x = torch.randn(num_rows, 2 * in_features)[:, ::2]
         expected = torch.nn.functional.linear(x, weight, bias)
         torch.testing.assert_close(run(x), expected, rtol=1e-4, atol=1e-4)
+        out = torch.full_like(expected, torch.nan)
+        run.write(x, out)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_packing_as_float16_halves_the_memory() -> None:

@@ -21,11 +21,20 @@ class GpuLinear(PlainLinear):
         self._tiles = tiles_by_rows(weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        num_rows = x.shape[0]
-        tile = self._tiles[num_rows] if num_rows < len(self._tiles) else None
+        tile = self._tile(x.shape[0])
         if tile is None:
             return super().__call__(x)
         return few_rows_linear(x, self.weight, self.bias, tile=tile)
+
+    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """See Linear."""
+        if self._tile(x.shape[0]) is None:
+            super().write(x, out)
+        else:
+            out.copy_(self(x))
+
+    def _tile(self, num_rows: int) -> Tile | None:
+        return self._tiles[num_rows] if num_rows < len(self._tiles) else None
 
     def gated(self, activation: Activation) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """See Linear: SiLU, for weights that have a tile for it."""

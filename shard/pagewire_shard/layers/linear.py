@@ -49,6 +49,10 @@ class Linear(Protocol):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[num_rows, in_features] -> [num_rows, out_features], same dtype."""
 
+    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Leaves the product in `out`, which is contiguous."""
+        out.copy_(self(x))
+
     def gated(self, activation: Activation) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """activation(gate) * value of this product, whose first half of columns is the gate and whose second the value:
         [num_rows, in_features] -> [num_rows, out_features / 2]."""
@@ -74,6 +78,13 @@ class PlainLinear(Linear):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """See Linear."""
+        if self.bias is None:
+            torch.mm(x, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, x, self.weight.t(), out=out)
 
 
 class PackedLinear(Linear):

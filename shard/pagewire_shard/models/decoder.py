@@ -133,10 +133,11 @@ class Decoder:
         given."""
         if self._project_out is not None:
             hidden = self._project_out(hidden)
-        logits = self._lm_head(hidden)
-        if self.spec.logit_scale != 1.0:
-            return torch.mul(logits, self.spec.logit_scale, out=logits if out is None else out)
-        return logits if out is None else out.copy_(logits)
+        if out is None:
+            out = self._lm_head(hidden)
+        else:
+            self._lm_head.write(hidden, out)
+        return out if self.spec.logit_scale == 1.0 else out.mul_(self.spec.logit_scale)
 
     def _embeddings(self, batch: ForwardBatch) -> torch.Tensor:
         x = self._embed(batch.input_ids)
