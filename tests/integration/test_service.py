@@ -120,7 +120,9 @@ def test_four_requests_on_a_pool_too_small_for_two_all_finish_right(model: Path,
 
 
 def test_a_request_that_can_never_fit_is_refused_at_once(model: Path) -> None:
-    with shards_and_router(model, "--max-model-len", "128", "--kv-cache-memory", "40KB") as cluster:
+    with shards_and_router(
+        model, "--max-model-len", "128", "--kv-cache-memory", "40KB", "--max-num-seqs", "8"
+    ) as cluster:
         with Client(cluster.address, timeout_s=30) as client:
             with pytest.raises(InvalidRequest, match="128"):
                 client.complete({"prompt_token_ids": [1] * 128}, GREEDY)
