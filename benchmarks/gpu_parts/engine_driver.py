@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire.v1.inference_pb2 import SamplingParams
-from pagewire_common.block_hash import block_digests, root_digest
+from pagewire_common.block_hash import block_digests, root_digest, wire_hash
 from pagewire_common.sampling_params import with_defaults
 from pagewire_router.errors import RouterError
 from pagewire_router.request import Request
@@ -157,7 +157,9 @@ class Driver:
     def _claim(self, prompt: list[int]) -> None:
         pool = self.engine.pool
         blocks = []
-        for digest in block_digests(root_digest(""), prompt[:-1], pool.block_size):
+        digests = block_digests(root_digest(""), prompt[:-1], pool.block_size)
+        self.scheduler.prefixes.update(map(wire_hash, digests), ())
+        for digest in digests:
             block = pool.allocate()
             pool.index(block, digest)
             blocks.append(block)

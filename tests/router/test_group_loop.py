@@ -5,8 +5,10 @@ import logging
 
 import pytest
 from pagewire.v1 import shard_pb2
+from pagewire_common.block_hash import PrefixHashes
 from pagewire_router.errors import DeadlineExceeded
 from pagewire_router.groups.group_loop import GroupLoop
+from pagewire_router.groups.shard_client import PlanStreamOpened
 from scheduling_world import NullSink, make_request
 
 INFO = shard_pb2.ShardInfo(
@@ -57,6 +59,53 @@ def test_a_request_expires_while_its_group_is_down():
     loop.submit(early)
     loop.end_expired(15.0)
     assert (len(early.sink.errors), len(late.sink.errors)) == (1, 0)
+
+
+class FakeStream:
+    """A plan stream: says what it is given and keeps the plans that it gets."""
+
+    def __init__(self, *messages):
+        self._messages = list(messages)
+        self.plans = asyncio.Queue()
+
+    async def read(self):
+        if not self._messages:
+            await asyncio.Event().wait()
+        return self._messages.pop(0).SerializeToString()
+
+    async def write(self, data):
+        message = shard_pb2.RouterMessage.FromString(data)
+        if message.HasField("plan"):
+            self.plans.put_nowait(message.plan)
+
+    async def done_writing(self): ...
+
+    def cancel(self): ...
+
+
+class FakeRank:
+    def __init__(self, stream):
+        self._stream = stream
+
+    async def open_plan_stream(self, router_id, max_inflight, epoch):
+        welcome = shard_pb2.Welcome(lease_term_ms=10_000, max_inflight=2, info=INFO, free_blocks=INFO.num_blocks)
+        return PlanStreamOpened(self._stream, welcome)
+
+
+async def test_the_first_plans_count_on_what_a_shard_says_it_has_cached():
+    """Such as after a restart of the router."""
+    prompt = list(range(1, 31))
+    hashes = PrefixHashes(prompt, INFO.block_size).first(6)
+    parts = [shard_pb2.CacheSnapshot(hashes=part, last=part == hashes[4:]) for part in (hashes[:4], hashes[4:])]
+    stream = FakeStream(*[shard_pb2.ShardMessage(cache_snapshot=part) for part in parts])
+    loop = new_loop(FakeRank(stream))
+    loop.submit(make_request(prompt, max_tokens=5))
+    running = asyncio.create_task(loop.run())
+    async with asyncio.timeout(10):
+        plan = await stream.plans.get()
+        loop.stop()
+        await running
+    assert list(plan.run_token_budgets) == [30 - 6 * INFO.block_size]
 
 
 class BrokenRank:

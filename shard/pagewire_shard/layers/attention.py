@@ -105,7 +105,11 @@ class Attention:
             self._qk_norms = PerHeadNorm(norm, q_norm["weight"]), PerHeadNorm(norm, k_norm["weight"])
 
     def __call__(self, x: torch.Tensor, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
-        """[num_tokens, hidden] -> [num_tokens, hidden]."""
+        """[num_tokens, hidden] -> [num_tokens, hidden].
+
+        The keys and values of all tokens are written before any token attends: a row may read blocks that another row
+        fills in the same step (engine/step_prefixes.py).
+        """
         heads = self._qkv(x).view(x.shape[0], -1, self._head_dim)
         query, key, value = torch.split_with_sizes(heads, self._head_counts, dim=1)
         if self._qk_norms is not None:
