@@ -291,7 +291,7 @@ def attend_decodes(
         inputs.block_tables.stride(0),
         SLIDING_WINDOW=inputs.sliding_window,
         HAS_SOFTCAP=inputs.logit_softcap > 0,
-        BLOCK_SEQS=_block_seqs(num_decodes),
+        BLOCK_SEQS=_block_seqs(num_decodes, is_small=inputs.row_counts is None and shared is None),
         **constants,
         **launch_options(device),
         num_warps=_num_warps(config, int(constants["BLOCK_M"])),
@@ -338,6 +338,11 @@ def _num_warps(config: DecodeConfig, block_m: int) -> int:
     return max(config.num_warps, block_m // 16)
 
 
-def _block_seqs(num_seqs: int) -> int:
-    """Returns num_seqs rounded up to one of few sizes, since each size needs a compilation."""
-    return next((size for size in (32, 256) if num_seqs <= size), triton.next_power_of_2(num_seqs))
+def _block_seqs(num_seqs: int, is_small: bool = False) -> int:
+    """Returns num_seqs rounded up to one of few sizes, since each size needs a compilation.
+
+    Args:
+        is_small: Whether a size for few sequences is worth one: for plain decodes, most of all for a single one.
+    """
+    sizes = (32, 256, 1024) if is_small else (256, 1024)
+    return next((size for size in sizes if num_seqs <= size), triton.next_power_of_2(num_seqs))
