@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
 from pagewire_kernels.paged_attention import AttentionInputs, reference
 from pagewire_kernels.paged_attention import shared_prefixes as plans
@@ -104,6 +106,36 @@ def test_one_prefix_of_all_rows(paged_batch: Any, num_shares: int, dtype: torch.
 def test_a_tree_of_prefixes_and_rows_that_share_nothing(paged_batch: Any, num_shares: int) -> None:
     batch = paged_batch([1] * 12, [210, 180, 200, 50, 131, 140, 129, 190, 400, 300, 17, 1], block_size=16)
     check(batch, [(range(8), 3), (range(3), 9), (range(2), 11), (range(4, 7), 8), ([8, 9], 18)], num_shares=num_shares)
+
+
+@st.composite
+def random_trees(draw: st.DrawFn) -> tuple[list[int], Groups, tuple[int, ...]]:
+    """Lengths of rows, what they share, and which of them have stopped. Rows have 16 to 25 blocks of 16."""
+    num_rows = draw(st.integers(2, 9))
+    seq_lens = draw(st.lists(st.integers(16 * 16, 16 * 25), min_size=num_rows, max_size=num_rows))
+    groups: Groups = []
+
+    def share(rows: list[int], depth: int) -> None:
+        if len(rows) > 1 and depth < 15:
+            depth = draw(st.integers(depth + 1, 15))
+            groups.append((rows, depth))
+            cut = draw(st.integers(1, len(rows)))
+            share(rows[:cut], depth)
+            share(rows[cut:], depth)
+
+    share(draw(st.permutations(range(num_rows))), 0)
+    return seq_lens, groups, tuple(draw(st.lists(st.integers(0, num_rows - 1), max_size=3, unique=True)))
+
+
+@runs_kernels
+@given(random_trees(), st.integers(1, 12), st.sampled_from([16, 32, 64]))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_trees(
+    paged_batch: Any, tree: tuple[list[int], Groups, tuple[int, ...]], num_shares: int, tile: int
+) -> None:
+    seq_lens, groups, void = tree
+    batch = paged_batch([1] * len(seq_lens), seq_lens, num_kv_heads=1)
+    check(batch, groups, void, num_shares=num_shares, tile=tile)
 
 
 @runs_kernels
