@@ -37,7 +37,7 @@ class ShardConfig:
     device: Device = "auto"
     """Where to run; auto: cuda if there is one."""
     dtype: Dtype = "auto"
-    """Element type of weights; auto: the checkpoint's, on a CPU float16-packed for half-precision checkpoints."""
+    """Element type of weights; auto: the checkpoint's. resolve_precision says what a CPU makes of it."""
     max_model_len: int | None = None
     """Longest sequence in tokens; None: the model's own, or what the block pool holds if that is less."""
     max_num_seqs: int | None = None

@@ -59,13 +59,13 @@ def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes) -> E
     runner = _runner(config, loaded, limits, state, caches)
     warm_up(runner, limits.block_size)
     info = _describe(config, loaded, limits, num_blocks, device, model_digest)
-    print(_start_line(config, limits, num_blocks), file=sys.stderr, flush=True)
+    print(_start_line(config, loaded, limits, num_blocks), file=sys.stderr, flush=True)
     return Engine(info, runner, BlockPool(num_blocks, limits.block_size))
 
 
-def _start_line(config: ShardConfig, limits: Limits, num_blocks: int) -> str:
+def _start_line(config: ShardConfig, loaded: LoadedModel, limits: Limits, num_blocks: int) -> str:
     num_tokens = num_blocks * limits.block_size
-    return f"{config.model_name}: {limits.line()}; the KV cache holds {num_tokens:,} tokens"
+    return f"{config.model_name}: {limits.line()}; the KV cache holds {num_tokens:,} tokens; {loaded.precision}"
 
 
 def _device(config: ShardConfig) -> torch.device:

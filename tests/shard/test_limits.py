@@ -136,7 +136,8 @@ def test_a_start_says_its_limits_and_serves_them(tmp_path: Path, capfd: pytest.C
     assert (info.max_num_seqs, info.max_num_batched_tokens, info.block_size) == (256, 512, 16)
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("m: max_num_seqs 256 (the most for a CPU), max_num_batched_tokens 512 (about ")
-    assert line.endswith("block_size 16 (for a CPU); the KV cache holds 131,072 tokens")
+    assert "block_size 16 (for a CPU); the KV cache holds 131,072 tokens; " in line
+    assert line.endswith("weights and activations in float32")
 
 
 def test_weights_that_do_not_fit_are_refused_with_what_there_is(

@@ -38,7 +38,7 @@ class HalfProducts:
     """Element type to which they round weights and activations: bfloat16, or float16 for weights alone."""
     factory: LinearFactory
     reason: str
-    """What was measured, for the log."""
+    """What was measured, for the start line."""
 
 
 def _contenders() -> dict[str, LinearFactory]:

@@ -32,7 +32,7 @@ class Precision:
     """Element type of embedding tables."""
     linear_factory: LinearFactory
     summary: str
-    """Element types and products in one line, for the log."""
+    """Element types and products in one line, for the start line."""
 
 
 def resolve_precision(device: torch.device, dtype: Dtype, checkpoint_dtype: str | None) -> Precision:

@@ -27,6 +27,8 @@ class LoadedModel:
     hf_config: HFConfig
     dtype_name: str
     """The weights' element type: float32, float16 or bfloat16."""
+    precision: str
+    """Element types and products, in words."""
     cache_dtype: torch.dtype
     """Of the KV cache."""
     weight_bytes: int
@@ -60,7 +62,6 @@ def load_model(
     if checkpoint_dtype is None and files:
         checkpoint_dtype = stored_dtype(files)
     precision = resolve_precision(device, dtype, checkpoint_dtype)
-    logger.info("%s on %s: %s", architecture, device, precision.summary)
     with torch.inference_mode():
         weights = Weights(precision)
         if load_format == "dummy":
@@ -72,6 +73,7 @@ def load_model(
         model=model,
         hf_config=config,
         dtype_name=precision.name,
+        precision=precision.summary,
         cache_dtype=precision.activations,
         weight_bytes=weights.num_bytes,
     )
