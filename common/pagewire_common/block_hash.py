@@ -59,11 +59,12 @@ class PrefixHashes:
 
     def first(self, num_blocks: int) -> list[int]:
         """The hashes of the first num_blocks blocks, or of all there are; further ones may follow in the list."""
-        num_known, block_size = len(self._hashes), self.block_size
-        num_blocks = min(num_blocks, self.num_tokens // block_size)
-        if num_blocks > num_known:
-            token_ids = self._token_ids[num_known * block_size : num_blocks * block_size]
-            digests = block_digests(self._digest, token_ids, block_size)
-            self._hashes += map(wire_hash, digests)
-            self._digest = digests[-1]
-        return self._hashes
+        hashes = self._hashes
+        if num_blocks > len(hashes):
+            block_size = self.block_size
+            end = min(num_blocks * block_size, self.num_tokens)
+            digests = block_digests(self._digest, self._token_ids[len(hashes) * block_size : end], block_size)
+            if digests:
+                hashes += map(wire_hash, digests)
+                self._digest = digests[-1]
+        return hashes

@@ -76,6 +76,8 @@ class PrefixIndex:
     def _first(self, prefix: PrefixHashes, num_blocks: int) -> list[int]:
         """The hashes of a prompt's first blocks, as far as they may be computed for this plan."""
         num_known = prefix.num_known
+        if num_blocks <= num_known:
+            return prefix.first(num_known)
         hashes = prefix.first(min(num_blocks, num_known + self._num_hashes_left))
-        self._num_hashes_left -= prefix.num_known - num_known
+        self._num_hashes_left -= len(hashes) - num_known
         return hashes

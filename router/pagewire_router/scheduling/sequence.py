@@ -275,6 +275,8 @@ class SequenceGroup:
 
     def leader(self) -> Sequence:
         """Returns the sequence that is admitted for all: the longest one that has not ended."""
+        if len(self.sequences) == 1:
+            return self.sequences[0]
         return max(self.unfinished(), key=lambda sequence: len(sequence.token_ids))
 
     def preempt(self) -> None:
