@@ -93,6 +93,18 @@ def test_the_hashes_of_one_plan_are_bounded_and_go_on_with_the_next(monkeypatch:
     assert index.num_cached_blocks(asked) == 4
 
 
+def test_what_a_plan_computes_is_hashed_when_another_prompt_begins_like_it() -> None:
+    index, computing, other = PrefixIndex(), plan(1), [9, *PROMPT[1:]]
+    cold = sequence()
+    index.expect(computing, cold, 0, 17)
+    assert index.num_cached_blocks(PrefixHashes(other, BLOCK_SIZE)) == 0
+    assert cold.prefix.num_known == 1
+    assert index.num_cached_blocks(prefix()) == 4
+    assert cold.prefix.num_known == 4
+    index.on_result(computing)
+    assert index.num_cached_blocks(prefix()) == 0
+
+
 def test_a_prompt_is_hashed_once_and_as_far_as_it_hits() -> None:
     request = make_request(PROMPT)
     index = PrefixIndex()

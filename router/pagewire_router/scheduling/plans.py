@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.block_hash import PrefixHashes
 
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup, sequence_seed
 
@@ -17,6 +18,17 @@ class DraftRow:
     num_drafts: int
     num_accepted: int = 0
     """Known when the result is back."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Blocks of a prompt that a plan is expected to fill."""
+
+    step: int
+    """The plan's."""
+    prefix: PrefixHashes
+    first_block: int
+    end_block: int
 
 
 @dataclass(slots=True, eq=False)
@@ -42,8 +54,8 @@ class PlanInFlight:
     """Tokens it computes beside the last of each sequence; of those run for the first time, known with its result."""
     num_released_blocks: int = 0
     """Blocks its releases give back at most."""
-    expected_hashes: list[int] = field(default_factory=list)
-    """Hashes of the blocks that its chunks fill. See PrefixIndex."""
+    chunks: list[Chunk] = field(default_factory=list)
+    """The blocks that it is expected to fill. See PrefixIndex."""
 
     @property
     def step(self) -> int:

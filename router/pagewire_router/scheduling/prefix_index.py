@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from pagewire_common.block_hash import PrefixHashes, max_cached_blocks
 
-from pagewire_router.scheduling.plans import PlanInFlight
+from pagewire_router.scheduling.plans import Chunk, PlanInFlight
 from pagewire_router.scheduling.sequence import Sequence
 
 MAX_NEW_HASHES = 4096
@@ -25,12 +25,16 @@ class PrefixIndex:
         self._cached: set[int] = set()
         self._coming: dict[int, int] = {}
         """Blocks that plans in flight compute, and the step of the last plan that does."""
+        self._unhashed: dict[int, list[Chunk]] = {}
+        """What plans in flight compute besides, by the hash of the prompt's first block. It is hashed when another prompt
+        that begins with the same block is looked up: most never are."""
         self._num_hashes_left = MAX_NEW_HASHES
 
     def clear(self) -> None:
         """Forgets all blocks, as a new epoch begins with a snapshot."""
         self._cached.clear()
         self._coming.clear()
+        self._unhashed.clear()
 
     def update(self, added: Iterable[int], removed: Iterable[int]) -> None:
         """Applies a snapshot or a result."""
@@ -44,25 +48,35 @@ class PrefixIndex:
     def expect(self, plan: PlanInFlight, sequence: Sequence, first: int, end: int) -> None:
         """A plan computes the sequence's tokens from first to end, as far as it is known."""
         prefix = sequence.prefix
-        if prefix is None:
-            return
-        block_size = prefix.block_size
-        hashes = self._first(prefix, end // block_size)[first // block_size : end // block_size]
-        plan.expected_hashes += hashes
-        self._coming.update(dict.fromkeys(hashes, plan.step))
+        if prefix is not None and end // prefix.block_size > first // prefix.block_size:
+            chunk = Chunk(plan.step, prefix, first // prefix.block_size, end // prefix.block_size)
+            if hashes := self._first(prefix, 1):
+                self._unhashed.setdefault(hashes[0], []).append(chunk)
+                plan.chunks.append(chunk)
 
     def on_result(self, plan: PlanInFlight) -> None:
         """A plan's result is back: what it was to compute is in the index, or will not be."""
         coming, step = self._coming, plan.step
-        for value in plan.expected_hashes:
-            if coming.get(value) == step:
-                del coming[value]
+        for chunk in plan.chunks:
+            hashes = chunk.prefix.first(1)
+            same = self._unhashed.get(hashes[0])
+            if same is not None and chunk in same:
+                same.remove(chunk)
+                if not same:
+                    del self._unhashed[hashes[0]]
+            else:
+                for value in hashes[chunk.first_block : chunk.end_block]:
+                    if coming.get(value) == step:
+                        del coming[value]
 
     def num_cached_blocks(self, prefix: PrefixHashes) -> int:
         """Number of a prompt's leading blocks that a shard would find if it were admitted now."""
         cached, coming = self._cached, self._coming
         limit = max_cached_blocks(prefix.num_tokens, prefix.block_size)
         count, num_hashes = 0, 1
+        if limit and self._unhashed and (hashes := self._first(prefix, 1)):
+            for chunk in self._unhashed.pop(hashes[0], ()):
+                self._hash(chunk)
         while count < limit:
             hashes = self._first(prefix, min(num_hashes, limit))
             end = min(len(hashes), limit)
@@ -72,6 +86,10 @@ class PrefixIndex:
                 break
             num_hashes = count + _STRIDE
         return count
+
+    def _hash(self, chunk: Chunk) -> None:
+        hashes = self._first(chunk.prefix, chunk.end_block)[chunk.first_block : chunk.end_block]
+        self._coming.update(dict.fromkeys(hashes, chunk.step))
 
     def _first(self, prefix: PrefixHashes, num_blocks: int) -> list[int]:
         """The hashes of a prompt's first blocks, as far as they may be computed for this plan."""
