@@ -26,8 +26,8 @@ class PrefixIndex:
         self._coming: dict[int, int] = {}
         """Blocks that plans in flight compute, and the step of the last plan that does."""
         self._unhashed: dict[int, list[Chunk]] = {}
-        """What plans in flight compute besides, by the hash of the prompt's first block. It is hashed when another prompt
-        that begins with the same block is looked up: most never are."""
+        """What plans in flight compute besides, by the hash of the prompt's first block. It is hashed only when another
+        prompt that begins with the same block is looked up."""
         self._num_hashes_left = MAX_NEW_HASHES
 
     def clear(self) -> None:
