@@ -17,7 +17,9 @@ def warm_up(runner: Runner, block_size: int) -> None:
     admission does not overwrite."""
     for sampling in (_GREEDY, _sampled(num_logprobs=1)):
         prompt = [0] * max(1, min(2, block_size - 1))
-        sequence = Sequence(0, 0, prompt, len(prompt), root_digest(""), sampling, 0, _STOP, blocks=[0, 0])
+        # No more than it needs: a pool of one block has tables of one block.
+        blocks = [0] * -(-(len(prompt) + 1) // block_size)
+        sequence = Sequence(0, 0, prompt, len(prompt), root_digest(""), sampling, 0, _STOP, blocks=blocks)
         runner.admit(sequence)
         for num_new in (len(prompt), 1):
             batch = RunBatch(copies=[(0, 0)])
