@@ -134,9 +134,19 @@ def test_equal_logits_stay_together(options):
 def test_rows_of_more_groups_than_are_looked_at_together(options, monkeypatch):
     from pagewire_kernels.sample import triton as kernel
 
-    monkeypatch.setattr(kernel, "LISTED", 16)
+    monkeypatch.setattr(kernel, "LISTED", 2)
     for spread in (0.5, 3.0):
         check(logits_for(1, 1500, spread), sampling_batch(1, 1500, **options))
+
+
+@runs_kernels
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+def test_rows_of_more_candidates_than_are_compared(options, monkeypatch):
+    from pagewire_kernels.sample import triton as kernel
+
+    monkeypatch.setattr(kernel, "CANDIDATES", 16)
+    for spread in (0.5, 3.0):
+        check(logits_for(2, 1500, spread), sampling_batch(2, 1500, **options))
 
 
 @runs_kernels

@@ -1,19 +1,26 @@
-"""sample on a GPU: two launches, whatever the rows ask for.
+"""sample on a GPU: three launches, whatever the rows ask for.
 
-The first (triton_chunks.py) treats all chunks of all rows side by side and yields the best token of each; the second
-(triton_choose.py) takes the best of those, or cuts a filtered row to what its filters keep and draws from that. What
-each row needs is decided on the device; only RARE_STAGES are left out of both for a batch that has none.
+The first (triton_chunks.py) looks at all tokens of all rows side by side and yields the best of each segment of 256; the
+second (triton_weigh.py) works only for rows with top_p; the third (triton_choose.py) takes the best token of each row, or
+the best that its filters keep. What each row needs is decided on the device; only RARE_STAGES are left out of all for a
+batch that has none.
 """
 
 import torch
 import triton
 
-from pagewire_kernels.sample import triton_choose, triton_chunks
+from pagewire_kernels.sample import triton_choose, triton_chunks, triton_weigh
 from pagewire_kernels.sample.batch import SamplingBatch
 from pagewire_kernels.sample.columns import RARE_STAGES
-from pagewire_kernels.sample.triton_choose import LISTED, sample_choose_kernel
-from pagewire_kernels.sample.triton_chunks import CHUNK, GROUP, sample_chunk_kernel
+from pagewire_kernels.sample.triton_choose import sample_choose_kernel
+from pagewire_kernels.sample.triton_chunks import CHUNK, SEGMENT, sample_chunk_kernel
 from pagewire_kernels.sample.triton_penalties import TOKENS_AT_ONCE
+from pagewire_kernels.sample.triton_top_k import CANDIDATES, LISTED, group_size
+from pagewire_kernels.sample.triton_weigh import NUM_BOUNDS, SPLITS, TILE, sample_weigh_kernel
+
+CHUNKS_OF_MANY_ROWS = 4
+"""Chunks that a program treats one after the other if programs of one would fill the device several times."""
+MANY_ROWS = 32
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
@@ -24,38 +31,72 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         raise ValueError("rows must be contiguous in logits, token_ids and stop_token_ids")
     num_tokens = sequences.ints[:, sequences.columns.num_tokens]
     num_rows, vocab_size = logits.shape
+    sizes = _sizes(vocab_size)
     device = logits.device
-    num_chunks, num_groups = triton.cdiv(vocab_size, CHUNK), triton.cdiv(vocab_size, GROUP)
-    rare_stages = int(batch.stages & RARE_STAGES)
-    best = torch.empty((num_rows, num_chunks), dtype=torch.int64, device=device)
-    group_max = torch.empty((num_rows, num_groups), dtype=torch.float32, device=device)
-    chunk_max, chunk_mass = (torch.empty(best.shape, dtype=torch.float32, device=device) for _ in range(2))
+    best = torch.empty((num_rows, sizes["NUM_SEGMENTS"]), dtype=torch.int64, device=device)
+    best_logit, segment_max = (torch.empty(best.shape, device=device) for _ in range(2))
+    group_max = torch.empty((num_rows, sizes["NUM_GROUPS"]), device=device)
     # Touched only in rows whose logits are changed: scratch first, then the logits if the row is filtered.
-    rewritten = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=device)
-    listed = torch.empty((num_rows, num_groups), dtype=torch.int32, device=device)
+    rewritten = torch.empty((num_rows, vocab_size), device=device)
+    bounds = torch.empty((num_rows, NUM_BOUNDS), device=device)
+    masses = torch.empty((num_rows, SPLITS, NUM_BOUNDS), dtype=torch.int64, device=device)
+    listed = torch.empty((num_rows, sizes["NUM_SEGMENTS"] + sizes["LISTED"]), dtype=torch.int32, device=device)
+    candidate_logits = torch.empty((num_rows, CANDIDATES), device=device)
+    candidate_tokens = torch.empty((num_rows, CANDIDATES), dtype=torch.int32, device=device)
     sampled = torch.empty(num_rows, dtype=torch.int64, device=device)
-    sample_chunk_kernel[(num_chunks, num_rows)](
-        logits, batch.slots, columns.floats, columns.ints, num_tokens, token_ids, stop_token_ids,
-        columns.lists, best, group_max, chunk_max, chunk_mass, rewritten,
-        rewritten.view(torch.int32), logits.stride(0), num_tokens.stride(0), token_ids.stride(0),
-        stop_token_ids.stride(0), STAGES=rare_stages, VOCAB_SIZE=vocab_size, NUM_STOPS=stop_token_ids.shape[1],
-        CHUNK=CHUNK, GROUP=GROUP, TOKENS_AT_ONCE=TOKENS_AT_ONCE, num_warps=triton_chunks.NUM_WARPS,
+    tables = (batch.slots, columns.floats, columns.ints, num_tokens)
+    strides = (logits.stride(0), num_tokens.stride(0))
+    rare_stages = int(batch.stages & RARE_STAGES)
+    chunks_at_once = CHUNKS_OF_MANY_ROWS if num_rows >= MANY_ROWS else 1
+    sample_chunk_kernel[(triton.cdiv(vocab_size, CHUNK * chunks_at_once), num_rows)](
+        logits, *tables, token_ids, stop_token_ids, columns.lists, best, best_logit, segment_max, group_max, rewritten,
+        rewritten.view(torch.int32), chunks_at_once, *strides, token_ids.stride(0), stop_token_ids.stride(0),
+        STAGES=rare_stages, **_of(sample_chunk_kernel, sizes), NUM_STOPS=stop_token_ids.shape[1],
+        TOKENS_AT_ONCE=TOKENS_AT_ONCE, num_warps=triton_chunks.NUM_WARPS,
+    )  # fmt: skip
+    sample_weigh_kernel[(SPLITS, num_rows)](
+        logits, *tables, best, best_logit, segment_max, rewritten, bounds, masses, *strides,
+        STAGES=rare_stages, **_of(sample_weigh_kernel, sizes), num_warps=triton_weigh.NUM_WARPS,
     )  # fmt: skip
     sample_choose_kernel[(num_rows,)](
-        logits, batch.slots, columns.floats, columns.ints, num_tokens, best, group_max, chunk_max, chunk_mass,
-        rewritten, listed, sampled, logits.stride(0), num_tokens.stride(0), STAGES=rare_stages,
-        VOCAB_SIZE=vocab_size, NUM_CHUNKS=num_chunks, CHUNK_BLOCK=triton.next_power_of_2(num_chunks),
-        NUM_GROUPS=num_groups, GROUP_BLOCK=triton.next_power_of_2(num_groups), GROUP=GROUP, LISTED=LISTED,
+        logits, *tables, best, best_logit, segment_max, group_max, rewritten, bounds, masses, listed, candidate_logits,
+        candidate_tokens, sampled, *strides, STAGES=rare_stages, **_of(sample_choose_kernel, sizes),
         num_warps=triton_choose.NUM_WARPS,
     )  # fmt: skip
     return sampled
 
 
+def _sizes(vocab_size: int) -> dict[str, int]:
+    """The constants of the kernels' sizes, by name."""
+    num_segments, group = triton.cdiv(vocab_size, SEGMENT), group_size(vocab_size)
+    num_groups = triton.cdiv(vocab_size, group)
+    return {
+        "VOCAB_SIZE": vocab_size,
+        "CHUNK": CHUNK,
+        "SEGMENT": SEGMENT,
+        "NUM_SEGMENTS": num_segments,
+        "SEGMENT_BLOCK": triton.next_power_of_2(num_segments),
+        "GROUP": group,
+        "NUM_GROUPS": num_groups,
+        "GROUP_BLOCK": triton.next_power_of_2(num_groups),
+        "LISTED": LISTED,
+        "CANDIDATES": CANDIDATES,
+        "SPLITS": SPLITS,
+        "TILE": TILE,
+        "ROW_TILE": triton_choose.ROW_TILE,
+    }
+
+
+def _of(kernel: triton.JITFunction, sizes: dict[str, int]) -> dict[str, int]:
+    """The constants that a kernel takes."""
+    return {name: size for name, size in sizes.items() if name in kernel.arg_names}
+
+
 def _signature(logits_kind: str) -> dict[str, str]:
-    partial = ("floats", "group_max", "chunk_max", "chunk_mass", "rewritten")
-    int64 = ("slots", "ints", "num_tokens", "best", "sampled")
-    int32 = ("token_ids", "stop_token_ids", "lists", "list", "counts")
-    strides = ("stride_logits", "stride_num_tokens", "stride_tokens", "stride_stops")
+    partial = ("floats", "best_logit", "segment_max", "group_max", "rewritten", "bounds", "candidate_logits")
+    int64 = ("slots", "ints", "num_tokens", "best", "masses", "sampled")
+    int32 = ("token_ids", "stop_token_ids", "lists", "list", "counts", "candidate_tokens")
+    strides = ("chunks_at_once", "stride_logits", "stride_num_tokens", "stride_tokens", "stride_stops")
     signature = dict.fromkeys((f"{name}_ptr" for name in partial), "*fp32")
     signature |= dict.fromkeys((f"{name}_ptr" for name in int64), "*i64")
     signature |= dict.fromkeys((f"{name}_ptr" for name in int32), "*i32")

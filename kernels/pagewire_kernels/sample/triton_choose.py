@@ -1,18 +1,16 @@
-"""Second launch of sample on a GPU: one program chooses one row's token.
+"""Third launch of sample on a GPU: one program chooses one row's token.
 
-Filters keep the tokens whose strictly larger ones weigh less than a target: counted for top_k, summed up as
-probabilities for top_p. So what they keep is what lies above a threshold, which is found by bisection over the order of
-floats, exactly. Masses are integers, so that their sums do not depend on any order.
-
-The threshold is looked for among the groups of tokens with the largest maxima only, a few thousand tokens, if these
-provably hold all that is kept: the tokens above their bound weigh enough to exclude all below. Otherwise, as with a
-flat distribution or a large top_k, it is looked for among all groups.
+Of rows without filters it takes the best token of all segments. Of filtered rows it takes the token of the largest
+score above a logit that bounds what is kept, and raises the bound until that token is kept itself; triton_weigh.py
+says why this is a draw from what is kept. min_p is such a bound, top_k finds one (triton_top_k.py), and top_p weighs
+the tokens above the one in question.
 """
 
 import triton
 import triton.language as tl
 
 from pagewire_kernels.sample.triton_logits import changes_logits
+from pagewire_kernels.sample.triton_noise import LOG2_E, noise_of_quads
 from pagewire_kernels.sample.triton_row import (
     MIN_P,
     NOTHING,
@@ -22,237 +20,98 @@ from pagewire_kernels.sample.triton_row import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
-    gumbel_noise,
+    below_min_p,
+    cuts_count,
+    equal_top,
     is_filtered,
-    key_value,
-    order_key,
     rank,
+    token_of,
     token_or_none,
 )
+from pagewire_kernels.sample.triton_top_k import below_top_k, draw_from_few
+from pagewire_kernels.sample.triton_weigh import share_of, weigh
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
-LISTED = 256
-"""Groups that are looked at together: 8192 logits, 16 for each thread."""
-NUM_WARPS = 16
-_ONE = tl.constexpr(1 << 40)
-"""The integer mass of the most probable token: 2**20 such tokens fit, and 2**-41 of it is nothing."""
-_WIDENINGS = tl.constexpr(16)
-_VALUE_STEPS = tl.constexpr(16)
-"""Bisections that halve the distance of values; the rest halve the floats between."""
+NUM_WARPS = 8
+ROW_TILE = 2048
+"""Tokens that a program looks at together when it weighs or counts a whole row: as many as leave room for two programs
+on a multiprocessor."""
+_SEGMENTS_AT_ONCE = tl.constexpr(8)
 
 
 @triton.jit
-def _group_maxima(group_max_ptr, NUM_GROUPS: tl.constexpr, GROUP_BLOCK: tl.constexpr):
-    group = tl.arange(0, GROUP_BLOCK)
-    return tl.load(group_max_ptr + group, mask=group < NUM_GROUPS, other=float("-inf"))  # [GROUP_BLOCK]
-
-
-@triton.jit
-def _choose_bound(maxima, top, LISTED: tl.constexpr):
-    """A bound that at most LISTED groups exceed, and at least half as many unless ties prevent it."""
-    near, far = tl.full([], 0.0, tl.float32), tl.full([], float("inf"), tl.float32)
-    distance = tl.full([], 1.0, tl.float32)
-    step, count = 0, tl.full([], 0, tl.int32)
-    while (step < _WIDENINGS) & ((count < LISTED // 2) | (count > LISTED)):
-        count = tl.sum((maxima > top - distance).to(tl.int32), axis=0)
-        if count > LISTED:
-            far = distance
-        else:
-            near = distance
-        if count < LISTED // 2:
-            distance = tl.where(far == float("inf"), 2.0 * distance, 0.5 * (near + far))
-        elif count > LISTED:
-            distance = 0.5 * (near + far)
-        step += 1
-    return top - near
-
-
-@triton.jit
-def _list_groups(maxima, bound, list_ptr, GROUP_BLOCK: tl.constexpr):
-    """Writes down the groups whose maximum exceeds the bound; returns how many they are."""
-    # The list before may still be read.
-    tl.debug_barrier()
-    listed = maxima > bound
-    place = tl.cumsum(listed.to(tl.int32), axis=0) - 1
-    tl.store(list_ptr + place, tl.arange(0, GROUP_BLOCK), mask=listed)
-    # Other threads read what this one has written.
-    tl.debug_barrier()
-    return tl.sum(listed.to(tl.int32), axis=0)
-
-
-@triton.jit
-def _load_listed(
-    list_ptr,
-    first,
-    num_listed,
-    logits_ptr,
-    rewritten_ptr,
-    is_rewritten,
-    temperature,
-    VOCAB_SIZE: tl.constexpr,
-    GROUP: tl.constexpr,
-    LISTED: tl.constexpr,
-):
-    """The tokens of LISTED groups from `first` in the list on, and their logits: [LISTED, GROUP] each."""
-    place = first + tl.arange(0, LISTED)
-    group = tl.load(list_ptr + place, mask=place < num_listed, other=VOCAB_SIZE)
-    token = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    mask = token < VOCAB_SIZE
+def _load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, mask):
     if is_rewritten:
         x = tl.load(rewritten_ptr + token, mask=mask, other=float("-inf"))
     else:
         x = tl.load(logits_ptr + token, mask=mask, other=float("-inf")).to(tl.float32)
-        x = tl.div_rn(x, tl.zeros_like(x) + temperature)
-        x = tl.where(x != x, float("inf"), x)  # As the chunks took it.
-    return token, x
+    return x
 
 
 @triton.jit
-def _weigh(
+def _best_above(
+    best_ptr,
+    best_logit_ptr,
+    segment_max_ptr,
     list_ptr,
-    num_listed,
     logits_ptr,
     rewritten_ptr,
     is_rewritten,
-    temperature,
-    key,
-    top,
-    BY_MASS: tl.constexpr,
-    VOCAB_SIZE: tl.constexpr,
-    GROUP: tl.constexpr,
-    LISTED: tl.constexpr,
-):
-    """Number and mass (0 unless BY_MASS) of the listed tokens above a key, both int64."""
-    count, mass = tl.full([], 0, tl.int64), tl.full([], 0, tl.int64)
-    for first in range(0, num_listed, LISTED):
-        _, x = _load_listed(
-            list_ptr,
-            first,
-            num_listed,
-            logits_ptr,
-            rewritten_ptr,
-            is_rewritten,
-            temperature,
-            VOCAB_SIZE,
-            GROUP,
-            LISTED,
-        )
-        above = order_key(x) > key
-        count += tl.sum(tl.sum(above.to(tl.int32), axis=1), axis=0)
-        if BY_MASS:
-            masses = tl.where(above, (tl.exp(x - top) * _ONE).to(tl.int64), 0)
-            mass += tl.sum(tl.sum(masses, axis=1), axis=0)
-    return count, mass
-
-
-@triton.jit
-def _bisect(
-    list_ptr,
-    num_listed,
-    logits_ptr,
-    rewritten_ptr,
-    is_rewritten,
-    temperature,
     low,
-    count_low,
-    target,
-    top,
-    BY_MASS: tl.constexpr,
-    VOCAB_SIZE: tl.constexpr,
-    GROUP: tl.constexpr,
-    LISTED: tl.constexpr,
-):
-    """A key below all that is kept and not below anything else: larger tokens of what is kept weigh less than target.
-
-    Tokens above `low`, count_low in number, weigh at least target. Tokens not decided on lie above low, and not above
-    high.
-    """
-    high, count_high = order_key(top).to(tl.int64), tl.full([], 0, tl.int64)
-    step = 0
-    while (high - low > 1) & (count_low - count_high > 1):
-        middle = (low + high) >> 1
-        low_value = key_value(low.to(tl.int32))
-        if (step < _VALUE_STEPS) & (low_value > float("-inf")):
-            value = 0.5 * low_value + 0.5 * key_value(high.to(tl.int32))
-            middle = tl.minimum(tl.maximum(order_key(value).to(tl.int64), low + 1), high - 1)
-        count, mass = _weigh(
-            list_ptr,
-            num_listed,
-            logits_ptr,
-            rewritten_ptr,
-            is_rewritten,
-            temperature,
-            middle.to(tl.int32),
-            top,
-            BY_MASS,
-            VOCAB_SIZE,
-            GROUP,
-            LISTED,
-        )
-        weight = mass if BY_MASS else count
-        if weight >= target:
-            low = middle
-            count_low = count
-        else:
-            high = middle
-            count_high = count
-        step += 1
-    return low
-
-
-@triton.jit
-def _total_mass(chunk_max_ptr, chunk_mass_ptr, top, NUM_CHUNKS: tl.constexpr, CHUNK_BLOCK: tl.constexpr):
-    """The integer mass of all tokens of the row."""
-    chunk = tl.arange(0, CHUNK_BLOCK)
-    maxima = tl.load(chunk_max_ptr + chunk, mask=chunk < NUM_CHUNKS, other=float("-inf"))
-    masses = tl.load(chunk_mass_ptr + chunk, mask=chunk < NUM_CHUNKS, other=0.0)
-    return (tl.sum(masses * tl.exp(maxima - top), axis=0) * _ONE).to(tl.int64)
-
-
-@triton.jit
-def _share(mass, top_p):
-    """top_p of a mass, at least 1: the most probable token is always kept."""
-    return tl.maximum((mass.to(tl.float64) * top_p.to(tl.float64)).to(tl.int64), 1)
-
-
-@triton.jit
-def _draw(
-    list_ptr,
-    num_listed,
-    logits_ptr,
-    rewritten_ptr,
-    is_rewritten,
-    temperature,
-    threshold,
+    scale,
     seed,
     position,
     VOCAB_SIZE: tl.constexpr,
-    GROUP: tl.constexpr,
-    LISTED: tl.constexpr,
+    NUM_SEGMENTS: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    SEGMENT_BLOCK: tl.constexpr,
 ):
-    """The rank of the token of the largest logit and noise among those above a key."""
-    best = tl.full([], NOTHING, tl.int64)
-    for first in range(0, num_listed, LISTED):
-        token, x = _load_listed(
-            list_ptr,
-            first,
-            num_listed,
-            logits_ptr,
-            rewritten_ptr,
-            is_rewritten,
-            temperature,
-            VOCAB_SIZE,
-            GROUP,
-            LISTED,
-        )
-        place = first + tl.arange(0, LISTED)
-        group = tl.load(list_ptr + place, mask=place < num_listed, other=0)
-        counter = group[:, None] * (GROUP // 4) + tl.arange(0, GROUP // 4)[None, :]
-        noise = tl.reshape(gumbel_noise(seed, position, counter), (LISTED, GROUP))
-        ranks = tl.where(order_key(x) > threshold, rank(x + noise, token), NOTHING)
-        best = tl.maximum(best, tl.max(tl.max(ranks, axis=1), axis=0))
-    return best
+    """The rank of the token of the largest score among those whose logit exceeds low.
+
+    A segment's best token is its best above low if it is above. Otherwise its tokens are looked at, unless none is
+    above, or another segment's token beats them all.
+    """
+    # Loaded anew each time, as the rest has no registers to spare.
+    index = tl.arange(0, SEGMENT_BLOCK)
+    is_segment = index < NUM_SEGMENTS
+    best = tl.load(best_ptr + index, mask=is_segment, other=NOTHING)
+    is_above = tl.load(best_logit_ptr + index, mask=is_segment, other=float("-inf")) > low
+    segment_max = tl.load(segment_max_ptr + index, mask=is_segment, other=float("-inf"))
+    chosen = tl.max(tl.where(is_above, best, NOTHING), axis=0)
+    listed = (segment_max > low) & (is_above == 0) & (best > chosen)
+    num_listed = tl.sum(listed.to(tl.int32), axis=0)
+    if num_listed > 0:
+        # The list before may still be read.
+        tl.debug_barrier()
+        tl.store(list_ptr + tl.cumsum(listed.to(tl.int32), axis=0) - 1, index, mask=listed)
+        # Other threads read what this one has written.
+        tl.debug_barrier()
+        for first in range(0, num_listed, _SEGMENTS_AT_ONCE):
+            place = first + tl.arange(0, _SEGMENTS_AT_ONCE)
+            segment = tl.load(list_ptr + place, mask=place < num_listed, other=VOCAB_SIZE)
+            token = segment[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
+            x = _load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token < VOCAB_SIZE)
+            counter = segment[:, None] * (SEGMENT // 4) + tl.arange(0, SEGMENT // 4)[None, :]
+            noise = tl.reshape(noise_of_quads(seed, position, counter), (_SEGMENTS_AT_ONCE, SEGMENT))
+            score = tl.where(x > low, x * scale + noise, float("-inf"))
+            best_score = tl.max(tl.max(score, axis=1), axis=0)
+            is_best = (score == best_score) & (x > low)
+            best_token = tl.min(tl.min(tl.where(is_best, token, VOCAB_SIZE), axis=1), axis=0)
+            chosen = tl.maximum(chosen, tl.where(best_token < VOCAB_SIZE, rank(best_score, best_token), NOTHING))
+    return chosen
+
+
+@triton.jit
+def _mass_above(masses_ptr, bound: tl.constexpr, SPLITS: tl.constexpr):
+    return tl.sum(tl.load(masses_ptr + tl.arange(0, SPLITS) * 4 + bound), axis=0)
+
+
+@triton.jit
+def _narrow(low, high, bound, place, mass, share):
+    """low and high after the tokens above bound have been weighed; bound is the largest that equals place."""
+    is_kept = mass < share
+    return tl.where(is_kept, low, tl.maximum(low, bound)), tl.where(is_kept, tl.minimum(high, place), high)
 
 
 @triton.jit
@@ -263,92 +122,113 @@ def sample_choose_kernel(
     ints_ptr,
     num_tokens_ptr,
     best_ptr,
+    best_logit_ptr,
+    segment_max_ptr,
     group_max_ptr,
-    chunk_max_ptr,
-    chunk_mass_ptr,
     rewritten_ptr,
+    bounds_ptr,
+    masses_ptr,
     list_ptr,
+    candidate_logits_ptr,
+    candidate_tokens_ptr,
     sampled_ptr,
     stride_logits,
     stride_num_tokens,
     STAGES: tl.constexpr,
     VOCAB_SIZE: tl.constexpr,
-    NUM_CHUNKS: tl.constexpr,
-    CHUNK_BLOCK: tl.constexpr,
+    NUM_SEGMENTS: tl.constexpr,
+    SEGMENT_BLOCK: tl.constexpr,
+    SEGMENT: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     LISTED: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    SPLITS: tl.constexpr,
+    ROW_TILE: tl.constexpr,
 ):
-    """Grid: (num_rows,); one program takes the best of the chunks' tokens, or finds it in a filtered row."""
+    """Grid: (num_rows,); one program writes one row's token."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row)
     temperature = tl.load(floats_ptr + slot * NUM_FLOATS + TEMPERATURE)
     min_p = tl.load(floats_ptr + slot * NUM_FLOATS + MIN_P)
     top_p = tl.load(floats_ptr + slot * NUM_FLOATS + TOP_P)
     top_k = tl.load(ints_ptr + slot * NUM_INTS + TOP_K)
+    segment = tl.arange(0, SEGMENT_BLOCK)
+    is_segment = segment < NUM_SEGMENTS
+    best_ptr += row * NUM_SEGMENTS
+    chosen = tl.max(tl.load(best_ptr + segment, mask=is_segment, other=NOTHING), axis=0)
     if is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE):
-        num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
-        is_rewritten = changes_logits(floats_ptr, ints_ptr, slot, num_tokens, STAGES)
-        logits_ptr += row * stride_logits
-        rewritten_ptr += row * VOCAB_SIZE
-        group_max_ptr += row * NUM_GROUPS
-        list_ptr += row * NUM_GROUPS
-        cuts_count = (top_k > 0) & (top_k < VOCAB_SIZE)
-        cuts_mass = top_p < 1.0
-        minus_infinity = tl.full([], float("-inf"), tl.float32)
-
-        maxima = _group_maxima(group_max_ptr, NUM_GROUPS, GROUP_BLOCK)
-        top = tl.max(maxima, axis=0)
-        floor = tl.where(min_p > 0.0, top + tl.log(min_p), minus_infinity)
-        total = tl.full([], 0, tl.int64)
-        if cuts_mass:
-            chunks = row * NUM_CHUNKS
-            total = _total_mass(chunk_max_ptr + chunks, chunk_mass_ptr + chunks, top, NUM_CHUNKS, CHUNK_BLOCK)
-        bound = _choose_bound(maxima, top, LISTED)
-        num_listed = _list_groups(maxima, bound, list_ptr, GROUP_BLOCK)
-        count, mass = _weigh(
-            list_ptr, num_listed, logits_ptr, rewritten_ptr, is_rewritten, temperature, order_key(bound), top, True,
-            VOCAB_SIZE, GROUP, LISTED,
-        )  # fmt: skip
-        # Does the list hold all that is kept, and all that top_p takes its share of?
-        holds_share = cuts_mass & (cuts_count == 0) & (floor == minus_infinity) & (mass >= _share(total, top_p))
-        if ((floor > bound) | (cuts_count & (count >= top_k)) | holds_share) == 0:
-            bound = minus_infinity
-            num_listed = _list_groups(
-                _group_maxima(group_max_ptr, NUM_GROUPS, GROUP_BLOCK), bound, list_ptr, GROUP_BLOCK
-            )
-
-        # What is kept has a key above the threshold.
-        threshold = tl.maximum(order_key(bound).to(tl.int64), order_key(floor).to(tl.int64) - 1)
-        count, mass = _weigh(
-            list_ptr, num_listed, logits_ptr, rewritten_ptr, is_rewritten, temperature, threshold.to(tl.int32), top,
-            True, VOCAB_SIZE, GROUP, LISTED,
-        )  # fmt: skip
-        if cuts_count & (count > top_k):
-            threshold = _bisect(
-                list_ptr, num_listed, logits_ptr, rewritten_ptr, is_rewritten, temperature, threshold, count, top_k,
-                top, False, VOCAB_SIZE, GROUP, LISTED,
-            )  # fmt: skip
-        if cuts_mass:
-            count, mass = _weigh(
-                list_ptr, num_listed, logits_ptr, rewritten_ptr, is_rewritten, temperature, threshold.to(tl.int32),
-                top, True, VOCAB_SIZE, GROUP, LISTED,
-            )  # fmt: skip
-            # A list that was cut short by nothing but its bound does not hold the row's whole mass.
-            share = _share(tl.where(holds_share, total, mass), top_p)
-            if mass >= share:
-                threshold = _bisect(
-                    list_ptr, num_listed, logits_ptr, rewritten_ptr, is_rewritten, temperature, threshold, count,
-                    share, top, True, VOCAB_SIZE, GROUP, LISTED,
+        best_logit_ptr += row * NUM_SEGMENTS
+        segment_max_ptr += row * NUM_SEGMENTS
+        top = tl.max(tl.load(segment_max_ptr + segment, mask=is_segment, other=float("-inf")), axis=0)
+        if (top < float("inf")) & (top > float("-inf")):
+            seed = tl.load(ints_ptr + slot * NUM_INTS + SEED)
+            num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
+            is_rewritten = changes_logits(floats_ptr, ints_ptr, slot, num_tokens, STAGES)
+            scale = LOG2_E / temperature
+            logits_ptr += row * stride_logits
+            rewritten_ptr += row * VOCAB_SIZE
+            list_ptr += row * (NUM_SEGMENTS + LISTED)
+            # Logits up to low are dropped, those from high on kept; those between are not decided on.
+            low = below_min_p(top, min_p, temperature)
+            high = tl.full([], float("-inf"), tl.float32)
+            share = tl.full([], 1, tl.int64)
+            is_chosen = False
+            if cuts_count(top_k, VOCAB_SIZE):
+                drawn = draw_from_few(
+                    group_max_ptr + row * NUM_GROUPS, list_ptr + NUM_SEGMENTS, candidate_logits_ptr + row * CANDIDATES,
+                    candidate_tokens_ptr + row * CANDIDATES, logits_ptr, rewritten_ptr, is_rewritten, low, top,
+                    temperature, scale, top_k.to(tl.int32), top_p, seed, num_tokens, VOCAB_SIZE, NUM_GROUPS,
+                    GROUP_BLOCK, GROUP, LISTED, CANDIDATES,
                 )  # fmt: skip
-        seed = tl.load(ints_ptr + slot * NUM_INTS + SEED)
-        best = _draw(
-            list_ptr, num_listed, logits_ptr, rewritten_ptr, is_rewritten, temperature, threshold.to(tl.int32), seed,
-            num_tokens, VOCAB_SIZE, GROUP, LISTED,
-        )  # fmt: skip
-    else:
-        chunk = tl.arange(0, CHUNK_BLOCK)
-        ranks = tl.load(best_ptr + row * NUM_CHUNKS + chunk, mask=chunk < NUM_CHUNKS, other=NOTHING)
-        best = tl.max(ranks, axis=0)
-    tl.store(sampled_ptr + row, token_or_none(best, VOCAB_SIZE))
+                is_chosen = drawn != NOTHING
+                if is_chosen:
+                    chosen = drawn
+                else:
+                    low = below_top_k(
+                        logits_ptr, rewritten_ptr, is_rewritten, low, top, temperature, scale, top_k.to(tl.int32),
+                        VOCAB_SIZE, ROW_TILE,
+                    )  # fmt: skip
+                    if top_p < 1.0:
+                        mass, _, _, _ = weigh(
+                            logits_ptr, rewritten_ptr, is_rewritten, 0, VOCAB_SIZE, top, scale, low, top, top, top,
+                            ROW_TILE,
+                        )  # fmt: skip
+                        share = share_of(mass, top_p)
+                        high = top
+            elif top_p < 1.0:
+                masses_ptr += row * SPLITS * 4
+                bounds_ptr += row * 4
+                share = share_of(_mass_above(masses_ptr, 0, SPLITS), top_p)
+                high = top
+                for index in tl.static_range(1, 4):
+                    bound = tl.load(bounds_ptr + index)
+                    low, high = _narrow(low, high, bound, bound, _mass_above(masses_ptr, index, SPLITS), share)
+            while is_chosen == 0:
+                chosen = _best_above(
+                    best_ptr, best_logit_ptr, segment_max_ptr, list_ptr, logits_ptr, rewritten_ptr, is_rewritten, low,
+                    scale, seed, num_tokens, VOCAB_SIZE, NUM_SEGMENTS, SEGMENT, SEGMENT_BLOCK,
+                )  # fmt: skip
+                token = token_of(chosen, VOCAB_SIZE)
+                place0 = _load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token >= 0)
+                bound0 = equal_top(place0, temperature)
+                is_chosen = bound0 >= high
+                if is_chosen == 0:
+                    quarter = 0.25 * (high - bound0)
+                    place1, place2, place3 = bound0 + quarter, bound0 + 2.0 * quarter, high - quarter
+                    bound1, bound2 = equal_top(place1, temperature), equal_top(place2, temperature)
+                    bound3 = equal_top(place3, temperature)
+                    mass0, mass1, mass2, mass3 = weigh(
+                        logits_ptr, rewritten_ptr, is_rewritten, 0, VOCAB_SIZE, top, scale, bound0, bound1, bound2,
+                        bound3, ROW_TILE,
+                    )  # fmt: skip
+                    is_chosen = mass0 < share
+                    low, high = _narrow(low, high, bound0, place0, mass0, share)
+                    low, high = _narrow(low, high, bound1, place1, mass1, share)
+                    low, high = _narrow(low, high, bound2, place2, mass2, share)
+                    low, high = _narrow(low, high, bound3, place3, mass3, share)
+        else:
+            # Poisoned, or without a token above minus infinity.
+            chosen = rank(top, tl.full([], 0, tl.int32))
+    tl.store(sampled_ptr + row, token_or_none(chosen, VOCAB_SIZE))

@@ -54,20 +54,34 @@ def token_or_none(rank, VOCAB_SIZE: tl.constexpr):
 
 
 @triton.jit
-def gumbel_noise(seed, position, counter):
-    """The noise of tokens 4 * counter to 4 * counter + 3, [..., 2, 2] float32 in their order; see reference.py.
+def equal_top(x, temperature):
+    """The largest of the logits that are the same as x once divided by the temperature: kept or dropped together."""
+    key = order_key(x)
+    near = key_value(key + tl.arange(0, 8))
+    # A temperature above 1 makes one float of at most three.
+    same = tl.div_rn(near, tl.zeros_like(near) + temperature) == tl.div_rn(x, temperature)
+    return key_value(key + tl.sum(same.to(tl.int32), axis=0) - 1)
 
-    seed and position are int64 scalars, counter is int32.
-    """
-    low, high = position.to(tl.uint32), (position >> 32).to(tl.uint32)
-    word0, word1, word2, word3 = tl.philox(seed, counter.to(tl.uint32), low, high, 0)
-    words = tl.join(tl.join(word0, word2), tl.join(word1, word3))
-    uniform = ((words >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-    return -tl.log(-tl.log(uniform))
+
+@triton.jit
+def below_min_p(top, min_p, temperature):
+    """The largest logit that min_p drops; minus infinity if it drops none."""
+    floor = tl.div_rn(top, temperature) + tl.log(min_p)
+    near = order_key(floor * temperature) + tl.arange(0, 16) - 8
+    value = key_value(near)
+    is_below = tl.div_rn(value, tl.zeros_like(value) + temperature) < floor
+    least = tl.max(tl.where(is_below, near, MINUS_INFINITY_KEY), axis=0)
+    return tl.where(min_p > 0.0, key_value(least), float("-inf"))
+
+
+@triton.jit
+def cuts_count(top_k, VOCAB_SIZE: tl.constexpr):
+    """top_k may drop tokens."""
+    return (top_k > 0) & (top_k < VOCAB_SIZE)
 
 
 @triton.jit
 def is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE: tl.constexpr):
     """The row draws from some of its tokens only."""
-    cuts = (min_p > 0.0) | ((top_k > 0) & (top_k < VOCAB_SIZE)) | (top_p < 1.0)
+    cuts = (min_p > 0.0) | cuts_count(top_k, VOCAB_SIZE) | (top_p < 1.0)
     return (temperature >= GREEDY_BELOW) & cuts

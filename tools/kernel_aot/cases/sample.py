@@ -2,11 +2,12 @@
 
 import triton
 from pagewire_kernels.sample import triton as kernels
-from pagewire_kernels.sample import triton_choose, triton_chunks
+from pagewire_kernels.sample import triton_choose, triton_chunks, triton_weigh
 from pagewire_kernels.sample.columns import RARE_STAGES
-from pagewire_kernels.sample.triton_choose import LISTED, sample_choose_kernel
-from pagewire_kernels.sample.triton_chunks import CHUNK, GROUP, sample_chunk_kernel
+from pagewire_kernels.sample.triton_choose import sample_choose_kernel
+from pagewire_kernels.sample.triton_chunks import sample_chunk_kernel
 from pagewire_kernels.sample.triton_penalties import TOKENS_AT_ONCE
+from pagewire_kernels.sample.triton_weigh import sample_weigh_kernel
 
 from kernel_aot.case import AotCase
 
@@ -15,20 +16,12 @@ PREFIX = "sample"
 
 def _aot_cases(
     vocab_size: int, logits_kind: str, name: str, *, has_rare_stages: bool = False
-) -> tuple[AotCase, AotCase]:
-    num_chunks, num_groups = triton.cdiv(vocab_size, CHUNK), triton.cdiv(vocab_size, GROUP)
+) -> tuple[AotCase, AotCase, AotCase]:
     constexprs: dict[str, object] = {
         "STAGES": int(RARE_STAGES) if has_rare_stages else 0,
-        "VOCAB_SIZE": vocab_size,
         "NUM_STOPS": 64,
-        "CHUNK": CHUNK,
-        "GROUP": GROUP,
         "TOKENS_AT_ONCE": TOKENS_AT_ONCE,
-        "NUM_CHUNKS": num_chunks,
-        "CHUNK_BLOCK": triton.next_power_of_2(num_chunks),
-        "NUM_GROUPS": num_groups,
-        "GROUP_BLOCK": triton.next_power_of_2(num_groups),
-        "LISTED": LISTED,
+        **kernels._sizes(vocab_size),
     }
     signature = kernels._signature(logits_kind)
 
@@ -42,8 +35,11 @@ def _aot_cases(
             divisible=("stride_logits",),
         )
 
-    chunks = case(sample_chunk_kernel, "chunks", triton_chunks.NUM_WARPS)
-    return chunks, case(sample_choose_kernel, "choose", triton_choose.NUM_WARPS)
+    return (
+        case(sample_chunk_kernel, "chunks", triton_chunks.NUM_WARPS),
+        case(sample_weigh_kernel, "weigh", triton_weigh.NUM_WARPS),
+        case(sample_choose_kernel, "choose", triton_choose.NUM_WARPS),
+    )
 
 
 AOT_CASES = (
