@@ -1,9 +1,9 @@
 """sample on a GPU: three launches, whatever the rows ask for.
 
-The first (triton_chunks.py) looks at all tokens of all rows side by side and yields the best of each segment of 256; the
-second (triton_weigh.py) works only for rows with top_p; the third (triton_choose.py) takes the best token of each row, or
-the best that its filters keep. What each row needs is decided on the device; only RARE_STAGES are left out of all for a
-batch that has none.
+The first (triton_chunks.py) looks at all tokens of all rows side by side and yields the best of each segment. The
+second (triton_weigh.py) works for rows with top_p only. The third (triton_choose.py) takes the best token of each row,
+or the best that its filters keep. What each row needs is decided on the device; only RARE_STAGES are left out of all
+for a batch that has none.
 """
 
 import torch

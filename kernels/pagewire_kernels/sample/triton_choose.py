@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.sample.triton_logits import changes_logits
-from pagewire_kernels.sample.triton_noise import LOG2_E, noise_of_quads
+from pagewire_kernels.sample.triton_noise import LOG2_E, score_of_quads
 from pagewire_kernels.sample.triton_row import (
     MIN_P,
     NOTHING,
@@ -93,8 +93,7 @@ def _best_above(
             token = segment[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
             x = _load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token < VOCAB_SIZE)
             counter = segment[:, None] * (SEGMENT // 4) + tl.arange(0, SEGMENT // 4)[None, :]
-            noise = tl.reshape(noise_of_quads(seed, position, counter), (_SEGMENTS_AT_ONCE, SEGMENT))
-            score = tl.where(x > low, x * scale + noise, float("-inf"))
+            score = tl.where(x > low, score_of_quads(x, scale, seed, position, counter), float("-inf"))
             best_score = tl.max(tl.max(score, axis=1), axis=0)
             is_best = (score == best_score) & (x > low)
             best_token = tl.min(tl.min(tl.where(is_best, token, VOCAB_SIZE), axis=1), axis=0)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.sample.triton_logits import change_logits, changes_logits
-from pagewire_kernels.sample.triton_noise import LOG2_E, noise_of_quads
+from pagewire_kernels.sample.triton_noise import LOG2_E, score_of_quads
 from pagewire_kernels.sample.triton_row import (
     GREEDY_BELOW,
     MIN_P,
@@ -108,7 +108,7 @@ def sample_chunk_kernel(
         score = x
         if samples:
             counter = first_token // 4 + tl.arange(0, CHUNK // 4)
-            score = x * scale + tl.reshape(noise_of_quads(seed, num_tokens, counter), (CHUNK,))
+            score = score_of_quads(x, scale, seed, num_tokens, counter)
         score = tl.reshape(score, (CHUNK // SEGMENT, SEGMENT))
         token = tl.reshape(token, (CHUNK // SEGMENT, SEGMENT))
         best = tl.max(score, axis=1)  # [CHUNK // SEGMENT]

@@ -1,4 +1,7 @@
-"""The noise of reference.py on a GPU, and the score of a token, whose largest is drawn."""
+"""The scores of tokens on a GPU: logits and the noise of reference.py. The token of the largest score is drawn.
+
+Scores are to the base of 2, and noise lacks a constant, the same for all tokens.
+"""
 
 import triton
 import triton.language as tl
@@ -8,7 +11,7 @@ from triton import knobs
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 _NEAR_ONE = tl.constexpr(0.0625)
-_STEP = tl.constexpr(2.0**-24)
+_HALF_STEP = tl.constexpr(2.0**-24)
 _ROUNDS = tl.constexpr(10)
 _IS_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
@@ -24,6 +27,18 @@ def _log2(x):
 
 
 @triton.jit
+def _log2_of_negated(x):
+    """_log2(-x), still one instruction."""
+    if _IS_INTERPRETED:
+        y = tl.log2(-x)
+    else:
+        y = tl.inline_asm_elementwise(
+            "{.reg .f32 n; neg.f32 n, $1; lg2.approx.ftz.f32 $0, n;}", "=f,f", [x], tl.float32, is_pure=True, pack=1
+        )
+    return y
+
+
+@triton.jit
 def _multiply(constant, words):
     """High and low 32 bits of constant * words."""
     product = constant.to(tl.uint64) * words.to(tl.uint64)
@@ -31,7 +46,7 @@ def _multiply(constant, words):
 
 
 @triton.jit
-def philox_words(seed, position, counter):
+def _philox(seed, position, counter):
     """The four words of each counter; seed and position are int64 scalars, counter is int32."""
     key0, key1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     c0, c1, c2, c3 = counter.to(tl.uint32), position.to(tl.uint32), (position >> 32).to(tl.uint32), key0 * 0
@@ -46,34 +61,34 @@ def philox_words(seed, position, counter):
 
 
 @triton.jit
-def noise_of_words(words):
-    """Gumbel noise by log2(e), plus a constant, of 32-bit words.
+def _exponential_of_words(words):
+    """log2(-log2(u)) of 32-bit words, u = ((x >> 9) + 0.5) * 2**-23: minus Gumbel noise by log2(e), up to a constant.
 
-    With u = ((x >> 9) + 0.5) * 2**-23 and d = 1 - u, which float32 holds exactly, the noise is -log(-log(1 - d)). The
-    largest noise comes from small d, where the inner logarithm is the series of log(1 - d); elsewhere the device's own
-    is accurate enough.
+    The largest noise comes from u close to 1. There the inner logarithm is its series in 1 - u; elsewhere the device's
+    own is accurate enough. u and 1 - u are exact.
     """
-    complement = (((words ^ 0xFFFFFFFF) >> 8) | 1).to(tl.int32).to(tl.float32)  # d * 2**24
-    d = complement * _STEP
-    series = 0.25 + 0.2 * d
-    series = 0.3333333333 + series * d
-    series = 0.5 + series * d
-    series = 1.0 + series * d
-    inner = tl.where(d < _NEAR_ONE, series * d * LOG2_E, -_log2(1.0 - d))
-    return -_log2(inner)
+    u = ((words >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - (1.0 - _HALF_STEP)
+    d = 1.0 - u
+    # -log2(e) * (1, 1/2, 1/3, 1/4, 1/5)
+    series = -0.36067376 + -0.28853901 * d
+    series = -0.48089835 + series * d
+    series = -0.72134752 + series * d
+    series = -1.44269504 + series * d
+    return _log2_of_negated(tl.where(d < _NEAR_ONE, series * d, _log2(u)))
 
 
 @triton.jit
-def noise_of_quads(seed, position, counter):
-    """The noise of tokens 4 * counter to 4 * counter + 3: [..., 2, 2] float32 in their order."""
-    word0, word1, word2, word3 = philox_words(seed, position, counter)
-    return noise_of_words(tl.join(tl.join(word0, word2), tl.join(word1, word3)))
+def score_of_quads(x, scale, seed, position, counter):
+    """x * scale and noise, whose largest is drawn, of the tokens 4 * counter to 4 * counter + 3, in the shape of x."""
+    word0, word1, word2, word3 = _philox(seed, position, counter)
+    words = tl.join(tl.join(word0, word2), tl.join(word1, word3))
+    return x * scale - tl.reshape(_exponential_of_words(words), x.shape)
 
 
 @triton.jit
-def noise_of_tokens(seed, position, token):
-    """The noise of any tokens."""
-    word0, word1, word2, word3 = philox_words(seed, position, token >> 2)
+def score_of_tokens(x, scale, seed, position, token):
+    """The same of any tokens."""
+    word0, word1, word2, word3 = _philox(seed, position, token >> 2)
     lane = token & 3
     words = tl.where(lane < 2, tl.where(lane == 0, word0, word1), tl.where(lane == 2, word2, word3))
-    return noise_of_words(words)
+    return x * scale - _exponential_of_words(words)

@@ -4,7 +4,7 @@ logit below which it drops tokens."""
 import triton
 import triton.language as tl
 
-from pagewire_kernels.sample.triton_noise import noise_of_tokens
+from pagewire_kernels.sample.triton_noise import score_of_tokens
 from pagewire_kernels.sample.triton_row import NOTHING, equal_top, key_value, order_key, rank
 from pagewire_kernels.sample.triton_weigh import MASS_OF_TOP, count, share_of
 
@@ -131,7 +131,7 @@ def _draw(
     kept = is_candidate & (num_larger < top_k)
     mass = tl.sum(tl.where(kept, _masses(x, top, scale), 0), axis=0)
     kept &= larger_mass < tl.where(top_p < 1.0, share_of(mass, top_p), mass + 1)
-    score = x * scale + noise_of_tokens(seed, position, token)
+    score = score_of_tokens(x, scale, seed, position, token)
     return tl.max(tl.where(kept, rank(score, token), NOTHING), axis=0)
 
 

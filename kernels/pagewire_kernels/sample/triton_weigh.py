@@ -1,4 +1,4 @@
-"""Second launch of sample on a GPU: what the tokens above a few logits of a row weigh, for rows with top_p and no top_k.
+"""Second launch of sample on a GPU: what the tokens above a few logits of a row with top_p and without top_k weigh.
 
 A token is kept if the tokens of larger logits have less than top_p of the mass. So the draw needs no threshold: the
 token of the largest score is the answer if it is kept. If not, no token of its logit or a smaller one is kept, and the
