@@ -150,6 +150,14 @@ def test_rows_of_more_candidates_than_are_compared(options, monkeypatch):
 
 
 @runs_kernels
+def test_the_largest_logits_side_by_side():
+    """As frequent tokens have in many vocabularies: few groups hold all that top_k keeps."""
+    logits = logits_for(2, 20_000, 0.2) - 2.0 * torch.arange(1, 20_001).log()
+    for options in ({"top_k": 40}, {"top_k": 40, "top_p": 0.95}, {"top_p": 0.95}):
+        check(logits, sampling_batch(2, 20_000, **options))
+
+
+@runs_kernels
 def test_penalties_of_sequences_longer_than_are_counted_at_once(monkeypatch):
     from pagewire_kernels.sample import triton as kernel
 

@@ -1,9 +1,9 @@
-"""sample on a GPU: three launches, whatever the rows ask for.
+"""sample on a GPU: four launches, whatever the rows ask for.
 
 The first (triton_chunks.py) looks at all tokens of all rows side by side and yields the best of each segment. The
-second (triton_weigh.py) works for rows with top_p only. The third (triton_choose.py) takes the best token of each row,
-or the best that its filters keep. What each row needs is decided on the device; only RARE_STAGES are left out of all
-for a batch that has none.
+second and third (triton_weigh.py) work for rows with top_p only. The last (triton_choose.py) takes the best token of
+each row, or the best that its filters keep. What each row needs is decided on the device; only RARE_STAGES are left out
+of all for a batch that has none.
 """
 
 import torch
@@ -15,8 +15,8 @@ from pagewire_kernels.sample.columns import RARE_STAGES
 from pagewire_kernels.sample.triton_choose import sample_choose_kernel
 from pagewire_kernels.sample.triton_chunks import CHUNK, SEGMENT, sample_chunk_kernel
 from pagewire_kernels.sample.triton_penalties import TOKENS_AT_ONCE
-from pagewire_kernels.sample.triton_top_k import CANDIDATES, LISTED, group_size
-from pagewire_kernels.sample.triton_weigh import NUM_BOUNDS, SPLITS, TILE, sample_weigh_kernel
+from pagewire_kernels.sample.triton_top_k import CANDIDATES, GATHERED, LISTED, group_size
+from pagewire_kernels.sample.triton_weigh import NUM_BOUNDS, SPLITS, TILE, sample_bounds_kernel, sample_weigh_kernel
 
 CHUNKS_OF_MANY_ROWS = 4
 """Chunks that a program treats one after the other if programs of one would fill the device several times."""
@@ -39,10 +39,11 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     # Touched only in rows whose logits are changed: scratch first, then the logits if the row is filtered.
     rewritten = torch.empty((num_rows, vocab_size), device=device)
     bounds = torch.empty((num_rows, NUM_BOUNDS), device=device)
+    tops = torch.empty(num_rows, device=device)
     masses = torch.empty((num_rows, SPLITS, NUM_BOUNDS), dtype=torch.int64, device=device)
     listed = torch.empty((num_rows, sizes["NUM_SEGMENTS"] + sizes["LISTED"]), dtype=torch.int32, device=device)
-    candidate_logits = torch.empty((num_rows, CANDIDATES), device=device)
-    candidate_tokens = torch.empty((num_rows, CANDIDATES), dtype=torch.int32, device=device)
+    candidate_logits = torch.empty((num_rows, sizes["GATHERED"] + sizes["CANDIDATES"]), device=device)
+    candidate_tokens = torch.empty(candidate_logits.shape, dtype=torch.int32, device=device)
     sampled = torch.empty(num_rows, dtype=torch.int64, device=device)
     tables = (batch.slots, columns.floats, columns.ints, num_tokens)
     strides = (logits.stride(0), num_tokens.stride(0))
@@ -54,8 +55,12 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         STAGES=rare_stages, **_of(sample_chunk_kernel, sizes), NUM_STOPS=stop_token_ids.shape[1],
         TOKENS_AT_ONCE=TOKENS_AT_ONCE, num_warps=triton_chunks.NUM_WARPS,
     )  # fmt: skip
+    sample_bounds_kernel[(num_rows,)](
+        *tables[:3], best, best_logit, segment_max, bounds, tops, **_of(sample_bounds_kernel, sizes),
+        num_warps=triton_weigh.BOUNDS_WARPS,
+    )  # fmt: skip
     sample_weigh_kernel[(SPLITS, num_rows)](
-        logits, *tables, best, best_logit, segment_max, rewritten, bounds, masses, *strides,
+        logits, *tables, rewritten, bounds, tops, masses, *strides,
         STAGES=rare_stages, **_of(sample_weigh_kernel, sizes), num_warps=triton_weigh.NUM_WARPS,
     )  # fmt: skip
     sample_choose_kernel[(num_rows,)](
@@ -80,6 +85,7 @@ def _sizes(vocab_size: int) -> dict[str, int]:
         "NUM_GROUPS": num_groups,
         "GROUP_BLOCK": triton.next_power_of_2(num_groups),
         "LISTED": LISTED,
+        "GATHERED": GATHERED,
         "CANDIDATES": CANDIDATES,
         "SPLITS": SPLITS,
         "TILE": TILE,
@@ -93,7 +99,7 @@ def _of(kernel: triton.JITFunction, sizes: dict[str, int]) -> dict[str, int]:
 
 
 def _signature(logits_kind: str) -> dict[str, str]:
-    partial = ("floats", "best_logit", "segment_max", "group_max", "rewritten", "bounds", "candidate_logits")
+    partial = ("floats", "best_logit", "segment_max", "group_max", "rewritten", "bounds", "tops", "candidate_logits")
     int64 = ("slots", "ints", "num_tokens", "best", "masses", "sampled")
     int32 = ("token_ids", "stop_token_ids", "lists", "list", "counts", "candidate_tokens")
     strides = ("chunks_at_once", "stride_logits", "stride_num_tokens", "stride_tokens", "stride_stops")

@@ -1,4 +1,4 @@
-"""Third launch of sample on a GPU: one program chooses one row's token.
+"""Last launch of sample on a GPU: one program chooses one row's token.
 
 Of rows without filters it takes the best token of all segments. Of filtered rows it takes the token of the largest
 score above a logit that bounds what is kept, and raises the bound until that token is kept itself; triton_weigh.py
@@ -29,7 +29,7 @@ from pagewire_kernels.sample.triton_row import (
     token_or_none,
 )
 from pagewire_kernels.sample.triton_top_k import below_top_k, draw_from_few
-from pagewire_kernels.sample.triton_weigh import share_of, weigh
+from pagewire_kernels.sample.triton_weigh import VECTOR, add_masses, load_logits, share_of
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -41,12 +41,22 @@ _SEGMENTS_AT_ONCE = tl.constexpr(8)
 
 
 @triton.jit
-def _load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, mask):
-    if is_rewritten:
-        x = tl.load(rewritten_ptr + token, mask=mask, other=float("-inf"))
-    else:
-        x = tl.load(logits_ptr + token, mask=mask, other=float("-inf")).to(tl.float32)
-    return x
+def _list_segments(listed, list_ptr, SEGMENT_BLOCK: tl.constexpr):
+    """Writes down the segments that are listed; returns how many they are."""
+    # The list before may still be read.
+    tl.debug_barrier()
+    tl.store(list_ptr + tl.cumsum(listed.to(tl.int32), axis=0) - 1, tl.arange(0, SEGMENT_BLOCK), mask=listed)
+    # Other threads read what this one has written.
+    tl.debug_barrier()
+    return tl.sum(listed.to(tl.int32), axis=0)
+
+
+@triton.jit
+def _tokens_of(list_ptr, first, num_listed, VOCAB_SIZE: tl.constexpr, SEGMENT: tl.constexpr):
+    """The segments from `first` in the list on, [_SEGMENTS_AT_ONCE], and their tokens, [_SEGMENTS_AT_ONCE, SEGMENT]."""
+    place = first + tl.arange(0, _SEGMENTS_AT_ONCE)
+    segment = tl.load(list_ptr + place, mask=place < num_listed, other=VOCAB_SIZE)
+    return segment, segment[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
 
 
 @triton.jit
@@ -80,18 +90,11 @@ def _best_above(
     segment_max = tl.load(segment_max_ptr + index, mask=is_segment, other=float("-inf"))
     chosen = tl.max(tl.where(is_above, best, NOTHING), axis=0)
     listed = (segment_max > low) & (is_above == 0) & (best > chosen)
-    num_listed = tl.sum(listed.to(tl.int32), axis=0)
-    if num_listed > 0:
-        # The list before may still be read.
-        tl.debug_barrier()
-        tl.store(list_ptr + tl.cumsum(listed.to(tl.int32), axis=0) - 1, index, mask=listed)
-        # Other threads read what this one has written.
-        tl.debug_barrier()
+    if tl.max(listed.to(tl.int32), axis=0) > 0:
+        num_listed = _list_segments(listed, list_ptr, SEGMENT_BLOCK)
         for first in range(0, num_listed, _SEGMENTS_AT_ONCE):
-            place = first + tl.arange(0, _SEGMENTS_AT_ONCE)
-            segment = tl.load(list_ptr + place, mask=place < num_listed, other=VOCAB_SIZE)
-            token = segment[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
-            x = _load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token < VOCAB_SIZE)
+            segment, token = _tokens_of(list_ptr, first, num_listed, VOCAB_SIZE, SEGMENT)
+            x = load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token < VOCAB_SIZE)
             counter = segment[:, None] * (SEGMENT // 4) + tl.arange(0, SEGMENT // 4)[None, :]
             score = tl.where(x > low, score_of_quads(x, scale, seed, position, counter), float("-inf"))
             best_score = tl.max(tl.max(score, axis=1), axis=0)
@@ -99,6 +102,43 @@ def _best_above(
             best_token = tl.min(tl.min(tl.where(is_best, token, VOCAB_SIZE), axis=1), axis=0)
             chosen = tl.maximum(chosen, tl.where(best_token < VOCAB_SIZE, rank(best_score, best_token), NOTHING))
     return chosen
+
+
+@triton.jit
+def _weigh(
+    segment_max_ptr,
+    list_ptr,
+    logits_ptr,
+    rewritten_ptr,
+    is_rewritten,
+    top,
+    scale,
+    bound0,
+    bound1,
+    bound2,
+    bound3,
+    VOCAB_SIZE: tl.constexpr,
+    NUM_SEGMENTS: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    SEGMENT_BLOCK: tl.constexpr,
+):
+    """The masses of the tokens above each bound, four int64; bound0 is the least."""
+    index = tl.arange(0, SEGMENT_BLOCK)
+    segment_max = tl.load(segment_max_ptr + index, mask=index < NUM_SEGMENTS, other=float("-inf"))
+    num_listed = _list_segments(segment_max > bound0, list_ptr, SEGMENT_BLOCK)
+    vectors: tl.constexpr = _SEGMENTS_AT_ONCE * SEGMENT // VECTOR
+    sums0 = tl.zeros((vectors,), tl.int64)
+    sums1, sums2, sums3 = sums0, sums0, sums0
+    for first in range(0, num_listed, _SEGMENTS_AT_ONCE):
+        _, token = _tokens_of(list_ptr, first, num_listed, VOCAB_SIZE, SEGMENT)
+        token = tl.reshape(token, (vectors, VECTOR))
+        x = load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token < VOCAB_SIZE)
+        masses = tl.exp2((x - top) * scale)
+        sums0 = add_masses(sums0, x, masses, bound0)
+        sums1 = add_masses(sums1, x, masses, bound1)
+        sums2 = add_masses(sums2, x, masses, bound2)
+        sums3 = add_masses(sums3, x, masses, bound3)
+    return tl.sum(sums0, axis=0), tl.sum(sums1, axis=0), tl.sum(sums2, axis=0), tl.sum(sums3, axis=0)
 
 
 @triton.jit
@@ -142,6 +182,7 @@ def sample_choose_kernel(
     GROUP_BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     LISTED: tl.constexpr,
+    GATHERED: tl.constexpr,
     CANDIDATES: tl.constexpr,
     SPLITS: tl.constexpr,
     ROW_TILE: tl.constexpr,
@@ -175,11 +216,12 @@ def sample_choose_kernel(
             share = tl.full([], 1, tl.int64)
             is_chosen = False
             if cuts_count(top_k, VOCAB_SIZE):
+                candidates = row * (GATHERED + CANDIDATES)
                 drawn = draw_from_few(
-                    group_max_ptr + row * NUM_GROUPS, list_ptr + NUM_SEGMENTS, candidate_logits_ptr + row * CANDIDATES,
-                    candidate_tokens_ptr + row * CANDIDATES, logits_ptr, rewritten_ptr, is_rewritten, low, top,
-                    temperature, scale, top_k.to(tl.int32), top_p, seed, num_tokens, VOCAB_SIZE, NUM_GROUPS,
-                    GROUP_BLOCK, GROUP, LISTED, CANDIDATES,
+                    group_max_ptr + row * NUM_GROUPS, list_ptr + NUM_SEGMENTS, candidate_logits_ptr + candidates,
+                    candidate_tokens_ptr + candidates, logits_ptr, rewritten_ptr, is_rewritten, low, top, temperature,
+                    scale, top_k.to(tl.int32), top_p, seed, num_tokens, VOCAB_SIZE, NUM_GROUPS, GROUP_BLOCK, GROUP,
+                    LISTED, GATHERED, CANDIDATES,
                 )  # fmt: skip
                 is_chosen = drawn != NOTHING
                 if is_chosen:
@@ -190,9 +232,9 @@ def sample_choose_kernel(
                         VOCAB_SIZE, ROW_TILE,
                     )  # fmt: skip
                     if top_p < 1.0:
-                        mass, _, _, _ = weigh(
-                            logits_ptr, rewritten_ptr, is_rewritten, 0, VOCAB_SIZE, top, scale, low, top, top, top,
-                            ROW_TILE,
+                        mass, _, _, _ = _weigh(
+                            segment_max_ptr, list_ptr, logits_ptr, rewritten_ptr, is_rewritten, top, scale, low, top,
+                            top, top, VOCAB_SIZE, NUM_SEGMENTS, SEGMENT, SEGMENT_BLOCK,
                         )  # fmt: skip
                         share = share_of(mass, top_p)
                         high = top
@@ -210,7 +252,7 @@ def sample_choose_kernel(
                     scale, seed, num_tokens, VOCAB_SIZE, NUM_SEGMENTS, SEGMENT, SEGMENT_BLOCK,
                 )  # fmt: skip
                 token = token_of(chosen, VOCAB_SIZE)
-                place0 = _load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token >= 0)
+                place0 = load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token >= 0)
                 bound0 = equal_top(place0, temperature)
                 is_chosen = bound0 >= high
                 if is_chosen == 0:
@@ -218,9 +260,9 @@ def sample_choose_kernel(
                     place1, place2, place3 = bound0 + quarter, bound0 + 2.0 * quarter, high - quarter
                     bound1, bound2 = equal_top(place1, temperature), equal_top(place2, temperature)
                     bound3 = equal_top(place3, temperature)
-                    mass0, mass1, mass2, mass3 = weigh(
-                        logits_ptr, rewritten_ptr, is_rewritten, 0, VOCAB_SIZE, top, scale, bound0, bound1, bound2,
-                        bound3, ROW_TILE,
+                    mass0, mass1, mass2, mass3 = _weigh(
+                        segment_max_ptr, list_ptr, logits_ptr, rewritten_ptr, is_rewritten, top, scale, bound0, bound1,
+                        bound2, bound3, VOCAB_SIZE, NUM_SEGMENTS, SEGMENT, SEGMENT_BLOCK,
                     )  # fmt: skip
                     is_chosen = mass0 < share
                     low, high = _narrow(low, high, bound0, place0, mass0, share)

@@ -15,22 +15,23 @@ MIN_P, TOP_K = tl.constexpr(float_column("min_p")), tl.constexpr(int_column("top
 SEED = tl.constexpr(int_column("seed"))
 NOTHING = tl.constexpr(-9223372036854775807)
 """A rank below that of every token."""
-INFINITY_KEY, MINUS_INFINITY_KEY = tl.constexpr(2139095040), tl.constexpr(-2139095041)
+INFINITY_KEY, MINUS_INFINITY_KEY = tl.constexpr(2139095040), tl.constexpr(-2139095040)
 """order_key of plus and minus infinity."""
 _LOW_BITS = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
 def order_key(x):
-    """float32 -> int32 of the same order; zeros of both signs are equal."""
-    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    """float32 -> int32 of the same order; zeros of both signs are equal, and no number lies between two keys."""
+    bits = x.to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) - (bits >> 31)
 
 
 @triton.jit
 def key_value(key):
     """The inverse of order_key."""
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    sign = key >> 31
+    return ((key + sign) ^ (sign & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from pagewire_kernels.sample.triton_noise import score_of_tokens
 from pagewire_kernels.sample.triton_row import NOTHING, equal_top, key_value, order_key, rank
-from pagewire_kernels.sample.triton_weigh import MASS_OF_TOP, count, share_of
+from pagewire_kernels.sample.triton_weigh import MASS_OF_TOP, VECTOR, load_logits, share_of
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -16,6 +16,8 @@ MAX_GROUPS = 4096
 """Groups of a row, whose maxima a program keeps in registers."""
 LISTED = 512
 """Groups whose tokens are looked at, at most."""
+GATHERED = 2048
+"""Tokens of those groups above the bound, at most."""
 CANDIDATES = 512
 """Tokens that are compared with each other, at most."""
 _TOKENS_AT_ONCE = tl.constexpr(1024)
@@ -33,18 +35,18 @@ def group_size(vocab_size: int) -> int:
 
 
 @triton.jit
-def _bound_of_groups(maxima, top, top_k):
-    """A bound that top_k groups' maxima reach, and few more unless ties prevent it; and how many reach it."""
-    low = tl.min(tl.where(maxima > float("-inf"), maxima, float("inf")), axis=0)
+def _bound_of_largest(values, top, top_k):
+    """A bound that top_k values reach, and few more unless ties prevent it; and how many reach it."""
+    low = tl.min(tl.where(values > float("-inf"), values, float("inf")), axis=0)
     high = top
-    reached = tl.sum((maxima >= low).to(tl.int32), axis=0)
+    reached = tl.sum((values >= low).to(tl.int32), axis=0)
     step = 0
     while (step < _SEARCH_STEPS) & (reached > top_k + top_k // 4 + 16):
         quarter = 0.25 * (high - low)
         bound1, bound2, bound3 = low + quarter, low + 2.0 * quarter, high - quarter
         # Three counts in one sum.
-        packed = (maxima >= bound1).to(tl.int64) | ((maxima >= bound2).to(tl.int64) << 20)
-        counts = tl.sum(packed | ((maxima >= bound3).to(tl.int64) << 40), axis=0)
+        packed = (values >= bound1).to(tl.int64) | ((values >= bound2).to(tl.int64) << 20)
+        counts = tl.sum(packed | ((values >= bound3).to(tl.int64) << 40), axis=0)
         count1 = (counts & 0xFFFFF).to(tl.int32)
         count2 = ((counts >> 20) & 0xFFFFF).to(tl.int32)
         count3 = (counts >> 40).to(tl.int32)
@@ -61,38 +63,63 @@ def _bound_of_groups(maxima, top, top_k):
 
 
 @triton.jit
-def _list_candidates(
+def _gather(
     list_ptr,
     num_listed,
     logits_ptr,
     rewritten_ptr,
     is_rewritten,
     bound,
-    candidate_logits_ptr,
-    candidate_tokens_ptr,
+    gathered_logits_ptr,
+    gathered_tokens_ptr,
     VOCAB_SIZE: tl.constexpr,
     GROUP: tl.constexpr,
-    CANDIDATES: tl.constexpr,
+    GATHERED: tl.constexpr,
 ):
-    """Writes down the tokens of the listed groups above a bound, at most CANDIDATES; returns how many there are."""
-    num_candidates = tl.full([], 0, tl.int32)
+    """Writes down the tokens of the listed groups above a bound, at most GATHERED; returns how many there are."""
+    num_gathered = tl.full([], 0, tl.int32)
     groups_at_once: tl.constexpr = _TOKENS_AT_ONCE // GROUP
     for first in range(0, num_listed, groups_at_once):
         index = first + tl.arange(0, groups_at_once)
         group = tl.load(list_ptr + index, mask=index < num_listed, other=VOCAB_SIZE)
         token = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
         token = tl.reshape(token, (_TOKENS_AT_ONCE,))
-        is_token = token < VOCAB_SIZE
-        if is_rewritten:
-            x = tl.load(rewritten_ptr + token, mask=is_token, other=float("-inf"))
-        else:
-            x = tl.load(logits_ptr + token, mask=is_token, other=float("-inf")).to(tl.float32)
+        x = load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token < VOCAB_SIZE)
         is_above = x > bound
-        place = num_candidates + tl.cumsum(is_above.to(tl.int32), axis=0) - 1
-        tl.store(candidate_logits_ptr + place, x, mask=is_above & (place < CANDIDATES))
-        tl.store(candidate_tokens_ptr + place, token, mask=is_above & (place < CANDIDATES))
-        num_candidates += tl.sum(is_above.to(tl.int32), axis=0)
-    return num_candidates
+        place = num_gathered + tl.cumsum(is_above.to(tl.int32), axis=0) - 1
+        tl.store(gathered_logits_ptr + place, x, mask=is_above & (place < GATHERED))
+        tl.store(gathered_tokens_ptr + place, token, mask=is_above & (place < GATHERED))
+        num_gathered += tl.sum(is_above.to(tl.int32), axis=0)
+    # Other threads read what this one has written.
+    tl.debug_barrier()
+    return num_gathered
+
+
+@triton.jit
+def _pick(
+    gathered_logits_ptr,
+    gathered_tokens_ptr,
+    num_gathered,
+    low,
+    top,
+    top_k,
+    GATHERED: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):
+    """Writes down, behind the gathered tokens, the largest of them; returns how many there are, at most CANDIDATES of
+    which are written."""
+    index = tl.arange(0, GATHERED)
+    x = tl.load(gathered_logits_ptr + index, mask=index < num_gathered, other=float("-inf"))
+    bound, _ = _bound_of_largest(x, top, top_k)
+    bound = tl.maximum(key_value(order_key(bound) - _MARGIN), low)
+    is_above = x > bound
+    place = tl.cumsum(is_above.to(tl.int32), axis=0) - 1
+    is_picked = is_above & (place < CANDIDATES)
+    token = tl.load(gathered_tokens_ptr + index, mask=is_picked, other=0)
+    tl.store(gathered_logits_ptr + GATHERED + place, x, mask=is_picked)
+    tl.store(gathered_tokens_ptr + GATHERED + place, token, mask=is_picked)
+    tl.debug_barrier()
+    return tl.sum(is_above.to(tl.int32), axis=0)
 
 
 @triton.jit
@@ -157,6 +184,7 @@ def draw_from_few(
     GROUP_BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     LISTED: tl.constexpr,
+    GATHERED: tl.constexpr,
     CANDIDATES: tl.constexpr,
 ):
     """The rank of the drawn token if few candidates hold all that top_k keeps, else NOTHING.
@@ -168,7 +196,7 @@ def draw_from_few(
     """
     group = tl.arange(0, GROUP_BLOCK)
     maxima = tl.load(group_max_ptr + group, mask=group < NUM_GROUPS, other=float("-inf"))
-    bound, reached = _bound_of_groups(maxima, top, top_k)
+    bound, reached = _bound_of_largest(maxima, top, top_k)
     chosen = tl.full([], NOTHING, tl.int64)
     if reached >= top_k:
         bound = tl.maximum(key_value(order_key(bound) - _MARGIN), low)
@@ -178,17 +206,49 @@ def draw_from_few(
             tl.store(list_ptr + tl.cumsum(listed.to(tl.int32), axis=0) - 1, group, mask=listed)
             # Other threads read what this one has written.
             tl.debug_barrier()
-            num_candidates = _list_candidates(
+            num_candidates = _gather(
                 list_ptr, num_listed, logits_ptr, rewritten_ptr, is_rewritten, bound, candidate_logits_ptr,
-                candidate_tokens_ptr, VOCAB_SIZE, GROUP, CANDIDATES,
+                candidate_tokens_ptr, VOCAB_SIZE, GROUP, GATHERED,
             )  # fmt: skip
+            if (num_candidates > CANDIDATES) & (num_candidates <= GATHERED):
+                # The largest tokens are close to each other: few groups have many of them.
+                num_candidates = _pick(
+                    candidate_logits_ptr, candidate_tokens_ptr, num_candidates, low, top, top_k, GATHERED, CANDIDATES
+                )
+                candidate_logits_ptr += GATHERED
+                candidate_tokens_ptr += GATHERED
             if num_candidates <= CANDIDATES:
-                tl.debug_barrier()
                 chosen = _draw(
                     candidate_logits_ptr, candidate_tokens_ptr, num_candidates, top, temperature, scale, top_k, top_p,
                     seed, position, CANDIDATES,
                 )  # fmt: skip
     return chosen
+
+
+@triton.jit
+def _count(
+    logits_ptr,
+    rewritten_ptr,
+    is_rewritten,
+    bound1,
+    bound2,
+    bound3,
+    bound4,
+    VOCAB_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """How many tokens have a logit that exceeds each bound: four int32."""
+    counts1 = tl.zeros((TILE // VECTOR,), tl.int32)
+    counts2, counts3, counts4 = counts1, counts1, counts1
+    offset = tl.arange(0, TILE // VECTOR)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    for first in range(0, VOCAB_SIZE, TILE):
+        token = first + offset
+        x = load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token < VOCAB_SIZE)
+        counts1 += tl.sum((x > bound1).to(tl.int32), axis=1)
+        counts2 += tl.sum((x > bound2).to(tl.int32), axis=1)
+        counts3 += tl.sum((x > bound3).to(tl.int32), axis=1)
+        counts4 += tl.sum((x > bound4).to(tl.int32), axis=1)
+    return tl.sum(counts1, axis=0), tl.sum(counts2, axis=0), tl.sum(counts3, axis=0), tl.sum(counts4, axis=0)
 
 
 @triton.jit
@@ -209,14 +269,18 @@ def below_top_k(
     Tokens above `low`, num_low in number, are at least top_k. Those not decided on lie above low, and not above high.
     """
     infinity = tl.full([], float("inf"), tl.float32)
-    num_low, _, _, _ = count(
+    num_low, _, _, _ = _count(
         logits_ptr, rewritten_ptr, is_rewritten, low, infinity, infinity, infinity, VOCAB_SIZE, TILE
     )
     if num_low > top_k:
         high, num_high = top, tl.full([], 0, tl.int32)
         distance = 4.0 / scale
         step = 0
-        while (order_key(high).to(tl.int64) - order_key(low) > 1) & (num_low - num_high > 1):
+        # Keys between neighbours of the logits' own precision.
+        gap = tl.full([], 1, tl.int64)
+        if logits_ptr.dtype.element_ty == tl.bfloat16:
+            gap = tl.where(is_rewritten, gap, 1 << 16)
+        while (order_key(high).to(tl.int64) - order_key(low) > gap) & (num_low - num_high > 1):
             low_key, high_key = order_key(low).to(tl.int64), order_key(high).to(tl.int64)
             part = 1 + tl.arange(0, 4)
             if low == float("-inf"):
@@ -234,7 +298,7 @@ def below_top_k(
             place4 = key_value(tl.sum(tl.where(part == 4, places, 0), axis=0).to(tl.int32))
             bound1, bound2 = equal_top(place1, temperature), equal_top(place2, temperature)
             bound3, bound4 = equal_top(place3, temperature), equal_top(place4, temperature)
-            num1, num2, num3, num4 = count(
+            num1, num2, num3, num4 = _count(
                 logits_ptr, rewritten_ptr, is_rewritten, bound1, bound2, bound3, bound4, VOCAB_SIZE, TILE
             )
             if num4 >= top_k:

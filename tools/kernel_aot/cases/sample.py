@@ -7,16 +7,14 @@ from pagewire_kernels.sample.columns import RARE_STAGES
 from pagewire_kernels.sample.triton_choose import sample_choose_kernel
 from pagewire_kernels.sample.triton_chunks import sample_chunk_kernel
 from pagewire_kernels.sample.triton_penalties import TOKENS_AT_ONCE
-from pagewire_kernels.sample.triton_weigh import sample_weigh_kernel
+from pagewire_kernels.sample.triton_weigh import sample_bounds_kernel, sample_weigh_kernel
 
 from kernel_aot.case import AotCase
 
 PREFIX = "sample"
 
 
-def _aot_cases(
-    vocab_size: int, logits_kind: str, name: str, *, has_rare_stages: bool = False
-) -> tuple[AotCase, AotCase, AotCase]:
+def _aot_cases(vocab_size: int, logits_kind: str, name: str, *, has_rare_stages: bool = False) -> tuple[AotCase, ...]:
     constexprs: dict[str, object] = {
         "STAGES": int(RARE_STAGES) if has_rare_stages else 0,
         "NUM_STOPS": 64,
@@ -37,6 +35,7 @@ def _aot_cases(
 
     return (
         case(sample_chunk_kernel, "chunks", triton_chunks.NUM_WARPS),
+        case(sample_bounds_kernel, "bounds", triton_weigh.BOUNDS_WARPS),
         case(sample_weigh_kernel, "weigh", triton_weigh.NUM_WARPS),
         case(sample_choose_kernel, "choose", triton_choose.NUM_WARPS),
     )
