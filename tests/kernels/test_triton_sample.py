@@ -130,6 +130,14 @@ def test_equal_logits_stay_together(options):
 
 
 @runs_kernels
+@pytest.mark.parametrize("options", [{"top_k": 7}, {"top_k": 7, "top_p": 0.8}, {"top_p": 0.3}, {"min_p": 1.0}], ids=str)
+def test_logits_that_the_temperature_makes_equal_stay_together(options):
+    logits = (1.9 + torch.arange(40) * 2.0**-23).repeat(4, 1)
+    assert len((logits[0] / 2.5).unique()) < 40
+    check(logits, sampling_batch(4, 40, temperature=2.5, **options))
+
+
+@runs_kernels
 @pytest.mark.parametrize("options", FILTERS, ids=str)
 def test_rows_of_more_groups_than_are_looked_at_together(options, monkeypatch):
     from pagewire_kernels.sample import triton as kernel
@@ -268,11 +276,16 @@ def test_more_logprobs_than_there_is_room_for_are_refused():
 
 @pytest.mark.gpu
 @runs_kernels
-@pytest.mark.parametrize("vocab_size", [50_257, 128_256, 151_936])
-@pytest.mark.parametrize("options", [*OPTIONS, {"top_k": 3000, "top_p": 0.9}, {"top_p": 0.5}], ids=str)
+@pytest.mark.parametrize("vocab_size", [32_000, 50_257, 128_256, 151_936, 262_144])
+@pytest.mark.parametrize("options", [*OPTIONS, {"top_k": 3000, "top_p": 0.9}, {"top_p": 0.5}, {"top_p": 1e-3}], ids=str)
 def test_vocabularies_of_real_models(options, vocab_size):
-    for spread in (0.1, 3.0):
-        check(logits_for(8, vocab_size, spread, torch.bfloat16), sampling_batch(8, vocab_size, **options))
+    frequent = -2.0 * torch.arange(1, vocab_size + 1).log()
+    for logits in (
+        *(logits_for(8, vocab_size, spread) for spread in (0.04, 1.3, 4.0)),
+        logits_for(8, vocab_size, 0.5) + frequent,
+        logits_for(8, vocab_size, 0.5) + frequent[torch.randperm(vocab_size)],
+    ):
+        check(logits.bfloat16(), sampling_batch(8, vocab_size, **options))
 
 
 @pytest.mark.gpu
