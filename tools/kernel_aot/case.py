@@ -31,8 +31,6 @@ class AotCase:
     (dependent_launch.py), which the target decides."""
     num_warps: int = 4
     num_stages: int = 3
-    max_registers: int | None = None
-    """Registers of a thread that the launch allows, if it limits them."""
     divisible: tuple[str, ...] = ()
     """Integer arguments that are multiples of 16 in practice, such as strides: a launch specialises on that too."""
     targets: tuple[int, ...] = TARGETS

@@ -148,9 +148,7 @@ def compile_case(case: AotCase, target: int) -> Resources:
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = _source_class(case.kernel)(case.kernel, signature, constexprs, attributes)
     # Launches use fused multiply-adds in every version so far; later versions need the option.
-    options: dict[str, Any] = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
-    if case.max_registers is not None:
-        options["maxnreg"] = case.max_registers
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, WARP_SIZE), options=options)
     return _resources(compiled.asm["cubin"], compiled.metadata.shared)
 

@@ -53,7 +53,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         logits, *tables, token_ids, stop_token_ids, columns.lists, best, best_logit, segment_max, group_max, rewritten,
         rewritten.view(torch.int32), chunks_at_once, *strides, token_ids.stride(0), stop_token_ids.stride(0),
         STAGES=rare_stages, **_of(sample_chunk_kernel, sizes), NUM_STOPS=stop_token_ids.shape[1],
-        TOKENS_AT_ONCE=TOKENS_AT_ONCE, num_warps=triton_chunks.NUM_WARPS, maxnreg=triton_chunks.MAX_REGISTERS,
+        TOKENS_AT_ONCE=TOKENS_AT_ONCE, num_warps=triton_chunks.NUM_WARPS,
     )  # fmt: skip
     sample_bounds_kernel[(num_rows,)](
         *tables[:3], best, best_logit, segment_max, bounds, tops, **_of(sample_bounds_kernel, sizes),
@@ -81,6 +81,8 @@ def _sizes(vocab_size: int) -> dict[str, int]:
         "SEGMENT": SEGMENT,
         "NUM_SEGMENTS": num_segments,
         "SEGMENT_BLOCK": triton.next_power_of_2(num_segments),
+        # More of them would take registers that rows of many segments need.
+        "SEGMENTS_AT_ONCE": 8 if num_segments <= 512 else 4,
         "GROUP": group,
         "NUM_GROUPS": num_groups,
         "GROUP_BLOCK": triton.next_power_of_2(num_groups),

@@ -37,7 +37,6 @@ NUM_WARPS = 8
 ROW_TILE = 2048
 """Tokens that a program looks at together when it weighs or counts a whole row: as many as leave room for two programs
 on a multiprocessor."""
-_SEGMENTS_AT_ONCE = tl.constexpr(8)
 
 
 @triton.jit
@@ -52,9 +51,11 @@ def _list_segments(listed, list_ptr, SEGMENT_BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _tokens_of(list_ptr, first, num_listed, VOCAB_SIZE: tl.constexpr, SEGMENT: tl.constexpr):
-    """The segments from `first` in the list on, [_SEGMENTS_AT_ONCE], and their tokens, [_SEGMENTS_AT_ONCE, SEGMENT]."""
-    place = first + tl.arange(0, _SEGMENTS_AT_ONCE)
+def _tokens_of(
+    list_ptr, first, num_listed, VOCAB_SIZE: tl.constexpr, SEGMENT: tl.constexpr, SEGMENTS_AT_ONCE: tl.constexpr
+):
+    """The segments from `first` in the list on, [SEGMENTS_AT_ONCE], and their tokens, [SEGMENTS_AT_ONCE, SEGMENT]."""
+    place = first + tl.arange(0, SEGMENTS_AT_ONCE)
     segment = tl.load(list_ptr + place, mask=place < num_listed, other=VOCAB_SIZE)
     return segment, segment[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
 
@@ -76,6 +77,7 @@ def _best_above(
     NUM_SEGMENTS: tl.constexpr,
     SEGMENT: tl.constexpr,
     SEGMENT_BLOCK: tl.constexpr,
+    SEGMENTS_AT_ONCE: tl.constexpr,
 ):
     """The rank of the token of the largest score among those whose logit exceeds low.
 
@@ -92,8 +94,8 @@ def _best_above(
     listed = (segment_max > low) & (is_above == 0) & (best > chosen)
     if tl.max(listed.to(tl.int32), axis=0) > 0:
         num_listed = _list_segments(listed, list_ptr, SEGMENT_BLOCK)
-        for first in range(0, num_listed, _SEGMENTS_AT_ONCE):
-            segment, token = _tokens_of(list_ptr, first, num_listed, VOCAB_SIZE, SEGMENT)
+        for first in range(0, num_listed, SEGMENTS_AT_ONCE):
+            segment, token = _tokens_of(list_ptr, first, num_listed, VOCAB_SIZE, SEGMENT, SEGMENTS_AT_ONCE)
             x = load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token < VOCAB_SIZE)
             counter = segment[:, None] * (SEGMENT // 4) + tl.arange(0, SEGMENT // 4)[None, :]
             score = tl.where(x > low, score_of_quads(x, scale, seed, position, counter), float("-inf"))
@@ -121,16 +123,17 @@ def _weigh(
     NUM_SEGMENTS: tl.constexpr,
     SEGMENT: tl.constexpr,
     SEGMENT_BLOCK: tl.constexpr,
+    SEGMENTS_AT_ONCE: tl.constexpr,
 ):
     """The masses of the tokens above each bound, four int64; bound0 is the least."""
     index = tl.arange(0, SEGMENT_BLOCK)
     segment_max = tl.load(segment_max_ptr + index, mask=index < NUM_SEGMENTS, other=float("-inf"))
     num_listed = _list_segments(segment_max > bound0, list_ptr, SEGMENT_BLOCK)
-    vectors: tl.constexpr = _SEGMENTS_AT_ONCE * SEGMENT // VECTOR
+    vectors: tl.constexpr = SEGMENTS_AT_ONCE * SEGMENT // VECTOR
     sums0 = tl.zeros((vectors,), tl.int64)
     sums1, sums2, sums3 = sums0, sums0, sums0
-    for first in range(0, num_listed, _SEGMENTS_AT_ONCE):
-        _, token = _tokens_of(list_ptr, first, num_listed, VOCAB_SIZE, SEGMENT)
+    for first in range(0, num_listed, SEGMENTS_AT_ONCE):
+        _, token = _tokens_of(list_ptr, first, num_listed, VOCAB_SIZE, SEGMENT, SEGMENTS_AT_ONCE)
         token = tl.reshape(token, (vectors, VECTOR))
         x = load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token < VOCAB_SIZE)
         masses = tl.exp2((x - top) * scale)
@@ -178,6 +181,7 @@ def sample_choose_kernel(
     NUM_SEGMENTS: tl.constexpr,
     SEGMENT_BLOCK: tl.constexpr,
     SEGMENT: tl.constexpr,
+    SEGMENTS_AT_ONCE: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -234,7 +238,7 @@ def sample_choose_kernel(
                     if top_p < 1.0:
                         mass, _, _, _ = _weigh(
                             segment_max_ptr, list_ptr, logits_ptr, rewritten_ptr, is_rewritten, top, scale, low, top,
-                            top, top, VOCAB_SIZE, NUM_SEGMENTS, SEGMENT, SEGMENT_BLOCK,
+                            top, top, VOCAB_SIZE, NUM_SEGMENTS, SEGMENT, SEGMENT_BLOCK, SEGMENTS_AT_ONCE,
                         )  # fmt: skip
                         share = share_of(mass, top_p)
                         high = top
@@ -249,7 +253,7 @@ def sample_choose_kernel(
             while is_chosen == 0:
                 chosen = _best_above(
                     best_ptr, best_logit_ptr, segment_max_ptr, list_ptr, logits_ptr, rewritten_ptr, is_rewritten, low,
-                    scale, seed, num_tokens, VOCAB_SIZE, NUM_SEGMENTS, SEGMENT, SEGMENT_BLOCK,
+                    scale, seed, num_tokens, VOCAB_SIZE, NUM_SEGMENTS, SEGMENT, SEGMENT_BLOCK, SEGMENTS_AT_ONCE,
                 )  # fmt: skip
                 token = token_of(chosen, VOCAB_SIZE)
                 place0 = load_logits(logits_ptr, rewritten_ptr, is_rewritten, token, token >= 0)
@@ -262,7 +266,7 @@ def sample_choose_kernel(
                     bound3 = equal_top(place3, temperature)
                     mass0, mass1, mass2, mass3 = _weigh(
                         segment_max_ptr, list_ptr, logits_ptr, rewritten_ptr, is_rewritten, top, scale, bound0, bound1,
-                        bound2, bound3, VOCAB_SIZE, NUM_SEGMENTS, SEGMENT, SEGMENT_BLOCK,
+                        bound2, bound3, VOCAB_SIZE, NUM_SEGMENTS, SEGMENT, SEGMENT_BLOCK, SEGMENTS_AT_ONCE,
                     )  # fmt: skip
                     is_chosen = mass0 < share
                     low, high = _narrow(low, high, bound0, place0, mass0, share)

@@ -30,8 +30,6 @@ CHUNK = 2048
 SEGMENT = 256
 """Tokens of a segment: those that one warp loads at once as bfloat16, so that its results need no other warp's."""
 NUM_WARPS = 8
-MAX_REGISTERS = 64
-"""Registers of a thread: four programs share a multiprocessor, and with fewer too little is on its way from memory."""
 
 
 @triton.jit(do_not_specialize=["chunks_at_once"])

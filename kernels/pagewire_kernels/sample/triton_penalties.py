@@ -52,6 +52,17 @@ def _counts_in_chunk(
 
 
 @triton.jit
+def _divide(x, divisor):
+    """x / divisor, a scalar, correctly rounded (Markstein) for what logits and penalties are; div_rn takes registers to
+    serve denormal numbers too."""
+    reciprocal = tl.div_rn(1.0, divisor)
+    quotient = x * reciprocal
+    remainder = tl.fma(-quotient, tl.zeros_like(x) + divisor, x)
+    corrected = tl.fma(remainder, tl.zeros_like(x) + reciprocal, quotient)
+    return tl.where(tl.abs(quotient) < float("inf"), corrected, quotient)
+
+
+@triton.jit
 def penalise(
     x,
     scratch_ptr,
@@ -75,7 +86,7 @@ def penalise(
         scratch_ptr, tokens_ptr, num_tokens.to(tl.int32), num_prompt, num_in_chunk, first_token, CHUNK, TOKENS_AT_ONCE
     )
     repetition = tl.load(floats_ptr + _REPETITION)
-    repeated = tl.where(x > 0.0, tl.div_rn(x, tl.zeros_like(x) + repetition), x * repetition)
+    repeated = tl.where(x > 0.0, _divide(x, repetition), x * repetition)
     generated = counts & (_IN_PROMPT - 1)
     x = tl.where(counts != 0, repeated, x) - tl.load(floats_ptr + _FREQUENCY) * generated.to(tl.float32)
     return x - tl.where(generated > 0, tl.load(floats_ptr + _PRESENCE), 0.0)

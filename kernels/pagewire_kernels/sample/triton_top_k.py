@@ -31,7 +31,7 @@ _VALUE_STEPS = tl.constexpr(10)
 
 def group_size(vocab_size: int) -> int:
     """Tokens of a group, a power of two."""
-    return max(LEAST_GROUP, triton.next_power_of_2(triton.cdiv(vocab_size, MAX_GROUPS)))
+    return max(LEAST_GROUP, 1 << (-(-vocab_size // MAX_GROUPS) - 1).bit_length())
 
 
 @triton.jit

@@ -23,19 +23,18 @@ def _aot_cases(vocab_size: int, logits_kind: str, name: str, *, has_rare_stages:
     }
     signature = kernels._signature(logits_kind)
 
-    def case(kernel: triton.JITFunction, part: str, num_warps: int, max_registers: int | None = None) -> AotCase:
+    def case(kernel: triton.JITFunction, part: str, num_warps: int) -> AotCase:
         return AotCase(
             f"{part}-{name}",
             kernel,
             {key: kind for key, kind in signature.items() if key in kernel.arg_names},
             {key: value for key, value in constexprs.items() if key in kernel.arg_names},
             num_warps=num_warps,
-            max_registers=max_registers,
             divisible=("stride_logits",),
         )
 
     return (
-        case(sample_chunk_kernel, "chunks", triton_chunks.NUM_WARPS, triton_chunks.MAX_REGISTERS),
+        case(sample_chunk_kernel, "chunks", triton_chunks.NUM_WARPS),
         case(sample_bounds_kernel, "bounds", triton_weigh.BOUNDS_WARPS),
         case(sample_weigh_kernel, "weigh", triton_weigh.NUM_WARPS),
         case(sample_choose_kernel, "choose", triton_choose.NUM_WARPS),
