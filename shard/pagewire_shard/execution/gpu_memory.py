@@ -8,9 +8,9 @@ from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.warm_up import run_largest_step
 from pagewire_shard.loading.model_loader import LoadedModel
 
-GRAPH_LAYER_BYTES = 256 << 10
+GRAPH_LAYER_BYTES = 64 << 10
 """Memory that the driver keeps for a layer of a captured forward pass, which torch does not account for: some kilobytes
-for each of ten kernels."""
+for each of ten kernels. Measured on an H200: 41 KiB."""
 
 
 def bytes_left_for_caches(
