@@ -168,6 +168,26 @@ def test_the_budget_counts_the_writes_that_were_begun(clock):
     assert counted == [0, WRITES_PER_TURN // 4, 1]
 
 
+def test_first_output_comes_before_that_of_streams_that_run(clock, writer):
+    running = [Reader(writer, clock) for _ in range(3 * WRITES_PER_TURN)]
+    for reader in running:
+        reader.stream.notify()
+    clock.settle()
+    clock.advance(1.0)
+    for reader in running:
+        reader.stream.notify()
+    new = [Reader(writer, clock) for _ in range(3)]
+    for reader in new:
+        reader.stream.notify()
+    clock.turn()
+    assert [len(reader.times) for reader in new] == [1] * 3
+    assert sum(len(reader.times) == 2 for reader in running) == WRITES_PER_TURN - 3
+    clock.settle()
+    assert [len(reader.times) for reader in running] == [2] * len(running)
+    for reader in running + new:
+        reader.close()
+
+
 def test_turns_are_short_while_calls_come(clock, writer):
     readers = [Reader(writer, clock) for _ in range(100)]
     for reader in readers:

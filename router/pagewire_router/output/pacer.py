@@ -100,6 +100,9 @@ class Pacer:
         self._loop = loop
         self._max_floor_s = max_floor_s
         self.budget = budget
+        self._first: deque[PacedStream] = deque()
+        """Streams whose first output is due. They come before the others: a reader waits for nothing as for the first
+        token."""
         self._ready: deque[PacedStream] = deque()
         self._waiting: list[tuple[float, int, PacedStream]] = []
         self._num_enqueued = 0
@@ -138,12 +141,14 @@ class Pacer:
             self._set_timer(due_s)
 
     def _enqueue_now(self, stream: PacedStream) -> None:
+        ready = self._ready
         if stream._last_write_s is None:
             self.num_streaming += 1
+            ready = self._first
         # Not when it is called: streams whose tokens came together stay together, and share turns of the loop.
         stream._last_write_s = self._loop.time()
         stream._due_s = 0.0
-        self._ready.append(stream)
+        ready.append(stream)
         if not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon(self._flush)
@@ -152,10 +157,13 @@ class Pacer:
         """Has some streams written. It is called once more after the last of them, to measure what that took."""
         self.budget.on_turn(self._num_written)
         self._num_written = 0
-        self._is_flushing = bool(self._ready)
+        self._is_flushing = bool(self._first or self._ready)
         is_short = self._loop.time() < self._short_until_s
-        for _ in range(min(WRITES_PER_SHORT_TURN if is_short else WRITES_PER_TURN, len(self._ready))):
-            self._num_written += self._ready.popleft()._call()
+        for _ in range(WRITES_PER_SHORT_TURN if is_short else WRITES_PER_TURN):
+            ready = self._first or self._ready
+            if not ready:
+                break
+            self._num_written += ready.popleft()._call()
         if self._is_flushing:
             self._loop.call_soon(self._flush)
 
