@@ -22,7 +22,7 @@ def _aot_case(
     row_counts: bool = False,
     shared: bool = False,
 ) -> AotCase:
-    config = decode_config(target, head_dim, 4 if dtype == "fp32" else 2)
+    config = decode_config(target, head_dim, 4 if dtype == "fp32" else 2, is_shared=shared)
     per_head = {"alibi_slopes_ptr": "*fp32", "sinks_ptr": "*fp32"}
     scratch = {"sums_ptr": "*fp32", "stats_ptr": "*fp32", "splits_ptr": "*i32"}
     signature = dict.fromkeys(("query_ptr", "key_cache_ptr", "value_cache_ptr", "out_ptr"), f"*{dtype}")
