@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_world import MakeRunner
+import torch
+from model_world import CPU, MakeRunner
 from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
 from pagewire_kernels.paged_attention.shared_prefixes import PlanLayout
 from pagewire_shard.execution.device_state import DeviceState
@@ -18,6 +19,7 @@ from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink
 from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.execution.prefix_sharing import PrefixSharing
+from pagewire_shard.execution.warm_up import warm_up
 from plan_reader import read_plan
 from reference_model import Comparison
 from scheduling_world import output
@@ -140,4 +142,12 @@ def test_nothing_is_shared_where_it_saves_little(
         for e in llama.greedy:
             world.submit(e.prompt, max_tokens=NUM_TOKENS, temperature=0.0, n=2)
         world.run()
+    assert checker.num_shared_keys == 0
+
+
+def test_a_runner_whose_sequences_have_one_block_warms_up(llama: Subject, checker: Checker) -> None:
+    """The sequence that warms it up takes no more blocks than it needs, which is all that a table has room for."""
+    state = DeviceState(2, BLOCK_SIZE, BLOCK_SIZE, CPU)
+    caches = llama.model.spec.allocate_caches(1, BLOCK_SIZE, torch.float32, CPU)
+    warm_up(with_sharing(llama.model, state, caches, BLOCK_SIZE, graphs=False), BLOCK_SIZE)
     assert checker.num_shared_keys == 0
