@@ -46,6 +46,9 @@ class SlotTables:
         num_words = len(values) * values.itemsize // _WORD_BYTES
         if num_words == 0:
             return
+        assert column * element_words + num_words <= row_words, (
+            f"{num_words} words from column {column} on leave the row"
+        )
         self._headers.extend((index, slot * row_words + column * element_words, num_words, len(self._words)))
         self._words.frombytes(values.tobytes())
         if num_words > self._max_len:

@@ -11,7 +11,7 @@ from pagewire_shard.engine.runner import RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import MAX_LEN, NUM_COMPUTED, NUM_TOKENS, STOP_REASON, DeviceState
 from pagewire_shard.execution.host_transfer import CpuUplink
-from pagewire_shard.execution.warm_up import run_largest_step
+from pagewire_shard.execution.warm_up import run_largest_step, warm_up
 from pagewire_shard.slot_tables import SlotTables
 
 CPU = torch.device("cpu")
@@ -92,6 +92,20 @@ def test_updates_of_a_new_sequence_come_after_its_own_blocks() -> None:
     fill(state, make_sequence(1, 17, 2), updates=[(1, 1, 55), (1, 2, 56), (0, 0, 57)])
     assert state.block_tables[1].tolist() == [10, 55, 56, -7]
     assert state.block_tables[0].tolist() == [57, -7, -7, -7]
+
+
+def test_what_does_not_fit_into_a_row_is_not_written_to_the_next() -> None:
+    with pytest.raises(AssertionError, match="leave the row"):
+        fill(make_state(), updates=[(1, 4, 7)])
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3, 16])
+def test_the_warm_up_holds_no_more_blocks_than_its_tokens_fill(block_size: int) -> None:
+    """A sequence may be no longer than one block."""
+    runner = Recorder()
+    warm_up(runner, block_size)
+    for sequence, batch in zip(runner.admitted, runner.batches[1::2], strict=True):
+        assert len(sequence.blocks) == -(-batch.max_seq_len // block_size)
 
 
 class Recorder:
