@@ -3,7 +3,7 @@
   ceilings       what the device reaches: a large copy, a large matmul
   attention      decode and prefill against their rooflines and against torch's scaled_dot_product_attention
   kernels        everything else against its roofline: small fused ops, sampling, experts, block copies
-  start          an engine's start: weights, warm-up, capture of the decode graphs
+  start          an engine's start: weights, warm-up, capture of the graphs
   engine         time per output token of the whole engine, driven in this process, against its roofline
   prompt         time to the first token of one prompt
   offline        a whole workload, prompts and outputs, without the wire

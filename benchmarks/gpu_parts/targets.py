@@ -56,7 +56,7 @@ TARGETS = (
     Target("llama-8b, 256 x 1k, token time over roofline", 1.25, False, _column(_ENGINE("256x1k"), "over_roofline")),
     Target("service throughput over the engine's alone", 0.97, True, _ratio(_SERVICE, _OFFLINE)),
     Target("throughput over transformers', 64 x 1k", 3.0, True, _ratio(_FEWER, _PEER)),
-    Target("llama-8b, capture of all decode graphs, s", 10.0, False, _column("start:llama-8b", "capture_s")),
+    Target("llama-8b, capture of all graphs, s", 12.0, False, _column("start:llama-8b", "capture_s")),
 )
 
 
