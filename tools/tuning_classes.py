@@ -244,9 +244,10 @@ FEW_ROWS_WEIGHTS = (
     (16_384, 2048, True),
     (2048, 8192, False),
     (128_256, 2048, False),
-    # Qwen3-30B-A3B's qkv and o.
+    # Qwen3-30B-A3B's qkv, o and router.
     (5120, 2048, False),
     (2048, 4096, False),
+    (128, 2048, False),
 )
 """(rows, columns, gated)."""
 # (block_n, block_k, num_warps, num_stages). With one stage, a tile is loaded into registers before x is there; the
