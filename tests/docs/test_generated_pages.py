@@ -148,3 +148,12 @@ def test_a_part_that_failed_is_not_passed_over() -> None:
     assert "| decode | 10 | 50 % | 0.9 |" in section
     assert "torch, decode" not in section
     assert "| `engine:small` | took longer than 5 s |" in section
+
+
+def test_servers_beside_each_other_become_a_row_each() -> None:
+    figures = {key: {"median": 5.0, "min": 4.0, "max": 6.5} for key in benchmark_tables.PEER_COLUMNS}
+    result = {"settings": {"streams": "--num-prompts 512"}, "result": {"pagewire": figures, "vllm": figures}}
+    note, rows = benchmark_tables.KINDS["peers"].tables(result)
+    assert "`--num-prompts 512`" in note
+    assert [row.count("|") for row in rows.splitlines()] == [10] * 4
+    assert rows.splitlines()[-1].startswith("| vllm | 5 | 4 to 6.5 |")

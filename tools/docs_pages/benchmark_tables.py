@@ -138,6 +138,28 @@ def offline_tables(result: Result) -> Iterator[str]:
     )
 
 
+PEER_COLUMNS = {
+    "output_throughput": "tokens per second",
+    "median_ttft_ms": "first token, median, ms",
+    "median_itl_ms": "gap between messages, median, ms",
+    "p99_itl_ms": "gap between messages, 99 %, ms",
+}
+
+
+def peer_tables(result: Result) -> Iterator[str]:
+    """Engines beside each other: offline batches, or servers under the same load."""
+    measured = result["result"]
+    if "entrants" in measured:
+        yield from offline_tables(result)
+        return
+    yield f"Servers take turns, each under its own load generator: `{result['settings']['streams']}`."
+    columns = [column for title in PEER_COLUMNS.values() for column in (title, "range")]
+    rows = [
+        (name, *(cell for key in PEER_COLUMNS for cell in spread(figures[key]))) for name, figures in measured.items()
+    ]
+    yield table(("server", *columns), rows)
+
+
 def startup_tables(result: Result) -> Iterator[str]:
     """From the command to the ready line, and what the processes hold afterwards."""
     serve, router = result["result"]["serve"], result["result"]["router"]
@@ -287,7 +309,7 @@ KINDS = {
     "router": Kind("The router's ceiling", router_tables),
     "startup": Kind("Start and idle", startup_tables),
     "offline": Kind("Offline batches", offline_tables),
-    "peers": Kind("Beside vLLM", offline_tables),
+    "peers": Kind("Beside vLLM", peer_tables),
     "tuning": Kind("Knobs", tuning_tables),
     "cpu": Kind("Kernels on a CPU", cpu_kernel_tables),
     "gpu": Kind("On a GPU", gpu_tables),
