@@ -90,7 +90,7 @@ def test_a_change_of_the_machine_is_followed_within_three_seconds():
 
 
 def test_a_loop_that_has_plans_to_handle_leaves_them_their_time():
-    loop = SimulatedLoop(cost_s=40e-6, other=0.6).run(8.0)
+    loop = SimulatedLoop(cost_s=40e-6, other=0.5).run(8.0)
     assert loop.budget.busy == pytest.approx(TARGET_BUSY, abs=0.03)
     loop.other = 0.95
     loop.run(8.0)

@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Callable
 
 MIN_WRITES_PER_S = 2000.0
-TARGET_BUSY = 0.85
+TARGET_BUSY = 0.75
 """Share of its time that the event loop may be busy, so that plans and results find it idle often enough."""
-MAX_SHARE = 0.65
+MAX_SHARE = 0.5
 """Largest share of its time for messages."""
 SCARCE, PLENTIFUL = 0.55, 0.8
 """CPU time over elapsed time below which no more than MIN_WRITES_PER_S are allowed, and above which cores are free."""
