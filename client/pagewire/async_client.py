@@ -226,7 +226,7 @@ class AsyncClient:
         Args:
             sampling_params: one object for all prompts, or a list with one for each.
             priority: one number for all prompts, or a list with one for each.
-            window: most requests to have open at a time; None: as many as the server's queue takes, at most 512.
+            window: most requests to have open at a time; None: as many as the server's queue takes, at most 2,048.
             on_output: called with every answer as it comes, in the event loop.
 
         The first error ends the batch and is raised; the requests that are open then are cancelled.

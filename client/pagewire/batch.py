@@ -12,8 +12,9 @@ from pagewire.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from pagewire.v1 import inference_pb2
 
-MAX_WINDOW = 512
-"""Enough to keep any one server's batches full."""
+MAX_WINDOW = 2048
+"""Twice the sequences that a shard chooses to run at most: its batches stay full while answers are on their way.
+Prompts that are too long for so many to wait are refused and sent again, see PATIENT in retry.py."""
 
 Complete = Callable[[Prompt, SamplingParams | None, int], Awaitable[RequestOutput]]
 

@@ -4,6 +4,7 @@ import pytest
 from pagewire import AsyncClient, InvalidRequest, SamplingParams
 from pagewire.batch import MAX_WINDOW, window_for
 from pagewire.v1 import inference_pb2 as pb
+from pagewire_shard.limits import MAX_SEQS
 
 MAX_WAITING = 64
 
@@ -85,6 +86,10 @@ async def test_the_first_error_ends_the_batch_and_cancels_the_rest(fake, client,
         await client.complete_many(["a", "bad", "b", "c", "d"], window=3)
     await eventually(lambda: sorted(cancelled) == ["a", "b"])
     assert {request.text for request in fake.requests} == {"a", "bad", "b"}
+
+
+def test_the_window_keeps_the_batches_of_the_largest_shard_full():
+    assert window_for(pb.Model(max_queued_requests=4096)) >= 2 * max(MAX_SEQS.values())
 
 
 @pytest.mark.parametrize(("queued", "window"), [(0, MAX_WINDOW), (1, 1), (64, 64), (100_000, MAX_WINDOW)])
