@@ -22,15 +22,15 @@ TOKENS = {"cuda": (512, 8192), "cpu": (64, 512)}
 BLOCK_SIZE = {"cuda": 64, "cpu": 16}
 """A GPU reads a block of 64 tokens in one piece; a CPU gains nothing from more than a cache line."""
 STATE_SHARE = 1 / 64
-"""Of a GPU's memory, for the rows of sequences: 4 bytes for each token of the longest. A CPU's rows are pages that are
-taken when they are first written."""
+"""Share of a GPU's memory for the rows of sequences: 4 bytes for each token of the longest. A CPU's rows are pages that
+are taken when they are first written."""
 STEP_SHARE = 1 / 8
-"""Of the memory beside the weights, what steps and graphs are taken to need, until the pool is measured."""
+"""Share of the memory beside the weights that steps and graphs are taken to need, until the pool is measured."""
 
 GPU_CLOCK_HZ = 1.7e9
-"""Of data-centre parts under load."""
+"""Clock of data-centre parts under load."""
 GPU_EFFICIENCY = 0.5
-"""Of the peak, reached by whole steps."""
+"""Share of the peak that whole steps reach."""
 CPU_CORE_FLOPS = 100e9
 """A core with AVX-512 in float32; half as much with AVX2."""
 _FLOPS_OF_SM = {7: 1024, 8: 1024, 9: 4096, 10: 8192, 12: 1024}
@@ -46,7 +46,7 @@ class DeviceFacts:
     kind: Literal["cuda", "cpu"]
     name: str
     memory_bytes: int
-    """That weights, activations and KV cache may take together."""
+    """Memory that weights, activations and KV cache may take together."""
     flops: float
     """Arithmetic operations that it is taken to do in a second of a large step."""
 
@@ -81,7 +81,7 @@ class Limits:
     max_num_batched_tokens: int
     block_size: int
     reasons: tuple[str, ...] = ()
-    """Of max_num_seqs, max_num_batched_tokens and block_size."""
+    """The reasons for max_num_seqs, max_num_batched_tokens and block_size, in this order."""
 
     def line(self) -> str:
         """The three limits, and why each is what it is."""

@@ -1,6 +1,10 @@
 """Products with packed weights on a CPU: against the reference, and independent of what else is in the batch."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +107,16 @@ def test_one_thread_is_left_as_it_was_entered() -> None:
     with threads.one_thread():
         assert (torch.get_num_threads(), threads.get_num_threads()) == (1, 1)
     assert (torch.get_num_threads(), threads.get_num_threads()) == before
+
+
+@pytest.mark.parametrize("features", [{"NUMBA_CPU_NAME": "generic"}, {"NUMBA_CPU_FEATURES": "+avx2,+fma"}])
+def test_no_instructions_are_used_that_numba_is_told_not_to_use(features: dict[str, str], tmp_path: Path) -> None:
+    script = (
+        "import torch; from pagewire_kernels.packed_linear import *;"
+        "print(has_instructions(torch.float32), has_instructions(torch.bfloat16));"
+        "packed_linear(torch.ones(2, 8), pack(torch.ones(64, 8), torch.bfloat16))"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **features}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "False False\n"), result.stderr

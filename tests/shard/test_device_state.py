@@ -11,6 +11,7 @@ from pagewire_shard.engine.runner import RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import MAX_LEN, NUM_COMPUTED, NUM_TOKENS, STOP_REASON, DeviceState
 from pagewire_shard.execution.host_transfer import CpuUplink
+from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.execution.warm_up import run_largest_step, warm_up
 from pagewire_shard.slot_tables import SlotTables
 
@@ -97,6 +98,27 @@ def test_updates_of_a_new_sequence_come_after_its_own_blocks() -> None:
 def test_what_does_not_fit_into_a_row_is_not_written_to_the_next() -> None:
     with pytest.raises(AssertionError, match="leave the row"):
         fill(make_state(), updates=[(1, 4, 7)])
+
+
+def test_a_step_that_breaks_before_its_writes_leaves_none_to_the_next_epoch() -> None:
+    class BrokenOnce(CpuUplink):
+        is_broken = True
+
+        def upload(self, *args: object, **kwargs: object) -> torch.Tensor:
+            if self.is_broken:
+                raise RuntimeError("out of memory")
+            return super().upload(*args, **kwargs)
+
+    state, uplink = make_state(), BrokenOnce()
+    runner = ModelRunner(None, state, [], 8, uplink=uplink)
+    runner.admit(make_sequence(1, 9, 1))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.launch(RunBatch(table_updates=[(0, 0, 42)]))
+    runner.end_epoch()
+    uplink.is_broken = False
+    runner.launch(RunBatch())
+    assert (state.block_tables == -7).all()
+    assert (state.token_ids == -7).all()
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 16])

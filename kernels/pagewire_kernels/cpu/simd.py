@@ -31,8 +31,9 @@ from pagewire_kernels.cpu.simd_ir import (
 
 MASKED = -1e30
 """Score of a masked key, in place of minus infinity, so that the arithmetic stays finite."""
-_FEATURES = (config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()).split(",")
-"""Of the CPU that numba compiles for."""
+_HOST_FEATURES = llvm.get_host_cpu_features().flatten()
+_FEATURES = (_HOST_FEATURES if config.CPU_FEATURES is None else config.CPU_FEATURES).split(",")
+"""Features of the CPU that numba compiles for: this one, unless numba's settings name others, or none ("")."""
 HAS_AVX512 = "+avx512f" in _FEATURES
 """Whether it has 32 registers of 512 bits instead of 16 of 256."""
 HAS_AVX512_BF16 = HAS_AVX512 and "+avx512bf16" in _FEATURES

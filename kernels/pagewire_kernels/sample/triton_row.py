@@ -1,4 +1,5 @@
-"""What the sampling kernels share: the order of logits as integers, the noise, and what kind of row a row is."""
+"""What the sampling kernels share: where a row's parameters are, the order of logits as integers, and which logits the
+row's filters treat alike."""
 
 import triton
 import triton.language as tl

@@ -81,9 +81,10 @@ class ModelRunner:
         self.model.on_layer = on_progress
 
     def end_epoch(self) -> None:
-        """Forgets sequences whose first step never came, or broke."""
+        """Forgets sequences whose first step never came, or broke, and what a step that broke was about to write."""
         self._admitted.clear()
         self.sampler.end_epoch()
+        self._tables.discard()
 
     @torch.inference_mode()
     def launch(self, batch: RunBatch) -> PendingTokens:
