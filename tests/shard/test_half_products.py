@@ -9,6 +9,7 @@ from pagewire_shard.layers import half_products, precision
 from pagewire_shard.layers.half_products import ROWS, choose, measure
 from pagewire_shard.layers.linear import (
     Float16PackedLinear,
+    Linear,
     OneDnnBfloat16Linear,
     PackedLinear,
     float16_packed_linear,
@@ -52,6 +53,16 @@ def test_a_processor_without_instructions_for_bfloat16_packs_float16(monkeypatch
     assert (resolved.name, resolved.linear_factory) == ("float16", float16_packed_linear)
     assert (resolved.linear_weights, resolved.tables) == (torch.float32, torch.bfloat16)
     assert "neither AVX512-BF16 nor AMX" in resolved.summary
+
+
+def test_amx_is_no_contender_where_torch_lacks_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        raise AttributeError("torch.ops.mkldnn has no _reorder_linear_weight")
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(half_products, "OneDnnBfloat16Linear", lacking)
+    monkeypatch.setattr(half_products, "has_onednn", lambda: False, raising=False)
+    assert "AMX" not in half_products._contenders()
 
 
 @pytest.mark.skipif(not has_instructions(torch.bfloat16), reason="needs AVX512-BF16")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _SMALL_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
-"""Sequences of small decode steps, which are many: a sixteenth apart on average."""
+"""Sequences of small decode steps, which are many. A step of more than 16 fills two thirds of its graph at least."""
 _SMALL_TOKENS = (8, 16, 32, 48, 64, 128, 192, 256)
 """Tokens of small mixed steps."""
 _LEAST_SHARED_ROWS = 4
@@ -56,7 +56,7 @@ def graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> GraphSizes:
 
 
 def _ladder(small: tuple[int, ...], largest: int) -> Iterator[int]:
-    """Sizes up to `largest`: the small ones, then some that are an eighth to a sixteenth apart."""
+    """Sizes up to `largest`: the small ones, then some that are at most a quarter apart, from 512 on an eighth."""
     yield from (size for size in small if size < largest)
     size = small[-1]
     while (size := size + max(_LEAST_STEP, (1 << size.bit_length() - 1) // 8)) < largest:

@@ -1,6 +1,6 @@
 """The rows of a step where graphs read them: one buffer on the device, written by one upload before each step.
 
-What else a graph is to read that only the host knows gets a buffer of the same kind beside it.
+Whatever else graphs read that only the host knows should have a buffer like this one.
 """
 
 from array import array

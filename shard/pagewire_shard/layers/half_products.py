@@ -15,6 +15,7 @@ from pagewire_shard.layers.linear import (
     OneDnnBfloat16Linear,
     float16_packed_linear,
     has_fbgemm,
+    has_onednn,
     packed_bfloat16_linear,
 )
 
@@ -46,7 +47,7 @@ def _contenders() -> dict[str, LinearFactory]:
     contenders: dict[str, LinearFactory] = {}
     if has_instructions(torch.bfloat16):
         contenders["AVX512-BF16"] = packed_bfloat16_linear
-    if torch.cpu._is_amx_tile_supported() and _is_independent_of_rows(OneDnnBfloat16Linear):
+    if torch.cpu._is_amx_tile_supported() and has_onednn() and _is_independent_of_rows(OneDnnBfloat16Linear):
         contenders["AMX"] = OneDnnBfloat16Linear
     return contenders
 
