@@ -2,11 +2,16 @@
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc.aio
+import psutil
 import pytest
 from pagewire.bench.processes import default_processes
 from pagewire.cli import main
@@ -141,8 +146,30 @@ def test_a_load_from_several_processes_is_the_same_load(served: tuple[Server, st
 def test_a_client_process_that_fails_fails_the_run(served: tuple[Server, str], monkeypatch: pytest.MonkeyPatch) -> None:
     _, address = served
     monkeypatch.setattr("pagewire.bench.processes.sys.executable", "false")
-    with pytest.raises((RuntimeError, BrokenPipeError)):
+    with pytest.raises(RuntimeError, match="a client process ended with status 1 before it began"):
         main(["bench", "--server", address, "--num-prompts", "2", "--client-processes", "2"])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_client_processes_end_with_the_command(served: tuple[Server, str], sent: signal.Signals) -> None:
+    server, address = served
+    command = [sys.executable, "-m", "pagewire", "bench", "--server", address, "--client-processes", "2"]
+    command += ["--num-prompts", "2", "--random-output-len", "1000000"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while server.num_open < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        clients = psutil.Process(process.pid).children()
+        process.send_signal(sent)
+        try:
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    _, alive = psutil.wait_procs(clients, timeout=20)
+    for client in alive:
+        client.kill()
+    assert (len(clients), alive) == (2, [])
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

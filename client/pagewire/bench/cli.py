@@ -92,7 +92,7 @@ async def _measure(args: argparse.Namespace) -> tuple[inference_pb2.Model, list[
             if num_processes == 1:
                 outcomes, duration_s = await offer(load, channels, on_done)
             else:
-                outcomes, duration_s = offer_from_processes(load, target, num_processes, on_done)
+                outcomes, duration_s = await offer_from_processes(load, target, num_processes, on_done)
     finally:
         await channels.close()
     return model, outcomes, duration_s

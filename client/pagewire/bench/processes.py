@@ -1,7 +1,8 @@
 """Offers a load from several processes: one reads ten to twenty thousand messages per second, and no more.
 
 A process of its own is started for each part by this module as a command. It gets its part as a pickle on standard
-input, prints READY, waits for the time at which the run begins, and writes the outcomes as a pickle.
+input, prints READY, waits for the time at which the run begins, and writes the outcomes as a pickle. It ends when its
+standard input does, so that none outlives the command.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import IO, Any, TypeVar
@@ -67,7 +68,7 @@ def split(load: Load, num_parts: int) -> list[Load]:
     ]
 
 
-def offer_from_processes(
+async def offer_from_processes(
     load: Load, target: Target, num_processes: int, on_done: Callable[[RequestOutcome], None]
 ) -> tuple[list[RequestOutcome], float]:
     """As offer(), from processes of their own. `on_done` is called when the requests of a process have ended.
@@ -82,12 +83,12 @@ def offer_from_processes(
     with ExitStack() as stack:
         workers = [stack.enter_context(_Worker(part, target)) for part in split(load, num_processes)]
         for worker in workers:
-            worker.wait_ready()
+            await asyncio.to_thread(worker.wait_ready)
         origin_s = perf_counter() + HEAD_START_S
         for worker in workers:
             worker.begin(origin_s)
         for index, worker in enumerate(workers):
-            outcomes[index::num_processes] = part = worker.outcomes()
+            outcomes[index::num_processes] = part = await asyncio.to_thread(worker.outcomes)
             for outcome in part:
                 on_done(outcome)
     all_outcomes = [outcome for outcome in outcomes if outcome is not None]
@@ -99,23 +100,26 @@ class _Worker:
 
     def __init__(self, part: Load, target: Target) -> None:
         command = [sys.executable, "-m", "pagewire.bench.processes"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # In a group of its own, since Ctrl-C is for the command, which ends its processes.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
         self._send((part, target))
 
     def __enter__(self) -> "_Worker":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        # First, since a thread may be reading from it, and holds what close() would wait for.
         self._process.terminate()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # It has ended, and what was for it is still in the buffer.
+                pipe.close()
 
     def wait_ready(self) -> None:
         assert self._process.stdout is not None
         if self._process.stdout.readline() != READY:
-            raise RuntimeError(f"a client process ended with status {self._process.wait()} before it began")
+            raise self._end("before it began")
 
     def begin(self, origin_s: float) -> None:
         """origin_s: perf_counter() at which the run begins; processes of one machine share that clock."""
@@ -126,13 +130,19 @@ class _Worker:
         try:
             outcomes: list[RequestOutcome] = pickle.load(self._process.stdout)
         except (EOFError, pickle.UnpicklingError):
-            raise RuntimeError(f"a client process ended with status {self._process.wait()} within the run") from None
+            raise self._end("within the run") from None
         return outcomes
 
     def _send(self, value: object) -> None:
         assert self._process.stdin is not None
-        pickle.dump(value, self._process.stdin)
-        self._process.stdin.flush()
+        try:
+            pickle.dump(value, self._process.stdin)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._end("before it began") from None
+
+    def _end(self, when: str) -> RuntimeError:
+        return RuntimeError(f"a client process ended with status {self._process.wait()} {when}")
 
 
 def run_event_loop(main: Coroutine[Any, Any, T]) -> T:
@@ -151,6 +161,7 @@ async def _work(requests: IO[bytes], answers: IO[bytes]) -> None:
     answers.write(READY)
     answers.flush()
     origin_s: float = pickle.load(requests)
+    asyncio.get_running_loop().add_reader(requests.fileno(), os._exit, 1)
     try:
         outcomes, _ = await offer(part, channels, on_done=lambda _: None, origin_s=origin_s)
     finally:
