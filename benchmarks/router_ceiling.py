@@ -4,7 +4,8 @@ For each number of streams, clients in processes of their own keep that many gRP
 second, the gaps between messages, and the CPU time of the router for each token, of the thread of its event loop and of
 all threads: on a machine whose cores are shared, that time is steadier than the rate. --burst adds runs of `pagewire
 bench` that offer as many requests at once, --profile a run under cProfile that says where the time of the router's
-event loop goes. --tree names further checkouts of pagewire, whose routers are measured by turns.
+event loop goes. --tree names further checkouts of pagewire, whose routers are measured by turns. A client that fails, a
+window without a token, or a request of a burst that is not answered in full ends the run with an error.
 """
 
 import argparse
@@ -115,6 +116,8 @@ def measure(router: Server, metrics_port: int, num_streams: int, args: argparse.
         if client.returncode:
             raise RuntimeError(f"a client failed with status {client.returncode}")
         results.append(json.loads(output))
+    if not all(result["num_tokens"] for result in results):
+        raise RuntimeError(f"a client got no token in a window of {args.seconds:g} s")
     return _summarize(results, [after[i] - before.get(i, 0.0) for i in after], args.seconds) | pacing
 
 
@@ -129,6 +132,9 @@ def burst(router: Server, num_requests: int, args: argparse.Namespace) -> dict[s
         environment = {**os.environ, **Tree("", ROOT).environment()}
         subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=True)
         result = json.loads(path.read_text())
+    num_tokens = num_requests * args.burst_output_len
+    if result["total_output_tokens"] != num_tokens:
+        raise RuntimeError(f"a burst was answered with {result['total_output_tokens']} of {num_tokens} tokens")
     loop_s = max(_thread_times_s(router).values()) - before_s
     return {
         "tokens_per_s": result["output_throughput"],
