@@ -157,3 +157,19 @@ def test_servers_beside_each_other_become_a_row_each() -> None:
     assert "`--num-prompts 512`" in note
     assert [row.count("|") for row in rows.splitlines()] == [10] * 4
     assert rows.splitlines()[-1].startswith("| vllm | 5 | 4 to 6.5 |")
+
+
+def test_files_of_the_routers_ceiling_become_one_section_in_order_of_their_steps() -> None:
+    figures = {"tokens_per_s": {"median": 5.0}, "loop_busy": {"median": 0.5}}
+    results = {}
+    for step_ms in (16.0, 3.6):
+        rows = [{"streams": 64, "tree": "here", "figures": figures}]
+        measured = {"windows": rows, "bursts": [], "profiles": []}
+        command = f"python benchmarks/router_ceiling.py --step-ms {step_ms}"
+        results[f"router-{step_ms:g}ms"] = {
+            **HEAD, "command": command, "settings": {"step_ms": step_ms}, "result": measured,
+        }  # fmt: skip
+    section = benchmark_tables.router_section(results)
+    assert section.count("## ") == section.count("4 cores of") == 1
+    assert all(f"--step-ms {step_ms}\n" in section for step_ms in (16.0, 3.6))
+    assert "| 64 | 3.6 | here | 5 | 0.5 |\n| 64 | 16 | here | 5 | 0.5 |\n" in section

@@ -1,9 +1,10 @@
-"""Writes the measured figures of docs/benchmarks.md: a section for each file of benchmarks/results."""
+"""Writes the measured figures of docs/benchmarks.md: a section for each file of benchmarks/results, or for several."""
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ BEGIN, END = "<!-- results: written by tools/generate_docs.py -->\n", "<!-- end 
 BESIDE = ("<!-- beside vLLM: written by tools/generate_docs.py -->\n", "<!-- end of beside vLLM -->\n")
 OPENING = "beside-"
 """Files whose names begin so are one section, which opens the page."""
+ROUTER = "router"
+"""Files with this first word are one section."""
 
 HEAD = ("name", "date", "command", "machine", "software", "settings")
 """Keys that describe_run() of benchmarks/machine.py writes into every file."""
@@ -30,7 +33,7 @@ def page() -> str:
     paths = sorted(RESULTS.glob("*.json"), key=lambda path: (_rank(path.stem), path.stem))
     results = {path.stem: json.loads(path.read_text()) for path in paths}
     opening = {stem: result for stem, result in results.items() if stem.startswith(OPENING)}
-    sections = (section(stem, result) for stem, result in results.items() if stem not in opening)
+    sections = _sections({stem: result for stem, result in results.items() if stem not in opening})
     text = _replaced(PAGE.read_text(), *BESIDE, beside_section(opening))
     return _replaced(text, BEGIN, END, "\n".join(sections))
 
@@ -44,18 +47,29 @@ def _replaced(text: str, begin: str, end: str, section: str) -> str:
     return f"{before}{begin}\n{section}\n{end}{after}"
 
 
+def _sections(results: Mapping[str, Result]) -> Iterator[str]:
+    for word, group in groupby(results.items(), key=lambda item: _first_word(item[0])):
+        if word == ROUTER:
+            yield router_section(dict(group))
+        else:
+            yield from (section(stem, result) for stem, result in group)
+
+
 def section(stem: str, result: Result) -> str:
     """One file: what was measured, where, by which command."""
     kind = KINDS.get(_first_word(stem))
-    # The path that the file was first written to is left out.
-    command = re.sub(r" --out \S+", "", result["command"])
     parts = [
         f"## {kind.title if kind else 'Further measurements'}: {stem}",
-        f"```text\n{command}\n```",
+        f"```text\n{_command(result)}\n```",
         f"{_where(result)} Full record: `benchmarks/results/{stem}.json`.",
         *(kind.tables if kind else any_tables)(result),
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _command(result: Result) -> str:
+    """The command, without the path that the file was first written to."""
+    return re.sub(r" --out \S+", "", result["command"])
 
 
 def _first_word(stem: str) -> str:
@@ -67,7 +81,7 @@ def _rank(stem: str) -> int:
     return words.index(_first_word(stem)) if _first_word(stem) in KINDS else len(words)
 
 
-def _where(result: Result) -> str:
+def _where(result: Result, *, has_load: bool = True) -> str:
     machine, software = result["machine"], result["software"]
     versions = software["packages"]
     names = ("torch", "triton", "transformers", "grpcio", "numba")
@@ -76,7 +90,7 @@ def _where(result: Result) -> str:
         *([result["gpu"]["name"]] if "gpu" in result else []),
         f"{machine['num_cores']} cores of {machine['cpu']}",
         f"{machine['memory_bytes'] / 2**30:.0f} GiB",
-        *([f"load average {machine['load_average'][0]:.1f}"] if "load_average" in machine else []),
+        *([f"load average {machine['load_average'][0]:.1f}"] if has_load and "load_average" in machine else []),
         f"Python {software['python']}",
         *(f"{name} {versions[name]}" for name in names if versions.get(name)),
     ]
@@ -270,30 +284,49 @@ ROUTER_COLUMNS = {
 }
 
 
-def router_tables(result: Result) -> Iterator[str]:
+def router_section(results: Mapping[str, Result]) -> str:
+    """All files of the router's ceiling: one table for each kind of load, a row for each length of a step."""
+    places = dict.fromkeys(_where(result, has_load=False) for result in results.values())
+    stems = ", ".join(f"`benchmarks/results/{stem}.json`" for stem in results)
+    parts = [
+        f"## {KINDS[ROUTER].title}",
+        "```text\n" + "\n".join(_command(result) for result in results.values()) + "\n```",
+        f"{' '.join(places)} Full records: {stems}.",
+        *router_tables(list(results.values())),
+    ]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def router_tables(results: Sequence[Result]) -> Iterator[str]:
     """Windows, bursts, and where the time of the router's event loop goes."""
-    settings, measured = result["settings"], result["result"]
     yield (
-        f"The shard computes nothing; its steps take {figure(settings['step_ms'])} ms. {settings['clients']} client "
-        f"processes, prompts of {settings['input_len']} tokens, medians of {settings['rounds']} runs."
+        "The shard computes nothing and answers when the time of a step has passed. Figures are medians over --rounds; "
+        'the router is the one of the commit measured ("here") or of a further checkout.'
     )
     titles = {"windows": "streams that go on", "bursts": "requests that come at once"}
     for group, title in titles.items():
-        rows = measured[group]
+        rows = [(result["settings"], row) for result in results for row in result["result"][group]]
+        rows.sort(key=lambda pair: (pair[0]["step_ms"], pair[1]["streams"]))
         if rows:
-            names = [name for name in ROUTER_COLUMNS if name in rows[0]["figures"]]
+            names = [name for name in ROUTER_COLUMNS if name in rows[0][1]["figures"]]
             cells = [
-                (f"{row['streams']}, {row['tree']}", *(figure(row["figures"][name]["median"]) for name in names))
-                for row in rows
+                (
+                    str(row["streams"]),
+                    figure(settings["step_ms"]),
+                    row["tree"],
+                    *(figure(row["figures"][name]["median"]) for name in names),
+                )
+                for settings, row in rows
             ]
-            yield table((title, *(ROUTER_COLUMNS[name] for name in names)), cells)
-    profiles = measured["profiles"]
+            yield table((title, "step, ms", "router", *(ROUTER_COLUMNS[name] for name in names)), cells)
+    profiles = [(result["settings"], profile) for result in results for profile in result["result"]["profiles"]]
     if profiles:
-        parts = dict.fromkeys(part for profile in profiles for part in profile["shares"])
-        shares = [(part, *(f"{100 * p['shares'].get(part, 0.0):.0f} %" for p in profiles)) for part in parts]
+        parts = dict.fromkeys(part for _, profile in profiles for part in profile["shares"])
+        shares = [(part, *(f"{100 * p['shares'].get(part, 0.0):.0f} %" for _, p in profiles)) for part in parts]
         shares.sort(key=lambda row: -float(row[-1].split()[0]))
         yield "Where the time of the event loop goes, under cProfile, which makes the parts in Python look larger:"
-        yield table(("part", *(f"{profile['streams']} streams" for profile in profiles)), shares)
+        header = (f"{profile['streams']} streams, steps of {figure(s['step_ms'])} ms" for s, profile in profiles)
+        yield table(("part", *header), shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +339,7 @@ class Kind:
 
 KINDS = {
     "service": Kind("The service", service_tables),
-    "router": Kind("The router's ceiling", router_tables),
+    ROUTER: Kind("The router's ceiling", lambda result: router_tables((result,))),
     "startup": Kind("Start and idle", startup_tables),
     "offline": Kind("Offline batches", offline_tables),
     "peers": Kind("Beside vLLM", peer_tables),

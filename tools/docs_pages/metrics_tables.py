@@ -41,8 +41,11 @@ def router_metrics() -> str:
     from pagewire_router.groups.group_loop import GroupLoop
     from pagewire_router.groups.group_metrics import GroupMetrics
     from pagewire_router.groups.step_stats import StepStats
+    from pagewire_router.metrics.pacing_metrics import PacingMetrics
     from pagewire_router.metrics.request_metrics import Metrics
     from pagewire_router.metrics.server_metrics import ServerMetrics
+    from pagewire_router.output.pacer import Pacer
+    from pagewire_router.output.write_budget import WriteBudget
 
     stats = StepStats()
     group = GroupLoop(
@@ -50,6 +53,7 @@ def router_metrics() -> str:
     )
     metrics = Metrics()
     metrics.add(ServerMetrics(RouterConfig(shards=("shard:50052",)), is_ready=lambda: True, is_draining=lambda: False))
+    metrics.add(PacingMetrics(Pacer(asyncio.new_event_loop(), max_floor_s=0.05, budget=WriteBudget())))
     metrics.add(GroupMetrics([group], stats), [stats.round_trip_s])
     return metrics.render().decode()
 
