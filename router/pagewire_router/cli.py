@@ -117,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=_duration,
         default=defaults.coalesce_max_ms,
         metavar="MS",
-        help="under load, a stream is written at most once in this time; 0: every token at once",
+        help="under load, the longest time that a token waits for a message of several; 0: every token at once",
     )
     add(
         "--max-request-time",

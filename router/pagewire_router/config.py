@@ -55,7 +55,7 @@ class RouterConfig:
     """Largest message taken from a client; None: what a request to the served model can need (Limits in validation.py),
     and at most MAX_MESSAGE_BYTES."""
     coalesce_max_ms: float = 50.0
-    """Under load, a stream is written at most once in this time; 0: every token goes out at once."""
+    """Under load, no token waits longer than this for the next message of its stream; 0: all go out at once."""
     tokenizer_threads: int = 1
     """Threads that encode long prompts beside the event loop."""
     trust_request_chat_template: bool = False

@@ -342,7 +342,7 @@ KINDS = {
     ROUTER: Kind("The router's ceiling", lambda result: router_tables((result,))),
     "startup": Kind("Start and idle", startup_tables),
     "offline": Kind("Offline batches", offline_tables),
-    "peers": Kind("Beside vLLM", peer_tables),
+    "peers": Kind("Beside vLLM on a CPU", peer_tables),
     "tuning": Kind("Knobs", tuning_tables),
     "cpu": Kind("Kernels on a CPU", cpu_kernel_tables),
     "gpu": Kind("On a GPU", gpu_tables),

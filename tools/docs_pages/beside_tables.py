@@ -20,7 +20,7 @@ def beside_section(results: Mapping[str, Result]) -> str:
     Args:
         results: By the stems of their files.
     """
-    parts = ["## Beside vLLM"]
+    parts = ["## Beside vLLM on a GPU"]
     for stem, result in results.items():
         machine, software, starts = result["machine"], result["software"], result["result"]["starts"]
         versions = [f"{name} {version}" for name, version in software["packages"].items() if version]

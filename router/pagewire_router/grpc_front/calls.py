@@ -62,8 +62,9 @@ class ServiceHandler(grpc.GenericRpcHandler):
     """A gRPC server's handler for one service. It answers UNAVAILABLE until the service is ready.
 
     It notes the arrival of calls, which is when gRPC has their headers, before their messages are read and decoded. The
-    time that a call waits for the event loop before that is not seen. gRPC hands over one call in each turn of the
-    loop, so that of calls that come at the same instant each looks about half a millisecond younger than the last.
+    time that a call waits for the event loop before that is not seen. gRPC hands over calls one by one, each
+    two or three turns of the loop after the last, so that of calls that come at the same instant each looks about half
+    a millisecond younger than the last.
     """
 
     def __init__(self, service_name: str, why_closed: str, count: Count, on_call: Callable[[], None]) -> None:

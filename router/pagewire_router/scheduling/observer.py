@@ -16,7 +16,7 @@ class SchedulerObserver:
         """The result of a plan is back; the sequences have not taken it in yet."""
 
     def on_preempted(self, group: SequenceGroup) -> None:
-        """A running request was released, to be admitted again."""
+        """A running request was released, to be admitted again: for want of blocks, or after a wrong guess."""
 
     def on_finished(self, group: SequenceGroup) -> None:
         """All sequences of a request have ended."""
