@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -78,8 +78,9 @@ class Worker:
         """Takes a turn."""
         assert self._process.stdin is not None
         self._thaw()
-        self._process.stdin.write(json.dumps({"prompts": prompts, "max_tokens": max_tokens}) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # What reads its answer says so.
+            self._process.stdin.write(json.dumps({"prompts": prompts, "max_tokens": max_tokens}) + "\n")
+            self._process.stdin.flush()
         answer = Answer(**self._read())
         self._freeze()
         if [len(token_ids) for token_ids in answer.token_ids] != [max_tokens] * len(prompts):
@@ -115,7 +116,8 @@ class Worker:
     ) -> None:
         assert self._process.stdin is not None
         self._thaw()
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # It has ended, and what was for it is still in the buffer.
+            self._process.stdin.close()
         self._process.wait()
 
 

@@ -108,6 +108,8 @@ def test_a_server_that_never_answers_ends_the_run(monkeypatch: pytest.MonkeyPatc
 WORKER = """
 import json, os, sys
 print(json.dumps({"engine": "fake 1"}), flush=True)
+if os.environ["FAKE_WORKER"] == "dies before its turn":
+    sys.exit(6)
 for line in sys.stdin:
     prompts = json.loads(line)["prompts"]
     if os.environ["FAKE_WORKER"] == "dies":
@@ -118,7 +120,13 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize(
-    ("mode", "message"), [("lives", None), ("dies", "ended with status 5"), ("stops early", "with 4 tokens")]
+    ("mode", "message"),
+    [
+        ("lives", None),
+        ("dies", "ended with status 5"),
+        ("dies before its turn", "ended with status 6"),
+        ("stops early", "with 4 tokens"),
+    ],
 )
 def test_an_offline_engine_that_dies_or_answers_too_little_ends_the_run(
     mode: str, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +136,9 @@ def test_an_offline_engine_that_dies_or_answers_too_little_ends_the_run(
     monkeypatch.setattr(contest, "WORKER", script)
     monkeypatch.setenv("FAKE_WORKER", mode)
     with contest.Worker(contest.Entrant("fake", "float32"), tmp_path) as worker:
+        if mode == "dies before its turn":
+            worker._thaw()
+            worker._process.wait(20)
         if message is None:
             assert worker.generate([[1], [2]], 4).token_ids == [[1] * 4] * 2
         else:
