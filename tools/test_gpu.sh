@@ -6,7 +6,9 @@ cd "$(dirname "$0")/.."
 # product in float64.
 memory_mib=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits --id=0 2>/dev/null || echo 0)
 workers=$((memory_mib / 10240))
-if [ "$workers" -gt "$(nproc)" ]; then workers=$(nproc); fi
+# nproc takes OMP_NUM_THREADS for the number of cores.
+num_cores=$(env -u OMP_NUM_THREADS nproc)
+if [ "$workers" -gt "$num_cores" ]; then workers=$num_cores; fi
 workers=${WORKERS:-$workers}
 # What the tests compute beside the GPU is little; threads of several workers would wait for one another.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
