@@ -49,7 +49,7 @@ def test_a_small_gain_is_not_worth_rounding_activations() -> None:
 @pytest.mark.usefixtures("_fresh")
 def test_a_processor_without_instructions_for_bfloat16_packs_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(half_products, "_contenders", dict)
-    resolved = resolve_precision(CPU, "auto", "bfloat16")
+    resolved = resolve_precision(CPU, "bfloat16", "bfloat16")
     assert (resolved.name, resolved.linear_factory) == ("float16", float16_packed_linear)
     assert (resolved.linear_weights, resolved.tables) == (torch.float32, torch.bfloat16)
     assert "neither AVX512-BF16 nor AMX" in resolved.summary
@@ -66,7 +66,7 @@ def test_amx_is_no_contender_where_torch_lacks_onednn(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(not has_instructions(torch.bfloat16), reason="needs AVX512-BF16")
-@pytest.mark.parametrize(("dtype", "checkpoint"), [("auto", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", None)])
+@pytest.mark.parametrize(("dtype", "checkpoint"), [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", None)])
 def test_bfloat16_weights_are_multiplied_as_such_where_it_is_faster(
     dtype: precision.Dtype, checkpoint: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,9 +81,9 @@ def test_bfloat16_weights_are_multiplied_as_such_where_it_is_faster(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "checkpoint"), [("auto", "float16"), ("float16", "bfloat16"), ("float16", "float32")]
+    ("dtype", "checkpoint"), [("auto", "float16"), ("auto", "bfloat16"), ("float16", "bfloat16"), ("float16", "float32")]
 )
-def test_float16_keeps_its_digits(dtype: precision.Dtype, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_exact_unless_bfloat16_is_asked_for(dtype: precision.Dtype, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def not_asked() -> half_products.HalfProducts:
         raise AssertionError("nothing is to be measured")
 

@@ -39,9 +39,8 @@ def resolve_precision(device: torch.device, dtype: Dtype, checkpoint_dtype: str 
     """Decides the element types.
 
     On a GPU everything has the dtype asked for, or the checkpoint's. A CPU keeps activations and the KV cache in
-    float32. bfloat16 weights, whether stored or asked for, are multiplied by activations rounded to bfloat16 where a
-    measurement says that this is faster, and are packed as float16 elsewhere. float16 weights are packed as float16,
-    since bfloat16 would lose three of their eleven digits; products of float16-packed weights are exact in float32.
+    float32, and packs weights of half precision as float16, whose products are exact in float32. If bfloat16 is asked
+    for, its weights are multiplied by activations rounded to bfloat16 where a measurement says that this is faster.
 
     Args:
         checkpoint_dtype: The checkpoint's element type; None or an unsupported one counts as float32.
@@ -58,7 +57,7 @@ def resolve_precision(device: torch.device, dtype: Dtype, checkpoint_dtype: str 
     float32 = torch.float32
     if name == "float32":
         return Precision(name, device, float32, float32, float32, float32_linear, "weights and activations in float32")
-    products = half_products() if name == "bfloat16" else None
+    products = half_products() if dtype == "bfloat16" else None
     if products is not None and products.dtype is torch.bfloat16:
         element = torch.bfloat16
         summary = f"products in bfloat16, the rest in float32 ({products.reason})"
