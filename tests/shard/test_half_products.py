@@ -66,7 +66,9 @@ def test_amx_is_no_contender_where_torch_lacks_onednn(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(not has_instructions(torch.bfloat16), reason="needs AVX512-BF16")
-@pytest.mark.parametrize(("dtype", "checkpoint"), [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", None)])
+@pytest.mark.parametrize(
+    ("dtype", "checkpoint"), [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", None)]
+)
 def test_bfloat16_weights_are_multiplied_as_such_where_it_is_faster(
     dtype: precision.Dtype, checkpoint: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,9 +83,12 @@ def test_bfloat16_weights_are_multiplied_as_such_where_it_is_faster(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "checkpoint"), [("auto", "float16"), ("auto", "bfloat16"), ("float16", "bfloat16"), ("float16", "float32")]
+    ("dtype", "checkpoint"),
+    [("auto", "float16"), ("auto", "bfloat16"), ("float16", "bfloat16"), ("float16", "float32")],
 )
-def test_products_are_exact_unless_bfloat16_is_asked_for(dtype: precision.Dtype, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_exact_unless_bfloat16_is_asked_for(
+    dtype: precision.Dtype, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def not_asked() -> half_products.HalfProducts:
         raise AssertionError("nothing is to be measured")
 
