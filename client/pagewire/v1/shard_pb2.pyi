@@ -35,7 +35,7 @@ class _RunModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunMode.Value
     RUN_MODE_SAMPLE: _RunMode.ValueType  # 1
     """Sample and append one token, and one more for each draft token that is accepted."""
     RUN_MODE_SCORE: _RunMode.ValueType  # 2
-    """Return the most probable tokens, append nothing. Not served yet: refused."""
+    """Return the most probable tokens that the sequence may sample, Admit.num_scores of them, and append nothing."""
 
 class RunMode(_RunMode, metaclass=_RunModeEnumTypeWrapper):
     """What to do when a run catches up with a sequence's known tokens."""
@@ -45,7 +45,7 @@ RUN_MODE_UNSPECIFIED: RunMode.ValueType  # 0
 RUN_MODE_SAMPLE: RunMode.ValueType  # 1
 """Sample and append one token, and one more for each draft token that is accepted."""
 RUN_MODE_SCORE: RunMode.ValueType  # 2
-"""Return the most probable tokens, append nothing. Not served yet: refused."""
+"""Return the most probable tokens that the sequence may sample, Admit.num_scores of them, and append nothing."""
 Global___RunMode: _TypeAlias = RunMode  # noqa: Y015
 
 class _StopReason:
@@ -62,6 +62,8 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     """It has max_tokens, or the context is full."""
     STOP_REASON_ERROR: _StopReason.ValueType  # 3
     """The model gave no finite logits for its next token, so that none was sampled."""
+    STOP_REASON_GRAMMAR: _StopReason.ValueType  # 4
+    """Its grammar allowed no token, or its state outgrew the shard's limits, so that none was sampled."""
 
 class StopReason(_StopReason, metaclass=_StopReasonEnumTypeWrapper):
     """Whether and why a sequence has stopped."""
@@ -74,6 +76,8 @@ STOP_REASON_LENGTH: StopReason.ValueType  # 2
 """It has max_tokens, or the context is full."""
 STOP_REASON_ERROR: StopReason.ValueType  # 3
 """The model gave no finite logits for its next token, so that none was sampled."""
+STOP_REASON_GRAMMAR: StopReason.ValueType  # 4
+"""Its grammar allowed no token, or its state outgrew the shard's limits, so that none was sampled."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
 
 @_typing.final
@@ -86,6 +90,8 @@ class RouterMessage(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     RENEW_LEASE_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    PREPARE_FIELD_NUMBER: _builtins.int
+    FORGET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """Asks for the lease. Always first."""
@@ -102,6 +108,14 @@ class RouterMessage(_message.Message):
     def goodbye(self) -> Global___Goodbye:
         """A graceful end: sequences are dropped, the lease is free at once."""
 
+    @_builtins.property
+    def prepare(self) -> Global___Prepare:
+        """Asks for something that takes long and that plans will name."""
+
+    @_builtins.property
+    def forget(self) -> Global___Forget:
+        """No plan will name these again."""
+
     def __init__(
         self,
         *,
@@ -109,12 +123,14 @@ class RouterMessage(_message.Message):
         plan: Global___StepPlan | None = ...,
         renew_lease: Global___RenewLease | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        prepare: Global___Prepare | None = ...,
+        forget: Global___Forget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "hello", b"hello", "message", b"message", "plan", b"plan", "renew_lease", b"renew_lease"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forget", b"forget", "goodbye", b"goodbye", "hello", b"hello", "message", b"message", "plan", b"plan", "prepare", b"prepare", "renew_lease", b"renew_lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "hello", b"hello", "message", b"message", "plan", b"plan", "renew_lease", b"renew_lease"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forget", b"forget", "goodbye", b"goodbye", "hello", b"hello", "message", b"message", "plan", b"plan", "prepare", b"prepare", "renew_lease", b"renew_lease"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "plan", "renew_lease", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "plan", "renew_lease", "goodbye", "prepare", "forget"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -131,6 +147,7 @@ class ShardMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     CACHE_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    PREPARED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """The lease is granted. Always first."""
@@ -151,6 +168,10 @@ class ShardMessage(_message.Message):
     def cache_snapshot(self) -> Global___CacheSnapshot:
         """Cached blocks at the time of Welcome; several, the last one marked."""
 
+    @_builtins.property
+    def prepared(self) -> Global___Prepared:
+        """The answer to a Prepare."""
+
     def __init__(
         self,
         *,
@@ -159,12 +180,13 @@ class ShardMessage(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         draining: Global___Draining | None = ...,
         cache_snapshot: Global___CacheSnapshot | None = ...,
+        prepared: Global___Prepared | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_snapshot", b"cache_snapshot", "draining", b"draining", "heartbeat", b"heartbeat", "message", b"message", "result", b"result", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_snapshot", b"cache_snapshot", "draining", b"draining", "heartbeat", b"heartbeat", "message", b"message", "prepared", b"prepared", "result", b"result", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_snapshot", b"cache_snapshot", "draining", b"draining", "heartbeat", b"heartbeat", "message", b"message", "result", b"result", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_snapshot", b"cache_snapshot", "draining", b"draining", "heartbeat", b"heartbeat", "message", b"message", "prepared", b"prepared", "result", b"result", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "result", "heartbeat", "draining", "cache_snapshot"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "result", "heartbeat", "draining", "cache_snapshot", "prepared"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -333,6 +355,94 @@ class Goodbye(_message.Message):
 Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
 
 @_typing.final
+class Prepare(_message.Message):
+    """Asks for something that takes long, beside the plans: neither plans nor other sequences wait for it. A plan may name
+    it from the Prepared that says it is ready until the Forget of its name, or the end of the epoch.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GRAMMAR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What plans call it: chosen by the router, the same for the same content."""
+    @_builtins.property
+    def grammar(self) -> _inference_pb2.StructuredOutputs:
+        """A grammar to compile, named by Admit.grammar."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        grammar: _inference_pb2.StructuredOutputs | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "name", b"name", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["grammar"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___Prepare: _TypeAlias = Prepare  # noqa: Y015
+
+@_typing.final
+class Prepared(_message.Message):
+    """The answer to a Prepare, in no particular order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in Prepare."""
+    code: _builtins.int
+    """A gRPC status code. 0: it is ready. INVALID_ARGUMENT: it can not be used, whatever the shard;
+    RESOURCE_EXHAUSTED: it took longer or more memory than the shard's limits allow.
+    """
+    message: _builtins.str
+    """For people: why it is not ready, by the name of what is not supported."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prepared: _TypeAlias = Prepared  # noqa: Y015
+
+@_typing.final
+class Forget(_message.Message):
+    """No plan will name these again. The shard may keep them for later Prepares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of Prepares."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forget: _TypeAlias = Forget  # noqa: Y015
+
+@_typing.final
 class StepPlan(_message.Message):
     """What to run next. Applied in the order of its fields: forks and releases as one atomic permutation (parents are read
     as they were, then releases), then admits, then run. A plan of releases alone is legal and has a result.
@@ -473,6 +583,8 @@ class Admit(_message.Message):
     GRAMMAR_FIELD_NUMBER: _builtins.int
     MIN_RECOMPUTE_FROM_FIELD_NUMBER: _builtins.int
     TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
+    NUM_SCORES_FIELD_NUMBER: _builtins.int
+    BAD_WORDS_FIELD_NUMBER: _builtins.int
     seq_id: _builtins.int
     """Never used before in this epoch."""
     num_prompt_tokens: _builtins.int
@@ -482,9 +594,13 @@ class Admit(_message.Message):
     adapter: _builtins.str
     """A LoRA adapter. Not served yet: must be empty."""
     grammar: _builtins.str
-    """A grammar's state follows the tokens. Not served yet: must be empty."""
+    """The name of a Prepare whose grammar constrains what is sampled behind the prompt. The grammar's state follows the
+    tokens. Empty: none.
+    """
     min_recompute_from: _builtins.int
     """Cached blocks from this token on are not used (prompt log-probabilities must be computed). 0: no limit."""
+    num_scores: _builtins.int
+    """How many tokens a run in mode SCORE returns; at most max_scores. 0: the sequence does not run in that mode."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """All tokens known so far, prompt first; at most max_model_len. Token ids here and elsewhere are below vocab_size."""
@@ -504,6 +620,12 @@ class Admit(_message.Message):
     def trace_context(self) -> Global___TraceContext:
         """W3C trace context of the request."""
 
+    @_builtins.property
+    def bad_words(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.TokenIds]:
+        """Token sequences that are not generated: the last token of each is not sampled behind the tokens before it. What
+        SamplingParams.bad_words says, tokenized by the router; max_bad_word_tokens in all.
+        """
+
     def __init__(
         self,
         *,
@@ -517,10 +639,12 @@ class Admit(_message.Message):
         grammar: _builtins.str = ...,
         min_recompute_from: _builtins.int = ...,
         trace_context: Global___TraceContext | None = ...,
+        num_scores: _builtins.int = ...,
+        bad_words: _abc.Iterable[_inference_pb2.TokenIds] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling_params", b"sampling_params", "stop", b"stop", "trace_context", b"trace_context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "grammar", b"grammar", "min_recompute_from", b"min_recompute_from", "num_prompt_tokens", b"num_prompt_tokens", "sampling_params", b"sampling_params", "seq_id", b"seq_id", "stop", b"stop", "token_ids", b"token_ids", "trace_context", b"trace_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "bad_words", b"bad_words", "cache_salt", b"cache_salt", "grammar", b"grammar", "min_recompute_from", b"min_recompute_from", "num_prompt_tokens", b"num_prompt_tokens", "num_scores", b"num_scores", "sampling_params", b"sampling_params", "seq_id", b"seq_id", "stop", b"stop", "token_ids", b"token_ids", "trace_context", b"trace_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -612,6 +736,8 @@ class StepResult(_message.Message):
     CACHE_HASHES_REMOVED_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    PROMPT_SCORES_FIELD_NUMBER: _builtins.int
+    ROW_SCORES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The plan's number."""
     state_digest: _builtins.int
@@ -678,6 +804,14 @@ class StepResult(_message.Message):
     def error(self) -> Global___PlanError:
         """Set: the plan was refused as a whole, nothing of it was applied, and the stream ends after this message."""
 
+    @_builtins.property
+    def prompt_scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptScores]:
+        """For sequences that asked for them and computed prompt tokens: one entry each, in order of the run."""
+
+    @_builtins.property
+    def row_scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowScores]:
+        """For rows in mode SCORE that caught up with their known tokens: one entry each, in order of the run."""
+
     def __init__(
         self,
         *,
@@ -697,14 +831,106 @@ class StepResult(_message.Message):
         cache_hashes_removed: _abc.Iterable[_builtins.int] | None = ...,
         timings: Global___StepTimings | None = ...,
         error: Global___PlanError | None = ...,
+        prompt_scores: _abc.Iterable[Global___PromptScores] | None = ...,
+        row_scores: _abc.Iterable[Global___RowScores] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hashes_added", b"cache_hashes_added", "cache_hashes_removed", b"cache_hashes_removed", "error", b"error", "first_run_indices", b"first_run_indices", "free_blocks", b"free_blocks", "logprobs", b"logprobs", "next_write_block_shared", b"next_write_block_shared", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_known_tokens", b"num_known_tokens", "num_sampled_tokens", b"num_sampled_tokens", "sampled_token_ids", b"sampled_token_ids", "state_digest", b"state_digest", "step", b"step", "stop_reasons", b"stop_reasons", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hashes_added", b"cache_hashes_added", "cache_hashes_removed", b"cache_hashes_removed", "error", b"error", "first_run_indices", b"first_run_indices", "free_blocks", b"free_blocks", "logprobs", b"logprobs", "next_write_block_shared", b"next_write_block_shared", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_known_tokens", b"num_known_tokens", "num_sampled_tokens", b"num_sampled_tokens", "prompt_scores", b"prompt_scores", "row_scores", b"row_scores", "sampled_token_ids", b"sampled_token_ids", "state_digest", b"state_digest", "step", b"step", "stop_reasons", b"stop_reasons", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepResult: _TypeAlias = StepResult  # noqa: Y015
+
+@_typing.final
+class PromptScores(_message.Message):
+    """Log-probabilities of prompt tokens that a step computed the distribution of. Packed fields have one entry, or
+    `num_top` entries, for each position.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_INDEX_FIELD_NUMBER: _builtins.int
+    FIRST_POSITION_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    NUM_TOP_FIELD_NUMBER: _builtins.int
+    TOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    run_index: _builtins.int
+    """Index into the run."""
+    first_position: _builtins.int
+    """The position of the first token: its log-probability comes from the logits of the position before."""
+    num_top: _builtins.int
+    """How many of the most probable tokens each position has."""
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Natural log-probabilities of the prompt's tokens."""
+
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Their ranks, from 1."""
+
+    @_builtins.property
+    def top_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The most probable tokens of each position, best first."""
+
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Their natural log-probabilities."""
+
+    def __init__(
+        self,
+        *,
+        run_index: _builtins.int = ...,
+        first_position: _builtins.int = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
+        num_top: _builtins.int = ...,
+        top_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_position", b"first_position", "logprobs", b"logprobs", "num_top", b"num_top", "ranks", b"ranks", "run_index", b"run_index", "top_logprobs", b"top_logprobs", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptScores: _TypeAlias = PromptScores  # noqa: Y015
+
+@_typing.final
+class RowScores(_message.Message):
+    """The most probable tokens behind a sequence that ran in mode SCORE."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_INDEX_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    run_index: _builtins.int
+    """Index into the run."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Best first. Fewer than asked for if the sequence may sample fewer."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Their natural log-probabilities, of the model's distribution before anything was taken from it."""
+
+    def __init__(
+        self,
+        *,
+        run_index: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "run_index", b"run_index", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowScores: _TypeAlias = RowScores  # noqa: Y015
 
 @_typing.final
 class PlanError(_message.Message):
@@ -929,6 +1155,9 @@ class ShardInfo(_message.Message):
     PROTOCOL_MAJOR_FIELD_NUMBER: _builtins.int
     PROTOCOL_MINOR_FIELD_NUMBER: _builtins.int
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_SCORES_FIELD_NUMBER: _builtins.int
+    SERVES_GRAMMARS_FIELD_NUMBER: _builtins.int
+    MAX_BAD_WORD_TOKENS_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """Shards of one group share it."""
     tp_rank: _builtins.int
@@ -969,6 +1198,12 @@ class ShardInfo(_message.Message):
     """Additions within a major version."""
     max_draft_tokens: _builtins.int
     """Largest num_draft_tokens; 0: it makes no drafts."""
+    max_scores: _builtins.int
+    """Largest num_scores; 0: mode SCORE is not served."""
+    serves_grammars: _builtins.bool
+    """Answers Prepares of grammars."""
+    max_bad_word_tokens: _builtins.int
+    """Longest list of Admit's bad words, in tokens of all of them together."""
     @_builtins.property
     def num_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Blocks in the pool, for each cache group."""
@@ -1002,10 +1237,13 @@ class ShardInfo(_message.Message):
         protocol_major: _builtins.int = ...,
         protocol_minor: _builtins.int = ...,
         max_draft_tokens: _builtins.int = ...,
+        max_scores: _builtins.int = ...,
+        serves_grammars: _builtins.bool = ...,
+        max_bad_word_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "max_bad_word_tokens", b"max_bad_word_tokens", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "max_scores", b"max_scores", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "serves_grammars", b"serves_grammars", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
