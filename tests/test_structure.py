@@ -37,7 +37,16 @@ FORBIDDEN = {
 # imports, at run time and for types, only itself and rooms of lower floors.
 FLOORS = {
     "pagewire_common": (
-        ("protocol", "model_files", "sampling_params", "block_hash", "histogram", "version", "garbage"),
+        (
+            "protocol",
+            "model_files",
+            "sampling_params",
+            "block_hash",
+            "histogram",
+            "protobuf_bytes",
+            "version",
+            "garbage",
+        ),
         ("process_log", "sendable_text", "listen_address"),
         ("shutdown", "tls", "rpc_status", "http_endpoint", "health_endpoint", "tracing"),
     ),

@@ -218,7 +218,9 @@ def _offer_vllm(entrant: Entrant, address: str, offered: Offered) -> tuple[list[
     load |= {"max_tokens": offered.max_tokens, "arrivals_s": offered.arrivals_s}
     load |= {"max_concurrency": offered.max_concurrency}
     command = [entrant.python, str(LOAD)]
-    done = subprocess.run(command, input=json.dumps(load), stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, input=json.dumps(load), stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise EngineDied(f"{entrant.label}: the load generator ended with status {done.returncode}")
     result = json.loads(done.stdout)
     pairs = zip(result["outcomes"], offered.max_tokens, strict=True)
     return [_outcome(recorded, count) for recorded, count in pairs], result["duration_s"]

@@ -25,6 +25,7 @@ from pagewire.prompts import (
     as_prompt,
     as_prompts,
     fill_tokenize,
+    has_token_ids,
 )
 from pagewire.retry import NEVER, PATIENT, Attempts, RetryPolicy
 from pagewire.sampling_params import SamplingParams
@@ -300,7 +301,7 @@ class AsyncClient:
     async def _complete(
         self, prompt: Prompt, params: SamplingParams | None, options: RequestOptions, attempts: Attempts
     ) -> RequestOutput:
-        request = build_request(prompt, params, options, return_prompt_token_ids=True)
+        request = build_request(prompt, params, options, return_prompt_token_ids=not has_token_ids(prompt))
         result = await self._unary(
             f"{INFERENCE}/Complete", lambda c, **kwargs: c.inference.Complete(request, **kwargs), attempts
         )

@@ -4,7 +4,7 @@ import json
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, SupportsIndex, TypedDict, final
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, SupportsIndex, TypedDict, TypeGuard, final
 
 from pagewire.errors import InvalidRequest
 
@@ -150,6 +150,11 @@ def prompt_text(prompt: Prompt) -> str | None:
 def prompt_salt(prompt: Prompt) -> str | None:
     """Returns the cache salt that the prompt itself carries."""
     return None if isinstance(prompt, str) else prompt.get("cache_salt")
+
+
+def has_token_ids(prompt: Prompt) -> TypeGuard[TokensPrompt]:
+    """Whether a prompt, as as_prompt gives it, is token ids."""
+    return not isinstance(prompt, str) and "prompt_token_ids" in prompt
 
 
 def fill_prompt(request: "inference_pb2.GenerateRequest", prompt: Prompt) -> None:

@@ -8,7 +8,7 @@ from itertools import repeat
 from pagewire.errors import InvalidRequest
 from pagewire.events import Event, SequenceFinished, Started, TokenDelta
 from pagewire.outputs import CompletionOutput, CompletionOutputs, FinishReason, Logprob, RequestOutput, Usage
-from pagewire.prompts import Prompt, fill_prompt, prompt_salt, prompt_text
+from pagewire.prompts import Prompt, fill_prompt, has_token_ids, prompt_salt, prompt_text
 from pagewire.sampling_params import SamplingParams
 from pagewire.text import is_encodable
 from pagewire.v1 import inference_pb2
@@ -97,10 +97,7 @@ def decode_result(result: inference_pb2.GenerateResult, prompt: Prompt) -> Reque
     """Decodes the whole answer to one prompt."""
     started = result.started
     text = started.prompt_text if started.HasField("prompt_text") else prompt_text(prompt)
-    if isinstance(prompt, str) or "prompt_token_ids" not in prompt:
-        token_ids = list(started.prompt_token_ids)
-    else:
-        token_ids = list(prompt["prompt_token_ids"])
+    token_ids = list(prompt["prompt_token_ids"] if has_token_ids(prompt) else started.prompt_token_ids)
     outputs = CompletionOutputs(_decode_completion(completion) for completion in result.completions)
     return RequestOutput(started.request_id, text, token_ids, outputs, seed=started.seed)
 

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 
-from beside_parts.serving import LOADS, Offered, _outcome, flags  # noqa: E402
+from beside_parts.entrant import EngineDied, Entrant  # noqa: E402
+from beside_parts.serving import LOADS, Offered, _offer_vllm, _outcome, flags  # noqa: E402
 from beside_parts.turns import Offline  # noqa: E402
 from beside_parts.workloads import CASES, Size  # noqa: E402
 from docs_pages.beside_tables import beside_tables  # noqa: E402
@@ -114,6 +115,12 @@ def test_loads_are_the_same_for_every_server() -> None:
     assert first == second
     assert first.arrivals_s == sorted(first.arrivals_s)
     assert len(set(first.arrivals_s)) == len(first.arrivals_s) == LOADS["rate24-1024-128"].num_requests // 32
+
+
+def test_a_load_generator_that_fails_keeps_what_was_measured() -> None:
+    """main() writes the runs so far for an EngineDied alone."""
+    with pytest.raises(EngineDied, match="load generator ended with status 1"):
+        _offer_vllm(Entrant("vllm", "vllm", python="false"), "http://127.0.0.1:1", Offered([[1]], [1], [0.0], None))
 
 
 def test_events_that_come_together_are_one_message() -> None:

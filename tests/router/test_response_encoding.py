@@ -3,8 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pagewire.v1 import inference_pb2
-from pagewire_router.grpc_front.response_encoding import encode_delta, encode_responses, varint
+from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.protobuf_bytes import varint
+from pagewire_router.groups.shard_client import encode_plan
+from pagewire_router.grpc_front.response_encoding import encode_delta, encode_responses
 from pagewire_router.output.sequence_output import Delta
 
 UINT32 = st.integers(0, 2**32 - 1)
@@ -28,6 +30,11 @@ def test_delta_equals_protobufs_serialization(index, text, token_ids, logprobs):
 
 def test_an_empty_delta_is_still_a_delta():
     assert inference_pb2.GenerateResponse.FromString(encode_delta(0, "", [])).HasField("delta")
+
+
+@given(st.builds(shard_pb2.StepPlan, step=UINT32, run_seq_ids=st.lists(UINT32, max_size=300)))
+def test_a_plan_equals_protobufs_serialization(plan):
+    assert encode_plan(plan) == shard_pb2.RouterMessage(plan=plan).SerializeToString()
 
 
 @pytest.mark.parametrize(

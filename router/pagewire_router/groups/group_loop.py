@@ -38,6 +38,7 @@ from pagewire_router.groups.shard_client import (
     RawCall,
     ShardClient,
     describe,
+    encode_plan,
     geometry,
 )
 from pagewire_router.groups.stall_watch import StallWatch
@@ -364,7 +365,7 @@ class GroupLoop:
                         break
                     plan.epoch.CopyFrom(welcome.epoch)
                     self._sent_s.append(time.monotonic())
-                    await _write(calls, shard_pb2.RouterMessage(plan=plan).SerializeToString())
+                    await _write(calls, encode_plan(plan))
                 self._wakeup.clear()
                 if not (self._stopping or self._renew_due):
                     await self._wakeup.wait()

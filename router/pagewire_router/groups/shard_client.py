@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
+from pagewire_common.protobuf_bytes import length_delimited
 from pagewire_common.protocol import MAX_SHARD_MESSAGE_BYTES, PROTOCOL_MAJOR, PROTOCOL_MINOR
 from pagewire_common.rpc_status import DETAILS_KEY
 from pagewire_common.tls import TlsFiles
@@ -37,6 +38,14 @@ CALL_ERRORS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
 
 RawMultiCallable = grpc.aio.StreamStreamMultiCallable[bytes, bytes]
 RawCall = grpc.aio.StreamStreamCall[bytes, bytes]
+
+
+_ROUTER_MESSAGE_PLAN = b"\x12"
+
+
+def encode_plan(plan: shard_pb2.StepPlan) -> bytes:
+    """RouterMessage(plan=plan), serialized without copying the plan."""
+    return length_delimited(_ROUTER_MESSAGE_PLAN, plan.SerializeToString())
 
 
 @dataclass(frozen=True, slots=True)
