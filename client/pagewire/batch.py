@@ -65,8 +65,12 @@ async def run_windowed(
             if on_output is not None:
                 on_output(output)
 
-    workers = [asyncio.ensure_future(work()) for _ in range(min(window, len(requests)))]
+    workers: list[asyncio.Future[None]] = []
     try:
+        for _ in range(min(window, len(requests))):
+            workers.append(asyncio.ensure_future(work()))
+            # Encoding a long prompt takes a while: the first is on its way before the others are encoded.
+            await asyncio.sleep(0)
         await asyncio.gather(*workers)
     finally:
         for worker in workers:

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 from pagewire import AsyncClient, InvalidRequest, SamplingParams
-from pagewire.batch import MAX_WINDOW, window_for
+from pagewire.batch import MAX_WINDOW, run_windowed, window_for
 from pagewire.v1 import inference_pb2 as pb
 from pagewire_shard.limits import MAX_SEQS
 
@@ -52,6 +52,18 @@ async def test_a_queue_smaller_than_the_window_only_delays(fake, client):
     outputs = await client.complete_many([f"p{i}" for i in range(600)], window=256)
     assert [output.outputs.text for output in outputs] == [f" p{i}" for i in range(600)]
     assert server.num_refused > 0
+
+
+async def test_a_request_is_on_its_way_before_the_next_is_encoded():
+    events = []
+
+    async def complete(prompt, params, priority):
+        events.append(("encoded", prompt))
+        await asyncio.sleep(0)
+        events.append(("sent", prompt))
+
+    await run_windowed(complete, [(prompt, None, 0) for prompt in "abcdef"], window=6)
+    assert events.index(("sent", "a")) < events.index(("encoded", "c"))
 
 
 async def test_parameters_are_one_or_one_for_each(fake, client):
