@@ -2,6 +2,8 @@
 
 RouterError
 +-- InvalidRequest          a field is missing, malformed or out of range
++-- GrammarFailed           its structured_outputs allow no token where it is, or outgrew a limit there
++-- GrammarTooCostly        its structured_outputs take longer to prepare than the shard allows
 +-- RequestTooLong          the prompt does not fit the context or the pool
 +-- ModelNotFound           another model was asked for
 +-- RequestAlreadyExists    the id belongs to a request that is alive
@@ -72,6 +74,18 @@ class RequestTooLong(InvalidRequest):
     reason = "REQUEST_TOO_LONG"
 
 
+class GrammarFailed(InvalidRequest):
+    """The request's structured_outputs allow no token behind what was generated, or outgrew a limit there."""
+
+    reason = "GRAMMAR_FAILED"
+
+
+class GrammarTooCostly(RouterError):
+    """The request's structured_outputs take more time or memory to prepare than the shard allows."""
+
+    reason = "GRAMMAR_TOO_COSTLY"
+
+
 class ModelNotFound(RouterError):
     """Another model was asked for."""
 
@@ -135,6 +149,8 @@ class NoFiniteLogits(RequestFailed):
 STATUS_CODES: dict[type[RouterError], StatusCode] = {
     InvalidRequest: StatusCode.INVALID_ARGUMENT,
     RequestTooLong: StatusCode.INVALID_ARGUMENT,
+    GrammarFailed: StatusCode.INVALID_ARGUMENT,
+    GrammarTooCostly: StatusCode.RESOURCE_EXHAUSTED,
     ModelNotFound: StatusCode.NOT_FOUND,
     RequestAlreadyExists: StatusCode.ALREADY_EXISTS,
     QueueFull: StatusCode.RESOURCE_EXHAUSTED,

@@ -51,6 +51,8 @@ class Request:
     priority: int = 0
     """Lower runs first."""
     cache_salt: str = ""
+    grammar: str = ""
+    """Name of params.structured_outputs in plans, the same for the same content; empty: there are none."""
     trace_context: TraceContext | None = None
     """Trace context that the shards get."""
     timeline: Timeline | None = None

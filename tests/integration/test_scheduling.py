@@ -55,9 +55,10 @@ def test_ranks_that_learn_of_tokens_at_different_times_stay_identical(workload: 
         lambda world: world.scheduler.tokens.prompt_cached > 0,
         lambda world: world.max_running > 3,
         lambda world: world.num_missed > 0,
+        lambda world: world.grammars.num_prepared["a"] > 1,
     ],
 )
-def test_workloads_reach_preemptions_cache_hits_full_batches_and_wrong_guesses(
+def test_workloads_reach_preemptions_cache_hits_full_batches_wrong_guesses_and_forgotten_grammars(
     reached: Callable[[World], bool],
 ) -> None:
     """The simplest workload that does so is easily found, so that the tests above mean something."""
@@ -159,7 +160,7 @@ def test_the_copy_of_a_shared_block_has_room() -> None:
     """Forked within a block, both sequences write to it next, and one has to copy it: the pool is full without that."""
     own_limits = limits(num_blocks=6, block_size=2, max_num_seqs=4, max_num_batched_tokens=100, max_model_len=5)
     requests = [Submit([1], max_tokens=3), Submit([1], max_tokens=3), Submit([1, 1], max_tokens=3, n=2)]
-    play(Workload(own_limits, window=2, eos_share=0.0, max_draft_tokens=0, actions=requests))
+    play(Workload(own_limits, window=2, eos_share=0.0, max_draft_tokens=0, max_grammar_delay=0, actions=requests))
 
 
 def test_blocks_that_rejected_drafts_have_given_back_are_not_promised_twice() -> None:
@@ -169,7 +170,7 @@ def test_blocks_that_rejected_drafts_have_given_back_are_not_promised_twice() ->
     submits += [Submit([1], 23), Submit([1], 23, n=2)]
     late = [Submit([1], 23)] * 3
     actions = [*submits, Draft(3), Steps(4), *late, Abort(0), Steps(4), Abort(9)]
-    play(Workload(own_limits, window=4, eos_share=0.0, max_draft_tokens=3, actions=actions))
+    play(Workload(own_limits, window=4, eos_share=0.0, max_draft_tokens=3, max_grammar_delay=0, actions=actions))
 
 
 def test_a_request_that_is_preempted_by_the_plan_that_forks_it_costs_no_slot() -> None:

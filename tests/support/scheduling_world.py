@@ -9,7 +9,7 @@ drafts: expected_output is what a sequence yields with any numbers of them. Reje
 """
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from pagewire.v1 import inference_pb2, shard_pb2
@@ -25,6 +25,8 @@ from pagewire_shard.engine.sequence import Sequence
 
 VOCAB_SIZE = 6
 EOS = 0
+REFUSED_GRAMMARS = {"bad": 3, "slow": 8}
+"""Grammars that a rank refuses, and the codes it does so with."""
 REJECTED = -7
 """Marks a rejected draft in the cache."""
 
@@ -212,6 +214,56 @@ class Rank:
         return self.results.popleft()
 
 
+class GrammarDesk:
+    """What the ranks answer to Prepares, each after some steps of its own. The grammar's name says what it answers."""
+
+    def __init__(self, num_ranks: int, max_delay: int) -> None:
+        self._num_ranks, self._max_delay = num_ranks, max_delay
+        self.num_prepared: Counter[str] = Counter()
+        """By name: how often it was asked for."""
+        self._answers: list[tuple[int, int, shard_pb2.Prepared]] = []
+        """Steps until it comes, the rank, the answer."""
+        self._held: list[set[str]] = [set() for _ in range(num_ranks)]
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._answers)
+
+    def take(self, message: shard_pb2.RouterMessage) -> None:
+        """Takes what the router says to all ranks."""
+        for name in message.forget.names:
+            for held in self._held:
+                held.discard(name)
+        if message.HasField("prepare"):
+            name = message.prepare.name
+            assert message.prepare.grammar.regex == name
+            assert all(name not in held for held in self._held), "it is asked for once"
+            self.num_prepared[name] += 1
+            for rank in range(self._num_ranks):
+                delay = random.Random(f"{name} {rank} {self.num_prepared[name]}").randrange(self._max_delay + 1)
+                code = REFUSED_GRAMMARS.get(name, 0) if rank == self._num_ranks - 1 else 0
+                self._answers.append((delay, rank, shard_pb2.Prepared(name=name, code=code, message="no")))
+
+    def answer(self) -> list[shard_pb2.Prepared]:
+        """The answers that come now."""
+        due = [(rank, answer) for delay, rank, answer in self._answers if delay <= 0]
+        self._answers = [(delay - 1, rank, answer) for delay, rank, answer in self._answers if delay > 0]
+        for rank, answer in due:
+            if not answer.code:
+                self._held[rank].add(answer.name)
+        return [answer for _, answer in due]
+
+    def check(self, plan: shard_pb2.StepPlan) -> None:
+        """Every rank has what the plan names."""
+        for admit in plan.admits:
+            assert not admit.grammar or all(admit.grammar in held for held in self._held)
+
+    def forget_all(self) -> None:
+        self._answers.clear()
+        for held in self._held:
+            held.clear()
+
+
 class World:
     """Drives the scheduler as the group loop does, with `window` plans in flight."""
 
@@ -223,8 +275,10 @@ class World:
         num_ranks: int = 1,
         max_draft_tokens: int = 0,
         make_runner: type[HashRunner] = HashRunner,
+        max_grammar_delay: int = 0,
     ) -> None:
-        self.scheduler = Scheduler(limits)
+        self.scheduler = Scheduler(limits, num_ranks=num_ranks)
+        self.grammars = GrammarDesk(num_ranks, max_grammar_delay)
         self.scheduler.reset(limits.num_blocks, window)
         self.scheduler.num_draft_tokens = max_draft_tokens
         self.window, self.eos_share = window, eos_share
@@ -244,16 +298,20 @@ class World:
         """Sends plans while the window is open, then takes in one result. False: nothing is left to do."""
         self.now += 1.0
         self.scheduler.take_expired(self.now)
+        self._talk_of_grammars()
         while self.scheduler.num_inflight < self.window:
             plan = self.scheduler.schedule(self.now)
             if plan is None:
                 break
+            self.grammars.check(plan)
+            for admit in plan.admits:
+                admit.grammar = ""
             data = plan.SerializeToString()
             for rank in self.ranks:
                 rank.take(shard_pb2.StepPlan.FromString(data))
         self.max_running = max(self.max_running, len(self.scheduler.running))
         if not self.scheduler.num_inflight:
-            return False
+            return self.grammars.is_busy
         results = [rank.result() for rank in self.ranks]
         assert len({r.state_digest for r in results}) == 1, "the ranks have drifted apart"
         right = [group for group in self.scheduler.groups_in_flight() if not group.is_misguessed]
@@ -261,9 +319,20 @@ class World:
         self.num_missed += sum(group.is_misguessed for group in right)
         return True
 
+    def _talk_of_grammars(self) -> None:
+        for message in self.scheduler.take_messages():
+            self.grammars.take(message)
+        for answer in self.grammars.answer():
+            self.scheduler.on_prepared(answer)
+        for refusal in self.scheduler.grammars.refusals:
+            assert refusal.code == REFUSED_GRAMMARS[refusal.group.request.grammar]
+            self.scheduler.end(refusal.group)
+        self.scheduler.grammars.refusals.clear()
+
     def new_epoch(self) -> None:
         """The plan stream breaks and is opened again: the ranks forget all sequences, not their cached blocks."""
         free = [rank.new_epoch(self.window) for rank in self.ranks]
+        self.grammars.forget_all()
         self.scheduler.reset(free[0], self.window)
         self.scheduler.prefixes.update(self.ranks[0].engine.cached_hashes(), ())
 
@@ -296,7 +365,9 @@ class NullSink:
 
 
 def make_request(prompt: list[int], *, arrival_s: float = 0.0, eos: bool = True, **options: object) -> Request:
-    own = {name: options.pop(name) for name in ("priority", "deadline_s", "cache_salt") if name in options}
+    own = {name: options.pop(name) for name in ("priority", "deadline_s", "cache_salt", "grammar") if name in options}
+    if grammar := own.get("grammar"):
+        options["structured_outputs"] = inference_pb2.StructuredOutputs(regex=grammar)
     return Request(
         request_id=f"r{id(prompt)}",
         prompt_token_ids=prompt,

@@ -22,6 +22,7 @@ class Submit:
     deadline_in_s: float | None = None
     cache_salt: str = ""
     seed: int = 0
+    grammar: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Workload:
     eos_share: float
     """How often the model ends a sequence."""
     max_draft_tokens: int
+    max_grammar_delay: int
+    """Most steps that a rank takes to prepare a grammar."""
     actions: list[Action] = field(default_factory=list)
 
 
@@ -94,6 +97,7 @@ def actions(max_prompt: int, max_tokens: int, max_n: int, max_drafts: int) -> tu
         st.sampled_from([None, None, None, None, 20.0, 60.0]),
         st.sampled_from(["", "", "s"]),
         st.integers(0, 99),
+        st.sampled_from(["", "", "", "a", "b", "c", "bad", "slow"]),
     )
     steps = st.builds(Steps, st.integers(1, 8))
     rare = [st.builds(Abort, st.integers(0, 9)), st.builds(Draft, st.integers(0, max_drafts)), st.just(NewEpoch())]
@@ -122,7 +126,8 @@ def workloads(draw: st.DrawFn, window: int, *, max_drafts: int = 4) -> Workload:
     # A list of actions is short on average, so that several are drawn.
     drawn = [draw(st.lists(submits, max_size=6)), *(draw(st.lists(one, max_size=16)) for _ in range(3))]
     eos_share = draw(st.sampled_from([0.0, 0.05, 0.2]))
-    return Workload(limits, window, eos_share, num_drafts, [action for part in drawn for action in part])
+    max_delay = draw(st.sampled_from([0, 1, 5, 20]))
+    return Workload(limits, window, eos_share, num_drafts, max_delay, [action for part in drawn for action in part])
 
 
 def play(workload: Workload, num_ranks: int = 1) -> World:
@@ -130,7 +135,15 @@ def play(workload: Workload, num_ranks: int = 1) -> World:
 
     Every request that was not cut off must have its tokens, and every block be free. The shards have refused no plan.
     """
-    world = World(workload.limits, workload.window, workload.eos_share, num_ranks, workload.max_draft_tokens)
+    world = World(
+        workload.limits,
+        workload.window,
+        workload.eos_share,
+        num_ranks,
+        workload.max_draft_tokens,
+        max_grammar_delay=workload.max_grammar_delay,
+    )
+    world.scheduler.grammars.max_unused = 1  # So that some are forgotten and asked for again.
     groups: list[SequenceGroup] = []
     for action in workload.actions:
         match action:
@@ -177,4 +190,5 @@ def _request(submit: Submit, now: float):
         deadline_s=None if submit.deadline_in_s is None else now + submit.deadline_in_s,
         cache_salt=submit.cache_salt,
         seed=submit.seed,
+        grammar=submit.grammar,
     )

@@ -285,7 +285,7 @@ class Dispatcher:
 
     def _check_room(self, request: Request) -> None:
         num_waiting = self.num_waiting
-        num_tokens = sum(group.scheduler.waiting.num_prompt_tokens for group in self._groups)
+        num_tokens = sum(group.scheduler.num_waiting_tokens for group in self._groups)
         if num_waiting >= self._config.max_queued_requests:
             what = f"{num_waiting} requests wait, at most {self._config.max_queued_requests} may"
         elif num_waiting and num_tokens + len(request.prompt_token_ids) > self._config.max_queued_tokens:

@@ -10,7 +10,6 @@ once another router drives the shards.
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -22,13 +21,13 @@ from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.errors import (
     DeadlineExceeded,
-    NoFiniteLogits,
     QueueFull,
     RequestFailed,
     RouterError,
     StepFailed,
     Unavailable,
 )
+from pagewire_router.groups.failures import failure_error, refusal_error
 from pagewire_router.groups.repeating import Repeating
 from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import (
@@ -40,6 +39,8 @@ from pagewire_router.groups.shard_client import (
     describe,
     encode_plan,
     geometry,
+    say_goodbye,
+    write_all,
 )
 from pagewire_router.groups.stall_watch import StallWatch
 from pagewire_router.groups.timeline_observer import TimelineObserver
@@ -61,7 +62,6 @@ TICK_S = 0.25
 """Time between two checks of deadlines and progress when no result comes."""
 DRAINED_WAIT_S = 15.0
 """Longest time that requests wait for shards that were told to stop: they may be restarted."""
-GOODBYE_TIMEOUT_S = 1.0
 
 
 class GroupLoop:
@@ -82,7 +82,7 @@ class GroupLoop:
         """step_timeout_s, shard_wait_s: see RouterConfig. on_change is called when the group comes up, drains, goes
         down or is no longer waited for; on_step with each result and the round trip of its plan in seconds."""
         self.info = info
-        self.scheduler = Scheduler(GroupLimits.of(info), TimelineObserver())
+        self.scheduler = Scheduler(GroupLimits.of(info), TimelineObserver(), len(ranks))
         self.is_serving = False
         """Whether the lease is held and plans are sent."""
         self.is_draining = False
@@ -125,8 +125,8 @@ class GroupLoop:
 
     @property
     def num_waiting(self) -> int:
-        """Number of requests that wait to be admitted, suspects included."""
-        return len(self.scheduler.waiting) + len(self.scheduler.suspects)
+        """Number of requests that wait to be admitted, suspects and those whose grammar is not ready included."""
+        return self.scheduler.num_waiting
 
     @property
     def block_size(self) -> int:
@@ -201,6 +201,9 @@ class GroupLoop:
                 message = "the request's deadline has passed, or the longest time that this server lets one run"
                 group.request.sink.on_failed(DeadlineExceeded(message))
         self._fail_given_up(now)
+        refusals, self.scheduler.grammars.refusals = self.scheduler.grammars.refusals, []
+        for refusal in refusals:
+            self._fail(refusal.group, refusal_error(refusal))
 
     def _fail_given_up(self, now: float) -> None:
         given_up, self.scheduler.given_up = self.scheduler.given_up, []
@@ -358,19 +361,20 @@ class GroupLoop:
             while not (self._stopping or (self.is_draining and not self.scheduler.running)):
                 if self._renew_due:
                     self._renew_due = False
-                    await _write(calls, renew)
+                    await write_all(calls, renew)
+                for message in self.scheduler.take_messages():
+                    await write_all(calls, message.SerializeToString())
                 while self.scheduler.num_inflight < welcome.max_inflight:
                     plan = self._next_plan(time.monotonic())
                     if plan is None:
                         break
                     plan.epoch.CopyFrom(welcome.epoch)
                     self._sent_s.append(time.monotonic())
-                    await _write(calls, encode_plan(plan))
+                    await write_all(calls, encode_plan(plan))
                 self._wakeup.clear()
                 if not (self._stopping or self._renew_due):
                     await self._wakeup.wait()
-            with contextlib.suppress(*CALL_ERRORS, Unavailable, TimeoutError):
-                await self._say_goodbye(calls)
+            await say_goodbye(calls, "the router stops" if self._stopping else "the shard drains")
         finally:
             renewal.cancel()
             tick.cancel()
@@ -394,14 +398,6 @@ class GroupLoop:
         if self.scheduler.has_work():
             self._wakeup.set()
 
-    async def _say_goodbye(self, calls: list[RawCall]) -> None:
-        goodbye = shard_pb2.Goodbye(reason="the router stops" if self._stopping else "the shard drains")
-        message = shard_pb2.RouterMessage(goodbye=goodbye).SerializeToString()
-        async with asyncio.timeout(GOODBYE_TIMEOUT_S):
-            await _write(calls, message)
-            for call in calls:
-                await call.done_writing()
-
     # Up: results.
 
     async def _receive(self, call: RawCall, rank: int) -> None:
@@ -415,6 +411,9 @@ class GroupLoop:
             kind = message.WhichOneof("message")
             if kind == "result":
                 self._take_result(message.result, rank, now_s)
+            elif kind == "prepared":
+                self.scheduler.on_prepared(message.prepared)
+                self._wakeup.set()
             elif kind == "cache_snapshot" and rank == 0:
                 self.prefixes.update(message.cache_snapshot.hashes, ())
             elif kind == "draining":
@@ -465,8 +464,8 @@ class GroupLoop:
         group, reason = sequence.group, progress.finish_reason
         sink = group.request.sink
         stop_token_id = None
-        if progress.has_failed:
-            self._fail(group, NoFiniteLogits("the model gave no finite logits for the request's next token"))
+        if progress.failure:
+            self._fail(group, failure_error(group.request, progress.failure))
             return
         if sink.on_tokens(sequence.index, progress.token_ids, progress.logprobs):
             reason = inference_pb2.FINISH_REASON_STOP
@@ -486,12 +485,3 @@ class GroupLoop:
         self.scheduler.is_admitting = False
         self._on_change(self)
         self._wakeup.set()
-
-
-async def _write(calls: list[RawCall], message: bytes) -> None:
-    """Writes a message to every rank. Raises CALL_ERRORS, or Unavailable with the reason if the call has ended."""
-    for call in calls:
-        try:
-            await call.write(message)
-        except asyncio.InvalidStateError:
-            raise Unavailable(f"the plan stream ended: {await call.details()}") from None

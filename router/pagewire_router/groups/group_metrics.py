@@ -19,7 +19,7 @@ GROUP_GAUGES: tuple[tuple[str, str, Callable[[GroupLoop], float]], ...] = (
     (
         "tokens_queued",
         "Prompt tokens of requests that wait for it.",
-        lambda group: group.scheduler.waiting.num_prompt_tokens,
+        lambda group: group.scheduler.num_waiting_tokens,
     ),
     ("plans_inflight", "Step plans whose results are not back.", lambda group: group.scheduler.num_inflight),
     ("kv_cache_blocks", "Blocks in the group's pool.", lambda group: group.scheduler.limits.num_blocks),
@@ -90,9 +90,9 @@ class GroupMetrics(Collector):
         """Gauges of the server as a whole, for gateways and autoscalers."""
         schedulers = [group.scheduler for group in self._groups]
         for name, documentation, value in (
-            ("requests_queued", "Requests that wait to be admitted.", sum(len(s.waiting) for s in schedulers)),
+            ("requests_queued", "Requests that wait to be admitted.", sum(s.num_waiting for s in schedulers)),
             ("requests_running", "Requests admitted to shard groups.", sum(len(s.running) for s in schedulers)),
-            ("tokens_queued", "Prompt tokens that wait.", sum(s.waiting.num_prompt_tokens for s in schedulers)),
+            ("tokens_queued", "Prompt tokens that wait.", sum(s.num_waiting_tokens for s in schedulers)),
             ("kv_cache_usage_ratio", "Share of all blocks that sequences hold, 0 to 1.", usage_of(self._groups)),
         ):
             yield GaugeMetricFamily(f"pagewire_{name}", documentation, value=value)

@@ -1,6 +1,7 @@
 """The client of one shard: its channel, its description, its files, and the plan stream."""
 
 import asyncio
+import contextlib
 import hashlib
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from pagewire_common.tls import TlsFiles
 from pagewire_router.errors import Unavailable
 
 FILES_TIMEOUT_S = 60.0
+GOODBYE_TIMEOUT_S = 1.0
 
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # Without ping_timeout_ms a peer that hangs is noticed after a minute, whatever the keepalive says.
@@ -169,6 +171,25 @@ class ShardClient:
     async def close(self) -> None:
         """Closes the channel."""
         await self._channel.close()
+
+
+async def write_all(calls: list[RawCall], message: bytes) -> None:
+    """Writes a message to every rank. Raises CALL_ERRORS, or Unavailable with the reason if the call has ended."""
+    for call in calls:
+        try:
+            await call.write(message)
+        except asyncio.InvalidStateError:
+            raise Unavailable(f"the plan stream ended: {await call.details()}") from None
+
+
+async def say_goodbye(calls: list[RawCall], reason: str) -> None:
+    """Ends plan streams gracefully, as far as their shards still listen."""
+    goodbye = shard_pb2.RouterMessage(goodbye=shard_pb2.Goodbye(reason=reason)).SerializeToString()
+    with contextlib.suppress(*CALL_ERRORS, Unavailable, TimeoutError):
+        async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+            await write_all(calls, goodbye)
+            for call in calls:
+                await call.done_writing()
 
 
 def geometry(info: shard_pb2.ShardInfo) -> shard_pb2.ShardInfo:

@@ -78,6 +78,7 @@ class PlanInFlight:
             token_ids=sequence.token_ids,
             num_prompt_tokens=len(request.prompt_token_ids),
             cache_salt=request.cache_salt,
+            grammar=request.grammar,
             sampling_params=params,
             stop=shard_pb2.StopConditions(
                 token_ids=sorted({*params.stop_token_ids, *request.eos_token_ids}),
@@ -87,9 +88,9 @@ class PlanInFlight:
             ),
         )
         admit.sampling_params.seed = sequence_seed(params.seed, sequence.index)
-        # `stop` has the stop tokens, and no shard looks at text.
-        admit.sampling_params.ClearField("stop_token_ids")
-        admit.sampling_params.ClearField("stop")
+        # `stop` has the stop tokens, a Prepare has had the grammar, and no shard looks at text.
+        for name in ("stop_token_ids", "stop", "structured_outputs"):
+            admit.sampling_params.ClearField(name)
         if request.trace_context is not None:
             admit.trace_context.traceparent = request.trace_context.traceparent
             admit.trace_context.tracestate = request.trace_context.tracestate
@@ -186,10 +187,10 @@ class Progress:
     """One entry for each of token_ids; None: not asked for."""
     finish_reason: "inference_pb2.FinishReason.ValueType"
     """Set if the shard stopped it."""
-    has_failed: bool = False
-    """The model gave no finite logits: the sequence has no next token."""
+    failure: "shard_pb2.StopReason.ValueType" = shard_pb2.STOP_REASON_UNSPECIFIED
+    """Why the sequence has no next token: STOP_REASON_ERROR or STOP_REASON_GRAMMAR."""
 
     @staticmethod
-    def failed(sequence: Sequence) -> "Progress":
+    def failed(sequence: Sequence, failure: "shard_pb2.StopReason.ValueType") -> "Progress":
         """Returns the progress of a sequence that has no next token."""
-        return Progress(sequence, [], None, inference_pb2.FINISH_REASON_ABORT, has_failed=True)
+        return Progress(sequence, [], None, inference_pb2.FINISH_REASON_ABORT, failure=failure)

@@ -19,6 +19,7 @@ sequence needs a block and none is left, the least urgent request is preempted: 
 the tokens it has. Urgency is (priority, arrival) and nothing else. A request that was resumed is not preempted again
 before it has yielded a token, except for one of a strictly more urgent priority.
 While there are suspects (suspects.py), one of them runs alone in every other plan, and no two plans are in flight.
+A request with a grammar enters the queue when the grammar is ready (grammars.py); others are admitted meanwhile.
 """
 
 from collections import deque
@@ -29,7 +30,9 @@ from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.deadlines import Deadlines
+from pagewire_router.scheduling.drafts import UnverifiedDrafts
 from pagewire_router.scheduling.forecast import Forecast, Verdict
+from pagewire_router.scheduling.grammars import Grammars
 from pagewire_router.scheduling.observer import SchedulerObserver
 from pagewire_router.scheduling.plans import PlanInFlight, Progress, TokenCounts
 from pagewire_router.scheduling.prefix_index import PrefixIndex
@@ -48,19 +51,20 @@ RECHECK_S = 0.1
 
 _UNFINISHED = inference_pb2.FINISH_REASON_UNSPECIFIED
 _STOP, _LENGTH = inference_pb2.FINISH_REASON_STOP, inference_pb2.FINISH_REASON_LENGTH
-_STOP_TOKEN, _STOP_ERROR = shard_pb2.STOP_REASON_TOKEN, shard_pb2.STOP_REASON_ERROR
+_STOP_TOKEN, _FAILURES = shard_pb2.STOP_REASON_TOKEN, (shard_pb2.STOP_REASON_ERROR, shard_pb2.STOP_REASON_GRAMMAR)
 
 
 class Scheduler:
     """Waiting and running requests of one shard group."""
 
-    def __init__(self, limits: GroupLimits, observer: SchedulerObserver | None = None) -> None:
+    def __init__(self, limits: GroupLimits, observer: SchedulerObserver | None = None, num_ranks: int = 1) -> None:
         self.limits = limits
         self.waiting = WaitingQueue()
         self._residents = Residents(limits)
         self.running = self._residents.running
         """Admitted requests, most urgent first."""
         self.suspects = Suspects()
+        self.grammars = Grammars(num_ranks)
         self.prefixes = PrefixIndex()
         """What the shard group's prefix cache holds. A new epoch's snapshot is for the caller to add."""
         self.num_preemptions = 0
@@ -75,10 +79,7 @@ class Scheduler:
         """Draft tokens that each decoding row verifies, at most. Shards that make drafts say how many they can."""
         self._max_inflight = 1
         self._inflight: deque[PlanInFlight] = deque()
-        self._unverified: deque[PlanInFlight] = deque()
-        """Plans with drafts whose results are back, and whose counts the shards have not taken over yet."""
-        self._recounted: dict[Sequence, int] = {}
-        """Sequences whose counts the shards take over with the next plan, and their seq_ids."""
+        self._unverified = UnverifiedDrafts()
         self._deadlines = Deadlines()
         self._now = 0.0
         self.last_completed = PlanInFlight(shard_pb2.StepPlan(), 0)
@@ -102,7 +103,17 @@ class Scheduler:
 
     def has_work(self) -> bool:
         """Whether something waits, runs or is to be released."""
-        return bool(self.running or self._residents.has_releases or len(self.waiting) or self.suspects)
+        return bool(self.running or self._residents.has_releases or self.num_waiting)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait to be admitted, suspects and those whose grammar is not ready included."""
+        return len(self.waiting) + len(self.suspects) + self.grammars.num_waiting
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of the requests that wait, suspects excepted."""
+        return self.waiting.num_prompt_tokens + self.grammars.num_prompt_tokens
 
     def reset(self, free_blocks: int, max_inflight: int = 1) -> None:
         """A new epoch: the shard group knows no sequences. What ran waits to be admitted again.
@@ -114,20 +125,18 @@ class Scheduler:
         self._max_inflight = max_inflight
         self._inflight.clear()
         self._unverified.clear()
-        self._recounted.clear()
         self._last_step = 0
         self.prefixes.clear()
         self.forecast.clear()
         ran = self._residents.reset(free_blocks)
-        for group in [*ran, *self.waiting, *self.suspects]:
-            group.forget_plans()
         for group in ran:
             group.preempt()
+        # Also those that wait: a plan in flight may have made them suspects, and their grammars are to be asked for.
+        waiting = [*self.suspects.take_all(), *iter(self.waiting.pop, None), *self.grammars.take_waiting()]
+        self.grammars.reset()
+        for group in [*waiting, *ran]:
+            group.forget_plans()
             self._put_back(group)
-        for group in self.waiting:
-            if group.suspicion is not None:  # It was preempted by a plan in flight.
-                self.waiting.remove(group)
-                self.suspects.push(group)
 
     def add(self, request: Request) -> SequenceGroup:
         """Puts a request into the waiting queue.
@@ -152,7 +161,9 @@ class Scheduler:
         """Removes and returns all requests, for other shard groups to adopt."""
         self.reset(0)
         self._deadlines.clear()
-        return [*self.suspects.take_all(), *iter(self.waiting.pop, None)]
+        groups = [*self.suspects.take_all(), *iter(self.waiting.pop, None), *self.grammars.take_waiting()]
+        self.grammars.reset()
+        return groups
 
     def groups_in_flight(self, step: int | None = None) -> list[SequenceGroup]:
         """The requests that the plan of this step runs, None: that all plans in flight run; also those that ended."""
@@ -181,6 +192,7 @@ class Scheduler:
             elif group in self.waiting:
                 self.waiting.remove(group)
             self.suspects.discard(group)
+            self.grammars.discard(group)
 
     def take_expired(self, now: float) -> list[SequenceGroup]:
         """Ends requests whose deadline has passed, and returns them; gives up those that cannot meet it any more."""
@@ -217,8 +229,7 @@ class Scheduler:
     def _plan(self, groups: list[SequenceGroup], queue: Queue | None, now: float) -> shard_pb2.StepPlan | None:
         """A plan that runs these of the running requests and admits others from the queue."""
         plan = PlanInFlight(shard_pb2.StepPlan(step=self._last_step + 1), self.limits.max_num_batched_tokens)
-        self._take_over_drafts(plan.step - self._max_inflight)
-        plan.drafting.update(self._recounted)
+        self._unverified.take_over(plan, plan.step - self._max_inflight)
         self.prefixes.on_plan()
         self._residents.fork(groups, plan)
         num_missing, prefills = self._run_decodes(groups, plan)
@@ -230,21 +241,10 @@ class Scheduler:
         if plan.is_empty:
             return None
         self._last_step = plan.step
-        self._recounted.clear()
+        self._unverified.on_sent()
         self._inflight.append(plan)
         self._observer.on_plan(plan)
         return plan.close()
-
-    def _take_over_drafts(self, up_to_step: int) -> None:
-        """Takes over how many draft tokens were accepted in plans up to this step.
-
-        The shards do so when they apply the plan that is made now, so that both count blocks for the same tokens.
-        """
-        while self._unverified and self._unverified[0].step <= up_to_step:
-            for row in self._unverified.popleft().draft_rows:
-                if row.sequence.runs_as(row.seq_id):
-                    row.sequence.verify(row.num_drafts, row.num_accepted)
-                    self._recounted[row.sequence] = row.seq_id
 
     def _run_decodes(self, groups: list[SequenceGroup], plan: PlanInFlight) -> tuple[int, list[Sequence]]:
         """Runs one token of each decoding sequence of these requests and its draft tokens, most urgent first.
@@ -361,6 +361,7 @@ class Scheduler:
         """Admits a request, charged for what is not likely to be cached."""
         block_size = self.limits.block_size
         num_guessed = self.prefixes.num_cached_blocks(leader.hash_prefix(block_size)) * block_size
+        self.grammars.on_admit(leader.group, plan.step)
         self._residents.admit(leader, num_guessed, plan)
         self.prefixes.expect(plan, leader, num_guessed, leader.num_likely_computed_tokens)
 
@@ -393,7 +394,20 @@ class Scheduler:
         self._put_back(group)
 
     def _put_back(self, group: SequenceGroup) -> None:
-        (self.waiting if group.suspicion is None else self.suspects).push(group)
+        self.suspects.discard(group)
+        if not self.grammars.holds(group):
+            (self.waiting if group.suspicion is None else self.suspects).push(group)
+
+    # Grammars.
+
+    def take_messages(self) -> list[shard_pb2.RouterMessage]:
+        """Removes and returns what all ranks have to be told before the next plan."""
+        return self.grammars.take_messages(self._inflight[0].step if self._inflight else self._last_step + 1)
+
+    def on_prepared(self, answer: shard_pb2.Prepared) -> None:
+        """Takes in the answer of one rank: requests enter the queue, or are among `grammars.refusals`."""
+        for group in self.grammars.on_prepared(answer):
+            self._put_back(group)
 
     # Taking in a result.
 
@@ -459,26 +473,16 @@ class Scheduler:
                 sequence.append(token_ids, num_tokens - num_sampled)
                 reason = self._stopped(sequence, stop) if stop else _UNFINISHED
                 progress.append(Progress(sequence, token_ids, logprobs.get(row), reason))
-            elif stop == _STOP_ERROR:
-                progress.append(Progress.failed(sequence))
+            elif stop in _FAILURES:
+                progress.append(Progress.failed(sequence, stop))
         self.tokens.generated += start - num_dropped
         for group in missed:
             group.is_misguessed = True
             self.tokens.forget_first_run(group)
             self._send_back(group)
         if plan.drafting:
-            self._take_draft_rows(plan, result)
+            self._unverified.on_result(plan, result, self._residents.ledger)
         return progress
-
-    def _take_draft_rows(self, plan: PlanInFlight, result: shard_pb2.StepResult) -> None:
-        """Notes how many drafts were accepted, and for how many tokens the shard held blocks."""
-        for row in plan.draft_rows:
-            row.num_accepted = result.num_sampled_tokens[row.row] - 1
-        for sequence, seq_id, num_tokens in plan.num_block_tokens:
-            if sequence.runs_as(seq_id):
-                self._residents.ledger.rebase(sequence, num_tokens)
-        if plan.draft_rows:
-            self._unverified.append(plan)
 
     def _rebase(self, sequence: Sequence, num_computed: int, shared: bool, step: int) -> None:
         """Re-bases the blocks of a sequence on what the result of a step says of it."""
