@@ -8,5 +8,10 @@ MAX_SHARD_MESSAGE_BYTES = 256 << 20
 """Longest message between a router and a shard."""
 MAX_STOP_TOKENS = 64
 """Stop tokens of one sequence, the model's own among them."""
+MAX_BEAM_WIDTH = 32
+"""Beams that beam search keeps."""
+MAX_SCORES = MAX_BEAM_WIDTH + MAX_STOP_TOKENS
+"""Most probable tokens that a shard returns of a sequence which it scores: enough for as many that go on as there are
+beams, whichever stop tokens come before them."""
 GREEDY_BELOW = 1e-5
 """Lower temperatures take the likeliest token."""

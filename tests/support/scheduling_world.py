@@ -45,6 +45,13 @@ def next_token(last: int, seed: int, position: int, eos_share: float) -> int:
     return EOS if rng.random() < eos_share else rng.randrange(1, VOCAB_SIZE)
 
 
+def next_scores(last: int, is_too_short: bool, vocab_size: int) -> list[tuple[int, float]]:
+    """Tokens behind a sequence with their log-probabilities, best first; EOS is none while it is too short to end."""
+    rng = random.Random(last * 31)
+    scores = [(token, -rng.random() * 4) for token in range(vocab_size)]
+    return sorted((s for s in scores if s[0] != EOS or not is_too_short), key=lambda s: -s[1])
+
+
 def num_accepted(seed: int, position: int, num_drafts: int) -> int:
     """How many of a row's drafts are accepted when its next token comes at this position."""
     return random.Random(seed * 7919 + position).randrange(num_drafts + 1)
@@ -59,6 +66,7 @@ def shard_info(limits: GroupLimits, vocab_size: int, max_draft_tokens: int = 0) 
         vocab_size=vocab_size,
         max_logprobs=20,
         max_draft_tokens=max_draft_tokens,
+        max_scores=vocab_size,
     )
 
 
@@ -82,6 +90,7 @@ class HashRunner:
             "table": list(sequence.blocks),
             "stop": 0,
             "max_len": min(sequence.num_prompt_tokens + sequence.stop.max_tokens, self.max_model_len),
+            "min_len": sequence.num_prompt_tokens + sequence.stop.min_tokens,
             "seed": sequence.seed,
             "eos": EOS in sequence.stop.token_ids,
         }
@@ -109,6 +118,12 @@ class HashRunner:
             out.num_sampled.append(len(sampled))
             out.sampled_token_ids.extend(sampled)
             out.stop_reasons.append(row["stop"])
+        for place in batch.scored:
+            row = self.rows[batch.slots[place]]
+            best = next_scores(self._found(row)[-1], len(row["tokens"]) < row["min_len"], VOCAB_SIZE)
+            best = best[: batch.sequences[place].num_scores]
+            ids, logprobs = zip(*best, strict=True)
+            out.row_scores.append(shard_pb2.RowScores(run_index=place, token_ids=ids, logprobs=logprobs))
         return out
 
     def _break_if_poisoned(self, batch: RunBatch) -> None:
@@ -127,9 +142,7 @@ class HashRunner:
             self._compute(row, value)
         if not sample_len:
             return []
-        assert row["computed"] == len(row["tokens"])
-        found = [self.cache[row["table"][p // self.block_size]][p % self.block_size] for p in range(row["computed"])]
-        assert found == values, "the cache does not hold what the sequence computed"
+        self._found(row)
         end = row["computed"] + num_drafts
         accepted = num_accepted(row["seed"], len(row["tokens"]), num_drafts)
         sampled: list[int] = []
@@ -140,6 +153,13 @@ class HashRunner:
         for position in range(row["computed"], end):
             self._write(row, position, REJECTED)
         return sampled
+
+    def _found(self, row: dict) -> list[int]:
+        """What the cache holds of a row that has caught up with its tokens."""
+        assert row["computed"] == len(row["tokens"])
+        found = [self.cache[row["table"][p // self.block_size]][p % self.block_size] for p in range(row["computed"])]
+        assert found == chain(row["tokens"]), "the cache does not hold what the sequence computed"
+        return found
 
     def _compute(self, row: dict, value: int) -> None:
         self._write(row, row["computed"], value)

@@ -35,7 +35,10 @@ class _RunModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunMode.Value
     RUN_MODE_SAMPLE: _RunMode.ValueType  # 1
     """Sample and append one token, and one more for each draft token that is accepted."""
     RUN_MODE_SCORE: _RunMode.ValueType  # 2
-    """Return the most probable tokens that the sequence may sample, Admit.num_scores of them, and append nothing."""
+    """Return the most probable tokens that the sequence may sample, Admit.num_scores of them, and append nothing. The
+    sequence then has computed all tokens it knows, the last one too: a child is forked from all of them. Until then
+    further runs of it do nothing. A row in this mode verifies no drafts.
+    """
 
 class RunMode(_RunMode, metaclass=_RunModeEnumTypeWrapper):
     """What to do when a run catches up with a sequence's known tokens."""
@@ -45,7 +48,10 @@ RUN_MODE_UNSPECIFIED: RunMode.ValueType  # 0
 RUN_MODE_SAMPLE: RunMode.ValueType  # 1
 """Sample and append one token, and one more for each draft token that is accepted."""
 RUN_MODE_SCORE: RunMode.ValueType  # 2
-"""Return the most probable tokens that the sequence may sample, Admit.num_scores of them, and append nothing."""
+"""Return the most probable tokens that the sequence may sample, Admit.num_scores of them, and append nothing. The
+sequence then has computed all tokens it knows, the last one too: a child is forked from all of them. Until then
+further runs of it do nothing. A row in this mode verifies no drafts.
+"""
 Global___RunMode: _TypeAlias = RunMode  # noqa: Y015
 
 class _StopReason:
@@ -745,7 +751,7 @@ class StepResult(_message.Message):
     @_builtins.property
     def num_computed_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens whose keys and values are in the cache, those of accepted draft tokens among them. A sequence that samples has
-        computed all its known tokens but the last.
+        computed all its known tokens but the last, one that was scored all of them.
         """
 
     @_builtins.property
@@ -754,8 +760,8 @@ class StepResult(_message.Message):
 
     @_builtins.property
     def num_sampled_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens sampled by this step: 0 to 1 + num_draft_tokens. 0 only if the row did not catch up with its known tokens, or
-        its sequence has stopped: in an earlier step, or with STOP_REASON_ERROR in this one. Tokens behind the first one that
+        """Tokens sampled by this step: 0 to 1 + num_draft_tokens. 0 only if the row did not catch up with its known tokens,
+        runs in mode SCORE, or its sequence has stopped: in an earlier step, or with STOP_REASON_ERROR in this one. Tokens behind the first one that
         stops the sequence are not among them. The first of them has the absolute position num_known_tokens -
         num_sampled_tokens.
         """
@@ -810,7 +816,9 @@ class StepResult(_message.Message):
 
     @_builtins.property
     def row_scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowScores]:
-        """For rows in mode SCORE that caught up with their known tokens: one entry each, in order of the run."""
+        """For rows in mode SCORE that caught up with their known tokens: one entry each, in order of the run. None for a row
+        whose model gave no finite logits: it stops with STOP_REASON_ERROR.
+        """
 
     def __init__(
         self,

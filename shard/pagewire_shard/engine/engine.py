@@ -160,6 +160,7 @@ class Engine:
         result.sampled_token_ids.extend(tokens.sampled_token_ids)
         result.stop_reasons.extend(tokens.stop_reasons)
         result.logprobs.extend(tokens.logprobs)
+        result.row_scores.extend(tokens.row_scores)
         result.timings.forward_us, result.timings.sample_us = tokens.forward_us, tokens.sample_us
         return result
 
@@ -179,7 +180,7 @@ class Engine:
             # The steady state: nobody borrows anything.
             runs = zip(plan.run_seq_ids, plan.run_token_budgets, drafts, strict=False)
             rows = [((row := sequences.get(i) or new[i]), *row.next_row(budget, n)) for i, budget, n in runs]
-            return StepChanges(children, admits, released, rows, loans)
+            return self._with_modes(plan, StepChanges(children, admits, released, rows, loans))
         for seq_id, budget, num_drafts in zip(plan.run_seq_ids, plan.run_token_budgets, drafts, strict=False):
             sequence = sequences.get(seq_id) or new[seq_id]
             is_new = bool(unmatched) and sequence in unmatched
@@ -193,7 +194,17 @@ class Engine:
                 prefixes.fill(sequence, query_len)
         for sequence in unmatched:  # Without a row it borrows nothing.
             StepPrefixes(self.pool).find(sequence)
-        return StepChanges(children, admits, released, rows, loans)
+        return self._with_modes(plan, StepChanges(children, admits, released, rows, loans))
+
+    def _with_modes(self, plan: shard_pb2.StepPlan, changes: StepChanges) -> StepChanges:
+        """The changes with the plan's run_modes, which are SAMPLE so far. Raises PlanRefused."""
+        for row, mode in enumerate(plan.run_modes):
+            if mode == shard_pb2.RUN_MODE_SCORE:
+                sequence = changes.rows[row][0]
+                if not sequence.num_scores:
+                    raise malformed(f"run_modes: seq_id {sequence.seq_id} runs in mode SCORE without num_scores")
+                changes.score(row)
+        return changes
 
     def _child(self, fork: shard_pb2.Fork) -> Sequence:
         parent = self._sequences[fork.parent_seq_id]
@@ -270,6 +281,11 @@ class Engine:
 
     def _make_batch(self, changes: StepChanges) -> RunBatch:
         batch = RunBatch.of([row for row in changes.rows if row[1]])
+        if changes.scored:
+            place = {
+                row: i for i, row in enumerate(row for row, (_, query_len, _) in enumerate(changes.rows) if query_len)
+            }
+            batch.scored = [place[row] for row in changes.scored]
         loans, block_size, is_writable = changes.loans, self.pool.block_size, self.pool.is_writable
         for sequence, query_len, sample_len in changes.rows:
             if loans and sequence in loans:
@@ -369,6 +385,8 @@ def _spread(tokens: StepTokens, rows: list[Row]) -> StepTokens:
     ran = [i for i, (_, query_len, _) in enumerate(rows) if query_len]
     for logprobs in tokens.logprobs:
         logprobs.run_index = ran[logprobs.run_index]
+    for scores in tokens.row_scores:
+        scores.run_index = ran[scores.run_index]
     spread = replace(
         tokens,
         num_computed_tokens=[sequence.reported_computed for sequence, _, _ in rows],

@@ -14,7 +14,8 @@ from pagewire_common.sampling_params import NOT_SERVED, RESOLVED, faults
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.errors import PlanRefused
 
-_RUN_MODES = frozenset((shard_pb2.RUN_MODE_UNSPECIFIED, shard_pb2.RUN_MODE_SAMPLE))
+_SCORE = shard_pb2.RUN_MODE_SCORE
+_RUN_MODES = frozenset((shard_pb2.RUN_MODE_UNSPECIFIED, shard_pb2.RUN_MODE_SAMPLE, _SCORE))
 
 
 def malformed(message: str) -> PlanRefused:
@@ -32,6 +33,7 @@ class PlanCheck:
         self._vocab_size = info.vocab_size
         self._max_logprobs = info.max_logprobs
         self._max_draft_tokens = info.max_draft_tokens
+        self._max_scores = info.max_scores
 
     def check(self, plan: shard_pb2.StepPlan, sequences: Mapping[int, Sequence], highest_seq_id: int) -> None:
         """Checks everything but the step's number and the pool. sequences: those on the shard, by seq_id."""
@@ -81,6 +83,8 @@ class PlanCheck:
         self._check_token_ids(admit.token_ids, f"{what}: token_ids")
         if admit.adapter or admit.grammar:
             raise malformed(f"{what}: adapter and grammar are not served")
+        if admit.num_scores > self._max_scores:
+            raise malformed(f"{what}: num_scores {admit.num_scores} exceeds max_scores {self._max_scores}")
         self._check_stop(admit.stop, what)
         self._check_sampling_params(admit.sampling_params, what)
 
@@ -149,7 +153,11 @@ class PlanCheck:
             if len(plan.run_modes) != num_rows:
                 raise malformed(f"{num_rows} run_seq_ids but {len(plan.run_modes)} run_modes")
             if not _RUN_MODES.issuperset(plan.run_modes):
-                raise malformed("run_modes: only SAMPLE is served")
+                raise malformed("run_modes: SAMPLE and SCORE are served")
+            if plan.num_draft_tokens and any(
+                num and mode == _SCORE for num, mode in zip(plan.num_draft_tokens, plan.run_modes, strict=True)
+            ):
+                raise malformed("num_draft_tokens: a row in mode SCORE verifies none")
         ids = frozenset(plan.run_seq_ids)
         if len(ids) != num_rows:
             raise malformed("run_seq_ids holds a seq_id twice")

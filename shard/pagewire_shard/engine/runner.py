@@ -24,6 +24,9 @@ class RunBatch:
     sample_lens: list[int] = field(default_factory=list)
     """Most tokens that each row samples, from the logits of as many of its last positions: 0 if it does not catch up
     with its known tokens, else 1 and its draft tokens."""
+    scored: list[int] = field(default_factory=list)
+    """Rows that catch up with their known tokens and are scored: they have a sample_len of 0, and the most probable
+    tokens behind them are returned."""
     max_seq_len: int = 0
     """Upper bound of the longest sequence, tokens of this step included."""
     table_updates: list[tuple[int, int, int]] = field(default_factory=list)
@@ -33,8 +36,10 @@ class RunBatch:
 
     @property
     def is_decode(self) -> bool:
-        """Whether there are rows, and each of them computes one token and samples."""
-        return bool(self.slots) and max(self.query_lens) == 1 and all(self.sample_lens)
+        """Whether there are rows, and each of them computes one token and samples or is scored."""
+        if not self.slots or max(self.query_lens) > 1:
+            return False
+        return all(self.sample_lens) or self.sample_lens.count(0) == len(self.scored)
 
     @property
     def num_decodes(self) -> int:
@@ -81,6 +86,8 @@ class StepTokens:
     """The sampled tokens of all rows, concatenated."""
     logprobs: list[shard_pb2.SequenceLogprobs] = field(default_factory=list)
     """For each token of the rows that asked for them, in order; run_index is the row."""
+    row_scores: list[shard_pb2.RowScores] = field(default_factory=list)
+    """For each row that was scored, in order; run_index is the row."""
     forward_us: int = 0
     sample_us: int = 0
 

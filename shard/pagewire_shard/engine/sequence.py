@@ -32,6 +32,8 @@ class Sequence:
     """The sequence stops at this length."""
     min_recompute_from: int = 0
     """Cached blocks from this token on are not used; 0: no limit."""
+    num_scores: int = 0
+    """How many of the most probable tokens a run in mode SCORE returns; 0: it does not run in that mode."""
     blocks: list[int] = field(default_factory=list)
     """The block table."""
     num_tokens: int = field(init=False)
@@ -78,8 +80,8 @@ class Sequence:
         """How many tokens it computes and how many it samples at most when it runs next; (0, 0): it does not run."""
         num_tokens = self.num_tokens
         num_new = num_tokens - self.num_computed_tokens
-        if self.stopped or num_tokens - self.num_unverified_tokens >= self.max_len:
-            return 0, 0  # It has stopped, or a step in flight samples its last token.
+        if self.stopped or num_tokens - self.num_unverified_tokens >= self.max_len or not num_new:
+            return 0, 0  # It has stopped, a step in flight samples its last token, or it has been scored.
         if budget < num_new:
             return budget, 0
         if not max_draft_tokens:
@@ -147,8 +149,11 @@ def forked(parent: Sequence, fork: shard_pb2.Fork, block_size: int) -> Sequence:
         seed=fork.seed,
         stop=parent.stop,
         max_len=parent.max_len,
+        num_scores=parent.num_scores,
         blocks=parent.blocks[: -(-shared // block_size)],
         num_computed_tokens=shared,
+        digests=parent.digests[: shared // block_size],
+        num_indexed_blocks=min(parent.num_indexed_blocks, shared // block_size),
     )
 
 
@@ -165,4 +170,5 @@ def admitted(admit: shard_pb2.Admit, max_model_len: int) -> Sequence:
         stop=admit.stop,
         max_len=min(admit.num_prompt_tokens + admit.stop.max_tokens, max_model_len),
         min_recompute_from=admit.min_recompute_from,
+        num_scores=admit.num_scores,
     )

@@ -9,7 +9,8 @@ from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.engine.step_prefixes import Loan
 
 Row = tuple[Sequence, int, int]
-"""A sequence, how many tokens it computes and how many it samples at most. 0 and 0: it has stopped and does not run."""
+"""A sequence, how many tokens it computes and how many it samples at most. 0 and 0: it has stopped, or has been scored,
+and does not run."""
 
 
 @dataclass(slots=True, eq=False)
@@ -26,12 +27,21 @@ class StepChanges:
     """The run in its order."""
     loans: Mapping[Sequence, Loan]
     """What admitted sequences borrow of rows before them. The lenders hold it, so that it takes no further blocks."""
+    scored: list[int] = field(default_factory=list)
+    """Rows in mode SCORE that catch up with their known tokens: they sample nothing."""
 
     num_tokens: int = field(init=False)
     """Tokens the plan computes, draft tokens included."""
 
     def __post_init__(self) -> None:
         self.num_tokens = sum([query_len for _, query_len, _ in self.rows])
+
+    def score(self, row: int) -> None:
+        """The row runs in mode SCORE."""
+        sequence, query_len, sample_len = self.rows[row]
+        if sample_len:
+            self.rows[row] = (sequence, query_len, 0)
+            self.scored.append(row)
 
     @property
     def num_new_slots(self) -> int:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from pagewire_shard.engine.runner import PendingTokens
-from pagewire_shard.execution.step_report import PendingLogprobs, step_tokens
+from pagewire_shard.execution.step_report import PendingLogprobs, PendingScores, step_tokens
 
 Values = Items[int] | Items[float] | npt.NDArray[np.int32]
 
@@ -44,7 +44,13 @@ class Downlink(Protocol):
     def forwarded(self) -> None:
         """Between forward pass and sampling."""
 
-    def send(self, report: torch.Tensor, num_rows: int, logprobs: PendingLogprobs | None) -> PendingTokens:
+    def send(
+        self,
+        report: torch.Tensor,
+        num_rows: int,
+        logprobs: PendingLogprobs | None,
+        scores: PendingScores | None = None,
+    ) -> PendingTokens:
         """Starts copying a report, int64 as append_tokens returns it, with num_rows columns or more."""
 
     def before_next_report(self) -> None:
@@ -83,12 +89,18 @@ class CpuDownlink:
         """Takes the time."""
         self._forwarded_s = time.perf_counter()
 
-    def send(self, report: torch.Tensor, num_rows: int, logprobs: PendingLogprobs | None) -> PendingTokens:
+    def send(
+        self,
+        report: torch.Tensor,
+        num_rows: int,
+        logprobs: PendingLogprobs | None,
+        scores: PendingScores | None = None,
+    ) -> PendingTokens:
         """See Downlink."""
         forward_us = int((self._forwarded_s - self._began_s) * 1e6)
         sample_us = int((time.perf_counter() - self._forwarded_s) * 1e6)
         # Read now: the next step may overwrite the report.
-        return step_tokens(report[:, :num_rows], logprobs, forward_us, sample_us)
+        return step_tokens(report[:, :num_rows], logprobs, forward_us, sample_us, scores)
 
     def before_next_report(self) -> None:
         """Nothing to wait for."""

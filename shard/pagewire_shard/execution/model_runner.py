@@ -21,7 +21,7 @@ from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState, SlotRow
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink, Downlink, Uplink
 from pagewire_shard.execution.prefix_sharing import PrefixSharing
-from pagewire_shard.execution.step_report import PendingLogprobs
+from pagewire_shard.execution.step_report import PendingLogprobs, PendingScores
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.sampling.logprobs import RawLogits
@@ -42,6 +42,7 @@ class StepOutput:
     report: torch.Tensor
     """int64, as append_tokens returns it, rows of padding included."""
     logprobs: PendingLogprobs | None
+    scores: PendingScores | None = None
 
 
 class ModelRunner:
@@ -94,7 +95,9 @@ class ModelRunner:
         self._apply_changes(batch)
         output = self._run(batch) if batch.sequences else None
         self.uplink.end_step()
-        return self.downlink.send(output.report, len(batch.slots), output.logprobs) if output else StepTokens()
+        if output is None:
+            return StepTokens()
+        return self.downlink.send(output.report, len(batch.slots), output.logprobs, output.scores)
 
     def _apply_changes(self, batch: RunBatch) -> None:
         """Brings device state and caches to where the host has them."""
@@ -116,17 +119,20 @@ class ModelRunner:
         hidden = self.model.forward(self._prepare(batch, slots, query_lens), self.kv_caches)
         self.downlink.forwarded()
         rows = [row for row, samples in enumerate(batch.sample_lens) if samples]
-        sampled, sample_rows, logprobs = slots[:0], None, None
+        sampled, sample_rows, logprobs, scores = slots[:0], None, None, None
+        if rows or batch.scored:
+            logits = self._last_logits(hidden, [*rows, *batch.scored], lens)
+            scores = pending_scores(self.sampler, logits[len(rows) :], batch, self.uplink)
         if rows:
             slots_of_rows = [batch.slots[row] for row in rows]
-            sampled, raw = self.sampler.sample(self._last_logits(hidden, rows, lens), slots_of_rows, self.uplink.upload)
+            sampled, raw = self.sampler.sample(logits[: len(rows)], slots_of_rows, self.uplink.upload)
             logprobs = pending_logprobs(raw, sampled, rows)
         if len(rows) < len(lens):
             entries = accumulate(batch.sample_lens, initial=0)
             sample_rows = self.uplink.upload(
                 [entry if samples else -1 for entry, samples in zip(entries, batch.sample_lens, strict=False)]
             )
-        return StepOutput(append_sampled(self.state, slots, query_lens, sampled, sample_rows), logprobs)
+        return StepOutput(append_sampled(self.state, slots, query_lens, sampled, sample_rows), logprobs, scores)
 
     def _prepare(self, batch: RunBatch, slots: torch.Tensor, query_lens: torch.Tensor | None) -> ForwardBatch:
         num_tokens = sum(batch.query_lens)
@@ -179,3 +185,16 @@ def pending_logprobs(raw: RawLogits | None, sampled: torch.Tensor, batch_rows: I
     if raw is None:
         return None
     return PendingLogprobs([batch_rows[row] for row in raw.rows], raw.nums, raw.gather(sampled))
+
+
+def pending_scores(sampler: Sampler, logits: torch.Tensor, batch: RunBatch, uplink: Uplink) -> PendingScores | None:
+    """The scores of the batch's rows that are scored; None: there are none.
+
+    Args:
+        logits: Their logits, row by row.
+    """
+    if not batch.scored:
+        return None
+    nums = [batch.sequences[row].num_scores for row in batch.scored]
+    slots = [batch.slots[row] for row in batch.scored]
+    return PendingScores(batch.scored, nums, sampler.score(logits, slots, max(nums), uplink.upload))

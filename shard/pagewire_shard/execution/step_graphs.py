@@ -27,8 +27,9 @@ from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_capture import Capturer, Work, garbage_collected_before
 from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.host_transfer import Downlink, Uplink
-from pagewire_shard.execution.model_runner import StepOutput, append_sampled, pending_logprobs
+from pagewire_shard.execution.model_runner import StepOutput, append_sampled, pending_logprobs, pending_scores
 from pagewire_shard.execution.prefix_sharing import PrefixSharing
+from pagewire_shard.execution.step_report import PendingScores
 from pagewire_shard.execution.uploaded_rows import UploadedRows
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
@@ -173,13 +174,19 @@ class StepGraphs:
             graphs.project()
         downlink.forwarded()
         raw = self._sampler.raw_logits(self._logits, batch.slots, uplink.upload, batch.sample_lens)
+        scores = self._scores(batch, uplink)
         downlink.before_next_report()
         if self._sampler.has_rare_stages(batch.slots):
             token_ids = self._sample(graphs, self._sampler.stages(batch.slots))
         else:
             graphs.sample()
             token_ids = graphs.token_ids
-        return StepOutput(graphs.report, pending_logprobs(raw, token_ids, range(num_rows)))
+        return StepOutput(graphs.report, pending_logprobs(raw, token_ids, range(num_rows)), scores)
+
+    def _scores(self, batch: RunBatch, uplink: Uplink) -> PendingScores | None:
+        if not batch.scored:
+            return None
+        return pending_scores(self._sampler, self._logits.index_select(0, uplink.upload(batch.scored)), batch, uplink)
 
     def _shared_graph(self, num_rows: int) -> Work | None:
         return next((g.decode_shared for g in self._row_graphs if g.num_rows >= num_rows and g.decode_shared), None)

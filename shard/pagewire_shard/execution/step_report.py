@@ -1,5 +1,6 @@
 """A step's report to the host: the tensor that append_tokens returns, and the log-probabilities asked for."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from pagewire_kernels.append_tokens import FIRST_TOKEN, NUM_COMPUTED, NUM_SAMPLE
 
 from pagewire_shard.engine.runner import StepTokens
 from pagewire_shard.sampling.logprobs import Logprobs
+from pagewire_shard.sampling.scores import Scores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,14 +47,51 @@ class PendingLogprobs:
         return messages
 
 
-def step_tokens(report: torch.Tensor, logprobs: PendingLogprobs | None, forward_us: int, sample_us: int) -> StepTokens:
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingScores:
+    """Scores of the rows that ran in mode SCORE."""
+
+    rows: list[int]
+    """The row in the batch of each row of scores."""
+    nums: list[int]
+    """How many tokens each of them asked for."""
+    scores: Scores
+
+    def to_messages(self) -> tuple[list[shard_pb2.RowScores], list[int]]:
+        """The messages, and the rows in the batch that have no distribution; the scores must be on the host."""
+        messages: list[shard_pb2.RowScores] = []
+        unsound: list[int] = []
+        all_ids, all_logprobs = self.scores.token_ids.tolist(), self.scores.logprobs.tolist()
+        for row, num, token_ids, logprobs in zip(self.rows, self.nums, all_ids, all_logprobs, strict=True):
+            if math.isnan(logprobs[0]):
+                unsound.append(row)
+                continue
+            num_allowed = sum(logprob > -math.inf for logprob in logprobs[:num])
+            messages.append(
+                shard_pb2.RowScores(run_index=row, token_ids=token_ids[:num_allowed], logprobs=logprobs[:num_allowed])
+            )
+        return messages, unsound
+
+
+def step_tokens(
+    report: torch.Tensor,
+    logprobs: PendingLogprobs | None,
+    forward_us: int,
+    sample_us: int,
+    scores: PendingScores | None = None,
+) -> StepTokens:
     """Converts a report into what the engine takes.
 
     Args:
-        report: [FIRST_TOKEN + max_sampled, num_rows] int64, on the host, as are the log-probabilities.
+        report: [FIRST_TOKEN + max_sampled, num_rows] int64, on the host, as are log-probabilities and scores.
     """
     lines = report.tolist()
     num_sampled = lines[NUM_SAMPLED]
+    row_scores: list[shard_pb2.RowScores] = []
+    if scores is not None:
+        row_scores, unsound = scores.to_messages()
+        for row in unsound:
+            lines[STOP_REASON][row] = shard_pb2.STOP_REASON_ERROR
     return StepTokens(
         num_computed_tokens=lines[NUM_COMPUTED],
         num_tokens=lines[NUM_TOKENS],
@@ -60,6 +99,7 @@ def step_tokens(report: torch.Tensor, logprobs: PendingLogprobs | None, forward_
         num_sampled=num_sampled,
         sampled_token_ids=[token for row in zip(*lines[FIRST_TOKEN:], strict=True) for token in row if token >= 0],
         logprobs=logprobs.to_messages(num_sampled) if logprobs else [],
+        row_scores=row_scores,
         forward_us=forward_us,
         sample_us=sample_us,
     )

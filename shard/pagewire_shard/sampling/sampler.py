@@ -12,6 +12,7 @@ from pagewire_kernels.sequence_state import SequenceState
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.sampling.logprobs import RawLogits
 from pagewire_shard.sampling.row import SamplingRow, sampling_row
+from pagewire_shard.sampling.scores import Scores, most_probable
 from pagewire_shard.slot_tables import SlotTables, Upload
 
 
@@ -99,6 +100,16 @@ class Sampler:
             [num_rows] int64; -1: a row without a distribution.
         """
         return sample(logits, SamplingBatch(slots, self._sequences, self._columns, stages))
+
+    def score(self, logits: torch.Tensor, slots: Items[int], num_scores: int, upload: Upload) -> Scores:
+        """Returns the most probable tokens of each row, at most num_scores; changes nothing.
+
+        Args:
+            logits: [num_rows, vocab_size], as the model gave them.
+            slots: Each row's slot.
+        """
+        stages = self.stages(slots)
+        return most_probable(logits, SamplingBatch(upload(slots), self._sequences, self._columns, stages), num_scores)
 
     def raw_logits(
         self, logits: torch.Tensor, slots: Items[int], upload: Upload, sample_lens: Items[int] | None = None
