@@ -65,6 +65,7 @@ FLOORS = {
     ),
     "pagewire_shard": (
         ("errors", "config", "host_memory", "slot_tables"),
+        ("grammar",),
         ("engine", "layers", "limits", "tracing"),
         ("models", "stepping", "sampling"),
         ("loading",),

@@ -1,0 +1,1 @@
+"""Grammars that constrain what sequences sample: from a request's StructuredOutputs to a mask over the vocabulary."""

@@ -1,0 +1,70 @@
+"""Masks over the vocabulary: one bit for each token, set if the token may come next."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher
+from llguidance.numpy import fill_next_token_bitmask_par
+from numpy.typing import NDArray
+
+from pagewire_shard.grammar.matcher import Matcher
+
+WORD_BITS = 32
+
+Masks = NDArray[np.int32]
+"""[rows, words]: token t is bit t % 32 of word t // 32."""
+
+
+class MaskFiller:
+    """Computes the masks of many matchers at a time, on threads of its own."""
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        """num_threads: None: 80 % of the cores, at most 32."""
+        self._executor = LLExecutor(num_threads)
+
+    def fill(self, matchers: Sequence[Matcher | None], masks: Masks) -> list[int]:
+        """Writes the mask of each matcher into its row; None allows every token. Drops the GIL while it computes.
+
+        masks: [at least len(matchers), Grammars.num_mask_words], contiguous.
+
+        Returns the rows whose matcher has failed, now or before: its `error` says why, and the row allows nothing that
+        could be relied on.
+        """
+        live: list[tuple[LLMatcher, int]] = []
+        for row, matcher in enumerate(matchers):
+            if matcher is None:
+                masks[row] = -1
+            elif matcher.num_ended or matcher.error:
+                masks[row] = 0
+                _set(masks[row], matcher.ends)
+            else:
+                live.append((matcher.ll_matcher, row))
+        if live:
+            fill_next_token_bitmask_par(self._executor, live, masks)
+        for _, row in live:
+            self._finish(matchers[row], masks[row])
+        return [row for row, matcher in enumerate(matchers) if matcher is not None and matcher.error]
+
+    def _finish(self, matcher: Matcher | None, mask: Masks) -> None:
+        """Takes over what llguidance found: an error, and the ends of the sequence where the grammar is complete."""
+        assert matcher is not None
+        ll_matcher = matcher.ll_matcher
+        if ll_matcher.is_error():
+            matcher.fail(ll_matcher.get_error())
+        elif (matcher.extra_ends or matcher.dropped_ends) and ll_matcher.is_accepting():
+            _clear(mask, matcher.dropped_ends)
+            _set(mask, matcher.extra_ends)
+        elif not mask.any():
+            matcher.fail("the grammar allows no token of the vocabulary")
+
+
+def _set(mask: Masks, token_ids: Iterable[int]) -> None:
+    words = mask.view(np.uint32)
+    for token_id in token_ids:
+        words[token_id // WORD_BITS] |= np.uint32(1 << token_id % WORD_BITS)
+
+
+def _clear(mask: Masks, token_ids: Iterable[int]) -> None:
+    words = mask.view(np.uint32)
+    for token_id in token_ids:
+        words[token_id // WORD_BITS] &= np.uint32(~(1 << token_id % WORD_BITS) & 0xFFFFFFFF)

@@ -1,0 +1,131 @@
+"""Matchers follow the tokens of sequences, and masks say which may come next."""
+
+import grpc
+import numpy as np
+import pytest
+from grammar_world import EOS, NUM_TOKENS, STOP, allowed, allowed_next, encode, masks, outputs, prepare, texts
+from pagewire_shard.grammar.errors import GrammarNotReady
+
+
+def test_masks_allow_what_may_come_next(grammars, start):
+    matcher = start(choice=["yes", "no"])
+    assert all(
+        text and ("yes".startswith(text) or "no".startswith(text)) for text in texts(allowed_next(grammars, matcher))
+    )
+    assert matcher.advance(encode("y"))
+    assert not matcher.is_finished
+    assert matcher.advance(encode("es"))
+    assert matcher.is_finished
+    assert allowed_next(grammars, matcher) == [EOS]
+
+
+def test_the_end_is_allowed_where_the_grammar_is_complete(grammars, start):
+    matcher = start(regex="a+")
+    assert EOS not in allowed_next(grammars, matcher)
+    matcher.advance(encode("a"))
+    assert EOS in allowed_next(grammars, matcher)
+    assert not matcher.is_finished
+    assert matcher.advance([EOS])
+    assert matcher.is_finished
+
+
+def test_stop_tokens_of_the_request_are_ends_too(grammars, start):
+    matcher = start(regex="a+", end_token_ids=(EOS, STOP))
+    assert STOP not in allowed_next(grammars, matcher)
+    matcher.advance(encode("a"))
+    assert {EOS, STOP} <= set(allowed_next(grammars, matcher))
+
+
+def test_a_sequence_that_ignores_the_end_goes_on_as_long_as_the_grammar_does(grammars, start):
+    matcher = start(regex="a{1,2}", end_token_ids=(STOP,))
+    matcher.advance(encode("a"))
+    assert EOS not in allowed_next(grammars, matcher)
+    assert STOP in allowed_next(grammars, matcher)
+    matcher.advance(encode("a"))
+    assert allowed_next(grammars, matcher) == [STOP]
+
+
+def test_a_sequence_without_any_end_repeats_the_end_of_sequence_token(grammars, start):
+    matcher = start(regex="aa", end_token_ids=())
+    matcher.advance(encode("aa"))
+    for _ in range(3):
+        assert allowed_next(grammars, matcher) == [EOS]
+        assert matcher.advance([EOS])
+    assert matcher.rollback(3)
+    assert allowed_next(grammars, matcher) == [EOS]
+
+
+def test_tokens_that_the_grammar_does_not_allow_are_an_error_that_stays(grammars, start):
+    matcher = start(regex="a+")
+    assert not matcher.advance(encode("b"))
+    assert "doesn't satisfy the grammar" in matcher.error
+    assert not matcher.advance(encode("a"))
+    assert not matcher.is_finished
+
+
+def test_nothing_but_ends_follows_an_end(start):
+    matcher = start(regex="a+")
+    assert matcher.advance([*encode("a"), EOS])
+    assert not matcher.advance(encode("a"))
+    assert matcher.error
+
+
+def test_a_fork_goes_its_own_way(grammars, start):
+    matcher = start(choice=["ab", "ac"])
+    matcher.advance(encode("a"))
+    fork = matcher.fork()
+    assert matcher.advance(encode("b"))
+    assert fork.advance(encode("c"))
+    assert matcher.is_finished
+    assert fork.is_finished
+
+
+def test_rollback_takes_tokens_back(grammars, start):
+    matcher = start(choice=["ab", "ac"])
+    before = allowed_next(grammars, matcher)
+    assert matcher.advance(encode("a"))
+    assert matcher.advance(encode("b"))
+    assert matcher.advance([EOS])
+    assert matcher.rollback(2)
+    assert matcher.advance(encode("c"))
+    assert matcher.rollback(2)
+    assert allowed_next(grammars, matcher) == before
+    assert not matcher.rollback(1)
+
+
+def test_rows_fail_alone_and_rows_without_a_matcher_allow_everything(grammars, start):
+    good, bad = start(regex="a+"), start(regex="a+")
+    bad.advance(encode("b"))
+    rows = masks(grammars, 4)
+    rows[1] = 0
+    assert grammars.fill_masks([good, None, bad, good.fork()], rows) == [2]
+    assert set(encode("a")) <= set(allowed(rows[0]))
+    assert len(allowed(rows[1])) >= NUM_TOKENS
+    assert np.array_equal(rows[0], rows[3])
+
+
+def test_masks_have_the_width_of_the_logits(grammars):
+    assert grammars.num_mask_words == NUM_TOKENS // 32
+
+
+def test_tokens_come_back_one_by_one_or_at_once(grammars, start):
+    text = encode('{"a": [1, 2, {"b": null}]')
+    at_once, one_by_one = start(json_object=True), start(json_object=True)
+    assert at_once.advance(text)
+    assert all(one_by_one.advance([token]) for token in text)
+    assert allowed_next(grammars, at_once) == allowed_next(grammars, one_by_one)
+
+
+def test_a_name_is_ready_from_prepare_to_forget(grammars):
+    with pytest.raises(GrammarNotReady, match="'g'"):
+        grammars.matcher("g", (EOS,))
+    assert prepare(grammars, "g", outputs(regex="a")).code is grpc.StatusCode.OK
+    matcher = grammars.matcher("g", (EOS,))
+    grammars.forget(["g", "unknown"])
+    with pytest.raises(GrammarNotReady):
+        grammars.matcher("g", (EOS,))
+    assert matcher.advance(encode("a"))
+    prepare(grammars, "g", outputs(regex="a"))
+    grammars.end_epoch()
+    with pytest.raises(GrammarNotReady):
+        grammars.matcher("g", (EOS,))
