@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from pagewire.v1 import shard_pb2
 
 from pagewire_shard.engine.sequence import Sequence
@@ -68,6 +70,16 @@ class RunBatch:
             self.max_seq_len = seq_len
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchMasks:
+    """Which tokens the rows of a batch may sample."""
+
+    bits: npt.NDArray[np.int32]
+    """[num_masks, ceil(vocab_size / 32)], contiguous: token t is bit t % 32 of word t // 32."""
+    rows: list[int]
+    """For each row of the batch its mask; -1: it may sample every token."""
+
+
 @dataclass(slots=True)
 class StepTokens:
     """What a step brought, on the host. Lists have one entry for each row, unless said otherwise.
@@ -117,7 +129,13 @@ class Runner(Protocol):
         """Fills the sequence's slot: tokens, counts, block table, sampling, stop conditions."""
 
     def launch(self, batch: RunBatch) -> PendingTokens:
-        """Runs one step."""
+        """Runs one step: forward and sample."""
+
+    def forward(self, batch: RunBatch) -> None:
+        """Begins a step: changes the device state and runs the model. sample is to be called next."""
+
+    def sample(self, batch: RunBatch, masks: BatchMasks | None = None) -> PendingTokens:
+        """Ends the step that was begun: samples and appends. masks: which tokens rows may sample; None: all may all."""
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
         """Has launch call on_progress now and then, such as after each layer."""

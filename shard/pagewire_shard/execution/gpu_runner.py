@@ -6,7 +6,7 @@ stream of its own and marked by an event, and step k + 1 is launched while step 
 
 from pagewire_kernels.paged_attention.shared_prefixes import PlanLayout
 
-from pagewire_shard.engine.runner import RunBatch
+from pagewire_shard.engine.runner import BatchMasks, RunBatch
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_capture import Capturer, CudaCapturer
 from pagewire_shard.execution.graph_sizes import GraphSizes
@@ -40,10 +40,16 @@ class GraphRunner(ModelRunner):
         self.graphs = StepGraphs(model, state, self.sampler, kv_caches, block_size, sizes, sharing)
         self.graphs.capture(capturer)
 
-    def _run(self, batch: RunBatch) -> StepOutput:
+    def _forward(self, batch: RunBatch) -> None:
         if self.graphs.holds(batch):
-            return self.graphs.run(batch, self.uplink, self.downlink)
-        return super()._run(batch)
+            self.graphs.forward(batch, self.uplink)
+        else:
+            super()._forward(batch)
+
+    def _sample(self, batch: RunBatch, masks: BatchMasks | None) -> StepOutput:
+        if self._passed is None:
+            return self.graphs.sample(batch, self.uplink, self.downlink)
+        return super()._sample(batch, masks)
 
 
 def gpu_runner(

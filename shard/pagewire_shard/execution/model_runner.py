@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from pagewire.v1 import shard_pb2
@@ -16,7 +17,7 @@ from pagewire_kernels.append_tokens import AppendInputs, StopReasons, append_tok
 from pagewire_kernels.copy_blocks import copy_blocks
 from pagewire_kernels.prepare_inputs import StepRows, prepare_inputs
 
-from pagewire_shard.engine.runner import PendingTokens, RunBatch, StepTokens
+from pagewire_shard.engine.runner import BatchMasks, PendingTokens, RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState, SlotRow
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink, Downlink, Uplink
@@ -45,6 +46,17 @@ class StepOutput:
     scores: PendingScores | None = None
 
 
+class ForwardPass(NamedTuple):
+    """What sampling needs of a forward pass, on the device."""
+
+    slots: torch.Tensor
+    """[num_rows] int64."""
+    query_lens: torch.Tensor | None
+    """[num_rows] int64; None: each row computes one token."""
+    hidden: torch.Tensor
+    """[num_tokens, hidden_size], padding included."""
+
+
 class ModelRunner:
     """The device's side of the engine: state, caches and the model."""
 
@@ -69,6 +81,8 @@ class ModelRunner:
         self.downlink = downlink or CpuDownlink()
         self.sharing = sharing
         self._tables = SlotTables((*state.tables, *self.sampler.tables))
+        self._passed: ForwardPass | None = None
+        """The forward pass of the step that is yet to be sampled."""
         self._admitted: dict[int, SlotRow] = {}
         """Rows that the next step writes, by slot."""
 
@@ -84,16 +98,29 @@ class ModelRunner:
     def end_epoch(self) -> None:
         """Forgets sequences whose first step never came, or broke, and what a step that broke was about to write."""
         self._admitted.clear()
+        self._passed = None
         self.sampler.end_epoch()
         self._tables.discard()
 
-    @torch.inference_mode()
     def launch(self, batch: RunBatch) -> PendingTokens:
         """Runs one step; see the module's docstring."""
+        self.forward(batch)
+        return self.sample(batch)
+
+    @torch.inference_mode()
+    def forward(self, batch: RunBatch) -> None:
+        """See Runner."""
         self.downlink.begin_step()
         self.uplink.begin_step()
         self._apply_changes(batch)
-        output = self._run(batch) if batch.sequences else None
+        if batch.sequences:
+            self._forward(batch)
+            self.downlink.forwarded()
+
+    @torch.inference_mode()
+    def sample(self, batch: RunBatch, masks: BatchMasks | None = None) -> PendingTokens:
+        """See Runner."""
+        output = self._sample(batch, masks) if batch.sequences else None
         self.uplink.end_step()
         if output is None:
             return StepTokens()
@@ -111,13 +138,18 @@ class ModelRunner:
             copies = self.uplink.upload([block for blocks in zip(*batch.copies, strict=True) for block in blocks])
             copy_blocks(self.kv_caches, *copies.view(2, -1).unbind(0))
 
-    def _run(self, batch: RunBatch) -> StepOutput:
+    def _forward(self, batch: RunBatch) -> None:
         assert max(batch.sample_lens) <= 1, "nobody makes drafts yet"
         lens = batch.query_lens
         slots = self.uplink.upload(batch.slots)
         query_lens = self.uplink.upload(lens) if max(lens) > 1 else None
         hidden = self.model.forward(self._prepare(batch, slots, query_lens), self.kv_caches)
-        self.downlink.forwarded()
+        self._passed = ForwardPass(slots, query_lens, hidden)
+
+    def _sample(self, batch: RunBatch, masks: BatchMasks | None) -> StepOutput:
+        assert self._passed is not None, "no forward pass has been launched"
+        (slots, query_lens, hidden), self._passed = self._passed, None
+        lens = batch.query_lens
         rows = [row for row, samples in enumerate(batch.sample_lens) if samples]
         sampled, sample_rows, logprobs, scores = slots[:0], None, None, None
         if rows or batch.scored:

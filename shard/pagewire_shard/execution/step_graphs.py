@@ -159,10 +159,10 @@ class StepGraphs:
             return False
         return batch.is_decode or self._mixed_graph(batch) is not None
 
-    def run(self, batch: RunBatch, uplink: Uplink, downlink: Downlink) -> StepOutput:
-        """Runs a batch that `holds` says yes to."""
+    def forward(self, batch: RunBatch, uplink: Uplink) -> None:
+        """Runs the forward pass of a batch that `holds` says yes to, and leaves the logits of its rows."""
         num_rows = len(batch.slots)
-        graphs = next(graphs for graphs in self._row_graphs if graphs.num_rows >= num_rows)
+        graphs = self._graphs_of(num_rows)
         self._rows.upload(batch, uplink)
         is_shared = self._sharing is not None and self._sharing.plan(batch, uplink)
         if batch.is_decode:
@@ -172,7 +172,11 @@ class StepGraphs:
             assert mixed is not None, "holds has been asked"
             mixed()
             graphs.project()
-        downlink.forwarded()
+
+    def sample(self, batch: RunBatch, uplink: Uplink, downlink: Downlink) -> StepOutput:
+        """Samples the batch whose forward pass came last."""
+        num_rows = len(batch.slots)
+        graphs = self._graphs_of(num_rows)
         raw = self._sampler.raw_logits(self._logits, batch.slots, uplink.upload, batch.sample_lens)
         scores = self._scores(batch, uplink)
         downlink.before_next_report()
@@ -187,6 +191,9 @@ class StepGraphs:
         if not batch.scored:
             return None
         return pending_scores(self._sampler, self._logits.index_select(0, uplink.upload(batch.scored)), batch, uplink)
+
+    def _graphs_of(self, num_rows: int) -> RowGraphs:
+        return next(graphs for graphs in self._row_graphs if graphs.num_rows >= num_rows)
 
     def _shared_graph(self, num_rows: int) -> Work | None:
         return next((g.decode_shared for g in self._row_graphs if g.num_rows >= num_rows and g.decode_shared), None)
