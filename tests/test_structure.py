@@ -17,12 +17,14 @@ PACKAGES = {
     "pagewire_shard": ROOT / "shard" / "pagewire_shard",
     "pagewire_kernels": ROOT / "kernels" / "pagewire_kernels",
 }
+# What servers share with clients: the messages, and what sampling parameters may hold.
+CONTRACT = ("pagewire.v1", "pagewire.parameter_table")
 # What each package may import of the others.
 ALLOWED_SIBLINGS = {
     "pagewire": ("pagewire",),
-    "pagewire_common": ("pagewire_common", "pagewire.v1"),
-    "pagewire_router": ("pagewire_router", "pagewire_common", "pagewire.v1"),
-    "pagewire_shard": ("pagewire_shard", "pagewire_common", "pagewire.v1", "pagewire_kernels"),
+    "pagewire_common": ("pagewire_common", *CONTRACT),
+    "pagewire_router": ("pagewire_router", "pagewire_common", *CONTRACT),
+    "pagewire_shard": ("pagewire_shard", "pagewire_common", *CONTRACT, "pagewire_kernels"),
     "pagewire_kernels": ("pagewire_kernels",),
 }
 # Third-party packages that a package never imports, not even within a function.

@@ -1,20 +1,18 @@
 """Sampling parameters, with vLLM's names, defaults and ranges."""
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from pagewire.errors import InvalidRequest
+from pagewire.parameter_table import BY_NAME, GREEDY_BELOW, Kind, Parameter
 from pagewire.text import is_encodable
 
 if TYPE_CHECKING:
     from pagewire.v1 import inference_pb2
 
-GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy."""
 UNLIMITED_TOKENS = 2**31 - 1
 """Value that max_tokens=None sends: the server ends the sequence at its context length."""
 
@@ -32,52 +30,29 @@ class SamplingParams:
     """
 
     n: int = 1
-    """Sequences to sample from the prompt; must be 1 with greedy sampling."""
     presence_penalty: float = 0.0
-    """Subtracted from the logit of each token that has been generated. -2 to 2."""
     frequency_penalty: float = 0.0
-    """Subtracted from a token's logit once for each time it has been generated. -2 to 2."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens in prompt or output. Above 0."""
     temperature: float = 1.0
-    """Divides the logits; 0 (below 1e-5) means greedy sampling. 0 to 2."""
     top_p: float = 1.0
-    """Keeps the smallest set of tokens whose probability reaches this. Above 0, at most 1."""
     top_k: int = 0
-    """Keeps the k most probable tokens; 0 and -1 keep all."""
     min_p: float = 0.0
-    """Keeps tokens at least this times as probable as the most probable. 0 to 1."""
     seed: int | None = None
-    """Makes the sample reproducible. None (and -1, as in vLLM): the server picks one."""
     stop: str | Sequence[str] | None = None
-    """Strings that end a sequence when generated. An empty string is refused."""
     stop_token_ids: Sequence[int] | None = None
-    """Token ids that end a sequence when generated."""
     ignore_eos: bool = False
-    """Goes on after the model's end-of-sequence token."""
     max_tokens: int | None = 16
-    """Most tokens to generate for each sequence; None: until the context ends."""
     min_tokens: int = 0
-    """Tokens to generate before the end-of-sequence token or a stop token may come. At most max_tokens."""
     logprobs: int | None = None
-    """Log-probabilities to return for each token: its own and this many of the most probable."""
     prompt_logprobs: int | None = None
-    """Log-probabilities to return for each prompt token. Not served: refused by name."""
     detokenize: bool = True
-    """Returns text beside token ids; stop strings need it."""
     skip_special_tokens: bool = True
-    """Leaves special tokens out of the text."""
     spaces_between_special_tokens: bool = True
-    """Puts spaces between special tokens in the text."""
     include_stop_str_in_output: bool = False
-    """Keeps the stop string that ended a sequence at the end of its text."""
     logit_bias: Mapping[int, float] | None = None
-    """Added to the model's logits, by token id, before penalties and temperature. -100 to 100, where either end bans or
-    forces a token in practice; at most 1024 entries. Log-probabilities are those without it."""
     allowed_token_ids: Sequence[int] | None = None
-    """Only these tokens may be generated."""
     bad_words: Sequence[str] | None = None
-    """Strings that must not be generated."""
+    truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in _CONTAINERS:
@@ -110,38 +85,29 @@ class SamplingParams:
         self._check_combinations()
 
     def _check_numbers(self) -> None:
-        for name in ("presence_penalty", "frequency_penalty"):
-            _check_float(name, getattr(self, name), -2.0, 2.0)
-        _check_float("temperature", self.temperature, 0.0, 2.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, math.inf, above=True)
-        _check_float("top_p", self.top_p, 0.0, 1.0, above=True)
-        _check_float("min_p", self.min_p, 0.0, 1.0)
-        _check_int("n", self.n, 1)
-        _check_int("top_k", self.top_k, -1)
-        _check_int("min_tokens", self.min_tokens, 0)
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1)
-        if self.seed is not None:
-            _check_int("seed", self.seed, -(2**63), 2**63 - 1)
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 0)
+        for parameter in _NUMBERS:
+            value = getattr(self, parameter.name)
+            if value is not None or (parameter.default is not None and parameter.name != "max_tokens"):
+                _check_number(parameter, value)
 
     def _check_lists(self) -> None:
-        for name in ("stop", "bad_words"):
+        for name in _TEXTS:
             for item in _as_list(getattr(self, name)):
                 if not isinstance(item, str) or not item:
                     raise _out_of_range(name, item, "non-empty strings")
                 if not is_encodable(item):
                     raise _out_of_range(name, item, "text that UTF-8 can encode, without lone surrogates")
-        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        for name in (*_TOKEN_IDS, "logit_bias"):
             for token_id in _as_list(getattr(self, name)):
-                _check_int(name, token_id, 0, 2**32 - 1)
+                if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < 2**32:
+                    raise _out_of_range(name, token_id, "token ids")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise _out_of_range("allowed_token_ids", self.allowed_token_ids, "at least one token id, or None for all")
         if self.logit_bias is not None:
             if not isinstance(self.logit_bias, Mapping):
                 raise _out_of_range("logit_bias", self.logit_bias, "numbers by token id")
             for bias in self.logit_bias.values():
-                _check_float("logit_bias", bias, -100.0, 100.0)
+                _check_number(BY_NAME["logit_bias"], bias)
 
     def _check_combinations(self) -> None:
         if self.n > 1 and self.temperature < GREEDY_BELOW:
@@ -173,7 +139,7 @@ class SamplingParams:
                 continue
             if field.name == "logit_bias":
                 message.logit_bias.update(value)
-            elif field.name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
+            elif field.name in _LISTS:
                 getattr(message, field.name).extend(_as_list(value))
             else:
                 setattr(message, field.name, value)
@@ -194,7 +160,6 @@ _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "skip_reading_prefix_cache": (False,),
     "structured_outputs": (),
     "thinking_token_budget": (),
-    "truncate_prompt_tokens": (),
 }
 """vLLM's further parameters. Each is accepted if it is None or has one of the values given, which change nothing."""
 
@@ -204,7 +169,7 @@ def _refusing_by_name(build: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(build)
     def init(self: object, *args: Any, **given: Any) -> None:
-        if not given.keys() <= _SERVED:
+        if not given.keys() <= _SERVED.keys():
             for name in given.keys() & _NOT_SERVED.keys():
                 value = given.pop(name)
                 if value is not None and value not in _NOT_SERVED[name]:
@@ -214,9 +179,22 @@ def _refusing_by_name(build: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-_SERVED = {field.name for field in fields(SamplingParams)}
-_CONTAINERS = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids", "logit_bias")
+_NOTES = {
+    "max_tokens": " None: until the context ends.",
+    "seed": " -1 means the same as None.",
+    "stop": " One string may be given alone.",
+}
+"""What is said of a parameter only in Python."""
+_SERVED = dict.fromkeys(field.name for field in fields(SamplingParams))
+_NUMBERS = tuple(BY_NAME[name] for name in _SERVED if BY_NAME[name].kind in (Kind.INT, Kind.FLOAT))
+_TEXTS = tuple(name for name in _SERVED if BY_NAME[name].kind is Kind.TEXTS)
+_TOKEN_IDS = tuple(name for name in _SERVED if BY_NAME[name].kind is Kind.TOKEN_IDS)
+_LISTS = (*_TEXTS, *_TOKEN_IDS)
+_CONTAINERS = (*_LISTS, "logit_bias")
 _PLAIN_TYPES = {bool, int, float, str, type(None)}
+SamplingParams.__doc__ = f"{SamplingParams.__doc__}\n    Attributes:\n" + "".join(
+    f"        {name}: {BY_NAME[name].description}{_NOTES.get(name, '')}\n" for name in _SERVED
+)
 SamplingParams.__init__ = _refusing_by_name(SamplingParams.__init__)  # type: ignore[method-assign]
 
 
@@ -248,20 +226,15 @@ def _as_list(value: str | Sequence[object] | Mapping[int, float] | None) -> list
     return [value] if isinstance(value, str) else list(value)
 
 
-def _check_float(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
-    """Raises InvalidRequest if the value is out of range. above: low itself is out of range too."""
-    accepted = f"a finite number {'above' if above else 'from'} {low:g}" + (
-        "" if high == math.inf else f"{', at most' if above else ' to'} {high:g}"
-    )
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _out_of_range(name, value, accepted)
-    if value < low or value > high or (above and value == low):
-        raise _out_of_range(name, value, accepted)
-
-
-def _check_int(name: str, value: object, low: int, high: int = 2**31 - 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise _out_of_range(name, value, f"a whole number from {low}" + (f" to {high}" if high != 2**31 - 1 else ""))
+def _check_number(parameter: Parameter, value: object) -> None:
+    """Raises InvalidRequest if the value is no number of the parameter's kind and range."""
+    is_int = parameter.kind is Kind.INT
+    if not isinstance(value, bool) and isinstance(value, int if is_int else int | float):
+        assert parameter.accepted is not None
+        if parameter.accepted.holds(value) and (not is_int or parameter.name == "seed" or value < 2**31):
+            return
+    what = "a whole number" if is_int else "a finite number"
+    raise _out_of_range(parameter.name, value, f"{what}, {parameter.limits_text or '64 bits'}")
 
 
 def _out_of_range(name: str, value: object, accepted: str) -> InvalidRequest:

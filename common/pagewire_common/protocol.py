@@ -13,5 +13,3 @@ MAX_BEAM_WIDTH = 32
 MAX_SCORES = MAX_BEAM_WIDTH + MAX_STOP_TOKENS
 """Most probable tokens that a shard returns of a sequence which it scores: enough for as many that go on as there are
 beams, whichever stop tokens come before them."""
-GREEDY_BELOW = 1e-5
-"""Lower temperatures take the likeliest token."""

@@ -1,98 +1,86 @@
-"""Sampling parameters between router and shards: the public message with every default filled in, and the ranges.
+"""Sampling parameters between router and shards: the public message with every default filled in, and its checks.
 
 The router resolves what a client sent (with_defaults, faults) and passes it on; a shard checks it again (faults).
+What each parameter may be is in pagewire.parameter_table.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
+from pagewire.parameter_table import MAX_LOGIT_BIAS_ENTRIES, PARAMETERS, Kind, Range
 from pagewire.v1.inference_pb2 import SamplingParams
 
-MAX_LOGIT_BIAS_ENTRIES = 1024
-"""Tokens of one sequence that may have a bias."""
-MAX_LOGIT_BIAS = 100.0
-"""Largest absolute value of a bias."""
-
-_DEFAULTS = SamplingParams(
-    n=1,
-    presence_penalty=0.0,
-    frequency_penalty=0.0,
-    repetition_penalty=1.0,
-    temperature=1.0,
-    top_p=1.0,
-    top_k=0,
-    min_p=0.0,
-    ignore_eos=False,
-    max_tokens=16,
-    min_tokens=0,
-    detokenize=True,
-    skip_special_tokens=True,
-    spaces_between_special_tokens=True,
-    include_stop_str_in_output=False,
+_DEFAULTS = SamplingParams()
+for _parameter in PARAMETERS:
+    if _parameter.default is not None:
+        setattr(_DEFAULTS, _parameter.name, _parameter.default)
+_NUMBERS = tuple(
+    (parameter.name, parameter.accepted, parameter.default is None)
+    for parameter in PARAMETERS
+    if parameter.kind in (Kind.INT, Kind.FLOAT) and parameter.accepted is not None
 )
+"""Name and range of each number, and whether it may be absent from resolved parameters."""
+_TOKEN_LISTS = tuple(parameter.name for parameter in PARAMETERS if parameter.kind is Kind.TOKEN_IDS)
+_BIASES = next(parameter.accepted for parameter in PARAMETERS if parameter.kind is Kind.BIASES)
+
+RESOLVED = frozenset((*(parameter.name for parameter in PARAMETERS if parameter.kind is Kind.FLOAT), "top_k", "seed"))
+"""Fields that the parameters of an admitted sequence always set: what a shard reads of every sequence."""
+NOT_SERVED = frozenset(("prompt_logprobs", "allowed_token_ids", "structured_outputs"))
+"""Fields that are refused by name. bad_words is served by shards whose ShardInfo.max_bad_word_tokens is not 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """The values that a number may have; never NaN or infinity."""
+def with_defaults(given: SamplingParams, defaults: SamplingParams = _DEFAULTS) -> SamplingParams:
+    """A copy in which every absent field is set to its default, as far as it has one. The seed has none.
 
-    low: float
-    high: float = math.inf
-    excludes_low: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Whether the value is in the range."""
-        is_above = value > self.low if self.excludes_low else value >= self.low
-        return is_above and value <= self.high and math.isfinite(value)
-
-    def __str__(self) -> str:
-        if self.excludes_low:
-            return f"above {self.low:g}" + ("" if self.high == math.inf else f", at most {self.high:g}")
-        return f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g} to {self.high:g}"
-
-
-_RANGES = {
-    "temperature": _Range(0.0, 2.0),
-    "top_p": _Range(0.0, 1.0, excludes_low=True),
-    "top_k": _Range(-1),
-    "min_p": _Range(0.0, 1.0),
-    "presence_penalty": _Range(-2.0, 2.0),
-    "frequency_penalty": _Range(-2.0, 2.0),
-    "repetition_penalty": _Range(0.0, excludes_low=True),
-}
-_LOGIT_BIAS_RANGE = _Range(-MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
-
-RESOLVED = frozenset((*_RANGES, "seed"))
-"""Fields that the parameters of an admitted sequence always set."""
-NOT_SERVED = frozenset(("prompt_logprobs", "allowed_token_ids", "bad_words", "structured_outputs"))
-"""Fields that are refused by name."""
-
-
-def with_defaults(given: SamplingParams) -> SamplingParams:
-    """A copy in which every absent field that has a default is set to it. The seed has none."""
+    Args:
+        defaults: every parameter's default, where the model has others than vLLM.
+    """
     params = SamplingParams()
-    params.CopyFrom(_DEFAULTS)
+    params.CopyFrom(defaults)
     params.MergeFrom(given)
     return params
 
 
-def faults(params: SamplingParams, vocab_size: int) -> Iterator[tuple[str, str]]:
+def faults(
+    params: SamplingParams, vocab_size: int, ranges: Mapping[str, Range] | None = None
+) -> Iterator[tuple[str, str]]:
     """Yields the faults of resolved parameters: a field's name, its value and what is accepted.
 
-    Fields whose limits are the router's own (n, max_tokens, logprobs, stops) are not looked at.
+    Stops, texts and how parameters go together are not looked at.
+
+    Args:
+        ranges: narrower ranges, by the name of a number, than those that hold everywhere.
     """
-    for name, accepted in _RANGES.items():
+    for name, general, is_optional in _NUMBERS:
+        if is_optional and not params.HasField(name):  # type: ignore[arg-type]
+            continue
         value = getattr(params, name)
+        accepted = general if ranges is None else ranges.get(name, general)
         if not accepted.holds(value):
             yield name, f"is {value:g}; accepted: {accepted}"
+    for name in _TOKEN_LISTS:
+        if name != "stop_token_ids" and (description := token_fault(getattr(params, name), vocab_size)):
+            yield name, description
+    yield from _bias_faults(params, vocab_size)
+
+
+def token_fault(token_ids: Sequence[int], vocab_size: int) -> str | None:
+    """What is wrong with a list of token ids: the first that is not in the vocabulary."""
+    # A slice is a list, which is faster to look through than a field of a message.
+    if not token_ids or max(token_ids[:]) < vocab_size:
+        return None
+    token_id = next(token_id for token_id in token_ids if token_id >= vocab_size)
+    return f"holds token {token_id}; accepted: token ids below the vocabulary size, {vocab_size}"
+
+
+def _bias_faults(params: SamplingParams, vocab_size: int) -> Iterator[tuple[str, str]]:
     if len(params.logit_bias) > MAX_LOGIT_BIAS_ENTRIES:
         yield "logit_bias", f"holds {len(params.logit_bias)} entries; accepted: up to {MAX_LOGIT_BIAS_ENTRIES}"
         return
+    assert _BIASES is not None
     for token_id, bias in sorted(params.logit_bias.items()):
         if token_id >= vocab_size:
             yield "logit_bias", f"holds token {token_id}; accepted: token ids below the vocabulary size, {vocab_size}"
             return
-        if not _LOGIT_BIAS_RANGE.holds(bias):
-            yield "logit_bias", f"is {bias:g} for token {token_id}; accepted: {_LOGIT_BIAS_RANGE}"
+        if not _BIASES.holds(bias):
+            yield "logit_bias", f"is {bias:g} for token {token_id}; accepted: {_BIASES}"
             return

@@ -61,6 +61,8 @@ class Request:
     """The rendered conversation, if the client has asked for it; else None."""
     eos_token_ids: tuple[int, ...] = field(default=())
     """The model's own end-of-sequence tokens; empty if the request ignores them."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that are not generated."""
     scheduled_s: float | None = None
     """time.monotonic() of the first step plan that has the request; None: none has yet."""
     _prefix: PrefixHashes | None = None

@@ -40,6 +40,7 @@ def test_every_field_reaches_the_wire():
         "logit_bias": {8: 1.5},
         "allowed_token_ids": [9],
         "bad_words": ["c"],
+        "truncate_prompt_tokens": -1,
     }
     assert set(given) == {field.name for field in dataclasses.fields(SamplingParams)}
     message = SamplingParams(**given).to_proto()
@@ -135,6 +136,10 @@ def test_seed_minus_one_means_none():
         ("max_tokens", 1),
         ("min_tokens", 16),
         ("logprobs", 0),
+        ("logprobs", -1),
+        ("prompt_logprobs", -1),
+        ("truncate_prompt_tokens", -1),
+        ("truncate_prompt_tokens", 1),
     ],
 )
 def test_the_ends_of_the_ranges_are_accepted(name, value):
@@ -170,8 +175,15 @@ def test_the_ends_of_the_ranges_are_accepted(name, value):
         ("max_tokens", 0),
         ("min_tokens", -1),
         ("min_tokens", 17),
-        ("logprobs", -1),
+        ("logprobs", -2),
+        ("prompt_logprobs", -2),
         ("bad_words", [""]),
+        ("allowed_token_ids", []),
+        ("allowed_token_ids", [-1]),
+        ("allowed_token_ids", [2**32]),
+        ("truncate_prompt_tokens", 0),
+        ("truncate_prompt_tokens", -2),
+        ("truncate_prompt_tokens", 2**31),
     ],
 )
 def test_what_is_out_of_range_is_named(name, value):
@@ -196,7 +208,6 @@ def test_stop_strings_need_text():
         {"structured_outputs": {"json": {}}},
         {"guided_decoding": {"choice": ["a"]}},
         {"extra_args": {"x": 1}},
-        {"truncate_prompt_tokens": 8},
         {"flat_logprobs": True},
         {"best_of": 2},
     ],

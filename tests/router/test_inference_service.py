@@ -477,7 +477,7 @@ async def test_many_violations_fit_in_a_header(serve):
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
         metadata = dict(error.trailing_metadata())
         assert len(metadata["grpc-status-details-bin"]) * 4 / 3 + len(error.details()) < 4096
-        assert detail(error, error_details_pb2.BadRequest).field_violations[0].field == "sampling_params.temperature"
+        assert detail(error, error_details_pb2.BadRequest).field_violations[0].field == "sampling_params.n"
 
 
 async def test_500_streams_at_once_all_finish(serve, byte_level_files):

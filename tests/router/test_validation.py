@@ -12,6 +12,7 @@ from pagewire_router.admission.validation import (
     Violations,
     bound_by_context,
     check_prompt_length,
+    num_kept_tokens,
     resolve_sampling_params,
 )
 from pagewire_router.errors import InvalidRequest, RequestTooLong
@@ -62,6 +63,8 @@ ACCEPTED = [
     {"logprobs": 0},
     {"logprobs": 20},
     {"seed": -1},
+    {"truncate_prompt_tokens": -1},
+    {"truncate_prompt_tokens": 64},
     {"stop": ["a", "b" * 1024]},
     {"stop_token_ids": [99, 0]},
     {"stop_token_ids": range(62)},
@@ -112,7 +115,10 @@ REFUSED = [
     ({"logit_bias": {1: -math.inf}}, "logit_bias", "is -inf for token 1"),
     ({"logit_bias": dict.fromkeys(range(1025), 1.0)}, "logit_bias", "holds 1025 entries; accepted: up to 1024"),
     ({"allowed_token_ids": [1]}, "allowed_token_ids", "not served yet"),
-    ({"bad_words": ["x"]}, "bad_words", "not served yet"),
+    ({"bad_words": ["x"]}, "bad_words", "not served by the shards"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "is 0; accepted: -1, or 1 to 64"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "is -2; accepted: -1, or 1 to 64"),
+    ({"truncate_prompt_tokens": 65}, "truncate_prompt_tokens", "is 65; accepted: -1, or 1 to 64"),
     ({"structured_outputs": inference_pb2.StructuredOutputs()}, "structured_outputs", "not served yet"),
 ]
 
@@ -149,3 +155,46 @@ def test_output_is_bounded_by_the_context():
     bounded = with_defaults(inference_pb2.SamplingParams(max_tokens=100, min_tokens=50))
     bound_by_context(bounded, 60, LIMITS)
     assert (bounded.max_tokens, bounded.min_tokens) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_kept"),
+    [
+        ({}, None),
+        ({"truncate_prompt_tokens": 5}, 5),
+        ({"truncate_prompt_tokens": -1}, 64 - 16),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 60}, 4),
+        # "Until the context ends": there has to be room for a token.
+        ({"truncate_prompt_tokens": -1, "max_tokens": 2**31 - 1}, 63),
+    ],
+    ids=str,
+)
+def test_a_prompt_is_truncated_to_what_was_asked_for_or_to_what_leaves_room(fields, num_kept):
+    assert num_kept_tokens(checked(**fields), LIMITS) == num_kept
+
+
+WIDE = dataclasses.replace(LIMITS, max_logprobs=LIMITS.vocab_size, max_bad_word_tokens=8)
+
+
+def test_the_whole_vocabulary_is_returned_where_the_limit_is_that():
+    violations = Violations()
+    params = resolve_sampling_params(inference_pb2.SamplingParams(logprobs=-1), WIDE, violations)
+    assert not violations.found
+    assert params.logprobs == 100
+    resolve_sampling_params(inference_pb2.SamplingParams(logprobs=101), WIDE, violations)
+    assert [violation.description for violation in violations.found] == ["is 101; accepted: -1 to 100"]
+
+
+@pytest.mark.parametrize(
+    ("bad_words", "field", "description"),
+    [
+        ([""], "bad_words[0]", "has 0 characters; accepted: 1 to 1024"),
+        (["a", "b" * 1025], "bad_words[1]", "has 1025 characters; accepted: 1 to 1024"),
+        (["a"] * 129, "bad_words", "holds 129 strings; accepted: up to 128"),
+    ],
+    ids=["empty", "long", "many"],
+)
+def test_bad_words_are_bounded_before_they_are_tokenized(bad_words, field, description):
+    violations = Violations()
+    resolve_sampling_params(inference_pb2.SamplingParams(bad_words=bad_words), WIDE, violations)
+    assert [(v.field, v.description) for v in violations.found] == [(f"sampling_params.{field}", description)]

@@ -152,6 +152,11 @@ CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "large bias": (bias({1: 100.5}), "sampling_params.logit_bias"),
     "bias that is no number": (bias({1: math.nan}), "sampling_params.logit_bias"),
     "a flood of biases": (bias(dict.fromkeys(range(1025), 1.0)), "sampling_params.logit_bias"),
+    "bad words": (
+        extend("admits.0.bad_words", inference_pb2.TokenIds(ids=[1])),
+        "bad_words have more tokens than the 0",
+    ),
+    "an empty bad word": (extend("admits.0.bad_words", inference_pb2.TokenIds()), "bad_words holds an empty one"),
     "run of unknown": (also_run(77), "run_seq_ids: 77"),
     "run of what is released here": (also_run(2), "run_seq_ids: 2"),
     "run twice": (also_run(1), "twice"),

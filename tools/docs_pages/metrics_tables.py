@@ -10,11 +10,9 @@ from pagewire.v1 import shard_pb2
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from docs_pages.markdown import cell, table
+from docs_pages.markdown import between, cell, table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
-BEGIN = "<!-- {name}: written by tools/generate_docs.py -->\n"
-END = "<!-- end of {name} -->\n"
 INFO = shard_pb2.ShardInfo(
     group_id="0", model="demo", block_size=16, num_blocks=[1024], max_num_seqs=8, max_num_batched_tokens=64
 )
@@ -24,14 +22,9 @@ def page() -> str:
     """Returns docs/metrics.md with current tables."""
     text = PAGE.read_text()
     for name, metrics in (("router metrics", router_metrics()), ("shard metrics", shard_metrics())):
-        begin, end = BEGIN.format(name=name), END.format(name=name)
-        before, found, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not (found and found_end):
-            raise SystemExit(f"{PAGE} lacks the lines {begin.strip()!r} and {end.strip()!r}")
         families = sorted(text_string_to_metric_families(metrics), key=lambda family: family.name.startswith("process"))
         rows = map(_row, families)
-        text = before + begin + "\n" + table(("metric", "type", "labels", "meaning"), rows) + "\n" + end + after
+        text = between(text, name, table(("metric", "type", "labels", "meaning"), rows), PAGE)
     return text
 
 

@@ -3,16 +3,23 @@
 import argparse
 from typing import Any
 
+from pagewire.parameter_table import PARAMETERS, Kind, Parameter
 from pagewire.sampling_params import SamplingParams
 from pagewire.text import from_command_line
 
 _REQUEST_OPTIONS = ("model", "priority", "cache_salt")
+_WITHOUT_FLAG = frozenset(("n", "logprobs", "prompt_logprobs", "detokenize"))
+"""Parameters that mean nothing to commands which print one text; those that print several add theirs."""
 
 
 def add_request_flags(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
     """Adds the flags. Those that are not given set no attribute: the client and SamplingParams have the defaults."""
     _add_request_options(parser.add_argument_group("request"))
-    _add_sampling(parser.add_argument_group("sampling"), max_tokens)
+    group = parser.add_argument_group("sampling")
+    shown = SamplingParams.__dataclass_fields__.keys() - _WITHOUT_FLAG
+    for parameter in PARAMETERS:
+        if parameter.name in shown:
+            _add_parameter(group, parameter, max_tokens)
 
 
 def _add_request_options(group: argparse._ArgumentGroup) -> None:
@@ -29,34 +36,38 @@ def _add_request_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_sampling(group: argparse._ArgumentGroup, max_tokens: int) -> None:
-    group.add_argument(
-        "--max-tokens", type=int, metavar="N", default=max_tokens, help="most tokens to generate (default: %(default)s)"
-    )
-    numbers: tuple[tuple[str, type, str], ...] = (
-        ("--temperature", float, "0 is greedy (default: 1)"),
-        ("--top-p", float, "keep the smallest set of tokens with this probability (default: 1)"),
-        ("--top-k", int, "keep the k most probable tokens (default: all)"),
-        ("--min-p", float, "keep tokens at least this times as probable as the most probable (default: 0)"),
-        ("--presence-penalty", float, "penalty of tokens that have been generated (default: 0)"),
-        ("--frequency-penalty", float, "penalty of tokens for each time they have been generated (default: 0)"),
-        ("--repetition-penalty", float, "penalty of tokens in prompt or output (default: 1)"),
-        ("--seed", int, "makes the sample reproducible"),
-        ("--min-tokens", int, "tokens to generate before the sequence may end (default: 0)"),
-    )
-    for flag, kind, text in numbers:
-        group.add_argument(flag, type=kind, metavar="N", default=argparse.SUPPRESS, help=text)
-    group.add_argument(
-        "--stop",
-        action="append",
-        metavar="TEXT",
-        type=from_command_line,
-        default=argparse.SUPPRESS,
-        help="end at this text; may be repeated",
-    )
-    group.add_argument(
-        "--ignore-eos", action="store_true", default=argparse.SUPPRESS, help="go on after the end-of-sequence token"
-    )
+def _add_parameter(group: argparse._ArgumentGroup, parameter: Parameter, max_tokens: int) -> None:
+    """Adds the flag of a sampling parameter: --ignore-eos, --top-k N, --stop TEXT, --logit-bias ID=BIAS."""
+    flag, kind = "--" + parameter.name.replace("_", "-"), parameter.kind
+    meaning = parameter.meaning[0].lower() + parameter.meaning[1:].rstrip(".").replace("%", "%%")
+    add, suppress = group.add_argument, argparse.SUPPRESS
+    if kind is Kind.BOOL:
+        positive = not parameter.default
+        name = flag if positive else "--no-" + flag.removeprefix("--")
+        what = meaning if positive else f"not: {meaning}"
+        add(name, dest=parameter.name, action="store_true" if positive else "store_false", default=suppress, help=what)
+    elif parameter.name == "max_tokens":
+        add(flag, type=int, metavar="N", default=max_tokens, help=f"{meaning} (default: %(default)s)")
+    elif kind in (Kind.INT, Kind.FLOAT):
+        number = int if kind is Kind.INT else float
+        default = parameter.default_text.replace("the router picks one and reports it in Started", "random")
+        add(flag, type=number, metavar="N", default=suppress, help=f"{meaning} (default: {default})")
+    elif kind is Kind.TEXTS:
+        what = f"{meaning}; may be repeated"
+        add(flag, action="append", metavar="TEXT", type=from_command_line, default=suppress, help=what)
+    elif kind is Kind.TOKEN_IDS:
+        add(flag, type=_token_ids, metavar="ID,...", default=suppress, help=meaning)
+    elif kind is Kind.BIASES:
+        add(flag, type=_biases, metavar="ID=BIAS,...", default=suppress, help=meaning)
+
+
+def _token_ids(words: str) -> list[int]:
+    return [int(word) for word in words.split(",")]
+
+
+def _biases(words: str) -> dict[int, float]:
+    pairs = [word.split("=") for word in words.split(",")]
+    return {int(token_id): float(bias) for token_id, bias in pairs}
 
 
 def request_options_from(args: argparse.Namespace) -> dict[str, Any]:

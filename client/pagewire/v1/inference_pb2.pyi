@@ -417,7 +417,9 @@ class SamplingParams(_message.Message):
     STRUCTURED_OUTPUTS_FIELD_NUMBER: _builtins.int
     TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     n: _builtins.int
-    """Sequences to sample from the prompt. Default 1; 1 to the server's limit; must be 1 with greedy sampling."""
+    """Sequences to sample from the prompt. Default 1; 1 or more; at most the server's limit (128 unless it says
+    otherwise); must be 1 with greedy sampling.
+    """
     presence_penalty: _builtins.float
     """Subtracted from the logit of each token that has been generated. Default 0; -2 to 2."""
     frequency_penalty: _builtins.float
@@ -429,25 +431,30 @@ class SamplingParams(_message.Message):
     top_p: _builtins.float
     """Keeps the smallest set of tokens whose probability reaches this. Default 1; above 0, at most 1."""
     top_k: _builtins.int
-    """Keeps the k most probable tokens; 0 and -1 keep all. Default 0."""
+    """Keeps the k most probable tokens; 0 and -1 keep all. Default 0; -1 or more."""
     min_p: _builtins.float
     """Keeps tokens at least this times as probable as the most probable. Default 0; 0 to 1."""
     seed: _builtins.int
-    """Makes the sample reproducible. Absent: the router picks one and reports it in Started."""
+    """Makes the sample reproducible. Default: the router picks one and reports it in Started."""
     ignore_eos: _builtins.bool
     """Goes on after the model's end-of-sequence token. Default false."""
     max_tokens: _builtins.int
-    """Most tokens to generate for each sequence. Default 16; at least 1; ends at the context length in any case."""
+    """Most tokens to generate for each sequence. Default 16; 1 or more; ends at the context length in any case."""
     min_tokens: _builtins.int
-    """Tokens to generate before the end-of-sequence token or a stop token may come. Default 0; at most max_tokens."""
+    """Tokens to generate before the end-of-sequence token, a stop token or the end of a stop string may come. Default
+    0; 0 or more; at most max_tokens.
+    """
     logprobs: _builtins.int
     """Log-probabilities to return for each generated token: the token's own and this many of the most probable.
-    Default none; 0 to the server's limit (20), or -1 for the whole vocabulary where the server's limit is that.
+    Default: none; -1 or more; at most the server's limit (20 unless it says otherwise); -1: the whole vocabulary,
+    where the limit is that.
     """
     prompt_logprobs: _builtins.int
-    """The same for each prompt token but the first, in PromptLogprobs."""
+    """The same for each prompt token but the first, in PromptLogprobs. Default: none; -1 or more; limits as for
+    logprobs.
+    """
     detokenize: _builtins.bool
-    """Returns text beside token ids. Default true; stop strings need it."""
+    """Returns text beside token ids; stop strings need it. Default true."""
     skip_special_tokens: _builtins.bool
     """Leaves special tokens out of the text. Default true."""
     spaces_between_special_tokens: _builtins.bool
@@ -455,32 +462,36 @@ class SamplingParams(_message.Message):
     include_stop_str_in_output: _builtins.bool
     """Keeps the stop string that ended a sequence at the end of its text. Default false."""
     truncate_prompt_tokens: _builtins.int
-    """Keeps only the last tokens of the prompt, this many; -1: as many as the context holds. Default: all; at least 1."""
+    """Keeps only the last tokens of the prompt, this many; -1: as many as leave room for max_tokens. Default: all;
+    -1, or 1 or more; at most the context length.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end a sequence when generated. An empty string is refused."""
+        """Strings that end a sequence when generated. Default: none; up to 64, each of 1 to 1024 characters."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids that end a sequence when generated."""
+        """Token ids that end a sequence when generated. Default: none; up to 64 with the model's end-of-sequence tokens."""
 
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the model's logits, by token id, before penalties and temperature. -100 to 100: a bias at either end bans or
-        forces a token in practice. At most 1,024 entries.
+        """Added to the model's logits, by token id, before penalties and temperature: a bias at either end bans or forces
+        a token in practice. Default: none; -100 to 100; at most 1024 entries.
         """
 
     @_builtins.property
     def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Only these tokens may be generated. Empty: all."""
+        """Only these tokens may be generated. Default: all may."""
 
     @_builtins.property
     def bad_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that must not be generated: the last token of each is not sampled behind the tokens before it."""
+        """Strings that must not be generated: the last token of each is not sampled behind the tokens before it. Default:
+        none; up to 128 token sequences.
+        """
 
     @_builtins.property
     def structured_outputs(self) -> Global___StructuredOutputs:
-        """Constrains the output to a grammar."""
+        """Constrains the output to a grammar. Default: none."""
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import time
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sendable_text import shorten
 
+from pagewire_router.admission.bad_words import tokenize_bad_words
 from pagewire_router.admission.call import Call
 from pagewire_router.admission.prompt import Prompt, PromptEncoder
 from pagewire_router.admission.validation import (
@@ -13,6 +14,7 @@ from pagewire_router.admission.validation import (
     Violations,
     bound_by_context,
     check_request,
+    num_kept_tokens,
     resolve_sampling_params,
 )
 from pagewire_router.errors import ModelNotFound
@@ -56,7 +58,8 @@ class Admission:
         if message.HasField("model") and message.model != self._model.model:
             raise ModelNotFound(f"model {shorten(message.model, 100)!r} is not served here; {self._model.model!r} is")
         params = self._check(message)
-        prompt = await self._encode(message, call)
+        prompt = await self._encode(message, call, num_kept_tokens(params, self._limits))
+        bad_words = self._bad_words(params) if params.bad_words else ()
         bound_by_context(params, len(prompt.token_ids), self._limits)
         eos_token_ids = () if params.ignore_eos else self._limits.eos_token_ids
         output = self._output(params, prompt.token_ids, eos_token_ids, listener)
@@ -73,6 +76,7 @@ class Admission:
             trace_context=call.trace_context,
             timeline=None if trace is None else trace.timeline,
             eos_token_ids=eos_token_ids,
+            bad_words=bad_words,
         )
         if trace is not None:
             trace.request, trace.output = request, output
@@ -85,12 +89,12 @@ class Admission:
         deadline_s = min(client_s, call.arrival_s + self._max_request_time_s)
         return None if deadline_s == math.inf else deadline_s
 
-    async def _encode(self, message: inference_pb2.GenerateRequest, call: Call) -> Prompt:
+    async def _encode(self, message: inference_pb2.GenerateRequest, call: Call, num_kept_tokens: int | None) -> Prompt:
         if call.trace is None or message.WhichOneof("prompt") not in ("text", "chat"):
-            return await self.prompts.encode(message, call.caller)
+            return await self.prompts.encode(message, call.caller, num_kept_tokens)
         began_ns = time.time_ns()
         try:
-            return await self.prompts.encode(message, call.caller)
+            return await self.prompts.encode(message, call.caller, num_kept_tokens)
         finally:
             call.trace.timeline.tokenized_ns = (began_ns, time.time_ns())
 
@@ -98,10 +102,20 @@ class Admission:
         violations = Violations()
         check_request(message, violations)
         params = resolve_sampling_params(message.sampling_params, self._limits, violations)
-        if params.stop and self._tokenizer is None:
-            violations.add("sampling_params.stop", "needs a tokenizer, which the model lacks; use stop_token_ids")
+        if self._tokenizer is None:
+            if params.stop:
+                violations.add("sampling_params.stop", "needs a tokenizer, which the model lacks; use stop_token_ids")
+            if params.bad_words:
+                violations.add("sampling_params.bad_words", "needs a tokenizer, which the model lacks; use logit_bias")
         violations.raise_if_any()
         return params
+
+    def _bad_words(self, params: inference_pb2.SamplingParams) -> tuple[tuple[int, ...], ...]:
+        assert self._tokenizer is not None
+        violations = Violations()
+        sequences = tokenize_bad_words(params.bad_words, self._tokenizer, self._limits, violations)
+        violations.raise_if_any()
+        return sequences
 
     def _output(
         self,

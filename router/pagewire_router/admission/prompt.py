@@ -1,6 +1,6 @@
 """Encodes prompts: text, chat messages or token ids become token ids that fit the context."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pagewire.v1 import inference_pb2
 
@@ -42,19 +42,30 @@ class PromptEncoder:
         self._limits = limits
         self._template_process = template_process
 
-    async def encode(self, request: inference_pb2.GenerateRequest, caller: Caller) -> Prompt:
-        """The prompt of a request. Raises InvalidRequest, RequestTooLong, QueueFull, Unavailable."""
+    async def encode(
+        self, request: inference_pb2.GenerateRequest, caller: Caller, num_kept_tokens: int | None = None
+    ) -> Prompt:
+        """The prompt of a request. Raises InvalidRequest, RequestTooLong, QueueFull, Unavailable.
+
+        Args:
+            num_kept_tokens: only the last of the prompt's tokens are used, so many at most; None: all.
+        """
         field = request.WhichOneof("prompt") or "prompt"
         if field == "text":
             add_special_tokens = not request.HasField("add_special_tokens") or request.add_special_tokens
-            prompt = await self.encode_text(request.text, caller, add_special_tokens=add_special_tokens)
+            prompt = await self.encode_text(
+                request.text, caller, add_special_tokens=add_special_tokens, is_truncated=num_kept_tokens is not None
+            )
         elif field == "chat":
-            prompt = await self.encode_chat(request.chat, caller)
+            prompt = await self.encode_chat(request.chat, caller, is_truncated=num_kept_tokens is not None)
         elif field == "token_ids":
-            check_prompt_length(len(request.token_ids.ids), field, self._limits)
-            prompt = Prompt(list(request.token_ids.ids), "")
+            if num_kept_tokens is None:
+                check_prompt_length(len(request.token_ids.ids), field, self._limits)
+            prompt = Prompt(request.token_ids.ids[:], "")
         else:
             raise InvalidRequest([FieldViolation(field, "is missing; set text, token_ids or chat")])
+        if num_kept_tokens is not None:
+            prompt = replace(prompt, token_ids=prompt.token_ids[-num_kept_tokens:])
         check_prompt_length(len(prompt.token_ids), field, self._limits)
         self._check_vocabulary(prompt, field)
         return prompt
@@ -74,10 +85,22 @@ class PromptEncoder:
             )
         violations.raise_if_any()
 
-    async def encode_text(self, text: str, caller: Caller, *, add_special_tokens: bool, field: str = "text") -> Prompt:
-        """Token ids of a text. Raises RequestTooLong without encoding a text that cannot fit."""
+    async def encode_text(
+        self,
+        text: str,
+        caller: Caller,
+        *,
+        add_special_tokens: bool,
+        field: str = "text",
+        is_truncated: bool = False,
+    ) -> Prompt:
+        """Token ids of a text. Raises RequestTooLong without encoding a text that cannot fit.
+
+        Args:
+            is_truncated: only some of the tokens are used, so that any text that comes in a message can fit.
+        """
         tokenizer = self.tokenizer_for(field)
-        max_chars = self._max_chars(tokenizer)
+        max_chars = self._max_chars(tokenizer, is_truncated=is_truncated)
         if len(text) > max_chars:
             raise RequestTooLong(
                 [
@@ -90,7 +113,9 @@ class PromptEncoder:
             )
         return Prompt(await tokenizer.encode(text, add_special_tokens=add_special_tokens, caller=caller), text)
 
-    async def encode_chat(self, chat: inference_pb2.ChatPrompt, caller: Caller) -> Prompt:
+    async def encode_chat(
+        self, chat: inference_pb2.ChatPrompt, caller: Caller, *, is_truncated: bool = False
+    ) -> Prompt:
         """Token ids of a conversation. The text that the chat template writes holds the special tokens already.
 
         Raises InvalidRequest, RequestTooLong, QueueFull.
@@ -102,16 +127,17 @@ class PromptEncoder:
         field = "chat.chat_template" if is_sent else "chat"
         try:
             render = self._render_sent if is_sent else self._render
-            text = await render(chat, tokenizer, caller)
+            text = await render(chat, tokenizer, caller, self._max_chars(tokenizer, is_truncated=is_truncated))
         except RenderedTooLong as error:
             raise RequestTooLong([FieldViolation(field, str(error))]) from None
         except ChatTemplateError as error:
             raise InvalidRequest([FieldViolation(field, str(error))]) from None
-        return await self.encode_text(text, caller, add_special_tokens=False, field="chat")
+        return await self.encode_text(text, caller, add_special_tokens=False, field="chat", is_truncated=is_truncated)
 
-    async def _render(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer, caller: Caller) -> str:
+    async def _render(
+        self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer, caller: Caller, max_chars: int
+    ) -> str:
         """Renders the conversation with one of the model's own templates."""
-        max_chars = self._max_chars(tokenizer)
         name = chat.chat_template if chat.HasField("chat_template") else None
 
         def render(chat: inference_pb2.ChatPrompt) -> str:
@@ -122,7 +148,9 @@ class PromptEncoder:
             return render(chat)
         return await tokenizer.run_on_thread(render, chat, num_chars=num_bytes, caller=caller)
 
-    async def _render_sent(self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer, caller: Caller) -> str:
+    async def _render_sent(
+        self, chat: inference_pb2.ChatPrompt, tokenizer: Tokenizer, caller: Caller, max_chars: int
+    ) -> str:
         """Renders the conversation with a template that the client has sent."""
         if self._template_process is None:
             raise ChatTemplateError(
@@ -131,7 +159,6 @@ class PromptEncoder:
         num_bytes = len(chat.chat_template.encode())
         if num_bytes > MAX_TEMPLATE_BYTES:
             raise ChatTemplateError(f"has {num_bytes} bytes; accepted: up to {MAX_TEMPLATE_BYTES}")
-        max_chars = self._max_chars(tokenizer)
         special_tokens = tokenizer.chat_templates.special_tokens
 
         def encode(chat: inference_pb2.ChatPrompt) -> bytes:
@@ -144,9 +171,9 @@ class PromptEncoder:
             request = await tokenizer.run_on_thread(encode, chat, num_chars=num_bytes, caller=caller)
         return await self._template_process.render(request, caller)
 
-    def _max_chars(self, tokenizer: Tokenizer) -> int:
-        """Length of the longest text that can fit the context; that of the largest message if tokens have no bound."""
-        if tokenizer.max_chars_per_token is None:
+    def _max_chars(self, tokenizer: Tokenizer, *, is_truncated: bool) -> int:
+        """Length of the longest text that can fit the context; that of the largest message if there is no bound."""
+        if is_truncated or tokenizer.max_chars_per_token is None:
             return MAX_MESSAGE_BYTES
         return tokenizer.max_chars_per_token * self._limits.max_model_len
 

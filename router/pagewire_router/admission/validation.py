@@ -4,16 +4,15 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pagewire.parameter_table import GREEDY_BELOW, MAX_BAD_WORDS, MAX_STOP_STRINGS, MAX_TEXT_CHARS, Range
 from pagewire.v1 import inference_pb2, shard_pb2
-from pagewire_common.protocol import GREEDY_BELOW, MAX_STOP_TOKENS
+from pagewire_common.protocol import MAX_STOP_TOKENS
 from pagewire_common.sampling_params import NOT_SERVED, faults, with_defaults
 
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
 
 MAX_REQUEST_ID_CHARS = 256
 MAX_CACHE_SALT_CHARS = 256
-MAX_STOP_STRINGS = 64
-MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_ENTRIES = 1024
 """Most stop tokens that a request may list, repetitions included; longer lists are not read."""
 MESSAGE_ROOM_BYTES = 1 << 20
@@ -37,6 +36,20 @@ class Limits:
     """Most log-probabilities for each token."""
     eos_token_ids: tuple[int, ...]
     """The model's own end-of-sequence tokens, as far as its vocabulary has them."""
+    max_bad_word_tokens: int = 0
+    """Most tokens of all bad words together; 0: the shards serve none."""
+    ranges: dict[str, Range] = field(init=False)
+    """Ranges of parameters that depend on the model or the router, by name."""
+
+    def __post_init__(self) -> None:
+        logprobs = Range(-1 if self.max_logprobs >= self.vocab_size else 0, self.max_logprobs)
+        ranges = {
+            "n": Range(1, self.max_n),
+            "logprobs": logprobs,
+            "prompt_logprobs": logprobs,
+            "truncate_prompt_tokens": Range(-1, self.max_model_len, excludes_zero=True),
+        }
+        object.__setattr__(self, "ranges", ranges)
 
     @property
     def max_message_bytes(self) -> int:
@@ -50,8 +63,9 @@ class Limits:
             vocab_size=model.vocab_size,
             max_model_len=model.max_model_len,
             max_n=min(max_n, model.max_num_seqs),
-            max_logprobs=min(max_logprobs, model.max_logprobs),
+            max_logprobs=min(model.vocab_size if max_logprobs == -1 else max_logprobs, model.max_logprobs),
             eos_token_ids=tuple(token_id for token_id in model.eos_token_ids if token_id < model.vocab_size),
+            max_bad_word_tokens=model.max_bad_word_tokens,
         )
 
 
@@ -78,46 +92,47 @@ def resolve_sampling_params(
     params = with_defaults(given)
     if not given.HasField("seed"):
         params.seed = secrets.randbelow(_INT64)
-    for name, description in faults(params, limits.vocab_size):
+    ranges = {**limits.ranges, "min_tokens": Range(0, max(0, params.max_tokens))}
+    for name, description in faults(params, limits.vocab_size, ranges):
         violations.add(prefix + name, description)
-    _check_limits(params, limits, violations, prefix)
+    if params.n > 1 and params.temperature < GREEDY_BELOW:
+        violations.add(
+            f"{prefix}n", f"is {params.n}; accepted: 1 when temperature is 0, for all sequences would be equal"
+        )
     _check_stops(params, limits, violations, prefix)
+    if params.bad_words:
+        _check_bad_words(params, limits, violations, prefix)
     for name in sorted(NOT_SERVED & {descriptor.name for descriptor, _ in given.ListFields()}):
         violations.add(f"{prefix}{name}", "is not served yet; leave it out")
     params.top_k = max(0, params.top_k)
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(params, name) == -1:
+            setattr(params, name, limits.vocab_size)
     return params
 
 
-def _check_limits(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
-    """Checks the counts that are bounded by the limits of model or router."""
-    n, max_tokens = params.n, params.max_tokens
-    bounds: list[tuple[str, int, int | None]] = [
-        ("n", 1, limits.max_n),
-        ("max_tokens", 1, None),
-        ("min_tokens", 0, max_tokens),
-    ]
-    if params.HasField("logprobs"):
-        bounds.append(("logprobs", 0, limits.max_logprobs))
-    for name, low, high in bounds:
-        value = getattr(params, name)
-        if value < low or (high is not None and value > high):
-            accepted = f"{low} or more" if high is None else f"{low} to {high}"
-            violations.add(prefix + name, f"is {value}; accepted: {accepted}")
-    if n > 1 and params.temperature < GREEDY_BELOW:
-        violations.add(f"{prefix}n", f"is {n}; accepted: 1 when temperature is 0, for all sequences would be equal")
+def _check_texts(texts: Sequence[str], max_texts: int, name: str, violations: Violations) -> None:
+    """Checks the number and lengths of strings. Only the first entries of a list that is too long are read."""
+    if len(texts) > max_texts:
+        violations.add(name, f"holds {len(texts)} strings; accepted: up to {max_texts}")
+    for index, text in enumerate(texts[:max_texts]):
+        if not 1 <= len(text) <= MAX_TEXT_CHARS:
+            violations.add(f"{name}[{index}]", f"has {len(text)} characters; accepted: 1 to {MAX_TEXT_CHARS}")
+
+
+def _check_bad_words(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
+    """Checks bad words before they are tokenized; see bad_words.py for what they come to."""
+    if not limits.max_bad_word_tokens:
+        violations.add(f"{prefix}bad_words", "is not served by the shards; leave it out")
+        return
+    _check_texts(params.bad_words, MAX_BAD_WORDS, f"{prefix}bad_words", violations)
 
 
 def _check_stops(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
     """Checks stop strings and stop tokens. Only the first entries of a list that is too long are read."""
     if params.stop and not params.detokenize:
         violations.add(f"{prefix}stop", "is given while detokenize is false; stop strings need text")
-    if len(params.stop) > MAX_STOP_STRINGS:
-        violations.add(f"{prefix}stop", f"holds {len(params.stop)} strings; accepted: up to {MAX_STOP_STRINGS}")
-    for index, stop in enumerate(params.stop[:MAX_STOP_STRINGS]):
-        if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
-            violations.add(
-                f"{prefix}stop[{index}]", f"has {len(stop)} characters; accepted: 1 to {MAX_STOP_STRING_CHARS}"
-            )
+    _check_texts(params.stop, MAX_STOP_STRINGS, f"{prefix}stop", violations)
     eos_token_ids = () if params.ignore_eos else limits.eos_token_ids
     max_stop_tokens = MAX_STOP_TOKENS - len(eos_token_ids)
     num_given, token_ids = len(params.stop_token_ids), params.stop_token_ids[:MAX_STOP_TOKEN_ENTRIES]
@@ -177,6 +192,17 @@ def check_prompt_length(num_tokens: int, name: str, limits: Limits) -> None:
                 )
             ]
         )
+
+
+def num_kept_tokens(params: inference_pb2.SamplingParams, limits: Limits) -> int | None:
+    """How many tokens truncate_prompt_tokens keeps of a prompt at most; None: all."""
+    if not params.HasField("truncate_prompt_tokens"):
+        return None
+    if params.truncate_prompt_tokens > 0:
+        return params.truncate_prompt_tokens
+    # Room for max_tokens, or for one token if max_tokens says no more than "until the context ends".
+    room = limits.max_model_len - params.max_tokens
+    return room if room > 0 else limits.max_model_len - 1
 
 
 def bound_by_context(params: inference_pb2.SamplingParams, num_prompt_tokens: int, limits: Limits) -> None:

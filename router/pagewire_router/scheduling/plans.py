@@ -1,11 +1,16 @@
 """A step plan while it is made, what is remembered of it until its result is back, and what the result brought."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import PrefixHashes
 
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup, sequence_seed
+
+_RESOLVED_ELSEWHERE: tuple[Literal["stop_token_ids", "stop", "structured_outputs", "bad_words"], ...]
+_RESOLVED_ELSEWHERE = ("stop_token_ids", "stop", "structured_outputs", "bad_words")
+"""Parameters that a shard gets in another form than the client's."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,9 +93,12 @@ class PlanInFlight:
             ),
         )
         admit.sampling_params.seed = sequence_seed(params.seed, sequence.index)
-        # `stop` has the stop tokens, a Prepare has had the grammar, and no shard looks at text.
-        for name in ("stop_token_ids", "stop", "structured_outputs"):
+        # `stop` has the stop tokens, `bad_words` the tokens of these, a Prepare has had the grammar, and no shard looks at
+        # text.
+        for name in _RESOLVED_ELSEWHERE:
             admit.sampling_params.ClearField(name)
+        if request.bad_words:
+            admit.bad_words.extend(inference_pb2.TokenIds(ids=token_ids) for token_ids in request.bad_words)
         if request.trace_context is not None:
             admit.trace_context.traceparent = request.trace_context.traceparent
             admit.trace_context.tracestate = request.trace_context.tracestate

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 
 import grpc
+from pagewire.parameter_table import Range
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.protocol import MAX_STOP_TOKENS
 from pagewire_common.sampling_params import NOT_SERVED, RESOLVED, faults
@@ -31,7 +32,8 @@ class PlanCheck:
         self._max_num_seqs = info.max_num_seqs
         self._max_model_len = info.max_model_len
         self._vocab_size = info.vocab_size
-        self._max_logprobs = info.max_logprobs
+        self._ranges = {"logprobs": Range(0, info.max_logprobs)}
+        self._max_bad_word_tokens = info.max_bad_word_tokens
         self._max_draft_tokens = info.max_draft_tokens
         self._max_scores = info.max_scores
 
@@ -87,6 +89,8 @@ class PlanCheck:
             raise malformed(f"{what}: num_scores {admit.num_scores} exceeds max_scores {self._max_scores}")
         self._check_stop(admit.stop, what)
         self._check_sampling_params(admit.sampling_params, what)
+        if admit.bad_words:
+            self._check_bad_words(admit.bad_words, what)
 
     def _check_stop(self, stop: shard_pb2.StopConditions, what: str) -> None:
         if len(stop.token_ids) > MAX_STOP_TOKENS:
@@ -102,12 +106,16 @@ class PlanCheck:
             raise malformed(f"{what}: sampling_params lacks {', '.join(sorted(missing))}")
         if unserved := NOT_SERVED & given:
             raise malformed(f"{what}: sampling_params.{min(unserved)} is not served")
-        for name, description in faults(params, self._vocab_size):
+        for name, description in faults(params, self._vocab_size, self._ranges):
             raise malformed(f"{what}: sampling_params.{name} {description}")
-        if not 0 <= params.logprobs <= self._max_logprobs:
-            raise malformed(
-                f"{what}: sampling_params.logprobs is {params.logprobs}; accepted: 0 to {self._max_logprobs}"
-            )
+
+    def _check_bad_words(self, bad_words: Items[inference_pb2.TokenIds], what: str) -> None:
+        if sum(len(word.ids) for word in bad_words) > self._max_bad_word_tokens:
+            raise malformed(f"{what}: bad_words have more tokens than the {self._max_bad_word_tokens} that are served")
+        for word in bad_words:
+            if not word.ids:
+                raise malformed(f"{what}: bad_words holds an empty one")
+            self._check_token_ids(word.ids, f"{what}: bad_words")
 
     def _check_token_ids(self, token_ids: Items[int], what: str) -> None:
         # A slice is a list, which is faster to look through than a field of a message.
