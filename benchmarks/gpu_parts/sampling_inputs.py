@@ -15,7 +15,7 @@ def sampling_batch(
 ) -> SamplingBatch:
     """Rows with different seeds and token histories, temperature 1, and the options: columns by their names."""
     rows = torch.arange(num_rows, device=device)
-    columns = SamplingColumns.neutral(num_rows, device)
+    columns = SamplingColumns.neutral(num_rows, vocab_size, device)
     columns.column("seed")[:] = rows * 7919 + 12345
     for name, value in {"temperature": 1.0, "num_prompt_tokens": NUM_PROMPT, **options}.items():
         columns.column(name)[:] = value

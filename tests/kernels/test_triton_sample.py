@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
-from pagewire_kernels.sample import Stage, reference
-from pagewire_kernels.sample.columns import ALL_STAGES, MAX_BIASES
+from pagewire_kernels.sample import reference
+from pagewire_kernels.sample.columns import ALL_STAGES, MAX_BIASES, RARE_STAGES
 from sampling_rows import on, sampling_batch
 
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
@@ -39,7 +39,8 @@ def on_device(batch):
 
 def noisy_logits(logits, batch):
     """What the reference takes the maximum of."""
-    logits = reference.apply_penalties(reference.mask_stop_tokens(reference.add_biases(logits, batch), batch), batch)
+    logits = reference.mask_stop_tokens(reference.add_biases(reference.take_tokens(logits, batch), batch), batch)
+    logits = reference.apply_penalties(logits, batch)
     temperature = batch.parameter("temperature")[:, None]
     is_greedy = temperature < 1e-5
     noise = reference.gumbel_noise(batch.parameter("seed"), batch.num_tokens(), logits.shape[1])
@@ -235,9 +236,53 @@ def test_biases(options, vocab_size):
     batch = sampling_batch(6, vocab_size, logit_bias=rows, **options)
     logits = logits_for(6, vocab_size)
     tokens = check(logits, batch)
-    without = check(logits, replace(batch, stages=ALL_STAGES & ~Stage.BIAS))
+    without = check(logits, replace(batch, stages=ALL_STAGES & ~RARE_STAGES))
     assert tokens[1] == without[1]
     assert vocab_size == 5 or tokens != without
+
+
+@runs_kernels
+@pytest.mark.parametrize("vocab_size", [5, 33, 100, 2048, 4100])
+@pytest.mark.parametrize("options", [*FILTERS, {"temperature": 0.0}, {}, OPTIONS[12], KINDS], ids=str)
+def test_masks_allowed_tokens_and_bad_words(options, vocab_size):
+    """In every chunk, at its borders, with biases and penalties; one row has none, one may sample nothing."""
+    generator = torch.Generator().manual_seed(6)
+
+    def tokens(share):
+        return torch.randperm(vocab_size, generator=generator)[: max(1, int(vocab_size * share))].tolist()
+
+    words = [[token] for token in tokens(1.0)[:128]]
+    batch = sampling_batch(
+        6,
+        vocab_size,
+        masks=[tokens(0.9), None, tokens(0.5), [vocab_size - 1], None, [0, 2, vocab_size - 1]],
+        allowed=[(), (), tokens(0.8), tokens(1.0), tokens(0.01), tokens(1.0)],
+        bad_words=[words[:3], (), (), [[vocab_size - 1]], words, [[0, 1, 2], [0], [1, 2, 3]]],
+        logit_bias=[{0: 2.0}, {}, {vocab_size - 1: 2.0}, {}, {}, {0: 9.0, 1: 9.0}],
+        **{"num_tokens": 20, **options},
+    )
+    logits = logits_for(6, vocab_size)
+    found = check(logits, batch)
+    assert found[3] == -1
+    free = replace(batch, stages=ALL_STAGES & ~RARE_STAGES)
+    assert found[1] == check(logits, free)[1]
+
+
+@runs_kernels
+def test_bad_words_are_compared_with_the_output_alone():
+    words = [
+        [[9]],
+        [[4, 5, 9]],
+        [[3, 4, 5, 9]],
+        [[2, 3, 4, 5, 9]],
+        [[0, 1, 2, 3, 4, 5, 9]],
+        [[4, 7], [5, 9], [5, 4, 8]],
+    ]
+    batch = sampling_batch(6, 12, bad_words=words, max_len=8, num_tokens=5, num_prompt_tokens=2, temperature=0.0)
+    batch.sequences.token_ids[:] = torch.tensor([1, 2, 3, 4, 5, 9, 9, 9])
+    logits = torch.zeros(6, 12)
+    logits[:, 9], logits[:, 0] = 2.0, 1.0
+    assert check(logits, batch) == [0, 0, 0, 9, 9, 0]
 
 
 @runs_kernels
@@ -294,7 +339,7 @@ def test_a_captured_graph_serves_rows_of_all_kinds():
     from pagewire_kernels.sample import sample
 
     logits = logits_for(6, 5000)
-    batch = on_device(sampling_batch(6, 5000, temperature=0.0, stages=ALL_STAGES & ~Stage.BIAS))
+    batch = on_device(sampling_batch(6, 5000, temperature=0.0, stages=ALL_STAGES & ~RARE_STAGES))
     given = logits.to(DEVICE)
     sample(given, batch)
     graph = torch.cuda.CUDAGraph()

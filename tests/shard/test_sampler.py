@@ -5,7 +5,7 @@ import torch
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import root_digest
 from pagewire_common.sampling_params import MAX_LOGIT_BIAS_ENTRIES, with_defaults
-from pagewire_kernels.sample import Stage
+from pagewire_kernels.sample import Stage, TokenMasks
 from pagewire_kernels.sample.columns import FLOATS, INTS, MAX_BIASES
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState
@@ -24,10 +24,12 @@ def fill(sampler: Sampler) -> None:
 
 
 def make_sampler() -> Sampler:
-    return Sampler(DeviceState(4, 32, 8, torch.device("cpu")).sequences)
+    return Sampler(DeviceState(4, 32, 8, torch.device("cpu")).sequences, VOCAB_SIZE)
 
 
-def make_sequence(slot: int, *, seed: int = 0, min_tokens: int = 0, **params: object) -> Sequence:
+def make_sequence(
+    slot: int, *, seed: int = 0, min_tokens: int = 0, bad_words: list[list[int]] | None = None, **params: object
+) -> Sequence:
     return Sequence(
         seq_id=slot,
         slot=slot,
@@ -37,6 +39,7 @@ def make_sequence(slot: int, *, seed: int = 0, min_tokens: int = 0, **params: ob
         sampling_params=with_defaults(inference_pb2.SamplingParams(**params)),
         seed=seed,
         stop=shard_pb2.StopConditions(max_tokens=5, min_tokens=min_tokens),
+        bad_words=bad_words or [],
     )
 
 
@@ -76,6 +79,33 @@ def test_biases_of_several_sequences_are_written_at_once() -> None:
         assert dict(zip(token_ids.tolist(), biases.tolist(), strict=True)) == expected
 
 
+def test_allowed_tokens_and_bad_words_of_several_sequences_are_written_at_once() -> None:
+    bad_words = [[3], [1, 2, 4], [2, 5]]
+    sampler = filled(
+        make_sequence(3, allowed_token_ids=[0, 31, 32, 49]), make_sequence(0), make_sequence(2, bad_words=bad_words)
+    )
+    assert column(sampler, "allowed_token_ids") == [0, 0, 0, 4, 0]
+    words = sampler._columns.allowed[3].tolist()
+    assert [token for token in range(VOCAB_SIZE) if words[token // 32] >> token % 32 & 1] == [0, 31, 32, 49]
+    assert column(sampler, "bad_words") == [0, 0, 3, 0, 0]
+    assert sampler._columns.bad_words_of(2) == bad_words
+
+
+def test_rows_sample_what_their_masks_and_their_parameters_both_allow() -> None:
+    sampler = filled(
+        make_sequence(0, temperature=0),
+        make_sequence(1, temperature=0, allowed_token_ids=[3, 5, 7]),
+        make_sequence(2, temperature=0, allowed_token_ids=[3, 5], bad_words=[[3, 5], [9, 3]]),
+    )
+    logits = torch.arange(VOCAB_SIZE, dtype=torch.float32).repeat(3, 1)
+    assert sampler.sample(logits.clone(), [0, 1, 2], UPLOAD)[0].tolist() == [49, 7, 5]
+    bits = torch.tensor([[1 << 3 | 1 << 7, 1 << 1], [1 << 3, 0]], dtype=torch.int32)
+    masks = TokenMasks(bits, torch.tensor([0, 1, -1]))
+    assert sampler.sample(logits.clone(), [0, 1, 2], UPLOAD, masks)[0].tolist() == [33, 3, 5]
+    masks = TokenMasks(bits, torch.tensor([-1, -1, 1]))
+    assert sampler.sample(logits.clone(), [0, 1, 2], UPLOAD, masks)[0].tolist() == [49, 7, 3]
+
+
 def test_columns_have_room_for_as_many_biases_as_a_request_may_have() -> None:
     assert MAX_BIASES == MAX_LOGIT_BIAS_ENTRIES
 
@@ -90,6 +120,8 @@ def test_columns_have_room_for_as_many_biases_as_a_request_may_have() -> None:
         ({"temperature": 0, "repetition_penalty": 1.1}, Stage.PENALTIES),
         ({"temperature": 0, "min_tokens": 1}, Stage.STOP_MASK),
         ({"logit_bias": {3: 0.5}}, Stage.DRAW | Stage.BIAS),
+        ({"temperature": 0, "allowed_token_ids": [3]}, Stage.ALLOWED_TOKENS),
+        ({"temperature": 0, "bad_words": [[3]]}, Stage.BAD_WORDS),
     ],
     ids=str,
 )

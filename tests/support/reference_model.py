@@ -92,10 +92,12 @@ def choose(expected: Expected, position: int, logits: torch.Tensor) -> int:
     seed = sequence_seed(params.seed, expected.index)
     batch = sampling_batch(
         1,
+        len(logits),
         max_len=len(tokens),
         stop_token_ids=torch.tensor([stop], dtype=torch.int32),
         masks_stop=[position < params.min_tokens],
         logit_bias=dict(params.logit_bias),
+        allowed=[params.allowed_token_ids],
         seed=seed,
         num_tokens=len(tokens),
         num_prompt_tokens=len(expected.prompt),

@@ -6,10 +6,10 @@ from functools import cache
 import torch
 
 from pagewire_kernels.sample import reference
-from pagewire_kernels.sample.batch import SamplingBatch
+from pagewire_kernels.sample.batch import SamplingBatch, TokenMasks
 from pagewire_kernels.sample.columns import GREEDY_BELOW, SamplingColumns, Stage
 
-__all__ = ["GREEDY_BELOW", "SamplingBatch", "SamplingColumns", "Stage", "gather_logprobs", "sample"]
+__all__ = ["GREEDY_BELOW", "SamplingBatch", "SamplingColumns", "Stage", "TokenMasks", "gather_logprobs", "sample"]
 
 Logprobs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -17,8 +17,9 @@ Logprobs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Samples one token for each row.
 
-    In vLLM's order: biases, stop mask, penalties, then the most probable token (greedy rows) or temperature, min_p,
-    top_k, top_p and a draw. reference.py states what each does and where the noise comes from.
+    In vLLM's order: masks, allowed tokens, bad words, biases, stop mask, penalties, then the most probable token
+    (greedy rows) or temperature, min_p, top_k, top_p and a draw. reference.py states what each does and where the noise
+    comes from.
 
     Args:
         logits: [num_rows, vocab_size], rows contiguous. On a CPU float32 and used as scratch space: undefined
@@ -26,7 +27,8 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         batch: On a GPU only the RARE_STAGES among its stages are looked at: a captured graph serves all other rows.
 
     Returns:
-        [num_rows] int64; -1 of rows without a distribution: NaN, infinity or nothing but minus infinity.
+        [num_rows] int64; -1 of rows without a distribution: NaN, infinity or nothing but minus infinity, once the
+        tokens that may not be sampled have been taken.
     """
     if logits.is_cuda:
         return _cuda_sample()(logits, batch)

@@ -8,6 +8,7 @@ from pagewire_kernels.cpu.team import FASTMATH, WORKER, launch, pointer, take
 from pagewire_kernels.cpu.threads import team_size
 from pagewire_kernels.sample.batch import SamplingBatch
 from pagewire_kernels.sample.columns import (
+    BAD_WORDS_WIDTH,
     FLOATS,
     GREEDY_BELOW,
     INTS,
@@ -16,6 +17,7 @@ from pagewire_kernels.sample.columns import (
     float_column,
     int_column,
 )
+from pagewire_kernels.sample.cpu_bans import keep_allowed
 from pagewire_kernels.sample.cpu_draw import draw
 from pagewire_kernels.sample.cpu_filters import filter_threshold
 from pagewire_kernels.sample.cpu_logits import change_logits
@@ -47,12 +49,13 @@ def _choose(logits, vocab_size, floats, ints, position, values, weights):
 
 @cfunc(WORKER, fastmath=FASTMATH, error_model="numpy", cache=True)
 def _worker(args):
-    a = carray(args, (17,))
+    a = carray(args, (23,))
     num_rows, vocab_size, logits, logits_stride, sampled = a[1], a[2], a[3], a[4], a[5]
     slots = carray(pointer(a[6], int64), (num_rows,))
-    all_floats, all_ints, lists = a[7], a[8], a[9]
-    num_tokens_of_all, num_tokens_stride, token_ids, max_len = a[10], a[11], a[12], a[13]
-    stop_token_ids, num_stops, stages = a[14], a[15], a[16]
+    all_floats, all_ints, lists, allowed, num_words, bad_words = a[7], a[8], a[9], a[10], a[11], a[12]
+    num_tokens_of_all, num_tokens_stride, token_ids, max_len = a[13], a[14], a[15], a[16]
+    stop_token_ids, num_stops, stages = a[17], a[18], a[19]
+    masks, mask_stride, mask_rows = a[20], a[21], carray(pointer(a[22], int64), (num_rows,))
     out = carray(pointer(sampled, int64), (num_rows,))
     counts = np.zeros(vocab_size if stages & _PENALTIES else 0, np.int32)
     values, weights = np.empty(vocab_size, np.float32), np.empty(vocab_size, np.float32)
@@ -68,12 +71,16 @@ def _worker(args):
         floats = carray(pointer(all_floats + 4 * slot * _NUM_FLOATS, float32), (_NUM_FLOATS,))
         ints = carray(pointer(all_ints + 8 * slot * _NUM_INTS, int64), (_NUM_INTS,))
         num_tokens = carray(pointer(num_tokens_of_all + 8 * slot * num_tokens_stride, int64), (1,))[0]
+        if masks != 0 and mask_rows[row] >= 0:
+            keep_allowed(x, vocab_size, masks + 4 * mask_rows[row] * mask_stride)
         change_logits(
             x,
             vocab_size,
             floats,
             ints,
             lists + 4 * slot * LIST_WIDTH,
+            allowed + 4 * slot * num_words,
+            bad_words + 4 * slot * BAD_WORDS_WIDTH,
             token_ids + 4 * slot * max_len,
             num_tokens,
             stop_token_ids + 4 * slot * num_stops,
@@ -116,7 +123,15 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         launch(_GREEDY_ADDRESS, num_threads, shape)
         return sampled
     sequences, columns, slots = batch.sequences, batch.columns, batch.slots.contiguous()
-    tables = (columns.floats, columns.ints, columns.lists)
+    tables = (
+        slots.data_ptr(),
+        columns.floats.data_ptr(),
+        columns.ints.data_ptr(),
+        columns.lists.data_ptr(),
+        columns.allowed.data_ptr(),
+        columns.allowed.stride(0),
+        columns.bad_words.data_ptr(),
+    )
     num_tokens = sequences.ints[:, sequences.columns.num_tokens]
     tokens = (
         num_tokens.data_ptr(),
@@ -125,6 +140,9 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         sequences.token_ids.stride(0),
     )
     stops = (sequences.stop_token_ids.data_ptr(), sequences.stop_token_ids.stride(0))
-    addresses = (slots.data_ptr(), *(table.data_ptr() for table in tables))
-    launch(_ADDRESS, num_threads, (*shape, *addresses, *tokens, *stops, int(batch.stages)))
+    masks = (0, 0, 0)
+    if batch.masks is not None and Stage.MASK in batch.stages:
+        bits, rows = batch.masks.bits, batch.masks.rows
+        masks = (bits.data_ptr(), bits.stride(0), rows.data_ptr())
+    launch(_ADDRESS, num_threads, (*shape, *tables, *tokens, *stops, int(batch.stages), *masks))
     return sampled

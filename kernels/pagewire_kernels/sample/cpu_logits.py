@@ -1,4 +1,4 @@
-"""The stages that change one row's logits on a CPU before a token is chosen: biases, stop mask, penalties.
+"""The stages that change one row's logits on a CPU before a token is chosen, all but the masks of a batch.
 
 The definitions stand in reference.py; tensors are addresses.
 """
@@ -8,6 +8,7 @@ from numba import carray, float32, int32, njit
 
 from pagewire_kernels.cpu.team import FASTMATH, pointer
 from pagewire_kernels.sample.columns import MAX_BIASES, Stage, float_column, int_column, list_column
+from pagewire_kernels.sample.cpu_bans import ban_bad_words, keep_allowed, mask_stop_tokens
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -17,6 +18,7 @@ _PRESENCE, _FREQUENCY, _REPETITION = (
     float_column(f"{name}_penalty") for name in ("presence", "frequency", "repetition")
 )
 _NUM_PROMPT, _MIN_LEN = int_column("num_prompt_tokens"), int_column("min_len")
+_NUM_ALLOWED, _NUM_BAD_WORDS = int_column("allowed_token_ids"), int_column("bad_words")
 _NUM_BIASES, _BIASES = int_column("logit_bias"), list_column("logit_bias")
 
 
@@ -28,16 +30,6 @@ def add_biases(logits, vocab_size, token_ids, biases, count):
     values = carray(pointer(biases, float32), (count,))
     for i in range(count):
         row[ids[i]] += values[i]
-
-
-@njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
-def mask_stop_tokens(logits, vocab_size, stop_token_ids, count):
-    """Sets the logits of stop tokens to minus infinity; ids outside the vocabulary are padding."""
-    row = carray(pointer(logits, float32), (vocab_size,))
-    ids = carray(pointer(stop_token_ids, int32), (count,))
-    for i in range(count):
-        if 0 <= ids[i] < vocab_size:
-            row[ids[i]] = -np.inf
 
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
@@ -65,15 +57,32 @@ def apply_penalties(
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
 def change_logits(
-    logits, vocab_size, floats, ints, lists, token_ids, num_tokens, stop_token_ids, num_stops, stages, counts
+    logits,
+    vocab_size,
+    floats,
+    ints,
+    lists,
+    allowed,
+    bad_words,
+    token_ids,
+    num_tokens,
+    stop_token_ids,
+    num_stops,
+    stages,
+    counts,
 ):
     """Applies the stages that the slot's columns ask for.
 
     Args:
         floats, ints: The slot's rows, arrays.
-        lists, token_ids, stop_token_ids: The slot's rows, addresses.
+        lists, allowed, bad_words, token_ids, stop_token_ids: The slot's rows, addresses.
         stages: Without Stage.PENALTIES, counts need not be [vocab_size].
     """
+    if ints[_NUM_ALLOWED] > 0:
+        keep_allowed(logits, vocab_size, allowed)
+    if ints[_NUM_BAD_WORDS] > 0:
+        num_bad_words, num_prompt_tokens = ints[_NUM_BAD_WORDS], ints[_NUM_PROMPT]
+        ban_bad_words(logits, vocab_size, bad_words, num_bad_words, token_ids, num_prompt_tokens, num_tokens)
     if ints[_NUM_BIASES] > 0:
         biases = lists + 4 * _BIASES
         add_biases(logits, vocab_size, biases, biases + 4 * MAX_BIASES, ints[_NUM_BIASES])

@@ -1,7 +1,9 @@
 """The definition of sample and gather_logprobs.
 
 The stages of a row, in vLLM's order:
-- bias: adds the row's biases to the model's logits;
+- mask, allowed tokens: tokens that the row's mask or the slot's allowed tokens leave out have logits of minus infinity;
+- bad words: so has the last token of a bad word if the tokens before it, of the output alone, are the word's others;
+- bias: adds the row's biases to the logits;
 - stop mask: while a sequence is shorter than min_len, its stop tokens have logits of minus infinity;
 - penalties: the repetition penalty divides positive and multiplies negative logits of all its tokens, then the
   frequency penalty, times how often the output has the token, and the presence penalty, if it has it, are subtracted;
@@ -17,14 +19,14 @@ Filters keep, of the softmax of logit / temperature:
 - top_k: of those, tokens with fewer than top_k strictly more probable ones (equals stay together);
 - top_p: of those, tokens whose strictly more probable ones have less than top_p of the remaining mass.
 
-Ties are won by the lowest index. A row whose logits hold NaN or plus infinity, or nothing above minus infinity once its
-stop tokens are masked, yields no token: -1.
+Ties are won by the lowest index. A row whose logits hold NaN or plus infinity, or nothing above minus infinity once
+what may not be sampled has been taken, yields no token: -1.
 """
 
 import torch
 
 from pagewire_kernels.sample.batch import SamplingBatch
-from pagewire_kernels.sample.columns import GREEDY_BELOW, Stage
+from pagewire_kernels.sample.columns import BITS, GREEDY_BELOW, Stage
 
 _MASK = 0xFFFFFFFF
 
@@ -32,6 +34,7 @@ _MASK = 0xFFFFFFFF
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Samples each row."""
     is_sound = (logits < float("inf")).all(-1)
+    logits = take_tokens(logits, batch)
     if Stage.BIAS in batch.stages:
         logits = add_biases(logits, batch)
     if Stage.STOP_MASK in batch.stages:
@@ -51,6 +54,37 @@ def _choose(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     scaled = logits / torch.where(is_greedy, 1.0, temperature)[:, None]
     noise = gumbel_noise(batch.parameter("seed"), batch.num_tokens(), logits.shape[1])
     return torch.where(is_greedy, greedy, (apply_filters(scaled, batch) + noise).argmax(dim=-1))
+
+
+def take_tokens(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """Sets the logits of tokens that masks, allowed tokens and bad words take to minus infinity."""
+    if Stage.MASK in batch.stages and batch.masks is not None:
+        # A row of zeros for the rows that have none.
+        bits = torch.nn.functional.pad(batch.masks.bits, (0, 0, 0, 1))
+        logits = keep_allowed(logits, bits[batch.masks.rows], batch.masks.rows >= 0)
+    if Stage.ALLOWED_TOKENS in batch.stages:
+        bits = batch.columns.allowed[batch.slots]
+        logits = keep_allowed(logits, bits, batch.parameter("allowed_token_ids") > 0)
+    return ban_bad_words(logits, batch) if Stage.BAD_WORDS in batch.stages else logits
+
+
+def keep_allowed(logits: torch.Tensor, bits: torch.Tensor, has_mask: torch.Tensor) -> torch.Tensor:
+    """Takes the tokens whose bits are 0 from the rows that have a mask; bits: [num_rows, num_words] int32."""
+    token = torch.arange(logits.shape[1], device=logits.device)
+    is_allowed = (bits[:, token // BITS] >> (token % BITS).int()) & 1 == 1
+    return logits.masked_fill(has_mask[:, None] & ~is_allowed, float("-inf"))
+
+
+def ban_bad_words(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """Takes the last token of each bad word whose other tokens the output ends with."""
+    logits = logits.clone()
+    lens = torch.stack([batch.slots, batch.parameter("num_prompt_tokens"), batch.num_tokens()], dim=1).tolist()
+    for row, (slot, num_prompt_tokens, num_tokens) in enumerate(lens):
+        for *others, last in batch.columns.bad_words_of(slot):
+            begin = num_tokens - len(others)
+            if begin >= num_prompt_tokens and batch.sequences.token_ids[slot, begin:num_tokens].tolist() == others:
+                logits[row, last] = float("-inf")
+    return logits
 
 
 def add_biases(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 The first (triton_chunks.py) looks at all tokens of all rows side by side and yields the best of each segment. The
 second and third (triton_weigh.py) work for rows with top_p only. The last (triton_choose.py) takes the best token of
-each row, or the best that its filters keep. What each row needs is decided on the device; only RARE_STAGES are left out
-of all for a batch that has none.
+each row, or the best that its filters keep. What each row needs is decided on the device; only RARE_STAGES, all
+together, are left out of all for a batch that needs none.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton
 
 from pagewire_kernels.sample import triton_choose, triton_chunks, triton_weigh
 from pagewire_kernels.sample.batch import SamplingBatch
-from pagewire_kernels.sample.columns import RARE_STAGES
+from pagewire_kernels.sample.columns import RARE_STAGES, Stage
 from pagewire_kernels.sample.triton_choose import sample_choose_kernel
 from pagewire_kernels.sample.triton_chunks import CHUNK, SEGMENT, sample_chunk_kernel
 from pagewire_kernels.sample.triton_penalties import TOKENS_AT_ONCE
@@ -45,30 +45,42 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     candidate_logits = torch.empty((num_rows, sizes["GATHERED"] + sizes["CANDIDATES"]), device=device)
     candidate_tokens = torch.empty(candidate_logits.shape, dtype=torch.int32, device=device)
     sampled = torch.empty(num_rows, dtype=torch.int64, device=device)
+    is_rewritten = torch.empty(num_rows, dtype=torch.int32, device=device)
     tables = (batch.slots, columns.floats, columns.ints, num_tokens)
-    strides = (logits.stride(0), num_tokens.stride(0))
-    rare_stages = int(batch.stages & RARE_STAGES)
+    masks, mask_rows, num_masks = _masks(batch)
     chunks_at_once = CHUNKS_OF_MANY_ROWS if num_rows >= MANY_ROWS else 1
     sample_chunk_kernel[(triton.cdiv(vocab_size, CHUNK * chunks_at_once), num_rows)](
-        logits, *tables, token_ids, stop_token_ids, columns.lists, best, best_logit, segment_max, group_max, rewritten,
-        rewritten.view(torch.int32), chunks_at_once, *strides, token_ids.stride(0), stop_token_ids.stride(0),
-        STAGES=rare_stages, **_of(sample_chunk_kernel, sizes), NUM_STOPS=stop_token_ids.shape[1],
-        TOKENS_AT_ONCE=TOKENS_AT_ONCE, num_warps=triton_chunks.NUM_WARPS,
+        logits, *tables, token_ids, stop_token_ids, columns.lists, masks, mask_rows, columns.allowed.view(torch.uint8),
+        columns.bad_words, best, best_logit, segment_max, group_max, rewritten, rewritten.view(torch.int32),
+        is_rewritten, chunks_at_once, num_masks, logits.stride(0), num_tokens.stride(0), token_ids.stride(0),
+        stop_token_ids.stride(0), masks.stride(0), RARE=bool(batch.stages & RARE_STAGES),
+        **_of(sample_chunk_kernel, sizes), NUM_STOPS=stop_token_ids.shape[1], TOKENS_AT_ONCE=TOKENS_AT_ONCE,
+        num_warps=triton_chunks.NUM_WARPS,
     )  # fmt: skip
     sample_bounds_kernel[(num_rows,)](
         *tables[:3], best, best_logit, segment_max, bounds, tops, **_of(sample_bounds_kernel, sizes),
         num_warps=triton_weigh.BOUNDS_WARPS,
     )  # fmt: skip
     sample_weigh_kernel[(SPLITS, num_rows)](
-        logits, *tables, rewritten, bounds, tops, masses, *strides,
-        STAGES=rare_stages, **_of(sample_weigh_kernel, sizes), num_warps=triton_weigh.NUM_WARPS,
+        logits, *tables[:3], rewritten, is_rewritten, bounds, tops, masses, logits.stride(0),
+        **_of(sample_weigh_kernel, sizes), num_warps=triton_weigh.NUM_WARPS,
     )  # fmt: skip
     sample_choose_kernel[(num_rows,)](
-        logits, *tables, best, best_logit, segment_max, group_max, rewritten, bounds, masses, listed, candidate_logits,
-        candidate_tokens, sampled, *strides, STAGES=rare_stages, **_of(sample_choose_kernel, sizes),
-        num_warps=triton_choose.NUM_WARPS,
+        logits, *tables, best, best_logit, segment_max, group_max, rewritten, is_rewritten, bounds, masses, listed,
+        candidate_logits, candidate_tokens, sampled, logits.stride(0), num_tokens.stride(0),
+        **_of(sample_choose_kernel, sizes), num_warps=triton_choose.NUM_WARPS,
     )  # fmt: skip
     return sampled
+
+
+def _masks(batch: SamplingBatch) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The bytes of the batch's masks, each row's mask, and how many masks there are; 0: no row has one."""
+    if batch.masks is None or Stage.MASK not in batch.stages:
+        return batch.columns.allowed.view(torch.uint8), batch.slots, 0
+    bits, rows = batch.masks.bits, batch.masks.rows
+    if bits.stride(1) != 1 or not rows.is_contiguous():
+        raise ValueError("rows must be contiguous in masks.bits, and masks.rows must be")
+    return bits.view(torch.uint8), rows, bits.shape[0]
 
 
 def _sizes(vocab_size: int) -> dict[str, int]:
@@ -102,10 +114,12 @@ def _of(kernel: triton.JITFunction, sizes: dict[str, int]) -> dict[str, int]:
 
 def _signature(logits_kind: str) -> dict[str, str]:
     partial = ("floats", "best_logit", "segment_max", "group_max", "rewritten", "bounds", "tops", "candidate_logits")
-    int64 = ("slots", "ints", "num_tokens", "best", "masses", "sampled")
-    int32 = ("token_ids", "stop_token_ids", "lists", "list", "counts", "candidate_tokens")
-    strides = ("chunks_at_once", "stride_logits", "stride_num_tokens", "stride_tokens", "stride_stops")
+    int64 = ("slots", "ints", "num_tokens", "mask_rows", "best", "masses", "sampled")
+    int32 = ("token_ids", "stop_token_ids", "lists", "bad_words", "list", "counts", "is_rewritten", "candidate_tokens")
+    integers = ("chunks_at_once", "num_masks")
+    strides = ("stride_logits", "stride_num_tokens", "stride_tokens", "stride_stops", "stride_masks")
     signature = dict.fromkeys((f"{name}_ptr" for name in partial), "*fp32")
     signature |= dict.fromkeys((f"{name}_ptr" for name in int64), "*i64")
     signature |= dict.fromkeys((f"{name}_ptr" for name in int32), "*i32")
-    return signature | dict.fromkeys(strides, "i32") | {"logits_ptr": logits_kind}
+    signature |= dict.fromkeys(("masks_ptr", "allowed_ptr"), "*u8")
+    return signature | dict.fromkeys((*integers, *strides), "i32") | {"logits_ptr": logits_kind}

@@ -9,7 +9,6 @@ the tokens above the one in question.
 import triton
 import triton.language as tl
 
-from pagewire_kernels.sample.triton_logits import changes_logits
 from pagewire_kernels.sample.triton_noise import LOG2_E, score_of_quads
 from pagewire_kernels.sample.triton_row import (
     MIN_P,
@@ -168,6 +167,7 @@ def sample_choose_kernel(
     segment_max_ptr,
     group_max_ptr,
     rewritten_ptr,
+    is_rewritten_ptr,
     bounds_ptr,
     masses_ptr,
     list_ptr,
@@ -176,7 +176,6 @@ def sample_choose_kernel(
     sampled_ptr,
     stride_logits,
     stride_num_tokens,
-    STAGES: tl.constexpr,
     VOCAB_SIZE: tl.constexpr,
     NUM_SEGMENTS: tl.constexpr,
     SEGMENT_BLOCK: tl.constexpr,
@@ -209,7 +208,7 @@ def sample_choose_kernel(
         if (top < float("inf")) & (top > float("-inf")):
             seed = tl.load(ints_ptr + slot * NUM_INTS + SEED)
             num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
-            is_rewritten = changes_logits(floats_ptr, ints_ptr, slot, num_tokens, STAGES)
+            is_rewritten = tl.load(is_rewritten_ptr + row) != 0
             scale = LOG2_E / temperature
             logits_ptr += row * stride_logits
             rewritten_ptr += row * VOCAB_SIZE

@@ -7,7 +7,7 @@ that a row's token does not either.
 import triton
 import triton.language as tl
 
-from pagewire_kernels.sample.triton_logits import change_logits, changes_logits
+from pagewire_kernels.sample.triton_logits import change_logits, changes_logits, mask_of
 from pagewire_kernels.sample.triton_noise import LOG2_E, score_of_quads
 from pagewire_kernels.sample.triton_row import (
     GREEDY_BELOW,
@@ -32,7 +32,7 @@ SEGMENT = 256
 NUM_WARPS = 8
 
 
-@triton.jit(do_not_specialize=["chunks_at_once"])
+@triton.jit(do_not_specialize=["chunks_at_once", "num_masks", "stride_masks"])
 def sample_chunk_kernel(
     logits_ptr,
     slots_ptr,
@@ -42,18 +42,25 @@ def sample_chunk_kernel(
     token_ids_ptr,
     stop_token_ids_ptr,
     lists_ptr,
+    masks_ptr,
+    mask_rows_ptr,
+    allowed_ptr,
+    bad_words_ptr,
     best_ptr,
     best_logit_ptr,
     segment_max_ptr,
     group_max_ptr,
     rewritten_ptr,
     counts_ptr,
+    is_rewritten_ptr,
     chunks_at_once,
+    num_masks,
     stride_logits,
     stride_num_tokens,
     stride_tokens,
     stride_stops,
-    STAGES: tl.constexpr,
+    stride_masks,
+    RARE: tl.constexpr,
     VOCAB_SIZE: tl.constexpr,
     NUM_STOPS: tl.constexpr,
     NUM_SEGMENTS: tl.constexpr,
@@ -67,8 +74,9 @@ def sample_chunk_kernel(
 
     Of each segment it yields the best token, as a rank: the largest logit of a greedy row, the largest score of
     others. Of filtered rows it also yields the logit of that token and the largest logit of the segment, and writes the
-    logits down if they are not those of the model; of rows with top_k it yields the maximum of each group. rewritten
-    and counts are the same memory, which biases and penalties have for scratch space before.
+    logits down if they are not those of the model, as is_rewritten, [num_rows] int32, says; of rows with top_k it
+    yields the maximum of each group. rewritten and counts are the same memory, which bad words, biases and penalties
+    have for scratch space before.
     """
     row = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(0) * chunks_at_once * CHUNK
@@ -83,7 +91,9 @@ def sample_chunk_kernel(
     top_k = tl.load(ints_ptr + slot * NUM_INTS + TOP_K)
     seed = tl.load(ints_ptr + slot * NUM_INTS + SEED)
     num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
-    is_changed = changes_logits(floats_ptr, ints_ptr, slot, num_tokens, STAGES)
+    mask = mask_of(mask_rows_ptr, num_masks, row)
+    is_changed = changes_logits(floats_ptr, ints_ptr, slot, num_tokens, mask, RARE)
+    tl.store(is_rewritten_ptr + row, is_changed.to(tl.int32), mask=begin == 0)
     samples = temperature >= GREEDY_BELOW
     scale = LOG2_E / tl.where(samples, temperature, 1.0)
     filtered = is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE)
@@ -99,9 +109,10 @@ def sample_chunk_kernel(
             scratch = row * VOCAB_SIZE + first_token
             num_in_chunk = tl.minimum(VOCAB_SIZE - first_token, CHUNK)
             x = change_logits(
-                x, token, rewritten_ptr + scratch, counts_ptr + scratch, floats_ptr, ints_ptr, lists_ptr, slot,
-                token_ids_ptr + slot * stride_tokens, num_tokens, stop_token_ids_ptr + slot * stride_stops,
-                num_in_chunk, first_token, STAGES, NUM_STOPS, CHUNK, TOKENS_AT_ONCE,
+                x, token, rewritten_ptr + scratch, counts_ptr + scratch, floats_ptr, ints_ptr, lists_ptr,
+                masks_ptr, allowed_ptr, bad_words_ptr, slot, mask, token_ids_ptr + slot * stride_tokens, num_tokens,
+                stop_token_ids_ptr + slot * stride_stops, num_in_chunk, first_token, stride_masks, RARE, VOCAB_SIZE,
+                NUM_STOPS, CHUNK, TOKENS_AT_ONCE,
             )  # fmt: skip
         # Infinity is the best of its row whatever is filtered or drawn, and ends as no token.
         x = tl.where(is_sound, x, float("inf"))

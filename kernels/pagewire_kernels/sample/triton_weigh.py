@@ -13,7 +13,6 @@ Masses are integers, so that their sums do not depend on any order.
 import triton
 import triton.language as tl
 
-from pagewire_kernels.sample.triton_logits import changes_logits
 from pagewire_kernels.sample.triton_noise import LOG2_E
 from pagewire_kernels.sample.triton_row import (
     GREEDY_BELOW,
@@ -131,14 +130,12 @@ def sample_weigh_kernel(
     slots_ptr,
     floats_ptr,
     ints_ptr,
-    num_tokens_ptr,
     rewritten_ptr,
+    is_rewritten_ptr,
     bounds_ptr,
     tops_ptr,
     masses_ptr,
     stride_logits,
-    stride_num_tokens,
-    STAGES: tl.constexpr,
     VOCAB_SIZE: tl.constexpr,
     SPLITS: tl.constexpr,
     TILE: tl.constexpr,
@@ -156,8 +153,7 @@ def sample_weigh_kernel(
     if _is_weighed(temperature, top_k, top_p, VOCAB_SIZE):
         top = tl.load(tops_ptr + row)
         if (top < float("inf")) & (top > float("-inf")):
-            num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
-            is_rewritten = changes_logits(floats_ptr, ints_ptr, slot, num_tokens, STAGES)
+            is_rewritten = tl.load(is_rewritten_ptr + row) != 0
             scale = LOG2_E / temperature
             bounds_ptr += row * 4
             bound0, bound1 = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)

@@ -5,6 +5,7 @@ will be when everything launched so far is done. They are exact, unless a sample
 flight are rejected. When a step's tokens are known, `token_ids` and the counts follow (see engine.py for when that is).
 """
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from pagewire.v1 import inference_pb2, shard_pb2
@@ -28,6 +29,8 @@ class Sequence:
     seed: int
     """Seed of its sampling noise, an int64."""
     stop: shard_pb2.StopConditions
+    bad_words: Items[Items[int]] = ()
+    """The tokens of each. Shared with forked children, as the sampling parameters are."""
     max_len: int = 0
     """The sequence stops at this length."""
     min_recompute_from: int = 0
@@ -148,6 +151,7 @@ def forked(parent: Sequence, fork: shard_pb2.Fork, block_size: int) -> Sequence:
         sampling_params=parent.sampling_params,
         seed=fork.seed,
         stop=parent.stop,
+        bad_words=parent.bad_words,
         max_len=parent.max_len,
         num_scores=parent.num_scores,
         blocks=parent.blocks[: -(-shared // block_size)],
@@ -168,6 +172,7 @@ def admitted(admit: shard_pb2.Admit, max_model_len: int) -> Sequence:
         sampling_params=admit.sampling_params,
         seed=admit.sampling_params.seed,
         stop=admit.stop,
+        bad_words=[word.ids[:] for word in admit.bad_words],
         max_len=min(admit.num_prompt_tokens + admit.stop.max_tokens, max_model_len),
         min_recompute_from=admit.min_recompute_from,
         num_scores=admit.num_scores,

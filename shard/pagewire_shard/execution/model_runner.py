@@ -74,7 +74,7 @@ class ModelRunner:
         attention reads all of its keys."""
         self.model = model
         self.state = state
-        self.sampler = Sampler(state.sequences)
+        self.sampler = Sampler(state.sequences, model.spec.vocab_size)
         self.kv_caches = kv_caches
         self.block_size = block_size
         self.uplink = uplink or CpuUplink()

@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Sequence as Items
 
 import torch
-from pagewire_kernels.sample import SamplingBatch, SamplingColumns, Stage, sample
+from pagewire_kernels.sample import SamplingBatch, SamplingColumns, Stage, TokenMasks, sample
 from pagewire_kernels.sample.columns import LISTS, RARE_STAGES, list_column
 from pagewire_kernels.sequence_state import SequenceState
 
@@ -19,11 +19,12 @@ from pagewire_shard.slot_tables import SlotTables, Upload
 class Sampler:
     """Samples for the slots of a device state."""
 
-    def __init__(self, sequences: SequenceState) -> None:
+    def __init__(self, sequences: SequenceState, vocab_size: int) -> None:
         """Slots that nothing is admitted to take the most probable token."""
         num_slots = sequences.ints.shape[0]
         self._sequences = sequences
-        self._columns = SamplingColumns.neutral(num_slots, sequences.ints.device)
+        self._vocab_size = vocab_size
+        self._columns = columns = SamplingColumns.neutral(num_slots, vocab_size, sequences.ints.device)
         self._stages = [0] * num_slots
         """By slot: the stages that its sequence needs."""
         self._rare_slots: set[int] = set()
@@ -32,13 +33,13 @@ class Sampler:
         """By slot, for sequences that want log-probabilities: how many of the most probable tokens."""
         self._admitted: dict[int, SamplingRow] = {}
         """By slot: what the next fill writes."""
-        self.tables = (self._columns.floats, self._columns.ints, self._columns.lists)
+        self.tables = (columns.floats, columns.ints, columns.lists, columns.allowed, columns.bad_words)
         """What SlotTables has to know of."""
 
     def admit(self, sequence: Sequence) -> None:
         """Has the next fill write the sequence's slot."""
         slot, params = sequence.slot, sequence.sampling_params
-        row = self._admitted[slot] = sampling_row(sequence)
+        row = self._admitted[slot] = sampling_row(sequence, self._vocab_size)
         self._stages[slot] = row.stages
         if row.stages & RARE_STAGES:
             self._rare_slots.add(slot)
@@ -63,6 +64,8 @@ class Sampler:
                 first = list_column(column.name)
                 tables.write(columns.lists, slot, list(entries), first)
                 tables.write_bits(columns.lists, slot, array("f", entries.values()), first + column.max_entries)
+            tables.write_bits(columns.allowed, slot, row.allowed)
+            tables.write(columns.bad_words, slot, row.bad_words)
         self._admitted.clear()
 
     def stages(self, slots: Items[int]) -> Stage:
@@ -76,30 +79,38 @@ class Sampler:
         """Whether some row of a batch needs RARE_STAGES."""
         return bool(self._rare_slots) and not self._rare_slots.isdisjoint(slots)
 
-    def sample(self, logits: torch.Tensor, slots: Items[int], upload: Upload) -> tuple[torch.Tensor, RawLogits | None]:
+    def sample(
+        self, logits: torch.Tensor, slots: Items[int], upload: Upload, masks: TokenMasks | None = None
+    ) -> tuple[torch.Tensor, RawLogits | None]:
         """Samples one token for each row.
 
         Args:
             logits: [num_rows, vocab_size]; may be changed.
             slots: Each row's slot.
+            masks: The tokens that rows may sample; None: all rows any.
 
         Returns:
             The tokens, as choose has them, and what their log-probabilities are gathered from.
         """
         raw = self.raw_logits(logits, slots, upload)
-        return self.choose(logits, upload(slots), self.stages(slots)), raw
+        return self.choose(logits, upload(slots), self.stages(slots), masks), raw
 
-    def choose(self, logits: torch.Tensor, slots: torch.Tensor, stages: Stage) -> torch.Tensor:
+    def choose(
+        self, logits: torch.Tensor, slots: torch.Tensor, stages: Stage, masks: TokenMasks | None = None
+    ) -> torch.Tensor:
         """Calls the kernels alone: this can be part of a CUDA graph.
 
         Args:
             slots: [num_rows] int64.
+            masks: As sample has them. A captured graph takes none.
             stages: At least what the rows need. On a GPU only which RARE_STAGES are among them matters.
 
         Returns:
             [num_rows] int64; -1: a row without a distribution.
         """
-        return sample(logits, SamplingBatch(slots, self._sequences, self._columns, stages))
+        if masks is not None:
+            stages |= Stage.MASK
+        return sample(logits, SamplingBatch(slots, self._sequences, self._columns, stages, masks))
 
     def score(self, logits: torch.Tensor, slots: Items[int], num_scores: int, upload: Upload) -> Scores:
         """Returns the most probable tokens of each row, at most num_scores; changes nothing.

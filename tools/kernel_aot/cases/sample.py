@@ -3,7 +3,6 @@
 import triton
 from pagewire_kernels.sample import triton as kernels
 from pagewire_kernels.sample import triton_choose, triton_chunks, triton_weigh
-from pagewire_kernels.sample.columns import RARE_STAGES
 from pagewire_kernels.sample.triton_choose import sample_choose_kernel
 from pagewire_kernels.sample.triton_chunks import sample_chunk_kernel
 from pagewire_kernels.sample.triton_penalties import TOKENS_AT_ONCE
@@ -16,7 +15,7 @@ PREFIX = "sample"
 
 def _aot_cases(vocab_size: int, logits_kind: str, name: str, *, has_rare_stages: bool = False) -> tuple[AotCase, ...]:
     constexprs: dict[str, object] = {
-        "STAGES": int(RARE_STAGES) if has_rare_stages else 0,
+        "RARE": has_rare_stages,
         "NUM_STOPS": 64,
         "TOKENS_AT_ONCE": TOKENS_AT_ONCE,
         **kernels._sizes(vocab_size),
