@@ -14,6 +14,7 @@ from pagewire_common.shutdown import Shutdown
 
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import ModelError
+from pagewire_shard.grammar.grammars import Grammars
 from pagewire_shard.loading.model_source import model_digest, resolve_model
 from pagewire_shard.stepping.step_engine import StepEngine
 from pagewire_shard.stepping.step_observer import StepObserver
@@ -35,12 +36,13 @@ def run(config: ShardConfig) -> int:
     # Nobody may take back what the step thread is about to answer.
     model_dir.set_running_or_notify_cancel()
     tracing = _open_tracing(config)
-    steps = StepThread(lambda: _build(config, model_dir), _observer(tracing))
+    grammars = Grammars()
+    steps = StepThread(lambda: _build(config, model_dir, grammars), _observer(tracing))
     # First of all: importing torch and loading weights take longest.
     steps.start()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, model_dir, steps))
+            runner.run(_serve(config, model_dir, steps, grammars))
     except ModelError as error:
         print(f"error: {error.message}", file=sys.stderr)
         status = 1
@@ -50,7 +52,7 @@ def run(config: ShardConfig) -> int:
     return status
 
 
-def _build(config: ShardConfig, model_dir: "Future[Path]") -> StepEngine[Any]:
+def _build(config: ShardConfig, model_dir: "Future[Path]", grammars: Grammars) -> StepEngine[Any]:
     """Builds the engine on the step thread, since fetching a model takes long and probes need answers meanwhile."""
     try:
         directory = resolve_model(config.model, config.load_format)
@@ -61,14 +63,14 @@ def _build(config: ShardConfig, model_dir: "Future[Path]") -> StepEngine[Any]:
     from pagewire_shard.startup import build_engine
 
     dummy_seed = config.seed if config.load_format == "dummy" else None
-    return build_engine(config, directory, model_digest(directory, dummy_seed))
+    return build_engine(config, directory, model_digest(directory, dummy_seed), grammars)
 
 
-async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThread) -> None:
+async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThread, grammars: Grammars) -> None:
     from pagewire_shard.service.server import ShardServer
 
     shutdown = Shutdown(with_parent=config.exit_with_parent)
-    server = ShardServer(config, model_dir, steps)
+    server = ShardServer(config, model_dir, steps, grammars)
     stopping = asyncio.ensure_future(shutdown.requested.wait())
     opening = asyncio.ensure_future(_open(server, config))
     try:

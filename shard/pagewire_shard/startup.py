@@ -20,6 +20,7 @@ from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_sizes import GraphSizes, graph_sizes
 from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.execution.warm_up import run_largest_step, warm_up
+from pagewire_shard.grammar.grammars import Grammars
 from pagewire_shard.host_memory import memory_limit_bytes
 from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.limits import CPU_CORE_FLOPS, Asked, DeviceFacts, Limits, ModelFacts, choose_limits, gpu_flops
@@ -36,8 +37,10 @@ SMALL_MODEL_BYTES = 64 << 20
 GPU_BLOCK_SIZES = (16, 32, 64, 128)
 
 
-def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes) -> Engine:
+def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes, grammars: Grammars | None = None) -> Engine:
     """Loads the model and allocates everything a shard needs.
+
+    grammars: those that admissions may name.
 
     Raises:
         ModelError: the model cannot be served; the message says why.
@@ -60,7 +63,7 @@ def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes) -> E
     warm_up(runner, limits.block_size)
     info = _describe(config, loaded, limits, num_blocks, device, model_digest)
     print(_start_line(config, loaded, limits, num_blocks), file=sys.stderr, flush=True)
-    return Engine(info, runner, BlockPool(num_blocks, limits.block_size))
+    return Engine(info, runner, BlockPool(num_blocks, limits.block_size), grammars)
 
 
 def _start_line(config: ShardConfig, loaded: LoadedModel, limits: Limits, num_blocks: int) -> str:

@@ -16,6 +16,7 @@ from pagewire.v1 import shard_pb2, shard_pb2_grpc
 from pagewire_common.protocol import PROTOCOL_MAJOR
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import PlanRefused
+from pagewire_shard.grammar.grammars import Grammars
 from pagewire_shard.service.server import ShardServer
 from pagewire_shard.stepping.step_thread import StepThread
 
@@ -200,13 +201,15 @@ async def serve_shard(config: ShardConfig, model_dir: Path) -> AsyncIterator[Ser
     """Starts shards around fake engines: `await serve_shard(engine, **changes to the configuration)`."""
     async with AsyncExitStack() as stack:
 
-        async def serve(engine: FakeEngine | None = None, **changes: object) -> ServedShard:
+        async def serve(
+            engine: FakeEngine | None = None, grammars: Grammars | None = None, **changes: object
+        ) -> ServedShard:
             engine = engine or FakeEngine()
             steps = StepThread(lambda: engine)
             steps.start()
             found: Future[Path] = Future()
             found.set_result(model_dir)
-            server = ShardServer(replace(config, **changes), found, steps)
+            server = ShardServer(replace(config, **changes), found, steps, grammars)
             stack.push_async_callback(_stop, server, steps, engine)
             address = await server.start()
             await server.open()

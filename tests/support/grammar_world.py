@@ -11,24 +11,21 @@ from pagewire.v1 import inference_pb2
 from pagewire_shard.grammar.grammars import Grammars, Prepared
 from pagewire_shard.grammar.masks import Masks
 from pagewire_shard.grammar.matcher import Matcher
-from pagewire_shard.grammar.vocabulary import Vocabulary, VocabularySource
+from pagewire_shard.grammar.vocabulary import VocabularySource
 from tokenizers import Tokenizer
 
 TIMEOUT_S = 30.0
 EOS = 1
 STOP = 2
 """<|end|>: a special token that is not the model's end of sequence."""
-TOKENIZER_JSON = (Path(pagewire_shard.__file__).parent / "demo_model" / "tokenizer.json").read_text()
+DEMO = Path(pagewire_shard.__file__).parent / "demo_model"
+TOKENIZER_JSON = (DEMO / "tokenizer.json").read_text()
 TOKENIZER = Tokenizer.from_str(TOKENIZER_JSON)
 NUM_TOKENS = TOKENIZER.get_vocab_size()
 
 
 def demo_source(num_logits: int = NUM_TOKENS) -> VocabularySource:
     return VocabularySource(TOKENIZER_JSON, num_logits, (EOS,))
-
-
-def demo_vocabulary() -> Vocabulary:
-    return Vocabulary(demo_source())
 
 
 def outputs(**fields: Any) -> inference_pb2.StructuredOutputs:

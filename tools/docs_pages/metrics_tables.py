@@ -60,6 +60,7 @@ async def _shard_metrics() -> str:
     from pagewire_shard.service.execute_service import ExecuteService
     from pagewire_shard.service.lease import Lease
     from pagewire_shard.service.metrics import ShardMetrics
+    from pagewire_shard.service.preparations import Preparations
     from pagewire_shard.stepping.step_thread import StepThread
 
     def never_built() -> NoReturn:
@@ -68,7 +69,7 @@ async def _shard_metrics() -> str:
     steps = StepThread(never_built)
     lease = Lease(incarnation=1, term_s=10.0, clock=time.monotonic)
     metrics = ShardMetrics(steps.stats, lambda: True)
-    metrics.open(INFO, lease, ExecuteService(steps, INFO, lease))
+    metrics.open(INFO, lease, ExecuteService(steps, INFO, lease, Preparations(None)))
     return metrics.render().decode()
 
 

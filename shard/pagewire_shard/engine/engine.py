@@ -38,6 +38,7 @@ from pagewire_shard.engine.sequence import Sequence, admitted, forked
 from pagewire_shard.engine.step_changes import Row, StepChanges
 from pagewire_shard.engine.step_prefixes import Loan, StepPrefixes
 from pagewire_shard.errors import PlanRefused
+from pagewire_shard.grammar.grammars import Grammars
 
 
 @dataclass(slots=True, eq=False)
@@ -64,8 +65,12 @@ class LaunchedStep:
 class Engine:
     """Host state of one shard: sequences, slots, block tables, and the steps whose effects are still to come."""
 
-    def __init__(self, info: shard_pb2.ShardInfo, runner: Runner, pool: BlockPool) -> None:
+    def __init__(
+        self, info: shard_pb2.ShardInfo, runner: Runner, pool: BlockPool, grammars: Grammars | None = None
+    ) -> None:
+        """grammars: those that admissions may name; None: they may name none."""
         self.info = info
+        self._grammars = grammars
         self.pool = pool
         self._runner = runner
         self._check = PlanCheck(info)

@@ -14,7 +14,7 @@ from pagewire_shard.grammar.limits import parser_limits
 from pagewire_shard.grammar.masks import MaskFiller, Masks
 from pagewire_shard.grammar.matcher import Matcher
 from pagewire_shard.grammar.sources import SourceOptions, grammar_text
-from pagewire_shard.grammar.vocabulary import Vocabulary
+from pagewire_shard.grammar.vocabulary import Vocabulary, VocabularySource
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +32,25 @@ class Grammars:
     Names belong to an epoch; what was compiled outlives it.
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, num_threads: int | None = None) -> None:
+    def __init__(self, *, num_threads: int | None = None) -> None:
         """num_threads: threads that fill masks; None: 80 % of the cores, at most 32."""
-        self._vocabulary = vocabulary
-        self._filler = MaskFiller(num_threads)
+        self._num_threads = num_threads
+        self._opened: tuple[Vocabulary, MaskFiller] | None = None
         self._lock = threading.Lock()
         self._roots: dict[str, LLMatcher] = {}
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
+    def open(self, source: VocabularySource) -> None:
+        """Makes the vocabulary, which takes some 10 us a token and holds the GIL. Called once, before anything else.
+
+        Raises UnusableTokenizer.
+        """
+        vocabulary = Vocabulary(source)
+        self._opened = vocabulary, MaskFiller(vocabulary, self._num_threads)
+
     @property
     def num_mask_words(self) -> int:
-        """Width of a mask: words of 32 tokens."""
+        """Width of a mask: words of 32 tokens that the model has logits for."""
         return self._vocabulary.num_mask_words
 
     def prepare(self, name: str, outputs: inference_pb2.StructuredOutputs, on_done: Callable[[Prepared], None]) -> None:
@@ -75,11 +83,20 @@ class Grammars:
 
     def fill_masks(self, matchers: Sequence[Matcher | None], masks: Masks) -> list[int]:
         """Writes the mask of each matcher into its row; see MaskFiller.fill."""
-        return self._filler.fill(matchers, masks)
+        _, filler = self._open_parts()
+        return filler.fill(matchers, masks)
 
     def close(self) -> None:
         """Ends the threads."""
         self._threads.shutdown(cancel_futures=True)
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        return self._open_parts()[0]
+
+    def _open_parts(self) -> tuple[Vocabulary, MaskFiller]:
+        assert self._opened is not None, "open comes first"
+        return self._opened
 
     def _prepare(
         self, name: str, outputs: inference_pb2.StructuredOutputs, on_done: Callable[[Prepared], None]

@@ -8,8 +8,7 @@ from llguidance.numpy import fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from pagewire_shard.grammar.matcher import Matcher
-
-WORD_BITS = 32
+from pagewire_shard.grammar.vocabulary import WORD_BITS, Vocabulary
 
 Masks = NDArray[np.int32]
 """[rows, words]: token t is bit t % 32 of word t // 32."""
@@ -18,8 +17,9 @@ Masks = NDArray[np.int32]
 class MaskFiller:
     """Computes the masks of many matchers at a time, on threads of its own."""
 
-    def __init__(self, num_threads: int | None = None) -> None:
+    def __init__(self, vocabulary: Vocabulary, num_threads: int | None = None) -> None:
         """num_threads: None: 80 % of the cores, at most 32."""
+        self._vocabulary = vocabulary
         self._executor = LLExecutor(num_threads)
 
     def fill(self, matchers: Sequence[Matcher | None], masks: Masks) -> list[int]:
@@ -40,10 +40,20 @@ class MaskFiller:
             else:
                 live.append((matcher.ll_matcher, row))
         if live:
-            fill_next_token_bitmask_par(self._executor, live, masks)
+            self._compute(live, masks)
         for _, row in live:
             self._finish(matchers[row], masks[row])
         return [row for row, matcher in enumerate(matchers) if matcher is not None and matcher.error]
+
+    def _compute(self, live: list[tuple[LLMatcher, int]], masks: Masks) -> None:
+        num_words = self._vocabulary.num_own_mask_words
+        if masks.shape[1] == num_words:
+            fill_next_token_bitmask_par(self._executor, live, masks)
+            return
+        wide = np.empty((len(masks), num_words), dtype=np.int32)
+        fill_next_token_bitmask_par(self._executor, live, wide)
+        for _, row in live:
+            masks[row] = wide[row, : masks.shape[1]]
 
     def _finish(self, matcher: Matcher | None, mask: Masks) -> None:
         """Takes over what llguidance found: an error, and the ends of the sequence where the grammar is complete."""

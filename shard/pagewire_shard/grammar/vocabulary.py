@@ -7,6 +7,9 @@ from llguidance import LLTokenizer
 
 from pagewire_shard.grammar.errors import UnusableTokenizer
 
+WORD_BITS = 32
+"""Tokens in a word of a mask: token t is bit t % 32 of word t // 32."""
+
 
 @dataclass(frozen=True, slots=True)
 class VocabularySource:
@@ -29,8 +32,10 @@ class Vocabulary:
             raise UnusableTokenizer("the model names no end-of-sequence token")
         self.tokenizer = _tokenizer(source)
         self.eos_token_ids = source.eos_token_ids
-        self.num_mask_words = -(-self.tokenizer.vocab_size // 32)
-        """Width of a mask, in words of 32 tokens."""
+        self.num_mask_words = -(-source.num_logits // WORD_BITS)
+        """Width of a mask, in words of 32 tokens that the model has logits for."""
+        self.num_own_mask_words = -(-self.tokenizer.vocab_size // WORD_BITS)
+        """Width of the masks that llguidance writes: more if the tokenizer knows tokens without logits."""
 
 
 def special_tokens(tokenizer_json: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 One call, in order: Hello -> lease granted -> the last holder's step ends -> Welcome, CacheSnapshot... -> plans down,
 results and heartbeats up -> Goodbye, or the lease lapses, or it is taken, or the stream breaks -> sequences dropped.
+Prepares and their answers go beside the plans: they pass the step thread by.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from pagewire_common.protocol import PROTOCOL_MAJOR
 from pagewire_shard.errors import InvalidMessage, LeaseLost, ProtocolMismatch, ShardUnavailable, StreamError
 from pagewire_shard.service.lease import EpochId, Lease
 from pagewire_shard.service.plan_stream import PlanStream, RawContext, snapshot_messages
+from pagewire_shard.service.preparations import Preparations
 from pagewire_shard.service.rpc_status import abort
 from pagewire_shard.stepping.step_commands import EpochStart
 from pagewire_shard.stepping.step_thread import StepThread
@@ -33,12 +35,19 @@ class ExecuteService:
     """Serves Execute to one router at a time."""
 
     def __init__(
-        self, steps: StepThread, info: shard_pb2.ShardInfo, lease: Lease, *, stall_timeout_s: float = math.inf
+        self,
+        steps: StepThread,
+        info: shard_pb2.ShardInfo,
+        lease: Lease,
+        preparations: Preparations,
+        *,
+        stall_timeout_s: float = math.inf,
     ) -> None:
         """stall_timeout_s: how long work may wait without progress before the shard counts as hung."""
         self._steps = steps
         self._info = info
         self._lease = lease
+        self._preparations = preparations
         self._stall_timeout_s = stall_timeout_s
         self._grants_lease = info.tp_rank == 0 and info.pp_rank == 0
         self._stream: PlanStream | None = None
@@ -92,6 +101,7 @@ class ExecuteService:
             epoch = self._lease.obey(hello.router_id, EpochId(hello.epoch.incarnation, hello.epoch.counter))
         if self._stream is not None:
             self._stream.close(LeaseLost(f"the lease was taken by router {hello.router_id!r}"))
+        self._preparations.end_epoch()
         self._stream = PlanStream(hello.router_id, epoch)
         self._released.clear()
         # The router counts by the results of the first rank; the others may be behind it.
@@ -105,6 +115,7 @@ class ExecuteService:
         self._steps.end_epoch(stream)
         if self._stream is stream:
             self._stream = None
+            self._preparations.end_epoch()
             self._released.set()
 
     async def _serve(self, stream: PlanStream, max_inflight: int, context: RawContext) -> None:
@@ -170,6 +181,10 @@ class ExecuteService:
                 self._take_plan(stream, message.plan)
             case "renew_lease":
                 self._lease.renew(EpochId(message.renew_lease.epoch.incarnation, message.renew_lease.epoch.counter))
+            case "prepare":
+                self._preparations.prepare(stream, message.prepare)
+            case "forget":
+                self._preparations.forget(message.forget)
             case "goodbye":
                 logger.info("router %r says goodbye: %s", stream.router_id, message.goodbye.reason)
                 stream.close()

@@ -19,9 +19,13 @@ from pagewire_common.tls import TlsError, server_credentials
 
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import BadOption
+from pagewire_shard.grammar.errors import UnusableTokenizer
+from pagewire_shard.grammar.grammars import Grammars
 from pagewire_shard.service.execute_service import ExecuteService
 from pagewire_shard.service.lease import Lease
 from pagewire_shard.service.model_files import collect_model_files
+from pagewire_shard.service.model_vocabulary import vocabulary_source
+from pagewire_shard.service.preparations import Preparations
 from pagewire_shard.service.readiness import Readiness
 from pagewire_shard.service.shard_service import SERVICE_NAME, ShardService
 from pagewire_shard.stepping.step_thread import StepThread
@@ -52,11 +56,16 @@ HEALTH_POLL_S = 1.0
 class ShardServer:
     """Listens at once, serves when the engine is built. The step thread is the caller's to start and to join."""
 
-    def __init__(self, config: ShardConfig, model_dir: "Future[Path]", steps: StepThread) -> None:
+    def __init__(
+        self, config: ShardConfig, model_dir: "Future[Path]", steps: StepThread, grammars: Grammars | None = None
+    ) -> None:
+        """grammars: the engine's, not yet opened; None: grammars are not served."""
         self._config = config
         self._steps = steps
+        self._grammars = grammars
         self._readiness = Readiness(steps, config.stall_timeout_s)
         self._model_files = asyncio.ensure_future(_collect(model_dir, config.model))
+        self._grammars_opened = asyncio.ensure_future(self._open_grammars(model_dir))
         self._service = ShardService(self._model_files)
         self._execute_service: ExecuteService | None = None
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -85,9 +94,14 @@ class ShardServer:
 
     async def open(self) -> shard_pb2.ShardInfo:
         """Waits for the engine and the model's files, then lets routers in. Raises whatever kept them from coming."""
-        info, _ = await asyncio.gather(asyncio.wrap_future(self._steps.ready), self._model_files)
+        opening = (asyncio.wrap_future(self._steps.ready), self._model_files, self._grammars_opened)
+        info, _, grammars = await asyncio.gather(*opening)
+        info.serves_grammars = grammars is not None
         lease = Lease(info.incarnation, self._config.lease_term_s, time.monotonic)
-        self._execute_service = ExecuteService(self._steps, info, lease, stall_timeout_s=self._config.stall_timeout_s)
+        preparations = Preparations(grammars)
+        self._execute_service = ExecuteService(
+            self._steps, info, lease, preparations, stall_timeout_s=self._config.stall_timeout_s
+        )
         self._service.open(self._execute_service, info)
         if self._metrics is not None:
             self._metrics.open(info, lease, self._execute_service)
@@ -102,10 +116,30 @@ class ShardServer:
         if self._execute_service is not None:
             await self._execute_service.drain(drain_grace_s)
         self._steps.stop()
+        if self._grammars is not None:
+            self._grammars.close()
         if self._http is not None:
             await self._http.stop()
         await self._server.stop(CANCEL_GRACE_S)
         await self._health.stop()
+
+    async def _open_grammars(self, model_dir: "Future[Path]") -> Grammars | None:
+        """The grammars, ready to use, if the model's tokenizer allows it.
+
+        While the model loads, since llguidance keeps other threads from running for as long as it reads a tokenizer.
+        """
+        files = await asyncio.shield(self._model_files)
+        if self._grammars is None:
+            return None
+        try:
+            source = await asyncio.to_thread(vocabulary_source, await asyncio.wrap_future(model_dir), files)
+            if source is None:
+                return None
+            await asyncio.to_thread(self._grammars.open, source)
+        except UnusableTokenizer as error:
+            logger.warning("structured output is not served: %s", error)
+            return None
+        return self._grammars
 
     def _bind(self) -> str:
         config, listen = self._config, self._config.listen

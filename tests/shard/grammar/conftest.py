@@ -5,14 +5,15 @@ from typing import Any
 
 import grpc
 import pytest
-from grammar_world import EOS, demo_vocabulary, outputs, prepare
+from grammar_world import EOS, demo_source, outputs, prepare
 from pagewire_shard.grammar.grammars import Grammars
 from pagewire_shard.grammar.matcher import Matcher
 
 
 @pytest.fixture(scope="session")
 def grammars() -> Iterator[Grammars]:
-    grammars = Grammars(demo_vocabulary(), num_threads=2)
+    grammars = Grammars(num_threads=2)
+    grammars.open(demo_source())
     yield grammars
     grammars.close()
 
