@@ -62,7 +62,7 @@ class LLM:
 
         Args:
             prompts: text, {"prompt": text}, token ids or {"prompt_token_ids": [...]}, or a list of those.
-            sampling_params: one object for all prompts, or a list with one for each; None: the defaults.
+            sampling_params: one object for all prompts, or a list with one for each; None: the model's defaults.
             use_tqdm: shows progress, if standard error is a terminal.
             lora_request: must be None, as adapters are not served.
             priority: lower runs first; one number for all prompts, or a list with one for each.
@@ -128,6 +128,10 @@ class LLM:
             }
             prompts.append(prompt)
         return self.generate(prompts, sampling_params, use_tqdm)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Returns the parameters of requests that give none: the model's own, as generation_config.json states them."""
+        return SamplingParams.from_proto(self._client.get_model().default_sampling_params)
 
     def get_tokenizer(self) -> Any:
         """Returns the model's tokenizer, as transformers' AutoTokenizer reads it.

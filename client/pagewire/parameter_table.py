@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from enum import Enum
 
+MAX_INT32 = 2**31 - 1
+"""Largest value of integers but the seed. As max_tokens it means: until the context ends."""
 GREEDY_BELOW = 1e-5
 """Temperatures below this mean the most probable token."""
 MAX_LOGIT_BIAS_ENTRIES = 1024

@@ -4,22 +4,40 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pagewire.errors import InvalidRequest
-from pagewire.parameter_table import BY_NAME, GREEDY_BELOW, Kind, Parameter
+from pagewire.parameter_table import BY_NAME, GREEDY_BELOW, MAX_INT32, Kind, Parameter
 from pagewire.text import is_encodable
 
 if TYPE_CHECKING:
     from pagewire.v1 import inference_pb2
 
-UNLIMITED_TOKENS = 2**31 - 1
-"""Value that max_tokens=None sends: the server ends the sequence at its context length."""
+
+class _Tracked:
+    """Remembers which attributes were given a value after the object was built."""
+
+    __slots__ = ("_given",)
+    _given: frozenset[str]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        if name != "_given":
+            object.__setattr__(self, "_given", self._given | {name})
+
+    def __new__(cls, *_args: Any, **_given: Any) -> Self:
+        self = object.__new__(cls)
+        object.__setattr__(self, "_given", frozenset())
+        return self
 
 
 @dataclass(slots=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(_Tracked):
     """How to decode the continuation of a prompt.
+
+    What is neither given here nor assigned later is left to the server: it has the model's own default, if the model's
+    generation_config.json states one (`LLM.get_default_sampling_params()` tells), else the default below. A value that
+    is given counts, also if it is the default.
 
     Values are checked when the object is built and again when a request is made of it, for attributes may be assigned
     in between. Limits that only the server knows (largest n, largest logprobs, vocabulary) are checked there. The lists
@@ -56,7 +74,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in _CONTAINERS:
-            setattr(self, name, _plain(getattr(self, name)))
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         self._check()
 
     @classmethod
@@ -76,10 +94,10 @@ class SamplingParams:
         for name in _SERVED:
             value = getattr(self, name)
             if type(value) not in _PLAIN_TYPES and not _is_plain_list(value):
-                setattr(self, name, _plain(value))
+                object.__setattr__(self, name, _plain(value))
         for name in ("stop", "stop_token_ids", "bad_words"):
             if type(value := getattr(self, name)) is not list:
-                setattr(self, name, _as_list(value))
+                object.__setattr__(self, name, _as_list(value))
         self._check_numbers()
         self._check_lists()
         self._check_combinations()
@@ -121,8 +139,22 @@ class SamplingParams:
         """A copy that shares nothing with the original."""
         return copy.deepcopy(self)
 
+    @classmethod
+    def from_proto(cls, message: "inference_pb2.SamplingParams") -> "SamplingParams":
+        """The parameters that a message sets, as far as they are those of this class."""
+        given: dict[str, Any] = {}
+        for descriptor, value in message.ListFields():
+            kind = BY_NAME[descriptor.name].kind
+            if kind is Kind.FLOAT:
+                given[descriptor.name] = _unrounded(value)
+            elif kind is Kind.BIASES:
+                given[descriptor.name] = {token_id: _unrounded(bias) for token_id, bias in value.items()}
+            elif kind is not Kind.MESSAGE:
+                given[descriptor.name] = list(value) if kind in (Kind.TEXTS, Kind.TOKEN_IDS) else value
+        return cls(**given)
+
     def to_proto(self) -> "inference_pb2.SamplingParams":
-        """The wire form: fields at their defaults are left out, the server has the same ones.
+        """The wire form: what was not given is left out.
 
         Raises:
             InvalidRequest: an attribute was assigned a value that is not accepted.
@@ -133,16 +165,16 @@ class SamplingParams:
         message = inference_pb2.SamplingParams()
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "max_tokens":
-                value = UNLIMITED_TOKENS if value is None else value
-            if value is None or value == field.default or (field.name == "seed" and value == -1):
-                continue
-            if field.name == "logit_bias":
-                message.logit_bias.update(value)
-            elif field.name in _LISTS:
-                getattr(message, field.name).extend(_as_list(value))
-            else:
-                setattr(message, field.name, value)
+            if field.name in _CONTAINERS:  # They may have been filled since.
+                if value and field.name == "logit_bias":
+                    message.logit_bias.update(value)
+                elif value:
+                    getattr(message, field.name).extend(_as_list(value))
+            elif field.name in self._given:
+                if field.name == "max_tokens" and value is None:
+                    message.max_tokens = MAX_INT32
+                elif value is not None and not (field.name == "seed" and value == -1):
+                    setattr(message, field.name, value)
         return message
 
 
@@ -175,6 +207,7 @@ def _refusing_by_name(build: Callable[..., None]) -> Callable[..., None]:
                 if value is not None and value not in _NOT_SERVED[name]:
                     raise InvalidRequest.of_field(f"sampling_params.{name}", f"{value!r} given, which is not served")
         build(self, *args, **given)
+        object.__setattr__(self, "_given", frozenset(given))
 
     return init
 
@@ -212,6 +245,11 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
+def _unrounded(value: float) -> float:
+    """The number that was rounded to 32 bits, if it had up to seven digits."""
+    return float(f"{value:.7g}")
+
+
 def _limited_bias(bias: Any) -> dict[int, float]:
     """Returns the biases within -100 to 100. Raises InvalidRequest for anything but a mapping of ids to numbers."""
     try:
@@ -231,7 +269,7 @@ def _check_number(parameter: Parameter, value: object) -> None:
     is_int = parameter.kind is Kind.INT
     if not isinstance(value, bool) and isinstance(value, int if is_int else int | float):
         assert parameter.accepted is not None
-        if parameter.accepted.holds(value) and (not is_int or parameter.name == "seed" or value < 2**31):
+        if parameter.accepted.holds(value) and (not is_int or parameter.name == "seed" or value <= MAX_INT32):
             return
     what = "a whole number" if is_int else "a finite number"
     raise _out_of_range(parameter.name, value, f"{what}, {parameter.limits_text or '64 bits'}")

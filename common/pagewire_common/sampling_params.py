@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pagewire.parameter_table import MAX_LOGIT_BIAS_ENTRIES, PARAMETERS, Kind, Range
 from pagewire.v1.inference_pb2 import SamplingParams
 
-_DEFAULTS = SamplingParams()
+DEFAULTS = SamplingParams()
+"""Every default of the table. Not to be changed."""
 for _parameter in PARAMETERS:
     if _parameter.default is not None:
-        setattr(_DEFAULTS, _parameter.name, _parameter.default)
+        setattr(DEFAULTS, _parameter.name, _parameter.default)
 _NUMBERS = tuple(
     (parameter.name, parameter.accepted, parameter.default is None)
     for parameter in PARAMETERS
@@ -28,11 +29,11 @@ NOT_SERVED = frozenset(("prompt_logprobs", "allowed_token_ids", "structured_outp
 """Fields that are refused by name. bad_words is served by shards whose ShardInfo.max_bad_word_tokens is not 0."""
 
 
-def with_defaults(given: SamplingParams, defaults: SamplingParams = _DEFAULTS) -> SamplingParams:
+def with_defaults(given: SamplingParams, defaults: SamplingParams = DEFAULTS) -> SamplingParams:
     """A copy in which every absent field is set to its default, as far as it has one. The seed has none.
 
     Args:
-        defaults: every parameter's default, where the model has others than vLLM.
+        defaults: every default, if some are not those of the table.
     """
     params = SamplingParams()
     params.CopyFrom(defaults)

@@ -76,6 +76,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
         max_receive_message_bytes=options.max_receive_message_bytes,
+        max_logprobs=options.max_logprobs,
+        generation_config=options.generation_config,
         max_inflight=options.max_inflight,
         step_timeout_s=options.step_timeout,
         shard_wait_s=options.shard_wait,
@@ -133,6 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="time to finish after SIGTERM",
     )
     add("--exit-with-parent", action="store_true", help="stop when standard input ends")
+    _add_sampling_options(parser.add_argument_group("sampling"), defaults)
     _add_shard_options(parser.add_argument_group("driving shards"), defaults)
     _add_security_options(parser.add_argument_group("security"))
     return parser
@@ -160,6 +163,22 @@ def _add_bounds(group: argparse._ArgumentGroup, defaults: RouterConfig) -> None:
         metavar="BYTES",
         help="largest message taken from a client; if not given, 1 MiB and 16 bytes for each token of the model's "
         "context, at most 16 MiB",
+    )
+
+
+def _add_sampling_options(group: argparse._ArgumentGroup, defaults: RouterConfig) -> None:
+    group.add_argument(
+        "--generation-config",
+        choices=("auto", "vllm"),
+        default=defaults.generation_config,
+        help="what absent sampling parameters mean: what the model's generation_config.json says, or vLLM's defaults",
+    )
+    group.add_argument(
+        "--max-logprobs",
+        type=_max_logprobs,
+        metavar="N",
+        default=defaults.max_logprobs,
+        help="log-probabilities that a request may ask for of each token; -1: of the whole vocabulary",
     )
 
 
@@ -213,6 +232,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def _max_logprobs(text: str) -> int:
+    value = int(text)
+    if value < -1:
+        raise argparse.ArgumentTypeError(f"{value} is not -1 or more")
     return value
 
 

@@ -50,7 +50,9 @@ class RouterConfig:
     max_n: int = 128
     """Most sequences of one request."""
     max_logprobs: int = 20
-    """Most log-probabilities for each token."""
+    """Most log-probabilities for each token; -1: as many as the vocabulary has tokens."""
+    generation_config: str = "auto"
+    """auto: absent sampling parameters are what the model's generation_config.json says; vllm: vLLM's defaults."""
     max_receive_message_bytes: int | None = None
     """Largest message taken from a client; None: what a request to the served model can need (Limits in validation.py),
     and at most MAX_MESSAGE_BYTES."""

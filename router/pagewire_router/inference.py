@@ -16,6 +16,7 @@ from pagewire.v1 import inference_pb2
 
 from pagewire_router.admission.admission import Admission
 from pagewire_router.admission.call import Call
+from pagewire_router.admission.generation_config import model_defaults
 from pagewire_router.admission.validation import (
     Limits,
     Violations,
@@ -139,7 +140,15 @@ class Inference:
         self._tokenizer = tokenizer
         self._pacer = pacer
         self._metrics = metrics
-        self.limits = Limits.of(runner.model, max_n=config.max_n, max_logprobs=config.max_logprobs)
+        self._model_defaults = inference_pb2.SamplingParams()
+        if config.generation_config == "auto":
+            self._model_defaults = model_defaults(runner.files)
+        self.limits = Limits.of(
+            runner.model,
+            max_n=config.max_n,
+            max_logprobs=config.max_logprobs,
+            model_defaults=self._model_defaults,
+        )
         self._admission = Admission(
             runner.model, self.limits, tokenizer, config.max_request_time_s, template_process=template_process
         )
@@ -226,6 +235,7 @@ class Inference:
             max_logprobs=self.limits.max_logprobs,
             max_queued_requests=self._config.max_queued_requests,
             max_queued_tokens=self._config.max_queued_tokens,
+            default_sampling_params=self._model_defaults,
         )
 
     def _started(self, message: inference_pb2.GenerateRequest, request: Request) -> inference_pb2.Started:

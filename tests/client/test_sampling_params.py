@@ -1,5 +1,7 @@
+import copy
 import dataclasses
 import math
+import pickle
 
 import pytest
 from pagewire import InvalidRequest, SamplingParams
@@ -8,6 +10,26 @@ from pagewire.v1 import inference_pb2 as pb
 
 def test_the_defaults_are_left_to_the_server():
     assert SamplingParams().to_proto() == pb.SamplingParams()
+
+
+def test_what_is_given_is_sent_also_if_it_is_the_default():
+    params = SamplingParams(temperature=1.0, max_tokens=16)
+    expected = pb.SamplingParams(temperature=1.0, max_tokens=16)
+    assert params.to_proto() == expected
+    for copied in (params.clone(), copy.copy(params), pickle.loads(pickle.dumps(params))):
+        assert copied.to_proto() == expected
+        copied.top_p = 1.0
+        assert copied.to_proto() == pb.SamplingParams(temperature=1.0, max_tokens=16, top_p=1.0)
+    assert params.to_proto() == expected
+
+
+def test_parameters_are_read_from_a_message():
+    message = pb.SamplingParams(
+        temperature=0.6, top_k=20, stop=["a"], stop_token_ids=[3], logit_bias={4: 0.1}, ignore_eos=True
+    )
+    params = SamplingParams.from_proto(message)
+    assert (params.temperature, params.top_k, params.stop, params.logit_bias) == (0.6, 20, ["a"], {4: 0.1})
+    assert params.to_proto() == message
 
 
 def test_every_field_of_the_wire_but_the_constraint_can_be_set():
@@ -44,8 +66,7 @@ def test_every_field_reaches_the_wire():
     }
     assert set(given) == {field.name for field in dataclasses.fields(SamplingParams)}
     message = SamplingParams(**given).to_proto()
-    expected = pb.SamplingParams(**{name: value for name, value in given.items() if name != "detokenize"})
-    assert message == expected
+    assert message == pb.SamplingParams(**given)
 
 
 @pytest.mark.parametrize(("stop", "sent"), [(None, []), ("end", ["end"]), (["a", "b"], ["a", "b"]), ([], [])])

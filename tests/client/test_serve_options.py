@@ -62,7 +62,7 @@ def test_every_field_has_a_flag():
             "--private-socket",
         ),
         *("--health-port", "3", "--max-request-time", "2.5", "--api-keys", "k", "--trust-request-chat-template"),
-        *("--step-timeout", "9", "--shard-wait", "4"),
+        *("--step-timeout", "9", "--shard-wait", "4", "--generation-config", "vllm", "--max-logprobs", "-1"),
         *("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e"),
     )
     changed = [field.name for field in fields(ServeConfig) if getattr(config, field.name) != field.default]
@@ -115,6 +115,8 @@ def test_the_command_lines_of_the_children():
     assert "--step-timeout 9.0 --shard-wait 0.0" in router
     named = parse("m", "--served-model-name", "n")
     assert "--model m --served-model-name n" in " ".join(shard_command(named, 0, 0, "unix:/s"))
+    sampling = parse("--generation-config", "vllm", "--max-logprobs", "-1")
+    assert "--generation-config vllm --max-logprobs -1" in " ".join(router_command(sampling, ["unix:/a"], "h:1", "h:2"))
     trusting = parse("--trust-request-chat-template")
     assert "--trust-request-chat-template" in router_command(trusting, ["unix:/a"], "h:1", "unix:/h")
     router = " ".join(router_command(secured, ["unix:/a"], "h:1", "unix:/h")[1:])

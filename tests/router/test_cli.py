@@ -31,6 +31,9 @@ def test_options_make_the_configuration():
         "--tls-client-ca e --shard-tls-ca f --shard-tls-cert g --shard-tls-key h"
     )
     assert config.shards == ("dns:///s:5", "[::1]:6")
+    assert (config.generation_config, config.max_logprobs) == ("auto", 20)
+    sampling = config_of("--shards a:1 --generation-config vllm --max-logprobs -1")
+    assert (sampling.generation_config, sampling.max_logprobs) == ("vllm", -1)
     waits = config_of("--shards a:1 --step-timeout 9 --shard-wait 0")
     assert (waits.step_timeout_s, waits.shard_wait_s) == (9, 0)
     assert (config.health_port, config.max_request_time_s, config.api_keys) == (0, 60, "k")
@@ -53,6 +56,8 @@ def test_options_make_the_configuration():
         "--shards a:1 --max-request-time 0",
         "--shards a:1 --step-timeout 1",
         "--shards a:1 --shard-wait -1",
+        "--shards a:1 --max-logprobs -2",
+        "--shards a:1 --generation-config other",
         "--shards dns:///name",
         "--shards dns:///:5",
         "--shards dns:name:5",

@@ -50,6 +50,8 @@ def router_command(config: ServeConfig, shards: Sequence[str], listen: str, heal
         "--tls-key": config.tls_key,
         "--tls-client-ca": config.tls_client_ca,
         "--api-keys": config.api_keys,
+        "--generation-config": config.generation_config,
+        "--max-logprobs": config.max_logprobs,
         "--max-request-time": config.max_request_time_s,
         "--step-timeout": config.step_timeout_s,
         "--shard-wait": config.shard_wait_s,

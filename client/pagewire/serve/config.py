@@ -33,6 +33,10 @@ class ServeConfig:
     """File of the keys that calls must carry, one on each line."""
     trust_request_chat_template: bool = False
     """Take chat templates from clients."""
+    generation_config: str | None = None
+    """auto or vllm: where the defaults of sampling parameters come from; None: the router decides."""
+    max_logprobs: int | None = None
+    """Most log-probabilities for each token, -1: of the whole vocabulary; None: the router decides."""
     max_request_time_s: float | None = None
     """Longest that a request may take; None: no limit."""
     step_timeout_s: float | None = None

@@ -39,6 +39,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count_or_all(text: str) -> int:
+    """Returns a whole number from 0, or -1, which means all.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is neither.
+    """
+    if text != "-1" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from -1")
+    return int(text)
+
+
 def share(text: str) -> float:
     """Returns a number above 0, at most 1.
 
@@ -124,6 +135,18 @@ MODEL_OPTIONS: tuple[Option, ...] = (
         choices=("auto", "safetensors", "dummy"),
     ),
     Option("seed", "seeds dummy weights (default: 0)", int, "N"),
+    Option(
+        "generation_config",
+        "defaults of sampling parameters: auto: those of the model's generation_config.json; vllm: vLLM's "
+        "(default: auto)",
+        choices=("auto", "vllm"),
+    ),
+    Option(
+        "max_logprobs",
+        "log-probabilities that a request may ask for of each token; -1: of the whole vocabulary (default: 20)",
+        count_or_all,
+        "N",
+    ),
     Option("cpu_threads", "threads for CPU kernels (default: all cores, less one for a small model)", positive, "N"),
 )
 

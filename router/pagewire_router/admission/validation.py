@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pagewire.parameter_table import GREEDY_BELOW, MAX_BAD_WORDS, MAX_STOP_STRINGS, MAX_TEXT_CHARS, Range
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.protocol import MAX_STOP_TOKENS
-from pagewire_common.sampling_params import NOT_SERVED, faults, with_defaults
+from pagewire_common.sampling_params import DEFAULTS, NOT_SERVED, faults, with_defaults
 
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
 
@@ -38,6 +38,8 @@ class Limits:
     """The model's own end-of-sequence tokens, as far as its vocabulary has them."""
     max_bad_word_tokens: int = 0
     """Most tokens of all bad words together; 0: the shards serve none."""
+    defaults: inference_pb2.SamplingParams = field(default_factory=lambda: DEFAULTS, repr=False)
+    """What absent parameters mean: every default is set."""
     ranges: dict[str, Range] = field(init=False)
     """Ranges of parameters that depend on the model or the router, by name."""
 
@@ -57,8 +59,19 @@ class Limits:
         return MESSAGE_ROOM_BYTES + MESSAGE_BYTES_PER_TOKEN * self.max_model_len
 
     @staticmethod
-    def of(model: shard_pb2.ShardInfo, *, max_n: int, max_logprobs: int) -> "Limits":
-        """The limits of a served model, with the router's own bounds."""
+    def of(
+        model: shard_pb2.ShardInfo,
+        *,
+        max_n: int,
+        max_logprobs: int,
+        model_defaults: inference_pb2.SamplingParams | None = None,
+    ) -> "Limits":
+        """The limits of a served model, with the router's own bounds.
+
+        Args:
+            max_logprobs: -1: as many as the vocabulary has.
+            model_defaults: defaults of parameters that the model states; None: none.
+        """
         return Limits(
             vocab_size=model.vocab_size,
             max_model_len=model.max_model_len,
@@ -66,6 +79,7 @@ class Limits:
             max_logprobs=min(model.vocab_size if max_logprobs == -1 else max_logprobs, model.max_logprobs),
             eos_token_ids=tuple(token_id for token_id in model.eos_token_ids if token_id < model.vocab_size),
             max_bad_word_tokens=model.max_bad_word_tokens,
+            defaults=DEFAULTS if model_defaults is None else with_defaults(model_defaults),
         )
 
 
@@ -89,7 +103,7 @@ def resolve_sampling_params(
     given: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str = "sampling_params."
 ) -> inference_pb2.SamplingParams:
     """A copy with defaults filled in, and a seed where none is given. It is void if violations were added."""
-    params = with_defaults(given)
+    params = with_defaults(given, limits.defaults)
     if not given.HasField("seed"):
         params.seed = secrets.randbelow(_INT64)
     ranges = {**limits.ranges, "min_tokens": Range(0, max(0, params.max_tokens))}

@@ -93,8 +93,7 @@ class PlanInFlight:
             ),
         )
         admit.sampling_params.seed = sequence_seed(params.seed, sequence.index)
-        # `stop` has the stop tokens, `bad_words` the tokens of these, a Prepare has had the grammar, and no shard looks at
-        # text.
+        # `stop` has the stop tokens, `bad_words` their tokens, a Prepare has had the grammar, and no shard looks at text.
         for name in _RESOLVED_ELSEWHERE:
             admit.sampling_params.ClearField(name)
         if request.bad_words:
