@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from pagewire.v1 import shard_pb2
 from pagewire_common.protocol import MAX_SCORES, PROTOCOL_MAJOR, PROTOCOL_MINOR
+from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
 
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.engine.block_pool import BlockPool
@@ -260,6 +261,7 @@ def _describe(
         vocab_size=loaded.hf_config.vocab_size,
         max_logprobs=MAX_LOGPROBS,
         max_scores=min(MAX_SCORES, loaded.hf_config.vocab_size),
+        max_bad_word_tokens=MAX_BAD_WORD_TOKENS,
         eos_token_ids=loaded.hf_config.eos_token_ids,
         incarnation=secrets.randbits(64),
         protocol_major=PROTOCOL_MAJOR,

@@ -114,7 +114,7 @@ REFUSED = [
     ({"logit_bias": {1: math.nan}}, "logit_bias", "is nan for token 1"),
     ({"logit_bias": {1: -math.inf}}, "logit_bias", "is -inf for token 1"),
     ({"logit_bias": dict.fromkeys(range(1025), 1.0)}, "logit_bias", "holds 1025 entries; accepted: up to 1024"),
-    ({"allowed_token_ids": [1]}, "allowed_token_ids", "not served yet"),
+    ({"allowed_token_ids": [1, 100]}, "allowed_token_ids", "holds token 100"),
     ({"bad_words": ["x"]}, "bad_words", "not served by the shards"),
     ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "is 0; accepted: -1, or 1 to 64"),
     ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "is -2; accepted: -1, or 1 to 64"),

@@ -8,8 +8,10 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pagewire.parameter_table import MAX_BAD_WORDS
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
+from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_shard.errors import PlanRefused
 from scheduling_world import VOCAB_SIZE, Rank, expected_output, make_request
@@ -97,6 +99,10 @@ def extend(path: str, *values: object) -> Corruption:
     return corrupt
 
 
+def bad_words(*words: list[int]) -> Corruption:
+    return extend("admits.0.bad_words", *(inference_pb2.TokenIds(ids=word) for word in words))
+
+
 def also_run(seq_id: int, budget: int = 1) -> Corruption:
     def corrupt(plan: shard_pb2.StepPlan) -> None:
         plan.run_seq_ids.append(seq_id)
@@ -151,11 +157,15 @@ CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "bias of the largest token id": (bias({2**32 - 1: 1.0}), "sampling_params.logit_bias"),
     "large bias": (bias({1: 100.5}), "sampling_params.logit_bias"),
     "bias that is no number": (bias({1: math.nan}), "sampling_params.logit_bias"),
-    "a flood of biases": (bias(dict.fromkeys(range(1025), 1.0)), "sampling_params.logit_bias"),
-    "bad words": (
-        extend("admits.0.bad_words", inference_pb2.TokenIds(ids=[1])),
-        "bad_words have more tokens than the 0",
+    "allowed token beyond the vocabulary": (
+        extend("admits.0.sampling_params.allowed_token_ids", 1, VOCAB_SIZE),
+        "sampling_params.allowed_token_ids",
     ),
+    "bad word beyond the vocabulary": (bad_words([1], [2, VOCAB_SIZE]), "bad_words"),
+    "empty bad word": (bad_words([1], []), "bad_words"),
+    "too many bad words": (bad_words(*[[1]] * (MAX_BAD_WORDS + 1)), "129 bad_words"),
+    "too many tokens of bad words": (bad_words([1], [2] * MAX_BAD_WORD_TOKENS), "bad_words"),
+    "a flood of biases": (bias(dict.fromkeys(range(1025), 1.0)), "sampling_params.logit_bias"),
     "an empty bad word": (extend("admits.0.bad_words", inference_pb2.TokenIds()), "bad_words holds an empty one"),
     "run of unknown": (also_run(77), "run_seq_ids: 77"),
     "run of what is released here": (also_run(2), "run_seq_ids: 2"),

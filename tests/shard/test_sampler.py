@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from pagewire.parameter_table import MAX_BAD_WORDS
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import root_digest
 from pagewire_common.sampling_params import MAX_LOGIT_BIAS_ENTRIES, with_defaults
-from pagewire_kernels.sample import Stage, TokenMasks
+from pagewire_kernels.sample import Stage, TokenMasks, columns
 from pagewire_kernels.sample.columns import FLOATS, INTS, MAX_BIASES
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState
@@ -106,8 +107,9 @@ def test_rows_sample_what_their_masks_and_their_parameters_both_allow() -> None:
     assert sampler.sample(logits.clone(), [0, 1, 2], UPLOAD, masks)[0].tolist() == [49, 7, 3]
 
 
-def test_columns_have_room_for_as_many_biases_as_a_request_may_have() -> None:
+def test_columns_have_room_for_as_many_biases_and_bad_words_as_a_request_may_have() -> None:
     assert MAX_BIASES == MAX_LOGIT_BIAS_ENTRIES
+    assert columns.MAX_BAD_WORDS == MAX_BAD_WORDS
 
 
 @pytest.mark.parametrize(

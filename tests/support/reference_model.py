@@ -31,6 +31,7 @@ class Expected:
     params: SamplingParams
     eos_token_ids: tuple[int, ...] = ()
     index: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
 class ReferenceModel:
@@ -70,7 +71,7 @@ class ReferenceModel:
     def answer(self, request: Request, index: int = 0, max_len: int = 1 << 30) -> Expected:
         """Any request, token by token, with the whole sequence computed for each."""
         params, eos = request.params, request.eos_token_ids
-        expected = Expected(request.prompt_token_ids, [], torch.empty(0), params, eos, index)
+        expected = Expected(request.prompt_token_ids, [], torch.empty(0), params, eos, index, request.bad_words)
         logits: list[torch.Tensor] = []
         limit = min(params.max_tokens, max_len - len(expected.prompt))
         while len(expected.tokens) < limit:
@@ -98,6 +99,7 @@ def choose(expected: Expected, position: int, logits: torch.Tensor) -> int:
         masks_stop=[position < params.min_tokens],
         logit_bias=dict(params.logit_bias),
         allowed=[params.allowed_token_ids],
+        bad_words=[expected.bad_words],
         seed=seed,
         num_tokens=len(tokens),
         num_prompt_tokens=len(expected.prompt),

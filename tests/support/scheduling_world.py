@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
+from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
 from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
@@ -67,6 +68,7 @@ def shard_info(limits: GroupLimits, vocab_size: int, max_draft_tokens: int = 0) 
         max_logprobs=20,
         max_draft_tokens=max_draft_tokens,
         max_scores=vocab_size,
+        max_bad_word_tokens=MAX_BAD_WORD_TOKENS,
     )
 
 
@@ -385,7 +387,8 @@ class NullSink:
 
 
 def make_request(prompt: list[int], *, arrival_s: float = 0.0, eos: bool = True, **options: object) -> Request:
-    own = {name: options.pop(name) for name in ("priority", "deadline_s", "cache_salt", "grammar") if name in options}
+    names = ("priority", "deadline_s", "cache_salt", "grammar", "bad_words")
+    own = {name: options.pop(name) for name in names if name in options}
     if grammar := own.get("grammar"):
         options["structured_outputs"] = inference_pb2.StructuredOutputs(regex=grammar)
     return Request(

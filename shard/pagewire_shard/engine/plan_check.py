@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 
 import grpc
-from pagewire.parameter_table import Range
+from pagewire.parameter_table import MAX_BAD_WORDS, Range
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.protocol import MAX_STOP_TOKENS
 from pagewire_common.sampling_params import NOT_SERVED, RESOLVED, faults
@@ -110,6 +110,8 @@ class PlanCheck:
             raise malformed(f"{what}: sampling_params.{name} {description}")
 
     def _check_bad_words(self, bad_words: Items[inference_pb2.TokenIds], what: str) -> None:
+        if len(bad_words) > MAX_BAD_WORDS:
+            raise malformed(f"{what}: {len(bad_words)} bad_words, accepted are {MAX_BAD_WORDS}")
         if sum(len(word.ids) for word in bad_words) > self._max_bad_word_tokens:
             raise malformed(f"{what}: bad_words have more tokens than the {self._max_bad_word_tokens} that are served")
         for word in bad_words:
