@@ -56,7 +56,7 @@ FLOORS = {
         ("errors", "config", "caller", "timeline"),
         ("fair_slots", "request"),
         ("text", "scheduling", "request_runner"),
-        ("groups", "output"),
+        ("groups", "output", "parsing"),
         ("metrics", "tracing"),
         ("admission",),
         ("inference",),

@@ -12,6 +12,7 @@ from pagewire_common.tracing.settings import trace_exporters
 
 from pagewire_router.config import LOG_LEVELS, RouterConfig, default_tokenizer_threads
 from pagewire_router.groups.shard_resolver import dns_name
+from pagewire_router.parsing.choice import UnknownFormat, choose_format
 
 NEEDS = (
     ("--tls-cert", "--tls-key"),
@@ -58,6 +59,10 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
     for flag, needed in NEEDS:
         if _value_of(options, flag) is not None and _value_of(options, needed) is None:
             parser.error(f"{flag} needs {needed}")
+    try:
+        choose_format(options.tool_call_parser, options.reasoning_parser, templates={}, tokens=())
+    except UnknownFormat as error:
+        parser.error(str(error))
     port = 50051 if options.port is None else options.port
     return RouterConfig(
         shards=shards,
@@ -83,6 +88,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         shard_wait_s=options.shard_wait,
         coalesce_max_ms=options.coalesce_max_ms,
         tokenizer_threads=default_tokenizer_threads(),
+        tool_call_parser=options.tool_call_parser,
+        reasoning_parser=options.reasoning_parser,
         max_request_time_s=options.max_request_time,
         drain_grace_s=options.drain_grace,
         exit_with_parent=options.exit_with_parent,
@@ -136,6 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--exit-with-parent", action="store_true", help="stop when standard input ends")
     _add_sampling_options(parser.add_argument_group("sampling"), defaults)
+    _add_parser_options(parser.add_argument_group("output"), defaults)
     _add_shard_options(parser.add_argument_group("driving shards"), defaults)
     _add_security_options(parser.add_argument_group("security"))
     return parser
@@ -180,6 +188,17 @@ def _add_sampling_options(group: argparse._ArgumentGroup, defaults: RouterConfig
         default=defaults.max_logprobs,
         help="log-probabilities that a request may ask for of each token; -1: of the whole vocabulary",
     )
+
+
+def _add_parser_options(group: argparse._ArgumentGroup, defaults: RouterConfig) -> None:
+    names = "; auto: as the model's files say, none: they are left in the text"
+    for flag, default, what in (
+        ("--tool-call-parser", defaults.tool_call_parser, "tool calls"),
+        ("--reasoning-parser", defaults.reasoning_parser, "reasoning"),
+    ):
+        group.add_argument(
+            flag, metavar="NAME", default=default, help=f"format of the model's {what}, see docs/tool-calls.md{names}"
+        )
 
 
 def _add_shard_options(group: argparse._ArgumentGroup, defaults: RouterConfig) -> None:

@@ -62,6 +62,10 @@ class RouterConfig:
     """Threads that encode long prompts beside the event loop."""
     trust_request_chat_template: bool = False
     """Take chat templates from clients. They run in a process of their own, bounded in time and memory."""
+    tool_call_parser: str = "auto"
+    """Format of the model's tool calls, see parsing/choice.py; auto: as its files say; none: not parsed."""
+    reasoning_parser: str = "auto"
+    """Format of its reasoning, in the same way."""
     max_request_time_s: float | None = None
     """Longest that a request may take from its arrival to its last token, whatever its deadline; None: no limit."""
     drain_grace_s: float = 30.0

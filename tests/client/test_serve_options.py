@@ -64,6 +64,7 @@ def test_every_field_has_a_flag():
         *("--health-port", "3", "--max-request-time", "2.5", "--api-keys", "k", "--trust-request-chat-template"),
         *("--step-timeout", "9", "--shard-wait", "4", "--generation-config", "vllm", "--max-logprobs", "-1"),
         *("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e"),
+        *("--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
     )
     changed = [field.name for field in fields(ServeConfig) if getattr(config, field.name) != field.default]
     # GPUs are what CUDA_VISIBLE_DEVICES and the driver say.

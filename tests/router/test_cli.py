@@ -39,6 +39,8 @@ def test_options_make_the_configuration():
     assert (config.health_port, config.max_request_time_s, config.api_keys) == (0, 60, "k")
     assert (config.tls_cert, config.tls_key, config.tls_client_ca) == ("c", "d", "e")
     assert (config.shard_tls_ca, config.shard_tls_cert, config.shard_tls_key) == ("f", "g", "h")
+    parsers = config_of("--shards a:1 --tool-call-parser hermes --reasoning-parser deepseek_r1")
+    assert (parsers.tool_call_parser, parsers.reasoning_parser) == ("hermes", "deepseek_r1")
     assert config_of("--shards a:1 --listen unix:/tmp/x").listen == "unix:/tmp/x"
 
 
@@ -55,6 +57,8 @@ def test_options_make_the_configuration():
         "--shards a:1 --drain-grace nan",
         "--shards a:1 --max-request-time 0",
         "--shards a:1 --step-timeout 1",
+        "--shards a:1 --tool-call-parser gpt5",
+        "--shards a:1 --reasoning-parser gpt5",
         "--shards a:1 --shard-wait -1",
         "--shards a:1 --max-logprobs -2",
         "--shards a:1 --generation-config other",

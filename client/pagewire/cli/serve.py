@@ -48,6 +48,11 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
         default=suppress,
         help="port of gRPC health in plaintext, for probes; 0 takes a free one (default: none)",
     )
+    for flag, text in (
+        ("--tool-call-parser", "format of the model's tool calls, such as hermes (default: as its files say)"),
+        ("--reasoning-parser", "format of its reasoning, such as deepseek_r1 (default: as its files say)"),
+    ):
+        group.add_argument(flag, metavar="NAME", default=suppress, help=text)
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
 
 

@@ -52,6 +52,8 @@ def router_command(config: ServeConfig, shards: Sequence[str], listen: str, heal
         "--api-keys": config.api_keys,
         "--generation-config": config.generation_config,
         "--max-logprobs": config.max_logprobs,
+        "--tool-call-parser": config.tool_call_parser,
+        "--reasoning-parser": config.reasoning_parser,
         "--max-request-time": config.max_request_time_s,
         "--step-timeout": config.step_timeout_s,
         "--shard-wait": config.shard_wait_s,

@@ -37,6 +37,10 @@ class ServeConfig:
     """auto or vllm: where the defaults of sampling parameters come from; None: the router decides."""
     max_logprobs: int | None = None
     """Most log-probabilities for each token, -1: of the whole vocabulary; None: the router decides."""
+    tool_call_parser: str | None = None
+    """Format of the model's tool calls; None: as the model's files say."""
+    reasoning_parser: str | None = None
+    """Format of its reasoning; None: as the model's files say."""
     max_request_time_s: float | None = None
     """Longest that a request may take; None: no limit."""
     step_timeout_s: float | None = None

@@ -122,6 +122,11 @@ class ChatTemplates:
     def __contains__(self, name: str) -> bool:
         return name in self._sources
 
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The templates as written, by name."""
+        return self._sources
+
     def compile(self) -> None:
         """Compiles all templates, so that the first conversation need not wait for it. Raises ChatTemplateError."""
         for name in self._sources:

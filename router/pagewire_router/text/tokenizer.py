@@ -87,6 +87,10 @@ class Tokenizer:
         token_ids: list[int] = encoding.ids
         return token_ids
 
+    def added_tokens(self) -> dict[str, bool]:
+        """Texts of the tokens that stand beside the vocabulary proper, and whether each is special."""
+        return {token.content: token.special for token in self._backend.get_added_tokens_decoder().values()}
+
     def token_text(self, token_id: int) -> str:
         """The token as the vocabulary writes it; empty if there is none with this id."""
         return self._backend.id_to_token(token_id) or ""
