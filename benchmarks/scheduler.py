@@ -39,6 +39,9 @@ T = TypeVar("T")
 class NullSink:
     """Takes a request's output and does nothing with it."""
 
+    def on_prompt_scores(self, scores: object) -> None:
+        """Never comes."""
+
     def on_tokens(self, index: int, token_ids: list[int], logprobs: object) -> bool:
         """Never finds a stop string."""
         return False

@@ -35,6 +35,9 @@ MAX_NUM_SEQS = 256
 class NullSink:
     """Discards tokens."""
 
+    def on_prompt_scores(self, scores: shard_pb2.PromptScores) -> None:
+        """Nothing to do."""
+
     def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
         """Never stops a sequence."""
         return False

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         Unauthenticated,
         Unavailable,
     )
-    from pagewire.events import Event, SequenceFinished, Started, TokenDelta
+    from pagewire.events import Event, PromptLogprobs, SequenceFinished, Started, TokenDelta
     from pagewire.llm import LLM
     from pagewire.outputs import CompletionOutput, Logprob, RequestOutput, Usage
     from pagewire.sampling_params import SamplingParams
@@ -56,7 +56,7 @@ _EXPORTS = {
         "Unauthenticated",
         "Unavailable",
     ),
-    "pagewire.events": ("Event", "SequenceFinished", "Started", "TokenDelta"),
+    "pagewire.events": ("Event", "PromptLogprobs", "SequenceFinished", "Started", "TokenDelta"),
     "pagewire.llm": ("LLM",),
     "pagewire.outputs": ("CompletionOutput", "Logprob", "RequestOutput", "Usage"),
     "pagewire.sampling_params": ("SamplingParams",),
@@ -78,6 +78,7 @@ __all__ = [
     "Logprob",
     "NotFound",
     "PagewireError",
+    "PromptLogprobs",
     "QueueFull",
     "RequestOutput",
     "SamplingParams",

@@ -305,7 +305,7 @@ class AsyncClient:
         result = await self._unary(
             f"{INFERENCE}/Complete", lambda c, **kwargs: c.inference.Complete(request, **kwargs), attempts
         )
-        return decode_result(result, prompt)
+        return decode_result(result, prompt, request)
 
     async def _unary(self, method: str, call: Callable[..., Awaitable[T]], attempts: Attempts | None = None) -> T:
         """Makes a call that has one response, and repeats it as the retry policy says.

@@ -1,4 +1,5 @@
-"""The events of a Generate stream: Started once, TokenDeltas, and SequenceFinished once for each sequence."""
+"""The events of a Generate stream: Started once, PromptLogprobs if they were asked for, TokenDeltas, and
+SequenceFinished once for each sequence."""
 
 from dataclasses import dataclass
 
@@ -16,6 +17,16 @@ class Started:
     num_prompt_tokens: int
     prompt_token_ids: list[int]
     """Empty unless they were asked for."""
+
+
+@dataclass(slots=True)
+class PromptLogprobs:
+    """Log-probabilities of a part of the prompt. The parts come in order, all of them before the first TokenDelta."""
+
+    first_position: int
+    """Position of the first of them in the prompt; the token at position 0 has none."""
+    logprobs: list[dict[int, Logprob]]
+    """One entry for each position, as in RequestOutput.prompt_logprobs."""
 
 
 @dataclass(slots=True)
@@ -42,6 +53,8 @@ class SequenceFinished:
     stop_reason: str | int | None
     """The stop string or stop token id; None for the end-of-sequence token and other reasons."""
     usage: Usage
+    cumulative_logprob: float | None = None
+    """Sum of the sampled tokens' log-probabilities; None unless logprobs were asked for."""
 
 
-Event = Started | TokenDelta | SequenceFinished
+Event = Started | PromptLogprobs | TokenDelta | SequenceFinished

@@ -73,9 +73,11 @@ class RequestOutput:
     finished: bool = True
     seed: int = 0
     """The seed in use, given or picked by the server."""
-    prompt_logprobs: None = None
-    """This and the following fields are for programs written for vLLM, where they too are None by default."""
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    """One dictionary for each prompt token, by token id: the prompt's token first, then the most probable ones, best
+    first. The first token has None. None unless SamplingParams.prompt_logprobs was set."""
     metrics: None = None
+    """This and the following fields are for programs written for vLLM, where they too are None by default."""
     lora_request: None = None
     encoder_prompt: None = None
     encoder_prompt_token_ids: None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 
 from pagewire.errors import InvalidRequest
-from pagewire.events import Event, SequenceFinished, Started, TokenDelta
+from pagewire.events import Event, PromptLogprobs, SequenceFinished, Started, TokenDelta
 from pagewire.outputs import CompletionOutput, CompletionOutputs, FinishReason, Logprob, RequestOutput, Usage
 from pagewire.prompts import Prompt, fill_prompt, has_token_ids, prompt_salt, prompt_text
 from pagewire.sampling_params import SamplingParams
@@ -83,8 +83,15 @@ def decode_event(data: bytes) -> Event | None:
     if kind == "finished":
         finished = message.finished
         return SequenceFinished(
-            finished.index, _finish_reason(finished), _stop_reason(finished), _usage(finished.usage)
+            finished.index,
+            _finish_reason(finished),
+            _stop_reason(finished),
+            _usage(finished.usage),
+            _cumulative_logprob(finished),
         )
+    if kind == "prompt_logprobs":
+        part = message.prompt_logprobs
+        return PromptLogprobs(part.first_position, _logprobs(part.logprobs))
     if kind == "started":
         started = message.started
         return Started(
@@ -93,13 +100,18 @@ def decode_event(data: bytes) -> Event | None:
     return None
 
 
-def decode_result(result: inference_pb2.GenerateResult, prompt: Prompt) -> RequestOutput:
-    """Decodes the whole answer to one prompt."""
+def decode_result(
+    result: inference_pb2.GenerateResult, prompt: Prompt, request: inference_pb2.GenerateRequest
+) -> RequestOutput:
+    """Decodes the whole answer to one prompt, and to the request that was made of it."""
     started = result.started
     text = started.prompt_text if started.HasField("prompt_text") else prompt_text(prompt)
     token_ids = list(prompt["prompt_token_ids"] if has_token_ids(prompt) else started.prompt_token_ids)
     outputs = CompletionOutputs(_decode_completion(completion) for completion in result.completions)
-    return RequestOutput(started.request_id, text, token_ids, outputs, seed=started.seed)
+    output = RequestOutput(started.request_id, text, token_ids, outputs, seed=started.seed)
+    if request.sampling_params.HasField("prompt_logprobs"):
+        output.prompt_logprobs = [None, *_logprobs(result.prompt_logprobs)]
+    return output
 
 
 def _decode_completion(completion: inference_pb2.Completion) -> CompletionOutput:
@@ -107,7 +119,9 @@ def _decode_completion(completion: inference_pb2.Completion) -> CompletionOutput
     output = CompletionOutput(completion.index, completion.text, list(completion.token_ids))
     if completion.logprobs:
         output.logprobs = _logprobs(completion.logprobs)
-        output.cumulative_logprob = sum(entry.logprob for entry in completion.logprobs)
+        output.cumulative_logprob = _cumulative_logprob(finished)
+        if output.cumulative_logprob is None:  # A server of before this field.
+            output.cumulative_logprob = sum(entry.logprob for entry in completion.logprobs)
     output.finish_reason = _finish_reason(finished)
     output.stop_reason = _stop_reason(finished)
     output.usage = _usage(finished.usage)
@@ -137,6 +151,10 @@ def _stop_reason(finished: inference_pb2.Finished) -> str | int | None:
     if kind is None:
         return None
     return finished.stop_string if kind == "stop_string" else finished.stop_token_id
+
+
+def _cumulative_logprob(finished: inference_pb2.Finished) -> float | None:
+    return finished.cumulative_logprob if finished.HasField("cumulative_logprob") else None
 
 
 def _usage(usage: inference_pb2.Usage) -> Usage:

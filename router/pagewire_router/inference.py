@@ -28,9 +28,8 @@ from pagewire_router.config import RouterConfig
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestAlreadyExists, RouterError
 from pagewire_router.metrics.request_metrics import Metrics
 from pagewire_router.metrics.request_timer import RequestTimer
-from pagewire_router.output.output_buffer import OutputBuffer
+from pagewire_router.output.output_buffer import Output, OutputBuffer
 from pagewire_router.output.pacer import PacedStream, Pacer
-from pagewire_router.output.sequence_output import Delta
 from pagewire_router.request import Request
 from pagewire_router.request_runner import RequestRunner
 from pagewire_router.text.template_process import TemplateProcess
@@ -43,7 +42,7 @@ _log = logging.getLogger(__name__)
 class OutputWriter(Protocol):
     """Writes the outputs of one request. See grpc_front/message_writer.py."""
 
-    def write(self, outputs: Sequence[Delta | inference_pb2.Finished]) -> None:
+    def write(self, outputs: Sequence[Output]) -> None:
         """Begins to write outputs."""
 
     def is_idle(self) -> bool:
@@ -113,6 +112,8 @@ class CompletedRequest:
     """A request whose sequences have all ended."""
 
     started: inference_pb2.Started
+    prompt_logprobs: Iterator[inference_pb2.PromptLogprobs]
+    """Parts of the prompt in order, each made when it is asked for; none if they were not asked for."""
     completions: Iterator[inference_pb2.Completion]
     """Completions in order, each made when it is asked for."""
 
@@ -186,7 +187,8 @@ class Inference:
             self._live_request_ids.discard(request_id)
         if output.error is not None:
             raise output.error
-        return CompletedRequest(self._started(message, request), output.take_completions())
+        started = self._started(message, request)
+        return CompletedRequest(started, output.take_prompt_logprobs(), output.take_completions())
 
     async def tokenize(self, message: inference_pb2.TokenizeRequest, call: Call) -> inference_pb2.TokenizeResponse:
         """Encodes as generate() would."""

@@ -17,6 +17,9 @@ from pagewire_router.timeline import Timeline, TraceContext
 class OutputSink(Protocol):
     """Takes the output of one request. See output/output_buffer.py."""
 
+    def on_prompt_scores(self, scores: shard_pb2.PromptScores) -> None:
+        """Takes the log-probabilities of the prompt's next tokens, all of which come before the first sampled token."""
+
     def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
         """Takes the next tokens of sequence `index`. Returns whether a stop string ends the sequence here."""
 

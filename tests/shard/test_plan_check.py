@@ -152,7 +152,7 @@ CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "top_k": (set_admit("sampling_params", top_k=-2), "sampling_params.top_k"),
     "no temperature": (lambda plan: plan.admits[0].sampling_params.ClearField("temperature"), "lacks temperature"),
     "no seed": (lambda plan: plan.admits[0].sampling_params.ClearField("seed"), "lacks seed"),
-    "logprobs of the prompt": (set_admit("sampling_params", prompt_logprobs=1), "prompt_logprobs"),
+    "logprobs of the prompt": (set_admit("sampling_params", prompt_logprobs=21), "sampling_params.prompt_logprobs"),
     "bias of a token beyond the vocabulary": (bias({VOCAB_SIZE: 1.0}), "sampling_params.logit_bias"),
     "bias of the largest token id": (bias({2**32 - 1: 1.0}), "sampling_params.logit_bias"),
     "large bias": (bias({1: 100.5}), "sampling_params.logit_bias"),

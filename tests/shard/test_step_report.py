@@ -1,7 +1,7 @@
 """What the engine gets of a device's report: packed tokens, and log-probabilities of those tokens alone."""
 
 import torch
-from pagewire_shard.execution.step_report import PendingLogprobs, step_tokens
+from pagewire_shard.execution.step_report import PendingLogprobs, StepOutput, step_tokens
 
 REPORT = torch.tensor(
     [
@@ -18,7 +18,7 @@ REPORT = torch.tensor(
 
 
 def test_tokens_are_packed_in_order_of_the_rows() -> None:
-    tokens = step_tokens(REPORT, None, forward_us=3, sample_us=4)
+    tokens = step_tokens(StepOutput(REPORT), 3, forward_us=3, sample_us=4)
     assert tokens.num_computed_tokens == [11, 7, 22]
     assert tokens.num_tokens == [12, 9, 23]
     assert tokens.stop_reasons == [0, 0, 2]
@@ -37,7 +37,7 @@ def test_only_sampled_tokens_have_log_probabilities() -> None:
         -torch.arange(16.0).view(8, 2),
     )
     logprobs = PendingLogprobs([0, 0, 0, 1, 2, 2, 2, 2], [2, 2, 2, 1, 0, 0, 0, 0], gathered)
-    messages = step_tokens(REPORT, logprobs, 0, 0).logprobs
+    messages = step_tokens(StepOutput(REPORT, logprobs), 3, 0, 0).logprobs
     assert [message.run_index for message in messages] == [0, 0, 2, 2, 2]
     assert [message.logprob for message in messages] == [0, -1, -4, -5, -6]
     assert [message.rank for message in messages] == [1, 2, 5, 6, 7]

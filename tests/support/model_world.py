@@ -33,6 +33,8 @@ class EngineWorld:
         self.scheduler = Scheduler(limits)
         self.logprobs: dict[Sequence, list[shard_pb2.SequenceLogprobs]] = {}
         """Log-probabilities of sequences that asked for them, one for each token."""
+        self.prompt_scores: dict[SequenceGroup, list[shard_pb2.PromptScores]] = {}
+        """Log-probabilities of the prompts of requests that asked for them, in the order in which they came."""
         self._window = window
         self._pending: deque[LaunchedStep] = deque()
         self._now = 0.0
@@ -54,9 +56,18 @@ class EngineWorld:
         if not self._pending:
             return False
         for progress in self.scheduler.update(self.engine.collect(self._pending.popleft())):
+            if progress.prompt_scores is not None:
+                self.prompt_scores.setdefault(progress.sequence.group, []).append(progress.prompt_scores)
             if progress.logprobs:
                 self.logprobs.setdefault(progress.sequence, []).extend(progress.logprobs)
         return True
+
+    def new_epoch(self) -> None:
+        """The plan stream breaks and is opened again: plans in flight are lost, cached blocks are not."""
+        self._pending.clear()
+        [free] = self.engine.begin_epoch(self._window)
+        self.scheduler.reset(free, self._window)
+        self.scheduler.prefixes.update(self.engine.cached_hashes(), ())
 
     def run(self, max_steps: int = 20_000) -> None:
         """Runs until every request has ended; then every block must be free or cached."""

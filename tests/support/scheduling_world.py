@@ -378,6 +378,8 @@ class World:
 
 
 class NullSink:
+    def on_prompt_scores(self, scores: object) -> None: ...
+
     def on_tokens(self, index: int, token_ids: list[int], logprobs: object) -> bool:
         return False
 

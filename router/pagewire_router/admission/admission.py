@@ -13,12 +13,14 @@ from pagewire_router.admission.validation import (
     Limits,
     Violations,
     bound_by_context,
+    check_prompt_logprobs,
     check_request,
     num_kept_tokens,
     resolve_sampling_params,
 )
 from pagewire_router.errors import ModelNotFound
 from pagewire_router.output.output_buffer import OutputBuffer, OutputListener
+from pagewire_router.output.prompt_output import PromptOutput
 from pagewire_router.request import Request
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.template_process import TemplateProcess
@@ -61,6 +63,7 @@ class Admission:
         prompt = await self._encode(message, call, num_kept_tokens(params, self._limits))
         bad_words = self._bad_words(params) if params.bad_words else ()
         bound_by_context(params, len(prompt.token_ids), self._limits)
+        check_prompt_logprobs(params, len(prompt.token_ids))
         eos_token_ids = () if params.ignore_eos else self._limits.eos_token_ids
         output = self._output(params, prompt.token_ids, eos_token_ids, listener)
         request = Request(
@@ -124,9 +127,11 @@ class Admission:
         eos_token_ids: tuple[int, ...],
         listener: OutputListener,
     ) -> OutputBuffer:
-        tokenizer = self._tokenizer
-        if tokenizer is None or not params.detokenize:
-            return OutputBuffer(params, len(prompt_token_ids), eos_token_ids, None, listener)
+        tokenizer = self._tokenizer if params.detokenize else None
+        piece_of = tokenizer.piece if tokenizer else None
+        prompt = PromptOutput(prompt_token_ids, piece_of) if params.HasField("prompt_logprobs") else None
+        if tokenizer is None:
+            return OutputBuffer(params, len(prompt_token_ids), eos_token_ids, None, listener, None, prompt)
 
         def new_detokenizer() -> Detokenizer:
             return tokenizer.detokenizer(
@@ -135,4 +140,4 @@ class Admission:
                 spaces_between_special_tokens=params.spaces_between_special_tokens,
             )
 
-        return OutputBuffer(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, listener, tokenizer.piece)
+        return OutputBuffer(params, len(prompt_token_ids), eos_token_ids, new_detokenizer, listener, piece_of, prompt)

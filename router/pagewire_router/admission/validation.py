@@ -15,6 +15,8 @@ MAX_REQUEST_ID_CHARS = 256
 MAX_CACHE_SALT_CHARS = 256
 MAX_STOP_TOKEN_ENTRIES = 1024
 """Most stop tokens that a request may list, repetitions included; longer lists are not read."""
+MAX_PROMPT_LOGPROBS = 1 << 22
+"""Log-probabilities of one prompt, all positions together: some 30 MiB, until the client has taken them."""
 MESSAGE_ROOM_BYTES = 1 << 20
 MESSAGE_BYTES_PER_TOKEN = 16
 """A message may have this many bytes for each token of the context, and MESSAGE_ROOM_BYTES more. A token takes at most
@@ -217,6 +219,14 @@ def num_kept_tokens(params: inference_pb2.SamplingParams, limits: Limits) -> int
     # Room for max_tokens, or for one token if max_tokens says no more than "until the context ends".
     room = limits.max_model_len - params.max_tokens
     return room if room > 0 else limits.max_model_len - 1
+
+
+def check_prompt_logprobs(params: inference_pb2.SamplingParams, num_prompt_tokens: int) -> None:
+    """Raises InvalidRequest if the log-probabilities of the prompt are more than one request may take memory for."""
+    if num_prompt_tokens * (1 + params.prompt_logprobs) > MAX_PROMPT_LOGPROBS and params.HasField("prompt_logprobs"):
+        most = MAX_PROMPT_LOGPROBS // num_prompt_tokens - 1
+        description = f"is {params.prompt_logprobs}; accepted for {num_prompt_tokens} prompt tokens: up to {most}"
+        raise InvalidRequest([FieldViolation("sampling_params.prompt_logprobs", description)])
 
 
 def bound_by_context(params: inference_pb2.SamplingParams, num_prompt_tokens: int, limits: Limits) -> None:

@@ -464,6 +464,9 @@ class GroupLoop:
         group, reason = sequence.group, progress.finish_reason
         sink = group.request.sink
         stop_token_id = None
+        if progress.prompt_scores is not None:
+            sink.on_prompt_scores(progress.prompt_scores)
+            return
         if progress.failure:
             self._fail(group, failure_error(group.request, progress.failure))
             return

@@ -63,7 +63,7 @@ class InferenceService:
         await self._reception.close()
 
     async def _generate(self, message: inference_pb2.GenerateRequest, call: Call, context: Context) -> None:
-        """Writes Started, Deltas, and Finished for each sequence."""
+        """Writes Started, PromptLogprobs if asked for, Deltas, and Finished for each sequence."""
         writer = MessageWriter(context)
         try:
             async with self._inference.generate(message, call) as stream:
@@ -75,11 +75,14 @@ class InferenceService:
     async def _complete(self, message: inference_pb2.GenerateRequest, call: Call) -> bytes:
         """A serialized GenerateResult.
 
-        It is encoded sequence by sequence, since many sequences with log-probabilities take longer than other calls
-        should wait.
+        It is encoded part by part, since many sequences with log-probabilities, or a long prompt with them, take longer
+        than other calls should wait.
         """
         completed = await self._inference.complete(message, call)
         parts = [inference_pb2.GenerateResult(started=completed.started).SerializeToString()]
+        for part in completed.prompt_logprobs:
+            parts.append(inference_pb2.GenerateResult(prompt_logprobs=part.logprobs).SerializeToString())
+            await asyncio.sleep(0)
         for completion in completed.completions:
             parts.append(inference_pb2.GenerateResult(completions=(completion,)).SerializeToString())
             if len(parts) % COMPLETIONS_PER_TURN == 0:

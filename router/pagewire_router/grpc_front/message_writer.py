@@ -11,11 +11,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from pagewire.v1 import inference_pb2
-
 from pagewire_router.grpc_front.calls import Context
 from pagewire_router.grpc_front.response_encoding import encode_responses
-from pagewire_router.output.sequence_output import Delta
+from pagewire_router.output.output_buffer import Output
 
 
 class MessageWriter:
@@ -35,7 +33,7 @@ class MessageWriter:
         self._error: BaseException | None = None
         self._on_idle: Callable[[], object] | None = None
 
-    def write(self, outputs: Sequence[Delta | inference_pb2.Finished]) -> None:
+    def write(self, outputs: Sequence[Output]) -> None:
         """Begins to write outputs, after what was given before."""
         self.write_bytes(encode_responses(outputs))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pagewire.v1 import inference_pb2
 from pagewire_common.protobuf_bytes import length_delimited, varint
 
+from pagewire_router.output.output_buffer import Output
 from pagewire_router.output.sequence_output import Delta
 
 MAX_DELTA_BYTES = 512 * 1024
@@ -41,12 +42,15 @@ def encode_delta(
     return length_delimited(_RESPONSE_DELTA, body)
 
 
-def encode_responses(outputs: Sequence[Delta | inference_pb2.Finished]) -> list[bytes]:
-    """Serialized GenerateResponses, in order; usually one for each delta or end."""
+def encode_responses(outputs: Sequence[Output]) -> list[bytes]:
+    """Serialized GenerateResponses, in order; usually one for each output."""
     messages: list[bytes] = []
     for output in outputs:
-        if not isinstance(output, Delta):
+        if isinstance(output, inference_pb2.Finished):
             messages.append(inference_pb2.GenerateResponse(finished=output).SerializeToString())
+            continue
+        if isinstance(output, inference_pb2.PromptLogprobs):
+            messages.append(inference_pb2.GenerateResponse(prompt_logprobs=output).SerializeToString())
             continue
         num_bytes = 4 * len(output.text) + 5 * len(output.token_ids)
         if output.logprobs:

@@ -6,10 +6,14 @@ from typing import Protocol
 from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.errors import RouterError
+from pagewire_router.output.prompt_output import PromptOutput
 from pagewire_router.output.sequence_output import Delta, SequenceOutput
 from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.piece_table import Piece
 from pagewire_router.text.stop_strings import StopString
+
+Output = inference_pb2.PromptLogprobs | Delta | inference_pb2.Finished
+"""What a front writes as one message, or as several if it is large."""
 
 
 class OutputListener(Protocol):
@@ -25,7 +29,16 @@ class OutputListener(Protocol):
 class OutputBuffer:
     """Implements OutputSink (see request.py). Everything runs on the event loop's thread."""
 
-    __slots__ = ("_listener", "_num_prompt_tokens", "_num_unfinished", "_sequences", "_taken", "error", "num_tokens")
+    __slots__ = (
+        "_listener",
+        "_num_prompt_tokens",
+        "_num_unfinished",
+        "_prompt",
+        "_sequences",
+        "_taken",
+        "error",
+        "num_tokens",
+    )
 
     def __init__(
         self,
@@ -35,11 +48,13 @@ class OutputBuffer:
         new_detokenizer: Callable[[], Detokenizer] | None,
         listener: OutputListener,
         piece_of: Callable[[int], Piece] | None = None,
+        prompt: PromptOutput | None = None,
     ) -> None:
         """
         Args:
             new_detokenizer: None if the client wants token ids alone.
             piece_of: Tokenizer.piece; None likewise.
+            prompt: takes the log-probabilities of the prompt; None: they were not asked for.
         """
         stops = [StopString(stop) for stop in params.stop]
         self._sequences = [
@@ -48,6 +63,7 @@ class OutputBuffer:
             )
             for index in range(params.n)
         ]
+        self._prompt = prompt
         self._listener = listener
         self._num_prompt_tokens = num_prompt_tokens
         self._num_unfinished = params.n
@@ -74,6 +90,12 @@ class OutputBuffer:
             for sequence in self._sequences
         ]
 
+    def on_prompt_scores(self, scores: shard_pb2.PromptScores) -> None:
+        """See OutputSink."""
+        assert self._prompt is not None, "nobody has asked for them"
+        self._prompt.append(scores)
+        self._listener.notify()
+
     def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
         """See OutputSink."""
         self.num_tokens += len(token_ids)
@@ -98,9 +120,16 @@ class OutputBuffer:
         self.error = error
         self._listener.notify_now()
 
-    def take(self) -> list[Delta | inference_pb2.Finished]:
-        """Deltas and ends since the last call, sequence by sequence; an end follows the last delta of its sequence."""
-        taken: list[Delta | inference_pb2.Finished] = []
+    def take(self) -> list[Output]:
+        """Deltas and ends since the last call, sequence by sequence; an end follows the last delta of its sequence.
+
+        While there are log-probabilities of the prompt, a part of them instead; the listener is notified of the rest.
+        """
+        if self._prompt is not None and self._prompt.has_output:
+            part = self._prompt.take()
+            self._listener.notify_now()
+            return [part]
+        taken: list[Output] = []
         for sequence in self._sequences:
             delta = sequence.take_delta()
             if delta is not None:
@@ -109,6 +138,11 @@ class OutputBuffer:
                 self._taken[sequence.index] = True
                 taken.append(sequence.finished)
         return taken
+
+    def take_prompt_logprobs(self) -> Iterator[inference_pb2.PromptLogprobs]:
+        """All log-probabilities of the prompt, part by part. Not to be mixed with take()."""
+        while self._prompt is not None and self._prompt.has_output:
+            yield self._prompt.take()
 
     def take_completions(self) -> Iterator[inference_pb2.Completion]:
         """All sequences whole, each made when it is asked for. Not to be mixed with take()."""

@@ -29,6 +29,7 @@ class SequenceOutput:
     """One of a request's n sequences."""
 
     __slots__ = (
+        "_cumulative_logprob",
         "_detokenizer",
         "_logprobs",
         "_logprobs_builder",
@@ -69,6 +70,7 @@ class SequenceOutput:
         self._token_ids: list[int] = []
         self._logprobs_builder = TokenLogprobsBuilder(piece_of) if params.HasField("logprobs") else None
         self._logprobs: list[inference_pb2.TokenLogprobs] = []
+        self._cumulative_logprob = 0.0
         self.num_tokens = 0
         """Tokens sampled."""
         self.finished: inference_pb2.Finished | None = None
@@ -84,6 +86,7 @@ class SequenceOutput:
         self.num_tokens += len(token_ids)
         if logprobs and self._logprobs_builder is not None:
             self._logprobs += map(self._logprobs_builder.build, token_ids, logprobs)
+            self._cumulative_logprob += sum([entry.logprob for entry in logprobs])
         if self._detokenizer is None:
             return False
         num_new = len(token_ids)
@@ -109,6 +112,8 @@ class SequenceOutput:
         """Ends the sequence: text that was held back becomes certain."""
         stop_string = self._flush()
         self.finished = inference_pb2.Finished(index=self.index, finish_reason=reason, usage=usage)
+        if self._logprobs_builder is not None:
+            self.finished.cumulative_logprob = self._cumulative_logprob
         if stop_string is not None:
             self.finished.stop_string = stop_string
         elif stop_token_id is not None:

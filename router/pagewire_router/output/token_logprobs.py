@@ -1,4 +1,4 @@
-"""The log-probabilities of one sequence as clients get them: with the text of each token they name."""
+"""The log-probabilities of one sequence, or of a prompt, as clients get them: with the text of each token they name."""
 
 import codecs
 from collections.abc import Callable
@@ -25,8 +25,13 @@ class TokenLogprobsBuilder:
         self._piece_of = piece_of
         self._unfinished = b""
 
+    def pass_over(self, token_id: int) -> None:
+        """Takes in a token that has no message: the next one may complete its last character."""
+        if self._piece_of is not None:
+            self._unfinished = self._decode(token_id)[1]
+
     def build(self, token_id: int, logprobs: shard_pb2.SequenceLogprobs) -> inference_pb2.TokenLogprobs:
-        """The message of the next sampled token."""
+        """The message of the next token."""
         message = inference_pb2.TokenLogprobs(
             token_id=token_id,
             logprob=logprobs.logprob,

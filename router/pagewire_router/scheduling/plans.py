@@ -6,7 +6,10 @@ from typing import Literal
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import PrefixHashes
 
-from pagewire_router.scheduling.sequence import Sequence, SequenceGroup, sequence_seed
+from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup, sequence_seed
+
+MAX_PROMPT_SCORES = 1 << 19
+"""Log-probabilities of prompts that one result brings, about: some megabytes of it."""
 
 _RESOLVED_ELSEWHERE: tuple[Literal["stop_token_ids", "stop", "structured_outputs", "bad_words"], ...]
 _RESOLVED_ELSEWHERE = ("stop_token_ids", "stop", "structured_outputs", "bad_words")
@@ -43,6 +46,8 @@ class PlanInFlight:
     message: shard_pb2.StepPlan
     num_tokens_left: int
     """Tokens that may still be added to it."""
+    num_scores_left: int = field(default_factory=lambda: MAX_PROMPT_SCORES)
+    """Log-probabilities of prompts that its result may still bring, as far as it is bounded."""
     sequences: list[Sequence] = field(default_factory=list)
     """The sequence of each row."""
     num_scheduled_tokens: list[int] = field(default_factory=list)
@@ -93,11 +98,15 @@ class PlanInFlight:
             ),
         )
         admit.sampling_params.seed = sequence_seed(params.seed, sequence.index)
-        # `stop` has the stop tokens, `bad_words` their tokens, a Prepare has had the grammar, and no shard looks at text.
+        # `stop` has the stop tokens, `bad_words` their tokens, a Prepare the grammar, and no shard looks at text.
         for name in _RESOLVED_ELSEWHERE:
             admit.sampling_params.ClearField(name)
         if request.bad_words:
             admit.bad_words.extend(inference_pb2.TokenIds(ids=token_ids) for token_ids in request.bad_words)
+        if sequence.group.next_scored_position:
+            admit.min_recompute_from = sequence.group.next_scored_position - 1
+        else:
+            admit.sampling_params.ClearField("prompt_logprobs")
         if request.trace_context is not None:
             admit.trace_context.traceparent = request.trace_context.traceparent
             admit.trace_context.tracestate = request.trace_context.tracestate
@@ -112,6 +121,12 @@ class PlanInFlight:
             seed=sequence_seed(child.group.request.params.seed, child.index),
         )
 
+    def max_budget(self, sequence: Sequence, num_tokens: int) -> int:
+        """Returns how many of a sequence's next num_tokens tokens, one at least, the plan has room for."""
+        num_tokens = min(num_tokens, self.num_tokens_left)
+        num_scores = sequence.group.num_scores_per_token
+        return num_tokens if num_scores == 0 else min(num_tokens, max(1, self.num_scores_left // num_scores))
+
     def run(self, sequence: Sequence, budget: int, *, is_chunk: bool = True) -> None:
         """Adds a row for which blocks have been reserved: it computes a chunk of a prompt, or is expected to decode."""
         if is_chunk:
@@ -119,6 +134,7 @@ class PlanInFlight:
         self.sequences.append(sequence)
         self.num_scheduled_tokens.append(budget)
         self.num_tokens_left -= budget
+        self.num_scores_left -= budget * sequence.group.num_scores_per_token
         sequence.run(budget)
 
     def draft(self, sequence: Sequence, num_drafts: int) -> None:
@@ -196,8 +212,30 @@ class Progress:
     """Set if the shard stopped it."""
     failure: "shard_pb2.StopReason.ValueType" = shard_pb2.STOP_REASON_UNSPECIFIED
     """Why the sequence has no next token: STOP_REASON_ERROR or STOP_REASON_GRAMMAR."""
+    prompt_scores: shard_pb2.PromptScores | None = None
+    """Log-probabilities of the next tokens of its request's prompt, and nothing else."""
 
     @staticmethod
     def failed(sequence: Sequence, failure: "shard_pb2.StopReason.ValueType") -> "Progress":
         """Returns the progress of a sequence that has no next token."""
         return Progress(sequence, [], None, inference_pb2.FINISH_REASON_ABORT, failure=failure)
+
+
+def take_prompt_scores(plan: PlanInFlight, result: shard_pb2.StepResult) -> list[Progress]:
+    """Takes in the log-probabilities of prompts that a plan's result brings; those of requests that ended are dropped.
+
+    Raises ProtocolError if they are not the next ones of their prompt.
+    """
+    progress: list[Progress] = []
+    for scores in result.prompt_scores:
+        sequence = plan.sequences[scores.run_index]
+        group = sequence.group
+        if group.is_finished:
+            continue
+        first, end = scores.first_position, scores.first_position + len(scores.logprobs)
+        if first != group.next_scored_position or end > group.num_prompt_tokens:
+            expected = f"{group.next_scored_position} of {group.num_prompt_tokens}"
+            raise ProtocolError(f"log-probabilities of prompt tokens {first} to {end}; expected {expected}")
+        group.next_scored_position = end if end < group.num_prompt_tokens else 0
+        progress.append(Progress(sequence, [], None, inference_pb2.FINISH_REASON_UNSPECIFIED, prompt_scores=scores))
+    return progress

@@ -92,7 +92,7 @@ class Residents:
     def _admit_leader(self, leader: Sequence, num_guessed_tokens: int, plan: PlanInFlight) -> None:
         """Admits a sequence and runs its first chunk, which has tokens set aside for what is not cached."""
         num_tokens = len(leader.token_ids)
-        budget = min(plan.num_tokens_left, num_tokens - num_guessed_tokens)
+        budget = plan.max_budget(leader, num_tokens - num_guessed_tokens)
         leader.on(SequenceEvent.ADMIT)
         leader.enter_shard(
             self._next_seq_id(),

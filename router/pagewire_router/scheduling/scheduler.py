@@ -34,7 +34,7 @@ from pagewire_router.scheduling.drafts import UnverifiedDrafts
 from pagewire_router.scheduling.forecast import Forecast, Verdict
 from pagewire_router.scheduling.grammars import Grammars
 from pagewire_router.scheduling.observer import SchedulerObserver
-from pagewire_router.scheduling.plans import PlanInFlight, Progress, TokenCounts
+from pagewire_router.scheduling.plans import PlanInFlight, Progress, TokenCounts, take_prompt_scores
 from pagewire_router.scheduling.prefix_index import PrefixIndex
 from pagewire_router.scheduling.residents import Residents
 from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup
@@ -318,7 +318,7 @@ class Scheduler:
                 num_remaining = sequence.num_admitted_tokens - num_computed
             else:
                 num_remaining = sequence.num_tokens - num_computed
-            budget = min(plan.num_tokens_left, max(1, num_remaining))
+            budget = plan.max_budget(sequence, max(1, num_remaining))
             num_more = ledger.num_missing(sequence, sequence.num_computed_after(budget))
             if num_more <= max(0, ledger.available):
                 ledger.reserve(sequence, num_more)
@@ -360,7 +360,8 @@ class Scheduler:
     def _admit(self, leader: Sequence, plan: PlanInFlight) -> None:
         """Admits a request, charged for what is not likely to be cached."""
         block_size = self.limits.block_size
-        num_guessed = self.prefixes.num_cached_blocks(leader.hash_prefix(block_size)) * block_size
+        num_cached_blocks = self.prefixes.num_cached_blocks(leader.hash_prefix(block_size))
+        num_guessed = leader.group.num_usable_tokens(num_cached_blocks, block_size)
         self.grammars.on_admit(leader.group, plan.step)
         self._residents.admit(leader, num_guessed, plan)
         self.prefixes.expect(plan, leader, num_guessed, leader.num_likely_computed_tokens)
@@ -426,7 +427,8 @@ class Scheduler:
         self.tokens.add_first_runs(plan, result)
         self.last_completed = plan
         self._observer.on_result(plan, result)
-        progress = self._take_rows(plan, result)
+        scored = take_prompt_scores(plan, result) if result.prompt_scores else []
+        progress = scored + self._take_rows(plan, result)
         self.suspects.acquit()
         return progress
 

@@ -200,6 +200,7 @@ class SequenceGroup:
         "expected_tokens",
         "is_condemned",
         "is_misguessed",
+        "next_scored_position",
         "num_cached_tokens",
         "num_passes",
         "num_resumed_tokens",
@@ -225,6 +226,8 @@ class SequenceGroup:
         """Requests behind it that were admitted before it because it did not fit."""
         self.num_resumed_tokens: int | None = None
         """Output tokens it had when it was admitted again after a preemption; None: it was not."""
+        self.next_scored_position = int(request.params.HasField("prompt_logprobs") and num_prompt_tokens > 1)
+        """Position of the first prompt token whose log-probability is wanted and not known; 0: there is none."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens a cached prefix provided when it was first admitted."""
         self.is_misguessed = False
@@ -242,6 +245,17 @@ class SequenceGroup:
     def num_prompt_tokens(self) -> int:
         """The prompt's length."""
         return len(self.request.prompt_token_ids)
+
+    @property
+    def num_scores_per_token(self) -> int:
+        """Log-probabilities that each prompt token to be computed yields; 0: none are wanted, or all are known."""
+        return 1 + self.request.params.prompt_logprobs if self.next_scored_position else 0
+
+    def num_usable_tokens(self, num_cached_blocks: int, block_size: int) -> int:
+        """How many of its leading tokens a prefix of so many blocks provides: none whose logits it needs."""
+        if self.next_scored_position:
+            num_cached_blocks = min(num_cached_blocks, (self.next_scored_position - 1) // block_size)
+        return num_cached_blocks * block_size
 
     @property
     def num_output_tokens(self) -> int:

@@ -166,6 +166,7 @@ class Engine:
         result.stop_reasons.extend(tokens.stop_reasons)
         result.logprobs.extend(tokens.logprobs)
         result.row_scores.extend(tokens.row_scores)
+        result.prompt_scores.extend(tokens.prompt_scores)
         result.timings.forward_us, result.timings.sample_us = tokens.forward_us, tokens.sample_us
         return result
 
@@ -392,6 +393,8 @@ def _spread(tokens: StepTokens, rows: list[Row]) -> StepTokens:
         logprobs.run_index = ran[logprobs.run_index]
     for scores in tokens.row_scores:
         scores.run_index = ran[scores.run_index]
+    for prompt_scores in tokens.prompt_scores:
+        prompt_scores.run_index = ran[prompt_scores.run_index]
     spread = replace(
         tokens,
         num_computed_tokens=[sequence.reported_computed for sequence, _, _ in rows],

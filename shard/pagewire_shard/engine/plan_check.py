@@ -32,7 +32,7 @@ class PlanCheck:
         self._max_num_seqs = info.max_num_seqs
         self._max_model_len = info.max_model_len
         self._vocab_size = info.vocab_size
-        self._ranges = {"logprobs": Range(0, info.max_logprobs)}
+        self._ranges = dict.fromkeys(("logprobs", "prompt_logprobs"), Range(0, info.max_logprobs))
         self._max_bad_word_tokens = info.max_bad_word_tokens
         self._max_draft_tokens = info.max_draft_tokens
         self._max_scores = info.max_scores

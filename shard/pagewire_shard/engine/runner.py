@@ -100,6 +100,8 @@ class StepTokens:
     """For each token of the rows that asked for them, in order; run_index is the row."""
     row_scores: list[shard_pb2.RowScores] = field(default_factory=list)
     """For each row that was scored, in order; run_index is the row."""
+    prompt_scores: list[shard_pb2.PromptScores] = field(default_factory=list)
+    """For each row that asked for them and computed prompt tokens, in order; run_index is the row."""
     forward_us: int = 0
     sample_us: int = 0
 

@@ -34,9 +34,12 @@ class Sequence:
     max_len: int = 0
     """The sequence stops at this length."""
     min_recompute_from: int = 0
-    """Cached blocks from this token on are not used; 0: no limit."""
+    """Cached blocks from this token on are not used; 0: no limit, unless it wants log-probabilities of its prompt."""
     num_scores: int = 0
     """How many of the most probable tokens a run in mode SCORE returns; 0: it does not run in that mode."""
+    num_prompt_logprobs: int | None = None
+    """How many of the most probable tokens it wants for each prompt token behind min_recompute_from; None: it wants
+    none. Children of forks want none: their parent's steps yield them."""
     blocks: list[int] = field(default_factory=list)
     """The block table."""
     num_tokens: int = field(init=False)
@@ -130,7 +133,9 @@ class Sequence:
     def max_cached_blocks(self, block_size: int) -> int:
         """The most blocks that a cached prefix may provide when it is admitted."""
         num_blocks = max_cached_blocks(self.num_tokens, block_size)
-        return min(num_blocks, self.min_recompute_from // block_size) if self.min_recompute_from else num_blocks
+        if self.min_recompute_from or self.num_prompt_logprobs is not None:
+            return min(num_blocks, self.min_recompute_from // block_size)
+        return num_blocks
 
     def start_from(self, num_cached_blocks: int, block_size: int) -> None:
         """It is admitted with so many blocks of a cached prefix."""
@@ -163,17 +168,19 @@ def forked(parent: Sequence, fork: shard_pb2.Fork, block_size: int) -> Sequence:
 
 def admitted(admit: shard_pb2.Admit, max_model_len: int) -> Sequence:
     """A new sequence, before its cached prefix has been looked for."""
+    params = admit.sampling_params
     return Sequence(
         seq_id=admit.seq_id,
         slot=-1,
         token_ids=admit.token_ids[:],
         num_prompt_tokens=admit.num_prompt_tokens,
         root=root_digest(admit.cache_salt, admit.adapter),
-        sampling_params=admit.sampling_params,
-        seed=admit.sampling_params.seed,
+        sampling_params=params,
+        seed=params.seed,
         stop=admit.stop,
         bad_words=[word.ids[:] for word in admit.bad_words],
         max_len=min(admit.num_prompt_tokens + admit.stop.max_tokens, max_model_len),
         min_recompute_from=admit.min_recompute_from,
         num_scores=admit.num_scores,
+        num_prompt_logprobs=params.prompt_logprobs if params.HasField("prompt_logprobs") else None,
     )

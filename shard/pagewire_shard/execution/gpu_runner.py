@@ -11,10 +11,11 @@ from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_capture import Capturer, CudaCapturer
 from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.host_transfer import Downlink, Uplink
-from pagewire_shard.execution.model_runner import ModelRunner, StepOutput
+from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.execution.pinned_transfer import PinnedDownlink, PinnedUplink
 from pagewire_shard.execution.prefix_sharing import PrefixSharing
 from pagewire_shard.execution.step_graphs import StepGraphs
+from pagewire_shard.execution.step_report import StepOutput
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.models.decoder import Decoder
@@ -48,7 +49,7 @@ class GraphRunner(ModelRunner):
 
     def _sample(self, batch: RunBatch, masks: BatchMasks | None) -> StepOutput:
         if self._passed is None:
-            return self.graphs.sample(batch, self.uplink, self.downlink)
+            return self.graphs.sample(batch, self.uplink, self.downlink, self.prompt_scorer)
         return super()._sample(batch, masks)
 
 

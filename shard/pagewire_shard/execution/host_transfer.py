@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from pagewire_shard.engine.runner import PendingTokens
-from pagewire_shard.execution.step_report import PendingLogprobs, PendingScores, step_tokens
+from pagewire_shard.execution.step_report import StepOutput, step_tokens
 
 Values = Items[int] | Items[float] | npt.NDArray[np.int32]
 
@@ -44,14 +44,8 @@ class Downlink(Protocol):
     def forwarded(self) -> None:
         """Between forward pass and sampling."""
 
-    def send(
-        self,
-        report: torch.Tensor,
-        num_rows: int,
-        logprobs: PendingLogprobs | None,
-        scores: PendingScores | None = None,
-    ) -> PendingTokens:
-        """Starts copying a report, int64 as append_tokens returns it, with num_rows columns or more."""
+    def send(self, output: StepOutput, num_rows: int) -> PendingTokens:
+        """Starts copying a step's results, of num_rows rows."""
 
     def before_next_report(self) -> None:
         """Lets the device's work from here on wait until the last report has been copied: it will be overwritten."""
@@ -89,18 +83,12 @@ class CpuDownlink:
         """Takes the time."""
         self._forwarded_s = time.perf_counter()
 
-    def send(
-        self,
-        report: torch.Tensor,
-        num_rows: int,
-        logprobs: PendingLogprobs | None,
-        scores: PendingScores | None = None,
-    ) -> PendingTokens:
+    def send(self, output: StepOutput, num_rows: int) -> PendingTokens:
         """See Downlink."""
         forward_us = int((self._forwarded_s - self._began_s) * 1e6)
         sample_us = int((time.perf_counter() - self._forwarded_s) * 1e6)
         # Read now: the next step may overwrite the report.
-        return step_tokens(report[:, :num_rows], logprobs, forward_us, sample_us, scores)
+        return step_tokens(output, num_rows, forward_us, sample_us)
 
     def before_next_report(self) -> None:
         """Nothing to wait for."""

@@ -7,7 +7,6 @@ its keys and values go nowhere and it yields no token. Nothing here waits for th
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -22,10 +21,11 @@ from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState, SlotRow
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink, Downlink, Uplink
 from pagewire_shard.execution.prefix_sharing import PrefixSharing
-from pagewire_shard.execution.step_report import PendingLogprobs, PendingScores
+from pagewire_shard.execution.step_report import PendingLogprobs, PendingScores, StepOutput
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.sampling.logprobs import RawLogits
+from pagewire_shard.sampling.prompt_scores import PromptScorer
 from pagewire_shard.sampling.sampler import Sampler
 from pagewire_shard.slot_tables import SlotTables
 
@@ -34,16 +34,6 @@ _REASONS = StopReasons(
     length=int(shard_pb2.STOP_REASON_LENGTH),
     error=int(shard_pb2.STOP_REASON_ERROR),
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepOutput:
-    """Results of a step on the device."""
-
-    report: torch.Tensor
-    """int64, as append_tokens returns it, rows of padding included."""
-    logprobs: PendingLogprobs | None
-    scores: PendingScores | None = None
 
 
 class ForwardPass(NamedTuple):
@@ -80,6 +70,7 @@ class ModelRunner:
         self.uplink = uplink or CpuUplink()
         self.downlink = downlink or CpuDownlink()
         self.sharing = sharing
+        self.prompt_scorer = PromptScorer(self._logits_at, self.uplink.upload)
         self._tables = SlotTables((*state.tables, *self.sampler.tables))
         self._passed: ForwardPass | None = None
         """The forward pass of the step that is yet to be sampled."""
@@ -90,6 +81,7 @@ class ModelRunner:
         """Fills the sequence's slot before the next step."""
         self._admitted[sequence.slot] = self.state.row(sequence)
         self.sampler.admit(sequence)
+        self.prompt_scorer.admit(sequence)
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
         """See Runner."""
@@ -122,9 +114,7 @@ class ModelRunner:
         """See Runner."""
         output = self._sample(batch, masks) if batch.sequences else None
         self.uplink.end_step()
-        if output is None:
-            return StepTokens()
-        return self.downlink.send(output.report, len(batch.slots), output.logprobs, output.scores)
+        return self.downlink.send(output, len(batch.slots)) if output else StepTokens()
 
     def _apply_changes(self, batch: RunBatch) -> None:
         """Brings device state and caches to where the host has them."""
@@ -150,6 +140,7 @@ class ModelRunner:
         assert self._passed is not None, "no forward pass has been launched"
         (slots, query_lens, hidden), self._passed = self._passed, None
         lens = batch.query_lens
+        prompt_scores = self.prompt_scorer.score(batch, hidden)
         rows = [row for row, samples in enumerate(batch.sample_lens) if samples]
         sampled, sample_rows, logprobs, scores = slots[:0], None, None, None
         if rows or batch.scored:
@@ -164,7 +155,8 @@ class ModelRunner:
             sample_rows = self.uplink.upload(
                 [entry if samples else -1 for entry, samples in zip(entries, batch.sample_lens, strict=False)]
             )
-        return StepOutput(append_sampled(self.state, slots, query_lens, sampled, sample_rows), logprobs, scores)
+        report = append_sampled(self.state, slots, query_lens, sampled, sample_rows)
+        return StepOutput(report, logprobs, scores, prompt_scores)
 
     def _prepare(self, batch: RunBatch, slots: torch.Tensor, query_lens: torch.Tensor | None) -> ForwardBatch:
         num_tokens = sum(batch.query_lens)
@@ -184,8 +176,12 @@ class ModelRunner:
     def _last_logits(self, hidden: torch.Tensor, rows: list[int], query_lens: list[int]) -> torch.Tensor:
         """[num_samples, vocab_size]: what follows each row's last token."""
         ends = list(accumulate(query_lens))
-        last = [ends[row] - 1 for row in rows] + [0] * self._num_padding(len(rows))
-        return self.model.compute_logits(hidden.index_select(0, self.uplink.upload(last)))[: len(rows)]
+        return self._logits_at(hidden, [ends[row] - 1 for row in rows])
+
+    def _logits_at(self, hidden: torch.Tensor, places: list[int]) -> torch.Tensor:
+        """[len(places), vocab_size]: the logits of some hidden states."""
+        padded = places + [0] * self._num_padding(len(places))
+        return self.model.compute_logits(hidden.index_select(0, self.uplink.upload(padded)))[: len(places)]
 
     def _num_padding(self, num_rows: int) -> int:
         """Rows to add on a CPU, whose matrix products keep code and memory for every number of rows they have seen."""

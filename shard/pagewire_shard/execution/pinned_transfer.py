@@ -11,8 +11,7 @@ from pagewire_kernels.append_tokens import FIRST_TOKEN
 
 from pagewire_shard.engine.runner import StepTokens
 from pagewire_shard.execution.host_transfer import Values
-from pagewire_shard.execution.step_report import PendingLogprobs, PendingScores, step_tokens
-from pagewire_shard.sampling.scores import Scores
+from pagewire_shard.execution.step_report import StepOutput, step_tokens
 
 NUM_STAGING_BUFFERS = 8
 """Steps whose values may wait to be copied at a time. More than a router keeps in flight, so the host never waits."""
@@ -92,27 +91,19 @@ class PinnedDownlink:
         """Marks the time on the device."""
         self._slot.forwarded.record()
 
-    def send(
-        self,
-        report: torch.Tensor,
-        num_rows: int,
-        logprobs: PendingLogprobs | None,
-        scores: PendingScores | None = None,
-    ) -> "PendingReport":
+    def send(self, output: StepOutput, num_rows: int) -> "PendingReport":
         """See Downlink."""
-        slot = self._slot
+        slot, report = self._slot, output.report
         landed = slot.buffer[: report.numel()].view(report.shape)
         slot.sampled.record()
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(slot.sampled)
             landed.copy_(report, non_blocking=True)
-            arriving = None if logprobs is None else _to_pinned(logprobs)
-            arriving_scores = None if scores is None else _scores_to_pinned(scores)
+            arriving = output.to_host(landed, _to_pinned)
             slot.copied.record()
         self._last_copied = slot.copied
         self._slot = self._free.pop() if self._free else _ReportSlot(self._num_values)
-        sources = (report, logprobs, scores)
-        return PendingReport(slot, landed[:, :num_rows], arriving, arriving_scores, self._free, sources)
+        return PendingReport(slot, arriving, num_rows, self._free, output)
 
     def before_next_report(self) -> None:
         """See Downlink."""
@@ -124,11 +115,10 @@ class PendingReport:
     """A report on its way. It keeps what is being copied from being overwritten, until it has been read."""
 
     _slot: _ReportSlot
-    _landed: torch.Tensor
-    _logprobs: PendingLogprobs | None
-    _scores: PendingScores | None
+    _arriving: StepOutput
+    _num_rows: int
     _free: list[_ReportSlot]
-    _sources: object = field(repr=False)
+    _source: StepOutput | None = field(repr=False)
 
     def is_ready(self) -> bool:
         """The report is on the host."""
@@ -140,23 +130,12 @@ class PendingReport:
         slot.copied.synchronize()
         forward_us = int(slot.began.elapsed_time(slot.forwarded) * 1e3)
         sample_us = int(slot.forwarded.elapsed_time(slot.copied) * 1e3)
-        tokens = step_tokens(self._landed, self._logprobs, forward_us, sample_us, self._scores)
-        self._sources = None
+        tokens = step_tokens(self._arriving, self._num_rows, forward_us, sample_us)
+        self._source = None
         self._free.append(slot)
         return tokens
 
 
-def _to_pinned(logprobs: PendingLogprobs) -> PendingLogprobs:
+def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
     """Starts copying to the host."""
-    a, b, c, d = map(_pinned, logprobs.gathered)
-    return PendingLogprobs(logprobs.rows, logprobs.nums, (a, b, c, d))
-
-
-def _scores_to_pinned(pending: PendingScores) -> PendingScores:
-    """Starts copying to the host."""
-    scores = Scores(_pinned(pending.scores.token_ids), _pinned(pending.scores.logprobs))
-    return PendingScores(pending.rows, pending.nums, scores)
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -27,12 +27,13 @@ from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_capture import Capturer, Work, garbage_collected_before
 from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.host_transfer import Downlink, Uplink
-from pagewire_shard.execution.model_runner import StepOutput, append_sampled, pending_logprobs, pending_scores
+from pagewire_shard.execution.model_runner import append_sampled, pending_logprobs, pending_scores
 from pagewire_shard.execution.prefix_sharing import PrefixSharing
-from pagewire_shard.execution.step_report import PendingScores
+from pagewire_shard.execution.step_report import PendingScores, StepOutput
 from pagewire_shard.execution.uploaded_rows import UploadedRows
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.sampling.prompt_scores import PromptScorer
 from pagewire_shard.sampling.sampler import Sampler
 
 CAPTURED_STAGES = ALL_STAGES & ~RARE_STAGES
@@ -95,6 +96,9 @@ class StepGraphs:
         self._rows = UploadedRows(max_rows, state.void_slot, device)
         # Not memory of the graphs: what one graph leaves for the next, or for a copy that is still on its way.
         self._hidden = torch.zeros(max_rows, model.spec.hidden_size, dtype=dtype, device=device)
+        max_tokens = sizes.mixed[-1][0] if sizes.mixed else 0
+        self._all_hidden = torch.zeros(max_tokens, model.spec.hidden_size, dtype=dtype, device=device)
+        """Of all tokens of a mixed pass, for log-probabilities of prompts."""
         self._logits = torch.zeros(max_rows, model.spec.vocab_size, dtype=dtype, device=device)
         self._report = torch.zeros((FIRST_TOKEN + 1) * max_rows, dtype=torch.int64, device=device)
         self._row_graphs = [self._uncaptured(num_rows) for num_rows in sizes.rows]
@@ -173,19 +177,20 @@ class StepGraphs:
             mixed()
             graphs.project()
 
-    def sample(self, batch: RunBatch, uplink: Uplink, downlink: Downlink) -> StepOutput:
+    def sample(self, batch: RunBatch, uplink: Uplink, downlink: Downlink, prompt_scorer: PromptScorer) -> StepOutput:
         """Samples the batch whose forward pass came last."""
         num_rows = len(batch.slots)
         graphs = self._graphs_of(num_rows)
         raw = self._sampler.raw_logits(self._logits, batch.slots, uplink.upload, batch.sample_lens)
         scores = self._scores(batch, uplink)
+        prompt_scores = None if batch.is_decode else prompt_scorer.score(batch, self._all_hidden)
         downlink.before_next_report()
         if self._sampler.has_rare_stages(batch.slots):
             token_ids = self._sample(graphs, self._sampler.stages(batch.slots))
         else:
             graphs.sample()
             token_ids = graphs.token_ids
-        return StepOutput(graphs.report, pending_logprobs(raw, token_ids, range(num_rows)), scores)
+        return StepOutput(graphs.report, pending_logprobs(raw, token_ids, range(num_rows)), scores, prompt_scores)
 
     def _scores(self, batch: RunBatch, uplink: Uplink) -> PendingScores | None:
         if not batch.scored:
@@ -206,7 +211,7 @@ class StepGraphs:
         return None
 
     def _mixed_work(self, num_tokens: int, num_rows: int) -> Work:
-        rows, hidden = self._rows, self._hidden[:num_rows]
+        rows, hidden, all_hidden = self._rows, self._hidden[:num_rows], self._all_hidden[:num_tokens]
 
         def forward() -> None:
             inputs = self._inputs(num_tokens, num_rows, rows.query_lens[:num_rows])
@@ -215,7 +220,8 @@ class StepGraphs:
             shared = self._sharing.shared if self._sharing else None
             batch = ForwardBatch.of(inputs, *lens, 0, rows.row_counts, shared)
             last = (inputs.query_start_loc[1:] - 1).clamp_(min=0)
-            torch.index_select(self._model.forward(batch, self._kv_caches), 0, last, out=hidden)
+            all_hidden.copy_(self._model.forward(batch, self._kv_caches))
+            torch.index_select(all_hidden, 0, last, out=hidden)
 
         return forward
 

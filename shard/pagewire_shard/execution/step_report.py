@@ -1,6 +1,7 @@
-"""A step's report to the host: the tensor that append_tokens returns, and the log-probabilities asked for."""
+"""What a step yields: the report that append_tokens returns, and the log-probabilities asked for."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from pagewire_kernels.append_tokens import FIRST_TOKEN, NUM_COMPUTED, NUM_SAMPLE
 
 from pagewire_shard.engine.runner import StepTokens
 from pagewire_shard.sampling.logprobs import Logprobs
+from pagewire_shard.sampling.prompt_scores import PendingPromptScores
 from pagewire_shard.sampling.scores import Scores
 
 
@@ -22,6 +24,11 @@ class PendingLogprobs:
     """Number of most probable tokens that each entry's row asked for."""
     gathered: Logprobs
     """One row for each entry."""
+
+    def to_host(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "PendingLogprobs":
+        """The same with each tensor copied."""
+        a, b, c, d = self.gathered
+        return PendingLogprobs(self.rows, self.nums, (copy(a), copy(b), copy(c), copy(d)))
 
     def to_messages(self, num_sampled: list[int]) -> list[shard_pb2.SequenceLogprobs]:
         """The messages of the tokens that were sampled; gathered must be on the host.
@@ -57,6 +64,10 @@ class PendingScores:
     """How many tokens each of them asked for."""
     scores: Scores
 
+    def to_host(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "PendingScores":
+        """The same with each tensor copied."""
+        return PendingScores(self.rows, self.nums, Scores(copy(self.scores.token_ids), copy(self.scores.logprobs)))
+
     def to_messages(self) -> tuple[list[shard_pb2.RowScores], list[int]]:
         """The messages, and the rows in the batch that have no distribution; the scores must be on the host."""
         messages: list[shard_pb2.RowScores] = []
@@ -73,19 +84,30 @@ class PendingScores:
         return messages, unsound
 
 
-def step_tokens(
-    report: torch.Tensor,
-    logprobs: PendingLogprobs | None,
-    forward_us: int,
-    sample_us: int,
-    scores: PendingScores | None = None,
-) -> StepTokens:
-    """Converts a report into what the engine takes.
+@dataclass(frozen=True, slots=True, eq=False)
+class StepOutput:
+    """Results of a step, on the device or on the host."""
 
-    Args:
-        report: [FIRST_TOKEN + max_sampled, num_rows] int64, on the host, as are log-probabilities and scores.
-    """
-    lines = report.tolist()
+    report: torch.Tensor
+    """[FIRST_TOKEN + max_sampled, num_rows or more] int64, as append_tokens returns it, rows of padding included."""
+    logprobs: PendingLogprobs | None = None
+    scores: PendingScores | None = None
+    prompt_scores: PendingPromptScores | None = None
+
+    def to_host(self, report: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]) -> "StepOutput":
+        """The same with this report, which is on its way already, and each other tensor copied."""
+        return StepOutput(
+            report,
+            self.logprobs and self.logprobs.to_host(copy),
+            self.scores and self.scores.to_host(copy),
+            self.prompt_scores and self.prompt_scores.to_host(copy),
+        )
+
+
+def step_tokens(output: StepOutput, num_rows: int, forward_us: int, sample_us: int) -> StepTokens:
+    """Converts a step's results, which must be on the host, into what the engine takes."""
+    lines = output.report[:, :num_rows].tolist()
+    logprobs, scores, prompt_scores = output.logprobs, output.scores, output.prompt_scores
     num_sampled = lines[NUM_SAMPLED]
     row_scores: list[shard_pb2.RowScores] = []
     if scores is not None:
@@ -100,6 +122,7 @@ def step_tokens(
         sampled_token_ids=[token for row in zip(*lines[FIRST_TOKEN:], strict=True) for token in row if token >= 0],
         logprobs=logprobs.to_messages(num_sampled) if logprobs else [],
         row_scores=row_scores,
+        prompt_scores=prompt_scores.to_messages() if prompt_scores else [],
         forward_us=forward_us,
         sample_us=sample_us,
     )

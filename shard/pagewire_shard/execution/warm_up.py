@@ -30,7 +30,8 @@ def warm_up(runner: Runner, block_size: int) -> None:
 
 def run_largest_step(runner: Runner, *, num_seqs: int, num_tokens: int, max_model_len: int, num_logprobs: int) -> None:
     """Runs the step that takes most memory: as many tokens as a plan may compute, for as many sequences as can be held,
-    all of which sample and want log-probabilities. All are in block 0; leaves nothing behind, as warm_up.
+    all of which sample and want log-probabilities, of their prompts too. All are in block 0; leaves nothing behind, as
+    warm_up.
 
     Args:
         num_seqs: Slots of the device state, whose block tables are all zero.
@@ -45,7 +46,9 @@ def run_largest_step(runner: Runner, *, num_seqs: int, num_tokens: int, max_mode
     sampling = _sampled(num_logprobs)
     for slot, num_new in enumerate(query_lens):
         sequence = Sequence(slot, slot, [0] * num_new, num_new, root_digest(""), sampling, 0, _STOP)
+        sequence.num_prompt_logprobs = num_logprobs
         runner.admit(sequence)
+        sequence.num_computed_tokens = num_new
         batch.add(sequence, num_new, 1, num_new)
     runner.launch(batch).wait()
 
