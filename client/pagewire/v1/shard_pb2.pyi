@@ -604,7 +604,9 @@ class Admit(_message.Message):
     tokens. Empty: none.
     """
     min_recompute_from: _builtins.int
-    """Cached blocks from this token on are not used (prompt log-probabilities must be computed). 0: no limit."""
+    """Cached blocks from this token on are not used. 0: no limit, unless sampling_params.prompt_logprobs is set: then none
+    is used. A sequence that asks for log-probabilities of its prompt gets those of the tokens behind this one.
+    """
     num_scores: _builtins.int
     """How many tokens a run in mode SCORE returns; at most max_scores. 0: the sequence does not run in that mode."""
     @_builtins.property
