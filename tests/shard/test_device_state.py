@@ -1,6 +1,7 @@
 """The device's rows: what an admission writes, and what it leaves alone."""
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,7 +111,8 @@ def test_a_step_that_breaks_before_its_writes_leaves_none_to_the_next_epoch() ->
             return super().upload(*args, **kwargs)
 
     state, uplink = make_state(), BrokenOnce()
-    runner = ModelRunner(None, state, [], 8, uplink=uplink)
+    model = SimpleNamespace(spec=SimpleNamespace(vocab_size=16))
+    runner = ModelRunner(model, state, [], 8, uplink=uplink)
     runner.admit(make_sequence(1, 9, 1))
     with pytest.raises(RuntimeError, match="out of memory"):
         runner.launch(RunBatch(table_updates=[(0, 0, 42)]))
