@@ -1,14 +1,18 @@
 """Chooses the format of a model's output: by name, or by what its chat template and its vocabulary hold."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pagewire_router.parsing.formats import HARMONY, HARMONY_ALIASES, REASONING_FORMATS, TOOL_FORMATS
 from pagewire_router.parsing.parser import OutputFormat, Parser
+from pagewire_router.parsing.response_template import ResponseTemplate, TemplateUnusable
 from pagewire_router.parsing.syntax import ReasoningFormat, ToolFormat
 
 if TYPE_CHECKING:
     from pagewire_router.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 AUTO = "auto"
 """The name that stands for what the model's files say."""
@@ -68,14 +72,25 @@ REASONING_FORMAT_NAMES = _by_name(REASONING_FORMATS)
 
 
 def choose_format(
-    tool_parser: str, reasoning_parser: str, *, templates: Mapping[str, str], tokens: Collection[str]
+    tool_parser: str,
+    reasoning_parser: str,
+    *,
+    templates: Mapping[str, str],
+    tokens: Collection[str],
+    response_template: Any = None,
 ) -> OutputFormat:
     """The format of a model's output. Raises UnknownFormat.
 
     tool_parser, reasoning_parser: name of a format, or an alias; AUTO; NONE.
     templates: the model's chat templates by name.
     tokens: texts of the vocabulary's added tokens, special ones among them.
+    response_template: the model's own description of its output, if it has one. It counts unless a format is named.
     """
+    if response_template is not None and tool_parser == reasoning_parser == AUTO:
+        try:
+            return OutputFormat(template=ResponseTemplate.from_json(response_template))
+        except TemplateUnusable as error:
+            _log.warning("The model's response_template is left aside, its chat template says the format: %s", error)
     detected = detect_format(templates, tokens)
     asked = {tool_parser, reasoning_parser}
     if asked & {HARMONY, *HARMONY_ALIASES} or (asked == {AUTO} and detected.is_harmony):
@@ -129,7 +144,13 @@ class OutputParsers:
     def of_model(cls, tokenizer: "Tokenizer", tool_parser: str, reasoning_parser: str) -> "OutputParsers":
         """Those for a model's format, see choose_format(). Raises UnknownFormat."""
         tokens = tokenizer.added_tokens()
-        format = choose_format(tool_parser, reasoning_parser, templates=tokenizer.chat_templates.sources, tokens=tokens)
+        format = choose_format(
+            tool_parser,
+            reasoning_parser,
+            templates=tokenizer.chat_templates.sources,
+            tokens=tokens,
+            response_template=tokenizer.response_template,
+        )
         return cls(format, [text for text, is_special in tokens.items() if is_special])
 
     def new(

@@ -13,6 +13,7 @@ from pagewire_router.parsing.coercion import ToolSchemas
 from pagewire_router.parsing.cursor import Cursor, Incomplete, Malformed, Reading, markers
 from pagewire_router.parsing.events import Event, EventCollector, new_call_id
 from pagewire_router.parsing.harmony import read_harmony
+from pagewire_router.parsing.response_template import ResponseTemplate, TemplateReader
 from pagewire_router.parsing.syntax import CallSyntax, ReasoningFormat, ToolFormat
 
 
@@ -24,9 +25,11 @@ class OutputFormat:
     reasoning: ReasoningFormat | None = None
     is_harmony: bool = False
     """The output is gpt-oss's harmony; the other fields are None."""
+    template: ResponseTemplate | None = None
+    """The model's own description; the other fields are empty."""
 
     def __bool__(self) -> bool:
-        return self.tools is not None or self.reasoning is not None or self.is_harmony
+        return self != OutputFormat()
 
 
 class Parser:
@@ -49,13 +52,16 @@ class Parser:
         self._cursor = Cursor()
         self._events = EventCollector(make_call_id)
         schemas = ToolSchemas(tools)
-        self._reader: CallReader | None = None
-        if format.is_harmony:
+        self._reader: CallReader | TemplateReader | None = None
+        if format.template is not None:
+            self._reader = TemplateReader(self._cursor, self._events, format.template, schemas)
+            reading = self._reader.read(prompt)
+        elif format.is_harmony:
             reading = read_harmony(self._cursor, self._events, schemas)
         else:
-            if format.tools is not None and schemas:
-                self._reader = CallReader(self._cursor, format.tools, schemas)
-            reading = _Reader(self._cursor, self._events, format, self._reader, hidden).read(prompt)
+            calls = CallReader(self._cursor, format.tools, schemas) if format.tools is not None and schemas else None
+            self._reader = calls
+            reading = _Reader(self._cursor, self._events, format, calls, hidden).read(prompt)
         self._reading: Reading[None] | None = reading
 
     def feed(self, text: str, token_ids: Sequence[int] = ()) -> list[Event]:

@@ -1,7 +1,7 @@
 """The served model's tokenizer: text and chat to token ids and back."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer as Backend
 
@@ -18,7 +18,13 @@ from pagewire_router.text.detokenizer import (
 from pagewire_router.text.length_bound import max_chars_per_token
 from pagewire_router.text.piece_table import SPACE_MARK, Piece, build_piece_table, partial_pieces
 from pagewire_router.text.text_threads import QueueBounds, TextThreads
-from pagewire_router.text.tokenizer_files import build_backend, chat_templates, special_tokens, tokenizer_settings
+from pagewire_router.text.tokenizer_files import (
+    build_backend,
+    chat_templates,
+    special_tokens,
+    tokenizer_config,
+    tokenizer_settings,
+)
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -57,6 +63,8 @@ class Tokenizer:
         )
         self._threads = TextThreads(num_threads, queue_bounds or QueueBounds())
         self.chat_templates = ChatTemplates(chat_templates(files), special_tokens(files))
+        self.response_template: Any = tokenizer_config(files).get("response_template")
+        """How the model marks what it writes, in Hugging Face's format; None: its files do not say."""
         self.max_chars_per_token = max_chars_per_token(self._backend)
         """Most characters of a text for each of its tokens; None: there is no bound."""
         # On a thread, since importing Jinja takes 0.1 s. A malformed template is reported when it is used.
