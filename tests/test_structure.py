@@ -60,7 +60,7 @@ FLOORS = {
         ("metrics", "tracing"),
         ("admission",),
         ("inference",),
-        ("grpc_front",),
+        ("grpc_front", "http_front"),
         ("server",),
         ("cli",),
         ("__main__",),
@@ -92,7 +92,7 @@ TRANSPORT_FREE = (
     *("errors", "caller", "fair_slots", "timeline", "request", "text", "scheduling", "request_runner"),
     *("output", "metrics", "tracing", "admission", "inference"),
 )
-TRANSPORTS = ("grpc", "grpc_health", "grpc_reflection", "starlette", "uvicorn")
+TRANSPORTS = ("grpc", "grpc_health", "grpc_reflection", "uvicorn")
 # llvmlite is the compiler inside numba.
 KERNEL_DEPENDENCIES = {"torch", "triton", "numba", "llvmlite", "numpy"}
 

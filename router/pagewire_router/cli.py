@@ -67,6 +67,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
     return RouterConfig(
         shards=shards,
         listen=options.listen or f"{options.host or '0.0.0.0'}:{port}",
+        http_port=options.http_port,
+        http_max_body_bytes=options.http_max_body_bytes,
+        http_cors_origins=tuple(options.http_cors_origin),
         metrics_port=options.metrics_port,
         health_port=options.health_port,
         health_listen=options.health_listen,
@@ -116,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--listen", metavar="HOST:PORT|unix:PATH", help="where to serve, in place of --host and --port")
     add("--host", help="address to serve on; all interfaces if not given")
     add("--port", type=_port, help="port to serve on, 50051 if not given; 0 takes a free one")
+    add("--http-port", type=_port, metavar="PORT", help="port of the HTTP front; 0 takes a free one")
     add("--metrics-port", type=_port, metavar="PORT", help="port of /metrics, /healthz and /readyz; 0 takes a free one")
     add("--health-port", type=_port, metavar="PORT", help="port of gRPC health in plaintext; 0 takes a free one")
     add("--health-listen", metavar="ADDR", help="serve gRPC health in plaintext on HOST:PORT or unix:PATH too")
@@ -171,6 +175,13 @@ def _add_bounds(group: argparse._ArgumentGroup, defaults: RouterConfig) -> None:
         metavar="BYTES",
         help="largest message taken from a client; if not given, 1 MiB and 16 bytes for each token of the model's "
         "context, at most 16 MiB",
+    )
+    add(
+        "--http-max-body-bytes",
+        type=_positive,
+        metavar="BYTES",
+        default=defaults.http_max_body_bytes,
+        help="largest body of a request over HTTP",
     )
 
 
@@ -235,6 +246,13 @@ def _add_security_options(group: argparse._ArgumentGroup) -> None:
     add("--shard-tls-cert", metavar="FILE", help="PEM certificate chain to show shards")
     add("--shard-tls-key", metavar="FILE", help="PEM private key of --shard-tls-cert")
     add("--api-keys", metavar="FILE", help="keys that calls must carry, one on each line; read again when it changes")
+    add(
+        "--http-cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="origin whose pages may call over HTTP from a browser, such as https://example.org; * is all; repeatable",
+    )
     add(
         "--trust-request-chat-template",
         action="store_true",
@@ -314,6 +332,8 @@ async def serve(config: RouterConfig, runner: "RequestRunner") -> int:
         if opening.done():
             opening.result()
             spare_long_lived_objects()
+            if server.http_address is not None:
+                print(f"pagewire-router http on {server.http_address}", flush=True)
             print(f"pagewire-router ready on {address}", flush=True)
             failing = asyncio.ensure_future(runner.wait_failed())
             ends.append(failing)

@@ -16,6 +16,12 @@ class RouterConfig:
     """Addresses of the shards to drive: host:port, unix:PATH, or dns:///NAME:PORT."""
     listen: str = "127.0.0.1:50051"
     """Address to serve on: host:port (port 0 takes a free one), or unix:PATH."""
+    http_port: int | None = None
+    """Port of the HTTP front, on the host of `listen`; None: not served; 0: any free port."""
+    http_max_body_bytes: int = 32 * 1024 * 1024
+    """Largest body of a request over HTTP."""
+    http_cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call over HTTP from a browser; "*" is all."""
     metrics_port: int | None = None
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
     health_port: int | None = None

@@ -156,11 +156,16 @@ class Inference:
         self._live_request_ids: set[str] = set()
 
     @asynccontextmanager
-    async def generate(self, message: inference_pb2.GenerateRequest, call: Call) -> AsyncIterator[GenerateStream]:
-        """Runs a request and streams its output. The request is aborted if the context ends before its output."""
+    async def generate(
+        self, message: inference_pb2.GenerateRequest, call: Call, pacer: Pacer | None = None
+    ) -> AsyncIterator[GenerateStream]:
+        """Runs a request and streams its output. The request is aborted if the context ends before its output.
+
+        pacer: paces the writes of the stream; None: the one that this service was given.
+        """
         request_id = self._reserve_id(message.request_id)
         try:
-            with self._pacer.open() as stream:
+            with (pacer or self._pacer).open() as stream:
                 request, output = await self._admission.admit(message, request_id, call, stream)
                 timer = self._submit(request)
                 try:

@@ -1,4 +1,4 @@
-"""Composes the router: the gRPC front, probes and metrics over one RequestRunner, from start to stop."""
+"""Composes the router: the fronts, probes and metrics over one RequestRunner, from start to stop."""
 
 import asyncio
 import logging
@@ -32,12 +32,16 @@ from pagewire_router.text.tokenizer_files import TokenizerFilesError
 if TYPE_CHECKING:
     from pagewire_common.tracing.exporting import Tracing
 
+    from pagewire_router.http_front.front import HttpFront
+
 OPEN_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 """Services that need no API key."""
 MAX_PENDING_CALLS = 65_536
 """Most calls that gRPC holds before they are looked at. A call takes about 20 kB, all of them below 1.5 GB."""
 UNREAD_BYTES = 65_536
 """Most bytes of a call's message that gRPC receives before it is read. Most messages are shorter."""
+HTTP_WRITES_PER_TURN = 32
+"""Events that are written in one turn of the event loop; they take about as long as gRPC's messages of a turn."""
 STOP_GRACE_S = 1.0
 """Time for the last messages of streams whose requests have ended."""
 _log = logging.getLogger(__name__)
@@ -87,7 +91,11 @@ class RouterServer:
         self._metrics.add(ServerMetrics(config, is_ready=self._is_serving, is_draining=lambda: self._is_draining))
         max_floor_s = config.coalesce_max_ms / 1000
         self._pacer = Pacer(asyncio.get_running_loop(), max_floor_s=max_floor_s, budget=WriteBudget())
-        self._metrics.add(PacingMetrics(self._pacer))
+        # Events over HTTP cost a tenth of gRPC's messages: every one goes out at once.
+        self._http_pacer = Pacer(
+            asyncio.get_running_loop(), max_floor_s=0.0, budget=WriteBudget(), writes_per_turn=HTTP_WRITES_PER_TURN
+        )
+        self._metrics.add(PacingMetrics(self._pacer, self._http_pacer))
         self._handler = ServiceHandler(
             SERVICE_NAME, "the router looks for shards", self._metrics.count_refused, self._pacer.on_call
         )
@@ -95,7 +103,10 @@ class RouterServer:
         self._api_keys = None if config.api_keys is None else ApiKeys(config.api_keys)
         self._tracing = _open_tracing(config)
         self._grpc = grpc.aio.server(options=channel_options(config), interceptors=self._interceptors())
-        self._http = HttpEndpoint(
+        self._http_front: HttpFront | None = None
+        if config.http_port is not None:
+            self._http_front = self._new_http_front(config)
+        self._probes = HttpEndpoint(
             process_pages(render_metrics=self._metrics.render, is_alive=lambda: True, is_ready=self._is_serving)
         )
         self._service: InferenceService | None = None
@@ -104,6 +115,8 @@ class RouterServer:
         self._lag_task: asyncio.Task[None] | None = None
         self._is_open = False
         self._is_draining = False
+        self.http_address: str | None = None
+        """Host and port of the HTTP front, after start(); None: it is not served."""
         self.metrics_port: int | None = None
         """The port of the HTTP endpoint, after start()."""
         self.health_port: int | None = None
@@ -121,6 +134,7 @@ class RouterServer:
             except ApiKeysError as error:
                 raise ServerError(str(error)) from None
         address = self._bind()
+        await self._start_http()
         self._grpc.add_generic_rpc_handlers((self._handler,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
         reflection.enable_server_reflection((SERVICE_NAME, *OPEN_SERVICES), self._grpc)
@@ -136,8 +150,11 @@ class RouterServer:
             self._tokenizer = self._read_tokenizer()
         else:
             _log.warning("The model has no %s: token ids alone are served", TOKENIZER_FILE)
-        self._service = InferenceService(self._config, self._new_inference(), self._metrics)
+        inference = self._new_inference()
+        self._service = InferenceService(self._config, inference, self._metrics)
         self._handler.open(self._service.handler())
+        if self._http_front is not None:
+            self._http_front.open(inference)
         self._is_open = True
         await self._runner.wait_ready()
         await self._health.publish()
@@ -153,9 +170,28 @@ class RouterServer:
         if config.metrics_port is None:
             return
         try:
-            self.metrics_port = await self._http.start(host, config.metrics_port)
+            self.metrics_port = await self._probes.start(host, config.metrics_port)
         except OSError as error:
             raise ServerError(f"cannot serve metrics on {host}:{config.metrics_port}: {error}") from None
+
+    def _new_http_front(self, config: RouterConfig) -> "HttpFront":
+        # Only now: routers without it need none of its packages.
+        from pagewire_router.http_front.front import HttpFront
+
+        tracer = None if self._tracing is None else self._tracing.tracer
+        return HttpFront(config, self._metrics, self._api_keys, self._http_pacer, self._is_serving, tracer)
+
+    async def _start_http(self) -> None:
+        host, port = host_of(self._config.listen), self._config.http_port
+        if self._http_front is None or port is None:
+            return
+        try:
+            bound_port = await self._http_front.start(host, port)
+        except TlsError as error:
+            raise ServerError(str(error)) from None
+        except OSError as error:
+            raise ServerError(f"cannot serve HTTP on {host}:{port}: {error}") from None
+        self.http_address = f"[{host}]:{bound_port}" if ":" in host else f"{host}:{bound_port}"
 
     def _read_tokenizer(self) -> Tokenizer:
         model, num_threads = self._runner.model, self._config.tokenizer_threads
@@ -189,8 +225,10 @@ class RouterServer:
             self._tokenizer.close()
         if self._service is not None:
             await self._service.close()
+        if self._http_front is not None:
+            await self._http_front.stop()
         await self._grpc.stop(STOP_GRACE_S)
-        await self._http.stop()
+        await self._probes.stop()
         await self._health.stop()
         if self._lag_task is not None:
             self._lag_task.cancel()

@@ -63,6 +63,7 @@ def test_every_field_has_a_flag():
         ),
         *("--health-port", "3", "--max-request-time", "2.5", "--api-keys", "k", "--trust-request-chat-template"),
         *("--step-timeout", "9", "--shard-wait", "4", "--generation-config", "vllm", "--max-logprobs", "-1"),
+        *("--http-port", "2", "--http-max-body-bytes", "9", "--http-cors-origin", "*"),
         *("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e"),
         *("--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
     )
@@ -90,6 +91,15 @@ def test_a_private_socket_has_no_metrics_port_unless_asked_for():
     assert parse("--uds", "/tmp/s", "--metrics-port", "0").metrics_port == 0
 
 
+def test_http_is_served_beside_grpc_unless_that_is_a_socket():
+    assert parse().http_port == 8000
+    assert parse("--port", "0").http_port == 0
+    assert parse("--port", "0", "--http-port", "7").http_port == 7
+    assert parse("--no-http").http_port is None
+    assert parse("--uds", "/tmp/s").http_port is None
+    assert parse("--private-socket", "--http-port", "0").http_port == 0
+
+
 @pytest.mark.parametrize("words", [("--block-size", "0"), ("--replicas", "x"), ("--dtype", "int8")])
 def test_what_is_out_of_range_is_refused(words, capsys):
     with pytest.raises(SystemExit):
@@ -98,7 +108,7 @@ def test_what_is_out_of_range_is_refused(words, capsys):
 
 
 def test_the_command_lines_of_the_children():
-    config = ServeConfig(model="m", max_num_seqs=4, kv_cache_memory_bytes=1024, metrics_port=0)
+    config = ServeConfig(model="m", max_num_seqs=4, kv_cache_memory_bytes=1024, metrics_port=0, http_port=0)
     shard = " ".join(shard_command(config, 1, 0, "unix:/s")[1:])
     assert shard == (
         "-m pagewire_shard --model m --served-model-name m --listen unix:/s --group-id 1 --tp-rank 0 --tp-size 1 "
@@ -108,8 +118,11 @@ def test_the_command_lines_of_the_children():
     router = " ".join(router_command(config, ["unix:/a", "unix:/b"], "h:1", "unix:/h")[1:])
     assert router == (
         "-m pagewire_router --shards unix:/a,unix:/b --listen h:1 --health-listen unix:/h --drain-grace 30.0 "
-        "--metrics-port 0 --exit-with-parent"
+        "--http-port 0 --metrics-port 0 --exit-with-parent"
     )
+    open_to_pages = parse("--http-cors-origin", "https://a.example", "--http-cors-origin", "https://b.example")
+    router = " ".join(router_command(open_to_pages, ["unix:/a"], "h:1", "unix:/h"))
+    assert "--http-cors-origin https://a.example --http-cors-origin https://b.example" in router
     secured = parse("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e", "--api-keys", "k", "--uds", "/s")
     bounded = parse("--step-timeout", "9", "--shard-wait", "0")
     router = " ".join(router_command(bounded, ["unix:/a"], "h:1", "unix:/h"))

@@ -54,6 +54,8 @@ def shard_command(config, replica, tp_rank, listen):
 
 def router_command(config, shards, listen, health):
     assert len(shards) == 2
+    with open(f"{log}.http", "a") as file:
+        file.write(f"{config.http_port} ")
     return [sys.executable, child, "router", listen, log, router]
 
 async def probe(address):
@@ -209,6 +211,13 @@ def test_a_child_that_dies_is_started_again(supervise, name):
     status, _, errors = supervised.finish()
     assert status == 0
     assert errors.count("starting it again") == 2
+
+
+def test_a_restarted_router_serves_http_on_the_same_port(supervise):
+    supervised = supervise("ready()", 'print("pagewire-router http on 127.0.0.1:4444", flush=True); ready()')
+    supervised.wait_ready()
+    assert supervised.process.stdout.readline() == "pagewire http on 127.0.0.1:4444\n"
+    assert supervised.log.with_suffix(".http").read_text() == "8000 4444 "
 
 
 @pytest.mark.parametrize("name", ["shard1", "router"])

@@ -26,7 +26,7 @@ NOT_RUN = {
     "buf": "a tool of its own; tests/operate/ has it",
 }
 """Commands that are left out, by their first word, and why."""
-PORTS = ("50051", "50052", "50053", "9400", "9401")
+PORTS = ("50051", "50052", "50053", "9400", "9401", "8000")
 """As the pages have them. Others may be taken by something else on the machine of the test."""
 
 
@@ -71,6 +71,7 @@ class Reader:
         words[0] = str(Path(sys.executable).parent / words[0])
         if command == "pagewire serve":
             words += ["--port", self.ports["50051"], "--metrics-port", self.ports["9400"]]
+            words += ["--http-port", self.ports["8000"]]
         service = Service(f"server{len(self.done)}", words, self.directory)
         self.servers.callback(service.stop)
         service.wait_ready()

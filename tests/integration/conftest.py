@@ -42,9 +42,17 @@ def tokenizer(model: Path) -> transformers.PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def cluster(model: Path) -> Iterator[Cluster]:
     with shards_and_router(
-        model, "--block-size", "16", "--kv-cache-memory", "64MiB", router_flags=["--trust-request-chat-template"]
+        model,
+        *("--block-size", "16", "--kv-cache-memory", "64MiB"),
+        router_flags=["--trust-request-chat-template", "--http-port", "0"],
     ) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def http_url(cluster: Cluster) -> str:
+    """The URL of the cluster's HTTP front."""
+    return f"http://{cluster.router.http_address()}"
 
 
 @pytest.fixture(autouse=True)

@@ -164,7 +164,7 @@ async def test_a_call_that_cannot_be_traced_is_answered(
     def fail(*arguments: object, **options: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("pagewire_router.grpc_front.tracing_interceptor.add_request_spans", fail)
+    monkeypatch.setattr("pagewire_router.tracing.call_spans.add_request_spans", fail)
     async with echo_server() as echo:
         assert await echo.unary(b"abc") == b"abc"
     assert "A call could not be traced" in caplog.text

@@ -24,6 +24,7 @@ from pagewire.v1 import shard_pb2, shard_pb2_grpc
 READY_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
 READY = re.compile(r" ready on (\S+)")
+HTTP = re.compile(r" http on (\S+)")
 
 
 def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
@@ -82,6 +83,12 @@ class Service:
             assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}\n{self.log()}"
             assert time.monotonic() < deadline_s, f"{self.name} is not ready\n{self.log()}"
             time.sleep(0.02)
+        return match[1]
+
+    def http_address(self) -> str:
+        """The address it serves HTTP on, once it is ready."""
+        match = HTTP.search(self.output)
+        assert match, self.log()
         return match[1]
 
     def log(self) -> str:

@@ -58,7 +58,7 @@ class Target:
     """`pagewire serve` on free ports of this machine."""
 
     def __init__(self, directory: Path) -> None:
-        self.metrics_port, self.health_port = free_port(), free_port()
+        self.metrics_port, self.health_port, self.http_port = free_port(), free_port(), free_port()
         command = [
             *(
                 sys.executable,
@@ -74,6 +74,7 @@ class Target:
                 "1",
             ),
             *("--metrics-port", str(self.metrics_port), "--health-port", str(self.health_port), "--exit-with-parent"),
+            *("--http-port", str(self.http_port)),
         ]
         self.service = Service("serve", command, directory)
         self.address = self.service.wait_ready()
@@ -83,7 +84,7 @@ class Target:
     @property
     def ports(self) -> list[int]:
         """All that it listens on."""
-        return [int(self.address.rpartition(":")[2]), self.metrics_port, self.health_port]
+        return [int(self.address.rpartition(":")[2]), self.metrics_port, self.health_port, self.http_port]
 
     def rss_mb(self) -> dict[str, int]:
         """Memory of its processes."""

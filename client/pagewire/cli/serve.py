@@ -35,6 +35,23 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
         help="listen on a Unix socket that only this user can reach; the ready line says where",
     )
     group.add_argument(
+        "--http-port",
+        type=int,
+        metavar="PORT",
+        default=suppress,
+        help="port of the HTTP front; 0 takes a free one (default: 8000; 0 with --port 0; on Unix sockets none)",
+    )
+    group.add_argument(
+        "--no-http", dest="http_port", action="store_const", const=None, default=suppress, help="serve no HTTP"
+    )
+    group.add_argument(
+        "--http-max-body-bytes",
+        type=int,
+        metavar="BYTES",
+        default=suppress,
+        help="largest body of a request over HTTP (default: 32 MiB)",
+    )
+    group.add_argument(
         "--metrics-port",
         type=int,
         metavar="PORT",
@@ -76,6 +93,14 @@ def _add_security(group: argparse._ArgumentGroup) -> None:
     ):
         group.add_argument(flag, metavar="FILE", default=argparse.SUPPRESS, help=text)
     group.add_argument(
+        "--http-cors-origin",
+        dest="http_cors_origins",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="ORIGIN",
+        help="origin whose pages may call over HTTP from a browser, such as https://example.org; * is all; repeatable",
+    )
+    group.add_argument(
         "--trust-request-chat-template",
         action="store_true",
         help="take chat templates from clients; they run sandboxed, in a process bounded in time and memory",
@@ -87,6 +112,10 @@ def config_from(args: argparse.Namespace) -> ServeConfig:
     given = {field.name: getattr(args, field.name) for field in fields(ServeConfig) if hasattr(args, field.name)}
     if "uds" in given or given.get("private_socket"):
         given.setdefault("metrics_port", None)
+        given.setdefault("http_port", None)
+    if given.get("port") == 0:
+        given.setdefault("http_port", 0)
+    given["http_cors_origins"] = tuple(given.get("http_cors_origins", ()))
     if given.get("device") != "cpu":
         given["gpus"] = visible_gpus(os.environ)
     return ServeConfig(**given)

@@ -1,6 +1,7 @@
 """One child process: starts it, reads its output, waits until it is ready, and stops it.
 
-A child says `NAME ready on ADDRESS` on standard output when it serves. One that cannot start says why in a line
+A child says `NAME ready on ADDRESS` on standard output when it serves, and before that `NAME http on ADDRESS` if it
+serves HTTP too. One that cannot start says why in a line
 `error: ...` on standard error. Its standard input is a pipe that nobody writes to: the end of it tells the child that
 its parent is gone, whatever ended the parent.
 """
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Self
 
 READY = " ready on "
+HTTP = " http on "
 ERROR = "error: "
 KILLED_S = 5.0
 """How long to wait for the end of a killed child, which the kernel delays while it waits for a device."""
@@ -27,6 +29,8 @@ class Child:
     def __init__(self, process: Process) -> None:
         self.address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """The address that the child serves on, once it has said so."""
+        self.http_address: str | None = None
+        """The address that the child serves HTTP on; None: it has not said any."""
         self.error: str | None = None
         """The child's error message, without "error: "; None: it gave none."""
         self._process = process
@@ -70,6 +74,8 @@ class Child:
         async for line in _lines(self._process.stdout):
             if READY in line and not self.address.done():
                 self.address.set_result(line.partition(READY)[2].strip())
+            elif HTTP in line and not self.address.done():
+                self.http_address = line.partition(HTTP)[2].strip()
             else:  # standard output belongs to the supervisor's own ready line
                 tell(line)
 

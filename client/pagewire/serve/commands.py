@@ -44,6 +44,8 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
 def router_command(config: ServeConfig, shards: Sequence[str], listen: str, health: str) -> list[str]:
     """Returns the command that starts the router."""
     optional = {
+        "--http-port": config.http_port,
+        "--http-max-body-bytes": config.http_max_body_bytes,
         "--metrics-port": config.metrics_port,
         "--health-port": config.health_port,
         "--tls-cert": config.tls_cert,
@@ -65,6 +67,7 @@ def router_command(config: ServeConfig, shards: Sequence[str], listen: str, heal
         *("--health-listen", health),
         *("--drain-grace", str(config.drain_grace_s)),
         *(word for flag, value in optional.items() if value is not None for word in (flag, str(value))),
+        *(word for origin in config.http_cors_origins for word in ("--http-cors-origin", origin)),
         *(("--trust-request-chat-template",) if config.trust_request_chat_template else ()),
         "--exit-with-parent",
     ]

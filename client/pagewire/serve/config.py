@@ -19,6 +19,12 @@ class ServeConfig:
     """Path of a Unix socket to listen on, in place of host and port."""
     private_socket: bool = False
     """Listen on a Unix socket in a directory that only this user can enter; it is removed with the server."""
+    http_port: int | None = 8000
+    """Port of the HTTP front; None: not served; 0: any free port."""
+    http_max_body_bytes: int | None = None
+    """Largest body of a request over HTTP; None: the router decides."""
+    http_cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call over HTTP from a browser; "*" is all."""
     metrics_port: int | None = 9400
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
     health_port: int | None = None

@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,15 @@ class Supervisor:
         """Keeps the children running until a stop is asked for."""
         assert self._router.child is not None
         address = self._router.child.address.result()
-        # A restarted router serves on the same address, also if port 0 was asked for.
-        self._router.command = self._router_command(self._config, addresses, address, self._router.health)
+        http_address = self._router.child.http_address
+        # A restarted router serves on the same addresses, also if port 0 was asked for.
+        config = self._config
+        if http_address is not None:
+            config = replace(config, http_port=int(http_address.rpartition(":")[2]))
+        self._router.command = self._router_command(config, addresses, address, self._router.health)
         print(f"pagewire ready on {address}", flush=True)
+        if http_address is not None:
+            print(f"pagewire http on {http_address}", flush=True)
         for role in self._roles():
             role.keeper = asyncio.create_task(self._keep(role))
         await self._stop.wait()

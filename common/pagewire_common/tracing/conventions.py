@@ -1,11 +1,15 @@
 """Names of the attributes of spans: OpenTelemetry's semantic conventions, and our own beside them.
 
-RPC: semantic-conventions 1.44 (release candidate). GenAI: semantic-conventions-genai, client inference (development).
+RPC and HTTP: semantic-conventions 1.44 (RPC is a release candidate). GenAI: semantic-conventions-genai, client
+inference (development).
 """
 
 RPC_SYSTEM_NAME = "rpc.system.name"
 RPC_METHOD = "rpc.method"
 RPC_RESPONSE_STATUS_CODE = "rpc.response.status_code"
+HTTP_REQUEST_METHOD = "http.request.method"
+HTTP_ROUTE = "http.route"
+HTTP_RESPONSE_STATUS_CODE = "http.response.status_code"
 SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
 CLIENT_ADDRESS = "client.address"

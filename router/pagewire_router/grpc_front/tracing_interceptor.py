@@ -17,11 +17,10 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from pagewire_common.tracing import conventions as names
 
 from pagewire_router.grpc_front.calls import current_trace
-from pagewire_router.timeline import Timeline, TraceContext
+from pagewire_router.timeline import Timeline
 from pagewire_router.tracing.addresses import client_attributes, server_attributes
+from pagewire_router.tracing.call_spans import finish_call_span, trace_context_of
 from pagewire_router.tracing.call_trace import CallTrace
-from pagewire_router.tracing.request_attributes import request_attributes
-from pagewire_router.tracing.request_spans import add_request_spans
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 _log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
             span = self._start(method, context, start_ns)
             if not span.is_recording():
                 return await handler(request, context)
-            trace = CallTrace(Timeline(_trace_context(span)))
+            trace = CallTrace(Timeline(trace_context_of(span)))
             current_trace.set(trace)
             status = "UNKNOWN"
             try:
@@ -75,7 +74,7 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
                 try:
                     _set_status(span, status if context.code() is None else context.code().name, context.details())
                     span.set_attributes(client_attributes(context.peer()))
-                    self._finish(span, trace, start_ns, is_stream=is_stream)
+                    finish_call_span(self._tracer, span, trace, start_ns, is_stream=is_stream)
                 except Exception:  # A bug of ours must not take the client's answer away.
                     _log.exception("A call could not be traced")
 
@@ -87,23 +86,9 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
         attributes = {names.RPC_METHOD: method, **self._attributes}
         return self._tracer.start_span(method, parent, SpanKind.SERVER, attributes, start_time=start_ns)
 
-    def _finish(self, span: Span, trace: CallTrace, start_ns: int, *, is_stream: bool) -> None:
-        end_ns = time.time_ns()
-        span.set_attributes(request_attributes(trace, is_stream=is_stream))
-        first_token_ns = add_request_spans(self._tracer, span, trace.timeline, end_ns)
-        if is_stream and first_token_ns is not None:
-            span.set_attribute(names.RESPONSE_TIME_TO_FIRST_CHUNK, (first_token_ns - start_ns) / 1e9)
-        span.end(end_ns)
-
 
 def _set_status(span: Span, status: str, description: str | None) -> None:
     span.set_attribute(names.RPC_RESPONSE_STATUS_CODE, status)
     if status in names.SERVER_ERRORS:
         span.set_attribute(names.ERROR_TYPE, status)
         span.set_status(Status(StatusCode.ERROR, description))
-
-
-def _trace_context(span: Span) -> TraceContext:
-    context = span.get_span_context()
-    traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-    return TraceContext(traceparent, context.trace_state.to_header())

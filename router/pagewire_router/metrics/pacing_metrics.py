@@ -9,16 +9,18 @@ from pagewire_router.output.pacer import Pacer
 
 
 class PacingMetrics(Collector):
-    """Gauges that are read when they are scraped."""
+    """Gauges that are read when they are scraped. What they say of messages is said of gRPC's."""
 
-    def __init__(self, pacer: Pacer) -> None:
+    def __init__(self, pacer: Pacer, *others: Pacer) -> None:
+        """others: pacers of other fronts, whose streams count too."""
         self._pacer = pacer
+        self._all = (pacer, *others)
 
     def collect(self) -> Iterator[Metric]:
         """Yields the metrics."""
         pacer, budget = self._pacer, self._pacer.budget
         for name, documentation, value in (
-            ("streams_open", "Streams that were written and have not ended.", pacer.num_streaming),
+            ("streams_open", "Streams that were written and have not ended.", sum(p.num_streaming for p in self._all)),
             ("stream_interval_seconds", "Least time between two messages of a stream.", pacer.floor_s),
             ("message_cost_seconds", "CPU time that the event loop spends on a message to a client.", budget.cost_s),
             (

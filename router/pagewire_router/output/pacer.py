@@ -96,8 +96,11 @@ class PacedStream:
 class Pacer:
     """The queue of the streams that have output. See the module."""
 
-    def __init__(self, loop: EventLoop, *, max_floor_s: float, budget: WriteBudget) -> None:
+    def __init__(
+        self, loop: EventLoop, *, max_floor_s: float, budget: WriteBudget, writes_per_turn: int = WRITES_PER_TURN
+    ) -> None:
         self._loop = loop
+        self._writes_per_turn = writes_per_turn
         self._max_floor_s = max_floor_s
         self.budget = budget
         self._first: deque[PacedStream] = deque()
@@ -159,7 +162,7 @@ class Pacer:
         self._num_written = 0
         self._is_flushing = bool(self._first or self._ready)
         is_short = self._loop.time() < self._short_until_s
-        for _ in range(WRITES_PER_SHORT_TURN if is_short else WRITES_PER_TURN):
+        for _ in range(WRITES_PER_SHORT_TURN if is_short else self._writes_per_turn):
             ready = self._first or self._ready
             if not ready:
                 break

@@ -1,0 +1,1 @@
+"""The HTTP front: the routes of OpenAI's API and its relatives, as an ASGI application on uvicorn."""

@@ -1,0 +1,205 @@
+"""The ASGI application: finds the route of a request, checks its key, and turns errors into answers.
+
+No web framework stands between uvicorn and the routes: a dictionary finds them.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from pagewire_router.admission.api_keys import ApiKeys
+from pagewire_router.admission.call import Call
+from pagewire_router.caller import Caller
+from pagewire_router.errors import Unavailable
+from pagewire_router.http_front.body import BodyReader, ClientGone, Receive
+from pagewire_router.http_front.cors import Cors
+from pagewire_router.http_front.error_bodies import openai_body
+from pagewire_router.http_front.errors import CLIENT_CLOSED_REQUEST, HttpError, RenameField, http_error
+from pagewire_router.http_front.event_stream import Send
+from pagewire_router.http_front.exchange import Exchange, Scope
+from pagewire_router.inference import failure_of
+from pagewire_router.metrics.request_metrics import Metrics
+from pagewire_router.timeline import TraceContext
+from pagewire_router.tracing.call_trace import CallTrace
+
+if TYPE_CHECKING:
+    from pagewire_router.http_front.tracing import HttpTracing
+
+Handle = Callable[[Exchange, bytes], Awaitable[None]]
+"""Answers a request whose body has come."""
+NOT_OPEN_RETRY_S = 1.0
+"""When to come back to a service that is not open yet."""
+OTHER_ROUTE = "other"
+"""What metrics call paths that are no routes."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method of one path."""
+
+    method: str
+    path: str
+    handle: Handle
+    rename: RenameField = str
+    """Maps fields of GenerateRequest to those of the route, for errors."""
+    error_body: Callable[[HttpError, str], bytes] = openai_body
+    needs_key: bool = True
+
+
+class HttpApp:
+    """Serves routes. Those that need a key are closed until open() has added them."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        paths: Iterable[str],
+        why_closed: str,
+        max_body_bytes: int,
+        api_keys: ApiKeys | None,
+        cors: Cors,
+        on_call: Callable[[], None],
+        tracing: "HttpTracing | None",
+    ) -> None:
+        """
+        Args:
+            paths: all that open() will add.
+            why_closed: what clients are told until then.
+            on_call: called when a request has come.
+        """
+        self._metrics = metrics
+        self._closed = frozenset(paths)
+        self._why_closed = why_closed
+        self._reader = BodyReader(max_body_bytes)
+        self._api_keys = api_keys
+        self._cors = cors
+        self._on_call = on_call
+        self._tracing = tracing
+        self._routes: dict[str, dict[str, Route]] = {}
+
+    def open(self, routes: Iterable[Route]) -> None:
+        """Serves further routes from now on."""
+        for route in routes:
+            methods = self._routes.setdefault(route.path, {})
+            methods[route.method] = route
+            if route.method == "GET":
+                methods["HEAD"] = route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        arrival_s = time.monotonic()
+        exchange = Exchange(scope, receive, send)
+        exchange.extra_headers += self._cors.headers(exchange.headers)
+        is_known = exchange.path in self._routes or exchange.path in self._closed
+        path = exchange.path if is_known else OTHER_ROUTE
+        peer = _peer(scope.get("client"))
+        traced = None if self._tracing is None else self._tracing.start(exchange, path, peer)
+        try:
+            await self._serve(exchange, peer, arrival_s, None if traced is None else traced.trace)
+        except asyncio.CancelledError:
+            if not exchange.is_client_gone:
+                raise
+        except ClientGone:
+            exchange.is_client_gone = True
+        finally:
+            status = CLIENT_CLOSED_REQUEST if exchange.is_client_gone else exchange.status or 500
+            self._metrics.num_http[path, status] += 1
+            if traced is not None:
+                traced.finish(status, is_stream=exchange.is_stream)
+
+    async def _serve(self, exchange: Exchange, peer: str, arrival_s: float, trace: CallTrace | None) -> None:
+        route: Route | None = None
+        try:
+            route = self._route(exchange)
+            if route is None:
+                await exchange.answer(HTTPStatus.NO_CONTENT, b"", self._cors.preflight_headers(exchange.headers))
+                return
+            key_digest = self._check_key(exchange) if route.needs_key else ""
+            exchange.call = Call(
+                caller=Caller.of(peer, key_digest),
+                arrival_s=arrival_s,
+                trace_context=self._trace_context(exchange, trace),
+                trace=trace,
+            )
+            body = b""
+            if exchange.method == "POST":
+                self._on_call()
+                _check_type(exchange)
+                body = await exchange.read_body(self._reader)
+            await route.handle(exchange, body)
+        except (asyncio.CancelledError, ClientGone):
+            raise
+        except HttpError as error:
+            await _answer_error(exchange, route, error)
+        except Exception as error:
+            failure = failure_of(error)
+            await _answer_error(exchange, route, http_error(failure, str if route is None else route.rename))
+
+    def _route(self, exchange: Exchange) -> Route | None:
+        """The route of a request; None: it asks what other origins may do. Raises HttpError, Unavailable."""
+        path = exchange.path
+        methods = self._routes.get(path)
+        if exchange.method == "OPTIONS" and self._cors.is_preflight(exchange.headers):
+            return None
+        if methods is None:
+            if path in self._closed:
+                raise Unavailable(self._why_closed, retry_after_s=NOT_OPEN_RETRY_S)
+            raise HttpError(HTTPStatus.NOT_FOUND, f"there is no route {path[:200]!r}", code="unknown_route")
+        route = methods.get(exchange.method)
+        if route is None:
+            exchange.extra_headers.append((b"allow", ", ".join(methods).encode()))
+            message = f"{exchange.path} takes no {exchange.method[:20]}"
+            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, message, code="method_not_allowed")
+        return route
+
+    def _check_key(self, exchange: Exchange) -> str:
+        """The digest of the request's API key; empty if none are needed. Raises Unauthenticated."""
+        if self._api_keys is None:
+            return ""
+        authorization = exchange.headers.get(b"authorization", b"")
+        if not authorization and (key := exchange.headers.get(b"x-api-key")):
+            authorization = b"Bearer " + key
+        return self._api_keys.check(authorization.decode("latin-1"))
+
+    def _trace_context(self, exchange: Exchange, trace: CallTrace | None) -> TraceContext | None:
+        if trace is not None:
+            return trace.timeline.trace_context
+        traceparent = exchange.headers.get(b"traceparent")
+        if self._tracing is not None or traceparent is None:
+            return None
+        tracestate = exchange.headers.get(b"tracestate", b"")
+        return TraceContext(traceparent.decode("latin-1"), tracestate.decode("latin-1"))
+
+
+def _check_type(exchange: Exchange) -> None:
+    """Refuses bodies that are no JSON. A page of another origin may send other types without being asked for a key."""
+    content_type = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if content_type != b"application/json" and not content_type.endswith(b"+json"):
+        message = "the body must be JSON: send 'content-type: application/json'"
+        raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, code="unsupported_media_type")
+    encoding = exchange.headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding != b"identity":
+        message = "the body is compressed, which is not served: send it as it is"
+        raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, code="unsupported_media_type")
+
+
+async def _answer_error(exchange: Exchange, route: Route | None, error: HttpError) -> None:
+    if exchange.status is not None:
+        # uvicorn closes the connection of an answer without an end, which tells the client.
+        _log.error("An answer that had begun could not be finished: %s", error.message)
+        return
+    body = (openai_body if route is None else route.error_body)(error, exchange.request_id)
+    await exchange.answer(error.status, body, error.headers)
+
+
+def _peer(client: tuple[str, int] | None) -> str:
+    """The client's address as gRPC writes it."""
+    if client is None:
+        return "unix:"
+    host, port = client
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -1,0 +1,134 @@
+"""Makes the answers of /v1/completions: whole, or as chunks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from pagewire.v1 import inference_pb2
+
+from pagewire_router.http_front.answers import (
+    FINISH_REASONS,
+    Usage,
+    by_sequence,
+    completions_of,
+    stop_reason,
+    usage_object,
+)
+from pagewire_router.http_front.chunks import DONE, AnswerOptions, ChunkFormat
+from pagewire_router.http_front.event_stream import Outputs
+from pagewire_router.http_front.logprobs import LogprobsWriter
+from pagewire_router.inference import CompletedRequest
+from pagewire_router.output.sequence_output import Delta
+
+
+class CompletionAnswer:
+    """The answer to one request."""
+
+    def __init__(self, head: Mapping[str, Any], options: AnswerOptions, echoes: Sequence[str]) -> None:
+        """
+        Args:
+            head: id, object, time and model.
+            echoes: for each prompt the text that precedes its output.
+        """
+        self.options = options
+        self.echoes = echoes
+        self.usage = Usage()
+        self._head = head
+
+    async def whole(self, completed: Sequence[CompletedRequest]) -> bytes:
+        """The body of an answer that is no stream."""
+        choices = []
+        for number, request in enumerate(completed):
+            self.usage.add_prompt(request.started)
+            for completion in await completions_of(request):
+                self.usage.add_end(completion.finished)
+                choice = _Choice(self, number, completion.index, request.started)
+                choices.append(choice.part(completion, completion.finished))
+        return orjson.dumps({**self._head, "choices": choices, "usage": self.usage.as_json()})
+
+    def chunks(self, started: Sequence[inference_pb2.Started]) -> list["CompletionChunks"]:
+        """Makers of chunks, one for each prompt."""
+        for each in started:
+            self.usage.add_prompt(each)
+        form = ChunkFormat(self._head, self.options)
+        return [CompletionChunks(self, form, number, each) for number, each in enumerate(started)]
+
+    def end(self) -> bytes:
+        """The last events of a stream."""
+        if not self.options.has_usage:
+            return DONE
+        return ChunkFormat(self._head, self.options).chunk(None, self.usage.as_json()) + DONE
+
+
+class CompletionChunks:
+    """Makes the chunks of one prompt's sequences: one for each sequence that has new text or has ended."""
+
+    def __init__(
+        self, answer: CompletionAnswer, form: ChunkFormat, number: int, started: inference_pb2.Started
+    ) -> None:
+        self._answer = answer
+        self._form = form
+        self._choices = [_Choice(answer, number, index, started) for index in range(answer.options.num_choices)]
+        self._is_plain = answer.options.is_plain and not answer.echoes[number]
+        self._around = [
+            form.around(
+                b'{"index":%d,"text":' % choice.number, b',"logprobs":null,"finish_reason":null,"stop_reason":null}'
+            )
+            for choice in self._choices
+        ]
+
+    def __call__(self, outputs: Outputs) -> bytes:
+        """The events of new outputs."""
+        return b"".join([self._event(*each) for each in by_sequence(outputs)])
+
+    def _event(self, index: int, delta: Delta | None, finished: inference_pb2.Finished | None) -> bytes:
+        if finished is not None:
+            self._answer.usage.add_end(finished)
+        elif self._is_plain:
+            if delta is None or not delta.text:  # A character, or a stop string, may have begun.
+                return b""
+            before, behind = self._around[index]
+            return before + orjson.dumps(delta.text) + behind
+        choice = self._choices[index]
+        part = choice.part(delta, finished)
+        return self._form.chunk(part, choice.usage() if self._answer.options.has_running_usage else None)
+
+
+class _Choice:
+    """One sequence of one prompt, told in one part or in several."""
+
+    def __init__(self, answer: CompletionAnswer, number: int, index: int, started: inference_pb2.Started) -> None:
+        """number: of the prompt; index: of the sequence."""
+        options, echo = answer.options, answer.echoes[number]
+        self.number = number * options.num_choices + index
+        self._options = options
+        self._echo = echo
+        self._started = started
+        self._logprobs = LogprobsWriter(as_token_ids=options.names_token_ids, text_offset=len(echo))
+        self._is_begun = False
+        self._num_tokens = 0
+
+    def part(
+        self, output: Delta | inference_pb2.Completion | None, finished: inference_pb2.Finished | None
+    ) -> dict[str, Any]:
+        """The next part."""
+        text = "" if output is None else output.text
+        is_first, self._is_begun = not self._is_begun, True
+        self._num_tokens += 0 if output is None else len(output.token_ids)
+        part: dict[str, Any] = {
+            "index": self.number,
+            "text": self._echo + text if is_first else text,
+            "logprobs": None,
+            "finish_reason": None if finished is None else FINISH_REASONS.get(finished.finish_reason),
+            "stop_reason": None if finished is None else stop_reason(finished),
+        }
+        if self._options.has_logprobs and output is not None:
+            part["logprobs"] = self._logprobs.for_completion(output.logprobs)
+        if self._options.has_token_ids:
+            part["prompt_token_ids"] = list(self._started.prompt_token_ids) if is_first else None
+            part["token_ids"] = [] if output is None else list(output.token_ids)
+        return part
+
+    def usage(self) -> dict[str, Any]:
+        """Token counts so far."""
+        return usage_object(self._started.num_prompt_tokens, self._num_tokens, 0)

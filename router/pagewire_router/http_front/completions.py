@@ -1,0 +1,149 @@
+"""POST /v1/completions."""
+
+import time
+from typing import Any
+
+from pagewire.v1 import inference_pb2
+
+from pagewire_router.http_front.answers import Generator, stream_answer
+from pagewire_router.http_front.body import parse_object
+from pagewire_router.http_front.chunks import AnswerOptions
+from pagewire_router.http_front.completion_answer import CompletionAnswer
+from pagewire_router.http_front.errors import not_served, wrong
+from pagewire_router.http_front.exchange import Exchange
+from pagewire_router.http_front.fields import BOOLEAN, INTEGER, STRING, Field, FieldTable, Kind
+from pagewire_router.http_front.names import renaming
+from pagewire_router.http_front.sampling_fields import (
+    REFUSED,
+    REQUEST,
+    SAMPLING,
+    WITHOUT_EFFECT,
+    generate_request,
+)
+
+PATH = "/v1/completions"
+MAX_PROMPTS = 1024
+Prompt = str | list[int]
+
+
+def _read_prompt(value: Any, param: str) -> list[Prompt]:
+    """Prompts, each a text or token ids."""
+    if type(value) is str:
+        return [value]
+    if type(value) is not list:
+        raise wrong(param, "is neither text nor an array")
+    if not value:
+        raise wrong(param, "is empty; a prompt has at least one token")
+    if set(map(type, value)) == {int}:
+        return [value]
+    if len(value) > MAX_PROMPTS:
+        raise wrong(param, f"holds {len(value)} prompts; accepted: up to {MAX_PROMPTS}")
+    for index, prompt in enumerate(value):
+        if type(prompt) is not str and not (type(prompt) is list and set(map(type, prompt)) == {int}):
+            raise wrong(f"{param}[{index}]", "is neither text nor an array of token ids")
+    return value
+
+
+PROMPT = Kind(
+    {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+            {"type": "array", "items": {"type": "array", "items": {"type": "integer"}, "minItems": 1}, "minItems": 1},
+        ]
+    },
+    _read_prompt,
+)
+FIELDS = FieldTable(
+    Field("prompt", PROMPT, "Text, token ids, or a list of either.", is_required=True),
+    Field("max_tokens", INTEGER, "Most tokens to generate for each sequence.", sets="max_tokens"),
+    Field("logprobs", INTEGER, "Most probable tokens to return for each token.", sets="logprobs"),
+    Field("echo", BOOLEAN, "Puts the prompt before the text."),
+    Field("add_special_tokens", BOOLEAN, "Adds the tokenizer's special tokens to text."),
+    Field("suffix", STRING, "Not served.", only=()),
+    Field("best_of", INTEGER, "Not served.", only=(1,)),
+    Field("prompt_embeds", STRING, "Not served.", only=()),
+    *SAMPLING,
+    *REQUEST,
+    *WITHOUT_EFFECT,
+    *REFUSED,
+)
+rename = renaming(FIELDS, "prompt", structured_outputs="response_format")
+
+
+class Completions:
+    """Answers the route's requests."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+
+    async def __call__(self, exchange: Exchange, body: bytes) -> None:
+        """Answers one request. Raises HttpError and RouterError as long as no answer has begun."""
+        values = FIELDS.read(parse_object(body))
+        if values.get("echo") and "logprobs" in values:
+            raise not_served("echo")
+        if "stream_options" in values and not values.get("stream"):
+            raise wrong("stream_options", "is given without stream")
+        messages = _messages(values)
+        with exchange.cancelled_without_client():
+            answer = CompletionAnswer(
+                {
+                    "id": f"cmpl-{values.get('request_id') or exchange.request_id}",
+                    "object": "text_completion",
+                    "created": int(time.time()),
+                    "model": self._generator.model,
+                },
+                AnswerOptions.of(values, has_logprobs="logprobs" in values),
+                await self._echoes(values, exchange),
+            )
+            if values.get("stream"):
+                await self._stream(exchange, messages, answer)
+            else:
+                completed = await self._generator.complete(messages, exchange.call)
+                await exchange.answer(200, await answer.whole(completed))
+
+    async def _stream(
+        self, exchange: Exchange, messages: list[inference_pb2.GenerateRequest], answer: CompletionAnswer
+    ) -> None:
+        async with self._generator.stream(messages, exchange.call) as streams:
+            encoders = answer.chunks([stream.started for stream in streams])
+            await stream_answer(exchange, streams, encoders, answer.end, rename)
+
+    async def _echoes(self, values: dict[str, Any], exchange: Exchange) -> list[str]:
+        """The text that precedes each prompt's output."""
+        if not values.get("echo"):
+            return [""] * len(values["prompt"])
+        echoes = []
+        for prompt in values["prompt"]:
+            if isinstance(prompt, list):
+                request = inference_pb2.DetokenizeRequest(token_ids=_token_ids(prompt))
+                prompt = (await self._generator.inference.detokenize(request, exchange.call)).text
+            echoes.append(prompt)
+        return echoes
+
+
+def _messages(values: dict[str, Any]) -> list[inference_pb2.GenerateRequest]:
+    """One request for each prompt. Raises HttpError."""
+    common = generate_request(values, FIELDS)
+    if "add_special_tokens" in values:
+        common.add_special_tokens = values["add_special_tokens"]
+    messages = []
+    for number, prompt in enumerate(values["prompt"]):
+        message = inference_pb2.GenerateRequest()
+        message.CopyFrom(common)
+        if isinstance(prompt, str):
+            message.text = prompt
+        else:
+            message.token_ids.ids.extend(_token_ids(prompt))
+        if number and message.request_id:
+            message.request_id += f"-{number}"
+        messages.append(message)
+    return messages
+
+
+def _token_ids(prompt: list[int]) -> list[int]:
+    """The token ids of a prompt. Raises HttpError for numbers that can be no token ids."""
+    if min(prompt) < 0 or max(prompt) >= 1 << 32:
+        raise wrong("prompt", "holds a number that is no token id")
+    return prompt

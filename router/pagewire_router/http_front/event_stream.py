@@ -1,0 +1,86 @@
+"""Server-sent events: the stream of one answer, which several requests may write to."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from pagewire.v1 import inference_pb2
+
+from pagewire_router.output.sequence_output import Delta
+from pagewire_router.output.stepwise_writer import StepwiseWriter
+
+Send = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
+Outputs = Sequence[Delta | inference_pb2.Finished]
+Encode = Callable[[Outputs], bytes]
+"""Makes events of the outputs of one request; none if there is nothing to tell."""
+
+
+class EventStream:
+    """The events of one answer. The transport takes them as long as the client reads; further ones wait."""
+
+    def __init__(self, send: Send) -> None:
+        def begin_write(data: bytes) -> Coroutine[Any, Any, None]:
+            return send({"type": "http.response.body", "body": data, "more_body": True})
+
+        self._send = send
+        self._writer = StepwiseWriter(begin_write)
+        self._waiting: dict[EventWriter, Callable[[], object]] = {}
+
+    def write(self, events: bytes) -> None:
+        """Begins to write events, each of which ends in an empty line."""
+        self._writer.write_bytes((events,))
+
+    async def end(self, events: bytes = b"") -> None:
+        """Writes the last events and ends the answer."""
+        await self._writer.drain()
+        await self._send({"type": "http.response.body", "body": events, "more_body": False})
+
+    def close(self) -> None:
+        """Gives up what was not written."""
+        self._waiting.clear()
+        self._writer.close()
+
+    def is_idle(self) -> bool:
+        """Whether the transport has taken all events."""
+        return self._writer.is_idle()
+
+    async def drain(self) -> None:
+        """Returns when it has."""
+        await self._writer.drain()
+
+    def when_idle(self, writer: "EventWriter", callback: Callable[[], object]) -> None:
+        """Calls back once when it has: for each writer the last callback given."""
+        self._waiting[writer] = callback
+        self._writer.when_idle(self._call_back)
+
+    def _call_back(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for callback in waiting.values():
+            callback()
+
+
+class EventWriter:
+    """Writes the outputs of one request as events. An OutputWriter (see inference.py)."""
+
+    __slots__ = ("_encode", "_events")
+
+    def __init__(self, events: EventStream, encode: Encode) -> None:
+        self._events = events
+        self._encode = encode
+
+    def write(self, outputs: Outputs) -> None:
+        """Begins to write outputs."""
+        data = self._encode(outputs)
+        if data:
+            self._events.write(data)
+
+    def is_idle(self) -> bool:
+        """Whether all events that were begun are written."""
+        return self._events.is_idle()
+
+    def when_idle(self, callback: Callable[[], object]) -> None:
+        """Calls back once when they are, or when a write has failed."""
+        self._events.when_idle(self, callback)
+
+    async def drain(self) -> None:
+        """Returns when they are."""
+        await self._events.drain()

@@ -1,0 +1,103 @@
+"""One HTTP request and the answer to it."""
+
+import asyncio
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pagewire_router.admission.call import Call
+from pagewire_router.http_front.body import BodyReader, ClientGone, Receive
+from pagewire_router.http_front.event_stream import EventStream, Send
+
+Scope = Mapping[str, Any]
+Headers = list[tuple[bytes, bytes]]
+JSON = b"application/json"
+MAX_REQUEST_ID_CHARS = 256
+CLOSED = "the handler is closed"
+"""Part of what uvloop says of a write to a connection that is lost, until it has told uvicorn of the loss."""
+
+
+class Exchange:
+    """A request as it was received, and its answer as far as it was sent."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        """Headers of the request; of those that are repeated, the last."""
+        self.request_id = self._request_id()
+        self.call: Call
+        """Set when the caller is known."""
+        self.status: int | None = None
+        """Status that was sent; None: no answer has begun."""
+        self.is_client_gone = False
+        self.is_stream = False
+        """The answer is a stream of events."""
+        self._receive = receive
+        self._asgi_send = send
+        self.extra_headers: Headers = [(b"x-request-id", self.request_id.encode("latin-1"))]
+        """Headers of the answer, whatever it is."""
+
+    def _request_id(self) -> str:
+        """The id that the client or a proxy has given the request, or a new one."""
+        given = self.headers.get(b"x-request-id", b"")[:MAX_REQUEST_ID_CHARS].decode("latin-1")
+        return given if given.isprintable() and given else uuid.uuid4().hex
+
+    async def read_body(self, reader: BodyReader) -> bytes:
+        """The body of the request. Raises what BodyReader.read() does."""
+        return await reader.read(self._receive, self.headers, self.call.caller)
+
+    async def answer(
+        self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = (), *, content_type: bytes = JSON
+    ) -> None:
+        """Sends the whole answer."""
+        self.status = int(status)
+        all_headers = [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            *self.extra_headers,
+            *headers,
+        ]
+        await self._send({"type": "http.response.start", "status": self.status, "headers": all_headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def start_events(self) -> EventStream:
+        """Begins an answer that is a stream of events."""
+        self.status, self.is_stream = 200, True
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            # Proxies that buffer answers would hold tokens back.
+            (b"x-accel-buffering", b"no"),
+            *self.extra_headers,
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        return EventStream(self._send)
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        """Sends a message. Raises ClientGone."""
+        try:
+            await self._asgi_send(message)
+        except RuntimeError as error:
+            if CLOSED not in str(error):
+                raise
+            raise ClientGone from None
+
+    @contextmanager
+    def cancelled_without_client(self) -> Iterator[None]:
+        """Cancels the current task within the block if the client closes the connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        watch = asyncio.create_task(self._wait_until_gone(task), name="client")
+        try:
+            yield
+        finally:
+            watch.cancel()
+
+    async def _wait_until_gone(self, task: "asyncio.Task[Any]") -> None:
+        # Empty messages may follow the body.
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.is_client_gone = True
+        task.cancel()

@@ -1,0 +1,76 @@
+"""The HTTP front as a whole: application, routes and server."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pagewire_router.admission.api_keys import ApiKeys
+from pagewire_router.config import RouterConfig
+from pagewire_router.http_front.app import OTHER_ROUTE, HttpApp
+from pagewire_router.http_front.cors import Cors
+from pagewire_router.http_front.http_server import HttpServer
+from pagewire_router.http_front.routes import ALL_PATHS, PATHS, api_routes, probe_routes
+from pagewire_router.http_front.tls import tls_context
+from pagewire_router.inference import Inference
+from pagewire_router.metrics.request_metrics import Metrics
+from pagewire_router.output.pacer import Pacer
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+
+class HttpFront:
+    """Serves the routes on one port."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        metrics: Metrics,
+        api_keys: ApiKeys | None,
+        pacer: Pacer,
+        is_ready: Callable[[], bool],
+        tracer: "Tracer | None",
+    ) -> None:
+        """
+        Args:
+            pacer: paces the writes of streams.
+            is_ready: whether a new request would run.
+            tracer: None: requests are not traced here.
+        """
+        self._config = config
+        self._pacer = pacer
+        metrics.http_routes = (*ALL_PATHS, OTHER_ROUTE)
+        tracing = None
+        if tracer is not None:
+            from pagewire_router.http_front.tracing import HttpTracing
+
+            tracing = HttpTracing(tracer, config.listen)
+        self._app = HttpApp(
+            metrics,
+            paths=PATHS,
+            why_closed="the router looks for shards",
+            max_body_bytes=config.http_max_body_bytes,
+            api_keys=api_keys,
+            cors=Cors(config.http_cors_origins),
+            on_call=pacer.on_call,
+            tracing=tracing,
+        )
+        self._app.open(probe_routes(is_ready))
+        self._server: HttpServer | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listens; returns the port, which the system picks for 0. Raises OSError, TlsError."""
+        config = self._config
+        context = None
+        if config.tls_cert is not None and config.tls_key is not None:
+            context = tls_context(config.tls_cert, config.tls_key, config.tls_client_ca)
+        self._server = HttpServer(self._app, context)
+        return await self._server.start(host, port)
+
+    def open(self, inference: Inference) -> None:
+        """Serves the routes of the model from now on."""
+        self._app.open(api_routes(inference, self._pacer))
+
+    async def stop(self) -> None:
+        """Ends everything, after a last moment for the answers to requests that have ended."""
+        if self._server is not None:
+            await self._server.stop()

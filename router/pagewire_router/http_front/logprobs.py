@@ -1,0 +1,70 @@
+"""Log-probabilities in the forms of OpenAI's API."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pagewire.v1 import inference_pb2
+
+MIN_LOGPROB = -9999.0
+"""JSON has no infinity: the log-probability of a token that cannot come is written as this, as vLLM does."""
+
+
+class LogprobsWriter:
+    """Writes the log-probabilities of one sequence, in order."""
+
+    def __init__(self, *, as_token_ids: bool, text_offset: int = 0) -> None:
+        """
+        Args:
+            as_token_ids: tokens are written as token_id:ID in place of their text.
+            text_offset: characters that precede the first token in the text of its choice.
+        """
+        self._as_token_ids = as_token_ids
+        self._text_offset = text_offset
+
+    def for_completion(self, entries: Sequence[inference_pb2.TokenLogprobs]) -> dict[str, Any]:
+        """The logprobs object of /v1/completions for the next tokens."""
+        tokens, offsets, tops = [], [], []
+        for entry in entries:
+            token = self._text(entry.token_id, entry.token_text)
+            top = {
+                self._text(token_id, text): _finite(logprob)
+                for token_id, text, logprob in zip(entry.top_token_ids, _texts(entry), entry.top_logprobs, strict=True)
+            }
+            top.setdefault(token, _finite(entry.logprob))
+            tokens.append(token)
+            offsets.append(self._text_offset)
+            tops.append(top)
+            self._text_offset += len(entry.token_text)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [_finite(entry.logprob) for entry in entries],
+            "top_logprobs": tops,
+            "text_offset": offsets,
+        }
+
+    def for_chat(self, entries: Sequence[inference_pb2.TokenLogprobs]) -> dict[str, Any]:
+        """The logprobs object of /v1/chat/completions for the next tokens."""
+        content = []
+        for entry in entries:
+            top = [
+                self._chat_token(token_id, text, logprob)
+                for token_id, text, logprob in zip(entry.top_token_ids, _texts(entry), entry.top_logprobs, strict=True)
+            ]
+            token = self._chat_token(entry.token_id, entry.token_text, entry.logprob)
+            content.append({**token, "top_logprobs": top})
+        return {"content": content, "refusal": None}
+
+    def _chat_token(self, token_id: int, text: str, logprob: float) -> dict[str, Any]:
+        return {"token": self._text(token_id, text), "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+    def _text(self, token_id: int, text: str) -> str:
+        return f"token_id:{token_id}" if self._as_token_ids else text
+
+
+def _texts(entry: inference_pb2.TokenLogprobs) -> Sequence[str]:
+    """Texts of the most probable tokens; empty ones if the model has no tokenizer."""
+    return entry.top_token_texts or [""] * len(entry.top_token_ids)
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, MIN_LOGPROB)

@@ -1,0 +1,39 @@
+"""The names that routes have for the fields of GenerateRequest, for the errors that admission finds."""
+
+import re
+
+from pagewire_router.http_front.errors import RenameField
+from pagewire_router.http_front.fields import FieldTable
+
+_PARAMS = "sampling_params."
+_NAME = re.compile(r"\w+")
+_OF_MESSAGE = re.compile(r"(\[\d+\])\.json\b")
+
+
+def renaming(table: FieldTable, prompt: str, **others: str) -> RenameField:
+    """Maps paths to the names of a route.
+
+    Args:
+        table: the fields of the route.
+        prompt: its field with the prompt.
+        others: the route's name for sampling parameters that no field of the table sets, and for parts of a ChatPrompt.
+    """
+
+    def rename(field: str) -> str:
+        if field.startswith(_PARAMS):
+            param, rest = _split(field.removeprefix(_PARAMS))
+            return (others.get(param) or table.name_of(param) or param) + rest
+        if field.startswith("chat."):
+            part, rest = _split(field.removeprefix("chat."))
+            return others.get(part, part) + _OF_MESSAGE.sub(r"\1", rest)
+        if field in ("text", "chat", "token_ids") or field.startswith("token_ids."):
+            return prompt
+        return field
+
+    return rename
+
+
+def _split(path: str) -> tuple[str, str]:
+    match = _NAME.match(path)
+    end = match.end() if match else 0
+    return path[:end], path[end:]

@@ -1,0 +1,189 @@
+"""The fields that the routes of OpenAI's API have in common, with vLLM's names for what is not OpenAI's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from pagewire.v1 import inference_pb2
+
+from pagewire_router.http_front.errors import HttpError, not_served, wrong
+from pagewire_router.http_front.fields import (
+    ANYTHING,
+    BOOLEAN,
+    INTEGER,
+    INTEGERS,
+    LOGIT_BIAS,
+    NUMBER,
+    OBJECT,
+    STRING,
+    STRING_OR_STRINGS,
+    STRINGS,
+    Field,
+    FieldTable,
+    object_of,
+    one_of,
+)
+
+TEMPERATURE = Field("temperature", NUMBER, "Divides the logits; 0 means greedy sampling.", sets="temperature")
+TOP_P = Field("top_p", NUMBER, "Keeps the smallest set of tokens whose probability reaches this.", sets="top_p")
+STREAM = Field("stream", BOOLEAN, "Answers with server-sent events.")
+MODEL = Field("model", STRING, "Name of the served model; if absent, whatever is served.")
+
+STREAM_OPTIONS = FieldTable(
+    Field("include_usage", BOOLEAN, "Ends the stream with an event that has the token counts."),
+    Field("continuous_usage_stats", BOOLEAN, "Every event has the token counts so far."),
+    Field("include_obfuscation", BOOLEAN, "Accepted; nothing is added to events.", only=(False, True)),
+)
+
+SAMPLING: tuple[Field, ...] = (
+    TEMPERATURE,
+    TOP_P,
+    Field("n", INTEGER, "Sequences to sample for each prompt.", sets="n"),
+    Field("presence_penalty", NUMBER, "Subtracted from logits of generated tokens.", sets="presence_penalty"),
+    Field("frequency_penalty", NUMBER, "The same, for each time it was generated.", sets="frequency_penalty"),
+    Field("repetition_penalty", NUMBER, "Divides logits of tokens in prompt and output.", sets="repetition_penalty"),
+    Field("logit_bias", LOGIT_BIAS, "Added to logits, by token id.", sets="logit_bias"),
+    Field("seed", INTEGER, "Makes the sample reproducible.", sets="seed"),
+    Field("stop", STRING_OR_STRINGS, "Strings that end a sequence when generated.", sets="stop"),
+    Field("stop_token_ids", INTEGERS, "Token ids that end a sequence when generated.", sets="stop_token_ids"),
+    Field("top_k", INTEGER, "Keeps the k most probable tokens; 0 and -1 keep all.", sets="top_k"),
+    Field("min_p", NUMBER, "Keeps tokens at least this times as probable as the most probable.", sets="min_p"),
+    Field("min_tokens", INTEGER, "Tokens to generate before any end.", sets="min_tokens"),
+    Field("ignore_eos", BOOLEAN, "Goes on after the end-of-sequence token.", sets="ignore_eos"),
+    Field("skip_special_tokens", BOOLEAN, "Leaves special tokens out of the text.", sets="skip_special_tokens"),
+    Field(
+        "spaces_between_special_tokens",
+        BOOLEAN,
+        "Puts spaces between special tokens.",
+        sets="spaces_between_special_tokens",
+    ),
+    Field(
+        "include_stop_str_in_output",
+        BOOLEAN,
+        "Keeps the stop string at the end of the text.",
+        sets="include_stop_str_in_output",
+    ),
+    Field("allowed_token_ids", INTEGERS, "Only these tokens may be generated.", sets="allowed_token_ids"),
+    Field("bad_words", STRINGS, "Strings that must not be generated.", sets="bad_words"),
+    Field(
+        "truncate_prompt_tokens",
+        INTEGER,
+        "Keeps only the last tokens of the prompt; -1: as many as the context holds.",
+        sets="truncate_prompt_tokens",
+    ),
+)
+"""Fields that set a sampling parameter. Their ranges are those of the parameters, which admission checks."""
+
+REQUEST: tuple[Field, ...] = (
+    MODEL,
+    STREAM,
+    Field("stream_options", object_of(STREAM_OPTIONS), "Options of a stream."),
+    Field("priority", INTEGER, "Lower runs first."),
+    Field("cache_salt", STRING, "Requests share cached prefixes only with requests of the same salt."),
+    Field("request_id", STRING, "The id of the request; unique among those that are alive."),
+    Field("return_token_ids", BOOLEAN, "Returns the token ids of prompt and output."),
+    Field("return_tokens_as_token_ids", BOOLEAN, "Writes tokens beside log-probabilities as token_id:ID."),
+    Field("structured_outputs", OBJECT, "What the output must match, in vLLM's form."),
+    Field("response_format", OBJECT, "What the output must match: text, json_object or json_schema."),
+)
+
+WITHOUT_EFFECT: tuple[Field, ...] = (
+    Field("user", STRING, "Accepted, without effect."),
+    Field("metadata", OBJECT, "Accepted, without effect."),
+    Field("safety_identifier", STRING, "Accepted, without effect."),
+    Field("service_tier", STRING, "Accepted, without effect."),
+    Field("prompt_cache_key", STRING, "Accepted, without effect: prefixes are cached in any case."),
+    Field("prompt_cache_retention", STRING, "Accepted, without effect."),
+    Field("session_id", STRING, "Accepted, without effect."),
+)
+
+REFUSED: tuple[Field, ...] = (
+    Field("store", BOOLEAN, "Nothing is stored.", only=(False,)),
+    Field("use_beam_search", BOOLEAN, "Not served on this route.", only=(False,)),
+    Field("length_penalty", NUMBER, "Not served without beam search.", only=(1.0,)),
+    Field("prompt_logprobs", INTEGER, "Not served yet.", only=()),
+    Field("logits_processors", ANYTHING, "Not served.", only=([],)),
+    Field("kv_transfer_params", ANYTHING, "Not served.", only=()),
+    Field("vllm_xargs", ANYTHING, "Not served.", only=({},)),
+    Field("repetition_detection", ANYTHING, "Not served.", only=()),
+    Field("thinking_token_budget", INTEGER, "Not served.", only=()),
+)
+
+CONSTRAINT = FieldTable(
+    Field("json", one_of(STRING, OBJECT), "A JSON schema."),
+    Field("regex", STRING, "A regular expression."),
+    Field("choice", STRINGS, "One of several strings."),
+    Field("grammar", STRING, "A context-free grammar."),
+    Field("json_object", BOOLEAN, "Any JSON object."),
+    Field("structural_tag", one_of(STRING, OBJECT), "Free text with constrained parts."),
+    Field("disable_any_whitespace", BOOLEAN, "Allows no whitespace between tokens of JSON."),
+    Field("disable_additional_properties", BOOLEAN, "Forbids properties that the schema does not name."),
+    Field("whitespace_pattern", STRING, "A regular expression for whitespace."),
+    Field("disable_fallback", BOOLEAN, "Accepted, without effect: there is one backend."),
+)
+_JSON_SCHEMA = FieldTable(
+    Field("name", STRING, "Accepted, without effect."),
+    Field("description", STRING, "Accepted, without effect."),
+    Field("schema", OBJECT, "The JSON schema."),
+    Field("strict", BOOLEAN, "Accepted: the schema is always kept to."),
+)
+
+
+def generate_request(values: Mapping[str, Any], table: FieldTable) -> inference_pb2.GenerateRequest:
+    """A request without a prompt, with the parameters that the values give. Raises HttpError."""
+    message = inference_pb2.GenerateRequest()
+    for name in ("model", "request_id", "cache_salt", "priority"):
+        if name in values:
+            try:
+                setattr(message, name, values[name])
+            except ValueError:
+                raise wrong(name, "is out of range") from None
+    message.return_prompt_token_ids = values.get("return_token_ids", False)
+    table.set_params(values, message.sampling_params)
+    _constrain(values, message.sampling_params)
+    return message
+
+
+def _constrain(values: Mapping[str, Any], params: inference_pb2.SamplingParams) -> None:
+    """Sets what the output must match, in either of the forms that clients may give it."""
+    constraint = None
+    if "structured_outputs" in values:
+        constraint = _structured_outputs(CONSTRAINT.read(values["structured_outputs"], "structured_outputs."))
+    if "response_format" in values:
+        formatted = _response_format(values["response_format"])
+        if constraint is not None and formatted is not None:
+            raise wrong("response_format", "is given together with structured_outputs; choose one")
+        constraint = formatted or constraint
+    if constraint is not None:
+        params.structured_outputs.CopyFrom(constraint)
+
+
+def _structured_outputs(given: dict[str, Any]) -> inference_pb2.StructuredOutputs:
+    given.pop("disable_fallback", None)
+    if "choice" in given:
+        given["choice"] = inference_pb2.Choice(options=given["choice"])
+    for name in ("json", "structural_tag"):
+        if isinstance(given.get(name), dict):
+            given[name] = orjson.dumps(given[name]).decode()
+    constraints = [field.name for field in inference_pb2.StructuredOutputs.DESCRIPTOR.oneofs[0].fields]
+    num_given = sum(name in given for name in constraints)
+    if num_given != 1:
+        raise wrong("structured_outputs", f"holds {num_given} constraints; accepted: one of {', '.join(constraints)}")
+    return inference_pb2.StructuredOutputs(**given)
+
+
+def _response_format(given: dict[str, Any]) -> inference_pb2.StructuredOutputs | None:
+    kind = given.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return inference_pb2.StructuredOutputs(json_object=True)
+    if kind == "structural_tag":
+        return inference_pb2.StructuredOutputs(structural_tag=orjson.dumps(given).decode())
+    if kind == "json_schema":
+        described = given.get("json_schema")
+        if not isinstance(described, dict):
+            raise HttpError(400, "response_format.json_schema: is missing", param="response_format.json_schema")
+        schema = _JSON_SCHEMA.read(described, "response_format.json_schema.").get("schema", {})
+        return inference_pb2.StructuredOutputs(json=orjson.dumps(schema).decode())
+    raise not_served("response_format.type")

@@ -1,0 +1,36 @@
+"""A router with an HTTP front over a runner that says what it is told."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+import openai
+import pytest
+
+
+@dataclass
+class Front:
+    """A served front, and its router."""
+
+    router: object
+    base_url: str
+
+    @property
+    def runner(self):
+        return self.router.runner
+
+    def openai(self, **options) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(**{"base_url": f"{self.base_url}/v1", "api_key": "none", "max_retries": 0, **options})
+
+
+@pytest.fixture
+def serve_http(serve) -> Callable[..., AbstractAsyncContextManager[Front]]:
+    """Serves a fake runner over HTTP too: `async with serve_http(script=...) as front`."""
+
+    @asynccontextmanager
+    async def start(config: dict[str, object] | None = None, **options: object) -> AsyncIterator[Front]:
+        async with serve(config={"http_port": 0, **(config or {})}, **options) as router:
+            scheme = "https" if (config or {}).get("tls_cert") else "http"
+            yield Front(router, f"{scheme}://{router.server.http_address}")
+
+    return start
