@@ -16,6 +16,7 @@ from pagewire_router.http_front.errors import RenameField, http_error
 from pagewire_router.http_front.event_stream import Encode, EventWriter
 from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.inference import CompletedRequest, GenerateStream, Inference
+from pagewire_router.output.output_buffer import Output
 from pagewire_router.output.pacer import Pacer
 from pagewire_router.output.sequence_output import Delta
 
@@ -68,13 +69,12 @@ def stop_reason(finished: inference_pb2.Finished) -> str | int | None:
     return None if kind is None else getattr(finished, kind)
 
 
-Output = Delta | inference_pb2.Finished
-
-
 def by_sequence(outputs: Sequence[Output]) -> Iterator[tuple[int, Delta | None, inference_pb2.Finished | None]]:
-    """Joins the end of a sequence with the delta before it: one chunk tells both."""
+    """Joins the end of a sequence with the delta before it: one chunk tells both. Skips what is told of the prompt."""
     last: Delta | None = None
     for output in outputs:
+        if isinstance(output, inference_pb2.PromptLogprobs):
+            continue
         if isinstance(output, Delta):
             if last is not None:
                 yield last.index, last, None

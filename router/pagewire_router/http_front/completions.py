@@ -19,6 +19,7 @@ from pagewire_router.http_front.sampling_fields import (
     SAMPLING,
     WITHOUT_EFFECT,
     generate_request,
+    parameter_field,
 )
 
 PATH = "/v1/completions"
@@ -57,8 +58,8 @@ PROMPT = Kind(
 )
 FIELDS = FieldTable(
     Field("prompt", PROMPT, "Text, token ids, or a list of either.", is_required=True),
-    Field("max_tokens", INTEGER, "Most tokens to generate for each sequence.", sets="max_tokens"),
-    Field("logprobs", INTEGER, "Most probable tokens to return for each token.", sets="logprobs"),
+    parameter_field("max_tokens"),
+    parameter_field("logprobs"),
     Field("echo", BOOLEAN, "Puts the prompt before the text."),
     Field("add_special_tokens", BOOLEAN, "Adds the tokenizer's special tokens to text."),
     Field("suffix", STRING, "Not served.", only=()),

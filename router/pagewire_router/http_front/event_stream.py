@@ -3,13 +3,11 @@
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from pagewire.v1 import inference_pb2
-
-from pagewire_router.output.sequence_output import Delta
+from pagewire_router.output.output_buffer import Output
 from pagewire_router.output.stepwise_writer import StepwiseWriter
 
 Send = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
-Outputs = Sequence[Delta | inference_pb2.Finished]
+Outputs = Sequence[Output]
 Encode = Callable[[Outputs], bytes]
 """Makes events of the outputs of one request; none if there is nothing to tell."""
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from pagewire.parameter_table import BY_NAME, PARAMETERS
+from pagewire.parameter_table import Kind as ParameterKind
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.http_front.errors import HttpError, not_served, wrong
@@ -24,8 +26,22 @@ from pagewire_router.http_front.fields import (
     one_of,
 )
 
-TEMPERATURE = Field("temperature", NUMBER, "Divides the logits; 0 means greedy sampling.", sets="temperature")
-TOP_P = Field("top_p", NUMBER, "Keeps the smallest set of tokens whose probability reaches this.", sets="top_p")
+_KINDS = {
+    ParameterKind.INT: INTEGER,
+    ParameterKind.FLOAT: NUMBER,
+    ParameterKind.BOOL: BOOLEAN,
+    ParameterKind.TEXTS: STRING_OR_STRINGS,
+    ParameterKind.TOKEN_IDS: INTEGERS,
+    ParameterKind.BIASES: LOGIT_BIAS,
+}
+
+
+def parameter_field(parameter: str, name: str | None = None) -> Field:
+    """The field that sets a sampling parameter, and has its name if no other is given."""
+    described = BY_NAME[parameter]
+    return Field(name or parameter, _KINDS[described.kind], described.description, sets=parameter)
+
+
 STREAM = Field("stream", BOOLEAN, "Answers with server-sent events.")
 MODEL = Field("model", STRING, "Name of the served model; if absent, whatever is served.")
 
@@ -35,44 +51,10 @@ STREAM_OPTIONS = FieldTable(
     Field("include_obfuscation", BOOLEAN, "Accepted; nothing is added to events.", only=(False, True)),
 )
 
-SAMPLING: tuple[Field, ...] = (
-    TEMPERATURE,
-    TOP_P,
-    Field("n", INTEGER, "Sequences to sample for each prompt.", sets="n"),
-    Field("presence_penalty", NUMBER, "Subtracted from logits of generated tokens.", sets="presence_penalty"),
-    Field("frequency_penalty", NUMBER, "The same, for each time it was generated.", sets="frequency_penalty"),
-    Field("repetition_penalty", NUMBER, "Divides logits of tokens in prompt and output.", sets="repetition_penalty"),
-    Field("logit_bias", LOGIT_BIAS, "Added to logits, by token id.", sets="logit_bias"),
-    Field("seed", INTEGER, "Makes the sample reproducible.", sets="seed"),
-    Field("stop", STRING_OR_STRINGS, "Strings that end a sequence when generated.", sets="stop"),
-    Field("stop_token_ids", INTEGERS, "Token ids that end a sequence when generated.", sets="stop_token_ids"),
-    Field("top_k", INTEGER, "Keeps the k most probable tokens; 0 and -1 keep all.", sets="top_k"),
-    Field("min_p", NUMBER, "Keeps tokens at least this times as probable as the most probable.", sets="min_p"),
-    Field("min_tokens", INTEGER, "Tokens to generate before any end.", sets="min_tokens"),
-    Field("ignore_eos", BOOLEAN, "Goes on after the end-of-sequence token.", sets="ignore_eos"),
-    Field("skip_special_tokens", BOOLEAN, "Leaves special tokens out of the text.", sets="skip_special_tokens"),
-    Field(
-        "spaces_between_special_tokens",
-        BOOLEAN,
-        "Puts spaces between special tokens.",
-        sets="spaces_between_special_tokens",
-    ),
-    Field(
-        "include_stop_str_in_output",
-        BOOLEAN,
-        "Keeps the stop string at the end of the text.",
-        sets="include_stop_str_in_output",
-    ),
-    Field("allowed_token_ids", INTEGERS, "Only these tokens may be generated.", sets="allowed_token_ids"),
-    Field("bad_words", STRINGS, "Strings that must not be generated.", sets="bad_words"),
-    Field(
-        "truncate_prompt_tokens",
-        INTEGER,
-        "Keeps only the last tokens of the prompt; -1: as many as the context holds.",
-        sets="truncate_prompt_tokens",
-    ),
-)
-"""Fields that set a sampling parameter. Their ranges are those of the parameters, which admission checks."""
+_OF_THE_ROUTE = frozenset(("max_tokens", "logprobs", "prompt_logprobs", "detokenize", "structured_outputs"))
+"""Parameters that each route sets in its own way, or that are the front's own."""
+SAMPLING = tuple(parameter_field(parameter.name) for parameter in PARAMETERS if parameter.name not in _OF_THE_ROUTE)
+"""Fields that set a sampling parameter of the same name. Admission checks their ranges."""
 
 REQUEST: tuple[Field, ...] = (
     MODEL,
