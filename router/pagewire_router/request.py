@@ -66,9 +66,18 @@ class Request:
     """The model's own end-of-sequence tokens; empty if the request ignores them."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """Token sequences that are not generated."""
+    indices: range | None = None
+    """Those of its n sequences that it has; None: all of them. See groups/request_parts.py."""
+    other_parts: list["Request"] = field(default_factory=list)
+    """Requests that have its other sequences."""
     scheduled_s: float | None = None
     """time.monotonic() of the first step plan that has the request; None: none has yet."""
     _prefix: PrefixHashes | None = None
+
+    @property
+    def sequence_indices(self) -> range:
+        """Indices of its sequences."""
+        return range(self.params.n) if self.indices is None else self.indices
 
     def prefix(self, block_size: int) -> PrefixHashes:
         """Returns the hashes of the prompt's blocks, the same object each time, so that none is computed twice."""

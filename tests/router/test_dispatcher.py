@@ -145,3 +145,68 @@ async def test_a_router_that_drains_takes_no_requests():
     with pytest.raises(Unavailable, match="drains"):
         fleet.dispatcher.submit(new_request())
     assert not fleet.dispatcher.is_ready
+
+
+def indices_on(group):
+    """Sequence indices of each request that waits on the group, in order of the queue."""
+    return [[sequence.index for sequence in waiting.sequences] for waiting in group.scheduler.waiting]
+
+
+def wide_request(n, max_tokens=5):
+    request = make_request([1] * 3, n=n, max_tokens=max_tokens)
+    request.sink = Sink()
+    return request
+
+
+def test_a_request_of_more_sequences_than_a_group_can_hold_runs_in_parts():
+    fleet = Fleet()
+    group = fleet.add_group("g")
+    fleet.dispatcher.submit(wide_request(20))
+    assert indices_on(group) == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
+    fleet.dispatcher.submit(wide_request(8))
+    assert indices_on(group)[3:] == [[*range(8)]]
+
+
+def test_parts_are_as_small_as_the_pool_demands():
+    fleet = Fleet()
+    # Each sequence takes 6 blocks.
+    group = fleet.add_group("g", num_blocks=13)
+    fleet.dispatcher.submit(wide_request(5, max_tokens=20))
+    assert indices_on(group) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_request_in_parts_is_aborted_whole():
+    fleet = Fleet()
+    fleet.add_group("a"), fleet.add_group("b")
+    request = wide_request(40)
+    fleet.dispatcher.submit(request)
+    assert fleet.dispatcher.num_waiting == 5
+    fleet.dispatcher.abort(request)
+    assert fleet.dispatcher.num_waiting == 0
+    assert request.other_parts[0].sink is request.sink
+
+
+def test_a_request_in_parts_fails_once_and_whole():
+    fleet = Fleet()
+    first, second = fleet.add_group("a"), fleet.add_group("b")
+    request = wide_request(40)
+    sink = request.sink
+    fleet.dispatcher.submit(request)
+    fleet.dispatcher.submit(other := new_request())
+    first.fail_all(Unavailable("gone"))
+    assert [str(error) for error in sink.errors] == ["gone"]
+    second.fail_all(Unavailable("gone too"))
+    assert len(sink.errors) == 1
+    assert fleet.dispatcher.num_waiting == 0
+    assert len(other.sink.errors) == 1
+    # What was under way when it failed is dropped, and its sequences end.
+    assert request.sink.on_tokens(0, [1], None)
+    request.sink.on_finished(0, 0, None, 0)
+
+
+def test_parts_that_fit_no_group_are_refused_together():
+    fleet = Fleet()
+    fleet.add_group("g", num_blocks=2)
+    with pytest.raises(RequestTooLong):
+        fleet.dispatcher.submit(wide_request(20, max_tokens=20))
+    assert fleet.dispatcher.num_waiting == 0

@@ -77,7 +77,7 @@ class Limits:
         return Limits(
             vocab_size=model.vocab_size,
             max_model_len=model.max_model_len,
-            max_n=min(max_n, model.max_num_seqs),
+            max_n=max_n,
             max_logprobs=min(model.vocab_size if max_logprobs == -1 else max_logprobs, model.max_logprobs),
             eos_token_ids=tuple(token_id for token_id in model.eos_token_ids if token_id < model.vocab_size),
             max_bad_word_tokens=model.max_bad_word_tokens,

@@ -12,10 +12,11 @@ from pagewire.v1 import shard_pb2
 from pagewire_common.tls import channel_credentials
 
 from pagewire_router.config import RouterConfig
-from pagewire_router.errors import QueueFull, RequestTooLong, Unavailable
+from pagewire_router.errors import QueueFull, RequestTooLong, RouterError, Unavailable
 from pagewire_router.groups.group_loop import GroupLoop
 from pagewire_router.groups.group_metrics import GroupMetrics
 from pagewire_router.groups.placement import place, place_in_time
+from pagewire_router.groups.request_parts import split
 from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import ShardClient, describe, geometry
 from pagewire_router.groups.shard_directory import REFRESH_S, ShardDirectory, ShardMember
@@ -89,12 +90,19 @@ class Dispatcher:
         if self._is_draining:
             raise Unavailable("the router drains", retry_after_s=1.0)
         self._check_room(request)
-        place_in_time(request, self._usable(), time.monotonic()).submit(request)
+        usable, now = self._usable(), time.monotonic()
+        try:
+            for part in split(request, [group.scheduler.limits for group in usable], self.abort):
+                place_in_time(part, usable, now).submit(part)
+        except RouterError:
+            self.abort(request)
+            raise
 
     def abort(self, request: Request) -> None:
         """See RequestRunner."""
-        for group in self._groups:
-            group.abort(request)
+        for part in (request, *request.other_parts):
+            for group in self._groups:
+                group.abort(part)
 
     async def start(self) -> None:
         """See RequestRunner."""

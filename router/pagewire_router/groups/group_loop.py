@@ -184,9 +184,10 @@ class GroupLoop:
     def fail_all(self, error: RouterError) -> None:
         """Ends all requests with an error."""
         for request, group in list(self._groups.items()):
-            self._groups.pop(request)
-            self.scheduler.end(group)
-            request.sink.on_failed(error)
+            # The end of one part of a request may have ended others.
+            if self._groups.pop(request, None) is not None:
+                self.scheduler.end(group)
+                request.sink.on_failed(error)
 
     def _fail(self, group: SequenceGroup, error: RouterError) -> None:
         """Ends one request."""

@@ -54,9 +54,17 @@ class GroupLimits:
             max_model_len=info.max_model_len,
         )
 
+    def num_fitting(self, request: Request) -> int:
+        """How many sequences of the request could run at once if it were alone; at least 1, though that may not fit."""
+        num_prompt = len(request.prompt_token_ids)
+        max_len = min(num_prompt + request.params.max_tokens, self.max_model_len)
+        num_shared = (num_prompt - 1) // self.block_size
+        num_own = num_blocks_for(max_len, self.block_size) - num_shared
+        return max(1, min(self.max_num_seqs, (self.num_blocks - num_shared) // num_own))
+
     def check_fits(self, request: Request) -> None:
         """Raises RequestTooLong if the request could not run even if it were alone."""
-        num_prompt, n = len(request.prompt_token_ids), request.params.n
+        num_prompt, n = len(request.prompt_token_ids), len(request.sequence_indices)
         max_len = min(num_prompt + request.params.max_tokens, self.max_model_len)
         needed = num_blocks_of_group([max_len] * n, num_prompt - 1, self.block_size)
         if needed > self.num_blocks:

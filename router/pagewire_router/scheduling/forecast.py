@@ -109,7 +109,7 @@ class Forecast:
             return None
         tokens = self._expected(request, now)
         num_running = self._batch().num_rows
-        num_rows = num_running + self._waiting.num_sequences + request.params.n
+        num_rows = num_running + self._waiting.num_sequences + len(request.sequence_indices)
         if not self.is_full and num_rows <= self._limits.max_num_seqs:
             return Estimate(0.0, self._run_s(request, tokens, num_rows))
         num_rows = max(num_running if self.is_full else min(num_rows, self._limits.max_num_seqs), 1)

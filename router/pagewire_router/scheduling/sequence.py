@@ -215,7 +215,9 @@ class SequenceGroup:
         self.request = request
         num_prompt_tokens = len(request.prompt_token_ids)
         max_len = min(num_prompt_tokens + request.params.max_tokens, max_model_len)
-        self.sequences = [Sequence(self, index, request.prompt_token_ids, max_len) for index in range(request.params.n)]
+        self.sequences = [
+            Sequence(self, index, request.prompt_token_ids, max_len) for index in request.sequence_indices
+        ]
         self.urgency = (request.priority, request.arrival_s)
         """Lower is more urgent: what preemption compares."""
         self.expected_tokens = 0.0

@@ -1,0 +1,64 @@
+"""Splits a request of more sequences than a shard group can hold at once into parts that run one after the other."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from pagewire.v1 import inference_pb2, shard_pb2
+
+from pagewire_router.errors import RouterError
+from pagewire_router.request import OutputSink, Request
+from pagewire_router.scheduling.block_ledger import GroupLimits
+
+
+def split(request: Request, limits: Iterable[GroupLimits], abort: Callable[[Request], None]) -> list[Request]:
+    """The parts of a request, which is the first of them; the request alone if it fits.
+
+    Parts have the same prompt, arrival and sink. A sequence's seed follows from the request's seed and its own index,
+    so that it yields the same tokens in whatever part it is.
+
+    Args:
+        limits: those of the shard groups that parts may go to, at least one.
+        abort: ends a request whose output nobody wants; called with the request if one of its parts fails.
+    """
+    n = request.params.n
+    if n == 1 or n <= (size := min(group.num_fitting(request) for group in limits)):
+        return [request]
+    sink = _PartsSink(request.sink, lambda: abort(request))
+    # What belongs to the prompt is told once, with the first part.
+    params = inference_pb2.SamplingParams()
+    params.CopyFrom(request.params)
+    params.ClearField("prompt_logprobs")
+    request.sink, request.indices = sink, range(size)
+    request.other_parts = [
+        replace(request, indices=range(first, min(first + size, n)), params=params, timeline=None)
+        for first in range(size, n, size)
+    ]
+    return [request, *request.other_parts]
+
+
+class _PartsSink:
+    """Implements OutputSink for all parts of a request. The first failure of a part is the request's."""
+
+    def __init__(self, sink: OutputSink, end: Callable[[], None]) -> None:
+        """end: ends all parts that still run."""
+        self._sink = sink
+        self._end = end
+        self._has_failed = False
+
+    def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
+        """See OutputSink. After a failure a sequence that has not been ended yet ends here."""
+        return self._has_failed or self._sink.on_tokens(index, token_ids, logprobs)
+
+    def on_finished(
+        self, index: int, reason: "inference_pb2.FinishReason.ValueType", stop_token_id: int | None, num_cached: int
+    ) -> None:
+        """See OutputSink."""
+        if not self._has_failed:
+            self._sink.on_finished(index, reason, stop_token_id, num_cached)
+
+    def on_failed(self, error: RouterError) -> None:
+        """See OutputSink."""
+        if not self._has_failed:
+            self._has_failed = True
+            self._end()
+            self._sink.on_failed(error)
