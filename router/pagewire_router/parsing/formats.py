@@ -74,6 +74,7 @@ TOOL_FORMATS = (
     ToolFormat(
         "llama3_json",
         calls=(CallSyntax(("<|python_tag|>", Field.CALL)), _PLAIN_JSON),
+        forced_call=1,
         separator=";",
         strips_content=False,
         hidden=("<|eom_id|>", "<|eot_id|>"),
@@ -82,6 +83,7 @@ TOOL_FORMATS = (
     ToolFormat(
         "pythonic",
         calls=(CallSyntax(("<|python_start|>", Field.PYTHON_CALLS, Maybe(("<|python_end|>",)))), _PLAIN_PYTHON),
+        forced_call=1,
         hidden=("<|python_start|>", "<|python_end|>", "<|eom|>", "<|eot|>"),
         strips_content=False,
         aliases=("llama4_pythonic", "lfm2"),

@@ -108,6 +108,8 @@ class ToolFormat:
     """What opens and closes the part of the output that holds the calls."""
     only_in_section: bool = False
     """A call outside of a section is text."""
+    forced_call: int = 0
+    """Index of the way to write a call that a model is held to if it must call a tool."""
     separator: str = ""
     """Stands between calls that have no mark of their own."""
     strips_content: bool = True
