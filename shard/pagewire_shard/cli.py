@@ -101,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_options(parser.add_argument_group("model"))
     _add_service_options(parser.add_argument_group("service"))
     _add_engine_options(parser.add_argument_group("engine"))
+    _add_grammar_options(parser.add_argument_group("structured output"))
     return parser
 
 
@@ -202,3 +203,33 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="threads for CPU kernels (default: all cores, less one for a small model)",
     )
+
+
+def _add_grammar_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--structured-outputs", action=argparse.BooleanOptionalAction, default=DEFAULTS.structured_outputs,
+        help="serve grammars (default), which takes up to a second at start for a large vocabulary",
+    )  # fmt: skip
+    group.add_argument(
+        "--grammar-compile-timeout", dest="grammar_compile_timeout_s", type=_seconds,
+        default=DEFAULTS.grammar_compile_timeout_s, metavar="S",
+        help="longest time for compiling a grammar (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--grammar-compile-memory", dest="grammar_compile_memory_bytes", type=parse_size,
+        default=DEFAULTS.grammar_compile_memory_bytes, metavar="SIZE",
+        help="most memory for compiling a grammar (default 512MiB)",
+    )  # fmt: skip
+    group.add_argument(
+        "--grammar-cache-memory", dest="grammar_cache_memory_bytes", type=parse_size,
+        default=DEFAULTS.grammar_cache_memory_bytes, metavar="SIZE",
+        help="most memory of all compiled grammars, in use or kept for later requests (default 512MiB)",
+    )  # fmt: skip
+    group.add_argument(
+        "--coerce-one-of", action="store_true",
+        help="read oneOf of JSON schemas as anyOf where its options cannot be told apart (default: refuse it)",
+    )  # fmt: skip
+    group.add_argument(
+        "--lenient-json-schemas", action="store_true",
+        help="ignore keywords and formats of JSON schemas that are not supported (default: refuse them by name)",
+    )  # fmt: skip

@@ -58,6 +58,18 @@ class ShardConfig:
     """Seeds dummy weights."""
     cpu_threads: int | None = None
     """Threads for CPU kernels; None: all cores, less one for the router when the model is small."""
+    structured_outputs: bool = True
+    """Serve grammars, which takes some 10 us a token of the vocabulary at start."""
+    grammar_compile_timeout_s: float = 2.0
+    """Longest time for compiling a grammar."""
+    grammar_compile_memory_bytes: int = 512 << 20
+    """Most memory for compiling a grammar."""
+    grammar_cache_memory_bytes: int = 512 << 20
+    """Most memory of all compiled grammars: those in use, and those that are kept for later requests."""
+    coerce_one_of: bool = False
+    """Read `oneOf` of JSON schemas as `anyOf` where its options cannot be told apart."""
+    lenient_json_schemas: bool = False
+    """Ignore keywords and formats of JSON schemas that are not supported, in place of refusing them."""
     lease_term_s: float = 10.0
     """A router that is silent for so long loses the shard."""
     drain_grace_s: float = 30.0

@@ -15,6 +15,7 @@ from pagewire_common.shutdown import Shutdown
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import ModelError
 from pagewire_shard.grammar.grammars import Grammars
+from pagewire_shard.grammar.limits import GrammarLimits
 from pagewire_shard.loading.model_source import model_digest, resolve_model
 from pagewire_shard.stepping.step_engine import StepEngine
 from pagewire_shard.stepping.step_observer import StepObserver
@@ -36,7 +37,7 @@ def run(config: ShardConfig) -> int:
     # Nobody may take back what the step thread is about to answer.
     model_dir.set_running_or_notify_cancel()
     tracing = _open_tracing(config)
-    grammars = Grammars()
+    grammars = _grammars(config)
     steps = StepThread(lambda: _build(config, model_dir, grammars), _observer(tracing))
     # First of all: importing torch and loading weights take longest.
     steps.start()
@@ -52,7 +53,7 @@ def run(config: ShardConfig) -> int:
     return status
 
 
-def _build(config: ShardConfig, model_dir: "Future[Path]", grammars: Grammars) -> StepEngine[Any]:
+def _build(config: ShardConfig, model_dir: "Future[Path]", grammars: Grammars | None) -> StepEngine[Any]:
     """Builds the engine on the step thread, since fetching a model takes long and probes need answers meanwhile."""
     try:
         directory = resolve_model(config.model, config.load_format)
@@ -66,7 +67,7 @@ def _build(config: ShardConfig, model_dir: "Future[Path]", grammars: Grammars) -
     return build_engine(config, directory, model_digest(directory, dummy_seed), grammars)
 
 
-async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThread, grammars: Grammars) -> None:
+async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThread, grammars: Grammars | None) -> None:
     from pagewire_shard.service.server import ShardServer
 
     shutdown = Shutdown(with_parent=config.exit_with_parent)
@@ -98,6 +99,17 @@ async def _open(server: "ShardServer", config: ShardConfig) -> None:
         raise ModelError(
             f"model {config.model!r} cannot be started: {reason} (--log-level debug says where)"
         ) from error
+
+
+def _grammars(config: ShardConfig) -> Grammars | None:
+    if not config.structured_outputs:
+        return None
+    limits = GrammarLimits(
+        compile_timeout_s=config.grammar_compile_timeout_s,
+        compile_memory_bytes=config.grammar_compile_memory_bytes,
+        cache_bytes=config.grammar_cache_memory_bytes,
+    )
+    return Grammars(limits, coerce_one_of=config.coerce_one_of, lenient=config.lenient_json_schemas)
 
 
 def _open_tracing(config: ShardConfig) -> "Tracing | None":

@@ -57,6 +57,7 @@ def shard_metrics() -> str:
 
 
 async def _shard_metrics() -> str:
+    from pagewire_shard.grammar.grammars import Grammars
     from pagewire_shard.service.execute_service import ExecuteService
     from pagewire_shard.service.lease import Lease
     from pagewire_shard.service.metrics import ShardMetrics
@@ -69,7 +70,8 @@ async def _shard_metrics() -> str:
     steps = StepThread(never_built)
     lease = Lease(incarnation=1, term_s=10.0, clock=time.monotonic)
     metrics = ShardMetrics(steps.stats, lambda: True)
-    metrics.open(INFO, lease, ExecuteService(steps, INFO, lease, Preparations(None)))
+    grammars = Grammars()
+    metrics.open(INFO, lease, ExecuteService(steps, INFO, lease, Preparations(grammars)), grammars)
     return metrics.render().decode()
 
 

@@ -1,12 +1,24 @@
 """What can be wrong with a grammar. No ShardErrors: they become answers to a Prepare and do not end a stream."""
 
 
-class SourceRefused(Exception):
-    """A source is malformed, or asks for what is not supported; the text names it in one line."""
+class GrammarError(Exception):
+    """Why there is no grammar, in one line for people."""
 
 
-class UnusableTokenizer(Exception):
-    """Grammars cannot be served with the model's tokenizer; the text says why, in one line."""
+class SourceRefused(GrammarError):
+    """A source is malformed, or asks for what is not supported, which the text names."""
+
+
+class TooCostly(GrammarError):
+    """A grammar takes more time or memory than the limits allow."""
+
+
+class CompilerGone(GrammarError):
+    """The process that compiles grammars ended, or the shard stops: the same grammar may be asked for again."""
+
+
+class UnusableTokenizer(GrammarError):
+    """Grammars cannot be served with the model's tokenizer."""
 
 
 class GrammarNotReady(LookupError):

@@ -1,20 +1,32 @@
-"""The grammars that plans may name."""
+"""The grammars that plans may name: compiled beside the plans, and kept for those who ask again."""
 
+import hashlib
+import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
-from llguidance import LLMatcher
 from pagewire.v1 import inference_pb2
 
-from pagewire_shard.grammar.errors import GrammarNotReady, SourceRefused
-from pagewire_shard.grammar.limits import parser_limits
+from pagewire_shard.grammar.compile_process import CompileProcess
+from pagewire_shard.grammar.compiler import CompiledGrammar, compiled_matcher
+from pagewire_shard.grammar.errors import GrammarError, GrammarNotReady, SourceRefused, TooCostly
+from pagewire_shard.grammar.limits import GrammarLimits
 from pagewire_shard.grammar.masks import MaskFiller, Masks
 from pagewire_shard.grammar.matcher import Matcher
-from pagewire_shard.grammar.sources import SourceOptions, grammar_text
+from pagewire_shard.grammar.roots import MIN_ROOT_BYTES, Key, Root, RootCache
+from pagewire_shard.grammar.stats import GrammarStats
 from pagewire_shard.grammar.vocabulary import Vocabulary, VocabularySource
+
+logger = logging.getLogger(__name__)
+
+NUM_BUILDERS = 2
+"""Threads that build, in this process, what the compiler has found good."""
+MAX_REFUSALS = 1024
+"""Refused sources that are remembered, so that asking again costs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +38,51 @@ class Prepared:
     message: str = ""
 
 
-class Grammars:
-    """Prepares grammars beside the plans and keeps them by name until they are forgotten. Thread-safe.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Somebody who waits for a grammar."""
 
-    Names belong to an epoch; what was compiled outlives it.
+    name: str
+    on_done: Callable[[Prepared], None]
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """What there is once the vocabulary is known."""
+
+    vocabulary: Vocabulary
+    filler: MaskFiller
+    compiler: CompileProcess
+
+
+class Grammars:
+    """Prepares grammars and keeps them by name until they are forgotten. Thread-safe.
+
+    A source is compiled in a process that can be killed (CompileProcess), and then built here, on a thread that drops
+    the GIL. Names belong to an epoch; what was compiled outlives it.
     """
 
-    def __init__(self, *, num_threads: int | None = None) -> None:
-        """num_threads: threads that fill masks; None: 80 % of the cores, at most 32."""
+    def __init__(
+        self,
+        limits: GrammarLimits | None = None,
+        *,
+        coerce_one_of: bool = False,
+        lenient: bool = False,
+        num_threads: int | None = None,
+    ) -> None:
+        """coerce_one_of, lenient: see SourceOptions. num_threads: fill masks; None: 80 % of the cores, at most 32."""
+        self.stats = GrammarStats()
+        self._limits = limits or GrammarLimits()
+        self._coerce_one_of, self._lenient = coerce_one_of, lenient
         self._num_threads = num_threads
-        self._opened: tuple[Vocabulary, MaskFiller] | None = None
+        self._opened: _Open | None = None
         self._lock = threading.Lock()
-        self._roots: dict[str, LLMatcher] = {}
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._roots = RootCache(self._limits.cache_bytes)
+        self._waiting: dict[Key, list[Asked]] = {}
+        """Who waits for what is being compiled."""
+        self._refused: dict[Key, SourceRefused] = {}
+        self._builders = ThreadPoolExecutor(NUM_BUILDERS, thread_name_prefix="grammar")
 
     def open(self, source: VocabularySource) -> None:
         """Makes the vocabulary, which takes some 10 us a token and holds the GIL. Called once, before anything else.
@@ -46,27 +90,44 @@ class Grammars:
         Raises UnusableTokenizer.
         """
         vocabulary = Vocabulary(source)
-        self._opened = vocabulary, MaskFiller(vocabulary, self._num_threads)
+        compiler = CompileProcess(source, self._limits, coerce_one_of=self._coerce_one_of, lenient=self._lenient)
+        self._opened = _Open(vocabulary, MaskFiller(vocabulary, self._num_threads), compiler)
 
     @property
     def num_mask_words(self) -> int:
         """Width of a mask: words of 32 tokens that the model has logits for."""
-        return self._vocabulary.num_mask_words
+        return self._parts.vocabulary.num_mask_words
 
     def prepare(self, name: str, outputs: inference_pb2.StructuredOutputs, on_done: Callable[[Prepared], None]) -> None:
-        """Begins to prepare a grammar, and returns at once. `on_done` is called once, on a thread of this object's."""
-        self._threads.submit(self._prepare, name, outputs, on_done)
+        """Begins to prepare a grammar, and returns at once. on_done is called once, on another thread.
+
+        Until then, and if it fails, the name is not ready.
+        """
+        source = outputs.SerializeToString(deterministic=True)
+        key = hashlib.sha256(source).digest()
+        asked = Asked(name, on_done, time.monotonic())
+        with self._lock:
+            self._roots.name(name, key)
+            if key in self._roots:
+                self._builders.submit(self._answer, [asked], None, "cached")
+            elif key in self._refused:
+                self._builders.submit(self._answer, [asked], self._refused[key], "cached")
+            elif key in self._waiting:
+                self._waiting[key].append(asked)
+            else:
+                self._waiting[key] = [asked]
+                self._parts.compiler.submit(source, lambda compiled: self._take(key, compiled))
 
     def forget(self, names: Iterable[str]) -> None:
         """No plan will name these again."""
         with self._lock:
             for name in names:
-                self._roots.pop(name, None)
+                self._roots.forget(name)
 
     def end_epoch(self) -> None:
         """Forgets all names."""
         with self._lock:
-            self._roots.clear()
+            self._roots.forget_all()
 
     def matcher(self, name: str, end_token_ids: Collection[int]) -> Matcher:
         """The state of a sequence that has generated nothing yet. Takes microseconds.
@@ -76,40 +137,84 @@ class Grammars:
         Raises GrammarNotReady.
         """
         with self._lock:
-            root = self._roots.get(name)
+            root = self._roots.named(name)
         if root is None:
             raise GrammarNotReady(f"grammar {name!r} is not prepared")
-        return Matcher(root.deep_copy(), self._vocabulary.eos_token_ids, end_token_ids)
+        return Matcher(root.ll_matcher.deep_copy(), self._parts.vocabulary.eos_token_ids, end_token_ids)
 
     def fill_masks(self, matchers: Sequence[Matcher | None], masks: Masks) -> list[int]:
         """Writes the mask of each matcher into its row; see MaskFiller.fill."""
-        _, filler = self._open_parts()
-        return filler.fill(matchers, masks)
+        return self._parts.filler.fill(matchers, masks)
+
+    def count(self) -> GrammarStats:
+        """The counters, brought up to date."""
+        with self._lock:
+            self.stats.num_waiting = len(self._waiting)
+            self.stats.num_cached = len(self._roots)
+            self.stats.num_cached_bytes = self._roots.num_bytes
+        if self._opened is not None:
+            self.stats.num_process_starts = self._opened.compiler.num_starts
+        return self.stats
 
     def close(self) -> None:
-        """Ends the threads."""
-        self._threads.shutdown(cancel_futures=True)
+        """Ends threads and the process that compiles. Whoever waits for a grammar gets an error."""
+        if self._opened is not None:
+            self._opened.compiler.close()
+        self._builders.shutdown()
 
     @property
-    def _vocabulary(self) -> Vocabulary:
-        return self._open_parts()[0]
-
-    def _open_parts(self) -> tuple[Vocabulary, MaskFiller]:
+    def _parts(self) -> _Open:
         assert self._opened is not None, "open comes first"
         return self._opened
 
-    def _prepare(
-        self, name: str, outputs: inference_pb2.StructuredOutputs, on_done: Callable[[Prepared], None]
-    ) -> None:
-        try:
-            text = grammar_text(outputs, SourceOptions({}, self._vocabulary.eos_token_ids))
-        except SourceRefused as error:
-            on_done(Prepared(name, grpc.StatusCode.INVALID_ARGUMENT, str(error)))
-            return
-        root = LLMatcher(self._vocabulary.tokenizer, text, log_level=0, limits=parser_limits())
-        if root.is_error():
-            on_done(Prepared(name, grpc.StatusCode.INVALID_ARGUMENT, root.get_error()))
-            return
+    def _take(self, key: Key, compiled: CompiledGrammar | GrammarError) -> None:
+        """What the compiler has made of a source. Called on its thread, or where the job was submitted."""
+        self._builders.submit(self._build, key, compiled)
+
+    def _build(self, key: Key, compiled: CompiledGrammar | GrammarError) -> None:
+        error: GrammarError | None = None
+        root: Root | None = None
+        if isinstance(compiled, GrammarError):
+            error = compiled
+        else:
+            try:
+                ll_matcher = compiled_matcher(self._parts.vocabulary, compiled.text)
+                root = Root(ll_matcher, max(MIN_ROOT_BYTES, compiled.num_bytes))
+            except GrammarError as unexpected:
+                error = unexpected
         with self._lock:
-            self._roots[name] = root
-        on_done(Prepared(name, grpc.StatusCode.OK))
+            if root is not None and not self._roots.put(key, root):
+                error = TooCostly("grammars in use take all memory that the shard keeps for them; ask again later")
+            if isinstance(error, SourceRefused):
+                self._remember(key, error)
+            waiting = self._waiting.pop(key)
+        self._answer(waiting, error, "compiled")
+
+    def _remember(self, key: Key, error: SourceRefused) -> None:
+        if len(self._refused) >= MAX_REFUSALS:
+            del self._refused[next(iter(self._refused))]
+        self._refused[key] = error
+
+    def _answer(self, waiting: list[Asked], error: GrammarError | None, how: str) -> None:
+        outcome, code = _outcome(error, how)
+        for asked in waiting:
+            with self._lock:
+                self.stats.num_prepared[outcome] += 1
+                self.stats.prepare_s.observe(time.monotonic() - asked.since_s)
+            try:
+                asked.on_done(Prepared(asked.name, code, "" if error is None else str(error)))
+            except Exception:  # one listener's fault must not keep the others waiting
+                logger.exception("the answer to Prepare %r was not taken", asked.name)
+
+
+def _outcome(error: GrammarError | None, how: str) -> tuple[str, grpc.StatusCode]:
+    """The outcome of a Prepare, one of OUTCOMES, and the code of its answer."""
+    match error:
+        case None:
+            return how, grpc.StatusCode.OK
+        case SourceRefused():
+            return "refused", grpc.StatusCode.INVALID_ARGUMENT
+        case TooCostly():
+            return "too_costly", grpc.StatusCode.RESOURCE_EXHAUSTED
+        case _:
+            return "failed", grpc.StatusCode.UNAVAILABLE

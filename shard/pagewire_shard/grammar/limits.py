@@ -4,23 +4,27 @@ from dataclasses import dataclass
 
 from llguidance import LLParserLimits
 
+MAX_SOURCE_BYTES = 2 << 20
+"""Longest source of a grammar."""
+
 
 @dataclass(frozen=True, slots=True)
 class GrammarLimits:
-    """Limits of one grammar, and of those that are kept. A grammar that needs more is refused, or its sequence ends."""
+    """Limits of one grammar, and of those that are kept."""
 
     compile_timeout_s: float = 2.0
     """Longest time for compiling a grammar and computing its first mask."""
     compile_memory_bytes: int = 512 << 20
     """Most memory for that."""
-    cache_bytes: int = 256 << 20
-    """Memory for grammars that may be asked for again."""
-    max_source_bytes: int = 1 << 20
-    """Longest source."""
+    cache_bytes: int = 512 << 20
+    """Most memory of all compiled grammars: those in use, and those that are kept for later requests."""
 
 
 def parser_limits() -> LLParserLimits:
-    """Bounds of every later mask: some 20 ms for one, and 100 MB for the states of a sequence's lexer."""
+    """Bounds of every later mask: some 20 ms for one, and 100 MB for the states of a sequence's lexer.
+
+    A sequence whose grammar needs more ends with STOP_REASON_GRAMMAR.
+    """
     return LLParserLimits(
         max_items_in_row=2_000,
         step_lexer_fuel=200_000,

@@ -1,7 +1,7 @@
 """From StructuredOutputs to llguidance's grammar: JSON with a list of grammars, of which the first is the start."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,7 @@ def _constraint(outputs: inference_pb2.StructuredOutputs, options: SourceOptions
         case "choice":
             if not outputs.choice.options:
                 raise SourceRefused("choice has no options")
-            texts = dict.fromkeys(outputs.choice.options)
-            return [{"lark_grammar": "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)}]
+            return [{"lark_grammar": _choice(outputs.choice.options)}]
         case "grammar":
             return [{"lark_grammar": to_lark(outputs.grammar)}]
         case "structural_tag":
@@ -73,6 +72,12 @@ def _json_options(outputs: inference_pb2.StructuredOutputs, options: SourceOptio
         coerce_one_of=options.coerce_one_of,
         lenient=options.lenient,
     )
+
+
+def _choice(options: Collection[str]) -> str:
+    """One lexeme for all options: llguidance reads it many times faster than a rule of as many alternatives."""
+    texts = [json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(options)]
+    return f"start: CHOICE\nCHOICE: {' | '.join(texts)}"
 
 
 def _regex(pattern: str) -> str:

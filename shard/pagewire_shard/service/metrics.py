@@ -12,6 +12,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from pagewire_shard.errors import StreamError
+from pagewire_shard.grammar.grammars import Grammars
+from pagewire_shard.grammar.stats import OUTCOMES, GrammarStats
 from pagewire_shard.service.execute_service import ExecuteService
 from pagewire_shard.service.lease import Lease
 from pagewire_shard.stepping.step_stats import StepStats
@@ -33,6 +35,13 @@ COUNTERS = (
 )
 
 
+GRAMMAR_GAUGES = (
+    ("grammars_waiting", "num_waiting", "Grammars that are being compiled, or wait for it."),
+    ("grammars_cached", "num_cached", "Compiled grammars, in use or kept for later requests."),
+    ("grammar_cache_bytes", "num_cached_bytes", "Memory of the compiled grammars."),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class OpenShard:
     """The parts of a shard that exist once the engine is built."""
@@ -40,6 +49,7 @@ class OpenShard:
     info: shard_pb2.ShardInfo
     lease: Lease
     service: ExecuteService
+    grammars: Grammars | None
 
 
 class ShardCollector(Collector):
@@ -62,6 +72,8 @@ class ShardCollector(Collector):
             yield from self._info(self.opened.info)
             yield from self._pool(self.opened.info)
             yield from self._lease(self.opened.lease, self.opened.service)
+            if self.opened.grammars is not None:
+                yield from _grammars(self.opened.grammars.count())
 
     def _info(self, info: shard_pb2.ShardInfo) -> Iterator[Metric]:
         labels = {
@@ -115,13 +127,34 @@ class ShardMetrics:
         self._registry.register(self._collector)
         ProcessCollector(registry=self._registry)
 
-    def open(self, info: shard_pb2.ShardInfo, lease: Lease, service: ExecuteService) -> None:
-        """The engine is built."""
-        self._collector.opened = OpenShard(info, lease, service)
+    def open(
+        self, info: shard_pb2.ShardInfo, lease: Lease, service: ExecuteService, grammars: Grammars | None = None
+    ) -> None:
+        """The engine is built. grammars: None: they are not served."""
+        self._collector.opened = OpenShard(info, lease, service, grammars)
 
     def render(self) -> bytes:
         """The Prometheus text format."""
-        return generate_latest(self._registry) + render(self._stats.histograms.all).encode()
+        histograms = list(self._stats.histograms.all)
+        if self._collector.opened is not None and self._collector.opened.grammars is not None:
+            histograms.append(self._collector.opened.grammars.stats.prepare_s)
+        return generate_latest(self._registry) + render(histograms).encode()
+
+
+def _grammars(stats: GrammarStats) -> Iterator[Metric]:
+    prepared = CounterMetricFamily(
+        "pagewire_shard_grammars_prepared", "Prepares of grammars that were answered.", labels=["outcome"]
+    )
+    for outcome in OUTCOMES:
+        prepared.add_metric([outcome], stats.num_prepared[outcome])
+    yield prepared
+    yield CounterMetricFamily(
+        "pagewire_shard_grammar_process_starts",
+        "Times that the process that compiles grammars was started: more than once if it was killed.",
+        value=stats.num_process_starts,
+    )
+    for name, field, help_text in GRAMMAR_GAUGES:
+        yield _gauge(name, help_text, getattr(stats, field))
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

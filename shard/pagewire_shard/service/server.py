@@ -104,7 +104,7 @@ class ShardServer:
         )
         self._service.open(self._execute_service, info)
         if self._metrics is not None:
-            self._metrics.open(info, lease, self._execute_service)
+            self._metrics.open(info, lease, self._execute_service, grammars)
         self._readiness.open()
         await self._health.publish()
         return info
@@ -116,11 +116,11 @@ class ShardServer:
         if self._execute_service is not None:
             await self._execute_service.drain(drain_grace_s)
         self._steps.stop()
-        if self._grammars is not None:
-            self._grammars.close()
         if self._http is not None:
             await self._http.stop()
         await self._server.stop(CANCEL_GRACE_S)
+        if self._grammars is not None:
+            await asyncio.to_thread(self._grammars.close)
         await self._health.stop()
 
     async def _open_grammars(self, model_dir: "Future[Path]") -> Grammars | None:

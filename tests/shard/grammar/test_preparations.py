@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import shutil
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -82,6 +84,23 @@ async def test_a_shard_that_cannot_serve_grammars_says_so(serve_shard, model_dir
     assert not (await router.hello()).info.serves_grammars
     answer = await prepare(router, "g", regex="a+")
     assert answer.code == grpc.StatusCode.UNIMPLEMENTED.value[0]
+
+
+async def test_what_became_of_grammars_is_counted(serve_shard, caplog):
+    with caplog.at_level(logging.INFO):
+        shard = await serve_shard(grammars=Grammars(), metrics_port=0)
+    port = int(caplog.text.rpartition("/metrics")[0].rpartition(":")[2])
+    router = shard.router()
+    await router.hello()
+    for name, regex in (("a", "a+"), ("b", "a+"), ("c", "a(")):
+        await prepare(router, name, regex=regex)
+    page = await asyncio.to_thread(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())
+    assert 'pagewire_shard_grammars_prepared_total{outcome="compiled"} 1.0' in page
+    assert 'pagewire_shard_grammars_prepared_total{outcome="cached"} 1.0' in page
+    assert 'pagewire_shard_grammars_prepared_total{outcome="refused"} 1.0' in page
+    assert "pagewire_shard_grammars_cached 1.0" in page
+    assert "pagewire_shard_grammar_process_starts_total 1.0" in page
+    assert "pagewire_shard_grammar_prepare_seconds_count 3" in page
 
 
 async def test_a_prepare_of_nothing_ends_the_stream(serve_shard):

@@ -1,0 +1,80 @@
+"""Compiles sources, and says by name what is not supported."""
+
+import re
+from dataclasses import dataclass
+
+from llguidance import LLMatcher
+from pagewire.v1 import inference_pb2
+
+from pagewire_shard.grammar.errors import SourceRefused, TooCostly
+from pagewire_shard.grammar.json_schema import parse_schema, place_of
+from pagewire_shard.grammar.limits import MAX_SOURCE_BYTES, parser_limits
+from pagewire_shard.grammar.sources import SourceOptions, grammar_text
+from pagewire_shard.grammar.vocabulary import Vocabulary
+
+MAX_MESSAGE_CHARS = 500
+_UNIMPLEMENTED = re.compile(r"^Unimplemented keys: (\[.*\])", re.MULTILINE)
+_COSTLY = re.compile(r"\blimit\b|too (?:big|large|complex|many)|\bfuel\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledGrammar:
+    """A grammar that compiles within the limits."""
+
+    text: str
+    """In llguidance's form."""
+    num_bytes: int
+    """Memory that it takes once it is compiled."""
+
+
+def compiled_matcher(vocabulary: Vocabulary, text: str) -> LLMatcher:
+    """The matcher of a grammar's text, at its start, with its first mask computed. Drops the GIL.
+
+    Raises SourceRefused and TooCostly.
+    """
+    matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=parser_limits())
+    mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+    if matcher.is_error():
+        raise _failure(one_line(matcher.get_error()))
+    if not any(mask):
+        raise SourceRefused("the grammar matches no text")
+    return matcher
+
+
+def compile_source(outputs: inference_pb2.StructuredOutputs, vocabulary: Vocabulary, options: SourceOptions) -> str:
+    """The text of a request's grammar, after it has been compiled once. Raises SourceRefused and TooCostly."""
+    if outputs.ByteSize() > MAX_SOURCE_BYTES:
+        raise TooCostly(f"the grammar's source has {outputs.ByteSize():,} bytes, at most {MAX_SOURCE_BYTES:,} are read")
+    text = grammar_text(outputs, options)
+    try:
+        compiled_matcher(vocabulary, text)
+    except SourceRefused as error:
+        raise SourceRefused(named(str(error), outputs)) from None
+    return text
+
+
+def named(message: str, outputs: inference_pb2.StructuredOutputs) -> str:
+    """llguidance's message in our words, with the place in the JSON schema that it is about."""
+    if outputs.WhichOneof("constraint") != "json":
+        return message
+    schema = parse_schema(outputs.json)
+    if found := _UNIMPLEMENTED.search(message):
+        keyword = re.findall(r'"([^"]*)"', found[1])[0]
+        return f"JSON schema: `{keyword}` is not supported (at {place_of(schema, keyword) or '#'})"
+    if message.startswith("oneOf constraints"):
+        place = place_of(schema, "oneOf") or "#"
+        return f"JSON schema: `oneOf` whose options may both match is not supported (at {place}); use anyOf"
+    return f"JSON schema: {message}"
+
+
+def _failure(message: str) -> SourceRefused | TooCostly:
+    if message.startswith("recursion limit exceeded"):
+        return TooCostly("the grammar is nested too deeply")
+    if message.startswith("NoExtension"):
+        return SourceRefused("the grammar matches no text")
+    return TooCostly(message) if _COSTLY.search(message) else SourceRefused(message)
+
+
+def one_line(message: str) -> str:
+    """The first lines of an error, as one."""
+    return " ".join(message.split())[:MAX_MESSAGE_CHARS]

@@ -1,0 +1,181 @@
+"""Grammars are compiled in a process that can be killed: whatever they are, the shard answers soon and goes on."""
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grammar_world import EOS, demo_source, outputs, prepare
+from hostile_grammars import HOSTILE
+from pagewire.v1 import inference_pb2
+from pagewire_shard.grammar.compile_process import CompileProcess
+from pagewire_shard.grammar.errors import CompilerGone
+from pagewire_shard.grammar.grammars import Grammars, Prepared
+from pagewire_shard.grammar.limits import GrammarLimits
+
+SLOW = HOSTILE["1 MB regex of letters"]
+"""Takes some seconds to compile."""
+TIMEOUT_S = 30.0
+
+
+@pytest.fixture
+def compiler() -> Iterator[CompileProcess]:
+    compiler = CompileProcess(demo_source(), GrammarLimits(compile_timeout_s=20.0))
+    yield compiler
+    compiler.close()
+
+
+def submit(compiler: CompileProcess, source: inference_pb2.StructuredOutputs) -> "queue.Queue[object]":
+    answers: queue.Queue[object] = queue.Queue()
+    compiler.submit(source.SerializeToString(), answers.put)
+    return answers
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(condition) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_a_grammar_that_takes_too_long_is_answered_and_delays_no_other():
+    grammars = Grammars(GrammarLimits(compile_timeout_s=1.0))
+    grammars.open(demo_source())
+    prepare(grammars, "first", outputs(regex="x"))
+    slow: queue.Queue[Prepared] = queue.Queue()
+    for i in range(3):
+        grammars.prepare(f"slow {i}", outputs(regex=SLOW.regex + "b" * i), slow.put)
+    assert prepare(grammars, "quick", outputs(regex="a+")).code is grpc.StatusCode.OK
+    assert slow.empty(), "the quick one does not wait for the slow ones"
+    for _ in range(3):
+        answer = slow.get(timeout=TIMEOUT_S)
+        assert answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "takes more than 1 s" in answer.message
+    assert grammars.count().num_process_starts == 1
+    grammars.close()
+
+
+def test_a_grammar_that_takes_too_much_memory_is_answered():
+    grammars = Grammars(GrammarLimits(compile_timeout_s=20.0, compile_memory_bytes=24 << 20))
+    grammars.open(demo_source())
+    answer = prepare(grammars, "big", outputs(choice=[f"option {i} of many" for i in range(40_000)]))
+    assert answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "24 MiB" in answer.message
+    assert prepare(grammars, "small", outputs(regex="a+")).code is grpc.StatusCode.OK
+    grammars.close()
+
+
+def test_a_child_that_is_killed_compiles_again(compiler):
+    assert submit(compiler, outputs(regex="x")).get(timeout=TIMEOUT_S)
+    slow = submit(compiler, outputs(regex="c" * 200_000))
+    worker = compiler.worker_pid
+    wait_for(lambda: children_of(worker))
+    os.kill(children_of(worker)[0], signal.SIGKILL)
+    assert not isinstance(slow.get(timeout=TIMEOUT_S), CompilerGone)
+    assert compiler.num_starts == 1
+
+
+def test_a_process_that_is_killed_is_replaced_and_nobody_notices(compiler):
+    assert submit(compiler, outputs(regex="x")).get(timeout=TIMEOUT_S)
+    first = compiler.worker_pid
+    slow = submit(compiler, outputs(regex="c" * 200_000))
+    wait_for(lambda: children_of(first))
+    (child,) = children_of(first)
+    os.kill(first, signal.SIGKILL)
+    quick = submit(compiler, outputs(regex="y"))
+    assert not isinstance(quick.get(timeout=TIMEOUT_S), CompilerGone)
+    assert not isinstance(slow.get(timeout=TIMEOUT_S), CompilerGone)
+    assert compiler.num_starts == 2
+    wait_for(lambda: not Path(f"/proc/{child}").exists())
+
+
+def test_a_job_that_is_killed_twice_fails(compiler):
+    assert submit(compiler, outputs(regex="x")).get(timeout=TIMEOUT_S)
+    slow = submit(compiler, SLOW)
+    killed: set[int] = set()
+    for _ in range(2):
+        wait_for(lambda: set(children_of(compiler.worker_pid)) - killed)
+        (child,) = set(children_of(compiler.worker_pid)) - killed
+        killed.add(child)
+        os.kill(child, signal.SIGKILL)
+    assert isinstance(slow.get(timeout=TIMEOUT_S), CompilerGone)
+
+
+def test_closing_answers_those_who_wait():
+    compiler = CompileProcess(demo_source(), GrammarLimits(compile_timeout_s=60.0))
+    slow = submit(compiler, SLOW)
+    wait_for(lambda: compiler.worker_pid is not None)
+    worker = compiler.worker_pid
+    compiler.close()
+    assert isinstance(slow.get(timeout=TIMEOUT_S), CompilerGone)
+    assert isinstance(submit(compiler, outputs(regex="x")).get(timeout=TIMEOUT_S), CompilerGone)
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_large_sources_and_large_answers_pass_each_other(compiler):
+    sources = [outputs(choice=[f"{'x' * 400} {i} {j}" for j in range(800)]) for i in range(8)]
+    answers = [submit(compiler, source) for source in sources]
+    assert all(answer.get(timeout=TIMEOUT_S) for answer in answers)
+
+
+def test_what_is_compiled_is_compiled_once(grammars: Grammars):
+    asked = outputs(regex="only once [0-9]+")
+    before = grammars.count().num_prepared.copy()
+    answers: queue.Queue[Prepared] = queue.Queue()
+    for name in ("a", "b", "c"):
+        grammars.prepare(name, asked, answers.put)
+    assert {answers.get(timeout=TIMEOUT_S).name for _ in range(3)} == {"a", "b", "c"}
+    assert all(grammars.matcher(name, (EOS,)) for name in ("a", "b", "c"))
+    grammars.end_epoch()
+    assert prepare(grammars, "d", asked).code is grpc.StatusCode.OK
+    after = grammars.count().num_prepared
+    assert (after["compiled"] - before["compiled"], after["cached"] - before["cached"]) == (3, 1)
+
+
+def test_grammars_in_use_are_never_dropped():
+    grammars = Grammars(GrammarLimits(cache_bytes=1))
+    grammars.open(demo_source())
+    assert prepare(grammars, "first", outputs(regex="a+")).code is grpc.StatusCode.OK
+    refused = prepare(grammars, "second", outputs(regex="b+"))
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "in use" in refused.message
+    grammars.forget(["first"])
+    assert prepare(grammars, "second", outputs(regex="b+")).code is grpc.StatusCode.OK
+    assert grammars.count().num_cached == 1
+    grammars.close()
+
+
+def test_a_probe_thread_runs_on_while_grammars_are_compiled_and_built(grammars: Grammars):
+    """llguidance drops the GIL: a thread that wants to run every millisecond is never kept from it for long."""
+    gaps_s: list[float] = []
+    stop = threading.Event()
+
+    def probe() -> None:
+        last_s = time.perf_counter()
+        while not stop.wait(0.001):
+            now_s = time.perf_counter()
+            gaps_s.append(now_s - last_s)
+            last_s = now_s
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    assert prepare(grammars, "large", outputs(choice=[f"option {i}" for i in range(8_000)])).code is grpc.StatusCode.OK
+    stop.set()
+    thread.join()
+    assert max(gaps_s) < 0.5
+
+
+def test_refusals_are_remembered(grammars: Grammars):
+    asked = outputs(regex="refused (")
+    first, second = prepare(grammars, "r", asked), prepare(grammars, "r", asked)
+    assert first.code is second.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert first.message == second.message
