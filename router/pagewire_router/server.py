@@ -154,7 +154,7 @@ class RouterServer:
         self._service = InferenceService(self._config, inference, self._metrics)
         self._handler.open(self._service.handler())
         if self._http_front is not None:
-            self._http_front.open(inference)
+            self._http_front.open(inference, self._tokenizer)
         self._is_open = True
         await self._runner.wait_ready()
         await self._health.publish()

@@ -12,7 +12,7 @@ from pagewire_router.admission.call import Call
 from pagewire_router.errors import RouterError
 from pagewire_router.http_front.chunks import error_event
 from pagewire_router.http_front.error_bodies import openai_error
-from pagewire_router.http_front.errors import RenameField, http_error
+from pagewire_router.http_front.errors import http_error
 from pagewire_router.http_front.event_stream import Encode, EventWriter
 from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.inference import CompletedRequest, GenerateStream, Inference
@@ -97,8 +97,7 @@ class Generator:
     def __init__(self, inference: Inference, pacer: Pacer) -> None:
         """pacer: paces the writes of streams."""
         self.inference = inference
-        self.model = inference.get_model().name
-        """Name of the served model."""
+        self.model = inference.get_model()
         self._pacer = pacer
 
     async def complete(self, messages: Sequence[inference_pb2.GenerateRequest], call: Call) -> list[CompletedRequest]:
@@ -125,14 +124,12 @@ async def stream_answer(
     streams: Sequence[GenerateStream],
     encoders: Sequence[Encode],
     end: Callable[[], bytes],
-    rename: RenameField,
 ) -> None:
     """Answers with the outputs of streams as they come, in OpenAI's form.
 
     Args:
         encoders: make events of the outputs, one for each stream.
         end: makes the last events.
-        rename: names the fields of errors.
     """
     events = await exchange.start_events()
     try:
@@ -142,7 +139,7 @@ async def stream_answer(
             )
             last = end()
         except RouterError as error:
-            last = error_event(openai_error(http_error(error.with_traceback(None), rename)))
+            last = error_event(openai_error(http_error(error.with_traceback(None), exchange.rename)))
         await events.end(last)
     finally:
         events.close()

@@ -18,7 +18,7 @@ from pagewire_router.errors import Unavailable
 from pagewire_router.http_front.body import BodyReader, ClientGone, Receive
 from pagewire_router.http_front.cors import Cors
 from pagewire_router.http_front.error_bodies import openai_body
-from pagewire_router.http_front.errors import CLIENT_CLOSED_REQUEST, HttpError, RenameField, http_error
+from pagewire_router.http_front.errors import CLIENT_CLOSED_REQUEST, HttpError, http_error
 from pagewire_router.http_front.event_stream import Send
 from pagewire_router.http_front.exchange import Exchange, Scope
 from pagewire_router.inference import failure_of
@@ -45,8 +45,6 @@ class Route:
     method: str
     path: str
     handle: Handle
-    rename: RenameField = str
-    """Maps fields of GenerateRequest to those of the route, for errors."""
     error_body: Callable[[HttpError, str], bytes] = openai_body
     needs_key: bool = True
 
@@ -138,7 +136,7 @@ class HttpApp:
             await _answer_error(exchange, route, error)
         except Exception as error:
             failure = failure_of(error)
-            await _answer_error(exchange, route, http_error(failure, str if route is None else route.rename))
+            await _answer_error(exchange, route, http_error(failure, exchange.rename))
 
     def _route(self, exchange: Exchange) -> Route | None:
         """The route of a request; None: it asks what other origins may do. Raises HttpError, Unavailable."""

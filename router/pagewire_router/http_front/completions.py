@@ -12,12 +12,13 @@ from pagewire_router.http_front.completion_answer import CompletionAnswer
 from pagewire_router.http_front.errors import not_served, wrong
 from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.http_front.fields import BOOLEAN, INTEGER, STRING, Field, FieldTable, Kind
-from pagewire_router.http_front.names import renaming
+from pagewire_router.http_front.names import naming, renaming
 from pagewire_router.http_front.sampling_fields import (
     REFUSED,
     REQUEST,
     SAMPLING,
     WITHOUT_EFFECT,
+    constraint_field,
     generate_request,
     parameter_field,
 )
@@ -70,7 +71,7 @@ FIELDS = FieldTable(
     *WITHOUT_EFFECT,
     *REFUSED,
 )
-rename = renaming(FIELDS, "prompt", structured_outputs="response_format")
+NAMES = renaming(FIELDS, "prompt")
 
 
 class Completions:
@@ -86,6 +87,7 @@ class Completions:
             raise not_served("echo")
         if "stream_options" in values and not values.get("stream"):
             raise wrong("stream_options", "is given without stream")
+        exchange.rename = naming(NAMES, constraint_field(values))
         messages = _messages(values)
         with exchange.cancelled_without_client():
             answer = CompletionAnswer(
@@ -93,7 +95,7 @@ class Completions:
                     "id": f"cmpl-{values.get('request_id') or exchange.request_id}",
                     "object": "text_completion",
                     "created": int(time.time()),
-                    "model": self._generator.model,
+                    "model": self._generator.model.name,
                 },
                 AnswerOptions.of(values, has_logprobs="logprobs" in values),
                 await self._echoes(values, exchange),
@@ -109,7 +111,7 @@ class Completions:
     ) -> None:
         async with self._generator.stream(messages, exchange.call) as streams:
             encoders = answer.chunks([stream.started for stream in streams])
-            await stream_answer(exchange, streams, encoders, answer.end, rename)
+            await stream_answer(exchange, streams, encoders, answer.end)
 
     async def _echoes(self, values: dict[str, Any], exchange: Exchange) -> list[str]:
         """The text that precedes each prompt's output."""

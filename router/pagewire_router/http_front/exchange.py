@@ -8,6 +8,7 @@ from typing import Any
 
 from pagewire_router.admission.call import Call
 from pagewire_router.http_front.body import BodyReader, ClientGone, Receive
+from pagewire_router.http_front.errors import RenameField
 from pagewire_router.http_front.event_stream import EventStream, Send
 
 Scope = Mapping[str, Any]
@@ -31,6 +32,8 @@ class Exchange:
         """Set when the caller is known."""
         self.status: int | None = None
         """Status that was sent; None: no answer has begun."""
+        self.rename: RenameField = str
+        """Maps fields of GenerateRequest to those of the route, for errors."""
         self.is_client_gone = False
         self.is_stream = False
         """The answer is a stream of events."""

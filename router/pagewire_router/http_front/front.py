@@ -13,6 +13,8 @@ from pagewire_router.http_front.tls import tls_context
 from pagewire_router.inference import Inference
 from pagewire_router.metrics.request_metrics import Metrics
 from pagewire_router.output.pacer import Pacer
+from pagewire_router.parsing.choice import OutputParsers
+from pagewire_router.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -66,9 +68,17 @@ class HttpFront:
         self._server = HttpServer(self._app, context)
         return await self._server.start(host, port)
 
-    def open(self, inference: Inference) -> None:
-        """Serves the routes of the model from now on."""
-        self._app.open(api_routes(inference, self._pacer))
+    def open(self, inference: Inference, tokenizer: Tokenizer | None) -> None:
+        """Serves the routes of the model from now on.
+
+        Args:
+            tokenizer: None if the model came without one.
+        """
+        parsers = None
+        if tokenizer is not None:
+            config = self._config
+            parsers = OutputParsers.of_model(tokenizer, config.tool_call_parser, config.reasoning_parser)
+        self._app.open(api_routes(inference, self._pacer, parsers if parsers and parsers.format else None))
 
     async def stop(self) -> None:
         """Ends everything, after a last moment for the answers to requests that have ended."""

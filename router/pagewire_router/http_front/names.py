@@ -6,6 +6,7 @@ from pagewire_router.http_front.errors import RenameField
 from pagewire_router.http_front.fields import FieldTable
 
 _PARAMS = "sampling_params."
+_CONSTRAINT = "sampling_params.structured_outputs"
 _NAME = re.compile(r"\w+")
 _OF_MESSAGE = re.compile(r"(\[\d+\])\.json\b")
 
@@ -31,6 +32,17 @@ def renaming(table: FieldTable, prompt: str, **others: str) -> RenameField:
         return field
 
     return rename
+
+
+def naming(rename: RenameField, constraint: str) -> RenameField:
+    """A renaming that knows which field says what the output must match."""
+
+    def name(field: str) -> str:
+        if field.startswith(_CONSTRAINT):
+            return constraint + field.removeprefix(_CONSTRAINT)
+        return rename(field)
+
+    return name
 
 
 def _split(path: str) -> tuple[str, str]:

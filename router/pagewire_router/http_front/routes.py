@@ -8,16 +8,17 @@ from pagewire_common.version import version
 
 from pagewire_router.http_front.answers import Generator
 from pagewire_router.http_front.app import Handle, Route
+from pagewire_router.http_front.chat import PATH as CHAT
+from pagewire_router.http_front.chat import ChatCompletions
 from pagewire_router.http_front.completions import PATH as COMPLETIONS
 from pagewire_router.http_front.completions import Completions
-from pagewire_router.http_front.completions import rename as completions_names
 from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.inference import Inference
 from pagewire_router.output.pacer import Pacer
+from pagewire_router.parsing.choice import OutputParsers
 
 MODELS = "/v1/models"
-GENERATING = (COMPLETIONS,)
-PATHS = (MODELS, *GENERATING)
+PATHS = (MODELS, COMPLETIONS, CHAT)
 """Paths that are served once there are shards."""
 PROBES = ("/health", "/version")
 ALL_PATHS = (*PROBES, *PATHS)
@@ -36,11 +37,17 @@ def probe_routes(is_ready: Callable[[], bool]) -> Iterator[Route]:
     yield Route("GET", "/version", tell_version, needs_key=False)
 
 
-def api_routes(inference: Inference, pacer: Pacer) -> Iterator[Route]:
-    """The routes of the served model."""
+def api_routes(inference: Inference, pacer: Pacer, parsers: OutputParsers | None) -> Iterator[Route]:
+    """The routes of the served model.
+
+    Args:
+        pacer: paces the writes of streams.
+        parsers: read reasoning and tool calls from outputs; None: outputs are content.
+    """
     generator = Generator(inference, pacer)
     yield Route("GET", MODELS, _models(inference))
-    yield Route("POST", COMPLETIONS, Completions(generator), completions_names)
+    yield Route("POST", COMPLETIONS, Completions(generator))
+    yield Route("POST", CHAT, ChatCompletions(generator, parsers))
 
 
 def _models(inference: Inference) -> Handle:

@@ -126,6 +126,11 @@ def generate_request(values: Mapping[str, Any], table: FieldTable) -> inference_
     return message
 
 
+def constraint_field(values: Mapping[str, Any]) -> str:
+    """The field that says what the output must match."""
+    return "structured_outputs" if "structured_outputs" in values else "response_format"
+
+
 def _constrain(values: Mapping[str, Any], params: inference_pb2.SamplingParams) -> None:
     """Sets what the output must match, in either of the forms that clients may give it."""
     constraint = None

@@ -1,0 +1,194 @@
+"""One turn of a conversation: the request that it takes, and how its output is read.
+
+All routes of conversations bring theirs into this form, with messages and tools as OpenAI's API has them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+from pagewire.parameter_table import MAX_INT32
+from pagewire.v1 import inference_pb2
+
+from pagewire_router.http_front.errors import wrong
+from pagewire_router.parsing.choice import OutputParsers
+from pagewire_router.parsing.events import (
+    ContentDelta,
+    Event,
+    ReasoningDelta,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+    new_call_id,
+)
+
+AUTO, NONE, REQUIRED = "auto", "none", "required"
+
+
+class OutputReader(Protocol):
+    """Takes the text of one sequence apart."""
+
+    def feed(self, text: str) -> Sequence[Event]:
+        """Takes more text."""
+
+    def finish(self, *, stopped: bool) -> Sequence[Event]:
+        """Ends the text. stopped: the model ended it itself."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """What a client asks for with a conversation."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    tool_choice: str = AUTO
+    """AUTO, NONE, REQUIRED, or the name of the tool that must be called."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    has_reasoning: bool = True
+    """Tells the reasoning; otherwise it is left out of the answer."""
+    allows_parallel_calls: bool = True
+    skips_special_tokens: bool = True
+
+    def fill(self, request: inference_pb2.GenerateRequest, model: inference_pb2.Model, format_is_known: bool) -> None:
+        """Sets prompt and constraint of a request that has its sampling parameters. Raises HttpError."""
+        chat, params = request.chat, request.sampling_params
+        for message in self.messages:
+            chat.messages.add(json=orjson.dumps(_with_parsed_arguments(message)).decode())
+        if self.tools and self.tool_choice != NONE:
+            chat.tools_json = orjson.dumps(self.tools).decode()
+        if self.template_kwargs:
+            chat.template_kwargs_json = orjson.dumps(self.template_kwargs).decode()
+        if not params.HasField("max_tokens") and not model.default_sampling_params.HasField("max_tokens"):
+            params.max_tokens = MAX_INT32
+        if self.is_forced:
+            if params.HasField("structured_outputs"):
+                raise wrong("tool_choice", "asks for a call, and response_format for something else; choose one")
+            params.structured_outputs.json = orjson.dumps(self._call_schema()).decode()
+        elif format_is_known:
+            # Marks of reasoning and calls may be special tokens.
+            self.skips_special_tokens = not params.HasField("skip_special_tokens") or params.skip_special_tokens
+            params.skip_special_tokens = False
+            request.return_prompt_token_ids = True
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the output must be a call."""
+        return self.tool_choice not in (AUTO, NONE)
+
+    def reader(self, parsers: OutputParsers | None, started: inference_pb2.Started) -> OutputReader | None:
+        """The reader of one sequence; None: all of its text is content."""
+        if self.is_forced:
+            return _ForcedCall(None if self.tool_choice == REQUIRED else self.tool_choice)
+        if not parsers:
+            return None
+        tools = [] if self.tool_choice == NONE else self.tools
+        parser = parsers.new(tools=tools, prompt=started.prompt_text, skip_special_tokens=self.skips_special_tokens)
+        return _Filter(parser, self)
+
+    def _call_schema(self) -> dict[str, Any]:
+        """JSON schema of the output: the arguments of the one tool, or a list of calls."""
+        functions = [tool["function"] for tool in self.tools]
+        if self.tool_choice != REQUIRED:
+            return next(_parameters(function) for function in functions if function["name"] == self.tool_choice)
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": function["name"]}, "parameters": _parameters(function)},
+                "required": ["name", "parameters"],
+                "additionalProperties": False,
+            }
+            for function in functions
+        ]
+        schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
+        return schema if self.allows_parallel_calls else {**schema, "maxItems": 1}
+
+
+def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
+    given: dict[str, Any] | None = function.get("parameters")
+    return given or {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def _with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with arguments of calls as objects: templates write them out, clients send them as text."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    return {**message, "tool_calls": [_with_parsed(call) for call in calls]}
+
+
+def _with_parsed(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(arguments := function.get("arguments"), str):
+        return call
+    try:
+        parsed = orjson.loads(arguments) if arguments.strip() else {}
+    except orjson.JSONDecodeError:
+        return call  # The model may have written it.
+    return {**call, "function": {**function, "arguments": parsed}}
+
+
+class _Filter:
+    """Leaves out what the client does not want to be told."""
+
+    def __init__(self, parser: Any, turn: Turn) -> None:
+        self._parser = parser
+        self._turn = turn
+
+    def feed(self, text: str) -> Sequence[Event]:
+        """See OutputReader."""
+        return self._told(self._parser.feed(text))
+
+    def finish(self, *, stopped: bool) -> Sequence[Event]:
+        """See OutputReader."""
+        return self._told(self._parser.finish(stopped=stopped))
+
+    def _told(self, events: Sequence[Event]) -> Sequence[Event]:
+        turn = self._turn
+        if turn.has_reasoning and turn.allows_parallel_calls:
+            return events
+        return [event for event in events if self._is_told(event)]
+
+    def _is_told(self, event: Event) -> bool:
+        match event:
+            case ReasoningDelta():
+                return self._turn.has_reasoning
+            case ToolCallStart() | ToolCallArguments() | ToolCallEnd():
+                return event.index == 0 or self._turn.allows_parallel_calls
+        return True
+
+
+class _ForcedCall:
+    """Reads an output that is constrained to be a call, or a list of calls."""
+
+    def __init__(self, name: str | None) -> None:
+        """name: the tool whose arguments the output is; None: it is a list of calls."""
+        self._name = name
+        self._text = ""
+        self._is_begun = False
+
+    def feed(self, text: str) -> Sequence[Event]:
+        """See OutputReader."""
+        if self._name is None:
+            self._text += text
+            return ()
+        events: list[Event] = []
+        if not self._is_begun:
+            self._is_begun = True
+            events.append(ToolCallStart(0, new_call_id(), self._name))
+        return [*events, ToolCallArguments(0, text)] if text else events
+
+    def finish(self, *, stopped: bool) -> Sequence[Event]:
+        """See OutputReader. A list that is cut off is content."""
+        if self._name is not None:
+            return (ToolCallEnd(0),) if self._is_begun else ()
+        try:
+            calls = orjson.loads(self._text)
+            events: list[Event] = []
+            for index, call in enumerate(calls):
+                arguments = orjson.dumps(call["parameters"]).decode()
+                start = ToolCallStart(index, new_call_id(), call["name"])
+                events += (start, ToolCallArguments(index, arguments), ToolCallEnd(index))
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            return (ContentDelta(self._text),) if self._text else ()
+        return events
