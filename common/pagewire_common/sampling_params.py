@@ -65,7 +65,9 @@ def faults(
 
 
 def token_fault(token_ids: Sequence[int], vocab_size: int) -> str | None:
-    """What is wrong with a list of token ids: the first that is not in the vocabulary."""
+    """What is wrong with a list of token ids: its length, or the first that is not in the vocabulary."""
+    if len(token_ids) > vocab_size:
+        return f"holds {len(token_ids)} ids; accepted: up to {vocab_size}, the vocabulary size"
     # A slice is a list, which is faster to look through than a field of a message.
     if not token_ids or max(token_ids[:]) < vocab_size:
         return None

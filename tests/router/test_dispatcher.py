@@ -204,6 +204,15 @@ def test_a_request_in_parts_fails_once_and_whole():
     request.sink.on_finished(0, 0, None, 0)
 
 
+def test_what_belongs_to_the_prompt_is_asked_of_the_first_part_alone():
+    fleet = Fleet()
+    fleet.add_group("g")
+    request = make_request([1] * 3, n=20, max_tokens=5, prompt_logprobs=1)
+    fleet.dispatcher.submit(request)
+    parts = [request, *request.other_parts]
+    assert [part.params.HasField("prompt_logprobs") for part in parts] == [True, False, False]
+
+
 def test_parts_that_fit_no_group_are_refused_together():
     fleet = Fleet()
     fleet.add_group("g", num_blocks=2)

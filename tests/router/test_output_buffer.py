@@ -7,6 +7,7 @@ from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
 from pagewire_router.errors import Aborted
 from pagewire_router.output.output_buffer import OutputBuffer
+from pagewire_router.output.prompt_output import PromptOutput
 from pagewire_router.text.tokenizer import Tokenizer
 
 FINISH = inference_pb2.FinishReason
@@ -167,3 +168,16 @@ def test_a_failure_is_kept_for_the_call(tokenizer):
     output.on_failed(error)
     assert output.is_done
     assert output.error is error
+
+
+def test_tokens_wait_for_the_last_log_probability_of_the_prompt():
+    params = with_defaults(inference_pb2.SamplingParams(n=2, prompt_logprobs=0))
+    output = OutputBuffer(params, 3, (1,), None, Bell(), prompt=PromptOutput([4, 5, 6], None))
+    output.on_tokens(1, [7], None)  # It runs on another shard group, which was faster.
+    assert output.take() == []
+    output.on_prompt_scores(shard_pb2.PromptScores(first_position=1, logprobs=[-1.0], ranks=[3]))
+    assert [entry.token_id for entry in output.take()[0].logprobs] == [5]
+    assert output.take() == []
+    output.on_prompt_scores(shard_pb2.PromptScores(first_position=2, logprobs=[-2.0], ranks=[4]))
+    assert [entry.token_id for entry in output.take()[0].logprobs] == [6]
+    assert [delta.token_ids for delta in output.take()] == [[7]]

@@ -45,6 +45,11 @@ class _PartsSink:
         self._end = end
         self._has_failed = False
 
+    def on_prompt_scores(self, scores: shard_pb2.PromptScores) -> None:
+        """See OutputSink."""
+        if not self._has_failed:
+            self._sink.on_prompt_scores(scores)
+
     def on_tokens(self, index: int, token_ids: list[int], logprobs: list[shard_pb2.SequenceLogprobs] | None) -> bool:
         """See OutputSink. After a failure a sequence that has not been ended yet ends here."""
         return self._has_failed or self._sink.on_tokens(index, token_ids, logprobs)

@@ -123,9 +123,12 @@ class OutputBuffer:
     def take(self) -> list[Output]:
         """Deltas and ends since the last call, sequence by sequence; an end follows the last delta of its sequence.
 
-        While there are log-probabilities of the prompt, a part of them instead; the listener is notified of the rest.
+        Log-probabilities of the prompt come first, a part at a time; the listener is notified of the rest. Sequences of
+        another shard group may have tokens before the last part is there (groups/request_parts.py).
         """
-        if self._prompt is not None and self._prompt.has_output:
+        if self._prompt is not None and not self._prompt.is_all_taken:
+            if not self._prompt.has_output:
+                return []
             part = self._prompt.take()
             self._listener.notify_now()
             return [part]

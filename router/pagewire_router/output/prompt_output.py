@@ -37,6 +37,11 @@ class PromptOutput:
         """Whether there is something to take."""
         return bool(self._scores)
 
+    @property
+    def is_all_taken(self) -> bool:
+        """Whether the last position was taken."""
+        return self._next_position == len(self._token_ids)
+
     def append(self, scores: shard_pb2.PromptScores) -> None:
         """Appends the log-probabilities of the next tokens, one at least."""
         self._scores.append(scores)
