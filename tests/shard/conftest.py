@@ -30,6 +30,7 @@ class FakeStep:
     step: int
     num_run: int
     num_tokens: int
+    awaits_tokens: bool = False
     done: threading.Event = field(default_factory=threading.Event)
 
     def is_ready(self) -> bool:

@@ -9,9 +9,12 @@ drafts: expected_output is what a sequence yields with any numbers of them. Reje
 """
 
 import random
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
 from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
@@ -21,7 +24,7 @@ from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup, sequence_seed
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.engine import Engine, LaunchedStep
-from pagewire_shard.engine.runner import RunBatch, StepTokens
+from pagewire_shard.engine.runner import BatchMasks, RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
 
 VOCAB_SIZE = 6
@@ -103,14 +106,21 @@ class HashRunner:
     def end_epoch(self) -> None: ...
 
     def launch(self, batch: RunBatch) -> StepTokens:
+        self.forward(batch)
+        return self.sample(batch)
+
+    def forward(self, batch: RunBatch) -> None:
         for slot, index, block in batch.table_updates:
             table = self.rows[slot]["table"]
             table[index : index + 1] = [block]
         for source, destination in batch.copies:
             self.cache[destination] = list(self.cache[source])
         self._break_if_poisoned(batch)
+
+    def sample(self, batch: RunBatch, masks: BatchMasks | None = None) -> StepTokens:
         self.tokens_of_steps.append(sum(batch.query_lens))
         out = StepTokens()
+        self._apply_masks(batch, masks)
         for slot, query_len, sample_len in zip(batch.slots, batch.query_lens, batch.sample_lens, strict=True):
             row = self.rows[slot]
             sampled = [] if row["stop"] else self._run(row, query_len, sample_len)
@@ -127,6 +137,19 @@ class HashRunner:
             ids, logprobs = zip(*best, strict=True)
             out.row_scores.append(shard_pb2.RowScores(run_index=place, token_ids=ids, logprobs=logprobs))
         return out
+
+    def _apply_masks(self, batch: RunBatch, masks: BatchMasks | None) -> None:
+        """Every mask must be that of the row's tokens. One that allows nothing stops the row."""
+        for i, (slot, sequence) in enumerate(zip(batch.slots, batch.sequences, strict=True)):
+            row, mask = self.rows[slot], -1 if masks is None else masks.rows[i]
+            if row["stop"] or not (batch.sample_lens[i] or i in batch.scored):
+                continue
+            if sequence.constraint is None:
+                assert mask == -1
+                continue
+            (bits,) = masks.bits[mask]
+            row["is_stuck"] = bits == 0
+            assert bits in (0, mask_of(row["tokens"][sequence.num_prompt_tokens :]))
 
     def _break_if_poisoned(self, batch: RunBatch) -> None:
         """A step with a poisoned sequence breaks once the sequence has grown to the length that its poison names."""
@@ -145,6 +168,9 @@ class HashRunner:
         if not sample_len:
             return []
         self._found(row)
+        if row.get("is_stuck"):
+            row["stop"] = shard_pb2.STOP_REASON_ERROR
+            return []
         end = row["computed"] + num_drafts
         accepted = num_accepted(row["seed"], len(row["tokens"]), num_drafts)
         sampled: list[int] = []
@@ -193,6 +219,44 @@ class CountingRunner(HashRunner):
         return [1]
 
 
+def mask_of(token_ids: list[int]) -> int:
+    """The mask of a sequence with these tokens behind its prompt: another one for other tokens."""
+    return zlib.crc32(bytes(token_ids)) & 0x7FFFFFFE | 1
+
+
+class FakeMatcher:
+    """A matcher that remembers what it has taken in. That of the grammar "dead" allows three tokens."""
+
+    def __init__(self, name: str, token_ids: list[int]) -> None:
+        self.name, self.token_ids = name, token_ids
+
+    def advance(self, token_ids: list[int]) -> bool:
+        self.token_ids += token_ids
+        return True
+
+    def fork(self) -> "FakeMatcher":
+        return FakeMatcher(self.name, self.token_ids.copy())
+
+
+class FakeGrammars:
+    """The grammars of one rank."""
+
+    num_mask_words = 2
+
+    def __init__(self) -> None:
+        self.ready: set[str] = set()
+
+    def matcher(self, name: str, end_token_ids: object) -> FakeMatcher:
+        if name not in self.ready:
+            raise LookupError(f"{name} is not ready")
+        return FakeMatcher(name, [])
+
+    def fill_masks(self, matchers: list[FakeMatcher], masks: npt.NDArray[np.int32]) -> list[int]:
+        for row, matcher in enumerate(matchers):
+            masks[row] = mask_of(matcher.token_ids)
+        return [row for row, matcher in enumerate(matchers) if matcher.name == "dead" and len(matcher.token_ids) >= 3]
+
+
 class Rank:
     """One shard. A lazy rank collects as late as the protocol allows, an eager one at once."""
 
@@ -208,7 +272,9 @@ class Rank:
     ) -> None:
         info = shard_info(limits, vocab_size, max_draft_tokens)
         self.runner = make_runner(limits.num_blocks, limits.block_size, limits.max_model_len, eos_share)
-        self.engine = Engine(info, self.runner, BlockPool(limits.num_blocks, limits.block_size))
+        self.grammars = FakeGrammars()
+        pool = BlockPool(limits.num_blocks, limits.block_size)
+        self.engine = Engine(info, self.runner, pool, self.grammars)  # type: ignore[arg-type]
         self.engine.begin_epoch(window)
         self.lazy = lazy
         self.pending: deque[LaunchedStep] = deque()
@@ -239,13 +305,12 @@ class Rank:
 class GrammarDesk:
     """What the ranks answer to Prepares, each after some steps of its own. The grammar's name says what it answers."""
 
-    def __init__(self, num_ranks: int, max_delay: int) -> None:
-        self._num_ranks, self._max_delay = num_ranks, max_delay
+    def __init__(self, ranks: list[FakeGrammars], max_delay: int) -> None:
+        self._ranks, self._max_delay = ranks, max_delay
         self.num_prepared: Counter[str] = Counter()
         """By name: how often it was asked for."""
         self._answers: list[tuple[int, int, shard_pb2.Prepared]] = []
         """Steps until it comes, the rank, the answer."""
-        self._held: list[set[str]] = [set() for _ in range(num_ranks)]
 
     @property
     def is_busy(self) -> bool:
@@ -254,16 +319,16 @@ class GrammarDesk:
     def take(self, message: shard_pb2.RouterMessage) -> None:
         """Takes what the router says to all ranks."""
         for name in message.forget.names:
-            for held in self._held:
-                held.discard(name)
+            for rank in self._ranks:
+                rank.ready.discard(name)
         if message.HasField("prepare"):
             name = message.prepare.name
             assert message.prepare.grammar.regex == name
-            assert all(name not in held for held in self._held), "it is asked for once"
+            assert all(name not in rank.ready for rank in self._ranks), "it is asked for once"
             self.num_prepared[name] += 1
-            for rank in range(self._num_ranks):
+            for rank in range(len(self._ranks)):
                 delay = random.Random(f"{name} {rank} {self.num_prepared[name]}").randrange(self._max_delay + 1)
-                code = REFUSED_GRAMMARS.get(name, 0) if rank == self._num_ranks - 1 else 0
+                code = REFUSED_GRAMMARS.get(name, 0) if rank == len(self._ranks) - 1 else 0
                 self._answers.append((delay, rank, shard_pb2.Prepared(name=name, code=code, message="no")))
 
     def answer(self) -> list[shard_pb2.Prepared]:
@@ -272,18 +337,13 @@ class GrammarDesk:
         self._answers = [(delay - 1, rank, answer) for delay, rank, answer in self._answers if delay > 0]
         for rank, answer in due:
             if not answer.code:
-                self._held[rank].add(answer.name)
+                self._ranks[rank].ready.add(answer.name)
         return [answer for _, answer in due]
-
-    def check(self, plan: shard_pb2.StepPlan) -> None:
-        """Every rank has what the plan names."""
-        for admit in plan.admits:
-            assert not admit.grammar or all(admit.grammar in held for held in self._held)
 
     def forget_all(self) -> None:
         self._answers.clear()
-        for held in self._held:
-            held.clear()
+        for rank in self._ranks:
+            rank.ready.clear()
 
 
 class World:
@@ -300,7 +360,6 @@ class World:
         max_grammar_delay: int = 0,
     ) -> None:
         self.scheduler = Scheduler(limits, num_ranks=num_ranks)
-        self.grammars = GrammarDesk(num_ranks, max_grammar_delay)
         self.scheduler.reset(limits.num_blocks, window)
         self.scheduler.num_draft_tokens = max_draft_tokens
         self.window, self.eos_share = window, eos_share
@@ -308,6 +367,7 @@ class World:
             Rank(limits, eos_share, window, bool(i), max_draft_tokens=max_draft_tokens, make_runner=make_runner)
             for i in range(num_ranks)
         ]
+        self.grammars = GrammarDesk([rank.grammars for rank in self.ranks], max_grammar_delay)
         self.now = 0.0
         self.max_running = 0
         self.num_missed = 0
@@ -325,9 +385,6 @@ class World:
             plan = self.scheduler.schedule(self.now)
             if plan is None:
                 break
-            self.grammars.check(plan)
-            for admit in plan.admits:
-                admit.grammar = ""
             data = plan.SerializeToString()
             for rank in self.ranks:
                 rank.take(shard_pb2.StepPlan.FromString(data))
@@ -337,7 +394,12 @@ class World:
         results = [rank.result() for rank in self.ranks]
         assert len({r.state_digest for r in results}) == 1, "the ranks have drifted apart"
         right = [group for group in self.scheduler.groups_in_flight() if not group.is_misguessed]
-        self.scheduler.update(results[0])
+        for progress in self.scheduler.update(results[0]):
+            if progress.failure:
+                group = progress.sequence.group
+                assert (progress.failure, group.request.grammar) == (shard_pb2.STOP_REASON_GRAMMAR, "dead")
+                assert progress.sequence.num_output_tokens == 3
+                self.scheduler.end(group)
         self.num_missed += sum(group.is_misguessed for group in right)
         return True
 

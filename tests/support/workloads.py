@@ -97,7 +97,7 @@ def actions(max_prompt: int, max_tokens: int, max_n: int, max_drafts: int) -> tu
         st.sampled_from([None, None, None, None, 20.0, 60.0]),
         st.sampled_from(["", "", "s"]),
         st.integers(0, 99),
-        st.sampled_from(["", "", "", "a", "b", "c", "bad", "slow"]),
+        st.sampled_from(["", "", "", "a", "a", "b", "c", "dead", "bad", "slow"]),
     )
     steps = st.builds(Steps, st.integers(1, 8))
     rare = [st.builds(Abort, st.integers(0, 9)), st.builds(Draft, st.integers(0, max_drafts)), st.just(NewEpoch())]

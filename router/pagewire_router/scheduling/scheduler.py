@@ -298,7 +298,7 @@ class Scheduler:
     def _num_drafts(self, sequence: Sequence, num_tokens_left: int, num_missing: int) -> int:
         """How many draft tokens a decoding row verifies. They take no block that a running sequence lacks."""
         num_drafts = min(self.num_draft_tokens, num_tokens_left, sequence.max_len - 1 - sequence.num_tokens)
-        if num_drafts <= 0:
+        if num_drafts <= 0 or sequence.group.request.grammar:  # No mask says what may follow a draft.
             return 0
         ledger = self._residents.ledger
         num_more = ledger.num_missing(sequence, sequence.num_computed_tokens + 1 + num_drafts)

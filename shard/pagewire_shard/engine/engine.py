@@ -12,7 +12,7 @@ Called from the step thread only. A plan is checked and applied in this order:
                theirs, then children take slots; then admits, each from the longest prefix that the pool has cached, or
                that rows before it compute in this plan (step_prefixes.py)
   5. run       blocks for the new tokens, as many as there can be if all drafts are accepted (copied first if shared);
-               then the batch goes to the runner
+               then the batch goes to the runner; if a grammar constrains a row, its forward pass alone (constraints.py)
   6. index     blocks that are full and known become findable
 
 A plan that cannot be applied raises PlanRefused before step 4, so that nothing of it is applied; it ends the epoch. The
@@ -25,6 +25,7 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -32,14 +33,14 @@ import grpc
 from pagewire.v1 import shard_pb2
 
 from pagewire_shard.engine.block_pool import BlockPool
+from pagewire_shard.engine.constraints import Constraints
 from pagewire_shard.engine.plan_check import PlanCheck, malformed
-from pagewire_shard.engine.runner import PendingTokens, RunBatch, Runner, StepTokens
+from pagewire_shard.engine.runner import BatchMasks, PendingTokens, RunBatch, Runner, StepTokens
 from pagewire_shard.engine.sequence import Sequence, admitted, forked
 from pagewire_shard.engine.step_changes import Row, StepChanges
 from pagewire_shard.engine.step_prefixes import Loan, StepPrefixes
 from pagewire_shard.errors import PlanRefused
 from pagewire_shard.grammar.grammars import Grammars
-
 
 @dataclass(slots=True, eq=False)
 class LaunchedStep:
@@ -55,7 +56,16 @@ class LaunchedStep:
     num_tokens: int = 0
     """Tokens it computes."""
     tokens: StepTokens | None = None
-    """Set by collect."""
+    """Set when they have been waited for."""
+    batch: RunBatch | None = None
+    """Set while the forward pass has been launched without the sampling; see constraints.py."""
+    masks: "Future[BatchMasks] | None" = None
+    """The masks of the batch, where they are filled beside the forward pass."""
+
+    @property
+    def awaits_tokens(self) -> bool:
+        """It is sampled by Engine.sample, when the tokens of the steps before it are on the host."""
+        return self.batch is not None
 
     def is_ready(self) -> bool:
         """The tokens are on the host."""
@@ -70,8 +80,10 @@ class Engine:
     ) -> None:
         """grammars: those that admissions may name; None: they may name none."""
         self.info = info
-        self._grammars = grammars
         self.pool = pool
+        self._constraints = None if grammars is None else Constraints(grammars, info.vocab_size)
+        self._num_constrained = 0
+        """Sequences that a grammar constrains."""
         self._runner = runner
         self._check = PlanCheck(info)
         self._sequences: dict[int, Sequence] = {}
@@ -101,6 +113,7 @@ class Engine:
         for sequence in self._sequences.values():
             self.pool.release(sequence.blocks)
         self._sequences.clear()
+        self._num_constrained = 0
         self._effects.clear()
         self._runner.end_epoch()
         self._free_slots = list(range(self.info.max_num_seqs - 1, -1, -1))
@@ -125,6 +138,8 @@ class Engine:
             PlanRefused: the plan is malformed (INVALID_ARGUMENT) or does not fit (RESOURCE_EXHAUSTED). The epoch has
                 to end.
         """
+        if self._effects and self._effects[-1].awaits_tokens:
+            self.sample(self._effects[-1])
         started = time.perf_counter()
         if plan.step != self._last_step + 1:
             raise malformed(f"step {plan.step} follows step {self._last_step}; expected {self._last_step + 1}")
@@ -144,17 +159,54 @@ class Engine:
                 self._index_full_blocks(sequence)
         self._describe(launched)
         launched.result.timings.prepare_us = int((time.perf_counter() - started) * 1e6)
-        launched.pending_tokens = self._runner.launch(batch)
+        if self._num_constrained and any(sequence.constraint is not None for sequence in batch.sequences):
+            self._launch_constrained(launched, batch)
+        else:
+            launched.pending_tokens = self._runner.launch(batch)
         self._effects.append(launched)
         return launched
 
+    def _launch_constrained(self, launched: LaunchedStep, batch: RunBatch) -> None:
+        """Launches a forward pass alone. Beside it, its masks are filled, if all tokens before it are on the host."""
+        assert self._constraints is not None
+        launched.batch = batch
+        if all(step.is_ready() for step in self._effects):
+            self._take_tokens_before(launched)
+            launched.masks = self._constraints.begin(batch)
+        self._runner.forward(batch)
+
+    def sample(self, launched: LaunchedStep) -> None:
+        """Samples a step that awaits tokens: waits for those of the steps before it, and for the masks they lead to."""
+        assert self._constraints is not None
+        assert launched.batch is not None, f"step {launched.step} awaits no tokens"
+        self._take_tokens_before(launched)
+        masks = self._constraints.masks(launched.batch) if launched.masks is None else launched.masks.result()
+        launched.pending_tokens = self._runner.sample(launched.batch, masks)
+        launched.batch = launched.masks = None
+
+    def _take_tokens_before(self, launched: LaunchedStep) -> None:
+        for step in self._effects:
+            if step.step < launched.step:
+                self._take_tokens(step)
+
+    def _take_tokens(self, launched: LaunchedStep) -> StepTokens:
+        """Waits for a step's tokens, once, and notes them for the next masks."""
+        if launched.tokens is None:
+            assert launched.pending_tokens is not None, f"step {launched.step} was not launched"
+            tokens = launched.pending_tokens.wait()
+            if len(tokens.num_tokens) < len(launched.rows):
+                tokens = _spread(tokens, launched.rows)
+            if self._num_constrained:
+                _note_tokens(launched.rows, tokens)
+            launched.tokens = tokens
+        return launched.tokens
+
     def collect(self, launched: LaunchedStep) -> shard_pb2.StepResult:
         """Waits for a step's tokens and builds its result. Steps are collected in order."""
-        assert launched.pending_tokens is not None, f"step {launched.step} was not launched"
-        tokens = launched.tokens = launched.pending_tokens.wait()
+        if launched.awaits_tokens:
+            self.sample(launched)
+        tokens = self._take_tokens(launched)
         result = launched.result
-        if len(tokens.num_tokens) < len(launched.rows):
-            tokens = launched.tokens = _spread(tokens, launched.rows)
         for (sequence, _, _), computed, known, stop in zip(
             launched.rows, tokens.num_computed_tokens, tokens.num_tokens, tokens.stop_reasons, strict=True
         ):
@@ -174,7 +226,7 @@ class Engine:
         """What the plan changes; changes nothing. Raises PlanRefused."""
         sequences = self._sequences
         children = [self._child(fork) for fork in plan.forks]
-        admits = [admitted(admit, self.info.max_model_len) for admit in plan.admits]
+        admits = [self._admitted(admit) for admit in plan.admits]
         new = {sequence.seq_id: sequence for sequence in (*children, *admits)}
         released = [sequences.get(i) or new[i] for i in plan.release_seq_ids]
         rows: list[Row] = []
@@ -216,7 +268,23 @@ class Engine:
         parent = self._sequences[fork.parent_seq_id]
         if fork.num_tokens > parent.num_verified_tokens:
             raise malformed(f"fork of seq_id {parent.seq_id}: it has not computed num_tokens {fork.num_tokens}")
-        return forked(parent, fork, self.pool.block_size)
+        child = forked(parent, fork, self.pool.block_size)
+        if parent.constraint is not None and self._constraints is not None:
+            num_prompt = parent.num_prompt_tokens
+            num_shared = max(0, fork.num_tokens - num_prompt)
+            child.constraint = self._constraints.forked(parent.constraint, child.token_ids[num_prompt:], num_shared)
+        return child
+
+    def _admitted(self, admit: shard_pb2.Admit) -> Sequence:
+        sequence = admitted(admit, self.info.max_model_len)
+        if admit.grammar:
+            try:
+                if self._constraints is None:
+                    raise LookupError("grammars are not served")
+                sequence.constraint = self._constraints.of(admit)
+            except LookupError as error:
+                raise malformed(f"admit of seq_id {admit.seq_id}: {error}") from None
+        return sequence
 
     def _check_room(self, changes: StepChanges, step: int) -> None:
         if changes.num_tokens > self.info.max_num_batched_tokens:
@@ -235,10 +303,7 @@ class Engine:
     def _apply_effects(self, up_to_step: int) -> None:
         while self._effects and self._effects[0].step <= up_to_step:
             launched = self._effects.popleft()
-            if launched.tokens is None:
-                self.collect(launched)
-            tokens = launched.tokens
-            assert tokens is not None
+            tokens = self._take_tokens(launched)
             sampled, end = tokens.sampled_token_ids, 0
             for i, ((sequence, _, sample_len), num_sampled, stop) in enumerate(
                 zip(launched.rows, tokens.num_sampled, tokens.stop_reasons, strict=True)
@@ -252,7 +317,7 @@ class Engine:
                     sequence.token_ids.extend(sampled[start:end])
                 if stop:
                     sequence.stop_at(tokens.num_tokens[i], tokens.num_computed_tokens[i])
-                    if stop == shard_pb2.STOP_REASON_ERROR:
+                    if stop in (shard_pb2.STOP_REASON_ERROR, shard_pb2.STOP_REASON_GRAMMAR):
                         self.pool.forget(sequence.blocks)
                     else:
                         self._index_full_blocks(sequence)
@@ -266,6 +331,7 @@ class Engine:
             self._hold(child)
         for sequence in changes.released:
             sequence.released = True
+            self._num_constrained -= sequence.constraint is not None
             del self._sequences[sequence.seq_id]
             self.pool.release(sequence.blocks)
             if sequence.slot >= 0:
@@ -283,6 +349,7 @@ class Engine:
         for block in sequence.blocks:
             self.pool.share(block)
         self._sequences[sequence.seq_id] = sequence
+        self._num_constrained += sequence.constraint is not None
         self._highest_seq_id = max(self._highest_seq_id, sequence.seq_id)
 
     def _make_batch(self, changes: StepChanges) -> RunBatch:
@@ -384,6 +451,18 @@ class Engine:
         assert sorted(slots) == list(range(self.info.max_num_seqs)), slots
         held: Iterable[int] = (block for sequence in self._sequences.values() for block in sequence.blocks)
         self.pool.check_consistent(Counter(held))
+
+
+def _note_tokens(rows: list[Row], tokens: StepTokens) -> None:
+    """Tells constraints what their sequences have sampled, and names the reason where they have kept one from it."""
+    end = 0
+    for row, ((sequence, _, _), num_sampled) in enumerate(zip(rows, tokens.num_sampled, strict=True)):
+        start, end = end, end + num_sampled
+        constraint = sequence.constraint
+        if constraint is not None:
+            if constraint.has_failed and tokens.stop_reasons[row] == shard_pb2.STOP_REASON_ERROR:
+                tokens.stop_reasons[row] = shard_pb2.STOP_REASON_GRAMMAR
+            constraint.note(tokens.sampled_token_ids[start:end], tokens.stop_reasons[row])
 
 
 def _spread(tokens: StepTokens, rows: list[Row]) -> StepTokens:

@@ -83,8 +83,8 @@ class PlanCheck:
         if not 0 < admit.num_prompt_tokens <= num_tokens:
             raise malformed(f"{what}: num_prompt_tokens is {admit.num_prompt_tokens} of {num_tokens} token_ids")
         self._check_token_ids(admit.token_ids, f"{what}: token_ids")
-        if admit.adapter or admit.grammar:
-            raise malformed(f"{what}: adapter and grammar are not served")
+        if admit.adapter:
+            raise malformed(f"{what}: adapter is not served")
         if admit.num_scores > self._max_scores:
             raise malformed(f"{what}: num_scores {admit.num_scores} exceeds max_scores {self._max_scores}")
         self._check_stop(admit.stop, what)

@@ -7,9 +7,13 @@ flight are rejected. When a step's tokens are known, `token_ids` and the counts 
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import Digest, block_digests, max_cached_blocks, root_digest
+
+if TYPE_CHECKING:
+    from pagewire_shard.engine.constraints import Constraint
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +44,8 @@ class Sequence:
     num_prompt_logprobs: int | None = None
     """How many of the most probable tokens it wants for each prompt token behind min_recompute_from; None: it wants
     none. Children of forks want none: their parent's steps yield them."""
+    constraint: "Constraint | None" = None
+    """Where it stands in its grammar; None: it has none."""
     blocks: list[int] = field(default_factory=list)
     """The block table."""
     num_tokens: int = field(init=False)

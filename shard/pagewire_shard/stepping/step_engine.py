@@ -14,6 +14,10 @@ class PendingStep(Protocol):
     num_tokens: int
     """Tokens it computes."""
 
+    @property
+    def awaits_tokens(self) -> bool:
+        """Its forward pass was launched; what it may sample follows from the tokens of all steps before it."""
+
     def is_ready(self) -> bool:
         """Whether the tokens are on the host, so that collecting does not wait. Always True on a CPU."""
 
@@ -56,6 +60,9 @@ class StepEngine(Protocol[PendingT]):
 
         Raises PlanRefused with nothing applied.
         """
+
+    def sample(self, pending: PendingT) -> None:
+        """Launches the sampling of the newest step, which awaits tokens. Waits for those of the steps before it."""
 
     def collect(self, pending: PendingT) -> shard_pb2.StepResult:
         """Waits for the tokens of the oldest pending step and builds its result."""

@@ -3,7 +3,8 @@
 The order of work within an epoch whose window is `max_inflight` steps:
 
 1. the oldest pending step is ready: collect it and post its result (on a CPU every launched step is);
-2. a plan waits and the window has room: launch it (on a GPU: while the step before it runs);
+2. a plan waits and the window has room: launch it (on a GPU: while the step before it runs); if what it may sample
+   follows from tokens that are still to come, collect all steps before it, and launch its sampling last;
 3. the window is full: wait for the oldest step, nothing else could be done;
 4. otherwise: wait for a command, and for the oldest pending step, whichever comes first.
 """
@@ -151,6 +152,10 @@ class StepLoop:
             num_queried_tokens = sum(len(admit.token_ids) for admit in command.plan.admits)
             self._launched.append(_Launched(pending, int(queue_s * 1e6), num_queried_tokens))
             self._progress()
+            if pending.awaits_tokens:
+                while len(self._launched) > 1:
+                    self._collect()
+                self._engine.sample(pending)
 
     def _collect(self) -> None:
         launched = self._launched.popleft()

@@ -1,0 +1,117 @@
+"""Sequences that a grammar constrains: where each stands in its grammar, and the masks of a step's rows.
+
+A mask depends on every token before it, also on those of steps in flight. So a step with such rows is launched in two
+parts: its forward pass at once, its sampling when the tokens of all steps before it are on the host. Tokens are only
+noted when they arrive; the matcher takes them in when the next mask is filled, beside the forward pass.
+
+All of it follows from plans and tokens alone, so that ranks stay identical.
+"""
+
+from collections.abc import Sequence as Items
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from pagewire.v1 import shard_pb2
+
+from pagewire_shard.engine.runner import BatchMasks, RunBatch
+from pagewire_shard.grammar.grammars import Grammars
+from pagewire_shard.grammar.matcher import Matcher
+
+_WORD_BITS = 32
+
+
+@dataclass(slots=True, eq=False)
+class Constraint:
+    """Where one sequence stands in its grammar."""
+
+    name: str
+    """The grammar's, as plans have it."""
+    matcher: Matcher
+    stop: shard_pb2.StopConditions
+    pending: list[int] = field(default_factory=list)
+    """Tokens behind the prompt that the matcher has not taken in."""
+    num_taken: int = 0
+    """Tokens behind the prompt that it has taken in."""
+    has_stopped: bool = False
+    """The sequence has stopped: rows in flight are void."""
+    has_failed: bool = False
+    """No token was allowed, or a limit was reached: the sequence has no next token."""
+
+    def note(self, token_ids: Items[int], stop: int) -> None:
+        """The sequence has sampled tokens. stop: the reason why it has stopped; 0: it has not."""
+        self.pending += token_ids
+        self.has_stopped = self.has_stopped or bool(stop)
+
+    def catch_up(self) -> None:
+        """Has the matcher take in what is pending. If its grammar does not allow that, the mask will say so."""
+        self.matcher.advance(self.pending)
+        self.num_taken += len(self.pending)
+        self.pending.clear()
+
+
+class Constraints:
+    """The constrained sequences of one engine."""
+
+    def __init__(self, grammars: Grammars, vocab_size: int) -> None:
+        self._grammars = grammars
+        self._num_words = -(-vocab_size // _WORD_BITS)
+        self._thread = ThreadPoolExecutor(1, "masks")
+        """Fills masks beside a forward pass that occupies the step thread."""
+
+    def of(self, admit: shard_pb2.Admit) -> Constraint:
+        """The constraint of an admitted sequence, which may have tokens already. Raises GrammarNotReady."""
+        matcher = self._grammars.matcher(admit.grammar, admit.stop.token_ids)
+        return Constraint(admit.grammar, matcher, admit.stop, admit.token_ids[admit.num_prompt_tokens :])
+
+    def forked(self, parent: Constraint, token_ids: list[int], num_shared: int) -> Constraint:
+        """The constraint of a child.
+
+        Args:
+            token_ids: All of the child's tokens behind the prompt.
+            num_shared: How many of them, the first ones, its parent has too.
+        """
+        if parent.num_taken <= num_shared and not parent.has_failed:
+            matcher, num_taken = parent.matcher.fork(), parent.num_taken
+        else:
+            matcher, num_taken = self._grammars.matcher(parent.name, parent.stop.token_ids), 0
+        return Constraint(parent.name, matcher, parent.stop, token_ids[num_taken:], num_taken)
+
+    def begin(self, batch: RunBatch) -> Future[BatchMasks]:
+        """Starts to fill the masks of a batch on another thread. Neither its sequences nor others may change."""
+        return self._thread.submit(self.masks, batch)
+
+    def masks(self, batch: RunBatch) -> BatchMasks:
+        """The masks of a batch all of whose tokens so far have been noted."""
+        rows = [-1] * len(batch.slots)
+        constraints: list[Constraint] = []
+        scored = frozenset(batch.scored)
+        for row, (sequence, sample_len) in enumerate(zip(batch.sequences, batch.sample_lens, strict=True)):
+            constraint = sequence.constraint
+            if constraint is not None and not constraint.has_stopped and (sample_len or row in scored):
+                rows[row] = len(constraints)
+                constraints.append(constraint)
+        return BatchMasks(self._fill(constraints), rows)
+
+    def _fill(self, constraints: list[Constraint]) -> npt.NDArray[np.int32]:
+        bits = np.empty((len(constraints), self._grammars.num_mask_words), dtype=np.int32)
+        for constraint in constraints:
+            constraint.catch_up()
+        for row in self._grammars.fill_masks([constraint.matcher for constraint in constraints], bits):
+            bits[row] = 0
+            constraints[row].has_failed = True
+        for row, constraint in enumerate(constraints):
+            if constraint.num_taken < constraint.stop.min_tokens:
+                _take_stops(bits[row], constraint.stop.token_ids)
+        # The tokenizer may know more tokens than the model has logits for.
+        return np.ascontiguousarray(bits[:, : self._num_words])
+
+
+def _take_stops(mask: npt.NDArray[np.int32], stop_token_ids: Items[int]) -> None:
+    """Takes stop tokens from a mask, unless nothing else is left: a complete grammar ends before min_tokens."""
+    longer = mask.copy()
+    for token_id in stop_token_ids:
+        longer.view(np.uint32)[token_id // _WORD_BITS] &= np.uint32(~(1 << token_id % _WORD_BITS) & 0xFFFFFFFF)
+    if longer.any():
+        mask[:] = longer
