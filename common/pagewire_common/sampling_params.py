@@ -25,8 +25,6 @@ _BIASES = next(parameter.accepted for parameter in PARAMETERS if parameter.kind 
 
 RESOLVED = frozenset((*(parameter.name for parameter in PARAMETERS if parameter.kind is Kind.FLOAT), "top_k", "seed"))
 """Fields that the parameters of an admitted sequence always set: what a shard reads of every sequence."""
-NOT_SERVED = frozenset(("structured_outputs",))
-"""Fields that are refused by name. bad_words is served by shards whose ShardInfo.max_bad_word_tokens is not 0."""
 
 
 def with_defaults(given: SamplingParams, defaults: SamplingParams = DEFAULTS) -> SamplingParams:

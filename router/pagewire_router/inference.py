@@ -242,6 +242,7 @@ class Inference:
             max_logprobs=self.limits.max_logprobs,
             max_queued_requests=self._config.max_queued_requests,
             max_queued_tokens=self._config.max_queued_tokens,
+            supports_structured_outputs=self.limits.serves_grammars,
             default_sampling_params=self._model_defaults,
         )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pagewire_kernels.write_runs import HEADER_WORDS, write_runs
 
@@ -13,10 +15,13 @@ _WORD_BYTES = 4
 _TYPECODES = {torch.int32: "i", torch.int64: "q", torch.float32: "f"}
 
 
+Values = Items[int] | Items[float] | npt.NDArray[np.int32]
+
+
 class Upload(Protocol):
     """Brings values to the device."""
 
-    def __call__(self, values: Items[int] | Items[float], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    def __call__(self, values: Values, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """The values as a one-dimensional tensor. Those of an array are of the dtype, and the array is not changed."""
 
 

@@ -120,7 +120,6 @@ REFUSED = [
     ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "is 0; accepted: -1, or 1 to 64"),
     ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "is -2; accepted: -1, or 1 to 64"),
     ({"truncate_prompt_tokens": 65}, "truncate_prompt_tokens", "is 65; accepted: -1, or 1 to 64"),
-    ({"structured_outputs": inference_pb2.StructuredOutputs()}, "structured_outputs", "not served yet"),
 ]
 
 

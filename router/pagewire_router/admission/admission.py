@@ -9,6 +9,7 @@ from pagewire_common.sendable_text import shorten
 from pagewire_router.admission.bad_words import tokenize_bad_words
 from pagewire_router.admission.call import Call
 from pagewire_router.admission.prompt import Prompt, PromptEncoder
+from pagewire_router.admission.structured_outputs import check_structured_outputs, grammar_name
 from pagewire_router.admission.validation import (
     Limits,
     Violations,
@@ -76,6 +77,7 @@ class Admission:
             deadline_s=self._deadline_s(call),
             priority=message.priority,
             cache_salt=message.cache_salt,
+            grammar=grammar_name(params.structured_outputs) if params.HasField("structured_outputs") else "",
             trace_context=call.trace_context,
             timeline=None if trace is None else trace.timeline,
             eos_token_ids=eos_token_ids,
@@ -105,6 +107,9 @@ class Admission:
         violations = Violations()
         check_request(message, violations)
         params = resolve_sampling_params(message.sampling_params, self._limits, violations)
+        if params.HasField("structured_outputs"):
+            name = "sampling_params.structured_outputs"
+            check_structured_outputs(params.structured_outputs, self._limits, violations, name)
         if self._tokenizer is None:
             if params.stop:
                 violations.add("sampling_params.stop", "needs a tokenizer, which the model lacks; use stop_token_ids")

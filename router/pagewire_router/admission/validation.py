@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pagewire.parameter_table import GREEDY_BELOW, MAX_BAD_WORDS, MAX_STOP_STRINGS, MAX_TEXT_CHARS, Range
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.protocol import MAX_STOP_TOKENS
-from pagewire_common.sampling_params import DEFAULTS, NOT_SERVED, faults, with_defaults
+from pagewire_common.sampling_params import DEFAULTS, faults, with_defaults
 
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
 
@@ -40,6 +40,8 @@ class Limits:
     """The model's own end-of-sequence tokens, as far as its vocabulary has them."""
     max_bad_word_tokens: int = 0
     """Most tokens of all bad words together; 0: the shards serve none."""
+    serves_grammars: bool = False
+    """Whether the shards serve structured_outputs."""
     defaults: inference_pb2.SamplingParams = field(default_factory=lambda: DEFAULTS, repr=False)
     """What absent parameters mean: every default is set."""
     ranges: dict[str, Range] = field(init=False)
@@ -81,6 +83,7 @@ class Limits:
             max_logprobs=min(model.vocab_size if max_logprobs == -1 else max_logprobs, model.max_logprobs),
             eos_token_ids=tuple(token_id for token_id in model.eos_token_ids if token_id < model.vocab_size),
             max_bad_word_tokens=model.max_bad_word_tokens,
+            serves_grammars=model.serves_grammars,
             defaults=DEFAULTS if model_defaults is None else with_defaults(model_defaults),
         )
 
@@ -118,8 +121,6 @@ def resolve_sampling_params(
     _check_stops(params, limits, violations, prefix)
     if params.bad_words:
         _check_bad_words(params, limits, violations, prefix)
-    for name in sorted(NOT_SERVED & {descriptor.name for descriptor, _ in given.ListFields()}):
-        violations.add(f"{prefix}{name}", "is not served yet; leave it out")
     params.top_k = max(0, params.top_k)
     for name in ("logprobs", "prompt_logprobs"):
         if getattr(params, name) == -1:

@@ -42,6 +42,7 @@ from pagewire_shard.engine.step_prefixes import Loan, StepPrefixes
 from pagewire_shard.errors import PlanRefused
 from pagewire_shard.grammar.grammars import Grammars
 
+
 @dataclass(slots=True, eq=False)
 class LaunchedStep:
     """A launched step whose tokens are on their way to the host."""

@@ -10,7 +10,7 @@ import grpc
 from pagewire.parameter_table import MAX_BAD_WORDS, Range
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.protocol import MAX_STOP_TOKENS
-from pagewire_common.sampling_params import NOT_SERVED, RESOLVED, faults
+from pagewire_common.sampling_params import RESOLVED, faults
 
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.errors import PlanRefused
@@ -104,8 +104,6 @@ class PlanCheck:
         given = {descriptor.name for descriptor, _ in params.ListFields()}
         if missing := RESOLVED - given:
             raise malformed(f"{what}: sampling_params lacks {', '.join(sorted(missing))}")
-        if unserved := NOT_SERVED & given:
-            raise malformed(f"{what}: sampling_params.{min(unserved)} is not served")
         for name, description in faults(params, self._vocab_size, self._ranges):
             raise malformed(f"{what}: sampling_params.{name} {description}")
 

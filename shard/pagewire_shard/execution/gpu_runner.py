@@ -49,7 +49,7 @@ class GraphRunner(ModelRunner):
 
     def _sample(self, batch: RunBatch, masks: BatchMasks | None) -> StepOutput:
         if self._passed is None:
-            return self.graphs.sample(batch, self.uplink, self.downlink, self.prompt_scorer)
+            return self.graphs.sample(batch, self.uplink, self.downlink, self.prompt_scorer, masks)
         return super()._sample(batch, masks)
 
 

@@ -5,17 +5,13 @@ The seam between a runner and its device. On a CPU nothing has to move; pinned_t
 
 import time
 from array import array
-from collections.abc import Sequence as Items
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from pagewire_shard.engine.runner import PendingTokens
 from pagewire_shard.execution.step_report import StepOutput, step_tokens
-
-Values = Items[int] | Items[float] | npt.NDArray[np.int32]
+from pagewire_shard.slot_tables import Values
 
 
 class Uplink(Protocol):

@@ -25,6 +25,7 @@ from pagewire_shard.execution.step_report import PendingLogprobs, PendingScores,
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.sampling.logprobs import RawLogits
+from pagewire_shard.sampling.masks import UploadedMasks
 from pagewire_shard.sampling.prompt_scores import PromptScorer
 from pagewire_shard.sampling.sampler import Sampler
 from pagewire_shard.slot_tables import SlotTables
@@ -143,12 +144,14 @@ class ModelRunner:
         prompt_scores = self.prompt_scorer.score(batch, hidden)
         rows = [row for row, samples in enumerate(batch.sample_lens) if samples]
         sampled, sample_rows, logprobs, scores = slots[:0], None, None, None
+        uploaded = None if masks is None else UploadedMasks(masks, self.uplink.upload)
         if rows or batch.scored:
             logits = self._last_logits(hidden, [*rows, *batch.scored], lens)
-            scores = pending_scores(self.sampler, logits[len(rows) :], batch, self.uplink)
+            scores = pending_scores(self.sampler, logits[len(rows) :], batch, self.uplink, uploaded)
         if rows:
             slots_of_rows = [batch.slots[row] for row in rows]
-            sampled, raw = self.sampler.sample(logits[: len(rows)], slots_of_rows, self.uplink.upload)
+            row_masks = None if uploaded is None else uploaded.of(rows)
+            sampled, raw = self.sampler.sample(logits[: len(rows)], slots_of_rows, self.uplink.upload, row_masks)
             logprobs = pending_logprobs(raw, sampled, rows)
         if len(rows) < len(lens):
             entries = accumulate(batch.sample_lens, initial=0)
@@ -215,7 +218,9 @@ def pending_logprobs(raw: RawLogits | None, sampled: torch.Tensor, batch_rows: I
     return PendingLogprobs([batch_rows[row] for row in raw.rows], raw.nums, raw.gather(sampled))
 
 
-def pending_scores(sampler: Sampler, logits: torch.Tensor, batch: RunBatch, uplink: Uplink) -> PendingScores | None:
+def pending_scores(
+    sampler: Sampler, logits: torch.Tensor, batch: RunBatch, uplink: Uplink, masks: UploadedMasks | None
+) -> PendingScores | None:
     """The scores of the batch's rows that are scored; None: there are none.
 
     Args:
@@ -225,4 +230,5 @@ def pending_scores(sampler: Sampler, logits: torch.Tensor, batch: RunBatch, upli
         return None
     nums = [batch.sequences[row].num_scores for row in batch.scored]
     slots = [batch.slots[row] for row in batch.scored]
-    return PendingScores(batch.scored, nums, sampler.score(logits, slots, max(nums), uplink.upload))
+    row_masks = None if masks is None else masks.of(batch.scored)
+    return PendingScores(batch.scored, nums, sampler.score(logits, slots, max(nums), uplink.upload, row_masks))

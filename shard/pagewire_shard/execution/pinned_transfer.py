@@ -10,8 +10,8 @@ import torch
 from pagewire_kernels.append_tokens import FIRST_TOKEN
 
 from pagewire_shard.engine.runner import StepTokens
-from pagewire_shard.execution.host_transfer import Values
 from pagewire_shard.execution.step_report import StepOutput, step_tokens
+from pagewire_shard.slot_tables import Values
 
 NUM_STAGING_BUFFERS = 8
 """Steps whose values may wait to be copied at a time. More than a router keeps in flight, so the host never waits."""

@@ -19,10 +19,10 @@ import torch
 from pagewire_kernels.append_tokens import FIRST_TOKEN
 from pagewire_kernels.paged_attention import SharedPrefixes
 from pagewire_kernels.prepare_inputs import PreparedInputs, StepRows, prepare_inputs
-from pagewire_kernels.sample import Stage
+from pagewire_kernels.sample import Stage, TokenMasks
 from pagewire_kernels.sample.columns import ALL_STAGES, RARE_STAGES
 
-from pagewire_shard.engine.runner import RunBatch
+from pagewire_shard.engine.runner import BatchMasks, RunBatch
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_capture import Capturer, Work, garbage_collected_before
 from pagewire_shard.execution.graph_sizes import GraphSizes
@@ -33,6 +33,7 @@ from pagewire_shard.execution.step_report import PendingScores, StepOutput
 from pagewire_shard.execution.uploaded_rows import UploadedRows
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.sampling.masks import UploadedMasks
 from pagewire_shard.sampling.prompt_scores import PromptScorer
 from pagewire_shard.sampling.sampler import Sampler
 
@@ -177,25 +178,35 @@ class StepGraphs:
             mixed()
             graphs.project()
 
-    def sample(self, batch: RunBatch, uplink: Uplink, downlink: Downlink, prompt_scorer: PromptScorer) -> StepOutput:
+    def sample(
+        self,
+        batch: RunBatch,
+        uplink: Uplink,
+        downlink: Downlink,
+        prompt_scorer: PromptScorer,
+        masks: BatchMasks | None = None,
+    ) -> StepOutput:
         """Samples the batch whose forward pass came last."""
         num_rows = len(batch.slots)
         graphs = self._graphs_of(num_rows)
         raw = self._sampler.raw_logits(self._logits, batch.slots, uplink.upload, batch.sample_lens)
-        scores = self._scores(batch, uplink)
+        uploaded = None if masks is None else UploadedMasks(masks, uplink.upload)
+        scores = self._scores(batch, uplink, uploaded)
+        row_masks = None if uploaded is None else uploaded.of(range(num_rows), graphs.num_rows - num_rows)
         prompt_scores = None if batch.is_decode else prompt_scorer.score(batch, self._all_hidden)
         downlink.before_next_report()
-        if self._sampler.has_rare_stages(batch.slots):
-            token_ids = self._sample(graphs, self._sampler.stages(batch.slots))
+        if row_masks is not None or self._sampler.has_rare_stages(batch.slots):
+            token_ids = self._sample(graphs, self._sampler.stages(batch.slots), row_masks)
         else:
             graphs.sample()
             token_ids = graphs.token_ids
         return StepOutput(graphs.report, pending_logprobs(raw, token_ids, range(num_rows)), scores, prompt_scores)
 
-    def _scores(self, batch: RunBatch, uplink: Uplink) -> PendingScores | None:
+    def _scores(self, batch: RunBatch, uplink: Uplink, masks: UploadedMasks | None) -> PendingScores | None:
         if not batch.scored:
             return None
-        return pending_scores(self._sampler, self._logits.index_select(0, uplink.upload(batch.scored)), batch, uplink)
+        logits = self._logits.index_select(0, uplink.upload(batch.scored))
+        return pending_scores(self._sampler, logits, batch, uplink, masks)
 
     def _graphs_of(self, num_rows: int) -> RowGraphs:
         return next(graphs for graphs in self._row_graphs if graphs.num_rows >= num_rows)
@@ -254,11 +265,11 @@ class StepGraphs:
         )
         return prepare_inputs(rows)
 
-    def _sample(self, graphs: RowGraphs, stages: Stage) -> torch.Tensor:
+    def _sample(self, graphs: RowGraphs, stages: Stage, masks: TokenMasks | None = None) -> torch.Tensor:
         """Samples the rows' logits, which may be used up; returns the tokens and writes the report."""
         num_rows, rows = graphs.num_rows, self._rows
         slots = rows.slots[:num_rows]
-        token_ids = self._sampler.choose(self._logits[:num_rows], slots, stages)
+        token_ids = self._sampler.choose(self._logits[:num_rows], slots, stages, masks)
         query_lens, sample_rows = rows.query_lens[:num_rows], rows.sample_rows[:num_rows]
         append_sampled(self._state, slots, query_lens, token_ids, sample_rows, out=graphs.report)
         return token_ids

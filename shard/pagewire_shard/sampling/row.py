@@ -34,7 +34,8 @@ def sampling_row(sequence: Sequence, vocab_size: int) -> SamplingRow:
     own = {
         "seed": sequence.seed,
         "num_prompt_tokens": sequence.num_prompt_tokens,
-        "min_len": sequence.num_prompt_tokens + stop.min_tokens if stop.min_tokens else 0,
+        # The masks of a constrained sequence take stop tokens themselves, as long as others are left.
+        "min_len": sequence.num_prompt_tokens + stop.min_tokens if stop.min_tokens and not sequence.constraint else 0,
         "allowed_token_ids": len(allowed_token_ids),
         "bad_words": len(bad_words),
     }

@@ -112,15 +112,24 @@ class Sampler:
             stages |= Stage.MASK
         return sample(logits, SamplingBatch(slots, self._sequences, self._columns, stages, masks))
 
-    def score(self, logits: torch.Tensor, slots: Items[int], num_scores: int, upload: Upload) -> Scores:
+    def score(
+        self,
+        logits: torch.Tensor,
+        slots: Items[int],
+        num_scores: int,
+        upload: Upload,
+        masks: TokenMasks | None = None,
+    ) -> Scores:
         """Returns the most probable tokens of each row, at most num_scores; changes nothing.
 
         Args:
             logits: [num_rows, vocab_size], as the model gave them.
             slots: Each row's slot.
+            masks: As sample has them.
         """
-        stages = self.stages(slots)
-        return most_probable(logits, SamplingBatch(upload(slots), self._sequences, self._columns, stages), num_scores)
+        stages = self.stages(slots) | (Stage.MASK if masks is not None else 0)
+        batch = SamplingBatch(upload(slots), self._sequences, self._columns, stages, masks)
+        return most_probable(logits, batch, num_scores)
 
     def raw_logits(
         self, logits: torch.Tensor, slots: Items[int], upload: Upload, sample_lens: Items[int] | None = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from pagewire_kernels.sample import SamplingBatch, Stage
-from pagewire_kernels.sample.reference import mask_stop_tokens
+from pagewire_kernels.sample.reference import mask_stop_tokens, take_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,9 @@ def most_probable(logits: torch.Tensor, batch: SamplingBatch, num_scores: int) -
     """
     logits = logits.float()
     logprobs = logits.log_softmax(dim=-1)
-    allowed = mask_stop_tokens(logprobs, batch) if Stage.STOP_MASK in batch.stages else logprobs
+    allowed = take_tokens(logprobs, batch)
+    if Stage.STOP_MASK in batch.stages:
+        allowed = mask_stop_tokens(allowed, batch)
     top_logprobs, token_ids = allowed.topk(num_scores, dim=-1)
     is_sound = ~logprobs.amax(dim=-1, keepdim=True).isnan()
     return Scores(token_ids, torch.where(is_sound, top_logprobs, float("nan")))
