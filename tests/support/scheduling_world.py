@@ -248,7 +248,7 @@ class FakeGrammars:
 
     def matcher(self, name: str, end_token_ids: object) -> FakeMatcher:
         if name not in self.ready:
-            raise LookupError(f"{name} is not ready")
+            raise LookupError(f"grammar {name} is not ready")
         return FakeMatcher(name, [])
 
     def fill_masks(self, matchers: list[FakeMatcher], masks: npt.NDArray[np.int32]) -> list[int]:
