@@ -20,6 +20,7 @@ from ideal_shard import IdealShard
 from machine import print_table, save_result
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
+from pagewire_router.beams.search import Hypothesis
 from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
@@ -48,6 +49,8 @@ class NullSink:
 
     def on_finished(self, index: int, reason: int, stop_token_id: int | None, num_cached: int) -> None:
         """The sequence ended."""
+
+    def on_beams(self, hypotheses: list[Hypothesis], num_cached: int) -> None: ...
 
     def on_failed(self, error: Exception) -> None:
         """The request failed."""

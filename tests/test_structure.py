@@ -53,7 +53,7 @@ FLOORS = {
         ("shutdown", "tls", "rpc_status", "http_endpoint", "health_endpoint", "tracing"),
     ),
     "pagewire_router": (
-        ("errors", "config", "caller", "timeline"),
+        ("errors", "config", "caller", "timeline", "beams"),
         ("fair_slots", "request"),
         ("text", "scheduling", "request_runner"),
         ("groups", "output", "parsing"),

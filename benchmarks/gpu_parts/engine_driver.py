@@ -16,6 +16,7 @@ from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire.v1.inference_pb2 import SamplingParams
 from pagewire_common.block_hash import block_digests, root_digest, wire_hash
 from pagewire_common.sampling_params import with_defaults
+from pagewire_router.beams.search import Hypothesis
 from pagewire_router.errors import RouterError
 from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
@@ -46,6 +47,8 @@ class NullSink:
         self, index: int, reason: "inference_pb2.FinishReason.ValueType", stop_token_id: int | None, num_cached: int
     ) -> None:
         """Nothing to do."""
+
+    def on_beams(self, hypotheses: list[Hypothesis], num_cached: int) -> None: ...
 
     def on_failed(self, error: RouterError) -> None:
         """Raises what the scheduler reports."""

@@ -64,6 +64,10 @@ class Range:
         return f"{low} or more" if self.high == math.inf else f"{low} to {high}"
 
 
+BEAM_LENGTH_PENALTY = Range(-10.0, 10.0)
+"""Accepted values of the length penalty of beam search."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One sampling parameter."""

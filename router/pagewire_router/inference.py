@@ -244,6 +244,7 @@ class Inference:
             max_queued_tokens=self._config.max_queued_tokens,
             supports_structured_outputs=self.limits.serves_grammars,
             default_sampling_params=self._model_defaults,
+            max_beam_width=self.limits.max_beam_width,
         )
 
     def _started(self, message: inference_pb2.GenerateRequest, request: Request) -> inference_pb2.Started:

@@ -10,6 +10,7 @@ from typing import Protocol
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import PrefixHashes
 
+from pagewire_router.beams.search import BeamSettings, Hypothesis
 from pagewire_router.errors import RouterError
 from pagewire_router.timeline import Timeline, TraceContext
 
@@ -33,6 +34,9 @@ class OutputSink(Protocol):
             num_cached: tokens of the prompt that the prefix cache provided.
         """
 
+    def on_beams(self, hypotheses: list[Hypothesis], num_cached: int) -> None:
+        """A beam search is over: all sequences have ended, as many as there are hypotheses, best first."""
+
     def on_failed(self, error: RouterError) -> None:
         """The request has failed; nothing is called after this."""
 
@@ -54,6 +58,8 @@ class Request:
     priority: int = 0
     """Lower runs first."""
     cache_salt: str = ""
+    beams: BeamSettings | None = None
+    """How to search; None: the request is no beam search. Where params say the same, the values agree."""
     grammar: str = ""
     """Name of params.structured_outputs in plans, the same for the same content; empty: there are none."""
     trace_context: TraceContext | None = None
@@ -78,6 +84,11 @@ class Request:
     def sequence_indices(self) -> range:
         """Indices of its sequences."""
         return range(self.params.n) if self.indices is None else self.indices
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that run at a time, at most."""
+        return len(self.sequence_indices) if self.beams is None else self.beams.width
 
     def prefix(self, block_size: int) -> PrefixHashes:
         """Returns the hashes of the prompt's blocks, the same object each time, so that none is computed twice."""

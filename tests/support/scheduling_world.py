@@ -9,6 +9,7 @@ drafts: expected_output is what a sequence yields with any numbers of them. Reje
 """
 
 import random
+import struct
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
 from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
+from pagewire_router.beams.search import BeamSearch
 from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
@@ -451,7 +453,7 @@ class NullSink:
 
 
 def make_request(prompt: list[int], *, arrival_s: float = 0.0, eos: bool = True, **options: object) -> Request:
-    names = ("priority", "deadline_s", "cache_salt", "grammar", "bad_words")
+    names = ("priority", "deadline_s", "cache_salt", "grammar", "bad_words", "beams")
     own = {name: options.pop(name) for name in names if name in options}
     if grammar := own.get("grammar"):
         options["structured_outputs"] = inference_pb2.StructuredOutputs(regex=grammar)
@@ -476,6 +478,22 @@ def expected_output(request: Request, index: int, max_model_len: int, eos_share:
         if tokens[-1] == EOS and request.eos_token_ids:
             break
     return tokens[len(request.prompt_token_ids) :]
+
+
+def expected_beams(request: Request) -> list[tuple[list[int], float]]:
+    """What a beam search finds that runs alone: tokens and their summed log-probabilities."""
+    assert request.beams is not None
+    search, prompt = BeamSearch(request.beams), request.prompt_token_ids
+    while not search.is_done:
+        is_too_short = search.num_tokens < request.params.min_tokens
+        scores = []
+        for beam in search.beams:
+            best = next_scores(chain(prompt + beam.token_ids())[-1], is_too_short, VOCAB_SIZE)
+            # On the wire they are float32.
+            best = [(token, struct.unpack("f", struct.pack("f", logprob))[0]) for token, logprob in best]
+            scores.append(tuple(zip(*best[: request.beams.num_scores], strict=True)))
+        search.advance(scores)
+    return [(h.beam.token_ids(), h.beam.cumulative_logprob) for h in search.hypotheses]
 
 
 def output(group: SequenceGroup, index: int = 0) -> list[int]:

@@ -3,9 +3,19 @@
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
+from pagewire_router.beams.search import BeamSettings
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.sequence import SequenceGroup
-from scheduling_world import FINISHED_BY_ITSELF, World, expected_output, make_request, output
+from scheduling_world import (
+    EOS,
+    FINISHED_BY_ITSELF,
+    VOCAB_SIZE,
+    World,
+    expected_beams,
+    expected_output,
+    make_request,
+    output,
+)
 
 PREFIXES = ([1] * 14, [1, 2, 3, 4] * 3 + [1, 2])
 """Prompts begin with one of these, so that they share cached blocks."""
@@ -23,6 +33,8 @@ class Submit:
     cache_salt: str = ""
     seed: int = 0
     grammar: str = ""
+    beam_width: int = 0
+    """0: it is no beam search."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,7 @@ def actions(max_prompt: int, max_tokens: int, max_n: int, max_drafts: int) -> tu
         st.sampled_from(["", "", "s"]),
         st.integers(0, 99),
         st.sampled_from(["", "", "", "a", "a", "b", "c", "dead", "bad", "slow"]),
+        st.sampled_from([0, 0, 0, *range(1, max_n + 1)]),
     )
     steps = st.builds(Steps, st.integers(1, 8))
     rare = [st.builds(Abort, st.integers(0, 9)), st.builds(Draft, st.integers(0, max_drafts)), st.just(NewEpoch())]
@@ -110,9 +123,9 @@ def workloads(draw: st.DrawFn, window: int, *, max_drafts: int = 4) -> Workload:
     """A small pool, shared prefixes, parallel sampling, drafts, late arrivals, aborts and lost shards, all at once."""
     block_size = draw(st.integers(1, 4))
     max_tokens, max_prompt = draw(st.integers(1, 23)), draw(st.sampled_from([2, 6, 14]))
-    max_n = draw(st.sampled_from([1, 2, 3]))
+    max_n = draw(st.sampled_from([1, 2, 3, 6]))
     alone = max_n * -(-(max_prompt + max_tokens) // block_size)
-    max_num_seqs = draw(st.integers(max(2, max_n), 6))
+    max_num_seqs = draw(st.integers(max(2, max_n), max(6, max_n + 3)))
     limits = GroupLimits(
         num_blocks=alone + draw(st.sampled_from([0, 0, 1, 2, alone // 2, alone])),
         block_size=block_size,
@@ -148,7 +161,7 @@ def play(workload: Workload, num_ranks: int = 1) -> World:
     for action in workload.actions:
         match action:
             case Submit():
-                groups.append(world.submit(_request(action, world.now)))
+                groups.append(world.submit(_request(action, world.now, workload.limits)))
             case Steps(number):
                 for _ in range(number):
                     world.step()
@@ -171,6 +184,9 @@ def play(workload: Workload, num_ranks: int = 1) -> World:
 
 def check_output(group: SequenceGroup, workload: Workload) -> None:
     """A sequence has the tokens that it would have had alone, or the first of them if it was cut off."""
+    if group.beams is not None:
+        check_beams(group, workload)
+        return
     for sequence in group.sequences:
         assert sequence.is_finished
         expected = expected_output(group.request, sequence.index, workload.limits.max_model_len, workload.eos_share)
@@ -180,15 +196,34 @@ def check_output(group: SequenceGroup, workload: Workload) -> None:
         assert found == expected
 
 
-def _request(submit: Submit, now: float):
+def check_beams(group: SequenceGroup, workload: Workload) -> None:
+    """A beam search that was not cut off has found what it would have found alone."""
+    assert all(sequence.is_finished for sequence in group.sequences)
+    if all(sequence.finish_reason in FINISHED_BY_ITSELF for sequence in group.sequences):
+        assert group.beams is not None
+        found = [(h.beam.token_ids(), h.beam.cumulative_logprob) for h in group.beams.search.hypotheses]
+        assert found == expected_beams(group.request)
+
+
+def _request(submit: Submit, now: float, limits: GroupLimits):
+    beams = None
+    if submit.beam_width:
+        beams = BeamSettings(
+            width=submit.beam_width,
+            n=submit.beam_width,
+            max_tokens=min(submit.max_tokens, limits.max_model_len - len(submit.prompt)),
+            num_scores=min(submit.beam_width + 1, VOCAB_SIZE),
+            stop_token_ids=frozenset({EOS}),
+        )
     return make_request(
         submit.prompt,
         arrival_s=now,
         max_tokens=submit.max_tokens,
-        n=submit.n,
+        n=submit.beam_width or submit.n,
+        beams=beams,
         priority=submit.priority,
         deadline_s=None if submit.deadline_in_s is None else now + submit.deadline_in_s,
         cache_salt=submit.cache_salt,
         seed=submit.seed,
-        grammar=submit.grammar,
+        grammar="" if beams else submit.grammar,
     )

@@ -7,6 +7,7 @@ from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sendable_text import shorten
 
 from pagewire_router.admission.bad_words import tokenize_bad_words
+from pagewire_router.admission.beam_search import beam_settings, resolve_beam_search_params
 from pagewire_router.admission.call import Call
 from pagewire_router.admission.prompt import Prompt, PromptEncoder
 from pagewire_router.admission.structured_outputs import check_structured_outputs, grammar_name
@@ -66,6 +67,9 @@ class Admission:
         bound_by_context(params, len(prompt.token_ids), self._limits)
         check_prompt_logprobs(params, len(prompt.token_ids))
         eos_token_ids = () if params.ignore_eos else self._limits.eos_token_ids
+        beams = None
+        if message.HasField("beam_search_params"):
+            beams = beam_settings(message.beam_search_params, params, eos_token_ids, self._limits)
         output = self._output(params, prompt.token_ids, eos_token_ids, listener)
         request = Request(
             request_id=request_id,
@@ -82,6 +86,7 @@ class Admission:
             timeline=None if trace is None else trace.timeline,
             eos_token_ids=eos_token_ids,
             bad_words=bad_words,
+            beams=beams,
         )
         if trace is not None:
             trace.request, trace.output = request, output
@@ -106,7 +111,10 @@ class Admission:
     def _check(self, message: inference_pb2.GenerateRequest) -> inference_pb2.SamplingParams:
         violations = Violations()
         check_request(message, violations)
-        params = resolve_sampling_params(message.sampling_params, self._limits, violations)
+        if message.HasField("beam_search_params"):
+            params = resolve_beam_search_params(message.beam_search_params, self._limits, violations)
+        else:
+            params = resolve_sampling_params(message.sampling_params, self._limits, violations)
         if params.HasField("structured_outputs"):
             name = "sampling_params.structured_outputs"
             check_structured_outputs(params.structured_outputs, self._limits, violations, name)

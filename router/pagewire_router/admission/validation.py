@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pagewire.parameter_table import GREEDY_BELOW, MAX_BAD_WORDS, MAX_STOP_STRINGS, MAX_TEXT_CHARS, Range
 from pagewire.v1 import inference_pb2, shard_pb2
-from pagewire_common.protocol import MAX_STOP_TOKENS
+from pagewire_common.protocol import MAX_BEAM_WIDTH, MAX_SCORES, MAX_STOP_TOKENS
 from pagewire_common.sampling_params import DEFAULTS, faults, with_defaults
 
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
@@ -42,6 +42,8 @@ class Limits:
     """Most tokens of all bad words together; 0: the shards serve none."""
     serves_grammars: bool = False
     """Whether the shards serve structured_outputs."""
+    max_beam_width: int = 0
+    """Most beams of a search; 0: the shards serve none."""
     defaults: inference_pb2.SamplingParams = field(default_factory=lambda: DEFAULTS, repr=False)
     """What absent parameters mean: every default is set."""
     ranges: dict[str, Range] = field(init=False)
@@ -76,6 +78,7 @@ class Limits:
             max_logprobs: -1: as many as the vocabulary has.
             model_defaults: defaults of parameters that the model states; None: none.
         """
+        scores = model.max_scores >= min(MAX_SCORES, model.vocab_size)
         return Limits(
             vocab_size=model.vocab_size,
             max_model_len=model.max_model_len,
@@ -84,6 +87,7 @@ class Limits:
             eos_token_ids=tuple(token_id for token_id in model.eos_token_ids if token_id < model.vocab_size),
             max_bad_word_tokens=model.max_bad_word_tokens,
             serves_grammars=model.serves_grammars,
+            max_beam_width=min(MAX_BEAM_WIDTH, model.max_num_seqs) if scores else 0,
             defaults=DEFAULTS if model_defaults is None else with_defaults(model_defaults),
         )
 
@@ -118,7 +122,7 @@ def resolve_sampling_params(
         violations.add(
             f"{prefix}n", f"is {params.n}; accepted: 1 when temperature is 0, for all sequences would be equal"
         )
-    _check_stops(params, limits, violations, prefix)
+    check_stops(params, limits, violations, prefix)
     if params.bad_words:
         _check_bad_words(params, limits, violations, prefix)
     params.top_k = max(0, params.top_k)
@@ -145,7 +149,7 @@ def _check_bad_words(params: inference_pb2.SamplingParams, limits: Limits, viola
     _check_texts(params.bad_words, MAX_BAD_WORDS, f"{prefix}bad_words", violations)
 
 
-def _check_stops(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
+def check_stops(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
     """Checks stop strings and stop tokens. Only the first entries of a list that is too long are read."""
     if params.stop and not params.detokenize:
         violations.add(f"{prefix}stop", "is given while detokenize is false; stop strings need text")
@@ -170,8 +174,6 @@ def check_token_ids(token_ids: Sequence[int], name: str, limits: Limits, violati
 
 def check_request(request: inference_pb2.GenerateRequest, violations: Violations) -> None:
     """Checks the fields other than prompt and sampling parameters."""
-    if request.WhichOneof("decoding") == "beam_search_params":
-        violations.add("beam_search_params", "is not served yet; use sampling_params")
     if request.HasField("resume"):
         violations.add("resume", "is not served yet; leave it out")
     if request.HasField("adapter"):

@@ -44,7 +44,7 @@ from pagewire_router.groups.shard_client import (
 )
 from pagewire_router.groups.stall_watch import StallWatch
 from pagewire_router.groups.timeline_observer import TimelineObserver
-from pagewire_router.request import Request
+from pagewire_router.request import OutputSink, Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.forecast import Estimate
 from pagewire_router.scheduling.plans import Progress
@@ -465,11 +465,8 @@ class GroupLoop:
         group, reason = sequence.group, progress.finish_reason
         sink = group.request.sink
         stop_token_id = None
-        if progress.prompt_scores is not None:
-            sink.on_prompt_scores(progress.prompt_scores)
-            return
-        if progress.failure:
-            self._fail(group, failure_error(group.request, progress.failure))
+        if not progress.token_ids:
+            self._deliver_other(progress, sink)
             return
         if sink.on_tokens(sequence.index, progress.token_ids, progress.logprobs):
             reason = inference_pb2.FINISH_REASON_STOP
@@ -482,6 +479,17 @@ class GroupLoop:
             sink.on_finished(sequence.index, reason, stop_token_id, group.num_cached_tokens or 0)
             if group.is_finished:
                 self._groups.pop(group.request, None)
+
+    def _deliver_other(self, progress: Progress, sink: OutputSink) -> None:
+        """Delivers what is not the next tokens of a sequence."""
+        group = progress.sequence.group
+        if progress.prompt_scores is not None:
+            sink.on_prompt_scores(progress.prompt_scores)
+        elif progress.hypotheses is not None:
+            sink.on_beams(progress.hypotheses, group.num_cached_tokens or 0)
+            self._groups.pop(group.request, None)
+        else:
+            self._fail(group, failure_error(group.request, progress.failure))
 
     def _drain(self) -> None:
         logger.info("shard group %s drains", self.info.group_id)

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 from pagewire.v1 import inference_pb2, shard_pb2
 
+from pagewire_router.beams.search import Hypothesis
 from pagewire_router.errors import RouterError
 from pagewire_router.request import OutputSink, Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 
 
 def split(request: Request, limits: Iterable[GroupLimits], abort: Callable[[Request], None]) -> list[Request]:
-    """The parts of a request, which is the first of them; the request alone if it fits.
+    """The parts of a request, which is the first of them; the request alone if it fits, or is a beam search.
 
     Parts have the same prompt, arrival and sink. A sequence's seed follows from the request's seed and its own index,
     so that it yields the same tokens in whatever part it is.
@@ -21,7 +22,7 @@ def split(request: Request, limits: Iterable[GroupLimits], abort: Callable[[Requ
         abort: ends a request whose output nobody wants; called with the request if one of its parts fails.
     """
     n = request.params.n
-    if n == 1 or n <= (size := min(group.num_fitting(request) for group in limits)):
+    if n == 1 or request.beams is not None or n <= (size := min(group.num_fitting(request) for group in limits)):
         return [request]
     sink = _PartsSink(request.sink, lambda: abort(request))
     # What belongs to the prompt is told once, with the first part.
@@ -60,6 +61,10 @@ class _PartsSink:
         """See OutputSink."""
         if not self._has_failed:
             self._sink.on_finished(index, reason, stop_token_id, num_cached)
+
+    def on_beams(self, hypotheses: list[Hypothesis], num_cached: int) -> None:
+        """See OutputSink. No part is a beam search."""
+        raise NotImplementedError
 
     def on_failed(self, error: RouterError) -> None:
         """See OutputSink."""

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from pagewire.v1 import inference_pb2, shard_pb2
 
+from pagewire_router.beams.search import Hypothesis
 from pagewire_router.errors import RouterError
 from pagewire_router.output.prompt_output import PromptOutput
 from pagewire_router.output.sequence_output import Delta, SequenceOutput
@@ -33,6 +34,7 @@ class OutputBuffer:
         "_listener",
         "_num_prompt_tokens",
         "_num_unfinished",
+        "_params",
         "_prompt",
         "_sequences",
         "_taken",
@@ -64,6 +66,7 @@ class OutputBuffer:
             for index in range(params.n)
         ]
         self._prompt = prompt
+        self._params = params
         self._listener = listener
         self._num_prompt_tokens = num_prompt_tokens
         self._num_unfinished = params.n
@@ -108,12 +111,33 @@ class OutputBuffer:
     ) -> None:
         """See OutputSink."""
         sequence = self._sequences[index]
-        usage = inference_pb2.Usage(
-            prompt_tokens=self._num_prompt_tokens, completion_tokens=sequence.num_tokens, cached_tokens=num_cached
-        )
-        sequence.finish(reason, stop_token_id, usage)
+        sequence.finish(reason, stop_token_id, self._usage(sequence, num_cached))
         self._num_unfinished -= 1
         self._listener.notify_now()
+
+    def on_beams(self, hypotheses: list[Hypothesis], num_cached: int) -> None:
+        """See OutputSink."""
+        del self._sequences[len(hypotheses) :], self._taken[len(hypotheses) :]
+        for sequence, hypothesis in zip(self._sequences, hypotheses, strict=True):
+            token_ids = hypothesis.beam.token_ids()
+            self.num_tokens += len(token_ids)
+            sequence.append(token_ids, None)
+            is_own = hypothesis.is_stopped and token_ids[-1] in self._params.stop_token_ids
+            sequence.finish(
+                inference_pb2.FINISH_REASON_STOP if hypothesis.is_stopped else inference_pb2.FINISH_REASON_LENGTH,
+                token_ids[-1] if is_own else None,
+                self._usage(sequence, num_cached),
+            )
+            assert sequence.finished is not None
+            sequence.finished.cumulative_logprob = hypothesis.beam.cumulative_logprob
+            sequence.finished.beam_score = hypothesis.score
+        self._num_unfinished = 0
+        self._listener.notify_now()
+
+    def _usage(self, sequence: SequenceOutput, num_cached: int) -> inference_pb2.Usage:
+        return inference_pb2.Usage(
+            prompt_tokens=self._num_prompt_tokens, completion_tokens=sequence.num_tokens, cached_tokens=num_cached
+        )
 
     def on_failed(self, error: RouterError) -> None:
         """See OutputSink."""

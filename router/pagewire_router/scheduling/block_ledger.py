@@ -64,9 +64,11 @@ class GroupLimits:
 
     def check_fits(self, request: Request) -> None:
         """Raises RequestTooLong if the request could not run even if it were alone."""
-        num_prompt, n = len(request.prompt_token_ids), len(request.sequence_indices)
+        num_prompt, n = len(request.prompt_token_ids), request.num_sequences
         max_len = min(num_prompt + request.params.max_tokens, self.max_model_len)
-        needed = num_blocks_of_group([max_len] * n, num_prompt - 1, self.block_size)
+        # Beams share the whole prompt, since they are forked when it has been computed.
+        num_shared = num_prompt if request.beams is not None else num_prompt - 1
+        needed = num_blocks_of_group([max_len] * n, num_shared, self.block_size)
         if needed > self.num_blocks:
             description = (
                 f"{num_prompt} prompt tokens and {request.params.max_tokens} max_tokens in {n} sequences take {needed} "
@@ -74,7 +76,8 @@ class GroupLimits:
             )
             raise RequestTooLong([FieldViolation("max_tokens", description)])
         if n > self.max_num_seqs:
-            raise RequestTooLong([FieldViolation("n", f"{n} sequences; the server runs {self.max_num_seqs}")])
+            name = "n" if request.beams is None else "beam_width"
+            raise RequestTooLong([FieldViolation(name, f"{n} sequences; the server runs {self.max_num_seqs}")])
 
 
 class BlockLedger:

@@ -1,4 +1,4 @@
-"""The account of draft tokens whose fate the router knows before the shards count by it.
+"""The account of draft tokens: blocks for them, and those whose fate the router knows before the shards count by it.
 
 A shard takes over how many drafts of step k were accepted when it applies plan k + max_inflight. The scheduler does so
 when it makes that plan, so that both count blocks for the same tokens.
@@ -51,3 +51,20 @@ class UnverifiedDrafts:
                 ledger.rebase(sequence, num_tokens)
         if plan.draft_rows:
             self._plans.append(plan)
+
+
+def reserve_drafts(sequence: Sequence, most: int, ledger: BlockLedger, num_missing: int) -> int:
+    """Reserves blocks for the draft tokens that a decoding row verifies, and returns how many there are.
+
+    Args:
+        most: Draft tokens that it may verify.
+        num_missing: Blocks that running sequences lack: drafts take none of these.
+    """
+    num_drafts = min(most, sequence.max_len - 1 - sequence.num_tokens)
+    if num_drafts <= 0 or sequence.group.request.grammar:  # No mask says what may follow a draft.
+        return 0
+    num_more = ledger.num_missing(sequence, sequence.num_computed_tokens + 1 + num_drafts)
+    if num_more and num_more > ledger.available - num_missing:
+        return 0
+    ledger.reserve(sequence, num_more)
+    return num_drafts

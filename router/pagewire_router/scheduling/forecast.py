@@ -93,7 +93,7 @@ class Forecast:
 
     def on_arrival(self, group: SequenceGroup, now: float) -> None:
         """Sets what the request is expected to yield."""
-        group.expected_tokens = len(group.sequences) * self._expected(group.request, now)
+        group.expected_tokens = group.request.num_sequences * self._expected(group.request, now)
 
     def on_end(self, sequence: Sequence, now: float, *, is_complete: bool) -> None:
         """Learns from a sequence that has ended. One that was cut off might have become twice as long."""
@@ -109,7 +109,7 @@ class Forecast:
             return None
         tokens = self._expected(request, now)
         num_running = self._batch().num_rows
-        num_rows = num_running + self._waiting.num_sequences + len(request.sequence_indices)
+        num_rows = num_running + self._waiting.num_sequences + request.num_sequences
         if not self.is_full and num_rows <= self._limits.max_num_seqs:
             return Estimate(0.0, self._run_s(request, tokens, num_rows))
         num_rows = max(num_running if self.is_full else min(num_rows, self._limits.max_num_seqs), 1)
@@ -132,7 +132,7 @@ class Forecast:
 
     def verdict(self, group: SequenceGroup, now: float, num_running: int) -> Verdict:
         """Whether a request that fits is to be admitted beside num_running sequences."""
-        num_rows = num_running + len(group.sequences)
+        num_rows = num_running + group.request.num_sequences
         is_tried = self._is_settled(now) and num_rows <= self.pace.max_rows
         if not num_running or _has_begun(group) or (num_rows <= COLD_ROWS and not is_tried):
             return Verdict.ADMIT
@@ -180,7 +180,7 @@ class Forecast:
         return self._is_known(now) and self.pace.is_settled
 
     def _need_s(self, group: SequenceGroup, num_rows: int) -> float:
-        return self._run_s(group.request, group.expected_tokens / len(group.sequences), num_rows)
+        return self._run_s(group.request, group.expected_tokens / group.request.num_sequences, num_rows)
 
     def _run_s(self, request: Request, num_tokens: float, num_rows: int) -> float:
         """Returns the time from admission to the last token in a batch of num_rows."""
@@ -213,7 +213,7 @@ class Forecast:
 def _remaining(sequence: Sequence) -> float:
     """Tokens that it is likely to yield yet."""
     num_known = len(sequence.token_ids)
-    expected = sequence.group.expected_tokens / len(sequence.group.sequences)
+    expected = sequence.group.expected_tokens / sequence.group.request.num_sequences
     rest = expected - (num_known - sequence.group.num_prompt_tokens)
     return min(float(sequence.max_len - num_known), max(rest, OVERDUE_SHARE * expected, 1.0))
 

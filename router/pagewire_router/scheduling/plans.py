@@ -6,6 +6,7 @@ from typing import Literal
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import PrefixHashes
 
+from pagewire_router.beams.search import Hypothesis
 from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup, sequence_seed
 
 MAX_PROMPT_SCORES = 1 << 19
@@ -57,6 +58,8 @@ class PlanInFlight:
     """Sequences for which the shard's blocks depend on draft tokens, and their seq_ids."""
     num_block_tokens: list[tuple[Sequence, int, int]] = field(default_factory=list)
     """For each of `drafting`: the sequence, its seq_id, and the tokens that the shard has blocks for after the plan."""
+    score_rows: list[int] = field(default_factory=list)
+    """Rows of beams, which are scored."""
     prefill_rows: list[int] = field(default_factory=list)
     """Rows that compute a chunk of a prompt, or of what a sequence had when it was preempted."""
     admitted: list[Sequence] = field(default_factory=list)
@@ -107,6 +110,8 @@ class PlanInFlight:
             admit.min_recompute_from = sequence.group.next_scored_position - 1
         else:
             admit.sampling_params.ClearField("prompt_logprobs")
+        if request.beams is not None:
+            admit.num_scores = request.beams.num_scores
         if request.trace_context is not None:
             admit.trace_context.traceparent = request.trace_context.traceparent
             admit.trace_context.tracestate = request.trace_context.tracestate
@@ -131,6 +136,8 @@ class PlanInFlight:
         """Adds a row for which blocks have been reserved: it computes a chunk of a prompt, or is expected to decode."""
         if is_chunk:
             self.prefill_rows.append(len(self.sequences))
+        if sequence.group.beams is not None:
+            self.score_rows.append(len(self.sequences))
         self.sequences.append(sequence)
         self.num_scheduled_tokens.append(budget)
         self.num_tokens_left -= budget
@@ -156,10 +163,15 @@ class PlanInFlight:
             for sequence, seq_id in self.drafting.items()
             if sequence.runs_as(seq_id)
         ]
+        if self.score_rows:
+            run_modes = [shard_pb2.RUN_MODE_SAMPLE] * len(self.sequences)
+            for row in self.score_rows:
+                run_modes[row] = shard_pb2.RUN_MODE_SCORE
+            self.message.run_modes.extend(run_modes)
         if self.draft_rows:
             num_draft_tokens = [0] * len(self.sequences)
-            for row in self.draft_rows:
-                num_draft_tokens[row.row] = row.num_drafts
+            for draft_row in self.draft_rows:
+                num_draft_tokens[draft_row.row] = draft_row.num_drafts
             self.message.num_draft_tokens.extend(num_draft_tokens)
         return self.message
 
@@ -180,7 +192,8 @@ class TokenCounts:
     def add_first_runs(self, plan: PlanInFlight, result: shard_pb2.StepResult) -> None:
         """Takes in what a result says of sequences that ran for the first time since they entered the shard group."""
         for row, num_cached in zip(result.first_run_indices, result.num_cached_tokens, strict=True):
-            plan.num_prompt_tokens += max(0, result.num_computed_tokens[row] - num_cached - 1)
+            if not plan.sequences[row].last_fork_step:
+                plan.num_prompt_tokens += max(0, result.num_computed_tokens[row] - num_cached - 1)
             self._add_first_run(plan.sequences[row], num_cached)
 
     def forget_first_run(self, group: SequenceGroup) -> None:
@@ -214,6 +227,8 @@ class Progress:
     """Why the sequence has no next token: STOP_REASON_ERROR or STOP_REASON_GRAMMAR."""
     prompt_scores: shard_pb2.PromptScores | None = None
     """Log-probabilities of the next tokens of its request's prompt, and nothing else."""
+    hypotheses: list[Hypothesis] | None = None
+    """What its request, a beam search that is over, is answered."""
 
     @staticmethod
     def failed(sequence: Sequence, failure: "shard_pb2.StopReason.ValueType") -> "Progress":

@@ -5,7 +5,9 @@ releases into the plans.
 """
 
 from bisect import insort
+from collections.abc import Iterable
 
+from pagewire_router.scheduling.beam_sequences import BeamSequences
 from pagewire_router.scheduling.block_ledger import BlockLedger, GroupLimits, num_blocks_for, num_blocks_of_group
 from pagewire_router.scheduling.plans import PlanInFlight
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
@@ -55,10 +57,11 @@ class Residents:
 
     def fits(self, group: SequenceGroup) -> bool:
         """Whether slots and blocks suffice to admit a request."""
-        unfinished = group.unfinished()
-        if self.num_slots_used + len(unfinished) > self._limits.max_num_seqs:
+        unfinished, num_slots = group.unfinished(), group.num_slots
+        if self.num_slots_used + num_slots > self._limits.max_num_seqs:
             return False
         lengths = [len(sequence.token_ids) + 1 for sequence in unfinished]
+        lengths += lengths[:1] * (num_slots - len(lengths))  # Beams to come are as long.
         num_blocks = num_blocks_of_group(lengths, group.num_shared_tokens(), self._limits.block_size)
         # One that was preempted comes back only when the others have room to grow, so that it is not thrown out again.
         headroom = len(self.running) if group.was_preempted else 0
@@ -73,7 +76,9 @@ class Residents:
         group = leader.group
         unfinished = group.unfinished()
         group.num_resumed_tokens = group.num_output_tokens if group.was_preempted else None
-        self.num_slots_used += len(unfinished)
+        self.num_slots_used += group.num_slots
+        if group.beams is not None:
+            group.beams.num_spare_slots = group.num_slots - len(unfinished)
         for other in unfinished:
             if other is not leader:
                 self._reserve_for(other, group.num_shared_tokens())
@@ -118,7 +123,9 @@ class Residents:
                 self._fork_child(parent, child, num_shared, plan)
                 child.next_write_block_shared = ends_within_block
                 self.ledger.rebase(child, num_shared)
-            if ends_within_block and not parent.is_finished:
+            # A beam that has been run to its last token writes no more.
+            writes = group.beams is None or parent.num_computed_tokens < parent.num_tokens
+            if ends_within_block and writes and not parent.is_finished:
                 parent.next_write_block_shared = True
                 parent.last_fork_step = plan.step
                 self.ledger.rebase(parent)
@@ -128,8 +135,53 @@ class Residents:
         child.on(SequenceEvent.FORK)
         child.enter_shard(self._next_seq_id(), num_computed_tokens=num_shared, num_tokens=len(child.token_ids))
         child.last_fork_step = plan.step
+        child.num_forked_tokens = num_shared
         child.prefix = None
         plan.fork(parent, child, num_shared)
+
+    # Beams.
+
+    def num_blocks_to_fork_beams(self, group: SequenceGroup) -> int:
+        """Blocks that the beams of a request's next step need beside those of their parents."""
+        assert group.beams is not None
+        num_shared = len(group.beams.to_fork[0][0].token_ids)
+        if num_shared % self._limits.block_size == 0:
+            return len(group.beams.to_fork)
+        # The last block is copied for all children of a parent but one, which writes where its parent would have.
+        return len(group.beams.to_fork) - len({parent for parent, _ in group.beams.to_fork})
+
+    def fork_beams(self, group: SequenceGroup, plan: PlanInFlight) -> None:
+        """Replaces a request's beams by those of its next step."""
+        assert group.beams is not None
+        ends_within_block = len(group.beams.to_fork[0][0].token_ids) % self._limits.block_size != 0
+        parents: dict[Sequence, None] = {}
+        for parent, child in group.beams.to_fork:
+            self._fork_child(parent, child, len(parent.token_ids), plan)
+            child.next_write_block_shared = ends_within_block and parent in parents
+            self.ledger.rebase(child, len(parent.token_ids))
+            parents[parent] = None
+        group.beams.num_spare_slots -= len(group.beams.to_fork)
+        self.prune(parents)
+        group.sequences = [child for _, child in group.beams.to_fork]
+        group.beams.to_fork = []
+
+    def prune(self, beams: Iterable[Sequence]) -> None:
+        """Releases beams with the next plan. Their slots stay with their request."""
+        for beam in beams:
+            beam.on(SequenceEvent.FINISH)
+            self._depart(beam)
+            self.num_slots_used += 1
+            assert beam.group.beams is not None
+            beam.group.beams.num_spare_slots += 1
+
+    def on_scored(self, beam: Sequence) -> None:
+        """A beam has been scored: it writes no further block."""
+        beam.next_write_block_shared = False
+        self.ledger.rebase(beam)
+
+    def _drop_spare_slots(self, beams: BeamSequences) -> None:
+        self.num_slots_used -= beams.num_spare_slots
+        beams.num_spare_slots = 0
 
     def _next_seq_id(self) -> int:
         self._last_seq_id += 1
@@ -152,17 +204,26 @@ class Residents:
         else:
             sequence.on(SequenceEvent.FINISH)
             self._depart(sequence)
+        if group.beams is not None and group.is_finished:
+            self._drop_spare_slots(group.beams)
 
     def preempt(self, group: SequenceGroup) -> None:
         """Takes a request off the shard group, to be admitted again."""
         self.running.remove(group)
         self._forking.pop(group, None)
+        num_forked_tokens = min(sequence.num_forked_tokens for sequence in group.sequences)
+        if group.beams is not None:
+            self._drop_spare_slots(group.beams)
         for sequence in group.sequences:
             if sequence.state in ON_SHARD:
                 self._depart(sequence)
             elif sequence.state is SequenceState.FORKING:
                 self._drop_reservation(sequence)
         group.preempt()
+        if group.beams is not None:
+            # Every departure but the first one of a beam that was not forked left out what beams share.
+            num_shared = min(group.beams.num_shared_tokens, num_forked_tokens)
+            self._num_leaving_blocks += num_shared // self._limits.block_size
 
     def _end_forking(self, group: SequenceGroup) -> None:
         """A request has no sequences left to fork: releases their parent if it has ended."""
@@ -175,6 +236,8 @@ class Residents:
     def _depart(self, sequence: Sequence) -> None:
         self._releases.append(sequence.seq_id)
         self._num_leaving_blocks += sequence.num_held_blocks
+        if sequence.group.beams is not None:
+            self._num_leaving_blocks -= sequence.num_forked_tokens // self._limits.block_size
         self.num_slots_used -= 1
         if sequence.num_inflight_runs == 0:
             self.ledger.forget(sequence)

@@ -28,9 +28,10 @@ from collections.abc import Iterable
 from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.request import Request
+from pagewire_router.scheduling.beam_steps import BeamSteps
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.deadlines import Deadlines
-from pagewire_router.scheduling.drafts import UnverifiedDrafts
+from pagewire_router.scheduling.drafts import UnverifiedDrafts, reserve_drafts
 from pagewire_router.scheduling.forecast import Forecast, Verdict
 from pagewire_router.scheduling.grammars import Grammars
 from pagewire_router.scheduling.observer import SchedulerObserver
@@ -69,6 +70,7 @@ class Scheduler:
         """What the shard group's prefix cache holds. A new epoch's snapshot is for the caller to add."""
         self.num_preemptions = 0
         self.tokens = TokenCounts()
+        self._beams = BeamSteps(self._residents, self.tokens)
         self.forecast = Forecast(limits, self.running, self.waiting)
         self.given_up: list[SequenceGroup] = []
         """Requests that were ended since they could not finish in time, until somebody tells their clients."""
@@ -257,6 +259,13 @@ class Scheduler:
         num_missing = 0
         prefills: list[Sequence] = []
         for group in groups:
+            if group.beams is not None:
+                plan.num_tokens_left = num_tokens_left
+                if num_more := self._beams.run(group, plan, ledger.available - num_missing, prefills):
+                    num_missing += num_more
+                    self._preempt_for(group, num_missing)
+                num_tokens_left = plan.num_tokens_left
+                continue
             for sequence in group.sequences:
                 if sequence.state is not running:
                     if sequence.state is SequenceState.ADMITTED and sequence.num_tokens < sequence.max_len:
@@ -280,7 +289,8 @@ class Scheduler:
                     return num_missing, prefills
                 num_tokens_left -= 1
                 if is_drafting:
-                    num_drafts = self._num_drafts(sequence, num_tokens_left, num_missing)
+                    most = min(self.num_draft_tokens, num_tokens_left)
+                    num_drafts = reserve_drafts(sequence, most, ledger, num_missing)
                     num_tokens_left -= num_drafts
                     plan.draft(sequence, num_drafts)
                     continue
@@ -294,18 +304,6 @@ class Scheduler:
 
     def _has_drafts_in_flight(self) -> bool:
         return bool(self._unverified) or any(plan.draft_rows for plan in self._inflight)
-
-    def _num_drafts(self, sequence: Sequence, num_tokens_left: int, num_missing: int) -> int:
-        """How many draft tokens a decoding row verifies. They take no block that a running sequence lacks."""
-        num_drafts = min(self.num_draft_tokens, num_tokens_left, sequence.max_len - 1 - sequence.num_tokens)
-        if num_drafts <= 0 or sequence.group.request.grammar:  # No mask says what may follow a draft.
-            return 0
-        ledger = self._residents.ledger
-        num_more = ledger.num_missing(sequence, sequence.num_computed_tokens + 1 + num_drafts)
-        if num_more and num_more > ledger.available - num_missing:
-            return 0
-        ledger.reserve(sequence, num_more)
-        return num_drafts
 
     def _run_prefills(self, prefills: Iterable[Sequence], plan: PlanInFlight) -> None:
         """Runs chunks of prompts whose blocks were reserved at admission."""
@@ -482,6 +480,8 @@ class Scheduler:
             group.is_misguessed = True
             self.tokens.forget_first_run(group)
             self._send_back(group)
+        if result.row_scores:
+            progress += self._beams.take_scores(plan, result, self.finish)
         if plan.drafting:
             self._unverified.on_result(plan, result, self._residents.ledger)
         return progress

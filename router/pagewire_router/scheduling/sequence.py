@@ -13,6 +13,7 @@ from pagewire.v1 import inference_pb2
 from pagewire_common.block_hash import PrefixHashes
 
 from pagewire_router.request import Request
+from pagewire_router.scheduling.beam_sequences import BeamSequences
 from pagewire_router.scheduling.sequence_state import (
     ENDED,
     ON_SHARD,
@@ -91,6 +92,8 @@ class Sequence:
     """Its next token may go to a block that is shared, and is copied first, which takes one block more."""
     last_fork_step: int = 0
     """The last plan that forked it or made it; results of earlier plans do not know what it shares. 0: none."""
+    num_forked_tokens: int = 0
+    """Tokens that it shared with its parent when it was forked; 0: it was not."""
 
     @property
     def is_finished(self) -> bool:
@@ -109,6 +112,10 @@ class Sequence:
     def on(self, event: SequenceEvent) -> None:
         """Moves to the state that follows. See sequence_state.py."""
         self.state = next_state(self.state, event)
+
+    def child(self, index: int, token_id: int) -> "Sequence":
+        """A beam with one token more, which is to be forked from this one."""
+        return Sequence(self.group, index, [*self.token_ids, token_id], self.max_len, SequenceState.FORKING)
 
     def hash_prefix(self, block_size: int) -> PrefixHashes:
         """Sets and returns the hashes of the blocks that it has now."""
@@ -137,7 +144,7 @@ class Sequence:
         self.num_guessed_tokens = self.num_expected_tokens = num_guessed_tokens
         self.inflight_budgets.clear()
         self.next_write_block_shared = False
-        self.last_fork_step = 0
+        self.last_fork_step = self.num_forked_tokens = 0
 
     def num_computed_after(self, budget: int) -> int:
         """Most tokens it has computed once a further plan has run it with this budget."""
@@ -186,7 +193,7 @@ class Sequence:
 
     def _advance(self, budget: int) -> None:
         self.num_computed_tokens = self.num_computed_after(budget)
-        if self.num_computed_tokens == self.num_tokens and self.num_tokens < self.max_len:
+        if self.num_computed_tokens == self.num_tokens < self.max_len and self.group.beams is None:
             self.num_tokens += 1
 
 
@@ -195,6 +202,7 @@ class SequenceGroup:
 
     __slots__ = (
         "__weakref__",
+        "beams",
         "cleared_at",
         "deaths",
         "expected_tokens",
@@ -215,9 +223,10 @@ class SequenceGroup:
         self.request = request
         num_prompt_tokens = len(request.prompt_token_ids)
         max_len = min(num_prompt_tokens + request.params.max_tokens, max_model_len)
-        self.sequences = [
-            Sequence(self, index, request.prompt_token_ids, max_len) for index in request.sequence_indices
-        ]
+        indices = request.sequence_indices if request.beams is None else range(1)
+        self.sequences = [Sequence(self, index, request.prompt_token_ids, max_len) for index in indices]
+        """Of a beam search the beams, which every step replaces."""
+        self.beams = None if request.beams is None else BeamSequences(request.beams, num_prompt_tokens)
         self.urgency = (request.priority, request.arrival_s)
         """Lower is more urgent: what preemption compares."""
         self.expected_tokens = 0.0
@@ -260,8 +269,15 @@ class SequenceGroup:
         return num_cached_blocks * block_size
 
     @property
+    def num_slots(self) -> int:
+        """Slots of a shard group that it takes when it is admitted."""
+        return len(self.unfinished()) if self.beams is None else self.request.num_sequences
+
+    @property
     def num_output_tokens(self) -> int:
-        """Sampled tokens that have come back, over its sequences."""
+        """Sampled tokens that have come back, over its sequences; of a beam search the steps it has taken."""
+        if self.beams is not None:
+            return self.beams.search.num_tokens
         return sum(sequence.num_output_tokens for sequence in self.sequences)
 
     @property
@@ -300,6 +316,8 @@ class SequenceGroup:
         for sequence in self.sequences:
             if sequence.state in PREEMPTABLE:
                 sequence.on(SequenceEvent.PREEMPT)
+        if self.beams is not None:
+            self.sequences = self.beams.preempt(self.sequences)
 
     def forget_plans(self) -> None:
         """The plans in flight are lost, and with them the blocks that they would have taken."""
@@ -321,5 +339,7 @@ class SequenceGroup:
 
     def num_shared_tokens(self) -> int:
         """Leading tokens that its sequences share and that each of them extends by one token at least."""
+        if self.beams is not None:
+            return self.beams.num_shared_tokens
         num_prompt = self.num_prompt_tokens
         return num_prompt - any(len(sequence.token_ids) == num_prompt for sequence in self.unfinished())

@@ -89,7 +89,7 @@ class WaitingQueue:
 
     def _count(self, group: SequenceGroup, sign: int) -> None:
         self.num_prompt_tokens += sign * len(group.request.prompt_token_ids)
-        self.num_sequences += sign * len(group.sequences)
+        self.num_sequences += sign * group.request.num_sequences
         index = int(group.queue_key // BIN_S)
         self._num_in_bin[index] += sign
         if self._num_in_bin[index]:

@@ -1,0 +1,1 @@
+"""Beam search: which tokens its beams take, and when it is over."""
