@@ -64,5 +64,11 @@ def allowed_next(grammars: Grammars, matcher: Matcher) -> list[int]:
     return allowed(row[0])
 
 
+def matches(grammars: Grammars, matcher: Matcher, text: str) -> bool:
+    """Whether a text that is generated from here on may end the sequence."""
+    fork = matcher.fork()
+    return fork.advance(encode(text)) and EOS in allowed_next(grammars, fork)
+
+
 def texts(token_ids: Sequence[int]) -> list[str]:
     return [TOKENIZER.decode([token_id], skip_special_tokens=False) for token_id in token_ids]

@@ -28,7 +28,7 @@ from pagewire.v1 import inference_pb2
 
 from pagewire_shard.grammar.compiler import compile_source
 from pagewire_shard.grammar.errors import SourceRefused, TooCostly
-from pagewire_shard.grammar.sources import SourceOptions
+from pagewire_shard.grammar.source_options import SourceOptions
 from pagewire_shard.grammar.vocabulary import Vocabulary, VocabularySource, special_tokens
 
 READY = b"ready"

@@ -9,7 +9,8 @@ from pagewire.v1 import inference_pb2
 from pagewire_shard.grammar.errors import SourceRefused, TooCostly
 from pagewire_shard.grammar.json_schema import parse_schema, place_of
 from pagewire_shard.grammar.limits import MAX_SOURCE_BYTES, parser_limits
-from pagewire_shard.grammar.sources import SourceOptions, grammar_text
+from pagewire_shard.grammar.source_options import SourceOptions
+from pagewire_shard.grammar.sources import grammar_text
 from pagewire_shard.grammar.vocabulary import Vocabulary
 
 MAX_MESSAGE_CHARS = 500
@@ -55,16 +56,18 @@ def compile_source(outputs: inference_pb2.StructuredOutputs, vocabulary: Vocabul
 
 def named(message: str, outputs: inference_pb2.StructuredOutputs) -> str:
     """llguidance's message in our words, with the place in the JSON schema that it is about."""
-    if outputs.WhichOneof("constraint") != "json":
-        return message
-    schema = parse_schema(outputs.json)
     if found := _UNIMPLEMENTED.search(message):
         keyword = re.findall(r'"([^"]*)"', found[1])[0]
-        return f"JSON schema: `{keyword}` is not supported (at {place_of(schema, keyword) or '#'})"
+        return f"JSON schema: `{keyword}` is not supported{_place(keyword, outputs)}"
     if message.startswith("oneOf constraints"):
-        place = place_of(schema, "oneOf") or "#"
-        return f"JSON schema: `oneOf` whose options may both match is not supported (at {place}); use anyOf"
-    return f"JSON schema: {message}"
+        return f"JSON schema: `oneOf` whose options may both match is not supported{_place('oneOf', outputs)}"
+    return f"JSON schema: {message}" if outputs.WhichOneof("constraint") == "json" else message
+
+
+def _place(keyword: str, outputs: inference_pb2.StructuredOutputs) -> str:
+    """Where the keyword stands, if that is known."""
+    place = place_of(parse_schema(outputs.json), keyword) if outputs.WhichOneof("constraint") == "json" else None
+    return f" (at {place})" if place else ""
 
 
 def _failure(message: str) -> SourceRefused | TooCostly:

@@ -44,6 +44,11 @@ def parse_schema(text: str) -> Schema:
         raise SourceRefused(f"the JSON schema is not valid JSON: {error}") from error
     except RecursionError:
         raise SourceRefused("the JSON schema is nested too deeply") from None
+    return schema_of(schema)
+
+
+def schema_of(schema: Any) -> Schema:
+    """A schema that has been read, as an object. Raises SourceRefused."""
     if schema is True:
         return {}
     if schema is False:

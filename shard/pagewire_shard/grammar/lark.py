@@ -1,24 +1,48 @@
-"""Lark text in llguidance's dialect: literals, and grammars that are written with `::=`."""
+"""Lark text in llguidance's dialect: literals, tokens, and grammars that are written with `::=`."""
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from pagewire_shard.grammar.errors import SourceRefused
 
 ANY_TEXT = r"/(.|\n)*/"
 """Any text without special tokens."""
+NO_TEXT = '""'
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
 
-def literal(text: str, special_tokens: Collection[str]) -> str:
-    """The rule part that matches a text. A special token in it stands for the token itself, not for its letters."""
-    return " ".join(
-        piece if piece in special_tokens else json.dumps(piece, ensure_ascii=False)
+def literal(text: str, special_tokens: Mapping[str, int]) -> str:
+    """What matches a text. A special token in it stands for the token itself, not for its letters."""
+    parts = [
+        one_token(special_tokens[piece]) if piece in special_tokens else quoted(piece)
         for piece in pieces(text, special_tokens)
-    )
+    ]
+    return " ".join(parts) or NO_TEXT
+
+
+def quoted(text: str) -> str:
+    """What matches the letters of a text."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def regex(pattern: str) -> str:
+    """What matches a regular expression, as a whole."""
+    between_slashes = regex_to_lark(pattern, use_ascii="")
+    return f"/{between_slashes}/" if pattern else NO_TEXT
+
+
+def one_token(token_id: int) -> str:
+    """What matches one token, special or not."""
+    return f"<[{token_id}]>"
+
+
+def any_token_but(token_ids: Collection[int]) -> str:
+    """What matches one token, special or not, that is none of these."""
+    return f"<[^{','.join(map(str, sorted(token_ids)))}]>"
 
 
 def pieces(text: str, special_tokens: Collection[str]) -> list[str]:
@@ -36,5 +60,7 @@ def to_lark(grammar: str) -> str:
         return grammar
     try:
         return gbnf_to_lark(grammar)
+    except RecursionError:
+        raise SourceRefused("the grammar is nested too deeply") from None
     except Exception as error:  # the translation raises bare Exceptions
         raise SourceRefused(f"the grammar cannot be read as EBNF: {error}") from error

@@ -1,33 +1,15 @@
 """From StructuredOutputs to llguidance's grammar: JSON with a list of grammars, of which the first is the start."""
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection
 
-from llguidance import regex_to_lark
 from pagewire.v1 import inference_pb2
 
 from pagewire_shard.grammar.errors import SourceRefused
 from pagewire_shard.grammar.json_schema import JsonOptions, guided_schema, parse_schema
-from pagewire_shard.grammar.lark import ANY_TEXT, literal, pieces, to_lark
-
-Part = dict[str, Any]
-"""One entry of the list of grammars: `name` and `lark_grammar` or `json_schema`."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceOptions:
-    """How sources are read: the same for all requests of a shard."""
-
-    special_tokens: Mapping[str, int]
-    """Ids of the vocabulary's special tokens by their text."""
-    eos_token_ids: tuple[int, ...] = ()
-    """The model's end-of-sequence tokens."""
-    coerce_one_of: bool = False
-    """Reads `oneOf` as `anyOf` where the options cannot be told apart by their form."""
-    lenient: bool = False
-    """Ignores keywords and formats of JSON schemas that are not supported."""
+from pagewire_shard.grammar.lark import ANY_TEXT, any_token_but, literal, pieces, quoted, regex, to_lark
+from pagewire_shard.grammar.source_options import Part, SourceOptions
+from pagewire_shard.grammar.structural_tag import structural_tag_parts
 
 
 def grammar_text(outputs: inference_pb2.StructuredOutputs, options: SourceOptions) -> str:
@@ -51,7 +33,7 @@ def _constraint(outputs: inference_pb2.StructuredOutputs, options: SourceOptions
                 raise SourceRefused("json_object is false: leave structured_outputs out to constrain nothing")
             return [{"json_schema": guided_schema({"type": "object"}, _json_options(outputs, options))}]
         case "regex":
-            return [{"lark_grammar": f"start: {_regex(outputs.regex)}"}]
+            return [{"lark_grammar": f"start: {regex(outputs.regex)}"}]
         case "choice":
             if not outputs.choice.options:
                 raise SourceRefused("choice has no options")
@@ -59,7 +41,7 @@ def _constraint(outputs: inference_pb2.StructuredOutputs, options: SourceOptions
         case "grammar":
             return [{"lark_grammar": to_lark(outputs.grammar)}]
         case "structural_tag":
-            raise SourceRefused("structural_tag is not supported")
+            return structural_tag_parts(outputs.structural_tag, options, _json_options(outputs, options))
         case _:
             raise SourceRefused("structured_outputs has no constraint")
 
@@ -76,16 +58,8 @@ def _json_options(outputs: inference_pb2.StructuredOutputs, options: SourceOptio
 
 def _choice(options: Collection[str]) -> str:
     """One lexeme for all options: llguidance reads it many times faster than a rule of as many alternatives."""
-    texts = [json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(options)]
+    texts = [quoted(text) for text in dict.fromkeys(options)]
     return f"start: CHOICE\nCHOICE: {' | '.join(texts)}"
-
-
-def _regex(pattern: str) -> str:
-    """A regular expression between slashes."""
-    if not pattern:
-        return '""'
-    between_slashes = regex_to_lark(pattern, use_ascii="")
-    return f"/{between_slashes}/"
 
 
 def _behind_reasoning(end: str, options: SourceOptions) -> str:
@@ -95,9 +69,9 @@ def _behind_reasoning(end: str, options: SourceOptions) -> str:
     """
     first, *rest = pieces(end, options.special_tokens)
     if first in options.special_tokens:
-        never = sorted({options.special_tokens[first], *options.eos_token_ids})
-        behind = " ".join(literal(piece, options.special_tokens) for piece in rest)
-        return f"start: <[^{','.join(map(str, never))}]>* {first} {behind} @constrained"
+        first_id = options.special_tokens[first]
+        before = any_token_but({first_id, *options.eos_token_ids})
+        return f"start: {before}* {literal(end, options.special_tokens)} @constrained"
     if rest:
         raise SourceRefused("reasoning_end has a special token behind other text; only its first part may be one")
-    return f"start: reasoning @constrained\nreasoning[suffix={json.dumps(end, ensure_ascii=False)}]: {ANY_TEXT}"
+    return f"start: reasoning @constrained\nreasoning[suffix={quoted(end)}]: {ANY_TEXT}"
