@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pagewire_shard.models.registry import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -33,6 +34,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_make_targets_that_are_named_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= targets
+
+
+def test_every_architecture_that_is_served_is_listed() -> None:
+    listed = re.findall(r"`(\w+(?:ForCausalLM|LMHeadModel))`", (DOCS / "models.md").read_text())
+    assert sorted(listed) == sorted(FAMILIES)
+    assert f"[{len(FAMILIES)} architectures](docs/models.md)" in (ROOT / "README.md").read_text()
 
 
 def test_every_page_is_in_the_navigation_once() -> None:

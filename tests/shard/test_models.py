@@ -22,6 +22,9 @@ LLAMA: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
+LAYERS_4 = {**LLAMA, "num_hidden_layers": 4}
+"""For families in which every fourth layer is of another kind."""
+PHI3 = {**LLAMA, "original_max_position_embeddings": 64, "pad_token_id": None, "eos_token_id": 2}
 OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -86,6 +89,66 @@ CASES: dict[str, transformers.PretrainedConfig] = {
         **LLAMA, num_key_value_heads=2, use_qk_norm=True, attention_bias=True, tie_word_embeddings=False, eos_token_id=2
     ),
     "cohere-rope-linear": transformers.CohereConfig(**LLAMA, eos_token_id=2, **rope("linear", factor=4.0)),
+    "cohere2": transformers.Cohere2Config(
+        **LAYERS_4, num_key_value_heads=2, logit_scale=0.3, sliding_window=6, eos_token_id=2
+    ),
+    "ministral": transformers.MinistralConfig(
+        **LLAMA,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=6,
+        layer_types=["full_attention", "sliding_attention"],
+    ),
+    "cwm": transformers.CwmConfig(**LAYERS_4, num_key_value_heads=2, head_dim=16, sliding_window=6, eos_token_id=2),
+    "phi3": transformers.Phi3Config(**PHI3, num_key_value_heads=2, **rope("default", partial_rotary_factor=0.5)),
+    "phi3-window-tied": transformers.Phi3Config(**PHI3, sliding_window=6, tie_word_embeddings=True),
+    "granite": transformers.GraniteConfig(
+        **LLAMA,
+        num_key_value_heads=2,
+        embedding_multiplier=3.0,
+        attention_multiplier=0.2,
+        residual_multiplier=0.5,
+        logits_scaling=2.0,
+    ),
+    "smollm3": transformers.SmolLM3Config(**LAYERS_4, num_key_value_heads=2, pad_token_id=None),
+    "smollm3-windows": transformers.SmolLM3Config(
+        **LLAMA,
+        num_key_value_heads=2,
+        no_rope_layers=[0, 1],
+        use_sliding_window=True,
+        sliding_window=6,
+        pad_token_id=None,
+    ),
+    "seed-oss": transformers.SeedOssConfig(**LLAMA, num_key_value_heads=2, head_dim=16, attention_out_bias=True),
+    "glm": transformers.GlmConfig(**LLAMA, num_key_value_heads=2, head_dim=8, pad_token_id=None),
+    "glm4": transformers.Glm4Config(**LLAMA, num_key_value_heads=2, head_dim=8, pad_token_id=None),
+    "olmo2": transformers.Olmo2Config(**LLAMA, num_key_value_heads=2, pad_token_id=None),
+    "olmo3": transformers.Olmo3Config(
+        **LAYERS_4,
+        num_key_value_heads=2,
+        sliding_window=6,
+        pad_token_id=None,
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 1000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "exaone4": transformers.Exaone4Config(**LAYERS_4, num_key_value_heads=2, sliding_window=6),
+    "exaone4-no-window": transformers.Exaone4Config(
+        **LLAMA, num_key_value_heads=2, sliding_window=None, layer_types=["full_attention"] * 2
+    ),
+    "ernie4-5": transformers.Ernie4_5Config(**LLAMA, num_key_value_heads=2, head_dim=8, use_bias=True),
+    "helium": transformers.HeliumConfig(**LLAMA, num_key_value_heads=2, head_dim=8, pad_token_id=None),
+    "arcee": transformers.ArceeConfig(**LLAMA, num_key_value_heads=2, head_dim=8, mlp_bias=True),
+    "nemotron": transformers.NemotronConfig(**LLAMA, num_key_value_heads=2, head_dim=8),
+    "starcoder2": transformers.Starcoder2Config(**LLAMA, num_key_value_heads=2, sliding_window=6),
+    "stablelm": transformers.StableLmConfig(**LLAMA, num_key_value_heads=2, use_qkv_bias=True),
+    "stablelm-parallel": transformers.StableLmConfig(**LLAMA, num_key_value_heads=4, use_parallel_residual=True),
     "mixtral": transformers.MixtralConfig(**LLAMA, num_key_value_heads=2, num_local_experts=5),
     "mixtral-window-top-1": transformers.MixtralConfig(
         **LLAMA, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=1, sliding_window=6

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from pagewire_kernels.activation import gelu_and_mul, silu_and_mul
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 
 PLAIN: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu_,
+    "relu2": lambda x: torch.relu_(x).square_(),
     "silu": partial(F.silu, inplace=True),
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),

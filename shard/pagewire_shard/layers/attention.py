@@ -11,7 +11,7 @@ from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 
 from pagewire_shard.layers.cache import CacheSpec, KeyValueCacheSpec
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
-from pagewire_shard.layers.norm import NormSpec
+from pagewire_shard.layers.norm import Norm, NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.rotary import RopeSpec
 from pagewire_shard.layers.weights import LayerWeights
@@ -32,8 +32,9 @@ class AttentionSpec:
     """A token attends to itself and the sliding_window - 1 tokens before it; 0: to all before it."""
     qk_norm: NormSpec | None = None
     """Over each head's query and key, before the rotation."""
-    qk_norm_scope: Literal["shared", "per_head"] = "shared"
-    """Whether all heads share one weight of [head_dim], or each has a weight of its own."""
+    qk_norm_scope: Literal["shared", "per_head", "all_heads"] = "shared"
+    """Whether all heads share one weight of [head_dim], each has a weight of its own, or one norm is over all heads
+    together."""
     qkv_bias: bool = False
     o_bias: bool = False
 
@@ -51,6 +52,8 @@ class AttentionSpec:
         }
         if self.qk_norm is not None and self.qk_norm_scope == "shared":
             parameters |= {name: self.qk_norm.parameter(self.head_dim) for name in ("q_norm", "k_norm")}
+        elif self.qk_norm is not None and self.qk_norm_scope == "all_heads":
+            parameters |= {"q_norm": self.qk_norm.parameter(query_size), "k_norm": self.qk_norm.parameter(kv_size)}
         elif self.qk_norm is not None:
             parameters["q_norm"] = Parameter("norm", (self.num_heads,), self.head_dim)
             parameters["k_norm"] = Parameter("norm", (self.num_kv_heads,), self.head_dim)
@@ -74,6 +77,16 @@ class PerHeadNorm:
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
         return self._unscaled(heads) * self._weight
+
+
+class AllHeadsNorm:
+    """A norm over all heads of a token together, with a weight of [num_heads * head_dim]."""
+
+    def __init__(self, norm: Norm) -> None:
+        self._norm = norm
+
+    def __call__(self, heads: torch.Tensor) -> torch.Tensor:
+        return self._norm(heads.flatten(1)).view(heads.shape)
 
 
 class Attention:
@@ -101,6 +114,8 @@ class Attention:
             self._rotary_options |= fused
         elif spec.qk_norm_scope == "shared":
             self._qk_norms = norm.build(q_norm), norm.build(k_norm)
+        elif spec.qk_norm_scope == "all_heads":
+            self._qk_norms = AllHeadsNorm(norm.build(q_norm)), AllHeadsNorm(norm.build(k_norm))
         else:
             self._qk_norms = PerHeadNorm(norm, q_norm["weight"]), PerHeadNorm(norm, k_norm["weight"])
 

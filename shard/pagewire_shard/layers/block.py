@@ -1,4 +1,4 @@
-"""One layer of the decoder: a mixer, a feed-forward block, and norms and residual around them in one of three wirings.
+"""One layer of the decoder: a mixer, a feed-forward block, and norms and residual around them in one of five wirings.
 
 A block takes the residual stream and the output of the block before, which is not yet added to it: the next norm adds
 the two, so that the addition needs no pass over memory of its own.
@@ -6,7 +6,7 @@ the two, so that the addition needs no pass over memory of its own.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, ParamSpec, Protocol
 
 import torch
 
@@ -16,6 +16,7 @@ from pagewire_shard.layers.norm import Norm, NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights
 
+P = ParamSpec("P")
 Stream = tuple[torch.Tensor, torch.Tensor | None]
 """(x, residual), both [num_tokens, hidden]; their sum is the residual stream. No residual: x is all of it."""
 
@@ -26,7 +27,7 @@ the layer's cache."""
 FeedForward = Callable[[torch.Tensor], torch.Tensor]
 """[num_tokens, hidden] -> [num_tokens, hidden]: each token by itself."""
 
-Wiring = Literal["pre", "post", "parallel"]
+Wiring = Literal["pre", "post", "parallel", "output", "sandwich"]
 
 
 class MixerSpec(Protocol):
@@ -119,10 +120,60 @@ class ParallelBlock:
         return self._mixer(x, batch, kv_cache) + self._feed_forward(x), residual
 
 
-BLOCKS: dict[Wiring, type[PreNormBlock | PostNormBlock | ParallelBlock]] = {
+class OutputNormBlock:
+    """x + norm(mixer(x)), then x + norm(feed_forward(x))."""
+
+    norm_places: ClassVar = ("mixer_out_norm", "feed_forward_out_norm")
+
+    def __init__(
+        self, mixer: Mixer, feed_forward: FeedForward, mixer_out_norm: Norm, feed_forward_out_norm: Norm
+    ) -> None:
+        self._mixer = mixer
+        self._feed_forward = feed_forward
+        self._mixer_out_norm = mixer_out_norm
+        self._feed_forward_out_norm = feed_forward_out_norm
+
+    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+        x, residual = stream
+        if residual is not None:
+            x = x + residual
+        x = x + self._mixer_out_norm(self._mixer(x, batch, kv_cache))
+        return self._feed_forward_out_norm(self._feed_forward(x)), x
+
+
+class SandwichBlock:
+    """x + norm(mixer(norm(x))), then x + norm(feed_forward(norm(x)))."""
+
+    norm_places: ClassVar = ("mixer_norm", "mixer_out_norm", "feed_forward_norm", "feed_forward_out_norm")
+
+    def __init__(
+        self,
+        mixer: Mixer,
+        feed_forward: FeedForward,
+        mixer_norm: Norm,
+        mixer_out_norm: Norm,
+        feed_forward_norm: Norm,
+        feed_forward_out_norm: Norm,
+    ) -> None:
+        self._mixer = mixer
+        self._feed_forward = feed_forward
+        self._mixer_norm = mixer_norm
+        self._mixer_out_norm = mixer_out_norm
+        self._feed_forward_norm = feed_forward_norm
+        self._feed_forward_out_norm = feed_forward_out_norm
+
+    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+        x, residual = normalise(self._mixer_norm, stream)
+        x, residual = self._feed_forward_norm.add(self._mixer_out_norm(self._mixer(x, batch, kv_cache)), residual)
+        return self._feed_forward_out_norm(self._feed_forward(x)), residual
+
+
+BLOCKS: dict[Wiring, type[PreNormBlock | PostNormBlock | ParallelBlock | OutputNormBlock | SandwichBlock]] = {
     "pre": PreNormBlock,
     "post": PostNormBlock,
     "parallel": ParallelBlock,
+    "output": OutputNormBlock,
+    "sandwich": SandwichBlock,
 }
 
 
@@ -135,6 +186,8 @@ class LayerSpec:
     norm: NormSpec
     """The norm at each of the wiring's places."""
     wiring: Wiring = "pre"
+    residual_scale: float = 1.0
+    """Multiplies what the mixer and the feed-forward block yield."""
 
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """The layer's parameters by name."""
@@ -151,4 +204,14 @@ class LayerSpec:
         """The layer with these parameters."""
         block = BLOCKS[self.wiring]
         norms = [self.norm.build(weights.tensors(place)) for place in block.norm_places]
-        return block(self.mixer.build(weights), self.feed_forward.build(weights), *norms)
+        mixer, feed_forward = self.mixer.build(weights), self.feed_forward.build(weights)
+        if self.residual_scale != 1.0:
+            return block(_scaled(mixer, self.residual_scale), _scaled(feed_forward, self.residual_scale), *norms)
+        return block(mixer, feed_forward, *norms)
+
+
+def _scaled(part: Callable[P, torch.Tensor], scale: float) -> Callable[P, torch.Tensor]:
+    def call(*args: P.args, **kwargs: P.kwargs) -> torch.Tensor:
+        return part(*args, **kwargs).mul_(scale)
+
+    return call

@@ -59,6 +59,8 @@ class NormSpec:
     """Added to the mean square (rms) or to the variance (layer)."""
     bias: bool = False
     """Whether a bias is added; layer norms only."""
+    weight_offset: float = 0.0
+    """Added to the stored weight."""
 
     def parameter(self, width: int) -> Parameter:
         """The norm's parameter."""
@@ -66,5 +68,5 @@ class NormSpec:
 
     def build(self, tensors: Mapping[str, torch.Tensor]) -> Norm:
         """The norm with this weight and perhaps bias, each [width]."""
-        weight = tensors["weight"]
+        weight = tensors["weight"] + self.weight_offset if self.weight_offset else tensors["weight"]
         return RmsNorm(weight, self.eps) if self.kind == "rms" else LayerNorm(weight, tensors.get("bias"), self.eps)

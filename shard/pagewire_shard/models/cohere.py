@@ -1,5 +1,6 @@
 """Cohere (Command R): attention and MLP in parallel on one layer norm without bias, interleaved rotary embedding,
-scaled logits, optionally a layer norm of each head's query and key."""
+scaled logits, optionally a layer norm of each head's query and key. Cohere 2 (Command A): the same with a sliding
+window on most layers."""
 
 from dataclasses import replace
 
@@ -8,9 +9,16 @@ from pagewire_shard.layers.block import LayerSpec
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.models.decoder import DecoderSpec
-from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads
+from pagewire_shard.models.family import (
+    Family,
+    every_nth_full,
+    layer_windows,
+    read_activation,
+    read_head_dim,
+    read_num_kv_heads,
+)
 from pagewire_shard.models.hf_config import ConfigFields
-from pagewire_shard.models.llama import LLAMA_NAMES
+from pagewire_shard.models.llama import LLAMA_NAMES, with_mixers
 from pagewire_shard.models.rope import max_position, read_rope
 
 DEFAULTS: dict[str, object] = {
@@ -30,6 +38,15 @@ DEFAULTS: dict[str, object] = {
     "attention_bias": False,
     "use_qk_norm": False,
     "eos_token_id": 255001,
+}
+
+
+COHERE2_DEFAULTS: dict[str, object] = {
+    **DEFAULTS,
+    "rope_theta": 10000.0,
+    "head_dim": None,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 4,
 }
 
 
@@ -69,4 +86,18 @@ def _cohere(fields: ConfigFields) -> DecoderSpec:
     )
 
 
+def _cohere2(fields: ConfigFields) -> DecoderSpec:
+    """Layers with a window rotate their heads, the others do not."""
+    spec = _cohere(fields)
+    layer_types = every_nth_full(fields, fields.integer("sliding_window_pattern"))
+    windows = layer_windows(layer_types, fields.integer("sliding_window"))
+
+    def change(index: int, attention: AttentionSpec) -> AttentionSpec:
+        rope = attention.rope if windows[index] else None
+        return replace(attention, sliding_window=windows[index], rope=rope)
+
+    return with_mixers(spec, change)
+
+
 COHERE = Family(_cohere, LLAMA_NAMES, "cohere", DEFAULTS)
+COHERE2 = Family(_cohere2, LLAMA_NAMES, "cohere2", COHERE2_DEFAULTS)

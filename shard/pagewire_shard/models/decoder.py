@@ -41,6 +41,8 @@ class DecoderSpec:
     positions: LearnedPositions | None = None
     """Position embeddings; None: positions, if any, are the mixers' own."""
     lm_head_bias: bool = False
+    embedding_scale: float = 1.0
+    """Multiplies the token embeddings."""
     logit_scale: float = 1.0
     """Multiplies the logits."""
 
@@ -141,6 +143,8 @@ class Decoder:
 
     def _embeddings(self, batch: ForwardBatch) -> torch.Tensor:
         x = self._embed(batch.input_ids)
+        if self.spec.embedding_scale != 1.0:
+            x = x * self.spec.embedding_scale
         if self._project_in is not None:
             x = self._project_in(x)
         if self._position_embed is not None:

@@ -1,9 +1,9 @@
 """What a model family's file provides, and readers of fields that several families share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pagewire_shard.layers.activation import Activation
+from pagewire_shard.layers.activation import GATED, Activation
 from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 
@@ -41,7 +42,7 @@ class Family:
 
 def read_activation(fields: ConfigFields, name: str, *, gated: bool) -> Activation:
     """The activation that field `name` asks for."""
-    accepted = {spelling: kind for spelling, kind in ACTIVATIONS.items() if kind != "relu" or not gated}
+    accepted = {spelling: kind for spelling, kind in ACTIVATIONS.items() if not gated or kind in GATED}
     activation = accepted.get(fields.text(name))
     if activation is None:
         raise fields.unsupported(name, ", ".join(accepted))
@@ -72,6 +73,31 @@ def read_num_kv_heads(fields: ConfigFields, num_heads: int) -> int:
 def read_window(fields: ConfigFields) -> int:
     """sliding_window; null: 0, no window."""
     return fields.integer("sliding_window") if "sliding_window" in fields else 0
+
+
+def read_layer_types(fields: ConfigFields) -> tuple[str, ...] | None:
+    """layer_types, one of full_attention and sliding_attention for each layer; None if absent."""
+    layer_types = fields.texts("layer_types")
+    if layer_types is None:
+        return None
+    num_layers = fields.integer("num_hidden_layers")
+    if len(layer_types) != num_layers:
+        raise fields.malformed("layer_types", f"must have num_hidden_layers entries, {num_layers}")
+    if set(layer_types) - {"full_attention", "sliding_attention"}:
+        raise fields.unsupported("layer_types", "full_attention, sliding_attention")
+    return layer_types
+
+
+def every_nth_full(fields: ConfigFields, pattern: int) -> tuple[str, ...]:
+    """layer_types; if they are absent, every pattern-th layer attends to all tokens, the others have a window."""
+    num_layers = fields.integer("num_hidden_layers")
+    default = tuple("sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(num_layers))
+    return read_layer_types(fields) or default
+
+
+def layer_windows(layer_types: Sequence[str], window: int) -> list[int]:
+    """The sliding window of each layer; 0: none."""
+    return [window if layer_type == "sliding_attention" else 0 for layer_type in layer_types]
 
 
 def refuse(fields: ConfigFields, name: str, accepted: bool) -> None:

@@ -1,17 +1,27 @@
-"""Llama: RMS norms, rotary positions, gated MLP. Mistral: the same with a sliding window on every layer.
+"""Llama: RMS norms, rotary positions, gated MLP. Mistral: the same with a sliding window on every layer; Ministral and
+CWM: on some.
 
 llama_spec and LLAMA_NAMES are shared by other families of this shape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.block import LayerSpec
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.models.decoder import DecoderSpec
-from pagewire_shard.models.family import Family, read_activation, read_head_dim, read_num_kv_heads, read_window
+from pagewire_shard.models.family import (
+    Family,
+    layer_windows,
+    read_activation,
+    read_head_dim,
+    read_layer_types,
+    read_num_kv_heads,
+    read_window,
+)
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.rope import max_position, read_rope
@@ -42,6 +52,30 @@ MISTRAL_DEFAULTS: dict[str, object] = {
     "sliding_window": 4096,
 }
 
+MINISTRAL_DEFAULTS: dict[str, object] = {**MISTRAL_DEFAULTS, "head_dim": None}
+CWM_DEFAULTS: dict[str, object] = {
+    **LLAMA_DEFAULTS,
+    "vocab_size": 128256,
+    "hidden_size": 6144,
+    "intermediate_size": 21504,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 48,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 1000000.0,
+        "factor": 16.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "sliding_window": 8192,
+    "eos_token_id": [128001, 128008, 128009],
+}
+
 LLAMA_NAMES = NameMap(
     prefix="model.",
     layer="layers.",
@@ -70,15 +104,19 @@ def llama_spec(
     o_bias: bool,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    is_partial: bool = False,
+    interleaved: bool = False,
 ) -> DecoderSpec:
     """The spec of a decoder of Llama's shape.
 
     Args:
         windows: the sliding window of each layer; 0: none.
+        is_partial: see read_rope.
+        interleaved: see RopeSpec.
     """
     num_heads = fields.integer("num_attention_heads")
     head_dim = read_head_dim(fields, num_heads)
-    rope = read_rope(fields, head_dim)
+    rope = replace(read_rope(fields, head_dim, is_partial=is_partial), interleaved=interleaved)
     norm = NormSpec("rms", fields.number("rms_norm_eps"))
     attention = AttentionSpec(
         num_heads=num_heads,
@@ -107,6 +145,14 @@ def llama_spec(
     )
 
 
+def with_mixers(spec: DecoderSpec, change: Callable[[int, AttentionSpec], AttentionSpec]) -> DecoderSpec:
+    """The decoder with each layer's attention changed, given the layer's index."""
+    layers = (
+        replace(layer, mixer=change(index, cast(AttentionSpec, layer.mixer))) for index, layer in enumerate(spec.layers)
+    )
+    return replace(spec, layers=tuple(layers))
+
+
 def _llama(fields: ConfigFields) -> DecoderSpec:
     attention_bias = fields.flag("attention_bias")
     return llama_spec(
@@ -123,5 +169,21 @@ def _mistral(fields: ConfigFields) -> DecoderSpec:
     return llama_spec(fields, windows=[window] * fields.integer("num_hidden_layers"), qkv_bias=False, o_bias=False)
 
 
+def _ministral(fields: ConfigFields) -> DecoderSpec:
+    layer_types = read_layer_types(fields) or ("sliding_attention",) * fields.integer("num_hidden_layers")
+    return llama_spec(fields, windows=layer_windows(layer_types, read_window(fields)), qkv_bias=False, o_bias=False)
+
+
+def _cwm(fields: ConfigFields) -> DecoderSpec:
+    """Every fourth layer, from the first one on, attends to all tokens."""
+    num_layers = fields.integer("num_hidden_layers")
+    layer_types = read_layer_types(fields) or tuple(
+        "sliding_attention" if index % 4 else "full_attention" for index in range(num_layers)
+    )
+    return llama_spec(fields, windows=layer_windows(layer_types, read_window(fields)), qkv_bias=False, o_bias=False)
+
+
 LLAMA = Family(_llama, LLAMA_NAMES, "llama", LLAMA_DEFAULTS)
 MISTRAL = Family(_mistral, LLAMA_NAMES, "mistral", MISTRAL_DEFAULTS)
+MINISTRAL = Family(_ministral, LLAMA_NAMES, "ministral", MINISTRAL_DEFAULTS)
+CWM = Family(_cwm, LLAMA_NAMES, "cwm", CWM_DEFAULTS)

@@ -1,7 +1,7 @@
 """Qwen2 and Qwen2.5: Llama's shape with biases on query, key and value, and a sliding window on some layers."""
 
 from pagewire_shard.models.decoder import DecoderSpec
-from pagewire_shard.models.family import Family, read_window
+from pagewire_shard.models.family import Family, layer_windows, read_layer_types, read_window
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_DEFAULTS, LLAMA_NAMES, llama_spec
 
@@ -26,16 +26,12 @@ def read_windows(fields: ConfigFields) -> list[int]:
     """
     num_layers = fields.integer("num_hidden_layers")
     window = read_window(fields) if fields.flag("use_sliding_window") else 0
-    layer_types = fields.texts("layer_types")
+    layer_types = read_layer_types(fields)
     if layer_types is None:
         # It may be zero, so it is not read as a positive integer.
         first_with_window = int(fields.number("max_window_layers"))
         return [window if index >= first_with_window else 0 for index in range(num_layers)]
-    if len(layer_types) != num_layers:
-        raise fields.malformed("layer_types", f"must have num_hidden_layers entries, {num_layers}")
-    if set(layer_types) - {"full_attention", "sliding_attention"}:
-        raise fields.unsupported("layer_types", "full_attention, sliding_attention")
-    return [window if layer_type == "sliding_attention" else 0 for layer_type in layer_types]
+    return layer_windows(layer_types, window)
 
 
 def _qwen2(fields: ConfigFields) -> DecoderSpec:

@@ -1,29 +1,58 @@
 """Maps architectures, as config.json names them, to families."""
 
 from pagewire_shard.errors import UnsupportedArchitecture
-from pagewire_shard.models.cohere import COHERE
+from pagewire_shard.models.cohere import COHERE, COHERE2
+from pagewire_shard.models.ernie4_5 import ERNIE4_5
+from pagewire_shard.models.exaone4 import EXAONE4
 from pagewire_shard.models.family import Family
+from pagewire_shard.models.glm import GLM, GLM4
 from pagewire_shard.models.gpt2 import GPT2
+from pagewire_shard.models.granite import GRANITE
+from pagewire_shard.models.helium import HELIUM
 from pagewire_shard.models.hf_config import ConfigFields
-from pagewire_shard.models.llama import LLAMA, MISTRAL
+from pagewire_shard.models.llama import CWM, LLAMA, MINISTRAL, MISTRAL
 from pagewire_shard.models.mixtral import MIXTRAL
+from pagewire_shard.models.olmo2 import OLMO2, OLMO3
 from pagewire_shard.models.opt import OPT
 from pagewire_shard.models.phi import PHI
+from pagewire_shard.models.phi3 import PHI3
+from pagewire_shard.models.plain_mlp import ARCEE, NEMOTRON, STARCODER2
 from pagewire_shard.models.qwen2 import QWEN2
 from pagewire_shard.models.qwen3 import QWEN3
 from pagewire_shard.models.qwen3_moe import QWEN3_MOE
+from pagewire_shard.models.seed_oss import SEED_OSS
+from pagewire_shard.models.smollm3 import SMOLLM3
+from pagewire_shard.models.stablelm import STABLELM
 
 FAMILIES: dict[str, Family] = {
+    "ArceeForCausalLM": ARCEE,
+    "Cohere2ForCausalLM": COHERE2,
     "CohereForCausalLM": COHERE,
+    "CwmForCausalLM": CWM,
+    "Ernie4_5ForCausalLM": ERNIE4_5,
+    "Exaone4ForCausalLM": EXAONE4,
     "GPT2LMHeadModel": GPT2,
+    "Glm4ForCausalLM": GLM4,
+    "GlmForCausalLM": GLM,
+    "GraniteForCausalLM": GRANITE,
+    "HeliumForCausalLM": HELIUM,
     "LlamaForCausalLM": LLAMA,
+    "MinistralForCausalLM": MINISTRAL,
     "MistralForCausalLM": MISTRAL,
     "MixtralForCausalLM": MIXTRAL,
+    "NemotronForCausalLM": NEMOTRON,
     "OPTForCausalLM": OPT,
+    "Olmo2ForCausalLM": OLMO2,
+    "Olmo3ForCausalLM": OLMO3,
+    "Phi3ForCausalLM": PHI3,
     "PhiForCausalLM": PHI,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
+    "SeedOssForCausalLM": SEED_OSS,
+    "SmolLM3ForCausalLM": SMOLLM3,
+    "StableLmForCausalLM": STABLELM,
+    "Starcoder2ForCausalLM": STARCODER2,
 }
 
 
@@ -42,7 +71,7 @@ def find_family(fields: ConfigFields) -> tuple[str, Family]:
             raise fields.malformed("architectures", "must name the model's architecture, or model_type its family")
         named = tuple(name for name, family in FAMILIES.items() if family.model_type == model_type)
         if not named:
-            raise fields.unsupported("model_type", ", ".join(family.model_type for family in FAMILIES.values()))
+            raise fields.unsupported("model_type", ", ".join(sorted(family.model_type for family in FAMILIES.values())))
     for architecture in named:
         if architecture in FAMILIES:
             return architecture, FAMILIES[architecture]

@@ -9,7 +9,9 @@ DEFAULT_THETA = 10000.0
 """rope_theta if it is null. If it is absent, the family's default is used."""
 
 
-def read_rope(fields: ConfigFields, head_dim: int, *, is_partial: bool = False) -> RopeSpec:
+def read_rope(
+    fields: ConfigFields, head_dim: int, *, is_partial: bool = False, scaling: ConfigFields | None = None
+) -> RopeSpec:
     """The configuration's rotary embedding.
 
     transformers 5 writes one object rope_parameters; transformers 4 wrote rope_theta beside an optional object
@@ -17,11 +19,13 @@ def read_rope(fields: ConfigFields, head_dim: int, *, is_partial: bool = False) 
 
     Args:
         is_partial: partial_rotary_factor may ask for rotating only a part of each head; otherwise it is refused.
+        scaling: The object to read, where a configuration has several; None: the one that both forms have.
 
     Raises:
         UnsupportedArchitecture: the variant is none of default, linear, llama3, yarn.
     """
-    scaling = fields.section("rope_scaling" if fields.raw("rope_scaling") else "rope_parameters")
+    if scaling is None:
+        scaling = fields.section("rope_scaling" if fields.raw("rope_scaling") else "rope_parameters")
     rotary_dim = _rotary_dim(fields, scaling, head_dim, is_partial)
     theta = scaling.positive_number("rope_theta", fields.positive_number("rope_theta", DEFAULT_THETA))
     type_field = "rope_type" if "rope_type" in scaling else "type"
@@ -46,6 +50,20 @@ def read_rope(fields: ConfigFields, head_dim: int, *, is_partial: bool = False) 
         case _:
             # dynamic and longrope change the frequencies with the sequence's length, so cached keys would be wrong.
             raise scaling.unsupported(type_field, "default, linear, llama3, yarn")
+
+
+def read_rope_of_type(fields: ConfigFields, head_dim: int, layer_type: str) -> RopeSpec:
+    """The rotary embedding of layers of a type, where full attention alone is stretched for longer contexts.
+
+    transformers 5 writes an object for each type into rope_parameters; transformers 4 wrote rope_scaling, which layers
+    with a sliding window ignored.
+    """
+    parameters = fields.section("rope_parameters")
+    if layer_type in parameters:
+        return read_rope(fields, head_dim, scaling=parameters.section(layer_type))
+    if layer_type == "sliding_attention":
+        return RopeSpec(fields.positive_number("rope_theta", DEFAULT_THETA), head_dim)
+    return read_rope(fields, head_dim)
 
 
 def max_position(fields: ConfigFields, rope: RopeSpec) -> int:
