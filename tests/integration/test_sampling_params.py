@@ -94,6 +94,9 @@ VARIANTS = [
     {"stop_token_ids": list(range(40)), "ignore_eos": False},
     {"logprobs": 3},
     {"truncate_prompt_tokens": 4},
+    {"allowed_token_ids": list(range(30, 90))},
+    {"bad_words": ["e", "the", "is"]},
+    {"prompt_logprobs": 1},
 ]
 
 
@@ -106,7 +109,10 @@ def answers(client: Client, *, at_once: bool) -> list[list[tuple[object, ...]]]:
     else:
         outputs = [client.complete(TEXT, each) for each in params]
     return [
-        [(one.token_ids, one.text, one.finish_reason, one.stop_reason, one.logprobs) for one in output.outputs]
+        [
+            (one.token_ids, one.text, one.finish_reason, one.stop_reason, one.logprobs, output.prompt_logprobs)
+            for one in output.outputs
+        ]
         for output in outputs
     ]
 

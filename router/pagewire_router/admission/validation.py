@@ -115,7 +115,9 @@ def resolve_sampling_params(
     params = with_defaults(given, limits.defaults)
     if not given.HasField("seed"):
         params.seed = secrets.randbelow(_INT64)
-    ranges = {**limits.ranges, "min_tokens": Range(0, max(0, params.max_tokens))}
+    ranges = limits.ranges
+    if params.min_tokens:
+        ranges = {**ranges, "min_tokens": Range(0, max(0, params.max_tokens))}
     for name, description in faults(params, limits.vocab_size, ranges):
         violations.add(prefix + name, description)
     if params.n > 1 and params.temperature < GREEDY_BELOW:
