@@ -5,11 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from pagewire.parameter_table import PARAMETERS, Kind
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sampling.md").read_text()
 
 
+PROGRAM = "".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+
+
 def test_the_examples_run() -> None:
-    program = "".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
-    assert "LLM(" in program
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", [parameter.name for parameter in PARAMETERS if parameter.kind is not Kind.MESSAGE])
+def test_every_parameter_has_an_example(name: str) -> None:
+    assert re.search(rf"\b{name}=", PROGRAM)
