@@ -227,6 +227,10 @@ class Inference:
         )
         return inference_pb2.DetokenizeResponse(text=text)
 
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFound if a model is named that is not the served one."""
+        self._admission.check_model(name)
+
     def get_model(self) -> inference_pb2.Model:
         """Describes the served model and its limits."""
         return inference_pb2.Model(

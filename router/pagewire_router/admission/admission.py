@@ -59,8 +59,7 @@ class Admission:
         trace = call.trace
         if trace is not None:
             trace.message, trace.model = message, self._model.model
-        if message.HasField("model") and message.model != self._model.model:
-            raise ModelNotFound(f"model {shorten(message.model, 100)!r} is not served here; {self._model.model!r} is")
+        self.check_model(message.model if message.HasField("model") else None)
         params = self._check(message)
         prompt = await self._encode(message, call, num_kept_tokens(params, self._limits))
         bad_words = self._bad_words(params) if params.bad_words else ()
@@ -92,6 +91,11 @@ class Admission:
             trace.request, trace.output = request, output
             trace.timeline.num_prompt_tokens = len(prompt.token_ids)
         return request, output
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFound if a model is named that is not the served one."""
+        if name is not None and name != self._model.model:
+            raise ModelNotFound(f"model {shorten(name, 100)!r} is not served here; {self._model.model!r} is")
 
     def _deadline_s(self, call: Call) -> float | None:
         """The client's deadline or the server's limit, whichever comes first."""

@@ -11,8 +11,7 @@ from pagewire.v1 import inference_pb2
 from pagewire_router.admission.call import Call
 from pagewire_router.errors import RouterError
 from pagewire_router.http_front.chunks import error_event
-from pagewire_router.http_front.error_bodies import openai_error
-from pagewire_router.http_front.errors import http_error
+from pagewire_router.http_front.errors import HttpError, http_error
 from pagewire_router.http_front.event_stream import Encode, EventWriter
 from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.inference import CompletedRequest, GenerateStream, Inference
@@ -124,12 +123,14 @@ async def stream_answer(
     streams: Sequence[GenerateStream],
     encoders: Sequence[Encode],
     end: Callable[[], bytes],
+    fail: Callable[[HttpError], bytes] = error_event,
 ) -> None:
-    """Answers with the outputs of streams as they come, in OpenAI's form.
+    """Answers with the outputs of streams as they come.
 
     Args:
         encoders: make events of the outputs, one for each stream.
         end: makes the last events.
+        fail: makes those of an answer whose request has failed.
     """
     events = await exchange.start_events()
     try:
@@ -139,7 +140,7 @@ async def stream_answer(
             )
             last = end()
         except RouterError as error:
-            last = error_event(openai_error(http_error(error.with_traceback(None), exchange.rename)))
+            last = fail(http_error(error.with_traceback(None), exchange.rename))
         await events.end(last)
     finally:
         events.close()

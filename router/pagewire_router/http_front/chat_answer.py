@@ -18,7 +18,7 @@ from pagewire_router.http_front.answers import (
 from pagewire_router.http_front.chunks import DONE, AnswerOptions, ChunkFormat
 from pagewire_router.http_front.event_stream import Outputs
 from pagewire_router.http_front.logprobs import LogprobsWriter
-from pagewire_router.http_front.turns import Turn
+from pagewire_router.http_front.turns import Turn, read_output
 from pagewire_router.inference import CompletedRequest
 from pagewire_router.output.sequence_output import Delta
 from pagewire_router.parsing.choice import OutputParsers
@@ -183,13 +183,7 @@ class _Choice:
         self, output: Delta | inference_pb2.Completion | None, finished: inference_pb2.Finished | None
     ) -> list[Event]:
         """What the next output says."""
-        text = "" if output is None else output.text
-        if self._reader is None:
-            return [ContentDelta(text)] if text else []
-        events = list(self._reader.feed(text)) if text else []
-        if finished is not None:
-            events += self._reader.finish(stopped=finished.finish_reason == inference_pb2.FINISH_REASON_STOP)
-        return events
+        return read_output(self._reader, output, finished)
 
     def part(
         self,

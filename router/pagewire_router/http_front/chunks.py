@@ -6,6 +6,9 @@ from typing import Any
 
 import orjson
 
+from pagewire_router.http_front.error_bodies import openai_error
+from pagewire_router.http_front.errors import HttpError
+
 DONE = b"data: [DONE]\n\n"
 
 
@@ -73,6 +76,6 @@ class ChunkFormat:
         return b"".join((self._opening, described, closing))
 
 
-def error_event(error: Mapping[str, Any]) -> bytes:
+def error_event(error: HttpError) -> bytes:
     """The last events of a stream whose request has failed."""
-    return b'data: {"error":' + orjson.dumps(error) + b"}\n\n" + DONE
+    return b'data: {"error":' + orjson.dumps(openai_error(error)) + b"}\n\n" + DONE

@@ -43,7 +43,11 @@ def openai_body(error: HttpError, _request_id: str) -> bytes:
     return orjson.dumps({"error": openai_error(error)})
 
 
+def anthropic_error(error: HttpError) -> dict[str, Any]:
+    """The error object of Anthropic's API."""
+    return {"type": _type(_ANTHROPIC_TYPES, error.status, "api_error"), "message": error.message}
+
+
 def anthropic_body(error: HttpError, request_id: str) -> bytes:
-    """The same in the form of Anthropic's API."""
-    kind = _type(_ANTHROPIC_TYPES, error.status, "api_error")
-    return orjson.dumps({"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id})
+    """The body of an answer with an error, in the form of Anthropic's API."""
+    return orjson.dumps({"type": "error", "error": anthropic_error(error), "request_id": request_id})

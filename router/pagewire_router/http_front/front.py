@@ -78,7 +78,7 @@ class HttpFront:
         if tokenizer is not None:
             config = self._config
             parsers = OutputParsers.of_model(tokenizer, config.tool_call_parser, config.reasoning_parser)
-        self._app.open(api_routes(inference, self._pacer, parsers if parsers and parsers.format else None))
+        self._app.open(api_routes(inference, self._pacer, tokenizer, parsers if parsers and parsers.format else None))
 
     async def stop(self) -> None:
         """Ends everything, after a last moment for the answers to requests that have ended."""

@@ -7,6 +7,7 @@ from pagewire_router.http_front.fields import FieldTable
 
 _PARAMS = "sampling_params."
 _CONSTRAINT = "sampling_params.structured_outputs"
+_TOKEN_IDS = "token_ids"
 _NAME = re.compile(r"\w+")
 _OF_MESSAGE = re.compile(r"(\[\d+\])\.json\b")
 
@@ -27,8 +28,10 @@ def renaming(table: FieldTable, prompt: str, **others: str) -> RenameField:
         if field.startswith("chat."):
             part, rest = _split(field.removeprefix("chat."))
             return others.get(part, part) + _OF_MESSAGE.sub(r"\1", rest)
-        if field in ("text", "chat", "token_ids") or field.startswith("token_ids."):
+        if field in ("prompt", "text", "chat"):
             return prompt
+        if field.startswith(_TOKEN_IDS):
+            return prompt + field.removeprefix(_TOKEN_IDS).removeprefix(".ids")
         return field
 
     return rename

@@ -12,6 +12,7 @@ from pagewire.parameter_table import MAX_INT32
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.http_front.errors import wrong
+from pagewire_router.output.sequence_output import Delta
 from pagewire_router.parsing.choice import OutputParsers
 from pagewire_router.parsing.events import (
     ContentDelta,
@@ -36,6 +37,21 @@ class OutputReader(Protocol):
         """Ends the text. stopped: the model ended it itself."""
 
 
+def read_output(
+    reader: OutputReader | None,
+    output: Delta | inference_pb2.Completion | None,
+    finished: inference_pb2.Finished | None,
+) -> list[Event]:
+    """What the next output of a sequence says. reader: None: all of its text is content."""
+    text = "" if output is None else output.text
+    if reader is None:
+        return [ContentDelta(text)] if text else []
+    events = list(reader.feed(text)) if text else []
+    if finished is not None:
+        events += reader.finish(stopped=finished.finish_reason == inference_pb2.FINISH_REASON_STOP)
+    return events
+
+
 @dataclass(slots=True)
 class Turn:
     """What a client asks for with a conversation."""
@@ -50,15 +66,20 @@ class Turn:
     allows_parallel_calls: bool = True
     skips_special_tokens: bool = True
 
-    def fill(self, request: inference_pb2.GenerateRequest, model: inference_pb2.Model, format_is_known: bool) -> None:
-        """Sets prompt and constraint of a request that has its sampling parameters. Raises HttpError."""
-        chat, params = request.chat, request.sampling_params
+    def fill_chat(self, chat: inference_pb2.ChatPrompt) -> None:
+        """Sets messages, tools and variables of a prompt."""
+        chat.SetInParent()
         for message in self.messages:
             chat.messages.add(json=orjson.dumps(_with_parsed_arguments(message)).decode())
         if self.tools and self.tool_choice != NONE:
             chat.tools_json = orjson.dumps(self.tools).decode()
         if self.template_kwargs:
             chat.template_kwargs_json = orjson.dumps(self.template_kwargs).decode()
+
+    def fill(self, request: inference_pb2.GenerateRequest, model: inference_pb2.Model, format_is_known: bool) -> None:
+        """Sets prompt and constraint of a request that has its sampling parameters. Raises HttpError."""
+        params = request.sampling_params
+        self.fill_chat(request.chat)
         if not params.HasField("max_tokens") and not model.default_sampling_params.HasField("max_tokens"):
             params.max_tokens = MAX_INT32
         if self.is_forced:

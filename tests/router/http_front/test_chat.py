@@ -18,17 +18,6 @@ CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Paris", "days": 2}
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-@pytest.fixture
-def saying(serve_http, byte_level_files):
-    """Serves a model that says a text and ends."""
-
-    def start(text, **config):
-        token_ids = Tokenizer(byte_level_files, 500).encode_now(text, add_special_tokens=False)
-        return serve_http(script=lambda request: [*token_ids, 1], config=config)
-
-    return start
-
-
 async def chunks(stream):
     return [chunk async for chunk in stream]
 
