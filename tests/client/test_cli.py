@@ -16,6 +16,47 @@ def test_complete_streams_to_standard_output(background_fake, capsys):
     assert (params.max_tokens, list(params.stop)) == (5, ["a"])
 
 
+def test_every_sampling_parameter_that_means_something_to_a_text_has_a_flag(background_fake):
+    flags = [
+        *("--temperature", "0.5", "--top-p", "0.9", "--top-k", "-1", "--min-p", "0.1", "--seed", "3"),
+        *("--presence-penalty", "-1", "--frequency-penalty", "1", "--repetition-penalty", "1.5"),
+        *("--max-tokens", "9", "--min-tokens", "2", "--stop", "a", "--stop", "b", "--stop-token-ids", "4,5"),
+        *("--ignore-eos", "--include-stop-str-in-output", "--no-skip-special-tokens"),
+        *("--no-spaces-between-special-tokens", "--logit-bias", "7=-1.5,8=2", "--allowed-token-ids", "7,8"),
+        *("--bad-words", "x y", "--truncate-prompt-tokens", "-1"),
+    ]
+    assert main(["complete", "one", "--server", background_fake.target, *flags]) == 0
+    assert background_fake.requests[0].sampling_params == pb.SamplingParams(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=-1,
+        min_p=0.1,
+        seed=3,
+        presence_penalty=-1,
+        frequency_penalty=1,
+        repetition_penalty=1.5,
+        max_tokens=9,
+        min_tokens=2,
+        stop=["a", "b"],
+        stop_token_ids=[4, 5],
+        ignore_eos=True,
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        spaces_between_special_tokens=False,
+        logit_bias={7: -1.5, 8: 2.0},
+        allowed_token_ids=[7, 8],
+        bad_words=["x y"],
+        truncate_prompt_tokens=-1,
+    )
+
+
+@pytest.mark.parametrize("words", [["--logit-bias", "7"], ["--allowed-token-ids", "a"], ["--top-k", "1.5"]])
+def test_flags_that_cannot_be_read_are_wrong_usage(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["complete", "one", *words])
+    assert words[0] in capsys.readouterr().err
+
+
 def test_complete_at_once(background_fake, capsys):
     assert main(["complete", "one two", "--server", background_fake.target, "--no-stream"]) == 0
     assert capsys.readouterr().out == " one two\n"
