@@ -367,7 +367,9 @@ Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
 class SamplingParams(_message.Message):
-    """How tokens are sampled. Names, defaults and ranges are vLLM's. Absent means the default."""
+    """How tokens are sampled. Names, defaults and ranges are vLLM's. Absent means the default, or what the model says in
+    its place: Model.default_sampling_params.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -995,7 +997,9 @@ Global___Started: _TypeAlias = Started  # noqa: Y015
 
 @_typing.final
 class PromptLogprobs(_message.Message):
-    """Log-probabilities of consecutive prompt tokens, under 1 MiB. Once for the whole request, whatever n is."""
+    """Log-probabilities of consecutive prompt tokens, under 1 MiB unless those of one token are more. Once for the whole
+    request, whatever n is.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1023,7 +1027,9 @@ Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
 
 @_typing.final
 class Delta(_message.Message):
-    """New tokens of one sequence: always increments, never cumulative, under 1 MiB."""
+    """New tokens of one sequence: always increments, never cumulative, under 1 MiB unless one token has more
+    log-probabilities than that.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1458,7 +1464,7 @@ class Model(_message.Message):
     max_n: _builtins.int
     """Largest n."""
     max_logprobs: _builtins.int
-    """Largest logprobs."""
+    """Largest logprobs; vocab_size: -1 is accepted too."""
     max_queued_requests: _builtins.int
     """Requests that may wait before RESOURCE_EXHAUSTED."""
     max_queued_tokens: _builtins.int
