@@ -127,11 +127,16 @@ class Driver:
             self._claim(prompt)
         return self.add_prompt(prompt, max_tokens)
 
-    def add_prompt(self, prompt: list[int], max_tokens: int) -> SequenceGroup:
-        """Queues a request, to be decoded greedily."""
+    def add_prompt(
+        self, prompt: list[int], max_tokens: int, *, params: SamplingParams | None = None, grammar: str = ""
+    ) -> SequenceGroup:
+        """Queues a request, to be decoded greedily unless params say otherwise; grammar: as Request has it."""
         self._num_requests += 1
-        params = with_defaults(SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True))
-        request = Request(str(self._num_requests), prompt, params, NullSink(), arrival_s=float(self._num_requests))
+        given = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        if params is not None:
+            given.MergeFrom(params)
+        arrival_s = float(self._num_requests)
+        request = Request(str(arrival_s), prompt, with_defaults(given), NullSink(), arrival_s, grammar=grammar)
         return self.scheduler.add(request)
 
     def step(self) -> Step | None:
@@ -141,7 +146,10 @@ class Driver:
             plan = self.scheduler.schedule(0.0)
             if plan is None:
                 break
-            self._pending.append(self.engine.launch(plan))
+            launched = self.engine.launch(plan)
+            self._pending.append(launched)
+            if launched.awaits_tokens:
+                self.engine.sample(launched)
         if not self._pending:
             return None
         pending = self._pending.popleft()

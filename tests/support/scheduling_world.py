@@ -243,7 +243,7 @@ class FakeMatcher:
 class FakeGrammars:
     """The grammars of one rank."""
 
-    num_mask_words = 2
+    num_mask_words = 1
 
     def __init__(self) -> None:
         self.ready: set[str] = set()

@@ -54,9 +54,8 @@ class Constraint:
 class Constraints:
     """The constrained sequences of one engine."""
 
-    def __init__(self, grammars: Grammars, vocab_size: int) -> None:
+    def __init__(self, grammars: Grammars) -> None:
         self._grammars = grammars
-        self._num_words = -(-vocab_size // _WORD_BITS)
         self._thread = ThreadPoolExecutor(1, "masks")
         """Fills masks beside a forward pass that occupies the step thread."""
 
@@ -104,8 +103,7 @@ class Constraints:
         for row, constraint in enumerate(constraints):
             if constraint.num_taken < constraint.stop.min_tokens:
                 _take_stops(bits[row], constraint.stop.token_ids)
-        # The tokenizer may know more tokens than the model has logits for.
-        return np.ascontiguousarray(bits[:, : self._num_words])
+        return bits
 
 
 def _take_stops(mask: npt.NDArray[np.int32], stop_token_ids: Items[int]) -> None:

@@ -82,7 +82,7 @@ class Engine:
         """grammars: those that admissions may name; None: they may name none."""
         self.info = info
         self.pool = pool
-        self._constraints = None if grammars is None else Constraints(grammars, info.vocab_size)
+        self._constraints = None if grammars is None else Constraints(grammars)
         self._num_constrained = 0
         """Sequences that a grammar constrains."""
         self._runner = runner
