@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from gpu_parts.engine_driver import Driver, fill_caches, step_times_s
+from gpu_parts.engine_driver import Driver, Step, fill_caches, step_times_s
 from machine import RESULTS, print_table, save_result
 from pagewire.v1 import shard_pb2
 from pagewire.v1.inference_pb2 import SamplingParams, StructuredOutputs
@@ -154,7 +154,7 @@ def measure(engine: Engine, grammars: Grammars, batch: int, share: float, num_st
     """Tokens per second of steps in which every row yields one."""
     max_tokens = 2 * (num_steps + NUM_WARM_STEPS)
     driver = StructuredDriver(engine, grammars, batch, int(share * batch), max_tokens)
-    steps = []
+    steps: list[Step] = []
     num_full = 0
     while len(steps) <= num_steps:
         step = driver.step()
