@@ -80,6 +80,34 @@ def test_complete_prints_several_continuations(background_fake, capsys):
     assert capsys.readouterr().out == "[0]\n 0\n[1]\n 1\n"
 
 
+@pytest.mark.parametrize("flags", [[], ["--no-stream"]])
+def test_complete_prints_the_log_probabilities_of_the_text_before_its_continuation(background_fake, capsys, flags):
+    best = {"top_token_ids": [8, 9], "top_logprobs": [-0.5, -1.25], "top_token_texts": [" b", " c"]}
+    entries = [
+        pb.TokenLogprobs(token_id=9, logprob=-1.25, rank=2, token_text=" c", **best),
+        pb.TokenLogprobs(token_id=4, logprob=-12.5, rank=300, token_text="\n", **best),
+    ]
+
+    async def generate(request, context):
+        yield pb.GenerateResponse(started=pb.Started())
+        for position, entry in enumerate(entries, 1):
+            yield pb.GenerateResponse(prompt_logprobs=pb.PromptLogprobs(first_position=position, logprobs=[entry]))
+        yield pb.GenerateResponse(delta=pb.Delta(text=" d", token_ids=[1]))
+
+    async def complete(request, context):
+        return pb.GenerateResult(completions=[pb.Completion(text=" d")], prompt_logprobs=entries)
+
+    background_fake.generate, background_fake.complete = generate, complete
+    assert main(["complete", "a c", "--server", background_fake.target, "--prompt-logprobs", "2", *flags]) == 0
+    assert background_fake.requests[0].sampling_params.prompt_logprobs == 2
+    *lines, continuation = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["-1.2500", "2", "'", "c'", "-0.5000", "'", "b'"],
+        ["-12.5000", "300", "'\\n'", "-0.5000", "'", "b'", "-1.2500", "'", "c'"],
+    ]
+    assert continuation == " d"
+
+
 def test_complete_reads_standard_input(background_fake, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
     assert main(["complete", "-", "--server", background_fake.target]) == 0

@@ -56,9 +56,10 @@ def test_ranks_that_learn_of_tokens_at_different_times_stay_identical(workload: 
         lambda world: world.max_running > 3,
         lambda world: world.num_missed > 0,
         lambda world: world.grammars.num_prepared["a"] > 1,
+        lambda world: world.num_resumed_prompts > 0,
     ],
 )
-def test_workloads_reach_preemptions_cache_hits_full_batches_wrong_guesses_and_forgotten_grammars(
+def test_workloads_reach_what_is_rare(
     reached: Callable[[World], bool],
 ) -> None:
     """The simplest workload that does so is easily found, so that the tests above mean something."""

@@ -12,6 +12,7 @@ from pagewire_router.admission.validation import (
     Violations,
     bound_by_context,
     check_prompt_length,
+    check_prompt_logprobs,
     num_kept_tokens,
     resolve_sampling_params,
 )
@@ -198,3 +199,14 @@ def test_bad_words_are_bounded_before_they_are_tokenized(bad_words, field, descr
     violations = Violations()
     resolve_sampling_params(inference_pb2.SamplingParams(bad_words=bad_words), WIDE, violations)
     assert [(v.field, v.description) for v in violations.found] == [(f"sampling_params.{field}", description)]
+
+
+def test_the_log_probabilities_of_a_long_prompt_are_bounded_in_number():
+    some, none = inference_pb2.SamplingParams(prompt_logprobs=999), inference_pb2.SamplingParams()
+    check_prompt_logprobs(some, 4194)
+    check_prompt_logprobs(none, 1 << 30)
+    with pytest.raises(InvalidRequest) as refused:
+        check_prompt_logprobs(some, 4195)
+    [violation] = refused.value.violations
+    assert violation.field == "sampling_params.prompt_logprobs"
+    assert violation.description == "is 999; accepted for 4195 prompt tokens: up to 998"

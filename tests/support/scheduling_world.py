@@ -46,6 +46,11 @@ def chain(tokens: list[int]) -> list[int]:
     return out
 
 
+def prompt_logprobs(prompt: list[int]) -> list[float]:
+    """Of each token of a prompt but the first; a float32 holds them."""
+    return [-float(value % 997) for value in chain(prompt)[1:]]
+
+
 def next_token(last: int, seed: int, position: int, eos_share: float) -> int:
     rng = random.Random(last * 1_000_003 + seed * 7919 + position)
     return EOS if rng.random() < eos_share else rng.randrange(1, VOCAB_SIZE)
@@ -100,6 +105,9 @@ class HashRunner:
             "min_len": sequence.num_prompt_tokens + sequence.stop.min_tokens,
             "seed": sequence.seed,
             "eos": EOS in sequence.stop.token_ids,
+            "num_prompt": sequence.num_prompt_tokens,
+            "scores": sequence.num_prompt_logprobs,
+            "known": sequence.min_recompute_from,
         }
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
@@ -125,6 +133,8 @@ class HashRunner:
         self._apply_masks(batch, masks)
         for slot, query_len, sample_len in zip(batch.slots, batch.query_lens, batch.sample_lens, strict=True):
             row = self.rows[slot]
+            if row["scores"] is not None:
+                self._score_prompt(row, query_len, out)
             sampled = [] if row["stop"] else self._run(row, query_len, sample_len)
             assert row["computed"] <= batch.max_seq_len
             out.num_computed_tokens.append(row["computed"])
@@ -183,6 +193,13 @@ class HashRunner:
         for position in range(row["computed"], end):
             self._write(row, position, REJECTED)
         return sampled
+
+    def _score_prompt(self, row: dict, query_len: int, out: StepTokens) -> None:
+        first = max(row["computed"], row["known"]) + 1
+        logprobs = prompt_logprobs(row["tokens"][: row["num_prompt"]])[first - 1 : row["computed"] + query_len]
+        if logprobs:
+            scores = shard_pb2.PromptScores(run_index=len(out.num_tokens), first_position=first, logprobs=logprobs)
+            out.prompt_scores.append(scores)
 
     def _found(self, row: dict) -> list[int]:
         """What the cache holds of a row that has caught up with its tokens."""
@@ -372,6 +389,10 @@ class World:
         self.grammars = GrammarDesk([rank.grammars for rank in self.ranks], max_grammar_delay)
         self.now = 0.0
         self.max_running = 0
+        self.prompt_logprobs: dict[SequenceGroup, list[float]] = {}
+        """Those that have come of the prompts of requests that asked for them."""
+        self.num_resumed_prompts = 0
+        """Admissions of requests that have some of their prompts' log-probabilities."""
         self.num_missed = 0
         """Requests that had less cached than the router guessed."""
 
@@ -387,6 +408,7 @@ class World:
             plan = self.scheduler.schedule(self.now)
             if plan is None:
                 break
+            self.num_resumed_prompts += sum(admit.min_recompute_from > 0 for admit in plan.admits)
             data = plan.SerializeToString()
             for rank in self.ranks:
                 rank.take(shard_pb2.StepPlan.FromString(data))
@@ -402,6 +424,8 @@ class World:
                 assert (progress.failure, group.request.grammar) == (shard_pb2.STOP_REASON_GRAMMAR, "dead")
                 assert progress.sequence.num_output_tokens == 3
                 self.scheduler.end(group)
+            if progress.prompt_scores is not None:
+                self.prompt_logprobs.setdefault(progress.sequence.group, []).extend(progress.prompt_scores.logprobs)
         self.num_missed += sum(group.is_misguessed for group in right)
         return True
 

@@ -15,6 +15,7 @@ from scheduling_world import (
     expected_output,
     make_request,
     output,
+    prompt_logprobs,
 )
 
 PREFIXES = ([1] * 14, [1, 2, 3, 4] * 3 + [1, 2])
@@ -35,6 +36,7 @@ class Submit:
     grammar: str = ""
     beam_width: int = 0
     """0: it is no beam search."""
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def actions(max_prompt: int, max_tokens: int, max_n: int, max_drafts: int) -> tu
         st.integers(0, 99),
         st.sampled_from(["", "", "", "a", "a", "b", "c", "dead", "bad", "slow"]),
         st.sampled_from([0, 0, 0, *range(1, max_n + 1)]),
+        st.sampled_from([None, None, None, 0, 3]),
     )
     steps = st.builds(Steps, st.integers(1, 8))
     rare = [st.builds(Abort, st.integers(0, 9)), st.builds(Draft, st.integers(0, max_drafts)), st.just(NewEpoch())]
@@ -178,6 +181,7 @@ def play(workload: Workload, num_ranks: int = 1) -> World:
     world.run(2000)
     for group in groups:
         check_output(group, workload)
+        check_prompt_logprobs(world, group)
     world.check_whole()
     return world
 
@@ -194,6 +198,18 @@ def check_output(group: SequenceGroup, workload: Workload) -> None:
         if sequence.finish_reason not in FINISHED_BY_ITSELF:
             expected = expected[: len(found)]
         assert found == expected
+
+
+def check_prompt_logprobs(world: World, group: SequenceGroup) -> None:
+    """Each has come once, in order, if they were asked for: all of them before the first token."""
+    found = world.prompt_logprobs.get(group, [])
+    expected = prompt_logprobs(group.request.prompt_token_ids)
+    if not group.request.params.HasField("prompt_logprobs"):
+        assert not found
+    elif group.num_output_tokens:
+        assert found == expected
+    else:
+        assert found == expected[: len(found)]
 
 
 def check_beams(group: SequenceGroup, workload: Workload) -> None:
@@ -226,4 +242,5 @@ def _request(submit: Submit, now: float, limits: GroupLimits):
         cache_salt=submit.cache_salt,
         seed=submit.seed,
         grammar="" if beams else submit.grammar,
+        **({} if beams or submit.prompt_logprobs is None else {"prompt_logprobs": submit.prompt_logprobs}),
     )
