@@ -210,12 +210,15 @@ def test_kernels_depend_on_little() -> None:
 
 
 def modules_loaded_by(package: str) -> set[str]:
-    """Imports a package with all its modules in a fresh interpreter; returns the top-level modules then loaded."""
+    """Imports a package with all its modules in a fresh interpreter; returns the top-level modules then loaded.
+
+    Left out are commands, and what plugs into a program that no part of pagewire needs.
+    """
     script = (
         "import importlib, pkgutil, sys\n"
         f"package = importlib.import_module({package!r})\n"
         "for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
-        "    if not module.name.endswith('__main__'):\n"
+        "    if not module.name.endswith(('__main__', 'pagewire.lm_eval')):\n"
         "        importlib.import_module(module.name)\n"
         "print(*{name.partition('.')[0] for name in sys.modules})\n"
     )
