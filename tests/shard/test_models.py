@@ -110,6 +110,25 @@ CASES: dict[str, transformers.PretrainedConfig] = {
         residual_multiplier=0.5,
         logits_scaling=2.0,
     ),
+    "granite-moe": transformers.GraniteMoeConfig(
+        **LLAMA, num_key_value_heads=2, num_local_experts=5, residual_multiplier=0.5, attention_multiplier=0.2
+    ),
+    "granite-moe-shared": transformers.GraniteMoeSharedConfig(
+        **LLAMA, num_key_value_heads=2, num_local_experts=5, shared_intermediate_size=20, attention_multiplier=0.2
+    ),
+    "granite-moe-shared-without": transformers.GraniteMoeSharedConfig(**LLAMA, num_local_experts=3),
+    "olmoe": transformers.OlmoeConfig(
+        **LLAMA, num_key_value_heads=2, num_experts=6, num_experts_per_tok=3, norm_topk_prob=True, pad_token_id=None
+    ),
+    "qwen2-moe": transformers.Qwen2MoeConfig(
+        **LLAMA,
+        num_key_value_heads=2,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=20,
+        shared_expert_intermediate_size=28,
+        mlp_only_layers=[0],
+    ),
     "smollm3": transformers.SmolLM3Config(**LAYERS_4, num_key_value_heads=2, pad_token_id=None),
     "smollm3-windows": transformers.SmolLM3Config(
         **LLAMA,

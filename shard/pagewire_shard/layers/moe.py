@@ -7,7 +7,7 @@ from pagewire_kernels.fused_moe import fused_moe, route
 
 from pagewire_shard.layers.block import FeedForward
 from pagewire_shard.layers.linear import Linear
-from pagewire_shard.layers.mlp import gated
+from pagewire_shard.layers.mlp import Mlp, MlpSpec, gated
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights
 
@@ -46,6 +46,36 @@ class MoeSpec:
             return MixtureOfLinears(self, weights.linear("router"), ups, downs)
         up, down = weights.tensors("experts_up")["weight"], weights.tensors("experts_down")["weight"]
         return MixtureOfExperts(self, weights.linear("router"), up, down)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedExpertSpec:
+    """A mixture of experts, and beside it an expert that every token goes through."""
+
+    moe: MoeSpec
+    shared: MlpSpec
+    is_weighted: bool
+    """The shared expert's output is multiplied by the sigmoid of a product of its own."""
+
+    @property
+    def active_share(self) -> float:
+        """See FeedForwardSpec."""
+        return self.moe.active_share
+
+    def parameters(self, hidden_size: int) -> dict[str, Parameter]:
+        """See FeedForwardSpec."""
+        shared = {f"shared_{name}": each for name, each in self.shared.parameters(hidden_size).items()}
+        weight = {"shared_weight": Parameter("linear", (1,), hidden_size)} if self.is_weighted else {}
+        return self.moe.parameters(hidden_size) | shared | weight
+
+    def build(self, weights: LayerWeights) -> FeedForward:
+        """See FeedForwardSpec."""
+        experts = self.moe.build(weights)
+        shared = Mlp(self.shared, weights.linear("shared_up"), weights.linear("shared_down"))
+        if not self.is_weighted:
+            return lambda x: experts(x) + shared(x)
+        weight = weights.linear("shared_weight")
+        return lambda x: experts(x) + shared(x) * torch.sigmoid(weight(x))
 
 
 class MixtureOfExperts:

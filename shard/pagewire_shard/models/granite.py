@@ -1,11 +1,16 @@
-"""Granite 3: Llama's shape with multipliers of embeddings, attention, residual and logits."""
+"""Granite 3: Llama's shape with multipliers of embeddings, attention, residual and logits; dense, or with experts and
+perhaps a shared one."""
 
 from dataclasses import replace
 
+from pagewire_shard.layers.block import FeedForwardSpec
+from pagewire_shard.layers.mlp import MlpSpec
+from pagewire_shard.layers.moe import MoeSpec, SharedExpertSpec
 from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_DEFAULTS, LLAMA_NAMES, llama_spec, with_mixers
+from pagewire_shard.models.mixtral import ATTENTION_NAMES, check_silu, read_top_k
 
 DEFAULTS: dict[str, object] = {
     **LLAMA_DEFAULTS,
@@ -14,12 +19,26 @@ DEFAULTS: dict[str, object] = {
     "residual_multiplier": 1.0,
     "logits_scaling": 1.0,
 }
+MOE_DEFAULTS: dict[str, object] = {**DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2}
+MOE_NAMES = replace(
+    LLAMA_NAMES,
+    layer_modules={
+        **ATTENTION_NAMES,
+        "block_sparse_moe.router.layer": ("router", None),
+        "shared_mlp.input_linear": ("shared_up", None),
+        "shared_mlp.output_linear": ("shared_down", None),
+    },
+    fused_experts={
+        "block_sparse_moe.input_linear.weight": "experts_up",
+        "block_sparse_moe.output_linear.weight": "experts_down",
+    },
+)
 
 
 def _granite(fields: ConfigFields) -> DecoderSpec:
     bias = fields.flag("attention_bias")
     windows = [0] * fields.integer("num_hidden_layers")
-    spec = llama_spec(fields, windows=windows, qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias"))
+    spec = llama_spec(fields, windows=windows, qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
     attention_scale = fields.number("attention_multiplier")
     spec = with_mixers(spec, lambda _, attention: replace(attention, scale=attention_scale))
     residual_scale = fields.number("residual_multiplier")
@@ -31,4 +50,25 @@ def _granite(fields: ConfigFields) -> DecoderSpec:
     )
 
 
+def _granite_moe(fields: ConfigFields) -> DecoderSpec:
+    check_silu(fields)
+    num_experts = fields.integer("num_local_experts")
+    moe = MoeSpec(
+        num_experts=num_experts,
+        top_k=read_top_k(fields, num_experts),
+        intermediate_size=fields.integer("intermediate_size"),
+        renormalise=True,
+    )
+    feed_forward: FeedForwardSpec = moe
+    if fields.number("shared_intermediate_size", 0):
+        shared = MlpSpec(fields.integer("shared_intermediate_size"), "silu", gated=True, bias=False)
+        feed_forward = SharedExpertSpec(moe, shared, is_weighted=False)
+    spec = _granite(fields)
+    return replace(spec, layers=tuple(replace(layer, feed_forward=feed_forward) for layer in spec.layers))
+
+
 GRANITE = Family(_granite, LLAMA_NAMES, "granite", DEFAULTS)
+GRANITE_MOE = Family(_granite_moe, MOE_NAMES, "granitemoe", MOE_DEFAULTS)
+GRANITE_MOE_SHARED = Family(
+    _granite_moe, MOE_NAMES, "granitemoeshared", {**MOE_DEFAULTS, "shared_intermediate_size": 0}
+)

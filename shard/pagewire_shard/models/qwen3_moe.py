@@ -1,14 +1,13 @@
 """Qwen3-MoE: Qwen3 with a mixture of experts in place of the MLP of some or all layers."""
 
-from dataclasses import replace
-
 from pagewire_shard.layers.moe import MoeSpec
 from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import Family, read_window
 from pagewire_shard.models.hf_config import ConfigFields
-from pagewire_shard.models.llama import LLAMA_NAMES, llama_spec
-from pagewire_shard.models.mixtral import FUSED_NAMES, check_silu, read_top_k
+from pagewire_shard.models.llama import llama_spec
+from pagewire_shard.models.mixtral import check_silu, read_top_k
 from pagewire_shard.models.qwen2 import QWEN2_DEFAULTS
+from pagewire_shard.models.qwen2_moe import EXPERT_NAMES, with_experts
 
 DEFAULTS: dict[str, object] = {
     **QWEN2_DEFAULTS,
@@ -25,17 +24,6 @@ DEFAULTS: dict[str, object] = {
 }
 # Newer versions of transformers save it under this name.
 ALIASES = {"num_local_experts": "num_experts"}
-
-NAMES = replace(
-    LLAMA_NAMES,
-    layer_modules={**LLAMA_NAMES.layer_modules, "mlp.gate": ("router", None)},
-    experts={
-        "mlp.experts.{}.gate_proj": ("experts_up", 2, 0),
-        "mlp.experts.{}.up_proj": ("experts_up", 2, 1),
-        "mlp.experts.{}.down_proj": ("experts_down", 1, 0),
-    },
-    fused_experts=FUSED_NAMES,
-)
 
 
 def _qwen3_moe(fields: ConfigFields) -> DecoderSpec:
@@ -56,13 +44,7 @@ def _qwen3_moe(fields: ConfigFields) -> DecoderSpec:
         o_bias=attention_bias,
         qk_norm=True,
     )
-    dense = set(fields.integers("mlp_only_layers"))
-    step = fields.integer("decoder_sparse_step")
-    layers = (
-        layer if index in dense or (index + 1) % step else replace(layer, feed_forward=moe)
-        for index, layer in enumerate(spec.layers)
-    )
-    return replace(spec, layers=tuple(layers))
+    return with_experts(fields, spec, moe)
 
 
-QWEN3_MOE = Family(_qwen3_moe, NAMES, "qwen3_moe", DEFAULTS, ALIASES)
+QWEN3_MOE = Family(_qwen3_moe, EXPERT_NAMES, "qwen3_moe", DEFAULTS, ALIASES)

@@ -7,17 +7,19 @@ from pagewire_shard.models.exaone4 import EXAONE4
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.glm import GLM, GLM4
 from pagewire_shard.models.gpt2 import GPT2
-from pagewire_shard.models.granite import GRANITE
+from pagewire_shard.models.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from pagewire_shard.models.helium import HELIUM
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import CWM, LLAMA, MINISTRAL, MISTRAL
 from pagewire_shard.models.mixtral import MIXTRAL
 from pagewire_shard.models.olmo2 import OLMO2, OLMO3
+from pagewire_shard.models.olmoe import OLMOE
 from pagewire_shard.models.opt import OPT
 from pagewire_shard.models.phi import PHI
 from pagewire_shard.models.phi3 import PHI3
 from pagewire_shard.models.plain_mlp import ARCEE, NEMOTRON, STARCODER2
 from pagewire_shard.models.qwen2 import QWEN2
+from pagewire_shard.models.qwen2_moe import QWEN2_MOE
 from pagewire_shard.models.qwen3 import QWEN3
 from pagewire_shard.models.qwen3_moe import QWEN3_MOE
 from pagewire_shard.models.seed_oss import SEED_OSS
@@ -35,6 +37,8 @@ FAMILIES: dict[str, Family] = {
     "Glm4ForCausalLM": GLM4,
     "GlmForCausalLM": GLM,
     "GraniteForCausalLM": GRANITE,
+    "GraniteMoeForCausalLM": GRANITE_MOE,
+    "GraniteMoeSharedForCausalLM": GRANITE_MOE_SHARED,
     "HeliumForCausalLM": HELIUM,
     "LlamaForCausalLM": LLAMA,
     "MinistralForCausalLM": MINISTRAL,
@@ -44,9 +48,11 @@ FAMILIES: dict[str, Family] = {
     "OPTForCausalLM": OPT,
     "Olmo2ForCausalLM": OLMO2,
     "Olmo3ForCausalLM": OLMO3,
+    "OlmoeForCausalLM": OLMOE,
     "Phi3ForCausalLM": PHI3,
     "PhiForCausalLM": PHI,
     "Qwen2ForCausalLM": QWEN2,
+    "Qwen2MoeForCausalLM": QWEN2_MOE,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
     "SeedOssForCausalLM": SEED_OSS,

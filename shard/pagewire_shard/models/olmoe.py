@@ -1,0 +1,50 @@
+"""OLMoE: Llama's shape with a mixture of experts in place of every MLP, and norms over all queries and all keys."""
+
+from dataclasses import replace
+
+from pagewire_shard.layers.moe import MoeSpec
+from pagewire_shard.layers.norm import NormSpec
+from pagewire_shard.models.decoder import DecoderSpec
+from pagewire_shard.models.family import Family
+from pagewire_shard.models.hf_config import ConfigFields
+from pagewire_shard.models.llama import LLAMA_DEFAULTS, llama_spec, with_mixers
+from pagewire_shard.models.mixtral import check_silu, read_top_k
+from pagewire_shard.models.qwen2_moe import EXPERT_NAMES
+
+DEFAULTS: dict[str, object] = {
+    **LLAMA_DEFAULTS,
+    "vocab_size": 50304,
+    "hidden_size": 2048,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "clip_qkv": None,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+    "eos_token_id": 50279,
+}
+ALIASES = {"num_local_experts": "num_experts"}
+
+
+def _olmoe(fields: ConfigFields) -> DecoderSpec:
+    check_silu(fields)
+    if "clip_qkv" in fields:
+        raise fields.unsupported("clip_qkv", "null")
+    num_experts = fields.integer("num_experts")
+    moe = MoeSpec(
+        num_experts=num_experts,
+        top_k=read_top_k(fields, num_experts),
+        intermediate_size=fields.integer("intermediate_size"),
+        renormalise=fields.flag("norm_topk_prob"),
+    )
+    bias = fields.flag("attention_bias")
+    spec = llama_spec(fields, windows=[0] * fields.integer("num_hidden_layers"), qkv_bias=bias, o_bias=bias)
+    norm = NormSpec("rms", fields.number("rms_norm_eps"))
+    spec = with_mixers(spec, lambda _, attention: replace(attention, qk_norm=norm, qk_norm_scope="all_heads"))
+    return replace(spec, layers=tuple(replace(layer, feed_forward=moe) for layer in spec.layers))
+
+
+OLMOE = Family(_olmoe, EXPERT_NAMES, "olmoe", DEFAULTS, ALIASES)
