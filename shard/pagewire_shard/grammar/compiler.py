@@ -14,8 +14,20 @@ from pagewire_shard.grammar.sources import grammar_text
 from pagewire_shard.grammar.vocabulary import Vocabulary
 
 MAX_MESSAGE_CHARS = 500
-_UNIMPLEMENTED = re.compile(r"^Unimplemented keys: (\[.*\])", re.MULTILINE)
-_COSTLY = re.compile(r"\blimit\b|too (?:big|large|complex|many)|\bfuel\b", re.IGNORECASE)
+_COSTLY = re.compile(
+    r"\blimit\b|\bfuel\b|\bmax is\b|too (?:big|large|complex)|too many (?:items|expressions|states)", re.IGNORECASE
+)
+_SCHEMA_FAULTS = (
+    (r'Unimplemented keys: \["([^"]*)"', "{0}", "`{0}` is not supported"),
+    (r"oneOf constraints are not supported", "oneOf", "`oneOf` whose options may both match is not supported"),
+    (r"Unknown format: (.*)", "format", "`format` {0!r} is not supported"),
+    (r"Resource '([^']*)'", "$ref", "`$ref` to another document is not supported: {0!r}"),
+    (r"patternProperty regexes (.*)", "patternProperties", "`patternProperties` that overlap are not supported: {0}"),
+    (r"float range: (.*)", None, "`minimum` or `maximum` of this size is not supported: {0}"),
+    (r"(regex parse error.*)", "pattern", "`pattern` cannot be read: {0}"),
+    (r"Unsatisfiable schema: (.*)", None, "no value satisfies the schema: {0}"),
+)
+"""What llguidance says, the keyword that it is about, and how we say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +68,20 @@ def compile_source(outputs: inference_pb2.StructuredOutputs, vocabulary: Vocabul
 
 def named(message: str, outputs: inference_pb2.StructuredOutputs) -> str:
     """llguidance's message in our words, with the place in the JSON schema that it is about."""
-    if found := _UNIMPLEMENTED.search(message):
-        keyword = re.findall(r'"([^"]*)"', found[1])[0]
-        return f"JSON schema: `{keyword}` is not supported{_place(keyword, outputs)}"
-    if message.startswith("oneOf constraints"):
-        return f"JSON schema: `oneOf` whose options may both match is not supported{_place('oneOf', outputs)}"
+    if outputs.WhichOneof("constraint") not in ("json", "structural_tag"):
+        return message
+    for pattern, keyword, words in _SCHEMA_FAULTS:
+        if found := re.search(pattern, message):
+            place = _place(keyword.format(*found.groups()), outputs) if keyword else ""
+            return f"JSON schema: {words.format(*found.groups())}{place}"
     return f"JSON schema: {message}" if outputs.WhichOneof("constraint") == "json" else message
 
 
 def _place(keyword: str, outputs: inference_pb2.StructuredOutputs) -> str:
-    """Where the keyword stands, if that is known."""
-    place = place_of(parse_schema(outputs.json), keyword) if outputs.WhichOneof("constraint") == "json" else None
+    """Where the keyword stands first, if that is known."""
+    if outputs.WhichOneof("constraint") != "json":
+        return ""
+    place = place_of(parse_schema(outputs.json), keyword)
     return f" (at {place})" if place else ""
 
 

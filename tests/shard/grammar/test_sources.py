@@ -112,8 +112,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "`oneOf` whose options may both match is not supported (at #)",
     ),
     "leniency that the schema asks for itself": ({"json": '{"x-guidance": {"lenient": true}, "not": {}}'}, "`not`"),
-    "an unknown format": ({"json": '{"type": "string", "format": "color"}'}, "color"),
-    "a schema elsewhere": ({"json": '{"$ref": "https://example.com/s"}'}, "https://example.com/s"),
+    "an unknown format": (
+        {"json": '{"items": {"type": "string", "format": "color"}}'},
+        "`format` 'color' is not supported (at #/items)",
+    ),
+    "patterns that overlap": (
+        {"json": '{"patternProperties": {"a": {}, "b": {}}}'},
+        "`patternProperties` that overlap",
+    ),
+    "a number that is too large": ({"json": '{"type": "number", "minimum": 1e300}'}, "`minimum`"),
+    "a malformed pattern": (
+        {"json": '{"properties": {"p": {"type": "string", "pattern": "("}}}'},
+        "(at #/properties/p)",
+    ),
+    "a schema elsewhere": (
+        {"json": '{"$ref": "https://example.com/s"}'},
+        "`$ref` to another document is not supported: 'https://example.com/s' (at #)",
+    ),
     "a schema that no value satisfies": ({"json": "false"}, "no value satisfies"),
     "no JSON": ({"json": "{"}, "not valid JSON"),
     "NaN": ({"json": '{"const": NaN}'}, "NaN"),

@@ -3,8 +3,14 @@
 import json
 from typing import Any
 
-from grammar_world import outputs
 from pagewire.v1 import inference_pb2
+
+
+def outputs(**fields: Any) -> inference_pb2.StructuredOutputs:
+    """A source; `choice` is a list of texts."""
+    if "choice" in fields:
+        fields["choice"] = inference_pb2.Choice(options=fields["choice"])
+    return inference_pb2.StructuredOutputs(**fields)
 
 
 def _nested(depth: int) -> dict[str, Any]:
