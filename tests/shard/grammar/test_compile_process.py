@@ -3,6 +3,7 @@
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,12 +12,15 @@ from pathlib import Path
 import grpc
 import pytest
 from grammar_world import EOS, demo_source, outputs, prepare
-from hostile_grammars import HOSTILE
 from pagewire.v1 import inference_pb2
 from pagewire_shard.grammar.compile_process import CompileProcess
 from pagewire_shard.grammar.errors import CompilerGone
 from pagewire_shard.grammar.grammars import Grammars, Prepared
 from pagewire_shard.grammar.limits import GrammarLimits
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+
+from grammar_parts.hostile import HOSTILE  # noqa: E402
 
 SLOW = HOSTILE["1 MB regex of letters"]
 """Takes some seconds to compile."""
