@@ -159,7 +159,7 @@ def test_presence_and_frequency_penalties_count_the_output_only():
 
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
-@pytest.mark.parametrize("num_top", [0, 1, 20])
+@pytest.mark.parametrize("num_top", [0, 1, 20, 256, 257, 32000])
 def test_logprobs(vocab_size, num_top):
     num_top = min(num_top, vocab_size)
     logits = logits_for(5, vocab_size).round(decimals=1)

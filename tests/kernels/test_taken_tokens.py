@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pagewire_kernels.sample import SamplingBatch, TokenMasks, reference, sample
+from pagewire_kernels.sample import SamplingBatch, TokenMasks, most_probable, reference, sample
 from pagewire_kernels.sample.columns import ALL_STAGES, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, RARE_STAGES
 from sampling_rows import sampling_batch, token_masks
 
@@ -156,3 +156,45 @@ def test_all_stages_together_and_a_row_in_any_batch(options: dict) -> None:
         masks = TokenMasks(batch.masks.bits, batch.masks.rows[row : row + 1])
         alone = replace(batch, slots=batch.slots[row : row + 1], masks=masks)
         assert sampled(logits[row : row + 1], alone) == tokens[row : row + 1]
+
+
+@pytest.mark.parametrize("num_top", [1, 20, 66, 300])
+@pytest.mark.parametrize("vocab_size", [5, 100, 2049])
+def test_the_most_probable_tokens_that_rows_may_sample(vocab_size: int, num_top: int) -> None:
+    num_top = min(num_top, vocab_size)
+    sets = random_sets(vocab_size, *[vocab_size // 2 + 1] * 5)
+    bad_words = [[token] for token in sets[4][:100]]
+    batch = sampling_batch(
+        NUM_ROWS, vocab_size, num_tokens=20, masks=[sets[0], None, [0], [], sets[1], None], logit_bias={0: 90.0},
+        allowed=[(), sets[2], (), (), sets[3], ()], bad_words=[bad_words, (), (), (), (), ()], presence_penalty=2.0,
+        stop_token_ids=torch.tensor([tokens[:3] for tokens in (*sets, [1, 2, 3])], dtype=torch.int32),
+        masks_stop=[True, False, True, False, True, False],
+    )  # fmt: skip
+    logits = logits_for(NUM_ROWS, vocab_size).round(decimals=1)
+    given = logits.clone()
+    token_ids, logprobs = most_probable(logits, batch, num_top)
+    assert torch.equal(logits, given), "the logits were changed"
+    wanted_ids, wanted = reference.most_probable(logits, batch, num_top)
+    assert torch.equal(token_ids, wanted_ids)
+    torch.testing.assert_close(logprobs, wanted, atol=1e-5, rtol=1e-5)
+    exact = logits.double().log_softmax(-1)
+    may = [set(range(vocab_size)) for _ in range(NUM_ROWS)]
+    may[0] &= {*sets[0]} - {token for (token,) in bad_words}
+    may[1], may[2], may[3], may[4] = {*sets[2]}, {0}, set(), {*sets[1]} & {*sets[3]}
+    for row, stop in ((0, sets[0]), (2, sets[2]), (4, sets[4])):
+        may[row] -= {*stop[:3]}
+    for row, tokens in enumerate(may):
+        best = sorted(tokens, key=lambda token: (-float(exact[row, token]), token))[:num_top]
+        assert token_ids[row, : len(best)].tolist() == best
+        torch.testing.assert_close(logprobs[row, : len(best)].double(), exact[row, best], atol=1e-5, rtol=1e-5)
+        assert (logprobs[row, len(best) :] == MINUS_INFINITY).all()
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), MINUS_INFINITY])
+def test_a_row_without_a_distribution_has_no_log_probabilities(poison: float) -> None:
+    logits = logits_for(2, 50)
+    logits[0, 7 if poison > 0 or poison != poison else slice(None)] = poison
+    token_ids, logprobs = most_probable(logits, sampling_batch(2, 50, allowed=[[7, 8], [7, 8]]), 3)
+    assert logprobs[0].isnan().all()
+    assert set(token_ids[1, :2].tolist()) == {7, 8}
+    assert logprobs[1].isfinite().tolist() == [True, True, False]

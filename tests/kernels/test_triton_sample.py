@@ -28,6 +28,16 @@ def test_kernels_agree_with_their_references_in_the_interpreter():
     run_in_interpreter(__file__)
 
 
+@pytest.fixture
+def with_triton(monkeypatch):
+    """The module of log-probabilities with the kernels of a GPU."""
+    from pagewire_kernels.sample import logprobs
+
+    kernels = logprobs._backend("cuda")
+    monkeypatch.setattr(logprobs, "_backend", lambda _: kernels)
+    return logprobs
+
+
 def logits_for(num_rows, vocab_size, spread=3.0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(vocab_size)
     return (torch.randn(num_rows, vocab_size, generator=generator) * spread).to(dtype)
@@ -305,18 +315,50 @@ def test_logprobs(vocab_size, num_top, dtype):
     logits[0, vocab_size // 2 :] = float("-inf")
     logits[0, 0] = 1.0
     sampled = torch.tensor([0, vocab_size - 1, vocab_size // 2])
-    actual = kernel.gather_logprobs(logits.to(DEVICE), sampled.to(DEVICE), num_top)
+    num_top = min(num_top, vocab_size)
+    *actual, normalisers = kernel.gather_logprobs(logits.to(DEVICE), sampled.to(DEVICE), num_top)
+    torch.testing.assert_close(normalisers.cpu(), logits.float().logsumexp(-1), atol=1e-4, rtol=1e-5)
     expected = reference.gather_logprobs(logits.float(), sampled, num_top)
     for found, wanted in zip(actual, expected, strict=True):
         torch.testing.assert_close(found.cpu(), wanted, atol=1e-4, rtol=1e-5)
 
 
 @runs_kernels
-def test_more_logprobs_than_there_is_room_for_are_refused():
-    from pagewire_kernels.sample import triton_logprobs as kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocab_size", "num_top"), [(40, 40), (100, 33), (4100, 1000), (4100, 4100)])
+def test_more_logprobs_than_one_kernel_finds(vocab_size, num_top, dtype, with_triton):
+    logits = logits_for(3, vocab_size).round(decimals=1).to(dtype)
+    sampled = torch.tensor([0, vocab_size - 1, vocab_size // 2])
+    found = with_triton.gather_logprobs(logits.to(DEVICE), sampled.to(DEVICE), num_top)
+    wanted = reference.gather_logprobs(logits.float(), sampled, num_top)
+    assert torch.equal(found[2].cpu(), wanted[2])
+    torch.testing.assert_close(found[3].cpu(), wanted[3], atol=1e-4, rtol=1e-5)
+    few = with_triton.gather_logprobs(logits.to(DEVICE), sampled.to(DEVICE), 32)
+    for some, all_ in zip(few, found, strict=True):
+        assert torch.equal(some, all_ if some.ndim == 1 else all_[:, :32]), "the same whatever is asked for"
 
-    with pytest.raises(ValueError, match="32 are the most"):
-        kernel.gather_logprobs(torch.zeros(1, 100), torch.zeros(1, dtype=torch.int64), 33)
+
+@runs_kernels
+@pytest.mark.parametrize("vocab_size", [5, 100, 2049, 4100])
+@pytest.mark.parametrize("num_top", [1, 20, 66])
+def test_the_most_probable_tokens_that_rows_may_sample(vocab_size, num_top, with_triton):
+    num_top = min(num_top, vocab_size)
+    generator = torch.Generator().manual_seed(7)
+    sets = [torch.randperm(vocab_size, generator=generator)[: vocab_size // 2 + 1].tolist() for _ in range(12)]
+    stops = torch.tensor([tokens[:3] for tokens in sets[6:]], dtype=torch.int32)
+    batch = sampling_batch(
+        6, vocab_size, num_tokens=20, masks=[sets[0], None, [0], [], sets[1], None], temperature=0.0,
+        allowed=[(), sets[2], (), (), sets[3], ()],
+        bad_words=[[[token] for token in sets[4][:100]], (), (), (), (), ()],
+        stop_token_ids=stops, masks_stop=[True, False, True, False, True, True], logit_bias={0: 90.0},
+    )  # fmt: skip
+    logits = logits_for(6, vocab_size)
+    logits[5, vocab_size // 2] = float("nan")
+    token_ids, logprobs = with_triton.most_probable(logits.to(DEVICE), on_device(batch), num_top)
+    wanted_ids, wanted = reference.most_probable(logits, batch, num_top)
+    torch.testing.assert_close(logprobs[:5].cpu(), wanted[:5], atol=1e-4, rtol=1e-5)
+    assert torch.equal(token_ids[:5].cpu(), wanted_ids[:5])
+    assert logprobs[5].isnan().all()
 
 
 @pytest.mark.gpu

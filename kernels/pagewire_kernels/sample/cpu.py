@@ -17,6 +17,7 @@ from pagewire_kernels.sample.columns import (
     float_column,
     int_column,
 )
+from pagewire_kernels.sample.cpu_arguments import batch_arguments
 from pagewire_kernels.sample.cpu_bans import keep_allowed
 from pagewire_kernels.sample.cpu_draw import draw
 from pagewire_kernels.sample.cpu_filters import filter_threshold
@@ -122,27 +123,6 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     if not batch.stages:
         launch(_GREEDY_ADDRESS, num_threads, shape)
         return sampled
-    sequences, columns, slots = batch.sequences, batch.columns, batch.slots.contiguous()
-    tables = (
-        slots.data_ptr(),
-        columns.floats.data_ptr(),
-        columns.ints.data_ptr(),
-        columns.lists.data_ptr(),
-        columns.allowed.data_ptr(),
-        columns.allowed.stride(0),
-        columns.bad_words.data_ptr(),
-    )
-    num_tokens = sequences.ints[:, sequences.columns.num_tokens]
-    tokens = (
-        num_tokens.data_ptr(),
-        num_tokens.stride(0),
-        sequences.token_ids.data_ptr(),
-        sequences.token_ids.stride(0),
-    )
-    stops = (sequences.stop_token_ids.data_ptr(), sequences.stop_token_ids.stride(0))
-    masks = (0, 0, 0)
-    if batch.masks is not None and Stage.MASK in batch.stages:
-        bits, rows = batch.masks.bits, batch.masks.rows
-        masks = (bits.data_ptr(), bits.stride(0), rows.data_ptr())
-    launch(_ADDRESS, num_threads, (*shape, *tables, *tokens, *stops, int(batch.stages), *masks))
+    slots, arguments = batch_arguments(batch)
+    launch(_ADDRESS, num_threads, (*shape, slots.data_ptr(), *arguments))
     return sampled

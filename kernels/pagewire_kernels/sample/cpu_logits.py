@@ -56,6 +56,23 @@ def apply_penalties(
 
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+def take_tokens(logits, vocab_size, ints, allowed, bad_words, token_ids, num_tokens):
+    """Allowed tokens and bad words, as far as the slot's columns ask for them."""
+    if ints[_NUM_ALLOWED] > 0:
+        keep_allowed(logits, vocab_size, allowed)
+    if ints[_NUM_BAD_WORDS] > 0:
+        num_bad_words, num_prompt_tokens = ints[_NUM_BAD_WORDS], ints[_NUM_PROMPT]
+        ban_bad_words(logits, vocab_size, bad_words, num_bad_words, token_ids, num_prompt_tokens, num_tokens)
+
+
+@njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+def take_stop_tokens(logits, vocab_size, ints, stop_token_ids, num_stops, num_tokens):
+    """Takes the stop tokens of a sequence that is too short to stop."""
+    if num_tokens < ints[_MIN_LEN]:
+        mask_stop_tokens(logits, vocab_size, stop_token_ids, num_stops)
+
+
+@njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
 def change_logits(
     logits,
     vocab_size,
@@ -78,16 +95,11 @@ def change_logits(
         lists, allowed, bad_words, token_ids, stop_token_ids: The slot's rows, addresses.
         stages: Without Stage.PENALTIES, counts need not be [vocab_size].
     """
-    if ints[_NUM_ALLOWED] > 0:
-        keep_allowed(logits, vocab_size, allowed)
-    if ints[_NUM_BAD_WORDS] > 0:
-        num_bad_words, num_prompt_tokens = ints[_NUM_BAD_WORDS], ints[_NUM_PROMPT]
-        ban_bad_words(logits, vocab_size, bad_words, num_bad_words, token_ids, num_prompt_tokens, num_tokens)
+    take_tokens(logits, vocab_size, ints, allowed, bad_words, token_ids, num_tokens)
     if ints[_NUM_BIASES] > 0:
         biases = lists + 4 * _BIASES
         add_biases(logits, vocab_size, biases, biases + 4 * MAX_BIASES, ints[_NUM_BIASES])
-    if num_tokens < ints[_MIN_LEN]:
-        mask_stop_tokens(logits, vocab_size, stop_token_ids, num_stops)
+    take_stop_tokens(logits, vocab_size, ints, stop_token_ids, num_stops, num_tokens)
     repetition, frequency, presence = floats[_REPETITION], floats[_FREQUENCY], floats[_PRESENCE]
     if stages & _PENALTIES and (repetition != 1 or frequency != 0 or presence != 0):
         apply_penalties(

@@ -13,6 +13,8 @@ from pagewire_kernels.sample.cpu_row import largest
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
+MAX_TOP = 256
+"""Most tokens that are reported: inserting them one by one takes longer than sorting from some hundred on."""
 _CHUNK = 256
 """Logits that are passed over together when none of them reaches the top."""
 
@@ -41,13 +43,14 @@ def _top(logits, vocab_size, ids, values):
 
 @cfunc(WORKER, fastmath=FASTMATH, error_model="numpy", cache=True)
 def _worker(args):
-    a = carray(args, (11,))
+    a = carray(args, (12,))
     num_rows, vocab_size, num_top, logits, logits_stride = a[1], a[2], a[3], a[4], a[5]
     sampled = carray(pointer(a[6], int64), (num_rows,))
     logprobs = carray(pointer(a[7], float32), (num_rows,))
     ranks = carray(pointer(a[8], int64), (num_rows,))
     top_ids = carray(pointer(a[9], int64), (num_rows, num_top))
     top_logprobs = carray(pointer(a[10], float32), (num_rows, num_top))
+    normalisers = carray(pointer(a[11], float32), (num_rows,))
     while True:
         r = take(args, 1)
         if r >= num_rows:
@@ -61,7 +64,7 @@ def _worker(args):
             total += exp(value - top)
             rank += value > chosen
         normaliser = top + np.float32(math.log(total))
-        logprobs[r], ranks[r] = chosen - normaliser, rank
+        logprobs[r], ranks[r], normalisers[r] = chosen - normaliser, rank, normaliser
         if num_top > 0:
             _top(address, vocab_size, top_ids[r], top_logprobs[r])
             for place in range(num_top):
@@ -71,18 +74,20 @@ def _worker(args):
 _ADDRESS: int = _worker.address
 
 
-def gather_logprobs(
-    logits: torch.Tensor, sampled: torch.Tensor, num_top: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See the package."""
+def gather_logprobs(logits: torch.Tensor, sampled: torch.Tensor, num_top: int) -> tuple[torch.Tensor, ...]:
+    """See the package; also returns the logarithm of the sum of each row's exponentials, [num_rows] float32.
+
+    Args:
+        num_top: At most MAX_TOP and vocab_size.
+    """
     if logits.dtype is not torch.float32 or logits.stride(1) != 1:
         raise ValueError("logits must be float32 with contiguous rows")
     num_rows, vocab_size = logits.shape
-    num_top = min(num_top, vocab_size)
     chosen = sampled.to(torch.int64).contiguous()
-    logprobs, top_logprobs = torch.empty(num_rows), torch.empty((num_rows, num_top))
+    logprobs, normalisers, top_logprobs = torch.empty(num_rows), torch.empty(num_rows), torch.empty(num_rows, num_top)
     ranks, top_ids = torch.empty(num_rows, dtype=torch.int64), torch.empty((num_rows, num_top), dtype=torch.int64)
     shape = (num_rows, vocab_size, num_top, logits.data_ptr(), logits.stride(0), chosen.data_ptr())
-    outputs = (logprobs.data_ptr(), ranks.data_ptr(), top_ids.data_ptr(), top_logprobs.data_ptr())
-    launch(_ADDRESS, team_size(num_rows * vocab_size), (*shape, *outputs))
-    return logprobs, ranks, top_ids, top_logprobs
+    outputs = (logprobs, ranks, top_ids, top_logprobs, normalisers)
+    addresses = tuple([output.data_ptr() for output in outputs])
+    launch(_ADDRESS, team_size(num_rows * vocab_size), (*shape, *addresses))
+    return outputs

@@ -175,6 +175,18 @@ def _multiply(constant: int, words: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return high_product >> 16, ((high_product & 0xFFFF) << 16) | (low_product & 0xFFFF)
 
 
+def taken(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """Logits of minus infinity for all tokens that a row may not sample."""
+    return mask_stop_tokens(take_tokens(logits, batch), batch)
+
+
+def most_probable(logits: torch.Tensor, batch: SamplingBatch, num_top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most probable tokens that rows may sample, with log-probabilities of the whole distribution."""
+    logits = logits.float()
+    token_ids = taken(logits, batch).sort(dim=-1, descending=True, stable=True).indices[:, :num_top]
+    return token_ids, taken(logits.log_softmax(dim=-1), batch).gather(1, token_ids)
+
+
 def gather_logprobs(
     logits: torch.Tensor, sampled: torch.Tensor, num_top: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

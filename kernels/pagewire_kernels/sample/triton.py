@@ -11,9 +11,10 @@ import triton
 
 from pagewire_kernels.sample import triton_choose, triton_chunks, triton_weigh
 from pagewire_kernels.sample.batch import SamplingBatch
-from pagewire_kernels.sample.columns import RARE_STAGES, Stage
+from pagewire_kernels.sample.columns import RARE_STAGES
 from pagewire_kernels.sample.triton_choose import sample_choose_kernel
 from pagewire_kernels.sample.triton_chunks import CHUNK, SEGMENT, sample_chunk_kernel
+from pagewire_kernels.sample.triton_masks import masks_of
 from pagewire_kernels.sample.triton_penalties import TOKENS_AT_ONCE
 from pagewire_kernels.sample.triton_top_k import CANDIDATES, GATHERED, LISTED, group_size
 from pagewire_kernels.sample.triton_weigh import NUM_BOUNDS, SPLITS, TILE, sample_bounds_kernel, sample_weigh_kernel
@@ -47,7 +48,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     sampled = torch.empty(num_rows, dtype=torch.int64, device=device)
     is_rewritten = torch.empty(num_rows, dtype=torch.int32, device=device)
     tables = (batch.slots, columns.floats, columns.ints, num_tokens)
-    masks, mask_rows, num_masks = _masks(batch)
+    masks, mask_rows, num_masks = masks_of(batch)
     chunks_at_once = CHUNKS_OF_MANY_ROWS if num_rows >= MANY_ROWS else 1
     sample_chunk_kernel[(triton.cdiv(vocab_size, CHUNK * chunks_at_once), num_rows)](
         logits, *tables, token_ids, stop_token_ids, columns.lists, masks, mask_rows, columns.allowed.view(torch.uint8),
@@ -71,16 +72,6 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         **_of(sample_choose_kernel, sizes), num_warps=triton_choose.NUM_WARPS,
     )  # fmt: skip
     return sampled
-
-
-def _masks(batch: SamplingBatch) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The bytes of the batch's masks, each row's mask, and how many masks there are; 0: no row has one."""
-    if batch.masks is None or Stage.MASK not in batch.stages:
-        return batch.columns.allowed.view(torch.uint8), batch.slots, 0
-    bits, rows = batch.masks.bits, batch.masks.rows
-    if bits.stride(1) != 1 or not rows.is_contiguous():
-        raise ValueError("rows must be contiguous in masks.bits, and masks.rows must be")
-    return bits.view(torch.uint8), rows, bits.shape[0]
 
 
 def _sizes(vocab_size: int) -> dict[str, int]:

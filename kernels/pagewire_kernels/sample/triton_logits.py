@@ -70,11 +70,10 @@ def changes_logits(floats_ptr, ints_ptr, slot, num_tokens, mask, RARE: tl.conste
 
 
 @triton.jit
-def _rare_stages(
+def take_tokens(
     x,
     scratch_ptr,
     ints_ptr,
-    lists_ptr,
     masks_ptr,
     allowed_ptr,
     bad_words_ptr,
@@ -88,7 +87,7 @@ def _rare_stages(
     VOCAB_SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Applies the RARE_STAGES; arguments as change_logits has them."""
+    """Applies masks, allowed tokens and bad words; arguments as change_logits has them."""
     if mask >= 0:
         x = keep_allowed(x, masks_ptr + mask * stride_masks, first_token, num_in_chunk, CHUNK)
     ints_ptr += slot * NUM_INTS
@@ -102,10 +101,14 @@ def _rare_stages(
             x, scratch_ptr, bad_words_ptr, slot, num_bad_words, tokens_ptr, num_prompt, num_tokens, num_in_chunk,
             first_token, CHUNK,
         )  # fmt: skip
-    num_biases = tl.load(ints_ptr + _NUM_BIASES).to(tl.int32)
-    if num_biases > 0:
-        entries_ptr = lists_ptr + slot * _LIST_WIDTH + _BIASES
-        x = _add_biases(x, scratch_ptr, entries_ptr, num_biases, num_in_chunk, first_token, CHUNK)
+    return x
+
+
+@triton.jit
+def take_stop_tokens(x, token, ints_ptr, slot, stops_ptr, num_tokens, NUM_STOPS: tl.constexpr):
+    """Takes the stop tokens of a sequence that is too short to stop."""
+    if _masks_stop(ints_ptr, slot, num_tokens):
+        x = mask_stop_tokens(x, token, stops_ptr, NUM_STOPS)
     return x
 
 
@@ -145,15 +148,17 @@ def change_logits(
         RARE: Whether some row of the batch needs RARE_STAGES.
     """
     if RARE:
-        x = _rare_stages(
-            x, scratch_ptr, ints_ptr, lists_ptr, masks_ptr, allowed_ptr, bad_words_ptr, slot, mask, tokens_ptr,
-            num_tokens, num_in_chunk, first_token, stride_masks, VOCAB_SIZE, CHUNK,
+        x = take_tokens(
+            x, scratch_ptr, ints_ptr, masks_ptr, allowed_ptr, bad_words_ptr, slot, mask, tokens_ptr, num_tokens,
+            num_in_chunk, first_token, stride_masks, VOCAB_SIZE, CHUNK,
         )  # fmt: skip
+        num_biases = tl.load(ints_ptr + slot * NUM_INTS + _NUM_BIASES).to(tl.int32)
+        if num_biases > 0:
+            entries_ptr = lists_ptr + slot * _LIST_WIDTH + _BIASES
+            x = _add_biases(x, scratch_ptr, entries_ptr, num_biases, num_in_chunk, first_token, CHUNK)
     if has_penalties(floats_ptr, slot):
         x = penalise(
             x, counts_ptr, floats_ptr, ints_ptr, slot, tokens_ptr, num_tokens, num_in_chunk, first_token, CHUNK,
             TOKENS_AT_ONCE,
         )  # fmt: skip
-    if _masks_stop(ints_ptr, slot, num_tokens):
-        x = mask_stop_tokens(x, token, stops_ptr, NUM_STOPS)
-    return x
+    return take_stop_tokens(x, token, ints_ptr, slot, stops_ptr, num_tokens, NUM_STOPS)

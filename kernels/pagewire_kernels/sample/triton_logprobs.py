@@ -69,6 +69,7 @@ def logprobs_row_kernel(
     ranks_ptr,
     top_ids_ptr,
     top_logprobs_ptr,
+    normalisers_ptr,
     num_top,
     stride_logits,
     VOCAB_SIZE: tl.constexpr,
@@ -88,6 +89,7 @@ def logprobs_row_kernel(
     normaliser = maximum + tl.log(tl.sum(masses * tl.exp(maxima - maximum), axis=0))
     chosen = tl.load(logits_ptr + row * stride_logits + tl.load(sampled_ptr + row)).to(tl.float32)
     tl.store(logprobs_ptr + row, chosen - normaliser)
+    tl.store(normalisers_ptr + row, normaliser)
     tl.store(ranks_ptr + row, tl.sum(num_larger, axis=0).to(tl.int64) + 1)
     place = tl.arange(0, TOP_BLOCK)
     chunk_top_ptr += row * NUM_CHUNKS * num_top
@@ -98,27 +100,27 @@ def logprobs_row_kernel(
         tl.store(top_logprobs_ptr + row * num_top + top, key_value((best >> 32).to(tl.int32)) - normaliser)
 
 
-def gather_logprobs(
-    logits: torch.Tensor, sampled: torch.Tensor, num_top: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See the package."""
+def gather_logprobs(logits: torch.Tensor, sampled: torch.Tensor, num_top: int) -> tuple[torch.Tensor, ...]:
+    """See the package; also returns the logarithm of the sum of each row's exponentials, [num_rows] float32.
+
+    Args:
+        num_top: At most MAX_TOP and vocab_size.
+    """
     if logits.stride(1) != 1:
         raise ValueError("the rows of logits must be contiguous")
-    if num_top > MAX_TOP:
-        raise ValueError(f"{num_top} tokens asked for, {MAX_TOP} are the most")
     num_rows, vocab_size = logits.shape
-    num_top = min(num_top, vocab_size)
     num_chunks = triton.cdiv(vocab_size, _CHUNK)
     device = logits.device
     chunk_max, chunk_mass = (torch.empty((num_rows, num_chunks), device=device) for _ in range(2))
     num_larger = torch.empty((num_rows, num_chunks), dtype=torch.int32, device=device)
     chunk_top = torch.empty((num_rows, num_chunks, num_top), dtype=torch.int64, device=device)
-    logprobs = torch.empty(num_rows, device=device)
+    logprobs, normalisers = (torch.empty(num_rows, device=device) for _ in range(2))
     ranks = torch.empty(num_rows, dtype=torch.int64, device=device)
     top_ids = torch.empty((num_rows, num_top), dtype=torch.int64, device=device)
     top_logprobs = torch.empty((num_rows, num_top), device=device)
+    outputs = (logprobs, ranks, top_ids, top_logprobs, normalisers)
     if num_rows == 0:
-        return logprobs, ranks, top_ids, top_logprobs
+        return outputs
     sampled = sampled.contiguous()
     partials = (chunk_max, chunk_mass, num_larger, chunk_top)
     logprobs_chunk_kernel[(num_chunks, num_rows)](
@@ -135,10 +137,7 @@ def gather_logprobs(
         logits,
         sampled,
         *partials,
-        logprobs,
-        ranks,
-        top_ids,
-        top_logprobs,
+        *outputs,
         num_top,
         logits.stride(0),
         VOCAB_SIZE=vocab_size,
@@ -147,4 +146,4 @@ def gather_logprobs(
         TOP_BLOCK=triton.next_power_of_2(num_chunks * MAX_TOP),
         num_warps=_CHOOSE_WARPS,
     )
-    return logprobs, ranks, top_ids, top_logprobs
+    return outputs

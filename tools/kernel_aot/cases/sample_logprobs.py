@@ -13,7 +13,7 @@ def _aot_cases(vocab_size: int) -> tuple[AotCase, AotCase]:
     shared = {"logits_ptr": "*bf16", "sampled_ptr": "*i64", "chunk_max_ptr": "*fp32", "chunk_mass_ptr": "*fp32"}
     shared |= {"num_larger_ptr": "*i32", "num_top": "i32", "stride_logits": "i32"}
     outputs = {"chunk_top_ptr": "*i64", "logprobs_ptr": "*fp32", "ranks_ptr": "*i64", "top_ids_ptr": "*i64"}
-    outputs |= {"top_logprobs_ptr": "*fp32"}
+    outputs |= {"top_logprobs_ptr": "*fp32", "normalisers_ptr": "*fp32"}
     blocks = {
         "NUM_CHUNKS": num_chunks,
         "CHUNK_BLOCK": triton.next_power_of_2(num_chunks),
