@@ -13,3 +13,6 @@ MAX_BEAM_WIDTH = 32
 MAX_SCORES = MAX_BEAM_WIDTH + MAX_STOP_TOKENS
 """Most probable tokens that a shard returns of a sequence which it scores: enough for as many that go on as there are
 beams, whichever stop tokens come before them."""
+MAX_STEP_LOGPROBS = 1 << 20
+"""Most probable tokens that a router has a step report, over all sequences that ask for many. Each takes 8 or 9 bytes
+of the result, and a shard and a router a fraction of a microsecond."""

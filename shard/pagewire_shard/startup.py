@@ -29,7 +29,9 @@ from pagewire_shard.loading.model_loader import LoadedModel, load_model
 
 logger = logging.getLogger(__name__)
 
-MAX_LOGPROBS = 20
+MEASURED_LOGPROBS = 20
+"""What every sequence asks for in the step that memory is measured by. Those that ask for more than a few hundred are
+gathered one by one."""
 CPU_POOL_BYTES = 2 << 30
 """The pool on a CPU, unless a quarter of the memory that the process may use is less. Pages of it are taken as they
 are first written."""
@@ -160,7 +162,7 @@ def _runner(
         num_seqs=limits.max_num_seqs,
         num_tokens=limits.max_num_batched_tokens,
         max_model_len=limits.max_model_len,
-        num_logprobs=MAX_LOGPROBS,
+        num_logprobs=MEASURED_LOGPROBS,
     )
     return runner
 
@@ -218,7 +220,7 @@ def _gpu_pool_bytes(config: ShardConfig, loaded: LoadedModel, limits: Limits, st
             state,
             block_size=limits.block_size,
             num_tokens=limits.max_num_batched_tokens,
-            num_logprobs=MAX_LOGPROBS,
+            num_logprobs=MEASURED_LOGPROBS,
             graph_sizes=_graph_sizes(config, limits),
             utilization=config.gpu_memory_utilization,
         )
@@ -259,7 +261,7 @@ def _describe(
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=limits.max_model_len,
         vocab_size=loaded.hf_config.vocab_size,
-        max_logprobs=MAX_LOGPROBS,
+        max_logprobs=loaded.hf_config.vocab_size,
         max_scores=min(MAX_SCORES, loaded.hf_config.vocab_size),
         max_bad_word_tokens=MAX_BAD_WORD_TOKENS,
         eos_token_ids=loaded.hf_config.eos_token_ids,

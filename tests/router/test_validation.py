@@ -186,6 +186,19 @@ def test_the_whole_vocabulary_is_returned_where_the_limit_is_that():
     assert [violation.description for violation in violations.found] == ["is 101; accepted: -1 to 100"]
 
 
+def test_sequences_together_ask_for_no_more_log_probabilities_than_a_result_has_room_for():
+    limits = dataclasses.replace(LIMITS, max_logprobs=128_256, vocab_size=128_256)
+    violations = Violations()
+    resolve_sampling_params(inference_pb2.SamplingParams(logprobs=-1, n=8), limits, violations)
+    assert not violations.found
+    resolve_sampling_params(
+        inference_pb2.SamplingParams(logprobs=128_256, n=9), dataclasses.replace(limits, max_n=9), violations
+    )
+    assert ("sampling_params.logprobs", "is 128256; accepted for n of 9: up to 116508") in [
+        (violation.field, violation.description) for violation in violations.found
+    ]
+
+
 @pytest.mark.parametrize(
     ("bad_words", "field", "description"),
     [

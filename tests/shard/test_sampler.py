@@ -152,7 +152,8 @@ def test_logprobs_are_those_of_the_logits_before_biases() -> None:
     tokens, raw = sampler.sample(logits.clone(), [0, 2], UPLOAD)
     assert raw is not None
     assert raw.rows == [1]
-    logprobs, _, top_ids, top_logprobs = raw.gather(tokens)
+    (gathered,) = raw.gather(tokens)
+    logprobs, _, top_ids, top_logprobs = gathered.logprobs
     assert tokens[1] == 9
     torch.testing.assert_close(logprobs[0], expected[9])
     assert top_ids[0, 0] == expected.argmax()

@@ -2,6 +2,7 @@
 
 import torch
 from pagewire_shard.execution.step_report import PendingLogprobs, StepOutput, step_tokens
+from pagewire_shard.sampling.logprobs import Gathered
 
 REPORT = torch.tensor(
     [
@@ -30,13 +31,13 @@ def test_tokens_are_packed_in_order_of_the_rows() -> None:
 
 def test_only_sampled_tokens_have_log_probabilities() -> None:
     """Each row has an entry for each token that it could have sampled."""
-    gathered = (
+    tensors = (
         -torch.arange(8.0),
         torch.arange(1, 9),
         torch.arange(16).view(8, 2),
         -torch.arange(16.0).view(8, 2),
     )
-    logprobs = PendingLogprobs([0, 0, 0, 1, 2, 2, 2, 2], [2, 2, 2, 1, 0, 0, 0, 0], gathered)
+    logprobs = PendingLogprobs([0, 0, 0, 1, 2, 2, 2, 2], [2, 2, 2, 1, 0, 0, 0, 0], [Gathered(range(8), tensors)])
     messages = step_tokens(StepOutput(REPORT, logprobs), 3, 0, 0).logprobs
     assert [message.run_index for message in messages] == [0, 0, 2, 2, 2]
     assert [message.logprob for message in messages] == [0, -1, -4, -5, -6]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pagewire.parameter_table import GREEDY_BELOW, MAX_BAD_WORDS, MAX_STOP_STRINGS, MAX_TEXT_CHARS, Range
 from pagewire.v1 import inference_pb2, shard_pb2
-from pagewire_common.protocol import MAX_BEAM_WIDTH, MAX_SCORES, MAX_STOP_TOKENS
+from pagewire_common.protocol import MAX_BEAM_WIDTH, MAX_SCORES, MAX_STEP_LOGPROBS, MAX_STOP_TOKENS
 from pagewire_common.sampling_params import DEFAULTS, faults, with_defaults
 
 from pagewire_router.errors import FieldViolation, InvalidRequest, RequestTooLong
@@ -131,6 +131,9 @@ def resolve_sampling_params(
     for name in ("logprobs", "prompt_logprobs"):
         if getattr(params, name) == -1:
             setattr(params, name, limits.vocab_size)
+    if params.n * params.logprobs > MAX_STEP_LOGPROBS:
+        most = MAX_STEP_LOGPROBS // params.n
+        violations.add(f"{prefix}logprobs", f"is {params.logprobs}; accepted for n of {params.n}: up to {most}")
     return params
 
 

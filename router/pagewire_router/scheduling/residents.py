@@ -7,6 +7,8 @@ releases into the plans.
 from bisect import insort
 from collections.abc import Iterable
 
+from pagewire_common.protocol import MAX_STEP_LOGPROBS
+
 from pagewire_router.scheduling.beam_sequences import BeamSequences
 from pagewire_router.scheduling.block_ledger import BlockLedger, GroupLimits, num_blocks_for, num_blocks_of_group
 from pagewire_router.scheduling.plans import PlanInFlight
@@ -56,8 +58,10 @@ class Residents:
     # Entering.
 
     def fits(self, group: SequenceGroup) -> bool:
-        """Whether slots and blocks suffice to admit a request."""
+        """Whether slots and blocks suffice to admit a request, and results have room for its log-probabilities."""
         unfinished, num_slots = group.unfinished(), group.num_slots
+        if (num_logprobs := group.num_many_logprobs) and num_logprobs + self._num_many_logprobs() > MAX_STEP_LOGPROBS:
+            return False
         if self.num_slots_used + num_slots > self._limits.max_num_seqs:
             return False
         lengths = [len(sequence.token_ids) + 1 for sequence in unfinished]
@@ -66,6 +70,9 @@ class Residents:
         # One that was preempted comes back only when the others have room to grow, so that it is not thrown out again.
         headroom = len(self.running) if group.was_preempted else 0
         return num_blocks + headroom <= self.ledger.available
+
+    def _num_many_logprobs(self) -> int:
+        return sum(group.num_many_logprobs for group in self.running)
 
     def admit(self, leader: Sequence, num_guessed_tokens: int, plan: PlanInFlight) -> None:
         """Admits a request by its leader; its other sequences get a slot and blocks now and are forked later.

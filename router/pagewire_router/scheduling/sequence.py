@@ -197,6 +197,10 @@ class Sequence:
             self.num_tokens += 1
 
 
+MANY_LOGPROBS = 1024
+"""More of each token than this are counted: fewer come to little whatever runs in a step."""
+
+
 class SequenceGroup:
     """A request's sequences: admitted, preempted and resumed together."""
 
@@ -256,6 +260,12 @@ class SequenceGroup:
     def num_prompt_tokens(self) -> int:
         """The prompt's length."""
         return len(self.request.prompt_token_ids)
+
+    @property
+    def num_many_logprobs(self) -> int:
+        """Most probable tokens that its sequences report in a step; 0: so few that they are not counted."""
+        num = self.request.params.logprobs
+        return num * len(self.sequences) if num > MANY_LOGPROBS else 0
 
     @property
     def num_scores_per_token(self) -> int:

@@ -9,7 +9,7 @@ from pagewire.v1 import shard_pb2
 from pagewire_kernels.append_tokens import FIRST_TOKEN, NUM_COMPUTED, NUM_SAMPLED, NUM_TOKENS, STOP_REASON
 
 from pagewire_shard.engine.runner import StepTokens
-from pagewire_shard.sampling.logprobs import Logprobs
+from pagewire_shard.sampling.logprobs import Gathered
 from pagewire_shard.sampling.prompt_scores import PendingPromptScores
 from pagewire_shard.sampling.scores import Scores
 
@@ -22,13 +22,16 @@ class PendingLogprobs:
     """Row in the batch of each entry. A row has as many entries as it can sample tokens, in their order."""
     nums: list[int]
     """Number of most probable tokens that each entry's row asked for."""
-    gathered: Logprobs
-    """One row for each entry."""
+    gathered: list[Gathered]
+    """All entries, each once."""
 
     def to_host(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "PendingLogprobs":
         """The same with each tensor copied."""
-        a, b, c, d = self.gathered
-        return PendingLogprobs(self.rows, self.nums, (copy(a), copy(b), copy(c), copy(d)))
+        on_host = []
+        for part in self.gathered:
+            a, b, c, d = part.logprobs
+            on_host.append(Gathered(part.entries, (copy(a), copy(b), copy(c), copy(d))))
+        return PendingLogprobs(self.rows, self.nums, on_host)
 
     def to_messages(self, num_sampled: list[int]) -> list[shard_pb2.SequenceLogprobs]:
         """The messages of the tokens that were sampled; gathered must be on the host.
@@ -36,22 +39,22 @@ class PendingLogprobs:
         Args:
             num_sampled: For each row of the batch.
         """
-        logprob, rank, top_ids, top_logprobs = (tensor.tolist() for tensor in self.gathered)
-        messages: list[shard_pb2.SequenceLogprobs] = []
+        messages: dict[int, shard_pb2.SequenceLogprobs] = {}
         num_left = num_sampled.copy()
-        for i, (row, num) in enumerate(zip(self.rows, self.nums, strict=True)):
-            if num_left[row] > 0:
-                num_left[row] -= 1
-                messages.append(
-                    shard_pb2.SequenceLogprobs(
+        for part in self.gathered:
+            logprob, rank, top_ids, top_logprobs = (tensor.tolist() for tensor in part.logprobs)
+            for i, entry in enumerate(part.entries):
+                row, num = self.rows[entry], self.nums[entry]
+                if num_left[row] > 0:
+                    num_left[row] -= 1
+                    messages[entry] = shard_pb2.SequenceLogprobs(
                         run_index=row,
                         logprob=logprob[i],
                         rank=rank[i],
                         top_token_ids=top_ids[i][:num],
                         top_logprobs=top_logprobs[i][:num],
                     )
-                )
-        return messages
+        return [messages[entry] for entry in sorted(messages)] if len(self.gathered) > 1 else list(messages.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,14 +5,14 @@ from array import array
 from collections.abc import Sequence as Items
 
 import torch
-from pagewire_kernels.sample import SamplingBatch, SamplingColumns, Stage, TokenMasks, sample
+from pagewire_kernels.sample import SamplingBatch, SamplingColumns, Stage, TokenMasks, most_probable, sample
 from pagewire_kernels.sample.columns import LISTS, RARE_STAGES, list_column
 from pagewire_kernels.sequence_state import SequenceState
 
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.sampling.logprobs import RawLogits
 from pagewire_shard.sampling.row import SamplingRow, sampling_row
-from pagewire_shard.sampling.scores import Scores, most_probable
+from pagewire_shard.sampling.scores import Scores
 from pagewire_shard.slot_tables import SlotTables, Upload
 
 
@@ -125,11 +125,10 @@ class Sampler:
         Args:
             logits: [num_rows, vocab_size], as the model gave them.
             slots: Each row's slot.
-            masks: As sample has them.
+            masks: The tokens that rows may sample; None: all rows any.
         """
-        stages = self.stages(slots) | (Stage.MASK if masks is not None else 0)
-        batch = SamplingBatch(upload(slots), self._sequences, self._columns, stages, masks)
-        return most_probable(logits, batch, num_scores)
+        batch = SamplingBatch(upload(slots), self._sequences, self._columns, masks=masks)
+        return Scores(*most_probable(logits, batch, min(num_scores, self._vocab_size)))
 
     def raw_logits(
         self, logits: torch.Tensor, slots: Items[int], upload: Upload, sample_lens: Items[int] | None = None
