@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pagewire.async_client import AsyncClient
+    from pagewire.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from pagewire.client import Client
     from pagewire.errors import (
         Aborted,
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "pagewire.async_client": ("AsyncClient",),
+    "pagewire.beam_search": ("BeamSearchOutput", "BeamSearchParams", "BeamSearchSequence"),
     "pagewire.client": ("Client",),
     "pagewire.errors": (
         "Aborted",
@@ -68,6 +70,9 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "AsyncClient",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "Cancelled",
     "Client",
     "CompletionOutput",

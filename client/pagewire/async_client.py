@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 
 from pagewire import batch
+from pagewire.beam_search import BeamSearchOutput, BeamSearchParams
 from pagewire.call_span import call_span
 from pagewire.channels import ChannelPool, Connection
 from pagewire.errors import InvalidRequest, PagewireError, from_rpc_error
@@ -26,12 +27,13 @@ from pagewire.prompts import (
     as_prompts,
     fill_tokenize,
     has_token_ids,
+    prompt_text,
 )
 from pagewire.retry import NEVER, PATIENT, Attempts, RetryPolicy
 from pagewire.sampling_params import SamplingParams
 from pagewire.tls import channel_credentials
 from pagewire.v1 import inference_pb2
-from pagewire.wire import RequestOptions, build_request, decode_result
+from pagewire.wire import RequestOptions, build_request, decode_beams, decode_result
 
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
@@ -246,6 +248,35 @@ class AsyncClient:
 
         return await batch.run_windowed(complete, list(zip(listed, params, priorities, strict=True)), window, on_output)
 
+    async def beam_search(
+        self,
+        prompt: PromptLike,
+        params: BeamSearchParams,
+        *,
+        request_id: str = "",
+        model: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        add_special_tokens: bool = True,
+        timeout_s: float | None = None,
+    ) -> BeamSearchOutput:
+        """Returns the most probable continuations of one prompt. Arguments: see generate."""
+        options = RequestOptions(request_id, model, priority, cache_salt, add_special_tokens)
+        return await self._beam_search(as_prompt(prompt), params, options, self._attempts(timeout_s))
+
+    async def beam_search_many(
+        self, prompts: PromptLike | Sequence[PromptLike], params: BeamSearchParams, *, window: int | None = None
+    ) -> list[BeamSearchOutput]:
+        """Searches for the continuations of any number of prompts, in their order, as complete_many completes them."""
+        listed = as_prompts(prompts)
+        if window is None:
+            window = batch.window_for(await self.get_model()) if len(listed) > 1 else 1
+
+        def search(prompt: Prompt) -> Awaitable[BeamSearchOutput]:
+            return self._beam_search(prompt, params, RequestOptions(), Attempts(PATIENT, None))
+
+        return await batch.run_windowed(search, [(prompt,) for prompt in listed], window)
+
     async def tokenize(self, prompt: str | TextPrompt | ChatPrompt, *, add_special_tokens: bool = True) -> list[int]:
         """Returns the token ids of text or of a conversation, exactly as generate would make them."""
         request = inference_pb2.TokenizeRequest(add_special_tokens=add_special_tokens)
@@ -306,6 +337,25 @@ class AsyncClient:
             f"{INFERENCE}/Complete", lambda c, **kwargs: c.inference.Complete(request, **kwargs), attempts
         )
         return decode_result(result, prompt, request)
+
+    async def _beam_search(
+        self, prompt: Prompt, params: BeamSearchParams, options: RequestOptions, attempts: Attempts
+    ) -> BeamSearchOutput:
+        if not isinstance(params, BeamSearchParams):
+            accepted = "accepted: BeamSearchParams"
+            raise InvalidRequest.of_field("params", f"a {type(params).__name__} given, {accepted}")
+        # The server tells the prompt's tokens as it uses them: it may have truncated them.
+        request = build_request(prompt, params, options, return_prompt_token_ids=True)
+        result = await self._unary(
+            f"{INFERENCE}/Complete", lambda c, **kwargs: c.inference.Complete(request, **kwargs), attempts
+        )
+        token_ids = list(result.started.prompt_token_ids)
+        text = None
+        if params.detokenize:
+            text = result.started.prompt_text if result.started.HasField("prompt_text") else prompt_text(prompt)
+            if text is None or params.truncate_prompt_tokens is not None:
+                text = await self.detokenize(token_ids, skip_special_tokens=params.skip_special_tokens)
+        return decode_beams(result, token_ids, text, keeps_last=params.include_stop_str_in_output)
 
     async def _unary(self, method: str, call: Callable[..., Awaitable[T]], attempts: Attempts | None = None) -> T:
         """Makes a call that has one response, and repeats it as the retry policy says.

@@ -2,12 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from pagewire.errors import InvalidRequest
-from pagewire.outputs import RequestOutput
 from pagewire.prompts import Prompt
-from pagewire.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from pagewire.v1 import inference_pb2
@@ -16,7 +14,8 @@ MAX_WINDOW = 2048
 """Twice the sequences that a shard chooses to run at most: its batches stay full while answers are on their way.
 Prompts that are too long for so many to wait are refused and sent again, see PATIENT in retry.py."""
 
-Complete = Callable[[Prompt, SamplingParams | None, int], Awaitable[RequestOutput]]
+Request = TypeVarTuple("Request")
+Output = TypeVar("Output")
 
 
 def window_for(model: "inference_pb2.Model") -> int:
@@ -47,16 +46,16 @@ def one_for_each(name: str, prompts: Sequence[Prompt], given: Any) -> list[Any]:
 
 
 async def run_windowed(
-    complete: Complete,
-    requests: Sequence[tuple[Prompt, SamplingParams | None, int]],
+    complete: Callable[[*Request], Awaitable[Output]],
+    requests: Sequence[tuple[*Request]],
     window: int,
-    on_output: Callable[[RequestOutput], None] | None = None,
-) -> list[RequestOutput]:
+    on_output: Callable[[Output], None] | None = None,
+) -> list[Output]:
     """Runs the requests in order, at most `window` at a time; returns the answers in the same order.
 
     The first error cancels the rest and is raised.
     """
-    outputs: dict[int, RequestOutput] = {}
+    outputs: dict[int, Output] = {}
     remaining = iter(enumerate(requests))
 
     async def work() -> None:

@@ -74,6 +74,8 @@ class Client:
     complete = _blocking(AsyncClient.complete)
     chat = _blocking(AsyncClient.chat)
     complete_many = _blocking(AsyncClient.complete_many)
+    beam_search = _blocking(AsyncClient.beam_search)
+    beam_search_many = _blocking(AsyncClient.beam_search_many)
     tokenize = _blocking(AsyncClient.tokenize)
     detokenize = _blocking(AsyncClient.detokenize)
     get_model = _blocking(AsyncClient.get_model)

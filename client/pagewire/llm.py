@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from pagewire.beam_search import BeamSearchOutput, BeamSearchParams
 from pagewire.client import Client
 from pagewire.errors import InvalidRequest
 from pagewire.outputs import RequestOutput
@@ -81,6 +82,28 @@ class LLM:
                 cache_salt=cache_salt,
                 on_output=on_output,
             )
+
+    def beam_search(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: BeamSearchParams,
+        lora_request: None = None,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """Searches for the most probable continuations of any number of prompts.
+
+        Args:
+            prompts: as generate takes them.
+            lora_request: must be None, as adapters are not served.
+            use_tqdm: for programs written for vLLM; no progress is shown.
+            concurrency_limit: most searches to run at a time; None: as many as the server's queue takes.
+
+        Returns:
+            One answer for each prompt, in their order.
+        """
+        _refuse_adapter(lora_request)
+        return self._client.beam_search_many(prompts, params, window=concurrency_limit)
 
     def chat(
         self,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import repeat
 
+from pagewire.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
 from pagewire.errors import InvalidRequest
 from pagewire.events import Event, PromptLogprobs, SequenceFinished, Started, TokenDelta
 from pagewire.outputs import CompletionOutput, CompletionOutputs, FinishReason, Logprob, RequestOutput, Usage
@@ -37,14 +38,18 @@ class RequestOptions:
 
 
 def build_request(
-    prompt: Prompt, params: SamplingParams | None, options: RequestOptions, *, return_prompt_token_ids: bool = False
+    prompt: Prompt,
+    params: SamplingParams | BeamSearchParams | None,
+    options: RequestOptions,
+    *,
+    return_prompt_token_ids: bool = False,
 ) -> inference_pb2.GenerateRequest:
     """Returns the wire form of a request.
 
     Raises:
         InvalidRequest: the prompt is malformed, or an option is of another type or cannot be sent.
     """
-    if params is not None and not isinstance(params, SamplingParams):
+    if params is not None and not isinstance(params, SamplingParams | BeamSearchParams):
         raise InvalidRequest.of_field("sampling_params", f"a {type(params).__name__} given, accepted: SamplingParams")
     request = inference_pb2.GenerateRequest()
     salt = prompt_salt(prompt)
@@ -55,7 +60,9 @@ def build_request(
                 raise InvalidRequest.of_field(name, f"{text!r} given, accepted: text without lone surrogates")
             setattr(request, name, text)
     fill_prompt(request, prompt)
-    if params is not None:
+    if isinstance(params, BeamSearchParams):
+        request.beam_search_params.CopyFrom(params.to_proto())
+    elif params is not None:
         request.sampling_params.CopyFrom(params.to_proto())
     if options.priority is not None and options.priority != 0:
         try:
@@ -112,6 +119,33 @@ def decode_result(
     if request.sampling_params.HasField("prompt_logprobs"):
         output.prompt_logprobs = [None, *_logprobs(result.prompt_logprobs)]
     return output
+
+
+def decode_beams(
+    result: inference_pb2.GenerateResult, prompt_token_ids: list[int], text: str | None, *, keeps_last: bool
+) -> BeamSearchOutput:
+    """Decodes the answer to a beam search.
+
+    Args:
+        text: the prompt's; None: no text was asked for.
+        keeps_last: the token that ended a beam is among its tokens.
+    """
+    sequences = []
+    for completion in result.completions:
+        finished, token_ids = completion.finished, list(completion.token_ids)
+        if finished.finish_reason == inference_pb2.FINISH_REASON_STOP and not keeps_last:
+            token_ids.pop()
+        sequences.append(
+            BeamSearchSequence(
+                tokens=prompt_token_ids + token_ids,
+                cum_logprob=finished.cumulative_logprob,
+                beam_score=finished.beam_score,
+                text=None if text is None else text + completion.text,
+                finish_reason=_finish_reason(finished),
+                stop_reason=_stop_reason(finished),
+            )
+        )
+    return BeamSearchOutput(sequences)
 
 
 def _decode_completion(completion: inference_pb2.Completion) -> CompletionOutput:

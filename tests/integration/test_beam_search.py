@@ -4,6 +4,7 @@ import grpc
 import pytest
 from beam_reference import EARLY_STOPPING, Found, Search, search
 from cluster import Cluster
+from pagewire import BeamSearchParams, Client
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
 from random_models import random_prompts
 from reference_model import ReferenceModel
@@ -107,3 +108,15 @@ def test_wrong_parameters_are_refused_by_name(stub) -> None:
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     for name in ("beam_width", "length_penalty"):
         assert f"beam_search_params.{name}" in caught.value.details()
+
+
+def test_the_client_brings_tokens_with_the_prompt_and_text(client: Client, reference: ReferenceModel) -> None:
+    params = BeamSearchParams(4, 12, early_stopping="never", min_tokens=3, stop_token_ids=LIKELY)
+    output = client.beam_search({"prompt_token_ids": PROMPT}, params)
+    expected = search(reference.model, PROMPT, SHORT)
+    assert len(output.sequences) == len(expected)
+    for sequence, found in zip(output.sequences, expected, strict=True):
+        tokens = found.tokens[:-1] if sequence.finish_reason == "stop" else found.tokens
+        assert sequence.tokens == PROMPT + tokens
+        assert sequence.beam_score == pytest.approx(found.score, abs=1e-4)
+        assert sequence.text == client.detokenize(PROMPT) + client.detokenize(tokens)

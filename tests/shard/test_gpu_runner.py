@@ -11,6 +11,7 @@ import pagewire_shard
 import pytest
 import torch
 import transformers
+from beam_reference import Search, check_equal, search
 from model_world import EngineWorld, MakeRunner, ModelWorld
 from pagewire.v1 import inference_pb2
 from pagewire_router.scheduling.block_ledger import GroupLimits
@@ -22,7 +23,7 @@ from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.warm_up import warm_up
 from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.startup import build_engine
-from random_models import family_configs, random_prompts
+from random_models import VOCAB_SIZE, family_configs, random_prompts
 from reference_model import Comparison, ReferenceModel
 from scheduling_world import output
 from subject import NUM_TOKENS, Subject, subject
@@ -101,6 +102,24 @@ def test_prefixes_that_rows_of_one_plan_share_change_nothing(
     for prompt, group in zip(prompts, groups, strict=True):
         comparison.check(llama.reference.generate(prompt, NUM_TOKENS), output(group), f"{len(prompt)} tokens")
     assert [group.num_cached_tokens for group in groups] == [0, *[64] * 7]
+
+
+@RUNNERS
+@pytest.mark.parametrize("window", [1, 2])
+def test_beams_are_those_of_transformers(llama: Subject, sizes: GraphSizes | None, window: int) -> None:
+    """Beside sequences that sample, so that steps are mixed; their attention reads what beams share once."""
+    stops = tuple(range(0, VOCAB_SIZE, 6))
+    wanted = Search(6, num_return_sequences=6, eos_token_ids=stops, min_new_tokens=2)
+    world = llama.world(window=window, block_size=16, make_runner=gpu_runner(sizes))
+    searches = [
+        world.submit(greedy.prompt, eos_token_ids=stops, **wanted.options(VOCAB_SIZE)) for greedy in llama.greedy[1:3]
+    ]
+    submit(world, llama)
+    world.run()
+    for greedy, group in zip(llama.greedy[1:3], searches, strict=True):
+        assert group.beams is not None
+        expected = search(llama.reference.model, greedy.prompt, wanted)
+        check_equal(group.beams.search.hypotheses, expected, len(greedy.prompt), FLOAT32_TIE)
 
 
 @RUNNERS

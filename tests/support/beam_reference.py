@@ -62,8 +62,8 @@ def search(model: transformers.PreTrainedModel, prompt: list[int], search: Searc
     """The outputs of transformers' generate, best first."""
     vocab_size = model.config.vocab_size
     out = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        torch.tensor([prompt], device=model.device),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
         num_beams=search.num_beams,
         max_new_tokens=search.max_new_tokens,
         num_return_sequences=search.num_return_sequences,
@@ -90,9 +90,9 @@ def found(hypotheses: list[Hypothesis]) -> list[Found]:
     return [Found(hypothesis.beam.token_ids(), hypothesis.score) for hypothesis in hypotheses]
 
 
-def check_equal(hypotheses: list[Hypothesis], expected: list[Found], what: object) -> None:
-    """Equal token for token, and scores within 1e-4."""
+def check_equal(hypotheses: list[Hypothesis], expected: list[Found], what: object, tolerance: float = 1e-4) -> None:
+    """Equal token for token, and scores within the tolerance."""
     actual = found(hypotheses)
     assert [f.tokens for f in actual] == [f.tokens for f in expected], what
     for one, other in zip(actual, expected, strict=True):
-        assert abs(one.score - other.score) < 1e-4, what
+        assert abs(one.score - other.score) < tolerance, what

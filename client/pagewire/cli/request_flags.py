@@ -81,5 +81,10 @@ def sampling_params_from(args: argparse.Namespace) -> SamplingParams:
     Raises:
         InvalidRequest: one is out of range.
     """
+    return SamplingParams(**given_parameters(args))
+
+
+def given_parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the sampling parameters among parsed arguments, by name."""
     names = SamplingParams.__dataclass_fields__
-    return SamplingParams(**{name: value for name, value in vars(args).items() if name in names})
+    return {name: value for name, value in vars(args).items() if name in names}
