@@ -69,6 +69,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         listen=options.listen or f"{options.host or '0.0.0.0'}:{port}",
         http_port=options.http_port,
         http_max_body_bytes=options.http_max_body_bytes,
+        http_page=options.http_page,
         http_cors_origins=tuple(options.http_cors_origin),
         metrics_port=options.metrics_port,
         health_port=options.health_port,
@@ -120,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--host", help="address to serve on; all interfaces if not given")
     add("--port", type=_port, help="port to serve on, 50051 if not given; 0 takes a free one")
     add("--http-port", type=_port, metavar="PORT", help="port of the HTTP front; 0 takes a free one")
+    add("--no-http-page", dest="http_page", action="store_false", help="serve no page to try the model on over HTTP")
     add("--metrics-port", type=_port, metavar="PORT", help="port of /metrics, /healthz and /readyz; 0 takes a free one")
     add("--health-port", type=_port, metavar="PORT", help="port of gRPC health in plaintext; 0 takes a free one")
     add("--health-listen", metavar="ADDR", help="serve gRPC health in plaintext on HOST:PORT or unix:PATH too")

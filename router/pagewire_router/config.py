@@ -20,6 +20,8 @@ class RouterConfig:
     """Port of the HTTP front, on the host of `listen`; None: not served; 0: any free port."""
     http_max_body_bytes: int = 32 * 1024 * 1024
     """Largest body of a request over HTTP."""
+    http_page: bool = True
+    """Serve a page to try the model on at / of the HTTP front."""
     http_cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call over HTTP from a browser; "*" is all."""
     metrics_port: int | None = None

@@ -63,7 +63,7 @@ def test_every_field_has_a_flag():
         ),
         *("--health-port", "3", "--max-request-time", "2.5", "--api-keys", "k", "--trust-request-chat-template"),
         *("--step-timeout", "9", "--shard-wait", "4", "--generation-config", "vllm", "--max-logprobs", "-1"),
-        *("--http-port", "2", "--http-max-body-bytes", "9", "--http-cors-origin", "*"),
+        *("--http-port", "2", "--http-max-body-bytes", "9", "--http-cors-origin", "*", "--no-http-page"),
         *("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e"),
         *("--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
     )

@@ -45,6 +45,13 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
         "--no-http", dest="http_port", action="store_const", const=None, default=suppress, help="serve no HTTP"
     )
     group.add_argument(
+        "--no-http-page",
+        dest="http_page",
+        action="store_false",
+        default=suppress,
+        help="serve no page to try the model on over HTTP",
+    )
+    group.add_argument(
         "--http-max-body-bytes",
         type=int,
         metavar="BYTES",

@@ -67,6 +67,7 @@ def router_command(config: ServeConfig, shards: Sequence[str], listen: str, heal
         *("--health-listen", health),
         *("--drain-grace", str(config.drain_grace_s)),
         *(word for flag, value in optional.items() if value is not None for word in (flag, str(value))),
+        *(() if config.http_page else ("--no-http-page",)),
         *(word for origin in config.http_cors_origins for word in ("--http-cors-origin", origin)),
         *(("--trust-request-chat-template",) if config.trust_request_chat_template else ()),
         "--exit-with-parent",

@@ -8,6 +8,7 @@ from pagewire_router.config import RouterConfig
 from pagewire_router.http_front.app import OTHER_ROUTE, HttpApp
 from pagewire_router.http_front.cors import Cors
 from pagewire_router.http_front.http_server import HttpServer
+from pagewire_router.http_front.page import PAGES, STATS, page_routes, stats_route
 from pagewire_router.http_front.routes import ALL_PATHS, PATHS, api_routes, probe_routes
 from pagewire_router.http_front.tls import tls_context
 from pagewire_router.inference import Inference
@@ -40,7 +41,8 @@ class HttpFront:
         """
         self._config = config
         self._pacer = pacer
-        metrics.http_routes = (*ALL_PATHS, OTHER_ROUTE)
+        self._metrics = metrics
+        metrics.http_routes = (*ALL_PATHS, *((*PAGES, STATS) if config.http_page else ()), OTHER_ROUTE)
         tracing = None
         if tracer is not None:
             from pagewire_router.http_front.tracing import HttpTracing
@@ -48,7 +50,7 @@ class HttpFront:
             tracing = HttpTracing(tracer, config.listen)
         self._app = HttpApp(
             metrics,
-            paths=PATHS,
+            paths=(*PATHS, STATS) if config.http_page else PATHS,
             why_closed="the router looks for shards",
             max_body_bytes=config.http_max_body_bytes,
             api_keys=api_keys,
@@ -57,6 +59,8 @@ class HttpFront:
             tracing=tracing,
         )
         self._app.open(probe_routes(is_ready))
+        if config.http_page:
+            self._app.open(page_routes())
         self._server: HttpServer | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -78,6 +82,8 @@ class HttpFront:
         if tokenizer is not None:
             config = self._config
             parsers = OutputParsers.of_model(tokenizer, config.tool_call_parser, config.reasoning_parser)
+        if self._config.http_page:
+            self._app.open([stats_route(self._metrics, inference)])
         self._app.open(api_routes(inference, self._pacer, tokenizer, parsers if parsers and parsers.format else None))
 
     async def stop(self) -> None:
