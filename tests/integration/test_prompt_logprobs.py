@@ -10,6 +10,7 @@ from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink
 from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.sampling import prompt_scores
+from prompt_scoring import check_prompt_scores
 from random_models import random_prompts
 from scheduling_world import output
 from subject import Subject
@@ -20,30 +21,6 @@ GREEDY = {"temperature": 0.0, "max_tokens": 8}
 def with_graphs(*args: object) -> ModelRunner:
     sizes = GraphSizes((1, 2, 4, 8, 16), ((24, 16), (64, 16), (512, 16)))
     return GraphRunner(*args, CpuUplink(), CpuDownlink(), CpuCapturer(), sizes)  # type: ignore[arg-type]
-
-
-def check(subject: Subject, world: ModelWorld, group: SequenceGroup) -> None:
-    """Each position but the first came once, in order, and says what the reference says."""
-    prompt, num_top = group.request.prompt_token_ids, group.request.params.prompt_logprobs
-    with torch.no_grad():
-        expected = subject.reference.model(torch.tensor([prompt])).logits[0, :-1].log_softmax(-1)
-    position = 1
-    for scores in world.prompt_scores.get(group, ()):
-        num = len(scores.logprobs)
-        assert (scores.first_position, scores.num_top, num > 0) == (position, num_top, True)
-        assert (len(scores.ranks), len(scores.top_token_ids), len(scores.top_logprobs)) == (num, *[num * num_top] * 2)
-        rows = expected[position - 1 : position - 1 + num]
-        chosen = rows.gather(1, torch.tensor(prompt[position : position + num])[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(scores.logprobs), chosen, atol=1e-4, rtol=0)
-        ranked = rows.sort(descending=True).values
-        at_rank = ranked.gather(1, torch.tensor(scores.ranks)[:, None] - 1)[:, 0]
-        torch.testing.assert_close(at_rank, chosen, atol=1e-4, rtol=0)
-        top = torch.tensor(scores.top_logprobs).view(num, num_top)
-        torch.testing.assert_close(top, ranked[:, :num_top], atol=1e-4, rtol=0)
-        top_ids = torch.tensor(list(scores.top_token_ids), dtype=torch.int64).view(num, num_top)
-        torch.testing.assert_close(rows.gather(1, top_ids), top, atol=1e-4, rtol=0)
-        position += num
-    assert position == len(prompt)
 
 
 def submit(world: ModelWorld, subject: Subject, **options: object) -> list[SequenceGroup]:
@@ -72,7 +49,7 @@ def test_they_are_the_reference_models_own(
         beside = [world.submit(e.prompt, **GREEDY) for e in llama.greedy]
         world.run()
         for expected, group, other in zip(llama.greedy, groups, beside, strict=True):
-            check(llama, world, group)
+            check_prompt_scores(llama, world, group)
             assert output(group) == output(other) == expected.tokens[:8]
             assert group.num_cached_tokens == 0
             assert other not in world.prompt_scores
@@ -86,7 +63,7 @@ def test_no_position_is_lost_or_comes_twice_when_requests_are_preempted(llama: S
     groups = submit(world, llama)
     world.run()
     for group in groups:
-        check(llama, world, group)
+        check_prompt_scores(llama, world, group)
     assert world.scheduler.num_preemptions > 0
     assert any(len(world.prompt_scores[group]) > 1 for group in groups if group in world.prompt_scores)
     assert all(len(output(group)) == 60 for group in runs)
@@ -106,7 +83,7 @@ def test_what_was_received_before_the_shards_were_lost_is_not_computed_again(
     world.new_epoch()
     num_computed = world.scheduler.tokens.recomputed
     world.run()
-    check(llama, world, group)
+    check_prompt_scores(llama, world, group)
     assert output(group) == expected.tokens[:8]
     assert num_known == min(12 * steps, len(expected.prompt) - 1)
     num_recomputed = world.scheduler.tokens.recomputed - num_computed
@@ -119,7 +96,7 @@ def test_several_sequences_of_one_prompt_yield_them_once(llama: Subject, n: int)
     prompt = llama.greedy[-1].prompt
     group = world.submit(prompt, prompt_logprobs=3, n=n, seed=5, max_tokens=6)
     world.run()
-    check(llama, world, group)
+    check_prompt_scores(llama, world, group)
     for sequence in group.sequences:
         assert output(group, sequence.index) == llama.reference.answer(group.request, sequence.index).tokens
 
@@ -153,7 +130,7 @@ def test_logits_exist_for_a_bounded_number_of_positions_at_a_time(
     world.run()
     assert max(largest) == prompt_scores.MAX_LOGITS_ROWS == 256
     for group in groups:
-        check(llama, world, group)
+        check_prompt_scores(llama, world, group)
 
 
 def test_a_plan_brings_a_bounded_number_of_them(llama: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +143,7 @@ def test_a_plan_brings_a_bounded_number_of_them(llama: Subject, monkeypatch: pyt
     assert [len(scores.logprobs) for scores in world.prompt_scores[wide]] == [3]
     assert plain.num_cached_tokens == 0
     world.run()
-    check(llama, world, wide)
+    check_prompt_scores(llama, world, wide)
     assert all(len(scores.logprobs) <= 3 for scores in world.prompt_scores[wide])
     assert output(wide) == llama.greedy[-1].tokens[:8]
     assert output(plain) == llama.greedy[-2].tokens[:8]
