@@ -1,7 +1,9 @@
 """Sampling parameters where there is no room: the same tokens as where there is, and the model's own defaults."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,8 +11,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from cluster import Cluster, free_port, read_metrics, shards_and_router
-from pagewire import Client, SamplingParams
+from cluster import Cluster, free_port, read_metrics, serve, shards_and_router
+from pagewire import Client, SamplingParams, TokenDelta
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
 from streams import TEXT
 
@@ -122,3 +124,19 @@ def test_seeded_results_are_the_same_alone_in_company_and_when_preempted(client:
     assert answers(client, at_once=True) == alone
     assert answers(tight_client, at_once=True) == alone
     assert read_metrics(METRICS_PORT)['pagewire_preemptions_total{group="0"}'] > 0
+
+
+@pytest.mark.slow
+def test_128_sequences_survive_the_loss_of_their_shard(model: Path, client: Client) -> None:
+    params = SamplingParams(n=128, seed=8, max_tokens=30, ignore_eos=True, temperature=1.0, min_p=0.001)
+    expected = [sequence.token_ids for sequence in client.complete(TEXT, params).outputs]
+    with serve(model, "--max-num-seqs", str(MAX_NUM_SEQS), "--metrics-port", "0") as service:
+        with Client(service.wait_ready(), timeout_s=120) as served:
+            tokens: list[list[int]] = [[] for _ in expected]
+            for num_events, event in enumerate(served.generate(TEXT, params)):
+                if isinstance(event, TokenDelta):
+                    tokens[event.index] += event.token_ids
+                if num_events in (20, 200):
+                    (pid,) = service.children("pagewire_shard")
+                    os.kill(pid, signal.SIGKILL)
+    assert tokens == expected
