@@ -14,6 +14,9 @@ HEAD_TIMEOUT_S = 30.0
 """The head of a request must be complete after this time."""
 MAX_HEAD_BYTES = 64 << 10
 """Largest head of a request."""
+MAX_READ_BYTES = 256 << 10
+"""Most bytes that the event loop reads at a time."""
+TOO_LARGE = "The head of the request is too large."
 KEEP_ALIVE_S = 75
 """A connection without requests is closed after this time: later than clients close theirs."""
 BACKLOG = 4096
@@ -26,6 +29,9 @@ class Connection(HttpToolsProtocol):
 
     _head_timer: asyncio.TimerHandle | None = None
     _num_head_bytes = 0
+    """Bytes of the headers that the parser has found."""
+    _num_received = 0
+    """Bytes that have come since the head began, and up to MAX_READ_BYTES that came with its first ones."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
@@ -37,9 +43,18 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        super().data_received(data)
+        if self._head_timer is not None and not self.transport.is_closing():
+            # The parser keeps what has come of a header to itself.
+            self._num_received += len(data)
+            if self._num_received > MAX_HEAD_BYTES + MAX_READ_BYTES:
+                self.send_400_response(TOO_LARGE)
+
     def on_message_begin(self) -> None:
         """See httptools."""
-        self._num_head_bytes = 0
+        self._num_head_bytes = self._num_received = 0
         self._start_timer()
         super().on_message_begin()
 
@@ -61,7 +76,7 @@ class Connection(HttpToolsProtocol):
     def _count(self, num_bytes: int) -> None:
         self._num_head_bytes += num_bytes
         if self._num_head_bytes > MAX_HEAD_BYTES:
-            raise ValueError("the head of the request is too large")  # uvicorn answers 400 and closes.
+            raise ValueError(TOO_LARGE)  # uvicorn answers 400 and closes.
 
     def _start_timer(self) -> None:
         if self._head_timer is None:

@@ -21,6 +21,17 @@ class Front:
     def runner(self):
         return self.router.runner
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.base_url.rpartition("/")[2].rpartition(":")
+        return host, int(port)
+
+    @property
+    def connections(self):
+        """The server's side of the connections that are open."""
+        return list(self.router.server._http_front._server._server.server_state.connections)
+
     def openai(self, **options) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(**{"base_url": f"{self.base_url}/v1", "api_key": "none", "max_retries": 0, **options})
 
