@@ -49,6 +49,7 @@ class FieldTable:
         self._fields = {field.name: field for field in fields}
         assert len(self._fields) == len(fields), "two fields have the same name"
         self._set_by = {field.sets: field.name for field in fields if field.sets is not None}
+        """Names of fields by the sampling parameters that they set."""
         self._required = [field.name for field in fields if field.is_required]
 
     def __iter__(self) -> Iterator[Field]:
@@ -77,10 +78,9 @@ class FieldTable:
 
     def set_params(self, values: Mapping[str, Any], params: inference_pb2.SamplingParams) -> None:
         """Sets the sampling parameters that the values give. Raises HttpError for values that no parameter can have."""
-        for name, value in values.items():
-            sets = self._fields[name].sets
-            if sets is not None:
-                set_param(params, sets, value, name)
+        for param, name in self._set_by.items():
+            if name in values:
+                set_param(params, param, values[name], name)
 
     def name_of(self, param: str) -> str | None:
         """The field that sets this sampling parameter; None: none does."""

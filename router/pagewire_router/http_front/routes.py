@@ -15,6 +15,8 @@ from pagewire_router.http_front.completions import PATH as COMPLETIONS
 from pagewire_router.http_front.completions import Completions
 from pagewire_router.http_front.error_bodies import anthropic_body
 from pagewire_router.http_front.exchange import Exchange
+from pagewire_router.http_front.responses import PATH as RESPONSES
+from pagewire_router.http_front.responses import Responses
 from pagewire_router.http_front.tokenizing import DETOKENIZE, TOKENIZE, Tokenizing
 from pagewire_router.inference import Inference
 from pagewire_router.output.pacer import Pacer
@@ -22,7 +24,7 @@ from pagewire_router.parsing.choice import OutputParsers
 from pagewire_router.text.tokenizer import Tokenizer
 
 MODELS = "/v1/models"
-PATHS = (MODELS, COMPLETIONS, CHAT, MESSAGES, COUNT_TOKENS, TOKENIZE, DETOKENIZE)
+PATHS = (MODELS, COMPLETIONS, CHAT, RESPONSES, MESSAGES, COUNT_TOKENS, TOKENIZE, DETOKENIZE)
 """Paths that are served once there are shards."""
 PROBES = ("/health", "/version")
 ALL_PATHS = (*PROBES, *PATHS)
@@ -55,6 +57,7 @@ def api_routes(
     yield Route("GET", MODELS, _models(inference))
     yield Route("POST", COMPLETIONS, Completions(generator))
     yield Route("POST", CHAT, ChatCompletions(generator, parsers))
+    yield Route("POST", RESPONSES, Responses(generator, parsers))
     messages = Messages(generator, parsers)
     yield Route("POST", MESSAGES, messages.create, error_body=anthropic_body)
     yield Route("POST", COUNT_TOKENS, messages.count_tokens, error_body=anthropic_body)
