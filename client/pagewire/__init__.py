@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pagewire.llm import LLM
     from pagewire.outputs import CompletionOutput, Logprob, RequestOutput, Usage
     from pagewire.sampling_params import SamplingParams
+    from pagewire.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ _EXPORTS = {
     "pagewire.llm": ("LLM",),
     "pagewire.outputs": ("CompletionOutput", "Logprob", "RequestOutput", "Usage"),
     "pagewire.sampling_params": ("SamplingParams",),
+    "pagewire.structured_outputs": ("StructuredOutputsParams",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
@@ -91,6 +93,7 @@ __all__ = [
     "ServerError",
     "Started",
     "StartupError",
+    "StructuredOutputsParams",
     "TokenDelta",
     "Unauthenticated",
     "Unavailable",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pagewire.errors import InvalidRequest
 from pagewire.parameter_table import BY_NAME, GREEDY_BELOW, MAX_INT32, Kind, Parameter
+from pagewire.structured_outputs import StructuredOutputsParams
 from pagewire.text import is_encodable
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class SamplingParams(_Tracked):
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -128,6 +130,8 @@ class SamplingParams(_Tracked):
                 _check_number(BY_NAME["logit_bias"], bias)
 
     def _check_combinations(self) -> None:
+        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputsParams):
+            raise _out_of_range("structured_outputs", self.structured_outputs, "StructuredOutputsParams")
         if self.n > 1 and self.temperature < GREEDY_BELOW:
             raise _out_of_range("n", self.n, "1 when temperature is 0, where all sequences would be the same")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -170,6 +174,9 @@ class SamplingParams(_Tracked):
                     message.logit_bias.update(value)
                 elif value:
                     getattr(message, field.name).extend(_as_list(value))
+            elif field.name == "structured_outputs":
+                if self.structured_outputs is not None:
+                    message.structured_outputs.CopyFrom(self.structured_outputs.to_proto())
             elif field.name in self._given:
                 if field.name == "max_tokens" and value is None:
                     message.max_tokens = MAX_INT32
@@ -190,7 +197,6 @@ _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "routed_experts_prompt_start": (0,),
     "skip_clone": (True, False),
     "skip_reading_prefix_cache": (False,),
-    "structured_outputs": (),
     "thinking_token_budget": (),
 }
 """vLLM's further parameters. Each is accepted if it is None or has one of the values given, which change nothing."""

@@ -4,7 +4,7 @@ import math
 import pickle
 
 import pytest
-from pagewire import InvalidRequest, SamplingParams
+from pagewire import InvalidRequest, SamplingParams, StructuredOutputsParams
 from pagewire.v1 import inference_pb2 as pb
 
 
@@ -32,9 +32,9 @@ def test_parameters_are_read_from_a_message():
     assert params.to_proto() == message
 
 
-def test_every_field_of_the_wire_but_the_constraint_can_be_set():
+def test_every_field_of_the_wire_can_be_set():
     wire = {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
-    assert wire - {field.name for field in dataclasses.fields(SamplingParams)} == {"structured_outputs"}
+    assert wire == {field.name for field in dataclasses.fields(SamplingParams)}
 
 
 def test_every_field_reaches_the_wire():
@@ -64,9 +64,10 @@ def test_every_field_reaches_the_wire():
         "bad_words": ["c"],
         "truncate_prompt_tokens": -1,
     }
-    assert set(given) == {field.name for field in dataclasses.fields(SamplingParams)}
-    message = SamplingParams(**given).to_proto()
-    assert message == pb.SamplingParams(**given)
+    constraint = StructuredOutputsParams(regex="a")
+    assert {*given, "structured_outputs"} == {field.name for field in dataclasses.fields(SamplingParams)}
+    message = SamplingParams(**given, structured_outputs=constraint).to_proto()
+    assert message == pb.SamplingParams(**given, structured_outputs=pb.StructuredOutputs(regex="a"))
 
 
 @pytest.mark.parametrize(("stop", "sent"), [(None, []), ("end", ["end"]), (["a", "b"], ["a", "b"]), ([], [])])

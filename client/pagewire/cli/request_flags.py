@@ -1,10 +1,13 @@
 """Flags that describe a request: which model, how urgent, and how to sample."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from pagewire.errors import InvalidRequest
 from pagewire.parameter_table import PARAMETERS, Kind, Parameter
 from pagewire.sampling_params import SamplingParams
+from pagewire.structured_outputs import StructuredOutputsParams
 from pagewire.text import from_command_line
 
 _REQUEST_OPTIONS = ("model", "priority", "cache_salt")
@@ -20,6 +23,7 @@ def add_request_flags(parser: argparse.ArgumentParser, *, max_tokens: int) -> No
     for parameter in PARAMETERS:
         if parameter.name in shown:
             _add_parameter(group, parameter, max_tokens)
+    _add_constraints(parser.add_argument_group("structured output", "at most one of these"))
 
 
 def _add_request_options(group: argparse._ArgumentGroup) -> None:
@@ -61,6 +65,35 @@ def _add_parameter(group: argparse._ArgumentGroup, parameter: Parameter, max_tok
         add(flag, type=_biases, metavar="ID=BIAS,...", default=suppress, help=meaning)
 
 
+def _add_constraints(group: argparse._ArgumentGroup) -> None:
+    """Adds the flags that make structured_outputs."""
+    add, suppress, text = group.add_argument, argparse.SUPPRESS, from_command_line
+    add("--json-schema", metavar="FILE", default=suppress, help="the output is JSON that matches the schema in a file")
+    add("--json-object", action="store_true", default=suppress, help="the output is a JSON object")
+    add("--regex", metavar="PATTERN", type=text, default=suppress, help="the output matches a regular expression")
+    what = "the output is one of the texts given with this flag; may be repeated"
+    add("--choice", action="append", metavar="TEXT", type=text, default=suppress, help=what)
+    add("--grammar", metavar="FILE", default=suppress, help="the output matches the grammar in a file, Lark's or EBNF")
+
+
+def _constraint_from(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns structured_outputs as the flags say, or nothing. Raises InvalidRequest for a file that is not there."""
+    flags = {"json_schema": "json", "json_object": "json_object", "regex": "regex", "choice": "choice"}
+    given = {name: getattr(args, flag) for flag, name in {**flags, "grammar": "grammar"}.items() if hasattr(args, flag)}
+    for name in ("json", "grammar"):
+        if name in given:
+            given[name] = _read(name, given[name])
+    return {"structured_outputs": StructuredOutputsParams(**given)} if given else {}
+
+
+def _read(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is no UTF-8"
+        raise InvalidRequest.of_field(f"sampling_params.structured_outputs.{name}", f"{path}: {reason}") from None
+
+
 def _token_ids(words: str) -> list[int]:
     return [int(word) for word in words.split(",")]
 
@@ -87,4 +120,5 @@ def sampling_params_from(args: argparse.Namespace) -> SamplingParams:
 def given_parameters(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the sampling parameters among parsed arguments, by name."""
     names = SamplingParams.__dataclass_fields__
-    return {name: value for name, value in vars(args).items() if name in names}
+    given = {name: value for name, value in vars(args).items() if name in names}
+    return {**given, **_constraint_from(args)}
