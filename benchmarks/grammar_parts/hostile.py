@@ -55,10 +55,12 @@ HOSTILE: dict[str, inference_pb2.StructuredOutputs] = {
     "allOf of 2^24 schemas": _schema(_doubling(24, "allOf")),
     "anyOf of 2^24 schemas": _schema(_doubling(24, "anyOf")),
     "allOf of 8^8 combinations": _schema(_crossed(8, 8)),
-    "enum of 100,000 strings": _schema({"enum": [f"value {i}" for i in range(100_000)]}),
-    "choice of 50,000 strings": outputs(choice=[f"option {i} of many" for i in range(50_000)]),
+    "enum of 30,000 strings": _schema({"enum": [f"value {i}" for i in range(30_000)]}),
+    "choice of 25,000 strings": outputs(choice=[f"option {i} of many" for i in range(25_000)]),
     "1 MB regex of letters": outputs(regex="a" * (1 << 20)),
+    "0.5 MB regex of letters": outputs(regex="a" * 500_000),
     "1 MB regex of alternatives": outputs(regex="|".join(f"a{i}b*" for i in range(110_000))),
+    "0.5 MB regex of alternatives": outputs(regex="|".join(f"a{i}b*" for i in range(50_000))),
     "1 MB regex of groups": outputs(regex="(" * 200_000 + "a" + ")*" * 200_000),
     "nested quantifiers": outputs(regex="((((a{1,100}){1,100}){1,100}){1,100}){1,100}"),
     "quantifier of a billion": outputs(regex="[a-z]{1000000000}"),
@@ -76,8 +78,8 @@ HOSTILE: dict[str, inference_pb2.StructuredOutputs] = {
         grammar="start: r0\n" + "\n".join(f"r{i}: r{i + 1} r{i + 1}" for i in range(40)) + '\nr40: "a"'
     ),
     "EBNF nested 5,000 deep": outputs(grammar="root ::= " + "(" * 5_000 + '"a"' + ")*" * 5_000),
-    "EBNF of 1 MB": outputs(grammar="root ::= " + " | ".join(f'"option {i}"' for i in range(60_000))),
-    "100,000 tags": outputs(
+    "EBNF of 0.5 MB": outputs(grammar="root ::= " + " | ".join(f'"option {i}"' for i in range(28_000))),
+    "10,000 tags": outputs(
         structural_tag=json.dumps(
             {
                 "structures": [

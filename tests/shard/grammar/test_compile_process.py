@@ -20,7 +20,7 @@ from pagewire_shard.grammar.limits import GrammarLimits
 
 sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 
-from grammar_parts.hostile import HOSTILE  # noqa: E402
+from grammar_parts.hostile import HOSTILE
 
 SLOW = HOSTILE["1 MB regex of letters"]
 """Takes some seconds to compile."""
