@@ -82,6 +82,8 @@ class Grammars:
         self._waiting: dict[Key, list[Asked]] = {}
         """Who waits for what is being compiled."""
         self._refused: dict[Key, SourceRefused] = {}
+        self._renewing: set[Key] = set()
+        """Grammars whose lexer was full and that are being built anew."""
         self._builders = ThreadPoolExecutor(NUM_BUILDERS, thread_name_prefix="grammar")
 
     def open(self, source: VocabularySource) -> None:
@@ -137,14 +139,20 @@ class Grammars:
         Raises GrammarNotReady.
         """
         with self._lock:
-            root = self._roots.named(name)
-        if root is None:
+            found = self._roots.named(name)
+        if found is None:
             raise GrammarNotReady(f"grammar {name!r} is not prepared")
-        return Matcher(root.ll_matcher.deep_copy(), self._parts.vocabulary.eos_token_ids, end_token_ids)
+        key, root = found
+        matcher = Matcher(root.ll_matcher.deep_copy(), self._parts.vocabulary.eos_token_ids, end_token_ids)
+        matcher.origin = key, root
+        return matcher
 
     def fill_masks(self, matchers: Sequence[Matcher | None], masks: Masks) -> list[int]:
         """Writes the mask of each matcher into its row; see MaskFiller.fill."""
-        return self._parts.filler.fill(matchers, masks)
+        failed = self._parts.filler.fill(matchers, masks)
+        for row in failed:
+            self._renew_lexer_of(matchers[row])
+        return failed
 
     def count(self) -> GrammarStats:
         """The counters, brought up to date."""
@@ -161,6 +169,30 @@ class Grammars:
         if self._opened is not None:
             self._opened.compiler.close()
         self._builders.shutdown()
+
+    def _renew_lexer_of(self, matcher: Matcher | None) -> None:
+        """Has a grammar built anew if its lexer is full.
+
+        All sequences of a grammar share one lexer, which grows with what they generate. Once it is at its limit they
+        all end; those that come after them must not.
+        """
+        if matcher is None or "lexer" not in matcher.error.lower() or matcher.origin is None:
+            return
+        key, root = matcher.origin
+        with self._lock:
+            if self._roots.get(key) is not root or key in self._renewing:
+                return
+            self._renewing.add(key)
+        logger.warning("the lexer of a grammar is full, and it is built anew: %s", matcher.error)
+        self._builders.submit(self._renew, key, root)
+
+    def _renew(self, key: Key, full: Root) -> None:
+        try:
+            renewed = Root(compiled_matcher(self._parts.vocabulary, full.text), full.num_bytes, full.text)
+            with self._lock:
+                self._roots.replace(key, renewed)
+        finally:
+            self._renewing.discard(key)
 
     @property
     def _parts(self) -> _Open:
@@ -179,7 +211,7 @@ class Grammars:
         else:
             try:
                 ll_matcher = compiled_matcher(self._parts.vocabulary, compiled.text)
-                root = Root(ll_matcher, max(MIN_ROOT_BYTES, compiled.num_bytes))
+                root = Root(ll_matcher, max(MIN_ROOT_BYTES, compiled.num_bytes), compiled.text)
             except GrammarError as unexpected:
                 error = unexpected
         with self._lock:

@@ -21,7 +21,7 @@ class GrammarLimits:
 
 
 def parser_limits() -> LLParserLimits:
-    """Bounds of every later mask: some 20 ms for one, and 100 MB for the states of a sequence's lexer.
+    """Bounds of every later mask, some 20 ms for most, and of the states of a grammar's lexer: some 100 MB.
 
     A sequence whose grammar needs more ends with STOP_REASON_GRAMMAR.
     """

@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 
 from llguidance import LLMatcher
 
+from pagewire_shard.grammar.roots import Key, Root
+
 MAX_ERROR_CHARS = 300
 
 
@@ -16,7 +18,7 @@ class Matcher:
     Not thread-safe; different matchers may be used by different threads.
     """
 
-    __slots__ = ("_all_ends", "dropped_ends", "ends", "error", "extra_ends", "ll_matcher", "num_ended")
+    __slots__ = ("_all_ends", "dropped_ends", "ends", "error", "extra_ends", "ll_matcher", "num_ended", "origin")
 
     def __init__(self, ll_matcher: LLMatcher, eos_token_ids: Collection[int], end_token_ids: Collection[int]) -> None:
         """end_token_ids: tokens at which the sequence stops, as StopConditions.token_ids has them."""
@@ -32,6 +34,8 @@ class Matcher:
         """End-of-sequence tokens that do not stop the sequence: others do."""
         self.num_ended = 0
         """Tokens taken in from the first one that ended the sequence on."""
+        self.origin: tuple[Key, Root] | None = None
+        """The grammar that this began with."""
         self._all_ends = eos | ends
 
     def advance(self, token_ids: Sequence[int]) -> bool:

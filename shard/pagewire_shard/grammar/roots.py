@@ -17,6 +17,8 @@ class Root:
 
     ll_matcher: LLMatcher
     num_bytes: int
+    text: str
+    """What it was compiled from."""
 
 
 class RootCache:
@@ -37,10 +39,20 @@ class RootCache:
     def __contains__(self, key: Key) -> bool:
         return key in self._roots
 
-    def named(self, name: str) -> Root | None:
-        """The root that a name points to; None: it points to none, or to one that is not there yet."""
+    def get(self, key: Key) -> Root | None:
+        """The root of a key; None: there is none."""
+        return self._roots.get(key)
+
+    def replace(self, key: Key, root: Root) -> None:
+        """Puts another root in the place of one that is there. Its place in the order of use stays."""
+        if key in self._roots:
+            self._roots[key] = root
+
+    def named(self, name: str) -> tuple[Key, Root] | None:
+        """The root that a name points to, and its key; None: it points to none, or to one that is not there yet."""
         key = self._keys.get(name)
-        return None if key is None else self._roots.get(key)
+        root = None if key is None else self._roots.get(key)
+        return None if key is None or root is None else (key, root)
 
     def name(self, name: str, key: Key) -> None:
         """Has a name point to a key, whose root may come later."""

@@ -1,10 +1,26 @@
 """Matchers follow the tokens of sequences, and masks say which may come next."""
 
+import random
+import time
+
 import grpc
 import numpy as np
 import pytest
-from grammar_world import EOS, NUM_TOKENS, STOP, allowed, allowed_next, encode, masks, outputs, prepare, texts
+from grammar_world import (
+    EOS,
+    NUM_TOKENS,
+    STOP,
+    TIMEOUT_S,
+    allowed,
+    allowed_next,
+    encode,
+    masks,
+    outputs,
+    prepare,
+    texts,
+)
 from pagewire_shard.grammar.errors import GrammarNotReady
+from pagewire_shard.grammar.matcher import Matcher
 
 
 def test_masks_allow_what_may_come_next(grammars, start):
@@ -129,3 +145,26 @@ def test_a_name_is_ready_from_prepare_to_forget(grammars):
     grammars.end_epoch()
     with pytest.raises(GrammarNotReady):
         grammars.matcher("g", (EOS,))
+
+
+def test_a_grammar_whose_lexer_is_full_is_built_anew_for_those_who_come_later(grammars, start):
+    """All sequences of a grammar share a lexer, and what one of them generates may bring it to its limit."""
+    grammar = "start: X\nX: ~/(.*a.{40}b.*)/ & ~/(.*b.{41}a.*)/ & /.{0,5000}/"
+    choose = random.Random(0)
+
+    def follow(matcher: Matcher, num_tokens: int) -> bool:
+        """Returns whether the grammar allowed so many tokens."""
+        row = masks(grammars, 1)
+        for _ in range(num_tokens):
+            if grammars.fill_masks([matcher], row):
+                return False
+            matcher.advance([choose.choice([token for token in allowed(row[0]) if token > STOP])])
+        return True
+
+    first = start(grammar=grammar)
+    assert not follow(first, 100)
+    assert "lexer" in first.error
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not follow(start(grammar=grammar), 2):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)

@@ -8,7 +8,7 @@ MATCHER: Any = object()
 
 
 def put(cache: RootCache, key: bytes, num_bytes: int = 10) -> bool:
-    return cache.put(key, Root(MATCHER, num_bytes))
+    return cache.put(key, Root(MATCHER, num_bytes, ""))
 
 
 def test_the_least_recently_used_without_a_name_goes_first():
