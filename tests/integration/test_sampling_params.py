@@ -1,6 +1,7 @@
 """Sampling parameters where there is no room: the same tokens as where there is, and the model's own defaults."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from cluster import Cluster, free_port, read_metrics, serve, shards_and_router
-from pagewire import Client, SamplingParams, TokenDelta
+from pagewire import Client, InvalidRequest, SamplingParams, TokenDelta
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
 from streams import TEXT
 
@@ -30,7 +31,7 @@ def tight(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clu
     stated = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(stated | DEFAULTS))
     flags = ("--block-size", "4", "--kv-cache-memory", "40KiB", "--max-num-seqs", str(MAX_NUM_SEQS))
-    router_flags = ["--metrics-port", str(METRICS_PORT)]
+    router_flags = ["--metrics-port", str(METRICS_PORT), "--max-logprobs", "-1"]
     with shards_and_router(directory, *flags, router_flags=router_flags) as cluster:
         yield cluster
         cluster.check_all_blocks_come_back()
@@ -124,6 +125,29 @@ def test_seeded_results_are_the_same_alone_in_company_and_when_preempted(client:
     assert answers(client, at_once=True) == alone
     assert answers(tight_client, at_once=True) == alone
     assert read_metrics(METRICS_PORT)['pagewire_preemptions_total{group="0"}'] > 0
+
+
+def test_log_probabilities_of_the_whole_vocabulary(client: Client, tight_client: Client) -> None:
+    vocab_size = tight_client.get_model().vocab_size
+    assert tight_client.get_model().max_logprobs == vocab_size
+    params = SamplingParams(temperature=0.0, max_tokens=4, logprobs=-1, prompt_logprobs=-1)
+    output = tight_client.complete(TEXT, params)
+    positions = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
+    assert len(positions) == len(output.prompt_token_ids) - 1 + 4
+    for entries in positions:
+        assert entries.keys() == set(range(vocab_size))
+        assert sum(math.exp(entry.logprob) for entry in entries.values()) == pytest.approx(1.0, abs=1e-4)
+    # Those of the servers that return a few.
+    few = client.complete(TEXT, SamplingParams(temperature=0.0, max_tokens=4, logprobs=5)).outputs[0]
+    for few_entries, entries in zip(few.logprobs, output.outputs[0].logprobs, strict=True):
+        assert {token: pytest.approx(entries[token].logprob) for token in few_entries} == {
+            token: entry.logprob for token, entry in few_entries.items()
+        }
+    for wrong in (SamplingParams(logprobs=-1), SamplingParams(logprobs=21), SamplingParams(prompt_logprobs=-1)):
+        with pytest.raises(InvalidRequest, match="accepted: 0 to 20"):
+            client.complete(TEXT, wrong)
+    with pytest.raises(InvalidRequest, match=f"accepted: -1 to {vocab_size}"):
+        tight_client.complete(TEXT, SamplingParams(logprobs=vocab_size + 1))
 
 
 @pytest.mark.slow
