@@ -18,11 +18,21 @@ _REASON_NAMES = {
 class RequestTimer:
     """Times one request from submission to end. Time to first token = admission + queue + prefill."""
 
-    __slots__ = ("_first_output_s", "_last_output_s", "_metrics", "_num_tokens", "_request", "_submitted_s")
+    __slots__ = (
+        "_first_output_s",
+        "_last_output_s",
+        "_metrics",
+        "_num_parallel",
+        "_num_tokens",
+        "_request",
+        "_submitted_s",
+    )
 
     def __init__(self, metrics: Metrics, request: Request) -> None:
         self._metrics = metrics
         self._request = request
+        self._num_parallel = len(request.sequence_indices)
+        """Sequences that run at a time."""
         self._submitted_s = monotonic()
         self._first_output_s: float | None = None
         self._last_output_s = 0.0
@@ -44,7 +54,7 @@ class RequestTimer:
         if self._first_output_s is None:
             self._on_first(now_s)
         else:
-            gap_s = (now_s - self._last_output_s) * self._request.params.n / num_new
+            gap_s = (now_s - self._last_output_s) * self._num_parallel / num_new
             self._metrics.inter_token_s.observe(gap_s, num_new)
         self._last_output_s = now_s
 
