@@ -31,6 +31,7 @@ COMMANDS = {
     "complete": _Command("pagewire.cli.complete", "continue a text"),
     "chat": _Command("pagewire.cli.chat", "talk to a model"),
     "bench": _Command("pagewire.bench.cli", "measure a server"),
+    "top": _Command("pagewire.top.cli", "watch what routers do"),
     "demo": _Command("pagewire.cli.demo", "serve the bundled model and complete three prompts"),
 }
 

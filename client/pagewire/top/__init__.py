@@ -1,0 +1,1 @@
+"""`pagewire top`: what routers do now, on a terminal."""
