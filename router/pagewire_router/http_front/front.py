@@ -9,7 +9,7 @@ from pagewire_router.http_front.app import OTHER_ROUTE, HttpApp
 from pagewire_router.http_front.cors import Cors
 from pagewire_router.http_front.http_server import HttpServer
 from pagewire_router.http_front.page import PAGES, STATS, page_routes, stats_route
-from pagewire_router.http_front.routes import ALL_PATHS, PATHS, api_routes, probe_routes
+from pagewire_router.http_front.routes import ALL_PATHS, PATHS, model_routes, open_routes
 from pagewire_router.http_front.tls import tls_context
 from pagewire_router.inference import Inference
 from pagewire_router.metrics.request_metrics import Metrics
@@ -58,7 +58,7 @@ class HttpFront:
             on_call=pacer.on_call,
             tracing=tracing,
         )
-        self._app.open(probe_routes(is_ready))
+        self._app.open(open_routes(is_ready))
         if config.http_page:
             self._app.open(page_routes())
         self._server: HttpServer | None = None
@@ -84,7 +84,7 @@ class HttpFront:
             parsers = OutputParsers.of_model(tokenizer, config.tool_call_parser, config.reasoning_parser)
         if self._config.http_page:
             self._app.open([stats_route(self._metrics, inference)])
-        self._app.open(api_routes(inference, self._pacer, tokenizer, parsers if parsers and parsers.format else None))
+        self._app.open(model_routes(inference, self._pacer, tokenizer, parsers if parsers and parsers.format else None))
 
     async def stop(self) -> None:
         """Ends everything, after a last moment for the answers to requests that have ended."""

@@ -8,30 +8,59 @@ from pagewire_common.version import version
 
 from pagewire_router.http_front.answers import Generator
 from pagewire_router.http_front.anthropic import COUNT_TOKENS, MESSAGES, Messages
+from pagewire_router.http_front.anthropic_request import COUNT_FIELDS
+from pagewire_router.http_front.anthropic_request import FIELDS as MESSAGES_FIELDS
 from pagewire_router.http_front.app import Handle, Route
+from pagewire_router.http_front.chat import FIELDS as CHAT_FIELDS
 from pagewire_router.http_front.chat import PATH as CHAT
 from pagewire_router.http_front.chat import ChatCompletions
+from pagewire_router.http_front.completions import FIELDS as COMPLETIONS_FIELDS
 from pagewire_router.http_front.completions import PATH as COMPLETIONS
 from pagewire_router.http_front.completions import Completions
-from pagewire_router.http_front.error_bodies import anthropic_body
+from pagewire_router.http_front.error_bodies import anthropic_body, openai_body
 from pagewire_router.http_front.exchange import Exchange
+from pagewire_router.http_front.openapi import Operation, document
 from pagewire_router.http_front.responses import PATH as RESPONSES
 from pagewire_router.http_front.responses import Responses
-from pagewire_router.http_front.tokenizing import DETOKENIZE, TOKENIZE, Tokenizing
+from pagewire_router.http_front.responses_request import FIELDS as RESPONSES_FIELDS
+from pagewire_router.http_front.tokenizing import (
+    DETOKENIZE,
+    DETOKENIZE_FIELDS,
+    TOKENIZE,
+    TOKENIZE_FIELDS,
+    Tokenizing,
+)
 from pagewire_router.inference import Inference
 from pagewire_router.output.pacer import Pacer
 from pagewire_router.parsing.choice import OutputParsers
 from pagewire_router.text.tokenizer import Tokenizer
 
-MODELS = "/v1/models"
-PATHS = (MODELS, COMPLETIONS, CHAT, RESPONSES, MESSAGES, COUNT_TOKENS, TOKENIZE, DETOKENIZE)
-"""Paths that are served once there are shards."""
-PROBES = ("/health", "/version")
-ALL_PATHS = (*PROBES, *PATHS)
+HEALTH, VERSION, OPENAPI, MODELS = "/health", "/version", "/openapi.json", "/v1/models"
+OPEN = (
+    Operation("GET", HEALTH, "Says by its status whether a new request would run.", needs_key=False),
+    Operation("GET", VERSION, "Tells the server's version.", needs_key=False),
+    Operation("GET", OPENAPI, "This document.", needs_key=False),
+)
+"""Served from the start, without a key."""
+OF_THE_MODEL = (
+    Operation("GET", MODELS, "Lists the served model."),
+    Operation("POST", COMPLETIONS, "Continues prompts.", COMPLETIONS_FIELDS),
+    Operation("POST", CHAT, "Continues a conversation.", CHAT_FIELDS),
+    Operation("POST", RESPONSES, "Continues a conversation, as OpenAI's Responses API does.", RESPONSES_FIELDS),
+    Operation("POST", MESSAGES, "Continues a conversation, as Anthropic's Messages API does.", MESSAGES_FIELDS),
+    Operation("POST", COUNT_TOKENS, "Counts the tokens of a conversation.", COUNT_FIELDS),
+    Operation("POST", TOKENIZE, "Turns text or a conversation into token ids.", TOKENIZE_FIELDS),
+    Operation("POST", DETOKENIZE, "Turns token ids into text.", DETOKENIZE_FIELDS),
+)
+"""Served once there are shards."""
+PATHS = tuple(operation.path for operation in OF_THE_MODEL)
+ALL_PATHS = (*(operation.path for operation in OPEN), *PATHS)
+_ANTHROPIC = (MESSAGES, COUNT_TOKENS)
 
 
-def probe_routes(is_ready: Callable[[], bool]) -> Iterator[Route]:
-    """Routes that are served from the start, and need no key."""
+def open_routes(is_ready: Callable[[], bool]) -> Iterator[Route]:
+    """Routes that are served from the start."""
+    described = document((*OPEN, *OF_THE_MODEL))
 
     async def health(exchange: Exchange, _body: bytes) -> None:
         await exchange.answer(200 if is_ready() else 503, b"", content_type=b"text/plain")
@@ -39,11 +68,15 @@ def probe_routes(is_ready: Callable[[], bool]) -> Iterator[Route]:
     async def tell_version(exchange: Exchange, _body: bytes) -> None:
         await exchange.answer(200, orjson.dumps({"version": version()}))
 
-    yield Route("GET", "/health", health, needs_key=False)
-    yield Route("GET", "/version", tell_version, needs_key=False)
+    async def openapi(exchange: Exchange, _body: bytes) -> None:
+        await exchange.answer(200, described)
+
+    handles: dict[str, Handle] = {HEALTH: health, VERSION: tell_version, OPENAPI: openapi}
+    for operation in OPEN:
+        yield Route(operation.method, operation.path, handles[operation.path], needs_key=False)
 
 
-def api_routes(
+def model_routes(
     inference: Inference, pacer: Pacer, tokenizer: Tokenizer | None, parsers: OutputParsers | None
 ) -> Iterator[Route]:
     """The routes of the served model.
@@ -54,16 +87,20 @@ def api_routes(
         parsers: read reasoning and tool calls from outputs; None: outputs are content.
     """
     generator = Generator(inference, pacer)
-    yield Route("GET", MODELS, _models(inference))
-    yield Route("POST", COMPLETIONS, Completions(generator))
-    yield Route("POST", CHAT, ChatCompletions(generator, parsers))
-    yield Route("POST", RESPONSES, Responses(generator, parsers))
-    messages = Messages(generator, parsers)
-    yield Route("POST", MESSAGES, messages.create, error_body=anthropic_body)
-    yield Route("POST", COUNT_TOKENS, messages.count_tokens, error_body=anthropic_body)
-    tokenizing = Tokenizing(inference, tokenizer)
-    yield Route("POST", TOKENIZE, tokenizing.tokenize)
-    yield Route("POST", DETOKENIZE, tokenizing.detokenize)
+    messages, tokenizing = Messages(generator, parsers), Tokenizing(inference, tokenizer)
+    handles: dict[str, Handle] = {
+        MODELS: _models(inference),
+        COMPLETIONS: Completions(generator),
+        CHAT: ChatCompletions(generator, parsers),
+        RESPONSES: Responses(generator, parsers),
+        MESSAGES: messages.create,
+        COUNT_TOKENS: messages.count_tokens,
+        TOKENIZE: tokenizing.tokenize,
+        DETOKENIZE: tokenizing.detokenize,
+    }
+    for operation in OF_THE_MODEL:
+        error_body = anthropic_body if operation.path in _ANTHROPIC else openai_body
+        yield Route(operation.method, operation.path, handles[operation.path], error_body=error_body)
 
 
 def _models(inference: Inference) -> Handle:

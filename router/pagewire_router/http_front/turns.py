@@ -86,6 +86,8 @@ class Turn:
             if params.HasField("structured_outputs"):
                 raise wrong("tool_choice", "asks for a call, and response_format for something else; choose one")
             params.structured_outputs.json = orjson.dumps(self._call_schema()).decode()
+            # Where whitespace is free some models write nothing else.
+            params.structured_outputs.disable_any_whitespace = True
         elif format_is_known:
             # Marks of reasoning and calls may be special tokens.
             self.skips_special_tokens = not params.HasField("skip_special_tokens") or params.skip_special_tokens

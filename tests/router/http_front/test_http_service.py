@@ -261,3 +261,21 @@ async def test_tls_with_renewed_certificates_and_required_ones_of_clients(serve_
         Path(server.key).write_bytes(Path(renewed.key).read_bytes())
         Path(server.cert).write_bytes(Path(renewed.cert).read_bytes())
         assert await serial() != before
+
+
+async def test_the_openapi_document_describes_what_is_served(serve_http, http):
+    async with serve_http() as front:
+        told = (await http.get(f"{front.base_url}/openapi.json")).json()
+        assert told["openapi"] == "3.1.0"
+        assert "/v1/chat/completions" in told["paths"]
+        for path, methods in told["paths"].items():
+            for method, operation in methods.items():
+                body = operation.get("requestBody")
+                answer = await http.request(method, f"{front.base_url}{path}", **({"json": {}} if body else {}))
+                required = body["content"]["application/json"]["schema"].get("required", []) if body else []
+                assert answer.status_code == (400 if body else 200), path
+                assert all(name in answer.text for name in required[:1])
+    completions = told["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "suffix" not in completions["properties"]
+    assert completions["properties"]["best_of"]["enum"] == [1]
+    assert completions["additionalProperties"] is False
