@@ -425,10 +425,10 @@ class Scheduler:
         self.tokens.add_first_runs(plan, result)
         self.last_completed = plan
         self._observer.on_result(plan, result)
-        scored = take_prompt_scores(plan, result) if result.prompt_scores else []
-        progress = scored + self._take_rows(plan, result)
+        scored = take_prompt_scores(plan, result) if result.prompt_scores else None
+        progress = self._take_rows(plan, result)
         self.suspects.acquit()
-        return progress
+        return scored + progress if scored else progress
 
     def _take_rows(self, plan: PlanInFlight, result: shard_pb2.StepResult) -> list[Progress]:
         logprobs: dict[int, list[shard_pb2.SequenceLogprobs]] = {}
