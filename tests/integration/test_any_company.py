@@ -23,7 +23,14 @@ NUM_TOKENS = 24
 PREFIX_LEN = 130
 """Long enough that attention walks the keys in several strips, and that a prefix ends inside a block."""
 GREEDY = {"temperature": 0.0, "logprobs": 4, "max_tokens": NUM_TOKENS}
-SAMPLED = {"temperature": 0.9, "top_p": 0.9, "seed": 5, "logprobs": 0, "max_tokens": NUM_TOKENS}
+ALLOWED = [token for token in range(VOCAB_SIZE) if token % 4]
+SAMPLED = {
+    "temperature": 0.9, "top_p": 0.9, "top_k": 200, "min_p": 0.001, "seed": 5, "max_tokens": NUM_TOKENS,
+    "presence_penalty": 0.3, "frequency_penalty": 0.2, "repetition_penalty": 1.1, "logprobs": VOCAB_SIZE,
+    "min_tokens": 8, "stop_token_ids": [2], "logit_bias": dict.fromkeys(range(5, 90, 3), 0.5),
+    "allowed_token_ids": ALLOWED, "bad_words": tuple((one, two) for one in ALLOWED[:12] for two in ALLOWED[:10]),
+}  # fmt: skip
+"""Every stage of sampling, and the log-probabilities of the whole vocabulary."""
 
 Answer = tuple[list[int], list[bytes]]
 """Token ids, and the log-probabilities at each of them."""

@@ -14,12 +14,14 @@ class RecordingRunner:
     def __init__(self) -> None:
         self.sequences: list[Sequence] = []
         self.num_computed: list[int] = []
+        self.scored: list[list[int]] = []
 
     def admit(self, sequence: Sequence) -> None:
         self.sequences.append(sequence)
 
     def launch(self, batch: RunBatch) -> SimpleNamespace:
         self.num_computed.append(batch.sequences[0].num_computed_tokens)
+        self.scored.append(batch.scored)
         return SimpleNamespace(wait=lambda: None)
 
 
@@ -29,3 +31,4 @@ def test_the_blocks_of_the_sequence_are_those_of_its_tokens(block_size: int) -> 
     warm_up(runner, block_size)
     assert {len(sequence.blocks) for sequence in runner.sequences} == {-(-max(runner.num_computed) // block_size)}
     assert block_size < 3 or all(sequence.blocks == [0] for sequence in runner.sequences)
+    assert [0] in runner.scored

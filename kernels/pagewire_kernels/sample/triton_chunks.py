@@ -93,7 +93,7 @@ def sample_chunk_kernel(
     num_tokens = tl.load(num_tokens_ptr + slot * stride_num_tokens)
     mask = mask_of(mask_rows_ptr, num_masks, row)
     is_changed = changes_logits(floats_ptr, ints_ptr, slot, num_tokens, mask, RARE)
-    tl.store(is_rewritten_ptr + row, is_changed.to(tl.int32), mask=begin == 0)
+    tl.store(is_rewritten_ptr + row, is_changed.to(tl.int32))
     samples = temperature >= GREEDY_BELOW
     scale = LOG2_E / tl.where(samples, temperature, 1.0)
     filtered = is_filtered(temperature, min_p, top_k, top_p, VOCAB_SIZE)

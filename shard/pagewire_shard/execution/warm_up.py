@@ -13,8 +13,8 @@ _STOP = shard_pb2.StopConditions(max_tokens=2, min_tokens=1, token_ids=[0])
 
 
 def warm_up(runner: Runner, block_size: int) -> None:
-    """Prefills and decodes a short sequence, greedy and sampled, in slot 0 and block 0. Leaves nothing behind that an
-    admission does not overwrite."""
+    """Prefills and decodes a short sequence, greedy and sampled, and scores it, in slot 0 and block 0. Leaves nothing
+    behind that an admission does not overwrite."""
     for sampling in (_GREEDY, _sampled(num_logprobs=1)):
         prompt = [0] * max(1, min(2, block_size - 1))
         # No more than it needs: a pool of one block has tables of one block.
@@ -26,6 +26,12 @@ def warm_up(runner: Runner, block_size: int) -> None:
             sequence.num_computed_tokens += num_new
             batch.add(sequence, num_new, 1, sequence.num_computed_tokens)
             runner.launch(batch).wait()
+    sequence.num_scores, sequence.num_computed_tokens = 1, 0
+    runner.admit(sequence)
+    sequence.num_computed_tokens = len(prompt)
+    batch = RunBatch(scored=[0])
+    batch.add(sequence, len(prompt), 0, len(prompt))
+    runner.launch(batch).wait()
 
 
 def run_largest_step(runner: Runner, *, num_seqs: int, num_tokens: int, max_model_len: int, num_logprobs: int) -> None:
