@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import transformers
-from pagewire import Client, InvalidRequest, SamplingParams
+from pagewire import Client, InvalidRequest, PagewireError, SamplingParams
 from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
 from pagewire_shard.execution.gpu_runner import GraphRunner
 from pagewire_shard.execution.graph_capture import CpuCapturer
@@ -96,3 +96,9 @@ def test_bounds_are_refused_by_name(client: Client) -> None:
         with pytest.raises(InvalidRequest, match=description) as caught:
             client.complete(TEXT, params)
         assert caught.value.violations[0].field.startswith(f"sampling_params.{field}")
+
+
+def test_a_request_that_leaves_nothing_to_sample_is_told_so(client: Client) -> None:
+    params = SamplingParams(allowed_token_ids=[41], stop_token_ids=[41], min_tokens=3, max_tokens=5)
+    with pytest.raises(PagewireError, match="allowed_token_ids, bad_words and min_tokens together leave none"):
+        client.complete(TEXT, params)

@@ -39,4 +39,6 @@ def failure_error(request: Request, failure: "shard_pb2.StopReason.ValueType") -
     message = "the model gave no finite logits for the request's next token"
     if request.grammar:
         message += ", or its other parameters ban all tokens that its structured_outputs allow there"
+    elif request.params.allowed_token_ids or request.bad_words:
+        message += ", or allowed_token_ids, bad_words and min_tokens together leave none that may come there"
     return NoFiniteLogits(message)
