@@ -1,11 +1,19 @@
 """Beam search through generated stubs: what transformers finds, whole or not at all."""
 
+import re
+from contextlib import closing
+from pathlib import Path
+
 import grpc
 import pytest
+import torch
 from beam_reference import EARLY_STOPPING, Found, Search, search
 from cluster import Cluster
+from grammar_world import allowed_next, prepare
 from pagewire import BeamSearchParams, Client
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
+from pagewire_shard.grammar.grammars import Grammars
+from pagewire_shard.grammar.vocabulary import VocabularySource
 from random_models import random_prompts
 from reference_model import ReferenceModel
 
@@ -97,6 +105,38 @@ def test_a_search_that_is_cancelled_or_late_leaves_nothing_behind(cluster: Clust
     with pytest.raises(grpc.RpcError) as caught:
         stub.Complete(request(PROMPT, endless), timeout=1.0)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_beams_stay_within_a_grammar_and_scores_are_of_the_whole_distribution(
+    stub, reference: ReferenceModel, model: Path
+) -> None:
+    outputs = inference_pb2.StructuredOutputs(regex="[a-d]{3,5}")
+    wanted = Search(4, max_new_tokens=9, num_return_sequences=4, eos_token_ids=(EOS,), early_stopping="never")
+    with closing(Grammars()) as grammars:
+        grammars.open(VocabularySource((model / "tokenizer.json").read_text(), 400, (EOS,)))
+        prepare(grammars, "g", outputs)
+
+        def allowed(batch_id: int, token_ids: torch.Tensor) -> list[int]:
+            matcher = grammars.matcher("g", (EOS,))
+            output = token_ids[len(PROMPT) :].tolist()
+            # What follows a beam that has ended does not matter.
+            return allowed_next(grammars, matcher) if matcher.advance(output) and EOS not in output else [EOS]
+
+        expected = search(reference.model, PROMPT, wanted, prefix_allowed_tokens_fn=allowed)
+    message = request(PROMPT, wanted)
+    message.beam_search_params.structured_outputs.CopyFrom(outputs)
+    completions = stub.Complete(message).completions
+    check(completions, expected, wanted)
+    assert all(re.fullmatch("[a-d]{3,5}", completion.text) for completion in completions)
+
+
+def test_a_grammar_with_one_output_gives_one(stub) -> None:
+    message = request(PROMPT, Search(4, num_return_sequences=4, eos_token_ids=(EOS,)))
+    message.beam_search_params.structured_outputs.regex = "x"
+    (completion,) = stub.Complete(message).completions
+    assert completion.text == "x"
+    events = [event.WhichOneof("event") for event in stub.Generate(message)]
+    assert events == ["started", "delta", "finished"]
 
 
 def test_wrong_parameters_are_refused_by_name(stub) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from beam_reference import Search, search
 from cluster import eventually, is_running, serve, shards_and_router, start_router, start_serve
-from pagewire import AsyncClient, SamplingParams, TokenDelta, Unavailable
+from pagewire import AsyncClient, BeamSearchParams, SamplingParams, TokenDelta, Unavailable
 from pagewire.retry import NEVER, RetryPolicy
 from random_models import random_prompts
 from reference_model import Comparison, ReferenceModel
@@ -61,6 +62,30 @@ async def check_streams_survive(
         assert len(tokens) == NUM_TOKENS
         comparison.check(reference.greedy_after(prompt, tokens), tokens, f"prompt of {len(prompt)}")
     assert comparison.num_near_ties <= 1
+
+
+@pytest.mark.slow  # Broken streams with beams are among the workloads of test_scheduling.py.
+async def test_beams_go_on_when_the_only_shard_is_killed_in_the_middle(model: Path, reference: ReferenceModel) -> None:
+    (prompt,) = random_prompts((30,), seed=12)
+    wanted = Search(4, max_new_tokens=60, num_return_sequences=2)
+    with serve(model, *FLAGS) as server:
+        (shard,) = server.children("pagewire_shard")
+        async with AsyncClient(server.wait_ready(), timeout_s=120) as client:
+            params = BeamSearchParams(4, wanted.max_new_tokens, n=2, ignore_eos=True)
+            searching = asyncio.create_task(client.beam_search({"prompt_token_ids": prompt}, params))
+            # The stream beside it tells that steps run.
+            beside = SamplingParams(max_tokens=60, ignore_eos=True)
+            num_tokens = 0
+            async for event in client.generate({"prompt_token_ids": prompt[:5]}, beside):
+                num_tokens += len(event.token_ids) if isinstance(event, TokenDelta) else 0
+                if num_tokens > 10 and server.children("pagewire_shard") == [shard]:
+                    assert not searching.done()
+                    os.kill(shard, signal.SIGKILL)
+            output = await searching
+        assert server.children("pagewire_shard") != [shard]
+        assert "Traceback" not in server.errors, server.log()
+    expected = search(reference.model, prompt, wanted)
+    assert [sequence.tokens for sequence in output.sequences] == [prompt + found.tokens for found in expected]
 
 
 async def test_streams_go_on_when_the_only_shard_is_killed_and_started_again(

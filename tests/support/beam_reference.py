@@ -58,8 +58,8 @@ class Found:
     score: float
 
 
-def search(model: transformers.PreTrainedModel, prompt: list[int], search: Search) -> list[Found]:
-    """The outputs of transformers' generate, best first."""
+def search(model: transformers.PreTrainedModel, prompt: list[int], search: Search, **more: Any) -> list[Found]:
+    """The outputs of transformers' generate, best first. more: further arguments of generate."""
     vocab_size = model.config.vocab_size
     out = model.generate(
         torch.tensor([prompt], device=model.device),
@@ -76,6 +76,7 @@ def search(model: transformers.PreTrainedModel, prompt: list[int], search: Searc
         output_scores=True,
         output_logits=True,
         return_dict_in_generate=True,
+        **more,
     )
     sequences = [[token for token in row if token != vocab_size] for row in out.sequences[:, len(prompt) :].tolist()]
     if search.num_beams > 1:

@@ -120,7 +120,7 @@ class Admission:
         else:
             params = resolve_sampling_params(message.sampling_params, self._limits, violations)
         if params.HasField("structured_outputs"):
-            name = "sampling_params.structured_outputs"
+            name = f"{message.WhichOneof('decoding')}.structured_outputs"
             check_structured_outputs(params.structured_outputs, self._limits, violations, name)
         if self._tokenizer is None:
             if params.stop:

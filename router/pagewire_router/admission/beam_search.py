@@ -25,7 +25,9 @@ def resolve_beam_search_params(
     # beam_width and max_tokens have no default: left out they are 0, which is refused.
     shared = inference_pb2.SamplingParams(temperature=0.0, seed=0, n=given.beam_width, max_tokens=given.max_tokens)
     for descriptor, value in given.ListFields():
-        if descriptor.name in _SHARED:
+        if descriptor.name == "structured_outputs":
+            shared.structured_outputs.CopyFrom(value)
+        elif descriptor.name in _SHARED:
             setattr(shared, descriptor.name, value)
     shared.stop_token_ids.extend(given.stop_token_ids)
     params = with_defaults(shared)
@@ -43,8 +45,6 @@ def resolve_beam_search_params(
         violations.add(f"{PREFIX}length_penalty", f"is {given.length_penalty:g}; accepted: {BEAM_LENGTH_PENALTY}")
     if given.early_stopping not in inference_pb2.EarlyStopping.values():
         violations.add(f"{PREFIX}early_stopping", f"is {given.early_stopping}, which is no value of EarlyStopping")
-    if given.HasField("structured_outputs"):
-        violations.add(f"{PREFIX}structured_outputs", "is not served yet; leave it out")
     check_stops(params, limits, violations, PREFIX)
     return params
 

@@ -15,18 +15,17 @@ from pagewire_router.errors import (
 from pagewire_router.request import Request
 from pagewire_router.scheduling.grammars import Refusal
 
-FIELD = "sampling_params.structured_outputs"
-
 
 def refusal_error(refusal: Refusal) -> RouterError:
     """The error of a request whose grammar a shard has refused."""
+    field = _field(refusal.group.request)
     match refusal.code:
         case StatusCode.INVALID_ARGUMENT:
-            return InvalidRequest([FieldViolation(FIELD, refusal.message)])
+            return InvalidRequest([FieldViolation(field, refusal.message)])
         case StatusCode.RESOURCE_EXHAUSTED:
-            return GrammarTooCostly(f"{FIELD}: {refusal.message}")
+            return GrammarTooCostly(f"{field}: {refusal.message}")
         case _:
-            return RequestFailed(f"{FIELD}: the shard cannot prepare it: {refusal.message}")
+            return RequestFailed(f"{field}: the shard cannot prepare it: {refusal.message}")
 
 
 def failure_error(request: Request, failure: "shard_pb2.StopReason.ValueType") -> RouterError:
@@ -35,10 +34,15 @@ def failure_error(request: Request, failure: "shard_pb2.StopReason.ValueType") -
         description = (
             "allows no token behind what has been generated, or has become more complex there than this server allows"
         )
-        return GrammarFailed([FieldViolation(FIELD, description)])
+        return GrammarFailed([FieldViolation(_field(request), description)])
     message = "the model gave no finite logits for the request's next token"
     if request.grammar:
         message += ", or its other parameters ban all tokens that its structured_outputs allow there"
     elif request.params.allowed_token_ids or request.bad_words:
         message += ", or allowed_token_ids, bad_words and min_tokens together leave none that may come there"
     return NoFiniteLogits(message)
+
+
+def _field(request: Request) -> str:
+    """The name of the field that held the request's grammar."""
+    return f"{'beam_search' if request.beams else 'sampling'}_params.structured_outputs"

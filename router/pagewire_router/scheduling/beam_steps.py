@@ -15,6 +15,7 @@ from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 from pagewire_router.scheduling.sequence_state import SequenceState
 
 _STOP, _LENGTH = inference_pb2.FINISH_REASON_STOP, inference_pb2.FINISH_REASON_LENGTH
+_ERROR, _NO_GRAMMAR = shard_pb2.STOP_REASON_ERROR, shard_pb2.STOP_REASON_GRAMMAR
 
 Finish = Callable[[Sequence, "inference_pb2.FinishReason.ValueType"], None]
 """Ends a sequence."""
@@ -67,7 +68,10 @@ class BeamSteps:
             beams.to_fork = []
             hypotheses = beams.search.hypotheses[: beams.search.settings.n]
             reason = _STOP if any(hypothesis.is_stopped for hypothesis in hypotheses) else _LENGTH
-            progress.append(Progress(beam, [], None, reason, hypotheses=hypotheses))
+            if hypotheses:
+                progress.append(Progress(beam, [], None, reason, hypotheses=hypotheses))
+            else:  # Nothing may follow any beam.
+                progress.append(Progress.failed(beam, _NO_GRAMMAR if group.request.grammar else _ERROR))
             for sequence in group.unfinished():
                 finish(sequence, reason)
         return progress
