@@ -77,3 +77,27 @@ def test_broken_connections_leave_it_serving(http: openai.OpenAI, http_url, mode
     for thread in threads:
         thread.join()
     assert http.completions.create(model=model.name, prompt="Hello", max_tokens=3).usage.completion_tokens <= 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echoed_prompts_have_log_probabilities(http: openai.OpenAI, client: Client, model, stream):
+    """What evaluations by log-likelihood ask for."""
+    params = SamplingParams(max_tokens=2, temperature=0, logprobs=1, prompt_logprobs=1)
+    expected = client.complete("The engine runs", params)
+    fields = {"model": model.name, "prompt": "The engine runs", "temperature": 0, "logprobs": 1, "echo": True}
+    for max_tokens in (2, 0):
+        answer = http.completions.create(**fields, max_tokens=max_tokens, stream=stream)
+        parts = [chunk for chunk in answer if chunk.choices] if stream else [answer]
+        text = "".join(part.choices[0].text for part in parts)
+        told = [part.choices[0].logprobs for part in parts if part.choices[0].logprobs]
+        values = [value for part in told for value in part.token_logprobs]
+        assert text == "The engine runs" + (expected.outputs[0].text if max_tokens else "")
+        num_prompt_tokens = len(expected.prompt_logprobs)
+        assert len(values) == num_prompt_tokens + max_tokens
+        assert values[0] is None
+        prompt_values = [next(iter(entry.values())).logprob for entry in expected.prompt_logprobs[1:]]
+        assert values[1:num_prompt_tokens] == pytest.approx(prompt_values, abs=1e-4)
+        offsets = [offset for part in told for offset in part.text_offset]
+        assert offsets == sorted(offsets)
+        if not stream:
+            assert answer.usage.completion_tokens == max_tokens

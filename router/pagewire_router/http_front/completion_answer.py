@@ -1,6 +1,6 @@
 """Makes the answers of /v1/completions: whole, or as chunks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -24,14 +24,26 @@ from pagewire_router.output.sequence_output import Delta
 class CompletionAnswer:
     """The answer to one request."""
 
-    def __init__(self, head: Mapping[str, Any], options: AnswerOptions, echoes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        head: Mapping[str, Any],
+        options: AnswerOptions,
+        echoes: Sequence[str],
+        text_of: Callable[[int], str],
+        *,
+        is_echo_alone: bool,
+    ) -> None:
         """
         Args:
             head: id, object, time and model.
             echoes: for each prompt the text that precedes its output.
+            text_of: the text of a token.
+            is_echo_alone: outputs are left out.
         """
         self.options = options
         self.echoes = echoes
+        self.text_of = text_of
+        self.is_echo_alone = is_echo_alone
         self.usage = Usage()
         self._head = head
 
@@ -40,11 +52,18 @@ class CompletionAnswer:
         choices = []
         for number, request in enumerate(completed):
             self.usage.add_prompt(request.started)
+            entries = [entry for part in request.prompt_logprobs for entry in part.logprobs]
             for completion in await completions_of(request):
-                self.usage.add_end(completion.finished)
-                choice = _Choice(self, number, completion.index, request.started)
+                self.count_end(completion.finished)
+                choice = _Choice(self, number, completion.index, request.started, entries)
                 choices.append(choice.part(completion, completion.finished))
         return orjson.dumps({**self._head, "choices": choices, "usage": self.usage.as_json()})
+
+    def count_end(self, finished: inference_pb2.Finished) -> None:
+        """Counts a sequence that has ended."""
+        self.usage.add_end(finished)
+        if self.is_echo_alone:
+            self.usage.num_completion_tokens = 0
 
     def chunks(self, started: Sequence[inference_pb2.Started]) -> list["CompletionChunks"]:
         """Makers of chunks, one for each prompt."""
@@ -68,7 +87,11 @@ class CompletionChunks:
     ) -> None:
         self._answer = answer
         self._form = form
-        self._choices = [_Choice(answer, number, index, started) for index in range(answer.options.num_choices)]
+        self._number = number
+        self._prompt_entries: list[inference_pb2.TokenLogprobs] = []
+        self._choices = [
+            _Choice(answer, number, index, started, self._prompt_entries) for index in range(answer.options.num_choices)
+        ]
         self._is_plain = answer.options.is_plain and not answer.echoes[number]
         self._around = [
             form.around(
@@ -78,12 +101,17 @@ class CompletionChunks:
         ]
 
     def __call__(self, outputs: Outputs) -> bytes:
-        """The events of new outputs."""
+        """The events of new outputs. What is told of the prompt comes before all else, and goes with it."""
+        for output in outputs if self._answer.echoes[self._number] else ():
+            if isinstance(output, inference_pb2.PromptLogprobs):
+                self._prompt_entries += output.logprobs
         return b"".join([self._event(*each) for each in by_sequence(outputs)])
 
     def _event(self, index: int, delta: Delta | None, finished: inference_pb2.Finished | None) -> bytes:
         if finished is not None:
-            self._answer.usage.add_end(finished)
+            self._answer.count_end(finished)
+        elif self._answer.is_echo_alone:
+            return b""
         elif self._is_plain:
             if delta is None or not delta.text:  # A character, or a stop string, may have begun.
                 return b""
@@ -97,9 +125,23 @@ class CompletionChunks:
 class _Choice:
     """One sequence of one prompt, told in one part or in several."""
 
-    def __init__(self, answer: CompletionAnswer, number: int, index: int, started: inference_pb2.Started) -> None:
-        """number: of the prompt; index: of the sequence."""
+    def __init__(
+        self,
+        answer: CompletionAnswer,
+        number: int,
+        index: int,
+        started: inference_pb2.Started,
+        prompt_entries: Sequence[inference_pb2.TokenLogprobs],
+    ) -> None:
+        """
+        Args:
+            number: of the prompt.
+            index: of the sequence.
+            prompt_entries: log-probabilities of the prompt's tokens but the first; complete before the first part.
+        """
         options, echo = answer.options, answer.echoes[number]
+        self._answer = answer
+        self._prompt_entries = prompt_entries
         self.number = number * options.num_choices + index
         self._options = options
         self._echo = echo
@@ -112,6 +154,8 @@ class _Choice:
         self, output: Delta | inference_pb2.Completion | None, finished: inference_pb2.Finished | None
     ) -> dict[str, Any]:
         """The next part."""
+        if self._answer.is_echo_alone:
+            output = None
         text = "" if output is None else output.text
         is_first, self._is_begun = not self._is_begun, True
         self._num_tokens += 0 if output is None else len(output.token_ids)
@@ -122,12 +166,24 @@ class _Choice:
             "finish_reason": None if finished is None else FINISH_REASONS.get(finished.finish_reason),
             "stop_reason": None if finished is None else stop_reason(finished),
         }
-        if self._options.has_logprobs and output is not None:
-            part["logprobs"] = self._logprobs.for_completion(output.logprobs)
+        if self._options.has_logprobs:
+            part["logprobs"] = self._told_logprobs(output, is_first=is_first)
         if self._options.has_token_ids:
             part["prompt_token_ids"] = list(self._started.prompt_token_ids) if is_first else None
             part["token_ids"] = [] if output is None else list(output.token_ids)
         return part
+
+    def _told_logprobs(
+        self, output: Delta | inference_pb2.Completion | None, *, is_first: bool
+    ) -> dict[str, Any] | None:
+        told = None
+        if is_first and self._echo:
+            first = self._started.prompt_token_ids[0]
+            told = self._logprobs.for_prompt(first, self._answer.text_of(first), self._prompt_entries, self._echo)
+        if output is None:
+            return told
+        of_output = self._logprobs.for_completion(output.logprobs)
+        return of_output if told is None else {name: told[name] + of_output[name] for name in told}
 
     def usage(self) -> dict[str, Any]:
         """Token counts so far."""

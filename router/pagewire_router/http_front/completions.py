@@ -9,7 +9,7 @@ from pagewire_router.http_front.answers import Generator, stream_answer
 from pagewire_router.http_front.body import parse_object
 from pagewire_router.http_front.chunks import AnswerOptions
 from pagewire_router.http_front.completion_answer import CompletionAnswer
-from pagewire_router.http_front.errors import not_served, wrong
+from pagewire_router.http_front.errors import wrong
 from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.http_front.fields import BOOLEAN, INTEGER, STRING, Field, FieldTable, Kind
 from pagewire_router.http_front.names import naming, renaming
@@ -22,6 +22,7 @@ from pagewire_router.http_front.sampling_fields import (
     generate_request,
     parameter_field,
 )
+from pagewire_router.text.tokenizer import Tokenizer
 
 PATH = "/v1/completions"
 MAX_PROMPTS = 1024
@@ -71,23 +72,26 @@ FIELDS = FieldTable(
     *WITHOUT_EFFECT,
     *REFUSED,
 )
-NAMES = renaming(FIELDS, "prompt")
+NAMES = renaming(FIELDS, "prompt", prompt_logprobs="logprobs")
 
 
 class Completions:
     """Answers the route's requests."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, tokenizer: Tokenizer | None) -> None:
+        """tokenizer: None if the model came without one."""
         self._generator = generator
+        self._tokenizer = tokenizer
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError and RouterError as long as no answer has begun."""
         values = FIELDS.read(parse_object(body))
-        if values.get("echo") and "logprobs" in values:
-            raise not_served("echo")
         if "stream_options" in values and not values.get("stream"):
             raise wrong("stream_options", "is given without stream")
         exchange.rename = naming(NAMES, constraint_field(values))
+        is_echo_alone = values.get("echo", False) and values.get("max_tokens") == 0
+        if is_echo_alone:
+            values["max_tokens"] = 1  # A request has one at least; it is left out of the answer.
         messages = _messages(values)
         with exchange.cancelled_without_client():
             answer = CompletionAnswer(
@@ -99,6 +103,8 @@ class Completions:
                 },
                 AnswerOptions.of(values, has_logprobs="logprobs" in values),
                 await self._echoes(values, exchange),
+                self._text_of,
+                is_echo_alone=is_echo_alone,
             )
             if values.get("stream"):
                 await self._stream(exchange, messages, answer)
@@ -112,6 +118,11 @@ class Completions:
         async with self._generator.stream(messages, exchange.call) as streams:
             encoders = answer.chunks([stream.started for stream in streams])
             await stream_answer(exchange, streams, encoders, answer.end)
+
+    def _text_of(self, token_id: int) -> str:
+        """The text of a token decoded alone."""
+        piece = "" if self._tokenizer is None else self._tokenizer.piece(token_id)
+        return piece if isinstance(piece, str) else piece.decode(errors="ignore")
 
     async def _echoes(self, values: dict[str, Any], exchange: Exchange) -> list[str]:
         """The text that precedes each prompt's output."""
@@ -131,6 +142,9 @@ def _messages(values: dict[str, Any]) -> list[inference_pb2.GenerateRequest]:
     common = generate_request(values, FIELDS)
     if "add_special_tokens" in values:
         common.add_special_tokens = values["add_special_tokens"]
+    if values.get("echo") and "logprobs" in values:
+        common.sampling_params.prompt_logprobs = common.sampling_params.logprobs
+        common.return_prompt_token_ids = True
     messages = []
     for number, prompt in enumerate(values["prompt"]):
         message = inference_pb2.GenerateRequest()

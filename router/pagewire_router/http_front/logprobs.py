@@ -42,6 +42,26 @@ class LogprobsWriter:
             "text_offset": offsets,
         }
 
+    def for_prompt(
+        self, token_id: int, text: str, entries: Sequence[inference_pb2.TokenLogprobs], echo: str
+    ) -> dict[str, Any]:
+        """The logprobs object of /v1/completions for the tokens of a prompt.
+
+        Args:
+            token_id: the prompt's first token, which has no log-probability.
+            text: its text.
+            entries: of the other tokens.
+            echo: the prompt's text, without special tokens that the tokenizer has added.
+        """
+        self._text_offset = len(text) if echo.startswith(text) else 0
+        told = self.for_completion(entries)
+        told["text_offset"] = [0, *(min(offset, len(echo)) for offset in told["text_offset"])]
+        told["tokens"].insert(0, self._text(token_id, text))
+        told["token_logprobs"].insert(0, None)
+        told["top_logprobs"].insert(0, None)
+        self._text_offset = len(echo)
+        return told
+
     def for_chat(self, entries: Sequence[inference_pb2.TokenLogprobs]) -> dict[str, Any]:
         """The logprobs object of /v1/chat/completions for the next tokens."""
         content = []

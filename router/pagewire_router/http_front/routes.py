@@ -90,7 +90,7 @@ def model_routes(
     messages, tokenizing = Messages(generator, parsers), Tokenizing(inference, tokenizer)
     handles: dict[str, Handle] = {
         MODELS: _models(inference),
-        COMPLETIONS: Completions(generator),
+        COMPLETIONS: Completions(generator, tokenizer),
         CHAT: ChatCompletions(generator, parsers),
         RESPONSES: Responses(generator, parsers),
         MESSAGES: messages.create,
