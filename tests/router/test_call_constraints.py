@@ -67,7 +67,7 @@ def accepts(outputs, text):
 def test_a_call_is_allowed_and_read_back(format):
     text = WEATHER[format]
     assert accepts(constraint(format), text)
-    parser = OutputParsers(choose_format(format, "none", templates={}, tokens=()), ()).new(tools=TOOLS)
+    parser = OutputParsers(choose_format(format, "none", templates={}, tokens=()), {}).new(tools=TOOLS)
     start, arguments, _ = parser.feed(text) + parser.finish(stopped=True)
     assert isinstance(start, ToolCallStart)
     assert isinstance(arguments, ToolCallArguments)
@@ -122,3 +122,18 @@ def test_what_no_grammar_describes_is_refused():
         constraint("gemma4")
     with pytest.raises(NotConstrainable, match="--tool-call-parser"):
         constraint("none")
+
+
+def test_json_has_the_whitespace_of_chat_templates():
+    text = WEATHER["hermes"]
+    assert not accepts(constraint("hermes"), text.replace('"days": 3', '"days":   3'))
+    assert not accepts(constraint("hermes"), text.replace("</tool_call>", "\n\n\n\n</tool_call>"))
+
+
+def test_a_model_that_may_reason_first_is_left_to_json():
+    format = choose_format("hermes", "think", templates={}, tokens=())
+    assert OutputParsers(format, {}).constraint(TOOLS) is None
+    format = choose_format("gemma4", "none", templates={}, tokens=())
+    assert OutputParsers(format, {}).constraint(TOOLS) is None
+    format = choose_format("hermes", "none", templates={}, tokens=())
+    assert accepts(OutputParsers(format, {}).constraint(TOOLS, max_calls=1), WEATHER["hermes"])

@@ -32,7 +32,7 @@ WEATHER = ("get_weather", {"city": "Zürich", "days": 3})
 
 def parser_of(tools="none", reasoning="none", *, offered=TOOLS, prompt="", special=()):
     format = choose_format(tools, reasoning, templates={}, tokens=())
-    return OutputParsers(format, special).new(tools=offered, prompt=prompt)
+    return OutputParsers(format, {text: index for index, text in enumerate(special)}).new(tools=offered, prompt=prompt)
 
 
 def joined(events):

@@ -23,7 +23,7 @@ TOOLS = [
 def parse(template, pieces, *, tools=TOOLS, prompt="", stopped=True):
     format = choose_format("auto", "auto", templates={}, tokens=(), response_template=template)
     assert format.template is not None
-    parser = OutputParsers(format, ()).new(tools=tools, prompt=prompt)
+    parser = OutputParsers(format, {}).new(tools=tools, prompt=prompt)
     events = [event for piece in pieces for event in parser.feed(piece)] + parser.finish(stopped=stopped)
     content = "".join(event.text for event in events if isinstance(event, ContentDelta))
     reasoning = "".join(event.text for event in events if isinstance(event, ReasoningDelta))

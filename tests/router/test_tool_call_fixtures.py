@@ -54,7 +54,7 @@ def prompt_of(fixture):
 def parse(fixture, pieces):
     """(content, reasoning, calls with their arguments as JSON text)."""
     format = choose_format(*parsers_of(fixture), templates={}, tokens=())
-    parser = OutputParsers(format, ()).new(tools=fixture.tools, prompt=prompt_of(fixture))
+    parser = OutputParsers(format, {}).new(tools=fixture.tools, prompt=prompt_of(fixture))
     events = [event for piece in pieces for event in parser.feed(piece)]
     events += parser.finish(stopped=not fixture.truncated)
     content = "".join(event.text for event in events if isinstance(event, ContentDelta))

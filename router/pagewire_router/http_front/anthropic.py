@@ -34,7 +34,7 @@ class Messages:
         turn = turn_of(values)
         exchange.rename = naming(NAMES, "tool_choice" if turn.is_forced else "output_config.format")
         message = generate_request(values)
-        turn.fill(message, self._generator.model, format_is_known=self._parsers is not None)
+        turn.fill(message, self._generator.model, self._parsers)
         head = {"id": f"msg_{exchange.request_id}", "model": self._generator.model.name}
 
         def answer(started: inference_pb2.Started) -> AnthropicAnswer:

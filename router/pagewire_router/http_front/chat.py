@@ -129,7 +129,7 @@ class ChatCompletions:
         elif "top_logprobs" in values:
             raise wrong("top_logprobs", "is given without logprobs")
         fill_template_fields(values, message.chat)
-        turn.fill(message, self._generator.model, format_is_known=self._parsers is not None)
+        turn.fill(message, self._generator.model, self._parsers)
         return message
 
 

@@ -27,7 +27,7 @@ class Responses:
         turn = turn_of(values)
         exchange.rename = naming(NAMES, "tool_choice" if turn.is_forced else "text.format")
         message = generate_request(values)
-        turn.fill(message, self._generator.model, format_is_known=self._parsers is not None)
+        turn.fill(message, self._generator.model, self._parsers)
         response_id = f"resp_{values.get('request_id') or exchange.request_id}"
         model = self._generator.model.name
 

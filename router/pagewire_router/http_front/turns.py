@@ -65,6 +65,8 @@ class Turn:
     """Tells the reasoning; otherwise it is left out of the answer."""
     allows_parallel_calls: bool = True
     skips_special_tokens: bool = True
+    calls_are_marked: bool = False
+    """A call that must be made is made in the model's own format."""
 
     def fill_chat(self, chat: inference_pb2.ChatPrompt) -> None:
         """Sets messages, tools and variables of a prompt."""
@@ -76,8 +78,13 @@ class Turn:
         if self.template_kwargs:
             chat.template_kwargs_json = orjson.dumps(self.template_kwargs).decode()
 
-    def fill(self, request: inference_pb2.GenerateRequest, model: inference_pb2.Model, format_is_known: bool) -> None:
-        """Sets prompt and constraint of a request that has its sampling parameters. Raises HttpError."""
+    def fill(
+        self, request: inference_pb2.GenerateRequest, model: inference_pb2.Model, parsers: OutputParsers | None
+    ) -> None:
+        """Sets prompt and constraint of a request that has its sampling parameters. Raises HttpError.
+
+        parsers: those of the reader; None: outputs are content.
+        """
         params = request.sampling_params
         self.fill_chat(request.chat)
         if not params.HasField("max_tokens") and not model.default_sampling_params.HasField("max_tokens"):
@@ -85,14 +92,30 @@ class Turn:
         if self.is_forced:
             if params.HasField("structured_outputs"):
                 raise wrong("tool_choice", "asks for a call, and response_format for something else; choose one")
-            params.structured_outputs.json = orjson.dumps(self._call_schema()).decode()
-            # Where whitespace is free some models write nothing else.
-            params.structured_outputs.disable_any_whitespace = True
-        elif format_is_known:
+            self._constrain(params.structured_outputs, parsers)
+        if parsers is not None and self.is_parsed:
             # Marks of reasoning and calls may be special tokens.
             self.skips_special_tokens = not params.HasField("skip_special_tokens") or params.skip_special_tokens
             params.skip_special_tokens = False
             request.return_prompt_token_ids = True
+
+    def _constrain(self, outputs: inference_pb2.StructuredOutputs, parsers: OutputParsers | None) -> None:
+        """Sets what makes the output a call: in the model's own format if that can be, or as JSON."""
+        name = None if self.tool_choice == REQUIRED else self.tool_choice
+        is_single = name is not None or not self.allows_parallel_calls
+        own = None if parsers is None else parsers.constraint(self.tools, name=name, max_calls=1 if is_single else None)
+        self.calls_are_marked = own is not None
+        if own is not None:
+            outputs.CopyFrom(own)
+            return
+        outputs.json = orjson.dumps(self._call_schema()).decode()
+        # Where whitespace is free some models write nothing else.
+        outputs.disable_any_whitespace = True
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether calls have the marks of the model's own format."""
+        return not self.is_forced or self.calls_are_marked
 
     @property
     def is_forced(self) -> bool:
@@ -101,7 +124,7 @@ class Turn:
 
     def reader(self, parsers: OutputParsers | None, started: inference_pb2.Started) -> OutputReader | None:
         """The reader of one sequence; None: all of its text is content."""
-        if self.is_forced:
+        if not self.is_parsed:
             return _ForcedCall(None if self.tool_choice == REQUIRED else self.tool_choice)
         if not parsers:
             return None

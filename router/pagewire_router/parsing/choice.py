@@ -4,6 +4,9 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pagewire.v1 import inference_pb2
+
+from pagewire_router.parsing.constraints import NotConstrainable, call_constraint
 from pagewire_router.parsing.formats import HARMONY, HARMONY_ALIASES, REASONING_FORMATS, TOOL_FORMATS
 from pagewire_router.parsing.parser import OutputFormat, Parser
 from pagewire_router.parsing.response_template import ResponseTemplate, TemplateUnusable
@@ -135,23 +138,36 @@ def _first_sign(signs: Sequence[tuple[str, tuple[str, ...]]], source: str) -> st
 class OutputParsers:
     """Makes the parsers of one model's outputs. The text they are fed must have its special tokens."""
 
-    def __init__(self, format: OutputFormat, special_tokens: Collection[str]) -> None:
-        """special_tokens: texts of the model's special tokens."""
+    def __init__(self, format: OutputFormat, special_tokens: Mapping[str, int]) -> None:
+        """special_tokens: ids of the model's special tokens by their text."""
         self.format = format
-        self._special_tokens = tuple(special_tokens)
+        self._special_tokens = special_tokens
+        self._hidden = tuple(special_tokens)
 
     @classmethod
     def of_model(cls, tokenizer: "Tokenizer", tool_parser: str, reasoning_parser: str) -> "OutputParsers":
         """Those for a model's format, see choose_format(). Raises UnknownFormat."""
-        tokens = tokenizer.added_tokens()
         format = choose_format(
             tool_parser,
             reasoning_parser,
             templates=tokenizer.chat_templates.sources,
-            tokens=tokens,
+            tokens=tokenizer.added_tokens(),
             response_template=tokenizer.response_template,
         )
-        return cls(format, [text for text, is_special in tokens.items() if is_special])
+        return cls(format, tokenizer.added_tokens(special_only=True))
+
+    def constraint(
+        self, tools: Sequence[Mapping[str, Any]], *, name: str | None = None, max_calls: int | None = None
+    ) -> inference_pb2.StructuredOutputs | None:
+        """What makes the model call a tool in its own format, see call_constraint(). None: its format has no grammar,
+        or it may reason first, which not the request says but the prompt.
+        """
+        if self.format.reasoning is not None or self.format.template is not None:
+            return None
+        try:
+            return call_constraint(self.format, tools, self._special_tokens, name=name, max_calls=max_calls)
+        except NotConstrainable:
+            return None
 
     def new(
         self, *, tools: Sequence[Mapping[str, Any]] = (), prompt: str = "", skip_special_tokens: bool = True
@@ -162,5 +178,5 @@ class OutputParsers:
         prompt: the prompt, or its end, with special tokens.
         skip_special_tokens: leaves special tokens out of content and reasoning.
         """
-        hidden = self._special_tokens if skip_special_tokens else ()
+        hidden = self._hidden if skip_special_tokens else ()
         return Parser(self.format, tools=tools, prompt=prompt, hidden=hidden)

@@ -3,7 +3,6 @@
 They are written from the same tables that calls are read by, in Lark's notation as llguidance has it.
 """
 
-import copy
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -205,7 +204,7 @@ class _Grammar:
         return " ".join(f"<[{ids[p]}]>" if p in ids else json.dumps(p, ensure_ascii=False) for p in pieces)
 
     def _json(self, schema: Any) -> str:
-        return self._rule(f"json_{len(self._rules)}", f"%json {json.dumps(schema)}")
+        return self._rule(f"json_{len(self._rules)}", f"%json {json.dumps(_written_as_in_templates(schema))}")
 
     def _rule(self, name: str, body: str, *, suffix: str | None = None) -> str:
         attributes = "" if suffix is None else f"[suffix={json.dumps(suffix, ensure_ascii=False)}]"
@@ -214,8 +213,15 @@ class _Grammar:
 
 
 def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    schema = function.get("parameters")
-    return copy.deepcopy(dict(schema)) if schema else {"type": "object", "properties": {}}
+    """The schema of a tool's arguments. Those that it does not name are of no use, unless it says that they are."""
+    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    return {"additionalProperties": False, **schema} if "properties" in schema else dict(schema)
+
+
+def _written_as_in_templates(schema: Any) -> Any:
+    """The schema with the whitespace that chat templates write. Where it is free some models write nothing else."""
+    spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return {**schema, "x-guidance": spaces} if isinstance(schema, Mapping) else schema
 
 
 def _property(schema: Mapping[str, Any], key: str) -> Any:

@@ -95,9 +95,10 @@ class Tokenizer:
         token_ids: list[int] = encoding.ids
         return token_ids
 
-    def added_tokens(self) -> dict[str, bool]:
-        """Texts of the tokens that stand beside the vocabulary proper, and whether each is special."""
-        return {token.content: token.special for token in self._backend.get_added_tokens_decoder().values()}
+    def added_tokens(self, *, special_only: bool = False) -> dict[str, int]:
+        """Ids by text of the tokens that stand beside the vocabulary proper, such as special ones."""
+        tokens = self._backend.get_added_tokens_decoder().items()
+        return {token.content: token_id for token_id, token in tokens if token.special or not special_only}
 
     def token_text(self, token_id: int) -> str:
         """The token as the vocabulary writes it; empty if there is none with this id."""
