@@ -158,21 +158,22 @@ def wide_request(n, max_tokens=5):
     return request
 
 
-def test_a_request_of_more_sequences_than_a_group_can_hold_runs_in_parts():
+def test_a_request_of_many_sequences_runs_in_parts():
     fleet = Fleet()
     group = fleet.add_group("g")
     fleet.dispatcher.submit(wide_request(20))
-    assert indices_on(group) == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
-    fleet.dispatcher.submit(wide_request(8))
-    assert indices_on(group)[3:] == [[*range(8)]]
+    # A group has 8 slots, of which a part takes a quarter.
+    assert indices_on(group) == [[i, i + 1] for i in range(0, 20, 2)]
+    fleet.dispatcher.submit(wide_request(2))
+    assert indices_on(group)[10:] == [[0, 1]]
 
 
 def test_parts_are_as_small_as_the_pool_demands():
     fleet = Fleet()
     # Each sequence takes 6 blocks.
-    group = fleet.add_group("g", num_blocks=13)
-    fleet.dispatcher.submit(wide_request(5, max_tokens=20))
-    assert indices_on(group) == [[0, 1], [2, 3], [4]]
+    group = fleet.add_group("g", num_blocks=11)
+    fleet.dispatcher.submit(wide_request(3, max_tokens=20))
+    assert indices_on(group) == [[0], [1], [2]]
 
 
 def test_a_request_in_parts_is_aborted_whole():
@@ -180,7 +181,7 @@ def test_a_request_in_parts_is_aborted_whole():
     fleet.add_group("a"), fleet.add_group("b")
     request = wide_request(40)
     fleet.dispatcher.submit(request)
-    assert fleet.dispatcher.num_waiting == 5
+    assert fleet.dispatcher.num_waiting == 20
     fleet.dispatcher.abort(request)
     assert fleet.dispatcher.num_waiting == 0
     assert request.other_parts[0].sink is request.sink
@@ -207,7 +208,7 @@ def test_a_request_in_parts_fails_once_and_whole():
 def test_what_belongs_to_the_prompt_is_asked_of_the_first_part_alone():
     fleet = Fleet()
     fleet.add_group("g")
-    request = make_request([1] * 3, n=20, max_tokens=5, prompt_logprobs=1)
+    request = make_request([1] * 3, n=5, max_tokens=5, prompt_logprobs=1)
     fleet.dispatcher.submit(request)
     parts = [request, *request.other_parts]
     assert [part.params.HasField("prompt_logprobs") for part in parts] == [True, False, False]

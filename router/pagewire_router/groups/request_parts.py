@@ -1,4 +1,8 @@
-"""Splits a request of more sequences than a shard group can hold at once into parts that run one after the other."""
+"""Splits a request of many sequences into parts, which run one after the other if a shard group is busy.
+
+The sequences of a part are admitted together. If all of a wide request's were, nobody could overtake it while it waits
+for so many free slots, and these would stand empty until the last of them is free.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -10,9 +14,13 @@ from pagewire_router.errors import RouterError
 from pagewire_router.request import OutputSink, Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 
+MAX_SLOT_SHARE = 4
+"""A part takes at most one of so many equal shares of a shard group's slots."""
+
 
 def split(request: Request, limits: Iterable[GroupLimits], abort: Callable[[Request], None]) -> list[Request]:
-    """The parts of a request, which is the first of them; the request alone if it fits, or is a beam search.
+    """The parts of a request, which is the first of them; the request alone if it is no larger than a part,
+    or a beam search.
 
     Parts have the same prompt, arrival and sink. A sequence's seed follows from the request's seed and its own index,
     so that it yields the same tokens in whatever part it is.
@@ -22,7 +30,10 @@ def split(request: Request, limits: Iterable[GroupLimits], abort: Callable[[Requ
         abort: ends a request whose output nobody wants; called with the request if one of its parts fails.
     """
     n = request.params.n
-    if n == 1 or request.beams is not None or n <= (size := min(group.num_fitting(request) for group in limits)):
+    if n == 1 or request.beams is not None:
+        return [request]
+    size = min(min(group.num_fitting(request), max(1, group.max_num_seqs // MAX_SLOT_SHARE)) for group in limits)
+    if n <= size:
         return [request]
     sink = _PartsSink(request.sink, lambda: abort(request))
     # What belongs to the prompt is told once, with the first part.
