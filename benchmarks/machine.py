@@ -19,7 +19,18 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("pagewire", "torch", "triton", "transformers", "numba", "grpcio", "protobuf", "tokenizers", "uvloop")
+PACKAGES = (
+    "pagewire",
+    "torch",
+    "triton",
+    "transformers",
+    "numba",
+    "llguidance",
+    "grpcio",
+    "protobuf",
+    "tokenizers",
+    "uvloop",
+)
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
 
 

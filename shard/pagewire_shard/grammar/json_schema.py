@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagewire_shard.grammar.errors import SourceRefused
+from pagewire_shard.grammar.one_of import exclude_each_other
 
 Schema = dict[str, Any]
 
@@ -59,9 +60,14 @@ def schema_of(schema: Any) -> Schema:
 
 
 def guided_schema(schema: Schema, options: JsonOptions) -> Schema:
-    """The schema with the options in the form that llguidance reads. What the schema itself says of them is dropped."""
-    if not options.additional_properties:
-        schema = _closed(schema)
+    """A copy of the schema with the options as llguidance reads them, in place of what it says of them itself."""
+    schema = json.loads(json.dumps(schema))
+    for _, part in subschemas(schema):
+        if not options.additional_properties and ("properties" in part or "patternProperties" in part):
+            part.setdefault("additionalProperties", False)
+        options_of_one = part.get("oneOf")
+        if isinstance(options_of_one, list) and "anyOf" not in part and exclude_each_other(options_of_one, schema):
+            part["anyOf"] = part.pop("oneOf")
     guidance: dict[str, Any] = {
         "coerce_one_of": options.coerce_one_of,
         "lenient": options.lenient,
@@ -92,15 +98,6 @@ def subschemas(schema: Any, place: str = "#") -> Iterator[tuple[str, Schema]]:
                 yield from subschemas(part, f"{place}/{keyword}/{i}")
         elif keyword in SCHEMA_KEYWORDS:
             yield from subschemas(value, f"{place}/{keyword}")
-
-
-def _closed(schema: Schema) -> Schema:
-    """A copy that forbids properties which it does not name, in every schema that names some."""
-    copy: Schema = json.loads(json.dumps(schema))
-    for _, part in subschemas(copy):
-        if "properties" in part or "patternProperties" in part:
-            part.setdefault("additionalProperties", False)
-    return copy
 
 
 def _refuse_constant(name: str) -> None:
