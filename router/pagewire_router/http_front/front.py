@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pagewire_common.listen_address import host_of
+
 from pagewire_router.admission.api_keys import ApiKeys
 from pagewire_router.config import RouterConfig
 from pagewire_router.http_front.app import OTHER_ROUTE, HttpApp
@@ -47,7 +49,7 @@ class HttpFront:
         if tracer is not None:
             from pagewire_router.http_front.tracing import HttpTracing
 
-            tracing = HttpTracing(tracer, config.listen)
+            tracing = HttpTracing(tracer, f"{host_of(config.listen)}:{config.http_port}")
         self._app = HttpApp(
             metrics,
             paths=(*PATHS, STATS) if config.http_page else PATHS,
