@@ -4,7 +4,7 @@ import float64
 import pytest
 import torch
 from kernel_site import Site
-from pagewire_kernels.sample import gather_logprobs, reference, sample
+from pagewire_kernels.sample import gather_logprobs, most_probable, reference, sample
 from sampling_rows import on, sampling_batch
 
 MAX_SHARE = 0.01
@@ -33,6 +33,34 @@ def test_tokens_are_those_of_the_definition(float32_site: Site, name: str) -> No
     expected = reference.sample(logits.clone(), batch)
     share = float((sample(logits.clone(), batch) != expected).double().mean())
     assert share <= MAX_SHARE
+
+
+def test_tokens_that_may_not_be_sampled_are_not(float32_site: Site) -> None:
+    logits = random_logits(float32_site)
+    num_rows, vocab_size = logits.shape
+    thirds = [range(row % 3, vocab_size, 3) for row in range(num_rows)]
+    batch = on(
+        float32_site.device,
+        sampling_batch(
+            num_rows,
+            vocab_size,
+            num_tokens=20,
+            masks=[third if row % 4 else None for row, third in enumerate(thirds)],
+            allowed=[range(0, vocab_size, 2) if row % 2 else () for row in range(num_rows)],
+            bad_words=[[[token] for token in range(128)] for _ in range(num_rows)],
+        ),
+    )
+    logits[:, :128] += 9.0
+    tokens = sample(logits.clone(), batch)
+    assert float((tokens != reference.sample(logits.clone(), batch)).double().mean()) <= MAX_SHARE
+    assert int(tokens.min()) >= 128
+    for row, token in enumerate(tokens.tolist()):
+        assert row % 4 == 0 or token % 3 == row % 3
+        assert row % 2 == 0 or token % 2 == 0
+    token_ids, logprobs = most_probable(logits, batch, 96)
+    wanted_ids, wanted = reference.most_probable(logits, batch, 96)
+    assert torch.equal(token_ids, wanted_ids)
+    torch.testing.assert_close(logprobs, wanted, atol=1e-4, rtol=1e-5)
 
 
 def test_logprobs(float32_site: Site) -> None:

@@ -32,7 +32,11 @@ SEGMENT = 256
 NUM_WARPS = 8
 
 
-@triton.jit(do_not_specialize=["chunks_at_once", "num_masks", "stride_masks"])
+@triton.jit(
+    do_not_specialize=["chunks_at_once", "num_masks", "stride_masks"],
+    # Wherever a batch has its masks, nothing is compiled anew.
+    do_not_specialize_on_alignment=["masks_ptr", "mask_rows_ptr"],
+)
 def sample_chunk_kernel(
     logits_ptr,
     slots_ptr,

@@ -15,7 +15,9 @@ CHUNK = 2048
 NUM_WARPS = 8
 
 
-@triton.jit(do_not_specialize=["num_masks", "stride_masks"])
+@triton.jit(
+    do_not_specialize=["num_masks", "stride_masks"], do_not_specialize_on_alignment=["masks_ptr", "mask_rows_ptr"]
+)
 def take_kernel(
     logits_ptr,
     slots_ptr,
