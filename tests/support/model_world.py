@@ -1,5 +1,6 @@
 """The router's scheduler, the shard's engine and a real model, in one process: no network, no threads."""
 
+import queue
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pagewire_shard.engine.engine import Engine, LaunchedStep
 from pagewire_shard.engine.runner import Runner
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.model_runner import ModelRunner
+from pagewire_shard.grammar.grammars import Grammars, Prepared
 from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.models.decoder import Decoder
 from scheduling_world import make_request, shard_info
@@ -27,14 +29,18 @@ MakeRunner = Callable[[Decoder, DeviceState, list[KVCache], int], Runner]
 class EngineWorld:
     """Drives scheduler and engine as the group loop does, with `window` plans in flight."""
 
-    def __init__(self, engine: Engine, limits: GroupLimits, window: int = 2) -> None:
+    def __init__(self, engine: Engine, limits: GroupLimits, window: int = 2, grammars: Grammars | None = None) -> None:
+        """grammars: the engine's."""
         self.engine = engine
+        self._grammars = grammars
         self.engine.begin_epoch(window)
         self.scheduler = Scheduler(limits)
         self.logprobs: dict[Sequence, list[shard_pb2.SequenceLogprobs]] = {}
         """Log-probabilities of sequences that asked for them, one for each token."""
         self.prompt_scores: dict[SequenceGroup, list[shard_pb2.PromptScores]] = {}
         """Log-probabilities of the prompts of requests that asked for them, in the order in which they came."""
+        self.failed: list[SequenceGroup] = []
+        """Requests that had no next token."""
         self._window = window
         self._pending: deque[LaunchedStep] = deque()
         self._now = 0.0
@@ -47,6 +53,7 @@ class EngineWorld:
     def step(self) -> bool:
         """Launches plans while the window is open, then takes in one result. False: nothing is left to do."""
         self._now += 1.0
+        self._prepare_grammars()
         while self.scheduler.num_inflight < self._window:
             plan = self.scheduler.schedule(self._now)
             if plan is None:
@@ -60,11 +67,27 @@ class EngineWorld:
                 self.prompt_scores.setdefault(progress.sequence.group, []).append(progress.prompt_scores)
             if progress.logprobs:
                 self.logprobs.setdefault(progress.sequence, []).extend(progress.logprobs)
+            if progress.failure:
+                self.failed.append(progress.sequence.group)
+                self.scheduler.end(progress.sequence.group)
         return True
+
+    def _prepare_grammars(self) -> None:
+        """Answers what the scheduler asks for, when it is ready."""
+        for message in self.scheduler.take_messages():
+            if message.HasField("prepare"):
+                assert self._grammars is not None
+                done: queue.Queue[Prepared] = queue.Queue()
+                self._grammars.prepare(message.prepare.name, message.prepare.grammar, done.put)
+                answer = done.get(timeout=60)
+                code, _ = answer.code.value
+                self.scheduler.on_prepared(shard_pb2.Prepared(name=answer.name, code=code, message=answer.message))
 
     def new_epoch(self) -> None:
         """The plan stream breaks and is opened again: plans in flight are lost, cached blocks are not."""
         self._pending.clear()
+        if self._grammars is not None:
+            self._grammars.end_epoch()
         [free] = self.engine.begin_epoch(self._window)
         self.scheduler.reset(free, self._window)
         self.scheduler.prefixes.update(self.engine.cached_hashes(), ())
@@ -94,6 +117,7 @@ class ModelWorld(EngineWorld):
         make_runner: MakeRunner = ModelRunner,
         device: torch.device = CPU,
         dtype: torch.dtype = torch.float32,
+        grammars: Grammars | None = None,
     ) -> None:
         caches = model.spec.allocate_caches(limits.num_blocks, limits.block_size, dtype, device)
         for cache in caches:
@@ -103,4 +127,4 @@ class ModelWorld(EngineWorld):
         info = shard_info(limits, model.spec.vocab_size)
         pool = BlockPool(limits.num_blocks, limits.block_size)
         self.runner = make_runner(model, state, caches, limits.block_size)
-        super().__init__(Engine(info, self.runner, pool), limits, window)
+        super().__init__(Engine(info, self.runner, pool, grammars), limits, window, grammars)
