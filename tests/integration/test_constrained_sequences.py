@@ -83,7 +83,7 @@ def new_world(
 
 
 def submit(world: ModelWorld, prompt: list[int], outputs: StructuredOutputs | None, **options) -> SequenceGroup:
-    given = {"max_tokens": 90, "temperature": 1.0, "eos_token_ids": (EOS,)} | options
+    given = {"max_tokens": 64, "temperature": 1.0, "eos_token_ids": (EOS,)} | options
     if outputs is not None:
         given |= {"structured_outputs": outputs, "grammar": grammar_name(outputs)}
     return world.submit(prompt, **given)
@@ -151,7 +151,7 @@ def test_chunks_of_prompts_and_prefix_hits_change_nothing(
 
 
 def test_preemption_changes_nothing(undisturbed: list[list[int]], decoder: Decoder, grammars: Grammars) -> None:
-    world = new_world(decoder, grammars, block_size=4, num_blocks=80)
+    world = new_world(decoder, grammars, block_size=4, num_blocks=60)
     groups = submit_all(world)
     world.run()
     assert outputs_of(groups) == undisturbed
