@@ -1,23 +1,18 @@
-"""Structured output through the real service: every constraint, refusals, company, a shard that is killed."""
+"""Structured output through the real service: every constraint, refusals, a shard that is killed."""
 
-import asyncio
-import contextlib
 import json
 import os
 import re
 import signal
-import statistics
-import time
 from pathlib import Path
 
 import jsonschema
 import pytest
-from cluster import Cluster, eventually, serve
+from cluster import eventually, serve
 from pagewire import (
     AsyncClient,
     Client,
     InvalidRequest,
-    PagewireError,
     SamplingParams,
     StructuredOutputsParams,
     TokenDelta,
@@ -117,36 +112,9 @@ def test_what_is_not_supported_is_refused_by_name(client: Client, constraint: di
         assert reason in violation.description
 
 
-async def test_streams_do_not_wait_for_a_grammar_that_takes_long(cluster: Cluster) -> None:
-    """Tokens of others keep coming while a grammar is compiled up to its limit, and refused."""
-    gaps: list[float] = []
-    # Nested repetitions: some millions of states.
-    slow = params(regex="(((a|b){1,60}c){1,60}d){1,60}(((a|b){1,60}c){1,60}d){1,60}x{1,900}")
-
-    async def probe(client: AsyncClient, done: asyncio.Event) -> None:
-        last = time.perf_counter()
-        while not done.is_set():
-            async for event in client.generate(PROMPT, SamplingParams(max_tokens=60, ignore_eos=True)):
-                if isinstance(event, TokenDelta):
-                    now = time.perf_counter()
-                    gaps.append(now - last)
-                    last = now
-
-    async with AsyncClient(cluster.address, timeout_s=60) as client:
-        done = asyncio.Event()
-        probing = asyncio.create_task(probe(client, done))
-        began = time.perf_counter()
-        with contextlib.suppress(PagewireError):  # Whether this machine makes it in time is not the question.
-            await client.complete(PROMPT, slow)
-        took = time.perf_counter() - began
-        done.set()
-        await probing
-    assert statistics.quantiles(gaps, n=20)[-1] < max(0.2, took / 2)
-
-
 async def test_a_constrained_stream_goes_on_when_its_shard_is_killed(model: Path) -> None:
     """The state of the grammar is rebuilt from the tokens on the shard that takes its place."""
-    sampling = params(regex="([a-m]{5}-){200}", max_tokens=700, n=2)
+    sampling = params(regex="([a-m]{5}-){60}", max_tokens=360, n=2)
     with serve(model, "--block-size", "16", "--kv-cache-memory", "32MiB") as server:
         address = server.wait_ready()
         with Client(address, timeout_s=120) as client:
