@@ -223,6 +223,19 @@ def test_plain_values_are_typed_by_the_schema(key, text, value):
     assert parse([call], tools="qwen3_coder") == ("", "", [(name, {key: value})])
 
 
+@pytest.mark.parametrize("depth", [50, 400, 900, 5000, 200_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_values_may_be_nested_as_deep_as_they_like(depth, opening, closing):
+    text = opening * depth + "1" + closing * depth
+    call = f"<tool_call><function=write><parameter=options>{text}</parameter></function></tool_call>"
+    offered = [tool("write", options={"type": ["array", "object"]})]
+    ((name, arguments),) = parse([call], tools="qwen3_coder", offered=offered)[2]
+    assert name == "write"
+    assert isinstance(arguments["options"], str) == (depth > 100)
+    marked = f'<tool_call>{{"name": "write", "arguments": {{"options": {text}}}}}</tool_call>'
+    assert len(parse([marked], tools="hermes")[2]) == (depth < 100)
+
+
 def test_special_tokens_are_hidden_but_not_those_that_mark_calls():
     text = f"<|im_start|>Hello<|im_end|>{CALLS['mistral']}<|im_end|>"
     special = ("<|im_start|>", "<|im_end|>", "[TOOL_CALLS]", "[ARGS]")

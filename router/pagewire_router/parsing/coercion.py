@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pagewire_router.parsing.cursor import Malformed
-from pagewire_router.parsing.values import parse_json
+from pagewire_router.parsing.values import is_deep, parse_json
 
 _MAX_DEPTH = 32
 """Most references and unions that are followed."""
@@ -129,4 +129,4 @@ def _structure(text: str) -> Any:
         json.dumps(value, allow_nan=False)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return _NOTHING
-    return value
+    return _NOTHING if is_deep(value) else value

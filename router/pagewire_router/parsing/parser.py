@@ -67,7 +67,8 @@ class Parser:
     def feed(self, text: str, token_ids: Sequence[int] = ()) -> list[Event]:
         """Takes more text, and returns what became certain.
 
-        token_ids: the tokens of the text. Not looked at.
+        token_ids: the tokens of the text, for callers that have them. Formats are told by the text alone, in which the
+            marks of all of them stand, so that results are the same without.
         """
         self._cursor.append(text)
         self._advance()

@@ -38,9 +38,25 @@ def _finite(text: str) -> float:
 def parse_json(text: str) -> Any:
     """The value of a JSON text. Control characters within strings are let through. Raises Malformed."""
     try:
-        return json.loads(text, strict=False, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text, strict=False, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise Malformed from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and is_deep(value):
+        raise Malformed
+    return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a value is nested deeper than MAX_DEPTH, so that writing it might fail."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list | tuple)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+    return bool(level)
 
 
 def read_json(cursor: Cursor) -> Reading[Any]:
