@@ -146,6 +146,15 @@ async def stream_answer(
         events.close()
 
 
+async def prompt_logprobs_of(request: CompletedRequest) -> list[inference_pb2.TokenLogprobs]:
+    """The log-probabilities of a request's prompt, if it asked for them. Other calls have turns meanwhile."""
+    entries: list[inference_pb2.TokenLogprobs] = []
+    for part in request.prompt_logprobs:
+        entries += part.logprobs
+        await asyncio.sleep(0)
+    return entries
+
+
 async def completions_of(request: CompletedRequest) -> list[inference_pb2.Completion]:
     """All sequences of a request. Other calls have turns meanwhile."""
     completions = []

@@ -11,6 +11,7 @@ from pagewire_router.http_front.answers import (
     Usage,
     by_sequence,
     completions_of,
+    prompt_logprobs_of,
     stop_reason,
     usage_object,
 )
@@ -52,7 +53,7 @@ class CompletionAnswer:
         choices = []
         for number, request in enumerate(completed):
             self.usage.add_prompt(request.started)
-            entries = [entry for part in request.prompt_logprobs for entry in part.logprobs]
+            entries = await prompt_logprobs_of(request)
             for completion in await completions_of(request):
                 self.count_end(completion.finished)
                 choice = _Choice(self, number, completion.index, request.started, entries)
