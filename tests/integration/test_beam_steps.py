@@ -1,9 +1,11 @@
 """Beam search by scheduler, engine and a real model: what transformers finds, whatever else runs or is short."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 from beam_reference import Found, Search, check_equal, search
+from model_world import CPU
 from pagewire_router.scheduling.block_ledger import num_blocks_of_group
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup
@@ -11,7 +13,9 @@ from pagewire_shard.execution.gpu_runner import GraphRunner
 from pagewire_shard.execution.graph_capture import CpuCapturer
 from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink
-from random_models import VOCAB_SIZE, random_prompts
+from pagewire_shard.loading.model_loader import load_model
+from random_models import VOCAB_SIZE, family_configs, random_model, random_prompts
+from reference_model import ReferenceModel
 from subject import Subject
 
 PROMPTS = random_prompts((5, 33, 16))
@@ -47,6 +51,21 @@ def test_beams_are_those_of_transformers(llama: Subject, name: str, block_size: 
     for prompt, group in zip(PROMPTS, groups, strict=True):
         hypotheses = group.beams.search.hypotheses[: wanted.num_return_sequences]
         check_equal(hypotheses, expected(llama, prompt, wanted), wanted)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mistral", "qwen3", "opt"])
+def test_beams_of_other_families_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    """Learned positions, a sliding window, norms of queries and keys: what a fork may get wrong."""
+    model = random_model(family_configs()[family])
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, device=CPU, dtype="float32").model
+    other = Subject(family, ReferenceModel(model), loaded, [])
+    wanted = Search(6, max_new_tokens=20, num_return_sequences=6, eos_token_ids=(3, 4, 5), early_stopping="never")
+    world = other.world(block_size=4)
+    groups = [submit(world, other, prompt, wanted) for prompt in PROMPTS[:2]]
+    world.run()
+    for prompt, group in zip(PROMPTS, groups, strict=False):
+        check_equal(group.beams.search.hypotheses, expected(other, prompt, wanted), family)
 
 
 def test_beams_that_run_beside_sampled_sequences_are_the_same_in_graphs(llama: Subject) -> None:
