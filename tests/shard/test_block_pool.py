@@ -38,7 +38,7 @@ def test_empty_blocks_are_taken_first_then_the_least_recently_used_cached_one() 
 def test_use_makes_a_cached_block_the_last_to_be_evicted() -> None:
     pool = BlockPool(2, BLOCK_SIZE)
     first, second = cached(pool, 1) + cached(pool, 2)
-    pool.share(first)
+    pool.share([first])
     pool.release([first])
     assert [pool.allocate(), pool.allocate()] == [second, first]
 
@@ -52,7 +52,7 @@ def test_the_tail_of_a_sequence_is_evicted_before_its_head() -> None:
 def test_a_block_is_free_when_its_last_holder_lets_go() -> None:
     pool = BlockPool(1, BLOCK_SIZE)
     block = pool.allocate()
-    pool.share(block)
+    pool.share([block])
     assert (pool.num_holders(block), pool.is_shared(block)) == (2, True)
     pool.release([block])
     assert (pool.num_holders(block), pool.is_shared(block), pool.num_free) == (1, False, 0)
@@ -67,7 +67,7 @@ def test_a_block_is_written_in_place_only_by_its_one_holder_and_while_nobody_can
     pool = BlockPool(2, BLOCK_SIZE)
     shared, full = pool.allocate(), pool.allocate()
     assert pool.is_writable(shared)
-    pool.share(shared)
+    pool.share([shared])
     assert not pool.is_writable(shared)
     pool.release([shared])
     assert pool.is_writable(shared)
@@ -82,7 +82,7 @@ def test_a_prefix_is_found_until_its_block_is_taken_for_another() -> None:
     head, tail = digests(1, 2)
     blocks = cached(pool, 1, 2)
     assert [pool.lookup(head), pool.lookup(tail)] == blocks
-    pool.share(blocks[0])
+    pool.share([blocks[0]])
     assert pool.num_free == 1, "a cached block that is used again is no longer free"
     pool.allocate()
     assert [pool.lookup(head), pool.lookup(tail)] == [blocks[0], None]

@@ -55,11 +55,13 @@ class BlockPool:
         self._ref_counts[block] = 1
         return block
 
-    def share(self, block: int) -> None:
-        """Adds a holder to a held or cached block."""
-        if self._ref_counts[block] == 0:
-            del self._free[block]
-        self._ref_counts[block] += 1
+    def share(self, blocks: list[int]) -> None:
+        """Adds a holder to each of some held or cached blocks."""
+        counts, free = self._ref_counts, self._free
+        for block in blocks:
+            if counts[block] == 0:
+                del free[block]
+            counts[block] += 1
 
     def release(self, blocks: list[int]) -> None:
         """Takes one holder from each block of a sequence. The sequence's tail is evicted before its head."""

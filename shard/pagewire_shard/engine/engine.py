@@ -347,8 +347,7 @@ class Engine:
                     self._runner.admit(sequence)
 
     def _hold(self, sequence: Sequence) -> None:
-        for block in sequence.blocks:
-            self.pool.share(block)
+        self.pool.share(sequence.blocks)
         self._sequences[sequence.seq_id] = sequence
         self._num_constrained += sequence.constraint is not None
         self._highest_seq_id = max(self._highest_seq_id, sequence.seq_id)
@@ -378,8 +377,7 @@ class Engine:
     def _borrow(self, sequence: Sequence, loan: Loan) -> None:
         """Gives an admitted sequence the blocks that a row before it computes, and its slot what it starts with."""
         blocks = loan.lender.blocks[len(sequence.blocks) : loan.num_blocks]
-        for block in blocks:
-            self.pool.share(block)
+        self.pool.share(blocks)
         sequence.blocks += blocks
         self._runner.admit(sequence)
 
