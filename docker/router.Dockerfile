@@ -28,6 +28,6 @@ ENV PATH=/opt/pagewire/bin:$PATH \
 # An unprivileged user, given by number, so that Kubernetes can see that it is not root.
 USER 65532:65532
 WORKDIR /tmp
-EXPOSE 50051 9400 50059
+EXPOSE 50051 8000 9400 50059
 ENTRYPOINT ["pagewire-router"]
 CMD ["--help"]

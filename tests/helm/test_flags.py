@@ -62,7 +62,7 @@ def test_parsers_take_every_flag(objects: list[Object]) -> None:
 def test_the_router_takes_them_together(objects: list[Object]) -> None:
     config = parse_config(arguments(one_pod(objects, "router")))
     assert config.listen.endswith(":50051")
-    assert (config.metrics_port, config.health_port) == (9400, 50059)
+    assert (config.metrics_port, config.health_port, config.http_port) == (9400, 50059, 8000)
     assert config.max_request_time_s is not None
     assert config.drain_grace_s >= config.max_request_time_s
 

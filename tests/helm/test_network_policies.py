@@ -8,7 +8,7 @@ CLIENT = Endpoint({"app": "chat"})
 STRANGER = Endpoint({"app": "chat"}, namespace="elsewhere")
 PROMETHEUS = Endpoint({"app": "prometheus"}, namespace="monitoring")
 DNS = Endpoint({"k8s-app": "kube-dns"}, namespace="kube-system")
-GRPC, SHARD_GRPC, METRICS, HEALTH, OTLP = 50051, 50052, 9400, 50059, 4317
+GRPC, HTTP, SHARD_GRPC, METRICS, HEALTH, OTLP = 50051, 8000, 50052, 9400, 50059, 4317
 
 
 class Network:
@@ -30,6 +30,7 @@ def network(rendered: dict[str, list[Object]]) -> Network:
 
 def test_clients_reach_routers_and_nothing_else(network: Network) -> None:
     assert network.allows(CLIENT, network.router, GRPC)
+    assert network.allows(CLIENT, network.router, HTTP)
     assert not network.allows(CLIENT, network.shard, SHARD_GRPC)
     assert not network.allows(CLIENT, network.router, METRICS)
     assert not network.allows(CLIENT, network.shard, METRICS)
@@ -37,7 +38,7 @@ def test_clients_reach_routers_and_nothing_else(network: Network) -> None:
 
 def test_strangers_reach_nothing(network: Network) -> None:
     for target in (network.router, network.shard):
-        assert not any(network.allows(STRANGER, target, port) for port in (GRPC, SHARD_GRPC, METRICS, HEALTH))
+        assert not any(network.allows(STRANGER, target, port) for port in (GRPC, HTTP, SHARD_GRPC, METRICS, HEALTH))
 
 
 def test_routers_alone_reach_shards(network: Network) -> None:

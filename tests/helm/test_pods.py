@@ -251,3 +251,16 @@ def test_a_long_release_name_still_fits(helm: Path) -> None:
     (shards,) = [value for value in objects if value["kind"] == "StatefulSet"]
     assert len(shards["metadata"]["name"]) <= 52
     assert shards["metadata"]["name"].startswith(RELEASE)
+
+
+def test_http_has_a_port_of_its_own_and_can_be_left_out(helm: Path, rendered: dict[str, list[Object]]) -> None:
+    def ports(objects: list[Object], service: str) -> dict[str, int]:
+        return {port["name"]: port["port"] for port in one(objects, "Service", service)["spec"]["ports"]}
+
+    without = render(helm, "--values", values_of("default"), "--set", "router.service.httpPort=0")
+    other = render(helm, "--values", values_of("default"), "--set", "router.service.httpPort=80")
+    assert ports(rendered["default"], "pagewire-router")["http"] == 8000
+    assert ports(other, "pagewire-router")["http"] == 80
+    assert ports(other, "pagewire-router-headless")["http"] == 8000
+    assert "http" not in ports(without, "pagewire-router") | ports(without, "pagewire-router-headless")
+    assert not any("--http-port" in argument for argument in pod_of(without, "router").container["args"])

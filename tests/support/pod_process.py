@@ -154,7 +154,7 @@ class PodProcess:
             text = text.replace(name, local)
         for port, local_port in self.ports.items():
             text = re.sub(rf"^--listen=\S+:{port}$", f"--listen={LOOPBACK}:{local_port}", text)
-            text = re.sub(rf"^(--(?:metrics|health)-port)={port}$", rf"\1={local_port}", text)
+            text = re.sub(rf"^(--(?:http|metrics|health)-port)={port}$", rf"\1={local_port}", text)
         mounts = "|".join(re.escape(path) for path in self._paths)
         # At once: what a mount is replaced by may itself lie below another one's path.
         return re.sub(rf"(?:(?<==)|^)(?:{mounts})(?=/|$)", lambda match: str(self._paths[match[0]]), text)
