@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pagewire.errors import InvalidRequest
 from pagewire.outputs import FinishReason
 from pagewire.parameter_table import BEAM_LENGTH_PENALTY, BY_NAME, MAX_INT32, Range
+from pagewire.structured_outputs import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from pagewire.v1 import inference_pb2
@@ -24,6 +25,8 @@ _FLAGS = (
     *("ignore_eos", "include_stop_str_in_output", "detokenize"),
     *("skip_special_tokens", "spaces_between_special_tokens"),
 )
+_NO_FIELDS = ("temperature", "early_stopping", "stop_token_ids", "structured_outputs")
+"""Parameters that are no numbers or flags of the message."""
 
 
 @dataclass(slots=True)
@@ -66,6 +69,8 @@ class BeamSearchParams:
     """Puts spaces between special tokens in the text."""
     truncate_prompt_tokens: int | None = None
     """Keeps only the last tokens of the prompt, this many; -1: as many as leave room for max_tokens."""
+    structured_outputs: StructuredOutputsParams | None = None
+    """Constrains the beams to a grammar."""
 
     def __post_init__(self) -> None:
         self._check()
@@ -78,8 +83,10 @@ class BeamSearchParams:
         message = inference_pb2.BeamSearchParams(beam_width=self.beam_width, max_tokens=self.max_tokens)
         for parameter in fields(self):
             value = getattr(self, parameter.name)
-            if parameter.name not in ("temperature", "early_stopping", "stop_token_ids") and value is not None:
+            if parameter.name not in _NO_FIELDS and value is not None:
                 setattr(message, parameter.name, value)
+        if self.structured_outputs is not None:
+            message.structured_outputs.CopyFrom(self.structured_outputs.to_proto())
         message.stop_token_ids.extend(self.stop_token_ids)
         message.early_stopping = {
             False: inference_pb2.EARLY_STOPPING_FALSE,
@@ -107,6 +114,8 @@ class BeamSearchParams:
             raise _refusal("length_penalty", self.length_penalty, str(BEAM_LENGTH_PENALTY))
         if not (type(self.early_stopping) is bool or self.early_stopping == "never"):
             raise _refusal("early_stopping", self.early_stopping, 'True, False or "never"')
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise _refusal("structured_outputs", self.structured_outputs, "StructuredOutputsParams, or None")
         self._check_stop_tokens()
 
     def _check_stop_tokens(self) -> None:

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from pagewire import AsyncClient, BeamSearchParams, InvalidRequest
+from pagewire import AsyncClient, BeamSearchParams, InvalidRequest, StructuredOutputsParams
 from pagewire.cli import main
 from pagewire.v1 import inference_pb2 as pb
 
@@ -50,6 +50,7 @@ async def test_all_parameters_are_sent(beams) -> None:
         stop_token_ids=[8],
         skip_special_tokens=False,
         truncate_prompt_tokens=7,
+        structured_outputs=StructuredOutputsParams(regex="a+"),
     )
     async with AsyncClient(beams.target) as client:
         await client.beam_search("one two", params, priority=-1)
@@ -60,6 +61,7 @@ async def test_all_parameters_are_sent(beams) -> None:
     assert (sent.ignore_eos, sent.include_stop_str_in_output, sent.skip_special_tokens) == (True, True, False)
     assert (sent.length_penalty, sent.early_stopping) == (0.5, pb.EARLY_STOPPING_NEVER)
     assert (list(sent.stop_token_ids), sent.truncate_prompt_tokens) == ([8], 7)
+    assert sent.structured_outputs.regex == "a+"
 
 
 async def test_sequences_hold_the_prompt_and_leave_out_what_ended_them(beams) -> None:
@@ -98,6 +100,7 @@ async def test_many_prompts_are_answered_in_their_order(beams) -> None:
         ("stop_token_ids", "7"),
         ("ignore_eos", 1),
         ("truncate_prompt_tokens", 0),
+        ("structured_outputs", {"regex": "a+"}),
     ],
 )
 def test_what_is_out_of_range_is_refused_by_name(name: str, value: object) -> None:
