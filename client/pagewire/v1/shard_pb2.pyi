@@ -405,7 +405,8 @@ class Prepared(_message.Message):
     """As in Prepare."""
     code: _builtins.int
     """A gRPC status code. 0: it is ready. INVALID_ARGUMENT: it can not be used, whatever the shard;
-    RESOURCE_EXHAUSTED: it took longer or more memory than the shard's limits allow.
+    RESOURCE_EXHAUSTED: it took longer or more memory than the shard's limits allow. UNAVAILABLE: the process that
+    compiles was killed, or the shard stops. UNIMPLEMENTED: this shard serves no grammars.
     """
     message: _builtins.str
     """For people: why it is not ready, by the name of what is not supported."""
