@@ -92,12 +92,18 @@ def _beams(message: inference_pb2.GenerateRequest, rng: random.Random) -> None:
     params.length_penalty = rng.choice([0.5, 1.0, 1.5])
     params.stop_token_ids.extend(LAST_TOKENS)
     params.early_stopping = rng.randrange(4)  # type: ignore[assignment]
+    if rng.random() < 0.3:
+        params.structured_outputs.CopyFrom(inference_pb2.StructuredOutputs(**rng.choice(GRAMMARS)))
 
 
 def _grammar(message: inference_pb2.GenerateRequest, rng: random.Random) -> None:
     params = _sampling(message, rng)
     params.max_tokens = rng.randrange(8, 60)
     params.structured_outputs.CopyFrom(inference_pb2.StructuredOutputs(**rng.choice(GRAMMARS)))
+    if rng.random() < 0.2:
+        params.structured_outputs.reasoning_end = "e"
+    if rng.random() < 0.2:
+        params.prompt_logprobs = 1
     if params.temperature and rng.random() < 0.3:
         params.n = 3
     if rng.random() < 0.3:
