@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from pagewire.v1 import shard_pb2
-from pagewire_router.scheduling import residents, sequence
+from pagewire_router.scheduling import residents, scheduler, sequence
 from pagewire_shard.execution.gpu_runner import GraphRunner
 from pagewire_shard.execution.graph_capture import CpuCapturer
 from pagewire_shard.execution.graph_sizes import GraphSizes
@@ -83,3 +83,23 @@ def test_a_result_reports_no_more_than_there_is_room_for(llama: Subject, monkeyp
         for own in group.sequences:
             logits = llama.reference.answer(group.request, own.index).logits
             check(world.logprobs[own], own.token_ids[group.num_prompt_tokens :], logits, num_top)
+
+
+def test_a_request_that_waits_for_room_in_results_does_not_keep_others_waiting(
+    llama: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residents, "MAX_STEP_LOGPROBS", VOCAB_SIZE)
+    monkeypatch.setattr(sequence, "MANY_LOGPROBS", 20)
+    monkeypatch.setattr(scheduler, "MAX_PASSES", 2)
+    world = llama.world()
+    prompt = llama.greedy[0].prompt
+    first, second, third = (world.submit(prompt, seed=i, max_tokens=60, logprobs=VOCAB_SIZE) for i in range(3))
+    for i in range(8):
+        few = world.submit(prompt, seed=i, max_tokens=3)
+        for _ in range(5):
+            world.step()
+        assert few.is_finished, "it waits for log-probabilities that it does not want"
+    assert first.is_running
+    assert not second.is_running
+    world.run()
+    assert [len(output(group)) for group in (first, second, third)] == [60] * 3

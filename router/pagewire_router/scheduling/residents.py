@@ -58,10 +58,8 @@ class Residents:
     # Entering.
 
     def fits(self, group: SequenceGroup) -> bool:
-        """Whether slots and blocks suffice to admit a request, and results have room for its log-probabilities."""
+        """Whether slots and blocks suffice to admit a request."""
         unfinished, num_slots = group.unfinished(), group.num_slots
-        if (num_logprobs := group.num_many_logprobs) and num_logprobs + self._num_many_logprobs() > MAX_STEP_LOGPROBS:
-            return False
         if self.num_slots_used + num_slots > self._limits.max_num_seqs:
             return False
         lengths = [len(sequence.token_ids) + 1 for sequence in unfinished]
@@ -71,8 +69,15 @@ class Residents:
         headroom = len(self.running) if group.was_preempted else 0
         return num_blocks + headroom <= self.ledger.available
 
-    def _num_many_logprobs(self) -> int:
-        return sum(group.num_many_logprobs for group in self.running)
+    def has_room_in_results(self, group: SequenceGroup, ahead: Iterable[SequenceGroup] = ()) -> bool:
+        """Whether the results of steps have room for a request's log-probabilities, and no request ahead of it waits
+        for that. Requests that ask for few never wait: they may overtake others that do as often as they come."""
+        num_logprobs = group.num_many_logprobs
+        if not num_logprobs:
+            return True
+        if any(other.num_many_logprobs for other in ahead):
+            return False
+        return num_logprobs + sum(running.num_many_logprobs for running in self.running) <= MAX_STEP_LOGPROBS
 
     def admit(self, leader: Sequence, num_guessed_tokens: int, plan: PlanInFlight) -> None:
         """Admits a request by its leader; its other sequences get a slot and blocks now and are forked later.

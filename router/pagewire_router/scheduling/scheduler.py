@@ -335,7 +335,7 @@ class Scheduler:
             group = queue.pop()
             if group is None:
                 break
-            if not (group.is_drained and residents.fits(group)):
+            if not (group.is_drained and residents.has_room_in_results(group, passed) and residents.fits(group)):
                 passed.append(group)
                 if group.num_passes >= MAX_PASSES:
                     break
@@ -351,7 +351,7 @@ class Scheduler:
             if group.request.scheduled_s is None:
                 group.request.scheduled_s = now
             for overtaken in passed:
-                overtaken.num_passes += 1
+                overtaken.num_passes += residents.has_room_in_results(overtaken)
         for group in passed:
             queue.push(group)
 
