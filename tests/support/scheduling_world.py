@@ -249,10 +249,6 @@ class FakeMatcher:
     def __init__(self, name: str, token_ids: list[int]) -> None:
         self.name, self.token_ids = name, token_ids
 
-    def advance(self, token_ids: list[int]) -> bool:
-        self.token_ids += token_ids
-        return True
-
     def fork(self) -> "FakeMatcher":
         return FakeMatcher(self.name, self.token_ids.copy())
 
@@ -269,6 +265,10 @@ class FakeGrammars:
         if name not in self.ready:
             raise LookupError(f"grammar {name} is not ready")
         return FakeMatcher(name, [])
+
+    def advance(self, matchers: list[FakeMatcher], token_ids: list[list[int]]) -> None:
+        for matcher, new in zip(matchers, token_ids, strict=True):
+            matcher.token_ids += new
 
     def fill_masks(self, matchers: list[FakeMatcher], masks: npt.NDArray[np.int32]) -> list[int]:
         for row, matcher in enumerate(matchers):

@@ -44,18 +44,14 @@ class Constraint:
         self.pending += token_ids
         self.has_stopped = self.has_stopped or bool(stop)
 
-    def catch_up(self) -> None:
-        """Has the matcher take in what is pending. If its grammar does not allow that, the mask will say so."""
-        self.matcher.advance(self.pending)
-        self.num_taken += len(self.pending)
-        self.pending.clear()
-
 
 class Constraints:
     """The constrained sequences of one engine."""
 
     def __init__(self, grammars: Grammars) -> None:
         self._grammars = grammars
+        self._bits = np.empty((0, 0), dtype=np.int32)
+        """Masks of the step that was filled last. A runner has copied them when it has been called."""
         self._thread = ThreadPoolExecutor(1, "masks")
         """Fills masks beside a forward pass that occupies the step thread."""
 
@@ -94,10 +90,15 @@ class Constraints:
         return BatchMasks(self._fill(constraints), rows)
 
     def _fill(self, constraints: list[Constraint]) -> npt.NDArray[np.int32]:
-        bits = np.empty((len(constraints), self._grammars.num_mask_words), dtype=np.int32)
+        if len(self._bits) < len(constraints):
+            self._bits = np.empty((len(constraints), self._grammars.num_mask_words), dtype=np.int32)
+        bits, matchers = self._bits[: len(constraints)], [constraint.matcher for constraint in constraints]
+        # What a grammar does not allow shows in the mask behind it.
+        self._grammars.advance(matchers, [constraint.pending for constraint in constraints])
         for constraint in constraints:
-            constraint.catch_up()
-        for row in self._grammars.fill_masks([constraint.matcher for constraint in constraints], bits):
+            constraint.num_taken += len(constraint.pending)
+            constraint.pending = []
+        for row in self._grammars.fill_masks(matchers, bits):
             bits[row] = 0
             constraints[row].has_failed = True
         for row, constraint in enumerate(constraints):

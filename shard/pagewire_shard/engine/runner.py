@@ -137,7 +137,8 @@ class Runner(Protocol):
         """Begins a step: changes the device state and runs the model. sample is to be called next."""
 
     def sample(self, batch: RunBatch, masks: BatchMasks | None = None) -> PendingTokens:
-        """Ends the step that was begun: samples and appends. masks: which tokens rows may sample; None: all may all."""
+        """Ends the step that was begun: samples and appends. masks: which tokens rows may sample; None: all may all.
+        They are copied before this returns."""
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
         """Has launch call on_progress now and then, such as after each layer."""

@@ -147,6 +147,10 @@ class Grammars:
         matcher.origin = key, root
         return matcher
 
+    def advance(self, matchers: Sequence[Matcher], token_ids: Sequence[list[int]]) -> None:
+        """Has each matcher take in its tokens; see MaskFiller.advance."""
+        self._parts.filler.advance(matchers, token_ids)
+
     def fill_masks(self, matchers: Sequence[Matcher | None], masks: Masks) -> list[int]:
         """Writes the mask of each matcher into its row; see MaskFiller.fill."""
         failed = self._parts.filler.fill(matchers, masks)

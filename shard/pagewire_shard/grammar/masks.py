@@ -14,6 +14,9 @@ Masks = NDArray[np.int32]
 """[rows, words]: token t is bit t % 32 of word t // 32."""
 
 
+NUM_FIRST_WORDS = 64
+
+
 class MaskFiller:
     """Computes the masks of many matchers at a time, on threads of its own."""
 
@@ -41,8 +44,10 @@ class MaskFiller:
                 live.append((matcher.ll_matcher, row))
         if live:
             self._compute(live, masks)
+        # Most masks have a token among the first: only the others are looked through.
+        has_tokens = np.any(masks[: len(matchers), :NUM_FIRST_WORDS], axis=1)
         for _, row in live:
-            self._finish(matchers[row], masks[row])
+            self._finish(matchers[row], masks[row], bool(has_tokens[row]))
         return [row for row, matcher in enumerate(matchers) if matcher is not None and matcher.error]
 
     def _compute(self, live: list[tuple[LLMatcher, int]], masks: Masks) -> None:
@@ -55,7 +60,22 @@ class MaskFiller:
         for _, row in live:
             masks[row] = wide[row, : masks.shape[1]]
 
-    def _finish(self, matcher: Matcher | None, mask: Masks) -> None:
+    def advance(self, matchers: Sequence[Matcher], token_ids: Sequence[list[int]]) -> None:
+        """Has each matcher take in its tokens, as Matcher.advance does. Drops the GIL for those that take in one."""
+        ones: list[tuple[Matcher, int]] = []
+        for matcher, new in zip(matchers, token_ids, strict=True):
+            if len(new) == 1 and matcher.is_inside(new[0]):
+                ones.append((matcher, new[0]))
+            elif new:
+                matcher.advance(new)
+        if not ones:
+            return
+        taken = self._executor.consume_token_par([(matcher.ll_matcher, token_id) for matcher, token_id in ones])
+        for (matcher, _), is_taken in zip(ones, taken, strict=True):
+            if not is_taken:
+                matcher.fail(matcher.ll_matcher.get_error())
+
+    def _finish(self, matcher: Matcher | None, mask: Masks, has_tokens: bool) -> None:
         """Takes over what llguidance found: an error, and the ends of the sequence where the grammar is complete."""
         assert matcher is not None
         ll_matcher = matcher.ll_matcher
@@ -64,7 +84,7 @@ class MaskFiller:
         elif (matcher.extra_ends or matcher.dropped_ends) and ll_matcher.is_accepting():
             _clear(mask, matcher.dropped_ends)
             _set(mask, matcher.extra_ends)
-        elif not mask.any():
+        elif not (has_tokens or mask.any()):
             matcher.fail("the grammar allows no token of the vocabulary")
 
 

@@ -58,6 +58,10 @@ class Matcher:
         self.num_ended += num_behind
         return True
 
+    def is_inside(self, token_id: int) -> bool:
+        """Whether a token that comes next is one of the grammar's: the sequence has not ended, and does not with it."""
+        return not (self.error or self.num_ended or token_id in self._all_ends)
+
     def fork(self) -> "Matcher":
         """A matcher in the same state, which goes its own way. Takes microseconds."""
         child = Matcher.__new__(Matcher)
