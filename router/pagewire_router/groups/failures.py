@@ -11,9 +11,13 @@ from pagewire_router.errors import (
     RequestFailed,
     RouterError,
     StatusCode,
+    Unavailable,
 )
 from pagewire_router.request import Request
 from pagewire_router.scheduling.grammars import Refusal
+
+RETRY_AFTER_S = 1.0
+"""When to ask again for a grammar that a shard could not prepare for a reason of its own."""
 
 
 def refusal_error(refusal: Refusal) -> RouterError:
@@ -24,6 +28,8 @@ def refusal_error(refusal: Refusal) -> RouterError:
             return InvalidRequest([FieldViolation(field, refusal.message)])
         case StatusCode.RESOURCE_EXHAUSTED:
             return GrammarTooCostly(f"{field}: {refusal.message}")
+        case StatusCode.UNAVAILABLE:
+            return Unavailable(f"{field}: {refusal.message}", retry_after_s=RETRY_AFTER_S)
         case _:
             return RequestFailed(f"{field}: the shard cannot prepare it: {refusal.message}")
 
