@@ -55,6 +55,8 @@ class FakeEngine:
         self.launched: list[FakeStep] = []
         self.refusals: dict[int, PlanRefused] = {}
         self.bugs: dict[int, Exception] = {}
+        self.awaiting: set[int] = set()
+        """Steps that are sampled when the tokens of the steps before them are there."""
         self.may_launch = threading.Event()
         self.may_launch.set()
         self.hashes = list(range(num_cached_hashes))
@@ -86,8 +88,14 @@ class FakeEngine:
         step = FakeStep(plan.step, len(plan.run_seq_ids), 2 * len(plan.run_seq_ids))
         if not self.on_gpu:
             step.done.set()
+        step.awaits_tokens = plan.step in self.awaiting
         self.launched.append(step)
         return step
+
+    def sample(self, pending: FakeStep) -> None:
+        assert pending.awaits_tokens
+        pending.awaits_tokens = False
+        self.log.append(f"sample {pending.step}")
 
     def collect(self, pending: FakeStep) -> shard_pb2.StepResult:
         assert pending.done.wait(TIMEOUT_S)

@@ -104,6 +104,24 @@ async def test_on_a_gpu_plans_are_launched_while_the_step_before_them_runs(start
     assert engine.log[1:] == ["launch 1", "launch 2", "collect 1", "launch 3", "collect 2", "collect 3"]
 
 
+async def test_a_step_that_awaits_tokens_is_sampled_behind_the_results_of_the_steps_before_it(start, fake_engine):
+    """Its forward pass is launched before that, and the results go up before its masks are filled."""
+    engine, sink = fake_engine(on_gpu=True), ListSink()
+    engine.awaiting = {2}
+    steps = start(engine)
+    steps.begin_epoch(sink, 2)
+    for step in (1, 2):
+        steps.submit(sink, plan(step))
+    await until(lambda: len(engine.launched) == 2)
+    assert engine.log[1:] == ["launch 1", "launch 2"]
+    engine.launched[0].done.set()
+    await until(lambda: "sample 2" in engine.log)
+    assert len(sink.results) == 1
+    engine.launched[1].done.set()
+    await until(lambda: len(sink.results) == 2)
+    assert engine.log[1:] == ["launch 1", "launch 2", "collect 1", "sample 2", "collect 2"]
+
+
 async def test_a_plan_that_comes_while_a_gpu_step_runs_is_not_kept_waiting(start, fake_engine):
     engine, sink = fake_engine(on_gpu=True), ListSink()
     steps = start(engine)
