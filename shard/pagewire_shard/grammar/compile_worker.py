@@ -80,6 +80,7 @@ class Forker:
         """Answers that the shard has not read yet: it may be busy with sending."""
         self._vocabulary = vocabulary
         self._options = options
+        self._pid = os.getpid()
         self._timeout_s = float(setup["compile_timeout_s"])
         self._memory_bytes = int(setup["compile_memory_bytes"])
         self._waiting: deque[tuple[int, bytes]] = deque()
@@ -131,8 +132,15 @@ class Forker:
     def _compile_and_exit(self, source: bytes, pipe: int) -> NoReturn:
         """The child: writes its answer and is gone, without any clean-up of what it shares with its parent."""
         with suppress(BaseException):
+            # The shard sees that its peer has ended only once nobody holds the socket.
+            self._asker.close()
+            self._socket.close()
+            os.close(sys.stdin.fileno())
             end_with_parent()
+            if os.getppid() != self._pid:
+                os._exit(0)
             limit_memory(self._memory_bytes)
+            limit_cpu(self._timeout_s)
             answers: list[bytes] = []
             thread = threading.Thread(target=lambda: answers.append(self._answer(source)))
             thread.start()
@@ -199,6 +207,14 @@ def limit_memory(more_bytes: int) -> None:
     with open("/proc/self/statm") as file:
         taken = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (taken + more_bytes, taken + more_bytes))
+
+
+def limit_cpu(more_s: float) -> None:
+    """Has the kernel end this process after so much more computing time, in case nobody else does."""
+    import resource
+
+    limit_s = int(time.process_time() + more_s) + 2
+    resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s))
 
 
 def end_with_parent() -> None:
