@@ -109,6 +109,7 @@ def test_more_than_the_servers_limit_is_refused_by_name(cluster: Cluster, value:
         client.complete(TEXT, SamplingParams(prompt_logprobs=21))
 
 
+@pytest.mark.slow
 async def test_none_is_lost_when_the_shard_is_killed_while_it_reads_the_prompt(
     model: Path, reference: ReferenceModel
 ) -> None:
