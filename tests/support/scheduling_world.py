@@ -92,6 +92,8 @@ class HashRunner:
         self.num_computed_total = 0
         self.tokens_of_steps: list[int] = []
         """Tokens that each step computes, draft tokens included."""
+        self.begun: RunBatch | None = None
+        """A step that awaits its sampling."""
         self.poisons: dict[int, int] = {}
         """First tokens of sequences that break steps, and from which length on they do."""
 
@@ -113,7 +115,13 @@ class HashRunner:
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
         """Its steps take no time."""
 
-    def end_epoch(self) -> None: ...
+    def end_epoch(self) -> None:
+        """A step whose forward pass has begun writes its keys and values, though nobody samples it any more."""
+        if self.begun is not None:
+            for slot, query_len in zip(self.begun.slots, self.begun.query_lens, strict=True):
+                if not self.rows[slot]["stop"]:
+                    self._run(self.rows[slot], query_len, 0)
+        self.begun = None
 
     def launch(self, batch: RunBatch) -> StepTokens:
         self.forward(batch)
@@ -126,8 +134,10 @@ class HashRunner:
         for source, destination in batch.copies:
             self.cache[destination] = list(self.cache[source])
         self._break_if_poisoned(batch)
+        self.begun = batch
 
     def sample(self, batch: RunBatch, masks: BatchMasks | None = None) -> StepTokens:
+        self.begun = None
         self.tokens_of_steps.append(sum(batch.query_lens))
         out = StepTokens()
         self._apply_masks(batch, masks)
