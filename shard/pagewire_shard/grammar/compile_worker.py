@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from pagewire.v1 import inference_pb2
 
-from pagewire_shard.grammar.compiler import compile_source
+from pagewire_shard.grammar.compiler import compile_source, one_line
 from pagewire_shard.grammar.errors import SourceRefused, TooCostly
 from pagewire_shard.grammar.source_options import SourceOptions
 from pagewire_shard.grammar.vocabulary import Vocabulary, VocabularySource, special_tokens
@@ -66,6 +66,7 @@ class Child:
     job: int
     deadline_s: float
     chunks: list[bytes] = field(default_factory=list)
+    has_timed_out: bool = False
 
 
 class Forker:
@@ -148,7 +149,8 @@ class Forker:
             rest = memoryview(answers[0])
             while rest:
                 rest = rest[os.write(pipe, rest) :]
-        os._exit(0)
+            os._exit(0)
+        os._exit(1)
 
     def _answer(self, source: bytes) -> bytes:
         before = taken_bytes()
@@ -161,27 +163,31 @@ class Forker:
             return encode(Outcome.TOO_COSTLY, "the grammar is nested too deeply")
         except (TooCostly, MemoryError) as error:
             return encode(Outcome.TOO_COSTLY, str(error) or self._memory_message())
+        except Exception as error:  # what the source holds is nothing that its reader expects there
+            return encode(Outcome.REFUSED, one_line(f"the grammar cannot be read: {type(error).__name__}: {error}"))
         return encode(Outcome.COMPILED, text, num_bytes=max(0, taken_bytes() - before))
 
     def _finish(self, pipe: int) -> None:
-        """Sends on what a child has answered, or how it ended without an answer."""
+        """Sends on what a child has answered, or how it ended without a whole answer."""
         child = self._children.pop(pipe)
         os.close(pipe)
         _, status = os.waitpid(child.pid, 0)
-        if child.chunks:
-            answer = json.loads(b"".join(child.chunks))
+        if child.has_timed_out:
+            answer = encode(Outcome.TOO_COSTLY, f"compiling the grammar takes more than {self._timeout_s:g} s")
+        elif child.chunks and status == 0:
+            answer = b"".join(child.chunks)
         elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGTERM):
-            answer = json.loads(encode(Outcome.KILLED, "the process that compiled the grammar was killed"))
+            answer = encode(Outcome.KILLED, "the process that compiled the grammar was killed")
         else:
             # Rust aborts if it gets no memory, and a stack that is too small is a segmentation fault.
-            answer = json.loads(encode(Outcome.TOO_COSTLY, self._memory_message()))
-        message = json.dumps({**answer, "job": child.job}).encode()
+            answer = encode(Outcome.TOO_COSTLY, self._memory_message())
+        message = json.dumps({**json.loads(answer), "job": child.job}).encode()
         self._outbox += LENGTH.pack(len(message)) + message
 
     def _kill(self, pipe: int) -> None:
         child = self._children[pipe]
+        child.has_timed_out = True
         os.kill(child.pid, signal.SIGKILL)
-        child.chunks = [encode(Outcome.TOO_COSTLY, f"compiling the grammar takes more than {self._timeout_s:g} s")]
         self._finish(pipe)
 
     def _memory_message(self) -> str:

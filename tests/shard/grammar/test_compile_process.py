@@ -1,5 +1,6 @@
 """Grammars are compiled in a process that can be killed: whatever they are, the shard answers soon and goes on."""
 
+import json
 import os
 import queue
 import signal
@@ -7,13 +8,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
+from subprocess import Popen
 
 import grpc
 import pytest
 from grammar_world import EOS, demo_source, outputs, prepare
 from pagewire.v1 import inference_pb2
 from pagewire_shard.grammar.compile_process import CompileProcess
+from pagewire_shard.grammar.compile_worker import Child, Forker
 from pagewire_shard.grammar.errors import CompilerGone
 from pagewire_shard.grammar.grammars import Grammars, Prepared
 from pagewire_shard.grammar.limits import GrammarLimits
@@ -183,3 +187,31 @@ def test_refusals_are_remembered(grammars: Grammars):
     first, second = prepare(grammars, "r", asked), prepare(grammars, "r", asked)
     assert first.code is second.code is grpc.StatusCode.INVALID_ARGUMENT
     assert first.message == second.message
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        {"type": "structural_tag", "format": {"type": []}},
+        {"type": "structural_tag", "format": {"type": "any_tokens", "exclude_tokens": 5}},
+        {"type": "structural_tag", "format": {"type": "token", "token": 2**40}},
+    ],
+    ids=["a list as type", "a number as tokens", "a token far outside the vocabulary"],
+)
+def test_what_no_reader_expects_is_the_callers_fault(grammars: Grammars, tag: dict[str, object]):
+    answer = prepare(grammars, "odd", outputs(structural_tag=json.dumps(tag)))
+    assert answer.code is grpc.StatusCode.INVALID_ARGUMENT, answer.message
+
+
+def test_half_an_answer_of_a_child_that_was_killed_is_none():
+    ours, theirs = Pipe()
+    forker = Forker(theirs, None, None, {"compile_timeout_s": 5, "compile_memory_bytes": 1 << 20})
+    reading, writing = os.pipe()
+    child = Popen(["sleep", "60"])
+    os.write(writing, b'{"outcome": "comp')
+    os.close(writing)
+    forker._children[reading] = Child(child.pid, 7, time.monotonic() + 5, [os.read(reading, 100)])
+    child.kill()
+    forker._finish(reading)
+    assert json.loads(bytes(forker._outbox[4:]))["outcome"] == "killed"
+    ours.close()
