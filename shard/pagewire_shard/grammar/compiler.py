@@ -15,7 +15,8 @@ from pagewire_shard.grammar.vocabulary import Vocabulary
 
 MAX_MESSAGE_CHARS = 500
 _COSTLY = re.compile(
-    r"\blimits?\b|\bfuel\b|\bmax is\b|too (?:big|large|complex)|too many (?:items|expressions|states)", re.IGNORECASE
+    r"\blimits?\b|\bfuel\b|\bmax is\b|(?<!number )too (?:big|large|complex)|too many (?:items|expressions|states)",
+    re.IGNORECASE,
 )
 _SCHEMA_FAULTS = (
     (r'Unimplemented keys: \["([^"]*)"', "{0}", "`{0}` is not supported"),
