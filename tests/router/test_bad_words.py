@@ -1,10 +1,14 @@
 """Bad words: the token sequences that they come to, and what is refused."""
 
+import asyncio
 import dataclasses
+import threading
 
 import pytest
-from pagewire_router.admission.bad_words import tokenize_bad_words
+from pagewire_router.admission.bad_words import BadWords, tokenize_bad_words
 from pagewire_router.admission.validation import Limits, Violations
+from pagewire_router.caller import Caller
+from pagewire_router.errors import InvalidRequest
 from pagewire_router.text.tokenizer import Tokenizer
 
 LIMITS = Limits(vocab_size=500, max_model_len=64, max_n=8, max_logprobs=20, eos_token_ids=(), max_bad_word_tokens=64)
@@ -62,3 +66,27 @@ def test_tokens_beyond_the_models_vocabulary_are_refused(byte_level_files: dict)
     _, found = tokenize(["ab", "name"], byte_level_files, dataclasses.replace(LIMITS, vocab_size=280))
     assert found[0].field == "sampling_params.bad_words[1]"
     assert "not below the vocabulary size" in found[0].description
+
+
+async def test_the_prompts_of_a_call_share_one_tokenization_beside_the_event_loop(
+    byte_level_files: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, caller, threads = Tokenizer(byte_level_files, 500), Caller.of("ipv4:10.0.0.1:1000"), []
+    bad_words, encode_now = BadWords(tokenizer, LIMITS), tokenizer.encode_now
+
+    def encode(text: str, *, add_special_tokens: bool) -> list[int]:
+        threads.append(threading.current_thread())
+        return encode_now(text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(tokenizer, "encode_now", encode)
+    prompts = [asyncio.create_task(bad_words.token_sequences(["name"], caller)) for _ in range(8)]
+    await asyncio.sleep(0)
+    prompts.pop(0).cancel()  # The others get theirs all the same.
+    results = await asyncio.gather(*prompts, bad_words.token_sequences(["name"], caller))
+    assert len(set(results)) == 1
+    assert len(results[0]) == len(threads) == 2
+    assert threading.current_thread() not in threads
+    for _ in range(2):
+        with pytest.raises(InvalidRequest):
+            await bad_words.token_sequences([" "], caller)
+    tokenizer.close()

@@ -174,7 +174,7 @@ def test_a_prompt_is_truncated_to_what_was_asked_for_or_to_what_leaves_room(fiel
     assert num_kept_tokens(checked(**fields), LIMITS) == num_kept
 
 
-WIDE = dataclasses.replace(LIMITS, max_logprobs=LIMITS.vocab_size, max_bad_word_tokens=8)
+WIDE = dataclasses.replace(LIMITS, max_logprobs=LIMITS.vocab_size, max_bad_word_tokens=1024)
 
 
 def test_the_whole_vocabulary_is_returned_where_the_limit_is_that():
@@ -205,8 +205,9 @@ def test_sequences_together_ask_for_no_more_log_probabilities_than_a_result_has_
         ([""], "bad_words[0]", "has 0 characters; accepted: 1 to 1024"),
         (["a", "b" * 1025], "bad_words[1]", "has 1025 characters; accepted: 1 to 1024"),
         (["a"] * 129, "bad_words", "holds 129 strings; accepted: up to 128"),
+        (["b" * 1024] * 9, "bad_words", "have 9216 characters in all; accepted: up to 8192"),
     ],
-    ids=["empty", "long", "many"],
+    ids=["empty", "long", "many", "long together"],
 )
 def test_bad_words_are_bounded_before_they_are_tokenized(bad_words, field, description):
     violations = Violations()

@@ -6,7 +6,7 @@ import time
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sendable_text import shorten
 
-from pagewire_router.admission.bad_words import tokenize_bad_words
+from pagewire_router.admission.bad_words import BadWords, TokenSequences
 from pagewire_router.admission.beam_search import beam_settings, resolve_beam_search_params
 from pagewire_router.admission.call import Call
 from pagewire_router.admission.prompt import Prompt, PromptEncoder
@@ -50,6 +50,7 @@ class Admission:
         self._max_request_time_s = math.inf if max_request_time_s is None else max_request_time_s
         self._limits = limits
         self._tokenizer = tokenizer
+        self._bad_words = BadWords(tokenizer, limits) if tokenizer else None
         self.prompts = PromptEncoder(tokenizer, limits, template_process)
 
     async def admit(
@@ -62,7 +63,9 @@ class Admission:
         self.check_model(message.model if message.HasField("model") else None)
         params = self._check(message)
         prompt = await self._encode(message, call, num_kept_tokens(params, self._limits))
-        bad_words = self._bad_words(params) if params.bad_words else ()
+        bad_words: TokenSequences = ()
+        if self._bad_words is not None and params.bad_words:
+            bad_words = await self._bad_words.token_sequences(params.bad_words, call.caller)
         bound_by_context(params, len(prompt.token_ids), self._limits)
         check_prompt_logprobs(params, len(prompt.token_ids))
         eos_token_ids = () if params.ignore_eos else self._limits.eos_token_ids
@@ -129,13 +132,6 @@ class Admission:
                 violations.add("sampling_params.bad_words", "needs a tokenizer, which the model lacks; use logit_bias")
         violations.raise_if_any()
         return params
-
-    def _bad_words(self, params: inference_pb2.SamplingParams) -> tuple[tuple[int, ...], ...]:
-        assert self._tokenizer is not None
-        violations = Violations()
-        sequences = tokenize_bad_words(params.bad_words, self._tokenizer, self._limits, violations)
-        violations.raise_if_any()
-        return sequences
 
     def _output(
         self,

@@ -15,6 +15,8 @@ MAX_REQUEST_ID_CHARS = 256
 MAX_CACHE_SALT_CHARS = 256
 MAX_STOP_TOKEN_ENTRIES = 1024
 """Most stop tokens that a request may list, repetitions included; longer lists are not read."""
+MAX_BAD_WORD_TOKEN_CHARS = 8
+"""Bad words may have so many characters, on average, for each token that shards take; more are not tokenized."""
 MAX_PROMPT_LOGPROBS = 1 << 22
 """Log-probabilities of one prompt, all positions together: some 30 MiB, until the client has taken them."""
 MESSAGE_ROOM_BYTES = 1 << 20
@@ -147,11 +149,15 @@ def _check_texts(texts: Sequence[str], max_texts: int, name: str, violations: Vi
 
 
 def _check_bad_words(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
-    """Checks bad words before they are tokenized; see bad_words.py for what they come to."""
+    """Bounds the work of tokenizing bad words; see bad_words.py for what they come to."""
     if not limits.max_bad_word_tokens:
         violations.add(f"{prefix}bad_words", "is not served by the shards; leave it out")
         return
     _check_texts(params.bad_words, MAX_BAD_WORDS, f"{prefix}bad_words", violations)
+    num_chars = sum(map(len, params.bad_words[:MAX_BAD_WORDS]))
+    max_chars = MAX_BAD_WORD_TOKEN_CHARS * limits.max_bad_word_tokens
+    if num_chars > max_chars:
+        violations.add(f"{prefix}bad_words", f"have {num_chars} characters in all; accepted: up to {max_chars}")
 
 
 def check_stops(params: inference_pb2.SamplingParams, limits: Limits, violations: Violations, prefix: str) -> None:
