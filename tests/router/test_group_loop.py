@@ -6,7 +6,7 @@ import logging
 import pytest
 from pagewire.v1 import shard_pb2
 from pagewire_common.block_hash import PrefixHashes
-from pagewire_router.errors import DeadlineExceeded
+from pagewire_router.errors import DeadlineExceeded, InvalidRequest
 from pagewire_router.groups.group_loop import GroupLoop
 from pagewire_router.groups.shard_client import PlanStreamOpened
 from scheduling_world import NullSink, make_request
@@ -142,3 +142,16 @@ def test_all_requests_are_handed_over(num_waiting):
     assert {group.request for group in loop.give_up_all()} == set(requests)
     assert not loop.has_requests
     assert len(loop.scheduler.waiting) == 0
+
+
+def test_a_request_whose_grammar_was_refused_is_told_so_when_its_group_is_given_up():
+    loop = new_loop(object())
+    refused, other = new_request(deadline_s=None), new_request(deadline_s=None)
+    refused.grammar = "bad"
+    loop.submit(refused)
+    loop.submit(other)
+    loop.scheduler.take_messages()
+    loop.scheduler.on_prepared(shard_pb2.Prepared(name="bad", code=3, message="no"))
+    assert [group.request for group in loop.give_up_all()] == [other]
+    assert [type(error) for error in refused.sink.errors] == [InvalidRequest]
+    assert not other.sink.errors

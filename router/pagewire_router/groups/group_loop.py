@@ -172,6 +172,7 @@ class GroupLoop:
     def give_up_all(self) -> list[SequenceGroup]:
         """Hands over all requests, to be adopted elsewhere. Results that still come are dropped."""
         self._note_failover()
+        self._fail_refused()
         self._groups.clear()
         self._sent_s.clear()
         return self.scheduler.hand_over()
@@ -183,14 +184,11 @@ class GroupLoop:
 
     def fail_all(self, error: RouterError) -> None:
         """Ends all requests with an error."""
-        for request, group in list(self._groups.items()):
-            # The end of one part of a request may have ended others.
-            if self._groups.pop(request, None) is not None:
-                self.scheduler.end(group)
-                request.sink.on_failed(error)
+        for group in list(self._groups.values()):
+            self._fail(group, error)
 
     def _fail(self, group: SequenceGroup, error: RouterError) -> None:
-        """Ends one request."""
+        """Ends one request, unless that of another part has ended it."""
         if self._groups.pop(group.request, None) is not None:
             self.scheduler.end(group)
             group.request.sink.on_failed(error)
@@ -198,10 +196,13 @@ class GroupLoop:
     def end_expired(self, now: float) -> None:
         """Ends requests that have run out of time. `now` is on the clock of Request.deadline_s."""
         for group in self.scheduler.take_expired(now):
-            if self._groups.pop(group.request, None) is not None:
-                message = "the request's deadline has passed, or the longest time that this server lets one run"
-                group.request.sink.on_failed(DeadlineExceeded(message))
+            message = "the request's deadline has passed, or the longest time that this server lets one run"
+            self._fail(group, DeadlineExceeded(message))
         self._fail_given_up(now)
+        self._fail_refused()
+
+    def _fail_refused(self) -> None:
+        """Ends the requests whose grammar was refused."""
         refusals, self.scheduler.grammars.refusals = self.scheduler.grammars.refusals, []
         for refusal in refusals:
             self._fail(refusal.group, refusal_error(refusal))
@@ -209,10 +210,9 @@ class GroupLoop:
     def _fail_given_up(self, now: float) -> None:
         given_up, self.scheduler.given_up = self.scheduler.given_up, []
         for group in given_up:
-            if self._groups.pop(group.request, None) is not None:
-                retry_after_s = retry_delay_s(self.scheduler.forecast.wait_for_all_s(now))
-                message = "the request has waited until it could not finish before its deadline any more"
-                group.request.sink.on_failed(QueueFull(message, retry_after_s=retry_after_s))
+            retry_after_s = retry_delay_s(self.scheduler.forecast.wait_for_all_s(now))
+            message = "the request has waited until it could not finish before its deadline any more"
+            self._fail(group, QueueFull(message, retry_after_s=retry_after_s))
 
     def _note_queued(self, request: Request) -> None:
         if request.timeline is not None:
@@ -414,6 +414,7 @@ class GroupLoop:
                 self._take_result(message.result, rank, now_s)
             elif kind == "prepared":
                 self.scheduler.on_prepared(message.prepared)
+                self._fail_refused()
                 self._wakeup.set()
             elif kind == "cache_snapshot" and rank == 0:
                 self.prefixes.update(message.cache_snapshot.hashes, ())
