@@ -329,3 +329,37 @@ def test_vllm_s_names_are_known(name):
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(UnknownFormat, match=r'no tool-call parser is called "gpt5"; there are auto, .*hermes'):
         choose_format("gpt5", "none", templates={}, tokens=())
+
+
+def test_a_schema_that_refers_to_itself_is_read_once():
+    one = {"$ref": "#/properties/a"}
+    schema = {"anyOf": [*[one] * 16, {"$ref": "#"}, {"$ref": "#/properties/b"}]}
+    call = "<tool_call>\n<function=f>\n<parameter=a>\n3\n</parameter>\n</function>\n</tool_call>"
+    offered = [tool("f", a=schema, b={"type": "integer"})]
+    assert parse([call], tools="qwen3_coder", offered=offered) == ("", "", [("f", {"a": 3})])
+
+
+def test_no_more_of_a_schema_is_read_than_one_value_is_worth():
+    seen = []
+
+    class Counted(dict):
+        def get(self, key, default=None):
+            seen.append(key)
+            return super().get(key, default)
+
+    schema = Counted(anyOf=[])
+    for _ in range(40):
+        schema = Counted(anyOf=[schema] * 40)
+    call = "<tool_call>\n<function=f>\n<parameter=a>\n3\n</parameter>\n</function>\n</tool_call>"
+    assert parse([call], tools="qwen3_coder", offered=[tool("f", a=schema)])[2] == [("f", {"a": "3"})]
+    assert len(seen) < 10_000
+
+
+@pytest.mark.parametrize(
+    "schema", [5, {"type": 5}, {"type": {"a": 1}}, {"enum": 5}, {"anyOf": 5}, {"allOf": "ab"}, {"$ref": 5}]
+)
+def test_what_is_malformed_in_a_schema_says_nothing(schema):
+    call = "<tool_call>\n<function=f>\n<parameter=a>\n3\n</parameter>\n</function>\n</tool_call>"
+    assert parse([call], tools="qwen3_coder", offered=[tool("f", a=schema)])[2] == [("f", {"a": "3"})]
+    bare = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    assert parse([call], tools="qwen3_coder", offered=[bare])[2] == [("f", {"a": "3"})]

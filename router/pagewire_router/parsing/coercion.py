@@ -9,8 +9,10 @@ from typing import Any
 from pagewire_router.parsing.cursor import Malformed
 from pagewire_router.parsing.values import is_deep, parse_json
 
-_MAX_DEPTH = 32
-"""Most references and unions that are followed."""
+_MAX_SCHEMAS = 256
+"""Most schemas that are read for one parameter: its own, and those that its unions and references lead to."""
+_MAX_VALUES = 1024
+"""Most values of an enumeration that are looked at."""
 _INTEGER = re.compile(r"[+-]?\d+")
 _NOTHING = object()
 
@@ -22,7 +24,7 @@ class ToolSchemas:
         """tools: as OpenAI's API has them, or their "function" alone."""
         functions = [tool.get("function", tool) for tool in tools]
         self._parameters: dict[str, Mapping[str, Any]] = {
-            function["name"]: function.get("parameters") or {}
+            function["name"]: parameters if isinstance(parameters := function.get("parameters"), Mapping) else {}
             for function in functions
             if isinstance(function, Mapping) and isinstance(function.get("name"), str)
         }
@@ -38,7 +40,7 @@ class ToolSchemas:
         none fits, or the schema does not say.
         """
         root = self._parameters.get(tool, {})
-        types = list(dict.fromkeys(_types(_property(root, key), root)))
+        types = _types(_property(root, key), root)
         # A string fits always, so it comes last.
         for name in sorted(types, key=lambda name: (name == "string", name != "null")):
             value = _of_type(text, name)
@@ -54,26 +56,45 @@ def _property(root: Mapping[str, Any], key: str) -> Any:
     return root.get("additionalProperties")
 
 
-def _types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
-    """Names of the types that a schema allows."""
-    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
-        return
-    reference = schema.get("$ref")
-    if isinstance(reference, str):
-        yield from _types(_resolve(reference, root), root, depth + 1)
+def _types(schema: Any, root: Mapping[str, Any]) -> list[str]:
+    """Names of the types that a schema allows, each once. What is malformed allows none."""
+    names: dict[str, None] = {}
+    resolved: set[str] = set()
+    unread = [schema]
+    for _ in range(_MAX_SCHEMAS):
+        if not unread:
+            break
+        schema = unread.pop()
+        if not isinstance(schema, Mapping):
+            continue
+        names.update(dict.fromkeys(_own_types(schema)))
+        choices = [
+            choice for word in ("anyOf", "oneOf", "allOf") for choice in _entries(schema.get(word), _MAX_SCHEMAS)
+        ]
+        unread += reversed(choices)
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and reference not in resolved:
+            resolved.add(reference)
+            unread.append(_resolve(reference, root))
+    return list(names)
+
+
+def _own_types(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the types that a schema allows itself."""
     declared = schema.get("type")
-    for name in [declared] if isinstance(declared, str) else declared or ():
-        if isinstance(name, str):
-            yield name
-    for word in ("anyOf", "oneOf", "allOf"):
-        choices = schema.get(word)
-        if isinstance(choices, Sequence):
-            for choice in choices:
-                yield from _types(choice, root, depth + 1)
+    if isinstance(declared, str):
+        yield declared
+    yield from (name for name in _entries(declared, _MAX_VALUES) if isinstance(name, str))
     if declared is None:
-        yield from map(_type_of, schema.get("enum") or ([schema["const"]] if "const" in schema else ()))
+        values = _entries(schema.get("enum"), _MAX_VALUES) or ([schema["const"]] if "const" in schema else [])
+        yield from map(_type_of, values)
     if schema.get("nullable") is True:
         yield "null"
+
+
+def _entries(value: Any, most: int) -> Sequence[Any]:
+    """The first entries of an array; none of anything else."""
+    return value[:most] if isinstance(value, list) else ()
 
 
 def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
