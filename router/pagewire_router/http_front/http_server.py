@@ -1,4 +1,4 @@
-"""uvicorn within the router's event loop: listens, bounds the head of requests in time and size, and stops."""
+"""uvicorn within the router's event loop: listens, bounds what connections may hold and how long, and stops."""
 
 import asyncio
 import contextlib
@@ -12,8 +12,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_TIMEOUT_S = 30.0
 """The head of a request must be complete after this time."""
+LINGER_S = 5.0
+"""What is left of a request whose answer has ended is read and dropped for this time, so that its client reads the
+answer; then the connection is closed."""
+STALL_TIMEOUT_S = 120.0
+"""A connection whose client reads nothing of what waits for it is closed after this time, or after twice as long."""
 MAX_HEAD_BYTES = 64 << 10
-"""Largest head of a request."""
+"""Largest head of a request, and largest trailer of its body."""
 MAX_READ_BYTES = 256 << 10
 """Most bytes that the event loop reads at a time."""
 TOO_LARGE = "The head of the request is too large."
@@ -25,37 +30,58 @@ STOP_GRACE_S = 1
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol, which bounds neither the time nor the size of a request's head."""
+    """uvicorn's protocol, which bounds neither what its parser holds nor how long clients may take."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    """Runs while a head is read."""
+    _linger_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+    _num_unread = 0
+    """Bytes that waited for the client when _stall_timer began."""
+    _has_read = False
+    """The client has read most of them since."""
     _num_head_bytes = 0
-    """Bytes of the headers that the parser has found."""
-    _num_received = 0
-    """Bytes that have come since the head began, and up to MAX_READ_BYTES that came with its first ones."""
+    """Bytes of the headers, or of the trailers, that the parser has found."""
+    _num_held = 0
+    """Bytes that have come since the parser has last told of anything: it may hold them all."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
-        self._start_timer()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
-        self._stop_timer()
+        self._stop_head_timer()
+        for timer in (self._linger_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
+        if self.transport.is_closing():
+            return
+        self._num_held += len(data)
         super().data_received(data)
-        if self._head_timer is not None and not self.transport.is_closing():
-            # The parser keeps what has come of a header to itself.
-            self._num_received += len(data)
-            if self._num_received > MAX_HEAD_BYTES + MAX_READ_BYTES:
-                self.send_400_response(TOO_LARGE)
+        # The parser copies all that it holds of a header whenever more of it comes.
+        if self._num_held > MAX_HEAD_BYTES + MAX_READ_BYTES and not self.transport.is_closing():
+            self._refuse()
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        super().pause_writing()
+        self._start_stall_timer()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._has_read = True
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """See httptools."""
-        self._num_head_bytes = self._num_received = 0
-        self._start_timer()
+        self._num_head_bytes = self._num_held = 0
+        self._start_head_timer()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -64,28 +90,70 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools."""
+        """See httptools. Trailers are dropped: nobody reads them, and they are no headers."""
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self._head_timer is not None:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """See httptools."""
-        self._stop_timer()
+        self._num_head_bytes = self._num_held = 0
+        self._stop_head_timer()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """See httptools."""
+        self._num_held = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """See httptools."""
+        self._num_held = 0
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Called when an answer has been given to the transport."""
+        is_unread = self.cycle.more_body and not self.pipeline
+        super().on_response_complete()
+        if is_unread and self._linger_timer is None:
+            self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
+        self._start_stall_timer()
+
     def _count(self, num_bytes: int) -> None:
+        self._num_held = 0
         self._num_head_bytes += num_bytes
         if self._num_head_bytes > MAX_HEAD_BYTES:
             raise ValueError(TOO_LARGE)  # uvicorn answers 400 and closes.
 
-    def _start_timer(self) -> None:
+    def _refuse(self) -> None:
+        if self._head_timer is not None:
+            self.send_400_response(TOO_LARGE)
+        else:
+            self.transport.close()  # An answer may have begun.
+
+    def _start_head_timer(self) -> None:
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.timeout_keep_alive_handler)
 
-    def _stop_timer(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _start_stall_timer(self) -> None:
+        if self._stall_timer is None and (num_unread := self.transport.get_write_buffer_size()):
+            self._num_unread, self._has_read = num_unread, False
+            self._stall_timer = self.loop.call_later(STALL_TIMEOUT_S, self._check_stall)
+
+    def _check_stall(self) -> None:
+        self._stall_timer = None
+        if not self._has_read and self.transport.get_write_buffer_size() >= self._num_unread:
+            self.transport.abort()
+        else:
+            self._start_stall_timer()
 
 
 class _Server(uvicorn.Server):

@@ -203,6 +203,77 @@ async def test_a_reader_that_stalls_holds_little_and_loses_nothing(serve_http):
     assert token_ids == [250] * 64
 
 
+async def sent_until_closed(writer, data, *, pause_s):
+    """How many times data was sent before the server closed the connection."""
+    num_sent = 0
+    async with asyncio.timeout(10):
+        try:
+            while True:
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(pause_s)
+                num_sent += 1
+        except ConnectionError:
+            return num_sent
+
+
+async def test_what_follows_a_body_is_bounded(serve_http):
+    """A trailer or an extension of a chunk without an end: the parser would hold all of it."""
+    head = b"GET /health HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with serve_http() as front:
+        for begun in (b"0\r\nx-a: ", b"1;"):
+            reader, writer = await asyncio.open_connection(*front.address)
+            writer.write(head + begun)
+            await reader.readuntil(b"\r\n\r\n")
+            assert await sent_until_closed(writer, b"a" * (1 << 20), pause_s=0) < 64
+            writer.close()
+
+
+async def test_a_trailer_is_no_header(serve_http, http, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    body = json.dumps(ASK).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked"
+    chunked = b"\r\n\r\n%x\r\n%s\r\n0\r\nauthorization: Bearer secret\r\n\r\n" % (len(body), body)
+    async with serve_http(config={"api_keys": str(keys)}) as front:
+        reader, writer = await asyncio.open_connection(*front.address)
+        writer.write(head + chunked)
+        assert (await reader.readuntil(b"\r\n")).split()[1] == b"401"
+        writer.close()
+
+
+@pytest.mark.parametrize("status", [b"401", b"413"])
+async def test_a_body_that_is_refused_does_not_come_for_ever(serve_http, monkeypatch, tmp_path, status):
+    monkeypatch.setattr(http_server, "LINGER_S", 0.2)
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    config = {"api_keys": str(keys)} if status == b"401" else {"http_max_body_bytes": 1000}
+    async with serve_http(config=config) as front:
+        reader, writer = await asyncio.open_connection(*front.address)
+        writer.write(HEAD % 1_000_000)
+        assert (await reader.readuntil(b"\r\n")).split()[1] == status
+        assert await sent_until_closed(writer, b"a", pause_s=0.02) > 1
+        assert front.connections == []
+        writer.close()
+
+
+async def test_answers_that_nobody_reads_are_given_up(serve_http, monkeypatch):
+    monkeypatch.setattr(http_server, "STALL_TIMEOUT_S", 0.3)
+    async with serve_http() as front:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(front.address)
+            _, writer = await asyncio.open_connection(sock=connection)
+            writer.transport.pause_reading()
+            writer.write(b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n" * 500)
+            async with asyncio.timeout(20):
+                while not front.connections:
+                    await asyncio.sleep(0.01)
+                while front.connections:
+                    await asyncio.sleep(0.01)
+            writer.close()
+
+
 async def test_half_requests_are_given_up(serve_http, monkeypatch):
     monkeypatch.setattr(http_server, "HEAD_TIMEOUT_S", 0.3)
     monkeypatch.setattr("pagewire_router.http_front.body.RECEIVE_TIMEOUT_S", 0.1)
