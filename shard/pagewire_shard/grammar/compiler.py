@@ -9,15 +9,12 @@ from pagewire.v1 import inference_pb2
 from pagewire_shard.grammar.errors import SourceRefused, TooCostly
 from pagewire_shard.grammar.json_schema import parse_schema, place_of
 from pagewire_shard.grammar.limits import MAX_SOURCE_BYTES, parser_limits
+from pagewire_shard.grammar.mask_cost import COSTLY, check_mask_cost
 from pagewire_shard.grammar.source_options import SourceOptions
 from pagewire_shard.grammar.sources import grammar_text
 from pagewire_shard.grammar.vocabulary import Vocabulary
 
 MAX_MESSAGE_CHARS = 500
-_COSTLY = re.compile(
-    r"\blimits?\b|\bfuel\b|\bmax is\b|(?<!number )too (?:big|large|complex)|too many (?:items|expressions|states)",
-    re.IGNORECASE,
-)
 _SCHEMA_FAULTS = (
     (r'Unimplemented keys: \["([^"]*)"', "{0}", "`{0}` is not supported"),
     (r"oneOf constraints are not supported", "oneOf", "`oneOf` whose options may both match is not supported"),
@@ -56,12 +53,15 @@ def compiled_matcher(vocabulary: Vocabulary, text: str) -> LLMatcher:
 
 
 def compile_source(outputs: inference_pb2.StructuredOutputs, vocabulary: Vocabulary, options: SourceOptions) -> str:
-    """The text of a request's grammar, after it has been compiled once. Raises SourceRefused and TooCostly."""
+    """The text of a request's grammar, after it has been compiled once, and followed for some tokens.
+
+    Raises SourceRefused and TooCostly.
+    """
     if outputs.ByteSize() > MAX_SOURCE_BYTES:
         raise TooCostly(f"the grammar's source has {outputs.ByteSize():,} bytes, at most {MAX_SOURCE_BYTES:,} are read")
     text = grammar_text(outputs, options)
     try:
-        compiled_matcher(vocabulary, text)
+        check_mask_cost(compiled_matcher(vocabulary, text), vocabulary)
     except SourceRefused as error:
         raise SourceRefused(named(str(error), outputs)) from None
     return text
@@ -91,7 +91,7 @@ def _failure(message: str) -> SourceRefused | TooCostly:
         return TooCostly("the grammar is nested too deeply")
     if message.startswith("NoExtension"):
         return SourceRefused("the grammar matches no text")
-    return TooCostly(message) if _COSTLY.search(message) else SourceRefused(message)
+    return TooCostly(message) if COSTLY.search(message) else SourceRefused(message)
 
 
 def one_line(message: str) -> str:

@@ -21,14 +21,15 @@ class GrammarLimits:
 
 
 def parser_limits() -> LLParserLimits:
-    """Bounds of every later mask, some 20 ms for most, and of the states of a grammar's lexer: some 100 MB.
+    """Bounds of every later mask, some 10 ms at the very most, and of the states of a grammar's lexer: some 100 MB.
 
-    A sequence whose grammar needs more ends with STOP_REASON_GRAMMAR.
+    They are counts: all ranks reach them at the same token. An optional property takes four items of a row where it
+    may come next, so that objects may have some 240. A sequence whose grammar needs more ends with STOP_REASON_GRAMMAR.
     """
     return LLParserLimits(
-        max_items_in_row=2_000,
-        step_lexer_fuel=200_000,
-        step_max_items=50_000,
+        max_items_in_row=1_000,
+        step_lexer_fuel=50_000,
+        step_max_items=10_000,
         max_lexer_states=50_000,
         verbose_errors=False,
     )

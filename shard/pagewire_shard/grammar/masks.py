@@ -33,21 +33,28 @@ class MaskFiller:
         Returns the rows whose matcher has failed, now or before: its `error` says why, and the row allows nothing that
         could be relied on.
         """
-        live: list[tuple[LLMatcher, int]] = []
+        live: list[int] = []
+        first_rows: dict[object, int] = {}
+        """The first row of each state: sequences that have not diverged share a mask."""
+        shared: list[tuple[int, int]] = []
         for row, matcher in enumerate(matchers):
             if matcher is None:
                 masks[row] = -1
             elif matcher.num_ended or matcher.error:
                 masks[row] = 0
                 _set(masks[row], matcher.ends)
+            elif (first := first_rows.setdefault(matcher.position or row, row)) == row:
+                live.append(row)
             else:
-                live.append((matcher.ll_matcher, row))
+                shared.append((row, first))
         if live:
-            self._compute(live, masks)
+            self._compute([(_ll_matcher(matchers[row]), row) for row in live], masks)
+        for row, first in shared:
+            masks[row] = masks[first]
         # Most masks have a token among the first: only the others are looked through.
         has_tokens = np.any(masks[: len(matchers), :NUM_FIRST_WORDS], axis=1)
-        for _, row in live:
-            self._finish(matchers[row], masks[row], bool(has_tokens[row]))
+        for row, first in [*((row, row) for row in live), *shared]:
+            self._finish(matchers[row], _ll_matcher(matchers[first]), masks[row], bool(has_tokens[row]))
         return [row for row, matcher in enumerate(matchers) if matcher is not None and matcher.error]
 
     def _compute(self, live: list[tuple[LLMatcher, int]], masks: Masks) -> None:
@@ -71,14 +78,18 @@ class MaskFiller:
         if not ones:
             return
         taken = self._executor.consume_token_par([(matcher.ll_matcher, token_id) for matcher, token_id in ones])
-        for (matcher, _), is_taken in zip(ones, taken, strict=True):
-            if not is_taken:
+        for (matcher, token_id), is_taken in zip(ones, taken, strict=True):
+            if is_taken:
+                matcher.note_taken((token_id,))
+            else:
                 matcher.fail(matcher.ll_matcher.get_error())
 
-    def _finish(self, matcher: Matcher | None, mask: Masks, has_tokens: bool) -> None:
-        """Takes over what llguidance found: an error, and the ends of the sequence where the grammar is complete."""
+    def _finish(self, matcher: Matcher | None, ll_matcher: LLMatcher, mask: Masks, has_tokens: bool) -> None:
+        """Takes over what llguidance found: an error, and the ends of the sequence where the grammar is complete.
+
+        ll_matcher: the one that has computed the mask.
+        """
         assert matcher is not None
-        ll_matcher = matcher.ll_matcher
         if ll_matcher.is_error():
             matcher.fail(ll_matcher.get_error())
         elif (matcher.extra_ends or matcher.dropped_ends) and ll_matcher.is_accepting():
@@ -86,6 +97,11 @@ class MaskFiller:
             _set(mask, matcher.extra_ends)
         elif not (has_tokens or mask.any()):
             matcher.fail("the grammar allows no token of the vocabulary")
+
+
+def _ll_matcher(matcher: Matcher | None) -> LLMatcher:
+    assert matcher is not None
+    return matcher.ll_matcher
 
 
 def _set(mask: Masks, token_ids: Iterable[int]) -> None:

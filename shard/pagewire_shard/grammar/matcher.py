@@ -1,12 +1,14 @@
 """Where one sequence stands in its grammar."""
 
 from collections.abc import Collection, Sequence
+from hashlib import blake2b
 
 from llguidance import LLMatcher
 
 from pagewire_shard.grammar.roots import Key, Root
 
 MAX_ERROR_CHARS = 300
+STATE_BYTES = 16
 
 
 class Matcher:
@@ -18,7 +20,17 @@ class Matcher:
     Not thread-safe; different matchers may be used by different threads.
     """
 
-    __slots__ = ("_all_ends", "dropped_ends", "ends", "error", "extra_ends", "ll_matcher", "num_ended", "origin")
+    __slots__ = (
+        "_all_ends",
+        "dropped_ends",
+        "ends",
+        "error",
+        "extra_ends",
+        "ll_matcher",
+        "num_ended",
+        "origin",
+        "state",
+    )
 
     def __init__(self, ll_matcher: LLMatcher, eos_token_ids: Collection[int], end_token_ids: Collection[int]) -> None:
         """end_token_ids: tokens at which the sequence stops, as StopConditions.token_ids has them."""
@@ -36,6 +48,8 @@ class Matcher:
         """Tokens taken in from the first one that ended the sequence on."""
         self.origin: tuple[Key, Root] | None = None
         """The grammar that this began with."""
+        self.state: bytes | None = b""
+        """A digest of the tokens taken in within the grammar; None: not known, since some were taken back."""
         self._all_ends = eos | ends
 
     def advance(self, token_ids: Sequence[int]) -> bool:
@@ -55,6 +69,7 @@ class Matcher:
                 return self.fail("tokens follow the end of the sequence")
             if not self.ll_matcher.consume_tokens(list(inside)):
                 return self.fail(self.ll_matcher.get_error())
+            self.note_taken(inside)
         self.num_ended += num_behind
         return True
 
@@ -74,14 +89,27 @@ class Matcher:
         """Takes back the last tokens. Returns False, and has failed, if they are more than were taken in."""
         num_ended = min(num_tokens, self.num_ended)
         self.num_ended -= num_ended
-        if num_tokens > num_ended and not self.ll_matcher.rollback(num_tokens - num_ended):
-            return self.fail("tokens are taken back that were never taken in")
+        if num_tokens > num_ended:
+            self.state = None
+            if not self.ll_matcher.rollback(num_tokens - num_ended):
+                return self.fail("tokens are taken back that were never taken in")
         return not self.error
 
     @property
     def is_finished(self) -> bool:
         """The grammar is complete, and nothing but the end of the sequence may follow."""
         return not self.error and (self.num_ended > 0 or self.ll_matcher.is_stopped())
+
+    @property
+    def position(self) -> tuple[int, bytes] | None:
+        """Equal for two matchers whose masks are equal, but for the ends; None: nothing is known to be equal."""
+        return None if self.origin is None or self.state is None else (id(self.origin[1]), self.state)
+
+    def note_taken(self, token_ids: Sequence[int]) -> None:
+        """llguidance has taken in tokens within the grammar, one after the other."""
+        if self.state is not None:
+            for token_id in token_ids:
+                self.state = blake2b(self.state + token_id.to_bytes(8, "big"), digest_size=STATE_BYTES).digest()
 
     def fail(self, reason: str) -> bool:
         """Marks the matcher as failed; returns False."""

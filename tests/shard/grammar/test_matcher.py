@@ -1,5 +1,6 @@
 """Matchers follow the tokens of sequences, and masks say which may come next."""
 
+import json
 import random
 import time
 
@@ -20,6 +21,7 @@ from grammar_world import (
     texts,
 )
 from pagewire_shard.grammar.errors import GrammarNotReady
+from pagewire_shard.grammar.masks import MaskFiller
 from pagewire_shard.grammar.matcher import Matcher
 
 
@@ -149,7 +151,8 @@ def test_a_name_is_ready_from_prepare_to_forget(grammars):
 
 def test_a_grammar_whose_lexer_is_full_is_built_anew_for_those_who_come_later(grammars, start):
     """All sequences of a grammar share a lexer, and what one of them generates may bring it to its limit."""
-    grammar = "start: X\nX: ~/(.*a.{40}b.*)/ & ~/(.*b.{41}a.*)/ & /.{0,5000}/"
+    prefix = "z" * 100  # longer than what is followed before a grammar is served
+    grammar = f'start: "{prefix}" X\n' + "X: ~/(.*a.{40}b.*)/ & ~/(.*b.{41}a.*)/ & /.{0,5000}/"
     choose = random.Random(0)
 
     def follow(matcher: Matcher, num_tokens: int) -> bool:
@@ -162,9 +165,52 @@ def test_a_grammar_whose_lexer_is_full_is_built_anew_for_those_who_come_later(gr
         return True
 
     first = start(grammar=grammar)
-    assert not follow(first, 100)
+    assert not follow(first, 200)
     assert "lexer" in first.error
     deadline_s = time.monotonic() + TIMEOUT_S
-    while not follow(start(grammar=grammar), 2):
+    while not (matcher := start(grammar=grammar)).advance(encode(prefix)) or not follow(matcher, 2):
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
+
+
+def test_sequences_that_have_not_diverged_share_the_computation_of_a_mask(grammars, start, monkeypatch):
+    computed: list[int] = []
+    compute = MaskFiller._compute
+    monkeypatch.setattr(MaskFiller, "_compute", lambda s, live, m: (computed.append(len(live)), compute(s, live, m)))
+    first = start(regex="[ab]+c?")
+    matchers = [first, first.fork(), start(regex="[ab]+c?", end_token_ids=(STOP,)), start(regex="[ab]+")]
+    together = masks(grammars, len(matchers))
+    grammars.fill_masks(matchers, together)
+    grammars.advance(matchers, [encode("a")] * 4)
+    grammars.fill_masks(matchers, together)
+    assert computed == [2, 2]
+    for matcher, mask in zip(matchers, together, strict=True):
+        assert allowed(mask) == allowed_next(grammars, matcher)
+    assert EOS in allowed(together[0])
+    assert EOS not in allowed(together[2])
+    assert STOP in allowed(together[2])
+    matchers[1].advance(encode("b"))
+    computed.clear()
+    grammars.fill_masks(matchers[:2], together)
+    assert computed == [2]
+
+
+def test_matchers_that_share_a_mask_fail_together(grammars, start):
+    matchers = [start(regex="a+") for _ in range(2)]
+    for matcher in matchers:
+        matcher.ll_matcher.consume_tokens(encode("x"))
+    assert grammars.fill_masks(matchers, masks(grammars, 2)) == [0, 1]
+
+
+def test_an_ambiguous_grammar_is_refused_before_it_is_served(grammars):
+    tails = "\n".join(f'x{i}: "a" | "a" s' for i in range(60))
+    grammar = "start: s\ns: " + " | ".join(f"x{i} s" for i in range(60)) + f' | "a"\n{tails}'
+    answer = prepare(grammars, "ambiguous", outputs(grammar=grammar))
+    assert answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "ambiguous" in answer.message
+
+
+def test_objects_with_many_optional_properties_are_followed(grammars, start):
+    matcher = start(json=json.dumps({"properties": {f"p{i}": {"type": ["string", "null"]} for i in range(200)}}))
+    assert matcher.advance(encode('{"p0":"abc","p199":null'))
+    assert allowed_next(grammars, matcher)
