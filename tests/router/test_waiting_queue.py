@@ -1,8 +1,11 @@
 """The order in which waiting requests are admitted. What the queue sums up is tested in test_forecast.py."""
 
 import pytest
+from pagewire_router.scheduling import residents
+from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.deadlines import Deadlines
-from pagewire_router.scheduling.sequence import SequenceGroup
+from pagewire_router.scheduling.scheduler import Scheduler
+from pagewire_router.scheduling.sequence import MANY_LOGPROBS, SequenceGroup
 from pagewire_router.scheduling.sequence_state import SequenceState
 from pagewire_router.scheduling.waiting_queue import LEVEL_S, PATIENCE_S, WaitingQueue
 from scheduling_world import make_request
@@ -63,7 +66,7 @@ def test_one_that_is_removed_is_not_popped_and_the_heap_does_not_keep_it():
         queue.remove(group)
     queue.push(new_group(arrival_s=1000.0))
     assert len(queue) == 2
-    assert len(queue._heap) < 100
+    assert len(queue._few) < 100
     assert queue.pop() is groups[499]
 
 
@@ -74,3 +77,29 @@ def test_deadlines_come_due_in_order_and_those_that_have_ended_do_not():
     groups[1].sequences[0].state = SequenceState.FINISHED
     assert list(deadlines.pop_due(5.0)) == [groups[2], groups[0]]
     assert list(deadlines.pop_due(5.0)) == []
+
+
+def test_requests_for_many_log_probabilities_may_be_left_in_the_queue():
+    queue = WaitingQueue()
+    first, last = (new_group(arrival_s=at_s, logprobs=MANY_LOGPROBS + 1) for at_s in (1.0, 3.0))
+    few = new_group(arrival_s=2.0)
+    for group in (last, few, first):
+        queue.push(group)
+    assert queue.pop(only_few_logprobs=True) is few
+    assert queue.pop(only_few_logprobs=True) is None
+    assert len(queue) == 2
+    queue.push(few)
+    assert list(iter(queue.pop, None)) == [first, few, last]
+
+
+def test_any_number_of_requests_that_wait_for_room_in_results_may_be_overtaken(monkeypatch):
+    limits = GroupLimits(num_blocks=64, block_size=4, max_num_seqs=32, max_num_batched_tokens=64, max_model_len=64)
+    scheduler = Scheduler(limits)
+    scheduler.reset(64)
+    monkeypatch.setattr(residents, "MAX_STEP_LOGPROBS", MANY_LOGPROBS + 1)
+    wide = [scheduler.add(make_request([1, 2], logprobs=MANY_LOGPROBS + 1, max_tokens=5)) for _ in range(20)]
+    few = scheduler.add(make_request([1, 2], max_tokens=5, arrival_s=1.0))
+    scheduler.schedule(0.0)
+    assert few.is_running
+    assert [group.is_running for group in wide] == [True] + [False] * 19
+    assert len(scheduler.waiting) == 19

@@ -332,7 +332,7 @@ class Scheduler:
         passed: list[SequenceGroup] = []
         residents, max_num_seqs = self._residents, self.limits.max_num_seqs
         while plan.num_tokens_left > 0 and residents.num_slots_used < max_num_seqs and len(passed) < MAX_LOOK_AHEAD:
-            group = queue.pop()
+            group = queue.pop(only_few_logprobs=any(other.num_many_logprobs for other in passed))
             if group is None:
                 break
             if not (group.is_drained and residents.has_room_in_results(group, passed) and residents.fits(group)):

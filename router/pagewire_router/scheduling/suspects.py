@@ -21,8 +21,8 @@ from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 class Queue(Protocol):
     """The queue that requests are admitted from."""
 
-    def pop(self) -> SequenceGroup | None:
-        """Removes and returns the first request."""
+    def pop(self, *, only_few_logprobs: bool = False) -> SequenceGroup | None:
+        """Removes and returns the first request, or the first that does not ask for many log-probabilities."""
 
     def push(self, group: SequenceGroup) -> None:
         """Puts a request back that does not fit."""
@@ -82,7 +82,7 @@ class Suspects:
         self.discard(group)
         self._waiting[group] = None
 
-    def pop(self) -> SequenceGroup | None:
+    def pop(self, *, only_few_logprobs: bool = False) -> SequenceGroup | None:
         """Puts the first suspect on trial and returns it; None while another one is on trial."""
         if self.trial is not None or not self._waiting:
             return None

@@ -20,6 +20,9 @@ LEVEL_S = 300.0
 BIN_S = 0.5
 """Width of the bins in which expected tokens are summed by the time requests are due."""
 
+_Heap = list[tuple[float, int, SequenceGroup]]
+"""Entries by queue_key, then in the order in which they were pushed."""
+
 
 def queue_key(request: Request) -> float:
     """The place of a request in the queue: lower goes first."""
@@ -30,10 +33,12 @@ def queue_key(request: Request) -> float:
 
 
 class WaitingQueue:
-    """A heap of sequence groups by queue_key; removal is lazy, so that every operation is O(log n), amortized."""
+    """Heaps of sequence groups by queue_key; removal is lazy, so that every operation is O(log n), amortized."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, SequenceGroup]] = []
+        self._few: _Heap = []
+        self._many: _Heap = []
+        """Those that ask for many log-probabilities, which may be left in the queue while others are taken."""
         self._order = itertools.count()
         self._entries: dict[SequenceGroup, int] = {}
         self.num_prompt_tokens = 0
@@ -68,24 +73,37 @@ class WaitingQueue:
         order = next(self._order)
         self._entries[group] = order
         self._count(group, 1)
-        heapq.heappush(self._heap, (group.queue_key, order, group))
-        if len(self._heap) > 2 * len(self._entries) + 64:
-            self._heap = [entry for entry in self._heap if self._entries.get(entry[2]) == entry[1]]
-            heapq.heapify(self._heap)
+        heap = self._many if group.num_many_logprobs else self._few
+        heapq.heappush(heap, (group.queue_key, order, group))
+        if len(heap) > 2 * len(self._entries) + 64:
+            heap[:] = [entry for entry in heap if self._entries.get(entry[2]) == entry[1]]
+            heapq.heapify(heap)
 
     def remove(self, group: SequenceGroup) -> None:
         """Removes a request."""
         del self._entries[group]
         self._count(group, -1)
 
-    def pop(self) -> SequenceGroup | None:
-        """Removes and returns the first request; None if the queue is empty."""
-        while self._heap:
-            _, order, group = heapq.heappop(self._heap)
-            if self._entries.get(group) == order:
-                self.remove(group)
-                return group
-        return None
+    def pop(self, *, only_few_logprobs: bool = False) -> SequenceGroup | None:
+        """Removes and returns the first request; None if the queue is empty.
+
+        Args:
+            only_few_logprobs: passes over requests that ask for many log-probabilities, however many there are.
+        """
+        heap, has_few = self._few, self._has(self._few)
+        if not only_few_logprobs and self._has(self._many) and not (has_few and self._few[0] < self._many[0]):
+            heap = self._many
+        elif not has_few:
+            return None
+        group = heapq.heappop(heap)[2]
+        self.remove(group)
+        return group
+
+    def _has(self, heap: _Heap) -> bool:
+        """Whether a request waits in the heap, which is then the first one there."""
+        while heap and self._entries.get(heap[0][2]) != heap[0][1]:
+            heapq.heappop(heap)
+        return bool(heap)
 
     def _count(self, group: SequenceGroup, sign: int) -> None:
         self.num_prompt_tokens += sign * len(group.request.prompt_token_ids)
