@@ -112,10 +112,12 @@ class Generator:
     ) -> AsyncIterator[list[GenerateStream]]:
         """Begins all. They are aborted if the context ends before their output. Raises RouterError."""
         async with AsyncExitStack() as stack:
-            yield [
-                await stack.enter_async_context(self.inference.generate(message, each, self._pacer))
-                for message, each in zip(messages, _calls(call, len(messages)), strict=True)
-            ]
+            streams: list[GenerateStream] = []
+            for message, each in zip(messages, _calls(call, len(messages)), strict=True):
+                if streams:
+                    await asyncio.sleep(0)  # Other calls have turns meanwhile.
+                streams.append(await stack.enter_async_context(self.inference.generate(message, each, self._pacer)))
+            yield streams
 
 
 async def stream_answer(
@@ -172,11 +174,15 @@ def _calls(call: Call, number: int) -> list[Call]:
 
 async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all, which run at the same time. If one fails the others are cancelled."""
-    first, *others = coroutines
-    if not others:
+    remaining = iter(coroutines)
+    first, second = next(remaining), next(remaining, None)
+    if second is None:
         return [await first]
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in (first, *others)]
+    tasks = [asyncio.ensure_future(first), asyncio.ensure_future(second)]
     try:
+        for coroutine in remaining:
+            tasks.append(asyncio.ensure_future(coroutine))
+            await asyncio.sleep(0)  # Other calls have turns meanwhile.
         return await asyncio.gather(*tasks)
     finally:
         for task in tasks:

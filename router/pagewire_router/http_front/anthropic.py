@@ -11,6 +11,7 @@ from pagewire_router.http_front.error_bodies import anthropic_error
 from pagewire_router.http_front.errors import HttpError
 from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.http_front.names import naming
+from pagewire_router.http_front.turns import check_num_parts
 from pagewire_router.parsing.choice import OutputParsers
 
 MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
@@ -31,6 +32,7 @@ class Messages:
     async def create(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError and RouterError as long as no answer has begun."""
         values = FIELDS.read(parse_object(body))
+        check_num_parts(values, self._generator.model.max_model_len)
         turn = turn_of(values)
         exchange.rename = naming(NAMES, "tool_choice" if turn.is_forced else "output_config.format")
         message = generate_request(values)
@@ -53,6 +55,7 @@ class Messages:
         """Counts the tokens of a request. Raises HttpError, RouterError."""
         values = COUNT_FIELDS.read(parse_object(body))
         self._generator.inference.check_model(values.get("model"))
+        check_num_parts(values, self._generator.model.max_model_len)
         exchange.rename = NAMES
         request = inference_pb2.TokenizeRequest()
         turn_of(values).fill_chat(request.chat)

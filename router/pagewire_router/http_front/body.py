@@ -27,6 +27,14 @@ RECEIVE_TIMEOUT_S = 30.0
 RETRY_AFTER_S = 1.0
 MAX_BRACKETS = 1 << 20
 """Most arrays and objects of a body: parsing more of them would hold up all other requests."""
+MAX_COMMAS = 1 << 21
+"""Most commas of a body, since each may separate two numbers or keys: parsing more would hold up all other requests."""
+MAX_DEPTH = 128
+"""Deepest nesting of a body. It can be written again within other values: JSON is written some 250 deep at most."""
+
+
+_MAX_WRITTEN_DEPTH = 254
+"""Deepest nesting that orjson writes."""
 
 
 class ClientGone(Exception):
@@ -91,15 +99,31 @@ class BodyReader:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body. Raises HttpError."""
-    if body.count(b"{") + body.count(b"[") > MAX_BRACKETS:
+    num_brackets = body.count(b"{") + body.count(b"[")
+    if num_brackets > MAX_BRACKETS:
         raise _no_object(f"holds more than {MAX_BRACKETS} arrays and objects")
+    if body.count(b",") > MAX_COMMAS:
+        raise _no_object(f"holds more than {MAX_COMMAS} commas; send its prompts in several requests")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise _no_object(f"is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise _no_object("is no JSON object")
+    if num_brackets > MAX_DEPTH and is_nested_deeply(value):
+        raise _no_object(f"nests arrays and objects more than {MAX_DEPTH} deep")
     return value
+
+
+def is_nested_deeply(value: Any) -> bool:
+    """Whether a value that orjson has read is nested more than MAX_DEPTH deep."""
+    for _ in range(_MAX_WRITTEN_DEPTH - MAX_DEPTH):
+        value = [value]
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return True
+    return False
 
 
 def _no_object(what: str) -> HttpError:

@@ -34,7 +34,7 @@ from pagewire_router.http_front.sampling_fields import (
     generate_request,
     parameter_field,
 )
-from pagewire_router.http_front.turns import AUTO, NONE, REQUIRED, Turn
+from pagewire_router.http_front.turns import AUTO, NONE, REQUIRED, Turn, check_num_parts
 from pagewire_router.parsing.choice import OutputParsers
 
 PATH = "/v1/chat/completions"
@@ -101,6 +101,7 @@ class ChatCompletions:
         values = FIELDS.read(parse_object(body))
         if "stream_options" in values and not values.get("stream"):
             raise wrong("stream_options", "is given without stream")
+        check_num_parts(values, self._generator.model.max_model_len)
         turn = _turn(values)
         exchange.rename = naming(NAMES, "tool_choice" if turn.is_forced else constraint_field(values))
         message = self._request(values, turn)

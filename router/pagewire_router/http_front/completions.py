@@ -5,6 +5,7 @@ from typing import Any
 
 from pagewire.v1 import inference_pb2
 
+from pagewire_router.admission.validation import MAX_REQUEST_ID_CHARS, Violations, check_request
 from pagewire_router.http_front.answers import Generator, stream_answer
 from pagewire_router.http_front.body import parse_object
 from pagewire_router.http_front.chunks import AnswerOptions
@@ -26,6 +27,8 @@ from pagewire_router.text.tokenizer import Tokenizer
 
 PATH = "/v1/completions"
 MAX_PROMPTS = 1024
+MAX_COPIED_BYTES = 64 << 20
+"""Each prompt has a copy of the other fields; together they take no more than this."""
 Prompt = str | list[int]
 
 
@@ -145,6 +148,7 @@ def _messages(values: dict[str, Any]) -> list[inference_pb2.GenerateRequest]:
     if values.get("echo") and "logprobs" in values:
         common.sampling_params.prompt_logprobs = common.sampling_params.logprobs
         common.return_prompt_token_ids = True
+    _check_common(common, len(values["prompt"]))
     messages = []
     for number, prompt in enumerate(values["prompt"]):
         message = inference_pb2.GenerateRequest()
@@ -157,6 +161,23 @@ def _messages(values: dict[str, Any]) -> list[inference_pb2.GenerateRequest]:
             message.request_id += f"-{number}"
         messages.append(message)
     return messages
+
+
+def _check_common(common: inference_pb2.GenerateRequest, num_prompts: int) -> None:
+    """Checks what all prompts share before it is copied for each. Raises HttpError, InvalidRequest."""
+    violations = Violations()
+    check_request(common, violations)
+    violations.raise_if_any()
+    if num_prompts == 1:
+        return
+    num_chars, accepted = len(common.request_id), MAX_REQUEST_ID_CHARS - len(f"-{num_prompts - 1}")
+    if num_chars > accepted:
+        raise wrong("request_id", f"has {num_chars} characters; accepted with {num_prompts} prompts: up to {accepted}")
+    num_bytes = common.ByteSize()
+    if num_bytes * num_prompts > MAX_COPIED_BYTES:
+        accepted = MAX_COPIED_BYTES // num_bytes
+        description = f"holds {num_prompts} prompts; accepted with the {num_bytes:,} bytes of other fields: {accepted}"
+        raise wrong("prompt", description)
 
 
 def _token_ids(prompt: list[int]) -> list[int]:

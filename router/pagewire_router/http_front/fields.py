@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pagewire.parameter_table import MAX_LOGIT_BIAS_ENTRIES
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.http_front.errors import HttpError, not_served, wrong
@@ -145,6 +146,8 @@ def _read_stop(value: Any, param: str) -> list[str]:
 def _read_logit_bias(value: Any, param: str) -> dict[int, float]:
     if type(value) is not dict:
         raise wrong(param, "is no object of token ids and numbers")
+    if len(value) > MAX_LOGIT_BIAS_ENTRIES:
+        raise wrong(param, f"holds {len(value)} entries; accepted: up to {MAX_LOGIT_BIAS_ENTRIES}")
     biases = {}
     for key, bias in value.items():
         if not key.isascii() or not key.isdecimal() or len(key) > 10:

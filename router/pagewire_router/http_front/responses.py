@@ -8,6 +8,7 @@ from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.http_front.names import naming
 from pagewire_router.http_front.responses_answer import ResponseAnswer
 from pagewire_router.http_front.responses_request import FIELDS, NAMES, generate_request, has_logprobs, turn_of
+from pagewire_router.http_front.turns import check_num_parts
 from pagewire_router.parsing.choice import OutputParsers
 
 PATH = "/v1/responses"
@@ -24,6 +25,7 @@ class Responses:
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError and RouterError as long as no answer has begun."""
         values = FIELDS.read(parse_object(body))
+        check_num_parts(values, self._generator.model.max_model_len)
         turn = turn_of(values)
         exchange.rename = naming(NAMES, "tool_choice" if turn.is_forced else "text.format")
         message = generate_request(values)

@@ -12,7 +12,7 @@ from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.http_front.fields import BOOLEAN, INTEGERS, OBJECTS, STRING, Field, FieldTable
 from pagewire_router.http_front.names import renaming
 from pagewire_router.http_front.sampling_fields import MODEL
-from pagewire_router.http_front.turns import Turn
+from pagewire_router.http_front.turns import Turn, check_num_parts
 from pagewire_router.inference import Inference
 from pagewire_router.text.tokenizer import Tokenizer
 
@@ -42,6 +42,7 @@ class Tokenizing:
         """Answers one request. Raises HttpError, RouterError."""
         values = TOKENIZE_FIELDS.read(parse_object(body))
         self._inference.check_model(values.get("model"))
+        check_num_parts(values, self._inference.limits.max_model_len)
         exchange.rename = NAMES if "messages" in values else renaming(TOKENIZE_FIELDS, "prompt")
         answer = await self._inference.tokenize(_tokenize_request(values), exchange.call)
         token_ids = list(answer.token_ids)

@@ -11,6 +11,7 @@ import orjson
 from pagewire.parameter_table import MAX_INT32
 from pagewire.v1 import inference_pb2
 
+from pagewire_router.http_front.body import is_nested_deeply
 from pagewire_router.http_front.errors import wrong
 from pagewire_router.output.sequence_output import Delta
 from pagewire_router.parsing.choice import OutputParsers
@@ -25,6 +26,9 @@ from pagewire_router.parsing.events import (
 )
 
 AUTO, NONE, REQUIRED = "auto", "none", "required"
+MAX_PARTS = 1 << 16
+"""Most messages, tools or documents of a conversation."""
+_PARTS = ("messages", "input", "tools", "documents")
 
 
 class OutputReader(Protocol):
@@ -50,6 +54,15 @@ def read_output(
     if finished is not None:
         events += reader.finish(stopped=finished.finish_reason == inference_pb2.FINISH_REASON_STOP)
     return events
+
+
+def check_num_parts(values: Mapping[str, Any], max_model_len: int) -> None:
+    """Refuses more messages and tools than the context has tokens, before they are walked. Raises HttpError."""
+    accepted = min(max_model_len, MAX_PARTS)
+    for name in _PARTS:
+        parts = values.get(name)
+        if isinstance(parts, list) and len(parts) > accepted:
+            raise wrong(name, f"holds {len(parts)} entries; accepted: up to {accepted}")
 
 
 @dataclass(slots=True)
@@ -171,6 +184,8 @@ def _with_parsed(call: Any) -> Any:
         parsed = orjson.loads(arguments) if arguments.strip() else {}
     except orjson.JSONDecodeError:
         return call  # The model may have written it.
+    if is_nested_deeply(parsed):
+        return call
     return {**call, "function": {**function, "arguments": parsed}}
 
 
