@@ -1,7 +1,7 @@
 """The log-probabilities of one sequence, or of a prompt, as clients get them: with the text of each token they name."""
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pagewire.v1 import inference_pb2, shard_pb2
 
@@ -40,14 +40,22 @@ class TokenLogprobsBuilder:
             top_logprobs=logprobs.top_logprobs,
         )
         if self._piece_of is not None:
-            message.top_token_texts.extend([self._decode(top_id)[0] for top_id in logprobs.top_token_ids])
+            message.top_token_texts.extend(self._texts(logprobs.top_token_ids))
             message.token_text, self._unfinished = self._decode(token_id)
         return message
+
+    def _texts(self, token_ids: Iterable[int]) -> list[str]:
+        """The text of each token after those before it. There may be as many as the vocabulary has."""
+        assert self._piece_of is not None
+        pieces = map(self._piece_of, token_ids)
+        return [piece if type(piece) is str else self._decode_piece(piece)[0] for piece in pieces]
 
     def _decode(self, token_id: int) -> tuple[str, bytes]:
         """The text of a token after those before it, and the bytes of the character that it ends inside of."""
         assert self._piece_of is not None
-        piece = self._piece_of(token_id)
+        return self._decode_piece(self._piece_of(token_id))
+
+    def _decode_piece(self, piece: Piece) -> tuple[str, bytes]:
         if isinstance(piece, str):
             return piece, b""
         decoder = _UTF8_DECODER("ignore")
