@@ -407,6 +407,7 @@ class Prepared(_message.Message):
     """A gRPC status code. 0: it is ready. INVALID_ARGUMENT: it can not be used, whatever the shard;
     RESOURCE_EXHAUSTED: it took longer or more memory than the shard's limits allow. UNAVAILABLE: the process that
     compiles was killed, or the shard stops. UNIMPLEMENTED: this shard serves no grammars.
+    CANCELLED: it was forgotten before it was ready.
     """
     message: _builtins.str
     """For people: why it is not ready, by the name of what is not supported."""
@@ -427,7 +428,9 @@ Global___Prepared: _TypeAlias = Prepared  # noqa: Y015
 
 @_typing.final
 class Forget(_message.Message):
-    """No plan will name these again. The shard may keep them for later Prepares."""
+    """No plan will name these again. The shard may keep them for later Prepares. A Prepare that is not answered yet is
+    withdrawn; it is answered all the same, once.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -16,7 +16,7 @@ from subprocess import DEVNULL, Popen
 
 from pagewire_shard.grammar.compile_worker import JOB, READY, Outcome
 from pagewire_shard.grammar.compiler import CompiledGrammar
-from pagewire_shard.grammar.errors import CompilerGone, GrammarError, SourceRefused, TooCostly
+from pagewire_shard.grammar.errors import CompilerGone, GrammarError, NoRoom, SourceRefused, TooCostly, Withdrawn
 from pagewire_shard.grammar.limits import GrammarLimits
 from pagewire_shard.grammar.vocabulary import VocabularySource
 
@@ -34,13 +34,14 @@ MAX_WAITING = 1024
 OnCompiled = Callable[[CompiledGrammar | GrammarError], None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """A grammar to compile."""
 
     source: bytes
     on_done: OnCompiled
     num_attempts: int = 0
+    is_withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,8 @@ class CompileProcess:
         self._max_silence_s = limits.compile_timeout_s + SILENCE_S
         self._lock = threading.Lock()
         self._new: deque[Job] = deque()
+        self._withdrawn: deque[Job] = deque()
+        """Those that the process has to be told of."""
         self._wake_reader, self._wake_writer = os.pipe()
         self._jobs: dict[int, Job] = {}
         """Those that the process has, by number."""
@@ -118,22 +121,32 @@ class CompileProcess:
         """Jobs that are not answered yet."""
         return len(self._new) + len(self._jobs)
 
-    def submit(self, source: bytes, on_done: OnCompiled) -> None:
+    def submit(self, source: bytes, on_done: OnCompiled) -> Job:
         """Has a serialized StructuredOutputs compiled. on_done is called once, on this thread or the object's own."""
+        job = Job(source, on_done)
         with self._lock:
             if self._is_closed:
                 error: GrammarError | None = CompilerGone("the shard stops")
             elif self.num_jobs >= MAX_WAITING:
-                error = TooCostly(f"{MAX_WAITING} grammars wait to be compiled; ask again later")
+                error = NoRoom(f"{MAX_WAITING} grammars wait to be compiled; ask again later")
             else:
                 error = None
-                self._new.append(Job(source, on_done))
+                self._new.append(job)
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="grammar-compiler", daemon=True)
                     self._thread.start()
                 os.write(self._wake_writer, b"\0")
         if error is not None:
             on_done(error)
+        return job
+
+    def withdraw(self, job: Job) -> None:
+        """Nobody wants a job any more: it ends with Withdrawn, unless it has ended."""
+        with self._lock:
+            if not self._is_closed:
+                job.is_withdrawn = True
+                self._withdrawn.append(job)
+                os.write(self._wake_writer, b"\0")
 
     def close(self) -> None:
         """Ends the process. Jobs that are not answered yet fail."""
@@ -161,6 +174,9 @@ class CompileProcess:
         """Sends jobs to the process, which starts if there is none. Raises OSError and CompilerGone."""
         while self._new:
             job = self._new[0]
+            if job.is_withdrawn:
+                self._new.popleft().on_done(Withdrawn("it is withdrawn"))
+                continue
             job.num_attempts += 1
             if self._worker is None:
                 self.num_starts += 1
@@ -170,7 +186,12 @@ class CompileProcess:
                 self._heard_s = time.monotonic()
             self._jobs[self._num_sent] = job
             self._new.popleft()
-            self._worker.connection.send_bytes(JOB.pack(self._num_sent) + job.source)
+            self._worker.connection.send_bytes(JOB.pack(self._num_sent, False) + job.source)
+        while self._withdrawn:
+            job = self._withdrawn.popleft()
+            number = next((number for number, sent in self._jobs.items() if sent is job), None)
+            if number is not None and self._worker is not None:
+                self._worker.connection.send_bytes(JOB.pack(number, True))
 
     def _receive(self) -> None:
         """Waits for an answer or a new job. Raises EOFError, OSError and CompilerGone."""
@@ -199,6 +220,8 @@ class CompileProcess:
                 job.on_done(SourceRefused(text))
             case Outcome.TOO_COSTLY:
                 job.on_done(TooCostly(text))
+            case Outcome.WITHDRAWN:
+                job.on_done(Withdrawn(text))
             case Outcome.KILLED:
                 self._retry([job], text)
 

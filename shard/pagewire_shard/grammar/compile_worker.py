@@ -4,7 +4,8 @@ A grammar's author decides how long compiling takes, and how much memory. So eac
 own, a fork that shares the vocabulary: a child that takes too long is killed, and nothing has to be made anew.
 
 Messages, each with its length (multiprocessing.connection): first the setup, a JSON object that is answered by READY;
-then requests: eight bytes of the job's number, then a StructuredOutputs. Answers are JSON objects with the `job`.
+then requests: JOB, then a StructuredOutputs or, if the job is withdrawn, nothing. Answers are JSON objects with the
+`job`.
 """
 
 import gc
@@ -32,7 +33,8 @@ from pagewire_shard.grammar.source_options import SourceOptions
 from pagewire_shard.grammar.vocabulary import Vocabulary, VocabularySource, special_tokens
 
 READY = b"ready"
-JOB = struct.Struct(">Q")
+JOB = struct.Struct(">Q?")
+"""A job's number, and whether it is withdrawn. The answer, which may be on its way already, comes all the same."""
 LENGTH = struct.Struct("!i")
 """What multiprocessing.connection puts before a message."""
 MAX_CHILDREN = 4
@@ -54,6 +56,8 @@ class Outcome(StrEnum):
     """`text` says what is not supported."""
     TOO_COSTLY = "too_costly"
     """`text` says which limit was passed."""
+    WITHDRAWN = "withdrawn"
+    """Nobody wants it any more."""
     KILLED = "killed"
     """Somebody else killed the child."""
 
@@ -66,7 +70,8 @@ class Child:
     job: int
     deadline_s: float
     chunks: list[bytes] = field(default_factory=list)
-    has_timed_out: bool = False
+    ended_with: bytes = b""
+    """The answer of one that its parent has ended."""
 
 
 class Forker:
@@ -111,8 +116,11 @@ class Forker:
             del self._outbox[:num_sent]
         if self._asker in readable:
             message = self._asker.recv_bytes()
-            (job,) = JOB.unpack_from(message)
-            self._waiting.append((job, message[JOB.size :]))
+            job, is_withdrawn = JOB.unpack_from(message)
+            if is_withdrawn:
+                self._withdraw(job)
+            else:
+                self._waiting.append((job, message[JOB.size :]))
         for pipe in self._children.keys() & set(readable):
             chunk = os.read(pipe, READ_BYTES)
             if chunk:
@@ -120,7 +128,17 @@ class Forker:
             else:
                 self._finish(pipe)
         for pipe in [p for p, child in self._children.items() if child.deadline_s <= time.monotonic()]:
-            self._kill(pipe)
+            text = f"compiling the grammar takes more than {self._timeout_s:g} s"
+            self._end(pipe, encode(Outcome.TOO_COSTLY, text))
+
+    def _withdraw(self, job: int) -> None:
+        """Drops a job, unless it is answered already."""
+        answer = encode(Outcome.WITHDRAWN, "nobody waits for the grammar any more")
+        for pipe in [pipe for pipe, child in self._children.items() if child.job == job]:
+            self._end(pipe, answer)
+        for waiting in [waiting for waiting in self._waiting if waiting[0] == job]:
+            self._waiting.remove(waiting)
+            self._send(job, answer)
 
     def _fork(self, job: int, source: bytes) -> None:
         reading, writing = os.pipe()
@@ -172,8 +190,8 @@ class Forker:
         child = self._children.pop(pipe)
         os.close(pipe)
         _, status = os.waitpid(child.pid, 0)
-        if child.has_timed_out:
-            answer = encode(Outcome.TOO_COSTLY, f"compiling the grammar takes more than {self._timeout_s:g} s")
+        if child.ended_with:
+            answer = child.ended_with
         elif child.chunks and status == 0:
             answer = b"".join(child.chunks)
         elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGTERM):
@@ -181,14 +199,18 @@ class Forker:
         else:
             # Rust aborts if it gets no memory, and a stack that is too small is a segmentation fault.
             answer = encode(Outcome.TOO_COSTLY, self._memory_message())
-        message = json.dumps({**json.loads(answer), "job": child.job}).encode()
-        self._outbox += LENGTH.pack(len(message)) + message
+        self._send(child.job, answer)
 
-    def _kill(self, pipe: int) -> None:
+    def _end(self, pipe: int, answer: bytes) -> None:
+        """Kills a child."""
         child = self._children[pipe]
-        child.has_timed_out = True
+        child.ended_with = answer
         os.kill(child.pid, signal.SIGKILL)
         self._finish(pipe)
+
+    def _send(self, job: int, answer: bytes) -> None:
+        message = json.dumps({**json.loads(answer), "job": job}).encode()
+        self._outbox += LENGTH.pack(len(message)) + message
 
     def _memory_message(self) -> str:
         return f"compiling the grammar takes more than {self._memory_bytes >> 20} MiB, or it is nested too deeply"

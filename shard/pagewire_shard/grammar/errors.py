@@ -13,6 +13,14 @@ class TooCostly(GrammarError):
     """A grammar takes more time or memory than the limits allow."""
 
 
+class NoRoom(TooCostly):
+    """Others leave no memory for a grammar, or no turn: the same grammar may be asked for later."""
+
+
+class Withdrawn(GrammarError):
+    """Nobody waits for a grammar any more."""
+
+
 class CompilerGone(GrammarError):
     """The process that compiles grammars ended, or the shard stops: the same grammar may be asked for again."""
 

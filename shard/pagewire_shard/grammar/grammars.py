@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 import grpc
 from pagewire.v1 import inference_pb2
 
-from pagewire_shard.grammar.compile_process import CompileProcess
+from pagewire_shard.grammar.compile_process import CompileProcess, Job
 from pagewire_shard.grammar.compiler import CompiledGrammar, compiled_matcher
-from pagewire_shard.grammar.errors import GrammarError, GrammarNotReady, SourceRefused, TooCostly
+from pagewire_shard.grammar.errors import GrammarError, GrammarNotReady, NoRoom, SourceRefused, TooCostly, Withdrawn
 from pagewire_shard.grammar.limits import GrammarLimits
 from pagewire_shard.grammar.masks import MaskFiller, Masks
 from pagewire_shard.grammar.matcher import Matcher
@@ -27,6 +28,8 @@ NUM_BUILDERS = 2
 """Threads that build, in this process, what the compiler has found good."""
 MAX_REFUSALS = 1024
 """Refused sources that are remembered, so that asking again costs nothing."""
+COSTLY_MEMORY_S = 60.0
+"""How long it is remembered that a source is too costly, which depends on what else runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,22 @@ class Asked:
     name: str
     on_done: Callable[[Prepared], None]
     since_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Compiling:
+    """A source that is being compiled."""
+
+    asked: list[Asked]
+    job: Job | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """Why a source was refused, and until when that holds."""
+
+    error: GrammarError
+    until_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +98,9 @@ class Grammars:
         self._opened: _Open | None = None
         self._lock = threading.Lock()
         self._roots = RootCache(self._limits.cache_bytes)
-        self._waiting: dict[Key, list[Asked]] = {}
+        self._waiting: dict[Key, _Compiling] = {}
         """Who waits for what is being compiled."""
-        self._refused: dict[Key, SourceRefused] = {}
+        self._refused: dict[Key, _Refused] = {}
         self._renewing: set[Key] = set()
         """Grammars whose lexer was full and that are being built anew."""
         self._builders = ThreadPoolExecutor(NUM_BUILDERS, thread_name_prefix="grammar")
@@ -110,21 +129,34 @@ class Grammars:
         asked = Asked(name, on_done, time.monotonic())
         with self._lock:
             self._roots.name(name, key)
+            refused = self._refused.get(key)
             if key in self._roots:
                 self._builders.submit(self._answer, [asked], None, "cached")
-            elif key in self._refused:
-                self._builders.submit(self._answer, [asked], self._refused[key], "cached")
+            elif refused is not None and refused.until_s > asked.since_s:
+                self._builders.submit(self._answer, [asked], refused.error, "cached")
             elif key in self._waiting:
-                self._waiting[key].append(asked)
+                self._waiting[key].asked.append(asked)
             else:
-                self._waiting[key] = [asked]
-                self._parts.compiler.submit(source, lambda compiled: self._take(key, compiled))
+                compiling = self._waiting[key] = _Compiling([asked])
+                compiling.job = self._parts.compiler.submit(source, lambda done: self._take(key, compiling, done))
 
     def forget(self, names: Iterable[str]) -> None:
-        """No plan will name these again."""
+        """No plan will name these again. Who waits for one of them is answered at once, and it is not compiled."""
+        withdrawn: list[Asked] = []
         with self._lock:
             for name in names:
-                self._roots.forget(name)
+                key = self._roots.forget(name)
+                compiling = None if key is None else self._waiting.get(key)
+                if key is None or compiling is None:
+                    continue
+                withdrawn += [asked for asked in compiling.asked if asked.name == name]
+                compiling.asked = [asked for asked in compiling.asked if asked.name != name]
+                if not compiling.asked:
+                    del self._waiting[key]
+                    if compiling.job is not None:
+                        self._parts.compiler.withdraw(compiling.job)
+        if withdrawn:
+            self._builders.submit(self._answer, withdrawn, Withdrawn("the grammar was forgotten"), "compiled")
 
     def end_epoch(self) -> None:
         """Forgets all names."""
@@ -203,11 +235,11 @@ class Grammars:
         assert self._opened is not None, "open comes first"
         return self._opened
 
-    def _take(self, key: Key, compiled: CompiledGrammar | GrammarError) -> None:
+    def _take(self, key: Key, compiling: _Compiling, compiled: CompiledGrammar | GrammarError) -> None:
         """What the compiler has made of a source. Called on its thread, or where the job was submitted."""
-        self._builders.submit(self._build, key, compiled)
+        self._builders.submit(self._build, key, compiling, compiled)
 
-    def _build(self, key: Key, compiled: CompiledGrammar | GrammarError) -> None:
+    def _build(self, key: Key, compiling: _Compiling, compiled: CompiledGrammar | GrammarError) -> None:
         error: GrammarError | None = None
         root: Root | None = None
         if isinstance(compiled, GrammarError):
@@ -220,16 +252,26 @@ class Grammars:
                 error = unexpected
         with self._lock:
             if root is not None and not self._roots.put(key, root):
-                error = TooCostly("grammars in use take all memory that the shard keeps for them; ask again later")
-            if isinstance(error, SourceRefused):
+                error = NoRoom("grammars in use take all memory that the shard keeps for them; ask again later")
+            if error is not None:
                 self._remember(key, error)
-            waiting = self._waiting.pop(key)
+            if self._waiting.get(key) is compiling:
+                del self._waiting[key]
+            waiting = compiling.asked
         self._answer(waiting, error, "compiled")
 
-    def _remember(self, key: Key, error: SourceRefused) -> None:
+    def _remember(self, key: Key, error: GrammarError) -> None:
+        match error:
+            case SourceRefused():
+                until_s = math.inf
+            case TooCostly() if not isinstance(error, NoRoom):
+                until_s = time.monotonic() + COSTLY_MEMORY_S
+            case _:
+                return
+        self._refused.pop(key, None)
         if len(self._refused) >= MAX_REFUSALS:
             del self._refused[next(iter(self._refused))]
-        self._refused[key] = error
+        self._refused[key] = _Refused(error, until_s)
 
     def _answer(self, waiting: list[Asked], error: GrammarError | None, how: str) -> None:
         outcome, code = _outcome(error, how)
@@ -252,5 +294,7 @@ def _outcome(error: GrammarError | None, how: str) -> tuple[str, grpc.StatusCode
             return "refused", grpc.StatusCode.INVALID_ARGUMENT
         case TooCostly():
             return "too_costly", grpc.StatusCode.RESOURCE_EXHAUSTED
+        case Withdrawn():
+            return "failed", grpc.StatusCode.CANCELLED
         case _:
             return "failed", grpc.StatusCode.UNAVAILABLE

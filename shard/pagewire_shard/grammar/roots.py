@@ -62,13 +62,14 @@ class RootCache:
         if key in self._roots:
             self._roots.move_to_end(key)
 
-    def forget(self, name: str) -> None:
-        """The name points to nothing any more."""
+    def forget(self, name: str) -> Key | None:
+        """The name points to nothing any more. Returns the key that it pointed to."""
         key = self._keys.pop(name, None)
         if key is not None:
             self._num_names[key] -= 1
             if not self._num_names[key]:
                 del self._num_names[key]
+        return key
 
     def forget_all(self) -> None:
         """No name points to anything any more."""

@@ -215,3 +215,44 @@ def test_half_an_answer_of_a_child_that_was_killed_is_none():
     forker._finish(reading)
     assert json.loads(bytes(forker._outbox[4:]))["outcome"] == "killed"
     ours.close()
+
+
+def test_grammars_that_nobody_waits_for_any_more_hold_up_no_other():
+    grammars = Grammars(GrammarLimits(compile_timeout_s=20.0))
+    grammars.open(demo_source())
+    prepare(grammars, "first", outputs(regex="x"))
+    withdrawn: queue.Queue[Prepared] = queue.Queue()
+    names = [f"slow {i}" for i in range(12)]
+    for i, name in enumerate(names):
+        grammars.prepare(name, outputs(regex=SLOW.regex + "b" * i), withdrawn.put)
+    grammars.forget(names)
+    begun_s = time.monotonic()
+    assert prepare(grammars, "quick", outputs(regex="a+")).code is grpc.StatusCode.OK
+    assert time.monotonic() - begun_s < 5, "compiling one of the others takes some seconds, four at a time"
+    answers = [withdrawn.get(timeout=TIMEOUT_S) for _ in names]
+    assert {answer.code for answer in answers} == {grpc.StatusCode.CANCELLED}
+    assert grammars.count().num_waiting == 0
+    grammars.close()
+
+
+def test_a_grammar_that_was_withdrawn_can_be_asked_for_again(grammars: Grammars):
+    asked = outputs(choice=[f"choice {i} of many" for i in range(5_000)])
+    first: queue.Queue[Prepared] = queue.Queue()
+    grammars.prepare("again", asked, first.put)
+    grammars.forget(["again"])
+    assert prepare(grammars, "again", asked).code is grpc.StatusCode.OK
+    assert first.get(timeout=TIMEOUT_S).code is grpc.StatusCode.CANCELLED
+    assert grammars.matcher("again", (EOS,))
+
+
+def test_that_a_grammar_is_too_costly_is_remembered():
+    grammars = Grammars(GrammarLimits(compile_timeout_s=0.3))
+    grammars.open(demo_source())
+    first, second = prepare(grammars, "a", SLOW), prepare(grammars, "b", SLOW)
+    assert first.code is second.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert grammars.count().num_waiting == 0
+    begun_s = time.monotonic()
+    for i in range(20):
+        prepare(grammars, f"c{i}", SLOW)
+    assert time.monotonic() - begun_s < 3
+    grammars.close()
