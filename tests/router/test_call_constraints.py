@@ -137,3 +137,24 @@ def test_a_model_that_may_reason_first_is_left_to_json():
     assert OutputParsers(format, {}).constraint(TOOLS) is None
     format = choose_format("hermes", "none", templates={}, tokens=())
     assert accepts(OutputParsers(format, {}).constraint(TOOLS, max_calls=1), WEATHER["hermes"])
+
+
+def parameters(**schema):
+    """A tool with this schema of its arguments."""
+    return [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", **schema}}}]
+
+
+@pytest.mark.parametrize("format", ["qwen3_coder", "pythonic"])
+def test_no_grammar_is_written_that_is_too_long_to_be_served(format):
+    """Definitions are written for every parameter, so that a short schema can come to a long grammar."""
+    properties = {f"p{index}": {"$ref": "#/$defs/a"} for index in range(100)}
+    offered = parameters(properties=properties, **{"$defs": {"a": {"enum": ["x" * 10_000]}}})
+    with pytest.raises(NotConstrainable, match="524,288 characters"):
+        call_constraint(choose_format(format, "none", templates={}, tokens=()), offered, {})
+
+
+@pytest.mark.parametrize("format", ["qwen3_coder", "pythonic", "hermes"])
+@pytest.mark.parametrize("schema", [{"properties": 5}, {"properties": {"a": {"enum": 5}}, "required": [{}, 5]}])
+def test_a_malformed_schema_is_for_the_compiler_to_refuse(format, schema):
+    outputs = call_constraint(choose_format(format, "none", templates={}, tokens=()), parameters(**schema), {})
+    assert outputs.grammar

@@ -17,7 +17,8 @@ _SPACE = r"/[ \n]{0,2}/"
 """Bounded, since some models write whitespace for ever if nothing else is allowed."""
 _HARMONY_CALL = "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>"
 _STRING = "string"
-
+MAX_CHARS = 1 << 19
+"""Longest grammar; longer ones are not served. Definitions that parameters share are written for each of them."""
 
 _TIGHT = (Field.NAME, Field.INDEX, Field.NAMING_ID, Field.PARAMETERS, Field.PYTHON_LINES)
 """Fields with no whitespace before them, or with what they need of it."""
@@ -63,6 +64,7 @@ class _Grammar:
         marks = sorted(special_tokens, key=len, reverse=True)
         self._cut = re.compile("(" + "|".join(map(re.escape, marks)) + ")") if marks else None
         self._rules: list[str] = []
+        self._num_chars = 0
 
     def write(self, format: OutputFormat, functions: Sequence[Mapping[str, Any]], max_calls: int | None) -> str:
         if format.is_harmony:
@@ -137,9 +139,9 @@ class _Grammar:
                     raise NotConstrainable(f"no grammar describes the {piece.value} of {tools.name}")
 
     def _parameters(self, syntax: ParameterSyntax, schema: Mapping[str, Any]) -> str:
-        required = schema.get("required", ())
+        required = _required(schema)
         parts = []
-        for key, value in schema.get("properties", {}).items():
+        for key, value in _properties(schema).items():
             one = self._parameter(syntax, str(key), _with_definitions(value, schema))
             parts.append(f"{_SPACE} {one}" if key in required else f"({_SPACE} {one})?")
         return " ".join([*parts, _SPACE])
@@ -182,13 +184,14 @@ class _Grammar:
     def _plain(self, schema: Any) -> str:
         """A value that is not free text: plain words of an enumeration, JSON otherwise."""
         options = schema.get("enum") if isinstance(schema, Mapping) else None
-        if options and all(isinstance(option, str) for option in options):
+        if isinstance(options, list) and options and all(isinstance(option, str) for option in options):
             return "(" + " | ".join(map(self._text, options)) + ")"
         return self._json(schema)
 
     def _python_call(self, name: str, schema: Mapping[str, Any]) -> str:
-        required = [key for key in schema.get("properties", {}) if key in schema.get("required", ())]
-        optional = [key for key in schema.get("properties", {}) if key not in required]
+        needed = _required(schema)
+        required = [key for key in _properties(schema) if key in needed]
+        optional = [key for key in _properties(schema) if key not in needed]
         words = [f"{self._text(f'{key}=')} {self._json(_property(schema, key))}" for key in (*required, *optional)]
         written = ' ", " '.join(words[: len(required)])
         for index, word in enumerate(words[len(required) :]):
@@ -208,6 +211,9 @@ class _Grammar:
 
     def _rule(self, name: str, body: str, *, suffix: str | None = None) -> str:
         attributes = "" if suffix is None else f"[suffix={json.dumps(suffix, ensure_ascii=False)}]"
+        self._num_chars += len(body)
+        if self._num_chars > MAX_CHARS:
+            raise NotConstrainable(f"the grammar of the tools has more than {MAX_CHARS:,} characters")
         self._rules.append(f"{name}{attributes}: {body}")
         return name
 
@@ -222,6 +228,18 @@ def _written_as_in_templates(schema: Any) -> Any:
     """The schema with the whitespace that chat templates write. Where it is free some models write nothing else."""
     spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     return {**schema, "x-guidance": spaces} if isinstance(schema, Mapping) else schema
+
+
+def _properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters that a schema names; none if they are malformed."""
+    properties = schema.get("properties")
+    return properties if isinstance(properties, Mapping) else {}
+
+
+def _required(schema: Mapping[str, Any]) -> frozenset[str]:
+    """The names of the parameters that a call has to give."""
+    names = schema.get("required")
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
 
 
 def _property(schema: Mapping[str, Any], key: str) -> Any:
