@@ -6,7 +6,7 @@ from pagewire_router.scheduling.scheduler import Scheduler
 from scheduling_world import make_request
 
 LIMITS = GroupLimits(num_blocks=64, block_size=4, max_num_seqs=8, max_num_batched_tokens=64, max_model_len=64)
-INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 3, 8
+CANCELLED, INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 1, 3, 8
 
 
 def new_scheduler(num_ranks=1):
@@ -185,3 +185,61 @@ def test_answers_of_grammars_nobody_has_asked_for_are_ignored():
     submit(scheduler, "g")
     prepared(scheduler, "other")
     assert admitted(scheduler) == []
+
+
+def test_a_grammar_that_nobody_waits_for_any_more_is_withdrawn():
+    scheduler = new_scheduler(num_ranks=2)
+    scheduler.end(submit(scheduler, "g"))
+    assert [message.WhichOneof("message") for message in scheduler.take_messages()] == ["prepare", "forget"]
+    submit(scheduler, "g")
+    assert asked(scheduler) == [], "both ranks have to answer first: their answers do not say which Prepare they mean"
+    prepared(scheduler, "g")
+    prepared(scheduler, "g", CANCELLED)
+    assert asked(scheduler) == ["g"]
+    assert admitted(scheduler) == []
+    assert not scheduler.grammars.refusals
+    prepared(scheduler, "g")
+    prepared(scheduler, "g")
+    assert admitted(scheduler) == ["g"]
+
+
+def test_a_withdrawn_grammar_leaves_nothing_behind():
+    scheduler = new_scheduler()
+    scheduler.end(submit(scheduler, "g"))
+    scheduler.take_messages()
+    prepared(scheduler, "g", CANCELLED)
+    submit(scheduler, "g")
+    assert asked(scheduler) == ["g"]
+
+
+def test_grammars_that_nobody_uses_make_room_for_another():
+    scheduler = new_scheduler()
+    for name in ("a", "b"):
+        group = submit(scheduler, name)
+        asked(scheduler)
+        prepared(scheduler, name)
+        if name == "a":
+            scheduler.end(group)
+    submit(scheduler, "g")
+    asked(scheduler)
+    prepared(scheduler, "g", RESOURCE_EXHAUSTED)
+    assert not scheduler.grammars.refusals
+    messages = scheduler.take_messages()
+    assert [list(message.forget.names) or message.prepare.name for message in messages] == [["a"], "g"]
+    prepared(scheduler, "g", RESOURCE_EXHAUSTED, "no room")
+    assert [refusal.message for refusal in scheduler.grammars.refusals] == ["no room"]
+
+
+def test_a_request_that_ends_before_its_grammar_is_asked_for_again():
+    scheduler = new_scheduler()
+    scheduler.grammars.max_unused = 8
+    unused = submit(scheduler, "a")
+    prepared(scheduler, "a")
+    scheduler.end(unused)
+    group = submit(scheduler, "g")
+    asked(scheduler)
+    prepared(scheduler, "g", RESOURCE_EXHAUSTED)
+    scheduler.end(group)
+    assert asked(scheduler) == []
+    submit(scheduler, "g")
+    assert asked(scheduler) == ["g"]

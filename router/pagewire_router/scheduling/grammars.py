@@ -2,7 +2,8 @@
 
 A request with a grammar waits here, not in the waiting queue, until every rank has answered that the grammar is ready.
 Requests of one grammar share one preparation. A grammar that nobody uses any more stays ready, until MAX_UNUSED others
-have been used since. Nothing here outlives an epoch but the requests that wait.
+have been used since, or a shard has no room for another one: then all of them are forgotten, and it is asked once more.
+A grammar that nobody waits for any more is withdrawn. Nothing here outlives an epoch but the requests that wait.
 
 Pure, as the rest of the scheduler: messages for the shards are collected until somebody takes them.
 """
@@ -19,6 +20,7 @@ MAX_UNUSED = 64
 """Grammars that are kept although nobody uses them, those that were refused for good included."""
 _OK = 0
 _INVALID_ARGUMENT = 3
+_RESOURCE_EXHAUSTED = 8
 
 
 class Refusal(NamedTuple):
@@ -40,6 +42,10 @@ class _Grammar:
     """Requests that have not ended."""
     last_step: int = 0
     """The last plan that names it."""
+    is_withdrawn: bool = False
+    """It was forgotten before all ranks had answered, and is asked for again if somebody uses it by then."""
+    was_retried: bool = False
+    """It was asked for again after what nobody uses had been forgotten."""
 
     @property
     def is_ready(self) -> bool:
@@ -56,6 +62,8 @@ class Grammars:
         """By name, the one that was used last at the end."""
         self._waiting: dict[SequenceGroup, None] = {}
         self._messages: list[shard_pb2.RouterMessage] = []
+        self._retries: list[str] = []
+        """Grammars to ask for again once there is room."""
         self.num_prompt_tokens = 0
         """Prompt tokens of the requests that wait."""
         self.max_unused = MAX_UNUSED
@@ -71,6 +79,7 @@ class Grammars:
         """A new epoch: the shards have forgotten everything. What is still used is asked for when it is put back."""
         self._grammars.clear()
         self._messages.clear()
+        self._retries.clear()
 
     def take_waiting(self) -> list[SequenceGroup]:
         """Removes and returns the requests that wait."""
@@ -87,15 +96,14 @@ class Grammars:
         grammar = self._grammars.get(name)
         if grammar is None:
             grammar = self._grammars[name] = _Grammar(self._num_ranks)
-            content = group.request.params.structured_outputs
-            self._messages.append(shard_pb2.RouterMessage(prepare=shard_pb2.Prepare(name=name, grammar=content)))
+            self._ask(name, group)
         self._grammars.move_to_end(name)
         grammar.users[group] = None
         if grammar.is_ready:
             return False
         self._waiting[group] = None
         self.num_prompt_tokens += group.num_prompt_tokens
-        if grammar.refusal is not None:
+        if grammar.refusal is not None and not self._awaits_another_attempt(grammar):
             self._refuse(group, grammar.refusal)
         return True
 
@@ -104,6 +112,9 @@ class Grammars:
         grammar = self._grammars.get(group.request.grammar)
         if grammar is not None:
             grammar.users.pop(group, None)
+            if not grammar.users and grammar.num_unanswered and not grammar.is_withdrawn:
+                grammar.is_withdrawn = True
+                self._tell_to_forget(group.request.grammar)
         self._leave(group)
 
     def on_admit(self, group: SequenceGroup, step: int) -> None:
@@ -121,7 +132,10 @@ class Grammars:
         grammar.num_unanswered -= 1
         if answer.code != _OK and grammar.refusal is None:
             grammar.refusal = answer
-        if grammar.refusal is not None:
+        if self._awaits_another_attempt(grammar):
+            if grammar.num_unanswered == 0:
+                self._attempt_again(answer.name, grammar)
+        elif grammar.refusal is not None:
             for group in grammar.users:
                 self._refuse(group, grammar.refusal)
             if grammar.num_unanswered == 0 and grammar.refusal.code != _INVALID_ARGUMENT:
@@ -139,24 +153,69 @@ class Grammars:
         Args:
             oldest_step: The oldest plan in flight, or the next one. Grammars that it or a later plan names are kept.
         """
+        if self._retries:
+            self._retry(oldest_step)
         if len(self._grammars) > self.max_unused:
-            self._forget_unused(oldest_step)
+            self._forget_unused(oldest_step, self.max_unused)
         if not self._messages:
             return []
         messages, self._messages = self._messages, []
         return messages
 
-    def _forget_unused(self, oldest_step: int) -> None:
+    def _awaits_another_attempt(self, grammar: _Grammar) -> bool:
+        """Whether an answer that is no success is not passed on: it is asked again when all ranks have answered."""
+        if grammar.is_withdrawn:
+            return True
+        is_full = grammar.refusal is not None and grammar.refusal.code == _RESOURCE_EXHAUSTED
+        return is_full and not grammar.was_retried and any(not other.users for other in self._grammars.values())
+
+    def _attempt_again(self, name: str, grammar: _Grammar) -> None:
+        """All ranks have answered. Those that are told to forget what nobody uses may have room then."""
+        if not grammar.users:
+            del self._grammars[name]
+            if not grammar.is_withdrawn:
+                self._tell_to_forget(name)
+            return
+        grammar.was_retried = not grammar.is_withdrawn
+        grammar.is_withdrawn = False
+        grammar.refusal = None
+        grammar.num_unanswered = self._num_ranks
+        if grammar.was_retried:
+            self._retries.append(name)
+        else:
+            self._ask(name, next(iter(grammar.users)))
+
+    def _retry(self, oldest_step: int) -> None:
+        names, self._retries = self._retries, []
+        self._forget_unused(oldest_step, 0)
+        for name in names:
+            grammar = self._grammars.get(name)
+            if grammar is None:
+                continue
+            if grammar.users:
+                grammar.is_withdrawn = False
+                self._ask(name, next(iter(grammar.users)))
+            else:
+                del self._grammars[name]
+
+    def _forget_unused(self, oldest_step: int, num_kept: int) -> None:
         unused = [
             name
             for name, grammar in self._grammars.items()
             if not grammar.users and grammar.num_unanswered == 0 and grammar.last_step < oldest_step
         ]
-        for name in unused[: max(0, len(unused) - self.max_unused)]:
+        for name in unused[: max(0, len(unused) - num_kept)]:
             self._forget(name)
+
+    def _ask(self, name: str, user: SequenceGroup) -> None:
+        content = user.request.params.structured_outputs
+        self._messages.append(shard_pb2.RouterMessage(prepare=shard_pb2.Prepare(name=name, grammar=content)))
 
     def _forget(self, name: str) -> None:
         del self._grammars[name]
+        self._tell_to_forget(name)
+
+    def _tell_to_forget(self, name: str) -> None:
         self._messages.append(shard_pb2.RouterMessage(forget=shard_pb2.Forget(names=[name])))
 
     def _refuse(self, group: SequenceGroup, answer: shard_pb2.Prepared) -> None:
