@@ -85,6 +85,10 @@ class GrammarTooCostly(RouterError):
 
     reason = "GRAMMAR_TOO_COSTLY"
 
+    def __init__(self, violation: FieldViolation) -> None:
+        super().__init__(f"{violation.field}: {violation.description}")
+        self.violations = [violation]
+
 
 class ModelNotFound(RouterError):
     """Another model was asked for."""

@@ -27,7 +27,7 @@ def refusal_error(refusal: Refusal) -> RouterError:
         case StatusCode.INVALID_ARGUMENT:
             return InvalidRequest([FieldViolation(field, refusal.message)])
         case StatusCode.RESOURCE_EXHAUSTED:
-            return GrammarTooCostly(f"{field}: {refusal.message}")
+            return GrammarTooCostly(FieldViolation(field, refusal.message))
         case StatusCode.UNAVAILABLE:
             return Unavailable(f"{field}: {refusal.message}", retry_after_s=RETRY_AFTER_S)
         case _:

@@ -6,7 +6,6 @@ from pagewire.v1 import inference_pb2
 from pagewire_router.http_front.answers import Generator, stream_answer
 from pagewire_router.http_front.anthropic_answer import AnthropicAnswer, event
 from pagewire_router.http_front.anthropic_request import COUNT_FIELDS, FIELDS, NAMES, generate_request, turn_of
-from pagewire_router.http_front.body import parse_object
 from pagewire_router.http_front.error_bodies import anthropic_error
 from pagewire_router.http_front.errors import HttpError
 from pagewire_router.http_front.exchange import Exchange
@@ -31,7 +30,7 @@ class Messages:
 
     async def create(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError and RouterError as long as no answer has begun."""
-        values = FIELDS.read(parse_object(body))
+        values = exchange.read_fields(FIELDS, body)
         check_num_parts(values, self._generator.model.max_model_len)
         turn = turn_of(values)
         exchange.rename = naming(NAMES, "tool_choice" if turn.is_forced else "output_config.format")
@@ -53,7 +52,7 @@ class Messages:
 
     async def count_tokens(self, exchange: Exchange, body: bytes) -> None:
         """Counts the tokens of a request. Raises HttpError, RouterError."""
-        values = COUNT_FIELDS.read(parse_object(body))
+        values = exchange.read_fields(COUNT_FIELDS, body)
         self._generator.inference.check_model(values.get("model"))
         check_num_parts(values, self._generator.model.max_model_len)
         exchange.rename = NAMES

@@ -8,6 +8,7 @@ from pagewire.v1 import inference_pb2
 
 from pagewire_router.http_front.errors import HttpError, not_served, wrong
 from pagewire_router.http_front.fields import (
+    ANYTHING,
     BOOLEAN,
     INTEGER,
     OBJECT,
@@ -21,7 +22,7 @@ from pagewire_router.http_front.fields import (
     one_of,
 )
 from pagewire_router.http_front.names import renaming
-from pagewire_router.http_front.sampling_fields import MODEL, parameter_field
+from pagewire_router.http_front.sampling_fields import MODEL, REFUSED, parameter_field
 from pagewire_router.http_front.turns import AUTO, NONE, REQUIRED, Turn
 
 _ANY, _TOOL = "any", "tool"
@@ -62,6 +63,11 @@ FIELDS = FieldTable(
     parameter_field("top_k"),
     Field("stop_sequences", STRINGS, "Strings that end the output when generated.", sets="stop"),
     Field("stream", BOOLEAN, "Answers with server-sent events."),
+    Field("n", INTEGER, "Not served.", only=(1,)),
+    Field("stop", ANYTHING, "Not served; use stop_sequences.", only=()),
+    Field("response_format", ANYTHING, "Not served; use output_config.", only=()),
+    Field("structured_outputs", ANYTHING, "Not served; use output_config.", only=()),
+    *REFUSED,
     Field("metadata", OBJECT, "Accepted, without effect."),
     Field("service_tier", STRING, "Accepted, without effect."),
 )

@@ -6,7 +6,6 @@ from typing import Any
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.http_front.answers import Generator, stream_answer
-from pagewire_router.http_front.body import parse_object
 from pagewire_router.http_front.chat_answer import ChatAnswer
 from pagewire_router.http_front.chunks import AnswerOptions
 from pagewire_router.http_front.errors import HttpError, wrong
@@ -98,7 +97,7 @@ class ChatCompletions:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError and RouterError as long as no answer has begun."""
-        values = FIELDS.read(parse_object(body))
+        values = exchange.read_fields(FIELDS, body)
         if "stream_options" in values and not values.get("stream"):
             raise wrong("stream_options", "is given without stream")
         check_num_parts(values, self._generator.model.max_model_len)

@@ -7,7 +7,6 @@ from pagewire.v1 import inference_pb2
 
 from pagewire_router.admission.validation import MAX_REQUEST_ID_CHARS, Violations, check_request
 from pagewire_router.http_front.answers import Generator, stream_answer
-from pagewire_router.http_front.body import parse_object
 from pagewire_router.http_front.chunks import AnswerOptions
 from pagewire_router.http_front.completion_answer import CompletionAnswer
 from pagewire_router.http_front.errors import wrong
@@ -88,7 +87,7 @@ class Completions:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError and RouterError as long as no answer has begun."""
-        values = FIELDS.read(parse_object(body))
+        values = exchange.read_fields(FIELDS, body)
         if "stream_options" in values and not values.get("stream"):
             raise wrong("stream_options", "is given without stream")
         exchange.rename = naming(NAMES, constraint_field(values))

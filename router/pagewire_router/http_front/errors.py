@@ -6,6 +6,8 @@ from http import HTTPStatus
 from pagewire_router.errors import (
     Aborted,
     DeadlineExceeded,
+    GrammarFailed,
+    GrammarTooCostly,
     InvalidRequest,
     ModelNotFound,
     QueueFull,
@@ -21,6 +23,8 @@ CLIENT_CLOSED_REQUEST = 499
 STATUSES: dict[type[RouterError], HTTPStatus] = {
     InvalidRequest: HTTPStatus.BAD_REQUEST,
     RequestTooLong: HTTPStatus.BAD_REQUEST,
+    GrammarFailed: HTTPStatus.BAD_REQUEST,
+    GrammarTooCostly: HTTPStatus.BAD_REQUEST,
     ModelNotFound: HTTPStatus.NOT_FOUND,
     RequestAlreadyExists: HTTPStatus.CONFLICT,
     QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
@@ -92,7 +96,7 @@ def not_served(param: str) -> HttpError:
 def http_error(error: RouterError, rename: RenameField) -> HttpError:
     """The router's error as the client of a route is told."""
     message, param = error.message, None
-    if isinstance(error, InvalidRequest) and error.violations:
+    if isinstance(error, InvalidRequest | GrammarTooCostly) and error.violations:
         names = [rename(violation.field) for violation in error.violations]
         message = "; ".join(
             f"{name}: {violation.description}" for name, violation in zip(names, error.violations, strict=True)

@@ -1,22 +1,30 @@
 """One HTTP request and the answer to it."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pagewire_router.admission.call import Call
-from pagewire_router.http_front.body import BodyReader, ClientGone, Receive
+from pagewire_router.http_front.body import BodyReader, ClientGone, Receive, parse_object
 from pagewire_router.http_front.errors import RenameField
 from pagewire_router.http_front.event_stream import EventStream, Send
+from pagewire_router.http_front.fields import FieldTable
 
 Scope = Mapping[str, Any]
 Headers = list[tuple[bytes, bytes]]
 JSON = b"application/json"
 MAX_REQUEST_ID_CHARS = 256
+IGNORED_FIELDS = b"x-pagewire-ignored-fields"
+"""Header of an answer: fields of the request that its route does not know."""
+MAX_IGNORED_NAMES = 16
 CLOSED = "the handler is closed"
 """Part of what uvloop says of a write to a connection that is lost, until it has told uvicorn of the loss."""
+
+
+_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class Exchange:
@@ -50,6 +58,18 @@ class Exchange:
     async def read_body(self, reader: BodyReader) -> bytes:
         """The body of the request. Raises what BodyReader.read() does."""
         return await reader.read(self._receive, self.headers, self.call.caller)
+
+    def read_fields(self, table: FieldTable, body: bytes) -> dict[str, Any]:
+        """The values of a body's fields. Raises HttpError.
+
+        Clients send fields of other servers along: those that are not known are named in a header of the answer.
+        """
+        unknown: list[str] = []
+        values = table.read(parse_object(body), unknown=unknown)
+        names = [name for name in unknown[:MAX_IGNORED_NAMES] if _NAME.fullmatch(name)]
+        if names:
+            self.extra_headers.append((IGNORED_FIELDS, ", ".join(names).encode()))
+        return values
 
     async def answer(
         self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = (), *, content_type: bytes = JSON

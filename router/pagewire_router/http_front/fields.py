@@ -56,8 +56,11 @@ class FieldTable:
     def __iter__(self) -> Iterator[Field]:
         return iter(self._fields.values())
 
-    def read(self, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        """The values that are given, each checked for its type. null is the same as absent. Raises HttpError."""
+    def read(self, given: Mapping[str, Any], prefix: str = "", unknown: list[str] | None = None) -> dict[str, Any]:
+        """The values that are given, each checked for its type. null is the same as absent. Raises HttpError.
+
+        unknown: takes the names of fields that the route does not know; None: they are refused.
+        """
         values = {}
         for name, value in given.items():
             if value is None:
@@ -65,6 +68,9 @@ class FieldTable:
             field = self._fields.get(name)
             param = prefix + name
             if field is None:
+                if unknown is not None:
+                    unknown.append(param)
+                    continue
                 raise HttpError(
                     400, f"{param[:200]}: is no field of this route", param=param[:200], code="unknown_field"
                 )
@@ -187,7 +193,7 @@ def object_of(table: FieldTable) -> Kind:
     def read(value: Any, param: str) -> dict[str, Any]:
         if type(value) is not dict:
             raise wrong(param, "is no object")
-        return table.read(value, f"{param}.")
+        return table.read(value, f"{param}.", [])
 
     return Kind(object_schema(table), read)
 
@@ -200,7 +206,7 @@ def object_schema(fields: Iterable[Field]) -> Schema:
         if field.only != ():
             described = {**field.kind.schema, "description": field.doc}
             properties[field.name] = described if field.only is None else {**described, "enum": list(field.only)}
-    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    schema: Schema = {"type": "object", "properties": properties}
     return {**schema, "required": required} if required else schema
 
 

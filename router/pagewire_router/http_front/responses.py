@@ -3,7 +3,6 @@
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.http_front.answers import Generator, stream_answer
-from pagewire_router.http_front.body import parse_object
 from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.http_front.names import naming
 from pagewire_router.http_front.responses_answer import ResponseAnswer
@@ -24,7 +23,7 @@ class Responses:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError and RouterError as long as no answer has begun."""
-        values = FIELDS.read(parse_object(body))
+        values = exchange.read_fields(FIELDS, body)
         check_num_parts(values, self._generator.model.max_model_len)
         turn = turn_of(values)
         exchange.rename = naming(NAMES, "tool_choice" if turn.is_forced else "text.format")

@@ -23,10 +23,12 @@ from pagewire_router.http_front.fields import (
 from pagewire_router.http_front.names import renaming
 from pagewire_router.http_front.sampling_fields import (
     MODEL,
+    REFUSED,
     SAMPLING,
     STREAM,
     WITHOUT_EFFECT,
     parameter_field,
+    read_format,
 )
 from pagewire_router.http_front.sampling_fields import generate_request as openai_request
 from pagewire_router.http_front.turns import AUTO, NONE, REQUIRED, Turn
@@ -66,7 +68,13 @@ FIELDS = FieldTable(
     Field("conversation", ANYTHING, "Not served: nothing is stored.", only=()),
     Field("prompt", ANYTHING, "Not served.", only=()),
     Field("max_tool_calls", INTEGER, "Not served.", only=()),
+    Field("n", INTEGER, "Not served.", only=(1,)),
+    Field("max_tokens", ANYTHING, "Not served; use max_output_tokens.", only=()),
+    Field("max_completion_tokens", ANYTHING, "Not served; use max_output_tokens.", only=()),
+    Field("response_format", ANYTHING, "Not served; use text.", only=()),
+    Field("structured_outputs", ANYTHING, "Not served; use text.", only=()),
     *(field for field in SAMPLING if field.name != "n"),
+    *(field for field in REFUSED if field.name != "store"),
     *WITHOUT_EFFECT,
 )
 NAMES = renaming(
@@ -82,14 +90,14 @@ _IGNORED_INCLUDES = ("reasoning.encrypted_content",)
 
 def generate_request(values: dict[str, Any]) -> inference_pb2.GenerateRequest:
     """A request without a prompt, with the parameters that the values give. Raises HttpError."""
-    given = dict(values)
-    form = given.get("text", {}).get("format")
+    message = openai_request(values, FIELDS)
+    form = values.get("text", {}).get("format")
     if form is not None:
         # In Chat Completions the schema is one level deeper.
-        inner = {key: value for key, value in form.items() if key != "type"}
-        is_schema = form.get("type") == "json_schema"
-        given["response_format"] = {"type": "json_schema", "json_schema": inner} if is_schema else form
-    message = openai_request(given, FIELDS)
+        described = {key: value for key, value in form.items() if key != "type"}
+        constraint = read_format(form, described, "text.format", "text.format")
+        if constraint is not None:
+            message.sampling_params.structured_outputs.CopyFrom(constraint)
     if has_logprobs(values):
         top = max(-(1 << 31), min(values.get("top_logprobs", 0), (1 << 31) - 1))
         message.sampling_params.logprobs = top
@@ -159,6 +167,8 @@ def _add(item: dict[str, Any], kind: Any, param: str, turn: dict[str, Any]) -> N
         turn.setdefault("tool_calls", []).append({"id": item.get("call_id"), "type": "function", "function": function})
     elif kind == "reasoning":
         parts = item.get("content") or item.get("summary") or []
+        if not isinstance(parts, list):
+            raise wrong(f"{param}.content", "is no array of parts")
         texts = [str(part.get("text", "")) for part in parts if isinstance(part, dict)]
         turn["reasoning_content"] = turn.get("reasoning_content", "") + "\n".join(texts)
     else:

@@ -79,6 +79,29 @@ WITHOUT_EFFECT: tuple[Field, ...] = (
     Field("session_id", STRING, "Accepted, without effect."),
 )
 
+_OTHER_CONSTRAINTS = (
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "json_schema",
+    "regex",
+    "ebnf",
+    "grammar",
+)
+"""What other servers, and earlier ones of vLLM, call the parts of structured_outputs."""
+_OTHER_PARAMETERS = (
+    "num_beams",
+    "typical_p",
+    "top_a",
+    "tfs",
+    "mirostat",
+    "xtc_probability",
+    "dry_multiplier",
+    "lora_path",
+    "custom_logit_processor",
+)
+"""Parameters of sampling, and of what is sampled, that other servers have."""
 REFUSED: tuple[Field, ...] = (
     Field("store", BOOLEAN, "Nothing is stored.", only=(False,)),
     Field("use_beam_search", BOOLEAN, "Not served on this route.", only=(False,)),
@@ -89,7 +112,10 @@ REFUSED: tuple[Field, ...] = (
     Field("vllm_xargs", ANYTHING, "Not served.", only=({},)),
     Field("repetition_detection", ANYTHING, "Not served.", only=()),
     Field("thinking_token_budget", INTEGER, "Not served.", only=()),
+    *(Field(name, ANYTHING, "Not served; use structured_outputs.", only=()) for name in _OTHER_CONSTRAINTS),
+    *(Field(name, ANYTHING, "Not served.", only=()) for name in _OTHER_PARAMETERS),
 )
+"""Fields that change the output of other servers. Whoever sends one must not take the answer for what was asked."""
 
 CONSTRAINT = FieldTable(
     Field("json", one_of(STRING, OBJECT), "A JSON schema."),
@@ -137,7 +163,8 @@ def _constrain(values: Mapping[str, Any], params: inference_pb2.SamplingParams) 
     if "structured_outputs" in values:
         constraint = _structured_outputs(CONSTRAINT.read(values["structured_outputs"], "structured_outputs."))
     if "response_format" in values:
-        formatted = _response_format(values["response_format"])
+        given = values["response_format"]
+        formatted = read_format(given, given.get("json_schema"), "response_format", "response_format.json_schema")
         if constraint is not None and formatted is not None:
             raise wrong("response_format", "is given together with structured_outputs; choose one")
         constraint = formatted or constraint
@@ -159,7 +186,16 @@ def _structured_outputs(given: dict[str, Any]) -> inference_pb2.StructuredOutput
     return inference_pb2.StructuredOutputs(**given)
 
 
-def _response_format(given: dict[str, Any]) -> inference_pb2.StructuredOutputs | None:
+def read_format(
+    given: dict[str, Any], described: Any, name: str, described_name: str
+) -> inference_pb2.StructuredOutputs | None:
+    """What the output must match; None: it is free. Raises HttpError.
+
+    Args:
+        described: a JSON schema beside its name, if the type is json_schema.
+        name: of the field that is given.
+        described_name: of the part of it that is described.
+    """
     kind = given.get("type")
     if kind == "text":
         return None
@@ -168,9 +204,8 @@ def _response_format(given: dict[str, Any]) -> inference_pb2.StructuredOutputs |
     if kind == "structural_tag":
         return inference_pb2.StructuredOutputs(structural_tag=orjson.dumps(given).decode())
     if kind == "json_schema":
-        described = given.get("json_schema")
         if not isinstance(described, dict):
-            raise HttpError(400, "response_format.json_schema: is missing", param="response_format.json_schema")
-        schema = _JSON_SCHEMA.read(described, "response_format.json_schema.").get("schema", {})
+            raise HttpError(400, f"{described_name}: is missing", param=described_name)
+        schema = _JSON_SCHEMA.read(described, f"{described_name}.").get("schema", {})
         return inference_pb2.StructuredOutputs(json=orjson.dumps(schema).decode())
-    raise not_served("response_format.type")
+    raise not_served(f"{name}.type")

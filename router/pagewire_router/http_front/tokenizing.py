@@ -5,7 +5,6 @@ from typing import Any
 import orjson
 from pagewire.v1 import inference_pb2
 
-from pagewire_router.http_front.body import parse_object
 from pagewire_router.http_front.chat import NAMES, TEMPLATE_FIELDS, check_tool, fill_template_fields, template_kwargs
 from pagewire_router.http_front.errors import HttpError, wrong
 from pagewire_router.http_front.exchange import Exchange
@@ -40,7 +39,7 @@ class Tokenizing:
 
     async def tokenize(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError, RouterError."""
-        values = TOKENIZE_FIELDS.read(parse_object(body))
+        values = exchange.read_fields(TOKENIZE_FIELDS, body)
         self._inference.check_model(values.get("model"))
         check_num_parts(values, self._inference.limits.max_model_len)
         exchange.rename = NAMES if "messages" in values else renaming(TOKENIZE_FIELDS, "prompt")
@@ -59,7 +58,7 @@ class Tokenizing:
 
     async def detokenize(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError, RouterError."""
-        values = DETOKENIZE_FIELDS.read(parse_object(body))
+        values = exchange.read_fields(DETOKENIZE_FIELDS, body)
         self._inference.check_model(values.get("model"))
         exchange.rename = _DETOKENIZE_NAMES
         try:

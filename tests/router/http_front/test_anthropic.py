@@ -107,7 +107,8 @@ async def test_what_is_wrong_or_not_served_is_refused_in_its_form(saying):
         "thinking.type": {"type": "perhaps"},
         "max_tokens": 0,
         "top_p": 7,
-        "surprise": 1,
+        "stop": ["a"],
+        "guided_json": {},
     }
     async with saying("ok") as front:
         client = front.anthropic()

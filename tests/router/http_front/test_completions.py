@@ -176,7 +176,8 @@ REFUSED = {
     "seed": 1 << 70,
     "logit_bias": {"x": 1},
     "stream_options": {"include_usage": True},
-    "max_token": 3,
+    "guided_json": {},
+    "typical_p": 0.5,
     "prompt_logprobs": 1,
     "use_beam_search": True,
     "response_format": {"type": "xml"},
@@ -193,6 +194,24 @@ async def test_what_is_wrong_or_not_served_is_refused_by_name(serve_http, name):
     assert body["param"].startswith(name)
     assert name in body["message"]
     assert body["type"] == "invalid_request_error"
+
+
+async def test_fields_that_are_not_known_are_ignored_and_named(serve_http):
+    extra = {"max_token": 3, "thinking": {"type": "enabled"}, "a b": 1, "\n": 2, "stop": None}
+    async with serve_http() as front:
+        client = front.openai().completions.with_raw_response
+        answer = await client.create(model="tiny", prompt="Hello", max_tokens=2, extra_body=extra)
+        assert answer.headers["x-pagewire-ignored-fields"] == "max_token, thinking"
+        assert answer.parse().choices[0].text == "GH"
+        stream_options = {"include_usage": True, "new": 1}
+        answer = await client.create(model="tiny", prompt="Hello", max_tokens=2, stream=True, extra_body={"new": 1})
+        assert answer.headers["x-pagewire-ignored-fields"] == "new"
+        answer = await client.create(
+            model="tiny", prompt="Hello", max_tokens=2, stream=True, stream_options=stream_options
+        )
+        assert "x-pagewire-ignored-fields" not in answer.headers
+        with pytest.raises(openai.BadRequestError, match=r"structured_outputs\.jsn"):
+            await client.create(model="tiny", prompt="Hello", extra_body={"structured_outputs": {"jsn": {}}})
 
 
 async def test_prompts_that_cannot_be_served_are_refused(serve_http):

@@ -11,7 +11,14 @@ import openai
 import pytest
 from certificates import Authority
 from pagewire_router.config import RouterConfig
-from pagewire_router.errors import DeadlineExceeded, QueueFull, Unavailable
+from pagewire_router.errors import (
+    DeadlineExceeded,
+    FieldViolation,
+    GrammarFailed,
+    GrammarTooCostly,
+    QueueFull,
+    Unavailable,
+)
 from pagewire_router.http_front import http_server
 from pagewire_router.server import RouterServer, ServerError
 
@@ -127,6 +134,17 @@ async def test_refusals_have_their_status_and_say_when_to_come_back(serve_http, 
             assert answer.json()["error"]["message"] == error.message
     page = front.router.server._metrics.render().decode()
     assert f'pagewire_http_requests_total{{route="/v1/completions",status="{status}"}} 2.0' in page
+
+
+@pytest.mark.parametrize("kind", ["failed", "costly"])
+async def test_grammars_that_cannot_be_served_are_faults_of_the_client(serve_http, http, kind):
+    violation = FieldViolation("sampling_params.structured_outputs", "is too much")
+    error = GrammarFailed([violation]) if kind == "failed" else GrammarTooCostly(violation)
+    async with serve_http(refusal=error) as front:
+        answer = await http.post(f"{front.base_url}/v1/completions", json={**ASK, "response_format": {"type": "text"}})
+        assert answer.status_code == 400
+        told = answer.json()["error"]
+        assert (told["param"], told["message"]) == ("response_format", "response_format: is too much")
 
 
 async def test_a_failure_of_ours_is_told_without_its_details(serve_http, http, caplog):
@@ -349,4 +367,4 @@ async def test_the_openapi_document_describes_what_is_served(serve_http, http):
     completions = told["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert "suffix" not in completions["properties"]
     assert completions["properties"]["best_of"]["enum"] == [1]
-    assert completions["additionalProperties"] is False
+    assert "additionalProperties" not in completions

@@ -91,6 +91,9 @@ async def test_what_is_wrong_or_not_served_is_refused_by_name(saying):
         "input[0].content[0]": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}],
         "max_output_tokens": 0,
         "n": 2,
+        "max_tokens": 5,
+        "response_format": {"type": "json_object"},
+        "guided_json": {},
         "text.format": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}},
     }
     async with saying("ok") as front:
@@ -110,3 +113,18 @@ async def test_a_request_that_fails_amid_its_stream_says_so(serve_http):
         last = [event async for event in stream][-1]
     assert last.type == "response.failed"
     assert (last.response.error.code, last.response.error.message) == ("step_failed", "the step failed")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema", "schema": 5}}}, "text.format.schema"),
+        ({"input": [{"type": "reasoning", "content": 5}]}, "input[0].content"),
+    ],
+)
+async def test_the_field_that_is_wrong_is_named(serve_http, fields, param):
+    async with serve_http() as front:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await front.openai().responses.create(**{"model": "tiny", "input": "Hello", **fields})
+    assert refused.value.param == param
