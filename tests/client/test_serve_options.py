@@ -7,6 +7,7 @@ from pagewire.serve.commands import router_command, shard_command
 from pagewire.serve.config import ServeConfig
 from pagewire.serve.options import MODEL_OPTIONS, parse_bytes
 from pagewire.serve.sockets import private_directory
+from pagewire_shard.cli import build_parser as shard_parser
 
 
 def parse(*words: str) -> ServeConfig:
@@ -66,6 +67,8 @@ def test_every_field_has_a_flag():
         *("--http-port", "2", "--http-max-body-bytes", "9", "--http-cors-origin", "*", "--no-http-page"),
         *("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e"),
         *("--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
+        *("--no-structured-outputs", "--coerce-one-of", "--lenient-json-schemas", "--grammar-compile-timeout", "1.5"),
+        *("--grammar-compile-memory", "64MiB", "--grammar-cache-memory", "1GiB"),
     )
     changed = [field.name for field in fields(ServeConfig) if getattr(config, field.name) != field.default]
     # GPUs are what CUDA_VISIBLE_DEVICES and the driver say.
@@ -129,6 +132,11 @@ def test_the_command_lines_of_the_children():
     assert "--step-timeout 9.0 --shard-wait 0.0" in router
     named = parse("m", "--served-model-name", "n")
     assert "--model m --served-model-name n" in " ".join(shard_command(named, 0, 0, "unix:/s"))
+    grammars = parse("--grammar-compile-timeout", "1.5", "--grammar-cache-memory", "1KiB", "--lenient-json-schemas")
+    shard = shard_parser().parse_args(shard_command(grammars, 0, 0, "unix:/s")[3:])
+    assert (shard.grammar_compile_timeout_s, shard.grammar_cache_memory_bytes) == (1.5, 1024)
+    assert (shard.lenient_json_schemas, shard.coerce_one_of, shard.structured_outputs) == (True, False, True)
+    assert "--no-structured-outputs" in shard_command(parse("--no-structured-outputs"), 0, 0, "unix:/s")
     sampling = parse("--generation-config", "vllm", "--max-logprobs", "-1")
     assert "--generation-config vllm --max-logprobs -1" in " ".join(router_command(sampling, ["unix:/a"], "h:1", "h:2"))
     trusting = parse("--trust-request-chat-template")

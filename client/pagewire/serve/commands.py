@@ -21,6 +21,9 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
         "--kv-cache-memory": config.kv_cache_memory_bytes,
         "--cpu-threads": config.cpu_threads,
         "--gpu-memory-utilization": config.gpu_memory_utilization,
+        "--grammar-compile-timeout": config.grammar_compile_timeout_s,
+        "--grammar-compile-memory": config.grammar_compile_memory_bytes,
+        "--grammar-cache-memory": config.grammar_cache_memory_bytes,
     }
     return [
         *(sys.executable, "-m", "pagewire_shard"),
@@ -33,6 +36,9 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
         *("--device", config.device),
         *("--dtype", config.dtype),
         *(() if config.cuda_graphs else ("--no-cuda-graphs",)),
+        *(() if config.structured_outputs else ("--no-structured-outputs",)),
+        *(("--coerce-one-of",) if config.coerce_one_of else ()),
+        *(("--lenient-json-schemas",) if config.lenient_json_schemas else ()),
         *("--load-format", config.load_format),
         *("--seed", str(config.seed)),
         *("--drain-grace", str(config.drain_grace_s)),

@@ -85,6 +85,18 @@ class ServeConfig:
     """Seeds dummy weights."""
     cpu_threads: int | None = None
     """Threads for a shard's CPU kernels."""
+    structured_outputs: bool = True
+    """Whether shards serve grammars."""
+    grammar_compile_timeout_s: float | None = None
+    """Longest time for compiling a grammar."""
+    grammar_compile_memory_bytes: int | None = None
+    """Most memory for that."""
+    grammar_cache_memory_bytes: int | None = None
+    """Most memory of all compiled grammars of a shard."""
+    coerce_one_of: bool = False
+    """Read oneOf of JSON schemas as anyOf where its options cannot be told apart."""
+    lenient_json_schemas: bool = False
+    """Ignore keywords and formats of JSON schemas that are not supported."""
     drain_grace_s: float = 30.0
     """How long requests may go on after SIGTERM."""
     exit_with_parent: bool = False

@@ -65,6 +65,21 @@ def share(text: str) -> float:
     return value
 
 
+def seconds(text: str) -> float:
+    """Returns a number of seconds from 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not one.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option: a flag of `pagewire serve` and a keyword argument of LLM."""
@@ -146,6 +161,38 @@ MODEL_OPTIONS: tuple[Option, ...] = (
         "log-probabilities that a request may ask for of each token; -1: of the whole vocabulary (default: 20)",
         count_or_all,
         "N",
+    ),
+    Option("structured_outputs", "serve grammars (default: yes)", bool),
+    Option(
+        "grammar_compile_timeout",
+        "longest time for compiling a grammar (default: 2)",
+        seconds,
+        "S",
+        dest="grammar_compile_timeout_s",
+    ),
+    Option(
+        "grammar_compile_memory",
+        "most memory for compiling a grammar (default: 512MiB)",
+        parse_bytes,
+        "BYTES",
+        dest="grammar_compile_memory_bytes",
+    ),
+    Option(
+        "grammar_cache_memory",
+        "most memory of all compiled grammars of a shard (default: 512MiB)",
+        parse_bytes,
+        "BYTES",
+        dest="grammar_cache_memory_bytes",
+    ),
+    Option(
+        "coerce_one_of",
+        "read oneOf of JSON schemas as anyOf where its options cannot be told apart (default: refuse it)",
+        bool,
+    ),
+    Option(
+        "lenient_json_schemas",
+        "ignore keywords and formats of JSON schemas that are not supported (default: refuse them by name)",
+        bool,
     ),
     Option("cpu_threads", "threads for CPU kernels (default: all cores, less one for a small model)", positive, "N"),
 )
