@@ -10,6 +10,7 @@ from typing import Any
 
 from docs_pages.beside_tables import beside_section
 from docs_pages.gpu_tables import gpu_tables
+from docs_pages.grammar_tables import grammar_tables, structured_tables
 from docs_pages.markdown import cell, figure, mebibytes, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -346,6 +347,8 @@ KINDS = {
     "tuning": Kind("Knobs", tuning_tables),
     "cpu": Kind("Kernels on a CPU", cpu_kernel_tables),
     "gpu": Kind("On a GPU", gpu_tables),
+    "structured": Kind("What grammars cost a batch", structured_tables),
+    "grammars": Kind("Grammars", grammar_tables),
     "operate": Kind("Tests with backends, toolchains and charts", operate_tables),
 }
 """Kinds of results by the first word of a file's name, in the page's order."""
