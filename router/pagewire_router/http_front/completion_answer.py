@@ -1,5 +1,6 @@
 """Makes the answers of /v1/completions: whole, or as chunks."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,14 @@ from pagewire_router.http_front.answers import (
     usage_object,
 )
 from pagewire_router.http_front.chunks import DONE, AnswerOptions, ChunkFormat
+from pagewire_router.http_front.errors import wrong
 from pagewire_router.http_front.event_stream import Outputs
 from pagewire_router.http_front.logprobs import LogprobsWriter
 from pagewire_router.inference import CompletedRequest
 from pagewire_router.output.sequence_output import Delta
+
+MAX_ECHOED_LOGPROBS = 1 << 21
+"""Most log-probabilities of one prompt that an answer with several sequences repeats before all of them together."""
 
 
 class CompletionAnswer:
@@ -33,6 +38,7 @@ class CompletionAnswer:
         text_of: Callable[[int], str],
         *,
         is_echo_alone: bool,
+        num_echoed: int = 0,
     ) -> None:
         """
         Args:
@@ -40,6 +46,7 @@ class CompletionAnswer:
             echoes: for each prompt the text that precedes its output.
             text_of: the text of a token.
             is_echo_alone: outputs are left out.
+            num_echoed: log-probabilities of each token of the prompts that are told.
         """
         self.options = options
         self.echoes = echoes
@@ -47,18 +54,31 @@ class CompletionAnswer:
         self.is_echo_alone = is_echo_alone
         self.usage = Usage()
         self._head = head
+        self._num_echoed = num_echoed
 
     async def whole(self, completed: Sequence[CompletedRequest]) -> bytes:
-        """The body of an answer that is no stream."""
+        """The body of an answer that is no stream. Raises HttpError."""
         choices = []
+        self._check_echo([request.started for request in completed])
         for number, request in enumerate(completed):
             self.usage.add_prompt(request.started)
-            entries = await prompt_logprobs_of(request)
+            prompt = _PromptLogprobs(self, number, request.started)
+            prompt.entries = await prompt_logprobs_of(request)
             for completion in await completions_of(request):
                 self.count_end(completion.finished)
-                choice = _Choice(self, number, completion.index, request.started, entries)
+                choice = _Choice(self, number, completion.index, request.started, prompt)
                 choices.append(choice.part(completion, completion.finished))
+                if prompt.entries:
+                    await asyncio.sleep(0)  # Other calls have turns meanwhile.
         return orjson.dumps({**self._head, "choices": choices, "usage": self.usage.as_json()})
+
+    def _check_echo(self, started: Sequence[inference_pb2.Started]) -> None:
+        """Raises HttpError if the prompts' log-probabilities, told again for each sequence, are too many."""
+        num_choices = self.options.num_choices
+        num_logprobs = num_choices * self._num_echoed * max(each.num_prompt_tokens for each in started)
+        if num_choices > 1 and num_logprobs > MAX_ECHOED_LOGPROBS:
+            description = f"is {num_choices}, and each sequence repeats the prompt's log-probabilities, "
+            raise wrong("n", f"{description}{num_logprobs:,} together; accepted: up to {MAX_ECHOED_LOGPROBS:,}")
 
     def count_end(self, finished: inference_pb2.Finished) -> None:
         """Counts a sequence that has ended."""
@@ -67,7 +87,8 @@ class CompletionAnswer:
             self.usage.num_completion_tokens = 0
 
     def chunks(self, started: Sequence[inference_pb2.Started]) -> list["CompletionChunks"]:
-        """Makers of chunks, one for each prompt."""
+        """Makers of chunks, one for each prompt. Raises HttpError."""
+        self._check_echo(started)
         for each in started:
             self.usage.add_prompt(each)
         form = ChunkFormat(self._head, self.options)
@@ -89,9 +110,9 @@ class CompletionChunks:
         self._answer = answer
         self._form = form
         self._number = number
-        self._prompt_entries: list[inference_pb2.TokenLogprobs] = []
+        self._prompt = _PromptLogprobs(answer, number, started)
         self._choices = [
-            _Choice(answer, number, index, started, self._prompt_entries) for index in range(answer.options.num_choices)
+            _Choice(answer, number, index, started, self._prompt) for index in range(answer.options.num_choices)
         ]
         self._is_plain = answer.options.is_plain and not answer.echoes[number]
         self._around = [
@@ -105,7 +126,7 @@ class CompletionChunks:
         """The events of new outputs. What is told of the prompt comes before all else, and goes with it."""
         for output in outputs if self._answer.echoes[self._number] else ():
             if isinstance(output, inference_pb2.PromptLogprobs):
-                self._prompt_entries += output.logprobs
+                self._prompt.entries += output.logprobs
         return b"".join([self._event(*each) for each in by_sequence(outputs)])
 
     def _event(self, index: int, delta: Delta | None, finished: inference_pb2.Finished | None) -> bytes:
@@ -123,6 +144,27 @@ class CompletionChunks:
         return self._form.chunk(part, choice.usage() if self._answer.options.has_running_usage else None)
 
 
+class _PromptLogprobs:
+    """The log-probabilities of a prompt's tokens, which each of its sequences is preceded by. They are made once."""
+
+    def __init__(self, answer: CompletionAnswer, number: int, started: inference_pb2.Started) -> None:
+        """number: of the prompt."""
+        self.entries: list[inference_pb2.TokenLogprobs] = []
+        """Of the tokens but the first; complete before told() is called."""
+        self._answer = answer
+        self._echo = answer.echoes[number]
+        self._started = started
+        self._told: dict[str, Any] | None = None
+
+    def told(self) -> dict[str, Any]:
+        """The logprobs object."""
+        if self._told is None:
+            first = self._started.prompt_token_ids[0]
+            writer = LogprobsWriter(as_token_ids=self._answer.options.names_token_ids)
+            self._told = writer.for_prompt(first, self._answer.text_of(first), self.entries, self._echo)
+        return self._told
+
+
 class _Choice:
     """One sequence of one prompt, told in one part or in several."""
 
@@ -132,17 +174,17 @@ class _Choice:
         number: int,
         index: int,
         started: inference_pb2.Started,
-        prompt_entries: Sequence[inference_pb2.TokenLogprobs],
+        prompt: _PromptLogprobs,
     ) -> None:
         """
         Args:
             number: of the prompt.
             index: of the sequence.
-            prompt_entries: log-probabilities of the prompt's tokens but the first; complete before the first part.
+            prompt: its log-probabilities.
         """
         options, echo = answer.options, answer.echoes[number]
         self._answer = answer
-        self._prompt_entries = prompt_entries
+        self._prompt = prompt
         self.number = number * options.num_choices + index
         self._options = options
         self._echo = echo
@@ -179,8 +221,7 @@ class _Choice:
     ) -> dict[str, Any] | None:
         told = None
         if is_first and self._echo:
-            first = self._started.prompt_token_ids[0]
-            told = self._logprobs.for_prompt(first, self._answer.text_of(first), self._prompt_entries, self._echo)
+            told = self._prompt.told()
         if output is None:
             return told
         of_output = self._logprobs.for_completion(output.logprobs)

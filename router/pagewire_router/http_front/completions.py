@@ -107,6 +107,7 @@ class Completions:
                 await self._echoes(values, exchange),
                 self._text_of,
                 is_echo_alone=is_echo_alone,
+                num_echoed=self._num_echoed(values),
             )
             if values.get("stream"):
                 await self._stream(exchange, messages, answer)
@@ -125,6 +126,13 @@ class Completions:
         """The text of a token decoded alone."""
         piece = "" if self._tokenizer is None else self._tokenizer.piece(token_id)
         return piece if isinstance(piece, str) else piece.decode(errors="ignore")
+
+    def _num_echoed(self, values: dict[str, Any]) -> int:
+        """Log-probabilities of each token of the prompts that the answer repeats."""
+        if not values.get("echo") or "logprobs" not in values:
+            return 0
+        asked: int = values["logprobs"]
+        return 1 + (asked if asked >= 0 else self._generator.inference.limits.vocab_size)
 
     async def _echoes(self, values: dict[str, Any], exchange: Exchange) -> list[str]:
         """The text that precedes each prompt's output."""

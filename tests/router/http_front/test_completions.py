@@ -1,11 +1,19 @@
 """/v1/completions, by OpenAI's client."""
 
 import asyncio
+import json
 
 import httpx2
 import openai
 import pytest
+from pagewire.v1 import inference_pb2
 from pagewire_router.errors import StepFailed
+from pagewire_router.http_front import completion_answer
+from pagewire_router.http_front.chunks import AnswerOptions
+from pagewire_router.http_front.completion_answer import CompletionAnswer
+from pagewire_router.http_front.errors import HttpError
+from pagewire_router.http_front.logprobs import LogprobsWriter
+from pagewire_router.inference import CompletedRequest
 
 
 async def chunks(stream):
@@ -152,6 +160,31 @@ async def test_echo_puts_the_prompt_before_the_text(serve_http):
         assert [choice.text for choice in answer.choices] == ["HelloGH", "GHGH"]
         stream = await client.completions.create(model="tiny", prompt="Hello", max_tokens=2, echo=True, stream=True)
         assert text_of(await chunks(stream)) == "HelloGH"
+
+
+async def test_log_probabilities_of_the_prompt_are_made_once_and_bounded_for_all_sequences(monkeypatch):
+    made = []
+    for_prompt = LogprobsWriter.for_prompt
+    monkeypatch.setattr(LogprobsWriter, "for_prompt", lambda *given: made.append(1) or for_prompt(*given))
+    entries = [inference_pb2.TokenLogprobs(token_id=6, token_text="b", logprob=-0.5)]
+    started = inference_pb2.Started(num_prompt_tokens=2, prompt_token_ids=[5, 6])
+    ends = [inference_pb2.Finished(index=index) for index in range(3)]
+    completions = [inference_pb2.Completion(index=index, text="c", finished=ends[index]) for index in range(3)]
+
+    async def told():
+        completed = CompletedRequest(started, iter([inference_pb2.PromptLogprobs(logprobs=entries)]), iter(completions))
+        options = AnswerOptions.of({"n": 3}, has_logprobs=True)
+        answer = CompletionAnswer({}, options, ["ab"], lambda token_id: "a", is_echo_alone=False, num_echoed=2)
+        return json.loads(await answer.whole([completed]))["choices"]
+
+    choices = await told()
+    assert [choice["text"] for choice in choices] == ["abc"] * 3
+    assert [choice["logprobs"]["tokens"] for choice in choices] == [["a", "b"]] * 3
+    assert made == [1]
+    monkeypatch.setattr(completion_answer, "MAX_ECHOED_LOGPROBS", 11)
+    with pytest.raises(HttpError, match="12 together; accepted: up to 11") as refused:
+        await told()
+    assert refused.value.param == "n"
 
 
 @pytest.mark.parametrize("stream", [False, True])
