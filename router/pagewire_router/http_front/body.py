@@ -24,6 +24,9 @@ MAX_WAITING = 4096
 """Most requests that may wait until their large body is read."""
 RECEIVE_TIMEOUT_S = 30.0
 """A body must be complete after this time."""
+GRACE_S = 3.0
+MIN_BYTES_PER_S = 16 << 10
+"""A large body that is being read must come as fast, after GRACE_S: it keeps others waiting."""
 RETRY_AFTER_S = 1.0
 MAX_BRACKETS = 1 << 20
 """Most arrays and objects of a body: parsing more of them would hold up all other requests."""
@@ -55,14 +58,15 @@ class BodyReader:
         if length.isdigit() and int(length) > self._max_bytes:
             raise self._too_large()
         try:
-            async with asyncio.timeout(RECEIVE_TIMEOUT_S):
-                return await self._read(receive, caller)
+            async with asyncio.timeout(RECEIVE_TIMEOUT_S) as deadline:
+                return await self._read(receive, caller, deadline)
         except TimeoutError:
-            raise HttpError(
-                HTTPStatus.REQUEST_TIMEOUT, f"the body was not complete after {RECEIVE_TIMEOUT_S:g} s", code="timeout"
-            ) from None
+            message = f"the body was not complete after {RECEIVE_TIMEOUT_S:g} s, or came too slowly"
+            raise HttpError(HTTPStatus.REQUEST_TIMEOUT, message, code="timeout") from None
 
-    async def _read(self, receive: Receive, caller: Caller) -> bytes:
+    async def _read(self, receive: Receive, caller: Caller, deadline: asyncio.Timeout) -> bytes:
+        end_s = deadline.when() or 0.0
+        slot_end_s = 0.0
         chunks: list[bytes] = []
         num_bytes = 0
         has_slot = False
@@ -81,6 +85,11 @@ class BodyReader:
                 if num_bytes > SMALL_BYTES and not has_slot:
                     await self._take_slot(caller)
                     has_slot = True
+                    slot_end_s = asyncio.get_running_loop().time() + GRACE_S
+                elif has_slot:
+                    slot_end_s += len(chunk) / MIN_BYTES_PER_S
+                if has_slot:
+                    deadline.reschedule(min(end_s, slot_end_s))
         finally:
             if has_slot:
                 self._slots.release()

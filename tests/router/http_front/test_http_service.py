@@ -292,6 +292,20 @@ async def test_answers_that_nobody_reads_are_given_up(serve_http, monkeypatch):
             writer.close()
 
 
+async def test_large_bodies_that_stall_do_not_keep_others_waiting(serve_http, http, monkeypatch):
+    monkeypatch.setattr("pagewire_router.http_front.body.GRACE_S", 0.2)
+    async with serve_http() as front:
+        writers = [(await asyncio.open_connection(*front.address))[1] for _ in range(8)]
+        for writer in writers:
+            writer.write(HEAD % 1_000_000 + b" " * 200_000)
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            answer = await http.post(f"{front.base_url}/v1/completions", json={**ASK, "user": "a" * 300_000}, timeout=9)
+        assert answer.status_code == 200
+        for writer in writers:
+            writer.close()
+
+
 async def test_half_requests_are_given_up(serve_http, monkeypatch):
     monkeypatch.setattr(http_server, "HEAD_TIMEOUT_S", 0.3)
     monkeypatch.setattr("pagewire_router.http_front.body.RECEIVE_TIMEOUT_S", 0.1)
