@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema
 from jsonschema.validators import extend
+from pagewire_shard.grammar.ecma_pattern import spell_out_whitespace
 
 decimal.getcontext().prec = 400
 """Enough for every quotient of two numbers that a sample holds."""
@@ -58,8 +59,8 @@ def _number(text: str) -> Decimal:
 
 
 def _pattern(_validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[jsonschema.ValidationError]:
-    """JSON schema's patterns are ECMA 262's, in which \\w and \\d are ASCII."""
-    if isinstance(instance, str) and not re.search(pattern, instance, re.ASCII):
+    """JSON schema's patterns are ECMA 262's, in which \\w and \\d are ASCII, and \\s is not."""
+    if isinstance(instance, str) and not re.search(spell_out_whitespace(pattern), instance, re.ASCII):
         yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pagewire_shard.grammar.ecma_pattern import spell_out_whitespace
 from pagewire_shard.grammar.errors import SourceRefused
 from pagewire_shard.grammar.one_of import exclude_each_other
 
@@ -62,9 +63,14 @@ def schema_of(schema: Any) -> Schema:
 def guided_schema(schema: Schema, options: JsonOptions) -> Schema:
     """A copy of the schema with the options as llguidance reads them, in place of what it says of them itself."""
     schema = json.loads(json.dumps(schema))
-    for _, part in subschemas(schema):
+    for _, part in list(subschemas(schema)):
         if not options.additional_properties and ("properties" in part or "patternProperties" in part):
             part.setdefault("additionalProperties", False)
+        if isinstance(part.get("pattern"), str):
+            part["pattern"] = spell_out_whitespace(part["pattern"])
+        if isinstance(part.get("patternProperties"), dict):
+            spelled_out = {spell_out_whitespace(name): each for name, each in part["patternProperties"].items()}
+            part["patternProperties"] = spelled_out
         options_of_one = part.get("oneOf")
         if isinstance(options_of_one, list) and "anyOf" not in part and exclude_each_other(options_of_one, schema):
             part["anyOf"] = part.pop("oneOf")

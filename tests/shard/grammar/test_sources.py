@@ -52,6 +52,16 @@ SOURCES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ['{"properties": {"b": null}}', '{"properties": {}}'],
         ['{"properties": {"c": null}}', '{"b": null}'],
     ),
+    "whitespace of ECMA 262 in patterns": (
+        {"json": json.dumps({"type": "string", "pattern": r"^\s[\s\d]\S\\s$"})},
+        ['" 1a\\\\s"', '"\u3000\ufeff1\\\\s"'],
+        ['"\u00851a\\\\s"', '" 1\ufeff\\\\s"', '" 1a\\\\ "'],
+    ),
+    "whitespace in patterns of properties": (
+        {"json": json.dumps({"patternProperties": {r"^\s$": False}, "minProperties": 0})},
+        ['{"\u0085": 1}'],
+        ['{" ": 1}'],
+    ),
     "any JSON object": ({"json_object": True}, ["{}", '{"a": [1, {"b": null}]}'], ["[]", "1", '{"a"}']),
     "a regular expression": ({"regex": r"[a-z]{2}/\d+"}, ["ab/1", "zz/42"], ["a/1", "ab/", "ab/1x"]),
     "a regular expression with anchors": ({"regex": "^ab?$"}, ["a", "ab"], ["", "b"]),
