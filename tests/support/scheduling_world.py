@@ -331,6 +331,10 @@ class Rank:
         return self.results.popleft()
 
 
+CANCELLED = 1
+"""What a Prepare is answered with that was forgotten before it was ready."""
+
+
 class GrammarDesk:
     """What the ranks answer to Prepares, each after some steps of its own. The grammar's name says what it answers."""
 
@@ -350,6 +354,9 @@ class GrammarDesk:
         for name in message.forget.names:
             for rank in self._ranks:
                 rank.ready.discard(name)
+            for _, _, answer in self._answers:
+                if answer.name == name:
+                    answer.code = CANCELLED
         if message.HasField("prepare"):
             name = message.prepare.name
             assert message.prepare.grammar.regex == name
@@ -424,7 +431,7 @@ class World:
                 rank.take(shard_pb2.StepPlan.FromString(data))
         self.max_running = max(self.max_running, len(self.scheduler.running))
         if not self.scheduler.num_inflight:
-            return self.grammars.is_busy
+            return self.grammars.is_busy or self.scheduler.grammars.has_messages
         results = [rank.result() for rank in self.ranks]
         assert len({r.state_digest for r in results}) == 1, "the ranks have drifted apart"
         right = [group for group in self.scheduler.groups_in_flight() if not group.is_misguessed]

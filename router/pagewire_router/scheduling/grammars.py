@@ -75,6 +75,11 @@ class Grammars:
         """Requests that wait for their grammar."""
         return len(self._waiting)
 
+    @property
+    def has_messages(self) -> bool:
+        """Whether the shards have to be told something."""
+        return bool(self._messages or self._retries)
+
     def reset(self) -> None:
         """A new epoch: the shards have forgotten everything. What is still used is asked for when it is put back."""
         self._grammars.clear()
