@@ -36,7 +36,7 @@ COUNTERS = (
 
 
 GRAMMAR_GAUGES = (
-    ("grammars_waiting", "num_waiting", "Grammars that are being compiled, or wait for it."),
+    ("grammars_queued", "num_waiting", "Grammars that are being compiled, or wait for it."),
     ("grammars_cached", "num_cached", "Compiled grammars, in use or kept for later requests."),
     ("grammar_cache_bytes", "num_cached_bytes", "Memory of the compiled grammars."),
 )
