@@ -73,6 +73,7 @@ FOREIGN_FLAGS = {
     "examples in other languages": {"--address"},
     "helm": {"--create-namespace", "--install", "--namespace", "--set", "--wait"},
     "kubectl": {"--cascade", "--from-file", "--namespace", "--previous"},
+    "lm-eval": {"--model_args", "--tasks"},
     "numactl": {"--cpunodebind", "--membind"},
     "pip": {"--no-deps", "--target"},
     "protoc": {"--go_opt", "--grpc_out", "--plugin", "--ruby_out"},

@@ -12,7 +12,7 @@ STATES = {
     *("pagewire_group_epoch", "pagewire_shard_epoch"),
 }
 """Gauges that count nothing: they are 0 or 1, or a number that names something."""
-COUNTS = re.compile(r"_(open|queued|running|inflight)$")
+COUNTS = re.compile(r"_(open|queued|running|inflight|cached)$")
 
 
 def test_every_name_has_its_prefix_and_a_meaning(pages):
