@@ -277,7 +277,7 @@ async def test_a_call_that_runs_out_of_time_is_an_error(
 ) -> None:
     call = new_call()
     with pytest.raises(grpc.aio.AioRpcError):
-        await stub.Complete(request(10, 480), timeout=0.05, metadata=call.metadata)
+        await stub.Complete(request(10, 480), timeout=0.15, metadata=call.metadata)
     spans = traced.trace(call.trace_id)
     (span,) = [span for span in spans if span.kind == SERVER and span.service == "pagewire-router"]
     assert span.attributes["rpc.response.status_code"] == span.attributes["error.type"] == "DEADLINE_EXCEEDED"

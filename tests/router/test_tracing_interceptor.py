@@ -1,5 +1,6 @@
 """Server spans of calls on a real gRPC server."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from pagewire_router.grpc_front.tracing_interceptor import TracingInterceptor
 from pagewire_router.tracing.request_attributes import MAX_CHARS
 
 SERVICE = "test.v1.Echo"
+TIMEOUT_S = 10.0
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 HEADERS = (("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"), ("tracestate", "vendor=x"), ("baggage", "tenant=a"))
 
@@ -66,7 +68,11 @@ class Echo:
         answer: bytes = await self.channel.unary_unary(f"/{SERVICE}/Unary")(request, **options)
         return answer
 
-    def span(self) -> ReadableSpan:
+    async def span(self) -> ReadableSpan:
+        """The span of the one call made; it may end just after its client has the answer."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not self.exporter.get_finished_spans():
+                await asyncio.sleep(0.005)
         (span,) = self.exporter.get_finished_spans()
         return span
 
@@ -115,7 +121,7 @@ async def echo_server(sampler: Any = None, interceptors: Sequence[Any] = ()) -> 
 async def test_a_stream_that_its_handler_writes_is_one_span_under_the_clients() -> None:
     async with echo_server() as echo:
         assert await echo.stream(b"abc", metadata=HEADERS) == [b"a", b"b", b"c"]
-        span = echo.span()
+        span = await echo.span()
     assert span.name == f"{SERVICE}/Stream"
     assert span.parent is not None
     assert (f"{span.parent.trace_id:032x}", f"{span.parent.span_id:016x}") == (TRACE_ID, PARENT_ID)
@@ -135,7 +141,7 @@ async def test_a_call_that_fails_has_an_error(request_bytes: bytes, status: str,
     async with echo_server() as echo:
         with pytest.raises(grpc.aio.AioRpcError):
             await echo.unary(request_bytes)
-        span = echo.span()
+        span = await echo.span()
     assert span.attributes is not None
     assert span.attributes["rpc.response.status_code"] == span.attributes["error.type"] == status
     assert (span.status.status_code, span.status.description or "") == (StatusCode.ERROR, description)
@@ -145,7 +151,7 @@ async def test_a_call_that_an_interceptor_refuses_is_traced_and_no_error() -> No
     async with echo_server(interceptors=[Refusal()]) as echo:
         with pytest.raises(grpc.aio.AioRpcError):
             await echo.stream(b"abc", metadata=(("anonymous", ""),))
-        span = echo.span()
+        span = await echo.span()
     assert span.attributes is not None
     assert span.attributes["rpc.response.status_code"] == "UNAUTHENTICATED"
     assert span.status.status_code == StatusCode.UNSET
