@@ -81,6 +81,20 @@ def test_logit_softcap(paged_batch, logit_softcap):
     check(paged_batch([5, 1], [33, 20], head_dim=32), logit_softcap=logit_softcap)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"sliding_window": 17}, {"logit_softcap": 2.0}, {"sliding_window": 3, "logit_softcap": 0.5}]
+)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(4, 2, 32), (7, 1, 20), (6, 6, 7)])
+def test_sinks(paged_batch, num_threads, num_heads, num_kv_heads, head_dim, options):
+    heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    batch = paged_batch([5, 1, 1, 40, 2], [33, 1, 300, 131, 0], **heads)
+    check(batch, sinks=torch.randn(num_heads, generator=torch.Generator().manual_seed(1)), **options)
+
+
+def test_sinks_far_above_and_far_below_all_scores(paged_batch):
+    check(paged_batch([1, 7], [200, 9], num_heads=4), sinks=torch.tensor([200.0, -200.0, 1e4, -1e4]))
+
+
 def test_large_scores_do_not_overflow(paged_batch):
     batch = paged_batch([4, 1], [20, 40])
     batch.query.mul_(300.0)
@@ -129,13 +143,15 @@ def test_other_dtypes_are_refused(paged_batch):
         )
 
 
-@pytest.mark.parametrize("option", ["alibi_slopes", "sinks"])
-def test_options_that_a_cpu_has_not_are_refused_by_name(paged_batch, option):
+@pytest.mark.parametrize(
+    "options",
+    [{"alibi_slopes": torch.zeros(2)}, {"sinks": torch.zeros(3)}, {"sinks": torch.zeros(2, dtype=torch.bfloat16)}],
+)
+def test_options_that_a_cpu_does_not_take_are_refused_by_name(paged_batch, options):
     batch = paged_batch([1], [3], **TINY)
     inputs = (batch.block_tables, batch.query_start_loc, batch.seq_lens)
     caches = kv_cache.to_cpu_layout(batch.key_cache, batch.value_cache)
-    options = {option: torch.zeros(2)}
-    with pytest.raises(ValueError, match=option):
+    with pytest.raises(ValueError, match=next(iter(options))):
         paged_attention(
             AttentionInputs(batch.query, *caches, *inputs, scale=1.0, max_query_len=1, max_seq_len=3, **options)
         )

@@ -104,11 +104,12 @@ def _add_strip(shape, cache, table, scratch, begin, end, first_visible):
 
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
-def attend_tile(shape, cache, table, scratch, states, query, query_stride, out, out_stride, position, options):
+def attend_tile(shape, cache, table, scratch, states, query, query_stride, out, out_stride, position, options, sinks):
     """Attends from one tile of queries.
 
     states: [rows, 2] float32 scratch. query, out: addresses of the first query's rows of this group, with the elements
     from one token to the next. position: position of the first query. options: (sliding_window, scale, logit_softcap).
+    sinks: address of a score without a value for each head of the group; 0: none.
     """
     num_rows, group_size, head_dim, padded_dim, strip = shape
     window, scale, softcap = options
@@ -122,6 +123,9 @@ def attend_tile(shape, cache, table, scratch, states, query, query_stride, out, 
             scaled_query[row, d] = source[d] * scale
         states[row, 0] = MASKED
         states[row, 1] = 0
+        if sinks != 0:
+            states[row, 0] = carray(pointer(sinks, float32), (group_size,))[row % group_size]
+            states[row, 1] = 1
     sums[:] = 0
     end = position + num_rows // group_size
     first_visible = max(0, position - window + 1) if window > 0 else 0

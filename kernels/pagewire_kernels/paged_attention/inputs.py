@@ -41,7 +41,7 @@ class AttentionInputs:
     how far the key lies behind the query. ALiBi, arXiv:2108.12409. Not on a CPU."""
     sinks: torch.Tensor | None = None
     """[num_heads], contiguous: a score, neither scaled nor capped, that takes part in a head's softmax and has no
-    value. Not on a CPU."""
+    value. float32 on a CPU."""
     num_decodes: int = 0
     """The first num_decodes sequences have exactly one new token each; a GPU attends from them in a launch of their
     own. Results do not depend on it."""
