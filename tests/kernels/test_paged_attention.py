@@ -95,6 +95,14 @@ def test_sinks_far_above_and_far_below_all_scores(paged_batch):
     check(paged_batch([1, 7], [200, 9], num_heads=4), sinks=torch.tensor([200.0, -200.0, 1e4, -1e4]))
 
 
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 21}, {"logit_softcap": 2.0}], ids=["", "window", "softcap"])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(6, 2, 32), (5, 5, 20), (3, 1, 64)])
+def test_alibi(paged_batch, num_heads, num_kv_heads, head_dim, options):
+    heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    slopes = 0.5 ** torch.arange(1, num_heads + 1)
+    check(paged_batch([60, 1, 1, 3], [60, 400, 10, 2001], **heads), alibi_slopes=slopes, **options)
+
+
 def test_large_scores_do_not_overflow(paged_batch):
     batch = paged_batch([4, 1], [20, 40])
     batch.query.mul_(300.0)
@@ -145,7 +153,11 @@ def test_other_dtypes_are_refused(paged_batch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"alibi_slopes": torch.zeros(2)}, {"sinks": torch.zeros(3)}, {"sinks": torch.zeros(2, dtype=torch.bfloat16)}],
+    [
+        {"alibi_slopes": torch.zeros(2).half()},
+        {"sinks": torch.zeros(3)},
+        {"sinks": torch.zeros(2, dtype=torch.bfloat16)},
+    ],
 )
 def test_options_that_a_cpu_does_not_take_are_refused_by_name(paged_batch, options):
     batch = paged_batch([1], [3], **TINY)
@@ -161,9 +173,11 @@ def test_number_of_decodes_makes_no_difference(paged_batch):
     check(paged_batch([1, 1, 4], [7, 30, 9]), num_decodes=2)
 
 
-@pytest.mark.parametrize("sliding_window", [0, 50, 150])
+@pytest.mark.parametrize(("sliding_window", "has_alibi"), [(0, False), (50, False), (150, False), (0, True)])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(6, 2, 32), (4, 4, 20), (16, 1, 64)])
-def test_a_query_has_the_same_bits_however_a_prompt_is_cut_up(num_heads, num_kv_heads, head_dim, sliding_window):
+def test_a_query_has_the_same_bits_however_a_prompt_is_cut_up(
+    num_heads, num_kv_heads, head_dim, sliding_window, has_alibi
+):
     length, block_size = 300, 16
     torch.manual_seed(0)
     caches = kv_cache.allocate(20, block_size, num_kv_heads, head_dim, torch.float32, torch.device("cpu"))
@@ -184,6 +198,7 @@ def test_a_query_has_the_same_bits_however_a_prompt_is_cut_up(num_heads, num_kv_
                 max_query_len=end - first,
                 max_seq_len=end,
                 sliding_window=sliding_window,
+                alibi_slopes=0.5 ** torch.arange(1, num_heads + 1) if has_alibi else None,
             )
         )
 

@@ -118,6 +118,26 @@ def row_softcap(typingctx: Any, row: Any, num_vectors: Any, cap: Any) -> Any:
 
 
 @intrinsic
+def row_slope(typingctx: Any, row: Any, num_vectors: Any, slope: Any, distance: Any) -> Any:
+    """Subtracts slope * (distance - j) from the j-th of num_vectors * LANES values at `row`; distance is a whole
+    float32."""
+
+    def codegen(context: Any, builder: Builder, signature: Any, arguments: list[Value]) -> Value:
+        row, num_vectors, slope, distance = arguments
+        slopes, step = splat(builder, builder.fneg(slope)), constant(VECTOR, float(LANES))
+        ramp = ir.Constant(VECTOR, [float(lane) for lane in range(LANES)])
+        distances = cgutils.alloca_once_value(builder, builder.fsub(splat(builder, distance), ramp))
+        with cgutils.for_range(builder, num_vectors) as loop:
+            address = float_address(builder, row, builder.mul(loop.index, ir.Constant(I64, LANES)))
+            current = builder.load(distances)
+            store(builder, multiply_add(builder, slopes, current, load(builder, address, VECTOR)), address)
+            builder.store(builder.fsub(current, step), distances)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32, types.float32), codegen
+
+
+@intrinsic
 def row_max(typingctx: Any, row: Any, num_vectors: Any) -> Any:
     """The largest of num_vectors * LANES values at `row`, at least MASKED."""
 

@@ -21,12 +21,13 @@ _TILE_ROWS rows take 24 KB, half of a first-level cache."""
 
 @cfunc(WORKER, fastmath=FASTMATH, error_model="numpy", cache=True)
 def _worker(args):
-    a = carray(args, (23,))
+    a = carray(args, (24,))
     num_items, query, query_stride, key_cache, value_cache = a[1], a[2], a[3], a[4], a[5]
     block_size, num_kv_heads, group_size, head_dim, table_stride = a[6], a[7], a[8], a[9], a[10]
     block_tables, query_start_loc, seq_lens, out, tiles = a[11], a[12], a[13], a[14], a[15]
     tile_queries, strip, num_seqs = a[16], a[17], a[18]
-    options, sinks = (a[19], np.float32(from_bits(a[20])), np.float32(from_bits(a[21]))), a[22]
+    window, scale, softcap = a[19], np.float32(from_bits(a[20])), np.float32(from_bits(a[21]))
+    sinks, slopes = a[22], a[23]
     starts = carray(pointer(query_start_loc, int32), (num_seqs + 1,))
     lens = carray(pointer(seq_lens, int32), (num_seqs,))
     max_rows = tile_queries * group_size
@@ -72,7 +73,8 @@ def _worker(args):
             tile_out,
             out_stride,
             seq_len - query_len + first,
-            options,
+            (window, scale, softcap),
+            slopes + 4 * head * group_size if slopes != 0 else 0,
             sinks + 4 * head * group_size if sinks != 0 else 0,
         )
     # These uses keep the scratch alive: numba frees an array after its last use, and does not count an address as one.
@@ -96,10 +98,12 @@ def _list_tiles(query_start_loc, num_seqs, tile_queries, tiles):
     return count
 
 
+def _is_float_row(tensor: torch.Tensor, length: int) -> bool:
+    return tensor.dtype is torch.float32 and tensor.shape == (length,) and tensor.stride(0) == 1
+
+
 def paged_attention(inputs: AttentionInputs) -> torch.Tensor:
     """See the package; float32 in the CPU layout, decodes and prefills alike."""
-    if inputs.alibi_slopes is not None:
-        raise ValueError("CPU attention has no alibi_slopes")
     query, key_cache, value_cache, block_tables = (
         inputs.query,
         inputs.key_cache,
@@ -119,9 +123,10 @@ def paged_attention(inputs: AttentionInputs) -> torch.Tensor:
         raise ValueError("the heads of a token must be contiguous in query")
     if block_tables.dtype is not torch.int32 or block_tables.stride(1) != 1:
         raise ValueError("block_tables must be int32 with contiguous rows")
-    sinks = inputs.sinks
-    if sinks is not None and (sinks.dtype is not torch.float32 or sinks.shape != (num_heads,) or sinks.stride(0) != 1):
-        raise ValueError(f"sinks must be float32, contiguous and of shape [{num_heads}]")
+    sinks, slopes = inputs.sinks, inputs.alibi_slopes
+    for name, per_head in (("alibi_slopes", slopes), ("sinks", sinks)):
+        if per_head is not None and not _is_float_row(per_head, num_heads):
+            raise ValueError(f"{name} must be float32, contiguous and of shape [{num_heads}]")
     out = torch.empty((num_tokens, num_heads, head_dim))
     tile_queries = max(1, _TILE_ROWS // group_size) if max_query_len > 1 else 1
     num_items, tiles = num_seqs, 0
@@ -152,6 +157,7 @@ def paged_attention(inputs: AttentionInputs) -> torch.Tensor:
         float_bits(inputs.scale),
         float_bits(inputs.logit_softcap),
         sinks.data_ptr() if sinks is not None else 0,
+        slopes.data_ptr() if slopes is not None else 0,
     )
     launch(_ADDRESS, team_size(num_tokens * num_kv_heads * head_dim * max_seq_len), args)
     return out

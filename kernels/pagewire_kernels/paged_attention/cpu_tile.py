@@ -15,7 +15,7 @@ Tuples that travel together, of int64:
 import numpy as np
 from numba import carray, float32, njit
 
-from pagewire_kernels.cpu.simd import MASKED, exp, row_exp, row_max, row_softcap
+from pagewire_kernels.cpu.simd import MASKED, exp, row_exp, row_max, row_slope, row_softcap
 from pagewire_kernels.cpu.simd_ir import LANES
 from pagewire_kernels.cpu.team import FASTMATH, pointer
 from pagewire_kernels.paged_attention.cpu_products import add_values, score_keys
@@ -104,15 +104,19 @@ def _add_strip(shape, cache, table, scratch, begin, end, first_visible):
 
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
-def attend_tile(shape, cache, table, scratch, states, query, query_stride, out, out_stride, position, options, sinks):
+def attend_tile(
+    shape, cache, table, scratch, states, query, query_stride, out, out_stride, position, options, slopes, sinks
+):
     """Attends from one tile of queries.
 
     states: [rows, 2] float32 scratch. query, out: addresses of the first query's rows of this group, with the elements
     from one token to the next. position: position of the first query. options: (sliding_window, scale, logit_softcap).
-    sinks: address of a score without a value for each head of the group; 0: none.
+    slopes: address of an ALiBi slope for each head of the group; 0: none. sinks: address of a score without a value for
+    each head of the group; 0: none.
     """
     num_rows, group_size, head_dim, padded_dim, strip = shape
     window, scale, softcap = options
+    group_slopes = carray(pointer(slopes, float32), (group_size,))
     _, scores, _, _, _ = scratch
     scaled_query = carray(pointer(scratch[0], float32), (num_rows, head_dim))
     sums = carray(pointer(scratch[2], float32), (num_rows, padded_dim))
@@ -138,6 +142,9 @@ def attend_tile(shape, cache, table, scratch, states, query, query_stride, out, 
             if softcap > 0:
                 row_softcap(row_scores, num_vectors, softcap)
             row_position = position + row // group_size
+            if slopes != 0:
+                slope = group_slopes[row % group_size]
+                row_slope(row_scores, num_vectors, slope, np.float32(row_position - strip_begin))
             low = max(0, row_position - window + 1 - strip_begin) if window > 0 else 0
             high = min(strip_end, row_position + 1) - strip_begin
             _softmax_row(row_scores, num_vectors, low, high, states[row], sums[row])

@@ -37,8 +37,8 @@ class AttentionInputs:
     logit_softcap: float = 0.0
     """Scores become cap * tanh(score / cap); 0: they stay."""
     alibi_slopes: torch.Tensor | None = None
-    """[num_heads], contiguous: slope * distance is subtracted from a head's scores (after the cap), where distance is
-    how far the key lies behind the query. ALiBi, arXiv:2108.12409. Not on a CPU."""
+    """[num_heads], contiguous, on a CPU float32: slope * distance is subtracted from a head's scores (after the cap),
+    where distance is how far the key lies behind the query. ALiBi, arXiv:2108.12409."""
     sinks: torch.Tensor | None = None
     """[num_heads], contiguous: a score, neither scaled nor capped, that takes part in a head's softmax and has no
     value. float32 on a CPU."""
