@@ -29,6 +29,8 @@ class StructuredOutputsParams:
         disable_additional_properties: Forbids properties that a schema does not name, where it says nothing about them.
         whitespace_pattern: A regular expression for the whitespace between the tokens of JSON.
         reasoning_end: Free text comes first, up to and including this text; the constraint begins behind it.
+        reasoning_start: What the free text begins with, for models that may leave it out: it then comes only if the
+            prompt ends with this text or the output begins with it.
 
     Raises:
         InvalidRequest: none or several constraints are given, or one of another type. What a schema or a grammar may
@@ -45,6 +47,7 @@ class StructuredOutputsParams:
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
     reasoning_end: str | None = None
+    reasoning_start: str | None = None
 
     def __post_init__(self) -> None:
         self.to_proto()
@@ -70,7 +73,7 @@ class StructuredOutputsParams:
         for option in ("disable_any_whitespace", "disable_additional_properties"):
             if getattr(self, option):
                 setattr(message, option, True)
-        for option in ("whitespace_pattern", "reasoning_end"):
+        for option in ("whitespace_pattern", "reasoning_end", "reasoning_start"):
             if (text := getattr(self, option)) is not None:
                 setattr(message, option, _checked_text(option, text))
         return message

@@ -37,6 +37,7 @@ class Person:
                 "disable_any_whitespace": True,
                 "disable_additional_properties": True,
                 "whitespace_pattern": " ",
+                "reasoning_start": "<think>",
                 "reasoning_end": "</think>",
             },
             pb.StructuredOutputs(
@@ -44,6 +45,7 @@ class Person:
                 disable_any_whitespace=True,
                 disable_additional_properties=True,
                 whitespace_pattern=" ",
+                reasoning_start="<think>",
                 reasoning_end="</think>",
             ),
         ),

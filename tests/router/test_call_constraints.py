@@ -112,11 +112,6 @@ def test_special_tokens_are_named_by_id():
     assert '"<tool_call>"' not in grammar
 
 
-def test_reasoning_that_the_prompt_began_comes_first():
-    assert constraint("hermes", is_reasoning=True).reasoning_end == "</think>"
-    assert not constraint("hermes").HasField("reasoning_end")
-
-
 def test_what_no_grammar_describes_is_refused():
     with pytest.raises(NotConstrainable, match="gemma"):
         constraint("gemma4")
@@ -130,9 +125,7 @@ def test_json_has_the_whitespace_of_chat_templates():
     assert not accepts(constraint("hermes"), text.replace("</tool_call>", "\n\n\n\n</tool_call>"))
 
 
-def test_a_model_that_may_reason_first_is_left_to_json():
-    format = choose_format("hermes", "think", templates={}, tokens=())
-    assert OutputParsers(format, {}).constraint(TOOLS) is None
+def test_a_model_whose_calls_no_grammar_describes_is_left_to_json():
     format = choose_format("gemma4", "none", templates={}, tokens=())
     assert OutputParsers(format, {}).constraint(TOOLS) is None
     format = choose_format("hermes", "none", templates={}, tokens=())

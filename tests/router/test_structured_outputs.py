@@ -2,7 +2,12 @@
 
 import pytest
 from pagewire.v1 import inference_pb2, shard_pb2
-from pagewire_router.admission.structured_outputs import CONSTRAINTS, check_structured_outputs, grammar_name
+from pagewire_router.admission.structured_outputs import (
+    CONSTRAINTS,
+    check_structured_outputs,
+    follow_prompt,
+    grammar_name,
+)
 from pagewire_router.admission.validation import Limits, Violations
 
 NAME = "sampling_params.structured_outputs"
@@ -38,6 +43,7 @@ def test_every_constraint_is_accepted(fields):
     [
         ({}, NAME, f"holds no constraint; accepted: one of {', '.join(CONSTRAINTS)}"),
         ({"reasoning_end": "x"}, NAME, "holds no constraint"),
+        ({"regex": "a", "reasoning_start": "x"}, f"{NAME}.reasoning_start", "without reasoning_end"),
         ({"json_object": False}, f"{NAME}.json_object", "is false"),
         ({"choice": Choice()}, f"{NAME}.choice", "at least one option"),
         ({"choice": Choice(options=["a", ""])}, f"{NAME}.choice", "none of them empty"),
@@ -61,3 +67,20 @@ def test_the_name_follows_from_the_content():
     assert grammar_name(first) == grammar_name(again)
     assert grammar_name(first) != grammar_name(inference_pb2.StructuredOutputs(json="{}"))
     assert grammar_name(first) != grammar_name(inference_pb2.StructuredOutputs(regex="{}", disable_any_whitespace=True))
+
+
+@pytest.mark.parametrize(
+    ("prompt_end", "start", "end"),
+    [
+        ("<|assistant|><think>\n", "", "</think>"),
+        ("<|assistant|><think>\n\n</think>\n\n", "", ""),
+        ("<|assistant|>", "<think>", "</think>"),
+        ("", "<think>", "</think>"),
+    ],
+    ids=["begun", "ended", "to come", "nothing known"],
+)
+def test_the_prompt_says_whether_reasoning_comes_first(prompt_end, start, end):
+    given = inference_pb2.StructuredOutputs(json="{}", reasoning_start="<think>", reasoning_end="</think>")
+    follow_prompt(given, prompt_end)
+    assert (given.reasoning_start, given.reasoning_end) == (start, end)
+    assert (given.HasField("reasoning_start"), given.HasField("reasoning_end")) == (bool(start), bool(end))

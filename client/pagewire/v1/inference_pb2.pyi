@@ -627,6 +627,7 @@ class StructuredOutputs(_message.Message):
     DISABLE_ADDITIONAL_PROPERTIES_FIELD_NUMBER: _builtins.int
     WHITESPACE_PATTERN_FIELD_NUMBER: _builtins.int
     REASONING_END_FIELD_NUMBER: _builtins.int
+    REASONING_START_FIELD_NUMBER: _builtins.int
     json: _builtins.str
     """A JSON schema."""
     regex: _builtins.str
@@ -647,6 +648,10 @@ class StructuredOutputs(_message.Message):
     """A regular expression for the whitespace between the tokens of JSON."""
     reasoning_end: _builtins.str
     """Free text comes first, up to and including this text (such as "</think>"); the constraint begins behind it."""
+    reasoning_start: _builtins.str
+    """The text that begins that free text (such as "<think>"), for models that may leave it out. The free text then comes
+    only if the prompt ends with this text or the output begins with it; else the constraint begins at once.
+    """
     @_builtins.property
     def choice(self) -> Global___Choice:
         """One of several strings."""
@@ -664,10 +669,11 @@ class StructuredOutputs(_message.Message):
         disable_additional_properties: _builtins.bool | None = ...,
         whitespace_pattern: _builtins.str | None = ...,
         reasoning_end: _builtins.str | None = ...,
+        reasoning_start: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_disable_additional_properties", b"_disable_additional_properties", "_disable_any_whitespace", b"_disable_any_whitespace", "_reasoning_end", b"_reasoning_end", "_whitespace_pattern", b"_whitespace_pattern", "choice", b"choice", "constraint", b"constraint", "disable_additional_properties", b"disable_additional_properties", "disable_any_whitespace", b"disable_any_whitespace", "grammar", b"grammar", "json", b"json", "json_object", b"json_object", "reasoning_end", b"reasoning_end", "regex", b"regex", "structural_tag", b"structural_tag", "whitespace_pattern", b"whitespace_pattern"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_disable_additional_properties", b"_disable_additional_properties", "_disable_any_whitespace", b"_disable_any_whitespace", "_reasoning_end", b"_reasoning_end", "_reasoning_start", b"_reasoning_start", "_whitespace_pattern", b"_whitespace_pattern", "choice", b"choice", "constraint", b"constraint", "disable_additional_properties", b"disable_additional_properties", "disable_any_whitespace", b"disable_any_whitespace", "grammar", b"grammar", "json", b"json", "json_object", b"json_object", "reasoning_end", b"reasoning_end", "reasoning_start", b"reasoning_start", "regex", b"regex", "structural_tag", b"structural_tag", "whitespace_pattern", b"whitespace_pattern"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disable_additional_properties", b"_disable_additional_properties", "_disable_any_whitespace", b"_disable_any_whitespace", "_reasoning_end", b"_reasoning_end", "_whitespace_pattern", b"_whitespace_pattern", "choice", b"choice", "constraint", b"constraint", "disable_additional_properties", b"disable_additional_properties", "disable_any_whitespace", b"disable_any_whitespace", "grammar", b"grammar", "json", b"json", "json_object", b"json_object", "reasoning_end", b"reasoning_end", "regex", b"regex", "structural_tag", b"structural_tag", "whitespace_pattern", b"whitespace_pattern"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disable_additional_properties", b"_disable_additional_properties", "_disable_any_whitespace", b"_disable_any_whitespace", "_reasoning_end", b"_reasoning_end", "_reasoning_start", b"_reasoning_start", "_whitespace_pattern", b"_whitespace_pattern", "choice", b"choice", "constraint", b"constraint", "disable_additional_properties", b"disable_additional_properties", "disable_any_whitespace", b"disable_any_whitespace", "grammar", b"grammar", "json", b"json", "json_object", b"json_object", "reasoning_end", b"reasoning_end", "reasoning_start", b"reasoning_start", "regex", b"regex", "structural_tag", b"structural_tag", "whitespace_pattern", b"whitespace_pattern"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__disable_additional_properties: _TypeAlias = _typing.Literal["disable_additional_properties"]  # noqa: Y015
     _WhichOneofArgType__disable_additional_properties: _TypeAlias = _typing.Literal["_disable_additional_properties", b"_disable_additional_properties"]  # noqa: Y015
@@ -675,6 +681,8 @@ class StructuredOutputs(_message.Message):
     _WhichOneofArgType__disable_any_whitespace: _TypeAlias = _typing.Literal["_disable_any_whitespace", b"_disable_any_whitespace"]  # noqa: Y015
     _WhichOneofReturnType__reasoning_end: _TypeAlias = _typing.Literal["reasoning_end"]  # noqa: Y015
     _WhichOneofArgType__reasoning_end: _TypeAlias = _typing.Literal["_reasoning_end", b"_reasoning_end"]  # noqa: Y015
+    _WhichOneofReturnType__reasoning_start: _TypeAlias = _typing.Literal["reasoning_start"]  # noqa: Y015
+    _WhichOneofArgType__reasoning_start: _TypeAlias = _typing.Literal["_reasoning_start", b"_reasoning_start"]  # noqa: Y015
     _WhichOneofReturnType__whitespace_pattern: _TypeAlias = _typing.Literal["whitespace_pattern"]  # noqa: Y015
     _WhichOneofArgType__whitespace_pattern: _TypeAlias = _typing.Literal["_whitespace_pattern", b"_whitespace_pattern"]  # noqa: Y015
     _WhichOneofReturnType_constraint: _TypeAlias = _typing.Literal["json", "regex", "choice", "grammar", "json_object", "structural_tag"]  # noqa: Y015
@@ -685,6 +693,8 @@ class StructuredOutputs(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__disable_any_whitespace) -> _WhichOneofReturnType__disable_any_whitespace | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning_end) -> _WhichOneofReturnType__reasoning_end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning_start) -> _WhichOneofReturnType__reasoning_start | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__whitespace_pattern) -> _WhichOneofReturnType__whitespace_pattern | None: ...
     @_typing.overload

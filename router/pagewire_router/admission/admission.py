@@ -10,7 +10,7 @@ from pagewire_router.admission.bad_words import BadWords, TokenSequences
 from pagewire_router.admission.beam_search import beam_settings, resolve_beam_search_params
 from pagewire_router.admission.call import Call
 from pagewire_router.admission.prompt import Prompt, PromptEncoder
-from pagewire_router.admission.structured_outputs import check_structured_outputs, grammar_name
+from pagewire_router.admission.structured_outputs import check_structured_outputs, follow_prompt, grammar_name
 from pagewire_router.admission.validation import (
     Limits,
     Violations,
@@ -63,6 +63,8 @@ class Admission:
         self.check_model(message.model if message.HasField("model") else None)
         params = self._check(message)
         prompt = await self._encode(message, call, num_kept_tokens(params, self._limits))
+        if params.structured_outputs.HasField("reasoning_start"):
+            follow_prompt(params.structured_outputs, self.prompts.end_of(prompt))
         bad_words: TokenSequences = ()
         if self._bad_words is not None and params.bad_words:
             bad_words = await self._bad_words.token_sequences(params.bad_words, call.caller)

@@ -16,6 +16,9 @@ from pagewire_router.text.tokenizer import Tokenizer
 MAX_INLINE_CHAT_BYTES = 4096
 """Conversations up to this size are rendered on the event loop, which takes under 1 ms."""
 
+_NUM_END_TOKENS = 32
+"""Tokens that are decoded to see what a prompt of token ids ends with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -170,6 +173,12 @@ class PromptEncoder:
         else:
             request = await tokenizer.run_on_thread(encode, chat, num_chars=num_bytes, caller=caller)
         return await self._template_process.render(request, caller)
+
+    def end_of(self, prompt: Prompt) -> str:
+        """The text that a prompt ends with, special tokens included; empty if the model has no tokenizer."""
+        if prompt.text or self._tokenizer is None:
+            return prompt.text
+        return self._tokenizer.decode(prompt.token_ids[-_NUM_END_TOKENS:], skip_special_tokens=False)
 
     def _max_chars(self, tokenizer: Tokenizer, *, is_truncated: bool) -> int:
         """Length of the longest text that can fit the context; that of the largest message if there is no bound."""

@@ -33,9 +33,21 @@ def check_structured_outputs(
         violations.add(f"{name}.choice", "accepted: at least one option, none of them empty")
     elif constraint not in ("json_object", "choice") and not getattr(given, constraint):
         violations.add(f"{name}.{constraint}", "is empty")
+    if given.HasField("reasoning_start") and not (given.reasoning_start and given.reasoning_end):
+        violations.add(f"{name}.reasoning_start", "is empty, or is given without reasoning_end")
     num_bytes = given.ByteSize()
     if num_bytes > MAX_BYTES:
         violations.add(name, f"takes {num_bytes:,} bytes; accepted: up to {MAX_BYTES:,}")
+
+
+def follow_prompt(given: inference_pb2.StructuredOutputs, prompt_end: str) -> None:
+    """Settles by the end of the prompt whether reasoning has begun, has ended, or may still come."""
+    prompt_end = prompt_end.rstrip()
+    if prompt_end.endswith(given.reasoning_start.rstrip()):
+        given.ClearField("reasoning_start")
+    elif prompt_end.endswith(given.reasoning_end.rstrip()):
+        given.ClearField("reasoning_start")
+        given.ClearField("reasoning_end")
 
 
 def grammar_name(outputs: inference_pb2.StructuredOutputs) -> str:

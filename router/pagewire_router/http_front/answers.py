@@ -36,30 +36,62 @@ class Usage:
     num_prompt_tokens: int = 0
     num_completion_tokens: int = 0
     num_cached_tokens: int = 0
+    num_reasoning_tokens: int | None = None
+    """None: reasoning is not told apart."""
 
     def add_prompt(self, started: inference_pb2.Started) -> None:
         """Counts the prompt of a request, once for all of its sequences."""
         self.num_prompt_tokens += started.num_prompt_tokens
 
-    def add_end(self, finished: inference_pb2.Finished) -> None:
+    def add_end(self, finished: inference_pb2.Finished, num_reasoning_tokens: int = 0) -> None:
         """Counts a sequence that has ended. Only its first sequence finds a request's prompt in the cache."""
         self.num_completion_tokens += finished.usage.completion_tokens
+        if self.num_reasoning_tokens is not None:
+            self.num_reasoning_tokens += num_reasoning_tokens
         if finished.index == 0:
             self.num_cached_tokens += finished.usage.cached_tokens
 
     def as_json(self) -> dict[str, Any]:
         """The usage object of OpenAI's API."""
-        return usage_object(self.num_prompt_tokens, self.num_completion_tokens, self.num_cached_tokens)
+        return usage_object(
+            self.num_prompt_tokens, self.num_completion_tokens, self.num_cached_tokens, self.num_reasoning_tokens
+        )
 
 
-def usage_object(num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int) -> dict[str, Any]:
-    """The usage object of OpenAI's API."""
-    return {
+def usage_object(
+    num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int | None, num_reasoning_tokens: int | None
+) -> dict[str, Any]:
+    """The usage object of OpenAI's API.
+
+    Args:
+        num_cached_tokens: None: not known yet.
+        num_reasoning_tokens: None: reasoning is not told apart.
+    """
+    usage: dict[str, Any] = {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": num_cached_tokens},
     }
+    if num_cached_tokens is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": num_cached_tokens}
+    if num_reasoning_tokens is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning_tokens}
+    return usage
+
+
+def running_usage(
+    started: inference_pb2.Started,
+    num_tokens: int,
+    finished: inference_pb2.Finished | None,
+    num_reasoning_tokens: int | None = None,
+) -> dict[str, Any]:
+    """The usage object of a chunk: the counts of its sequence so far.
+
+    Args:
+        finished: None: the sequence goes on, and what was cached is told at its end.
+    """
+    num_cached_tokens = None if finished is None else finished.usage.cached_tokens
+    return usage_object(started.num_prompt_tokens, num_tokens, num_cached_tokens, num_reasoning_tokens)
 
 
 def stop_reason(finished: inference_pb2.Finished) -> str | int | None:
@@ -97,6 +129,8 @@ class Generator:
         """pacer: paces the writes of streams."""
         self.inference = inference
         self.model = inference.get_model()
+        self.fingerprint = f"fp_{self.model.digest.hex()[:16]}"
+        """Identifies weights, configuration and tokenizer, as OpenAI's system_fingerprint does."""
         self._pacer = pacer
 
     async def complete(self, messages: Sequence[inference_pb2.GenerateRequest], call: Call) -> list[CompletedRequest]:

@@ -108,6 +108,7 @@ class ChatCompletions:
             "id": f"chatcmpl-{values.get('request_id') or exchange.request_id}",
             "created": int(time.time()),
             "model": self._generator.model.name,
+            "system_fingerprint": self._generator.fingerprint,
         }
         options = AnswerOptions.of(values, has_logprobs=values.get("logprobs", False))
         answer = ChatAnswer(head, options, turn, self._parsers)

@@ -12,8 +12,8 @@ from pagewire_router.http_front.answers import (
     Usage,
     by_sequence,
     completions_of,
+    running_usage,
     stop_reason,
-    usage_object,
 )
 from pagewire_router.http_front.chunks import DONE, AnswerOptions, ChunkFormat
 from pagewire_router.http_front.event_stream import Outputs
@@ -90,7 +90,7 @@ class ChatAnswer:
         self.options = options
         self.turn = turn
         self.parsers = parsers
-        self.usage = Usage()
+        self.usage = Usage(num_reasoning_tokens=0)
         self._head = head
 
     async def whole(self, request: CompletedRequest) -> bytes:
@@ -99,9 +99,9 @@ class ChatAnswer:
         self.usage.add_prompt(started)
         choices = []
         for completion in await completions_of(request):
-            self.usage.add_end(completion.finished)
             choice = _Choice(self, completion.index, started)
             events = choice.read(completion, completion.finished)
+            self.usage.add_end(completion.finished, choice.num_reasoning_tokens)
             part, described = choice.part(events, completion, completion.finished)
             choices.append({**described, "message": part.as_message()})
         answer = {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage.as_json()}
@@ -147,7 +147,7 @@ class ChatChunks:
         options = self._answer.options
         events = choice.read(delta, finished)
         if finished is not None:
-            self._answer.usage.add_end(finished)
+            self._answer.usage.add_end(finished, choice.num_reasoning_tokens)
         elif options.is_plain:
             if not events:  # A character, a stop string or a call may have begun.
                 return b""
@@ -159,7 +159,7 @@ class ChatChunks:
         told = part.as_delta()
         if is_first:
             told = {"role": "assistant", "content": "", **told}
-        usage = choice.usage() if options.has_running_usage else None
+        usage = choice.usage(finished) if options.has_running_usage else None
         more = {}
         if options.has_token_ids and is_first and index == 0:
             more["prompt_token_ids"] = list(self._started.prompt_token_ids)
@@ -208,9 +208,14 @@ class _Choice:
             described["token_ids"] = [] if output is None else list(output.token_ids)
         return part, described
 
-    def usage(self) -> dict[str, Any]:
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens of the reasoning so far."""
+        return 0 if self._reader is None else self._reader.num_reasoning_tokens
+
+    def usage(self, finished: inference_pb2.Finished | None) -> dict[str, Any]:
         """Token counts so far."""
-        return usage_object(self._started.num_prompt_tokens, self._num_tokens, 0)
+        return running_usage(self._started, self._num_tokens, finished, self.num_reasoning_tokens)
 
     def _finish_reason(self, finished: inference_pb2.Finished) -> str | None:
         reason = FINISH_REASONS.get(finished.finish_reason)

@@ -13,8 +13,8 @@ from pagewire_router.http_front.answers import (
     by_sequence,
     completions_of,
     prompt_logprobs_of,
+    running_usage,
     stop_reason,
-    usage_object,
 )
 from pagewire_router.http_front.chunks import DONE, AnswerOptions, ChunkFormat
 from pagewire_router.http_front.errors import wrong
@@ -141,7 +141,7 @@ class CompletionChunks:
             return before + orjson.dumps(delta.text) + behind
         choice = self._choices[index]
         part = choice.part(delta, finished)
-        return self._form.chunk(part, choice.usage() if self._answer.options.has_running_usage else None)
+        return self._form.chunk(part, choice.usage(finished) if self._answer.options.has_running_usage else None)
 
 
 class _PromptLogprobs:
@@ -227,6 +227,6 @@ class _Choice:
         of_output = self._logprobs.for_completion(output.logprobs)
         return of_output if told is None else {name: told[name] + of_output[name] for name in told}
 
-    def usage(self) -> dict[str, Any]:
+    def usage(self, finished: inference_pb2.Finished | None) -> dict[str, Any]:
         """Token counts so far."""
-        return usage_object(self._started.num_prompt_tokens, self._num_tokens, 0)
+        return running_usage(self._started, self._num_tokens, finished)

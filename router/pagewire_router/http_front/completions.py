@@ -102,6 +102,7 @@ class Completions:
                     "object": "text_completion",
                     "created": int(time.time()),
                     "model": self._generator.model.name,
+                    "system_fingerprint": self._generator.fingerprint,
                 },
                 AnswerOptions.of(values, has_logprobs="logprobs" in values),
                 await self._echoes(values, exchange),

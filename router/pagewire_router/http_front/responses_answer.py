@@ -190,8 +190,9 @@ class ResponseAnswer:
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens},
             "output_tokens": usage.completion_tokens,
-            # Reasoning is counted with the rest.
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {
+                "reasoning_tokens": 0 if self._reader is None else self._reader.num_reasoning_tokens
+            },
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
         return {

@@ -24,6 +24,8 @@ from pagewire_router.parsing.events import (
     ToolCallStart,
     new_call_id,
 )
+from pagewire_router.parsing.parser import Parser
+from pagewire_router.parsing.reasoning_tokens import ReasoningTokens
 
 AUTO, NONE, REQUIRED = "auto", "none", "required"
 MAX_PARTS = 1 << 16
@@ -34,8 +36,12 @@ _PARTS = ("messages", "input", "tools", "documents")
 class OutputReader(Protocol):
     """Takes the text of one sequence apart."""
 
-    def feed(self, text: str) -> Sequence[Event]:
-        """Takes more text."""
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens of the reasoning so far."""
+
+    def feed(self, text: str, token_ids: Sequence[int]) -> Sequence[Event]:
+        """Takes more text, and the tokens that came with it."""
 
     def finish(self, *, stopped: bool) -> Sequence[Event]:
         """Ends the text. stopped: the model ended it itself."""
@@ -50,7 +56,7 @@ def read_output(
     text = "" if output is None else output.text
     if reader is None:
         return [ContentDelta(text)] if text else []
-    events = list(reader.feed(text)) if text else []
+    events = [] if output is None else list(reader.feed(text, output.token_ids))
     if finished is not None:
         events += reader.finish(stopped=finished.finish_reason == inference_pb2.FINISH_REASON_STOP)
     return events
@@ -106,7 +112,9 @@ class Turn:
             if params.HasField("structured_outputs"):
                 raise wrong("tool_choice", "asks for a call, and response_format for something else; choose one")
             self._constrain(params.structured_outputs, parsers)
-        if parsers is not None and self.is_parsed:
+        if parsers is not None and params.HasField("structured_outputs"):
+            parsers.let_reason(params.structured_outputs, is_call=self.calls_are_marked)
+        if parsers is not None and (self.is_parsed or parsers.format.reasoning is not None):
             # Marks of reasoning and calls may be special tokens.
             self.skips_special_tokens = not params.HasField("skip_special_tokens") or params.skip_special_tokens
             params.skip_special_tokens = False
@@ -138,12 +146,20 @@ class Turn:
     def reader(self, parsers: OutputParsers | None, started: inference_pb2.Started) -> OutputReader | None:
         """The reader of one sequence; None: all of its text is content."""
         if not self.is_parsed:
-            return _ForcedCall(None if self.tool_choice == REQUIRED else self.tool_choice)
+            return self._forced_call(parsers, started)
         if not parsers:
             return None
         tools = [] if self.tool_choice == NONE else self.tools
         parser = parsers.new(tools=tools, prompt=started.prompt_text, skip_special_tokens=self.skips_special_tokens)
-        return _Filter(parser, self)
+        return _Reader(parser, parsers.reasoning_tokens(prompt=started.prompt_text), self)
+
+    def _forced_call(self, parsers: OutputParsers | None, started: inference_pb2.Started) -> OutputReader:
+        """The reader of a call that is made as JSON, which may stand behind reasoning."""
+        call = _ForcedCall(None if self.tool_choice == REQUIRED else self.tool_choice)
+        if parsers is None or parsers.format.reasoning is None:
+            return call
+        parser = parsers.reasoning_reader(prompt=started.prompt_text)
+        return _ReaderBehindReasoning(parser, parsers.reasoning_tokens(prompt=started.prompt_text), self, call)
 
     def _call_schema(self) -> dict[str, Any]:
         """JSON schema of the output: the arguments of the one tool, or a list of calls."""
@@ -189,22 +205,31 @@ def _with_parsed(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": parsed}}
 
 
-class _Filter:
-    """Leaves out what the client does not want to be told."""
+class _Reader:
+    """Reads an output by the model's format, and counts its reasoning."""
 
-    def __init__(self, parser: Any, turn: Turn) -> None:
+    def __init__(self, parser: Parser, reasoning: ReasoningTokens, turn: Turn) -> None:
         self._parser = parser
+        self._reasoning = reasoning
         self._turn = turn
 
-    def feed(self, text: str) -> Sequence[Event]:
+    @property
+    def num_reasoning_tokens(self) -> int:
         """See OutputReader."""
-        return self._told(self._parser.feed(text))
+        return self._reasoning.num
+
+    def feed(self, text: str, token_ids: Sequence[int]) -> Sequence[Event]:
+        """See OutputReader."""
+        events = self._parser.feed(text) if text else []
+        self._reasoning.add(text, token_ids, events)
+        return self._told(events)
 
     def finish(self, *, stopped: bool) -> Sequence[Event]:
         """See OutputReader."""
         return self._told(self._parser.finish(stopped=stopped))
 
     def _told(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Leaves out what the client does not want to be told."""
         turn = self._turn
         if turn.has_reasoning and turn.allows_parallel_calls:
             return events
@@ -219,8 +244,30 @@ class _Filter:
         return True
 
 
+class _ReaderBehindReasoning(_Reader):
+    """Reads an output whose content is a call in another form than the model's own."""
+
+    def __init__(self, parser: Parser, reasoning: ReasoningTokens, turn: Turn, call: "_ForcedCall") -> None:
+        """parser: tells reasoning from content."""
+        super().__init__(parser, reasoning, turn)
+        self._call = call
+
+    def finish(self, *, stopped: bool) -> Sequence[Event]:
+        """See OutputReader."""
+        return [*super().finish(stopped=stopped), *self._call.finish(stopped=stopped)]
+
+    def _told(self, events: Sequence[Event]) -> Sequence[Event]:
+        told: list[Event] = []
+        for event in super()._told(events):
+            told += self._call.feed(event.text, ()) if isinstance(event, ContentDelta) else (event,)
+        return told
+
+
 class _ForcedCall:
     """Reads an output that is constrained to be a call, or a list of calls."""
+
+    num_reasoning_tokens = 0
+    """See OutputReader."""
 
     def __init__(self, name: str | None) -> None:
         """name: the tool whose arguments the output is; None: it is a list of calls."""
@@ -228,8 +275,10 @@ class _ForcedCall:
         self._text = ""
         self._is_begun = False
 
-    def feed(self, text: str) -> Sequence[Event]:
+    def feed(self, text: str, token_ids: Sequence[int]) -> Sequence[Event]:
         """See OutputReader."""
+        if not text:
+            return ()
         if self._name is None:
             self._text += text
             return ()
@@ -237,7 +286,7 @@ class _ForcedCall:
         if not self._is_begun:
             self._is_begun = True
             events.append(ToolCallStart(0, new_call_id(), self._name))
-        return [*events, ToolCallArguments(0, text)] if text else events
+        return [*events, ToolCallArguments(0, text)]
 
     def finish(self, *, stopped: bool) -> Sequence[Event]:
         """See OutputReader. A list that is cut off is content."""

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pagewire.v1 import inference_pb2
 
-from pagewire_router.parsing.constraints import NotConstrainable, call_constraint
+from pagewire_router.parsing.constraints import NotConstrainable, call_constraint, let_analyse
 from pagewire_router.parsing.formats import HARMONY, HARMONY_ALIASES, REASONING_FORMATS, TOOL_FORMATS
 from pagewire_router.parsing.parser import OutputFormat, Parser
+from pagewire_router.parsing.reasoning_tokens import ReasoningMarks, ReasoningTokens
 from pagewire_router.parsing.response_template import ResponseTemplate, TemplateUnusable
 from pagewire_router.parsing.syntax import ReasoningFormat, ToolFormat
 
@@ -138,9 +139,15 @@ def _first_sign(signs: Sequence[tuple[str, tuple[str, ...]]], source: str) -> st
 class OutputParsers:
     """Makes the parsers of one model's outputs. The text they are fed must have its special tokens."""
 
-    def __init__(self, format: OutputFormat, special_tokens: Mapping[str, int]) -> None:
-        """special_tokens: ids of the model's special tokens by their text."""
+    def __init__(
+        self, format: OutputFormat, special_tokens: Mapping[str, int], added_tokens: Mapping[str, int] | None = None
+    ) -> None:
+        """
+        special_tokens: ids of the model's special tokens by their text.
+        added_tokens: those of all tokens beside the vocabulary proper; None: the same.
+        """
         self.format = format
+        self._marks = ReasoningMarks.of(format.reasoning, special_tokens if added_tokens is None else added_tokens)
         self._special_tokens = special_tokens
         self._hidden = tuple(special_tokens)
 
@@ -154,20 +161,40 @@ class OutputParsers:
             tokens=tokenizer.added_tokens(),
             response_template=tokenizer.response_template,
         )
-        return cls(format, tokenizer.added_tokens(special_only=True))
+        return cls(format, tokenizer.added_tokens(special_only=True), tokenizer.added_tokens())
 
     def constraint(
         self, tools: Sequence[Mapping[str, Any]], *, name: str | None = None, max_calls: int | None = None
     ) -> inference_pb2.StructuredOutputs | None:
-        """What makes the model call a tool in its own format, see call_constraint(). None: its format has no grammar,
-        or it may reason first, which not the request says but the prompt.
-        """
-        if self.format.reasoning is not None or self.format.template is not None:
+        """What makes the model call a tool in its own format, see call_constraint(). None: it has no grammar."""
+        if self.format.template is not None:
             return None
         try:
             return call_constraint(self.format, tools, self._special_tokens, name=name, max_calls=max_calls)
         except NotConstrainable:
             return None
+
+    def let_reason(self, outputs: inference_pb2.StructuredOutputs, *, is_call: bool) -> None:
+        """Lets a constraint begin behind the reasoning, if there is any.
+
+        is_call: it is what constraint() has returned; otherwise it is about the content.
+        """
+        reasoning = self.format.reasoning
+        if self.format.is_harmony:
+            let_analyse(outputs, is_call=is_call)
+        elif reasoning is not None and not outputs.HasField("reasoning_end"):
+            outputs.reasoning_start, outputs.reasoning_end = reasoning.opening, reasoning.closings[0]
+
+    def reasoning_tokens(self, *, prompt: str) -> ReasoningTokens:
+        """Counts the reasoning of one output, see new()."""
+        reasoning = self.format.reasoning
+        is_open = reasoning is not None and prompt.rstrip().endswith(reasoning.opening)
+        return ReasoningTokens(self._marks, is_open=is_open)
+
+    def reasoning_reader(self, *, prompt: str, skip_special_tokens: bool = True) -> Parser:
+        """A parser of what is not content, for outputs whose content has another form than the model's own."""
+        hidden = self._hidden if skip_special_tokens else ()
+        return Parser(OutputFormat(reasoning=self.format.reasoning), prompt=prompt, hidden=hidden)
 
     def new(
         self, *, tools: Sequence[Mapping[str, Any]] = (), prompt: str = "", skip_special_tokens: bool = True

@@ -16,6 +16,8 @@ from pagewire_router.parsing.syntax import CallSyntax, Field, Maybe, ParameterSy
 _SPACE = r"/[ \n]{0,2}/"
 """Bounded, since some models write whitespace for ever if nothing else is allowed."""
 _HARMONY_CALL = "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>"
+_ANALYSIS = {"begin": "<|channel|>analysis<|message|>", "end": "<|end|><|start|>assistant"}
+_FINAL = "<|channel|>final<|message|>"
 _STRING = "string"
 MAX_CHARS = 1 << 19
 """Longest grammar; longer ones are not served. Definitions that parameters share are written for each of them."""
@@ -35,7 +37,6 @@ def call_constraint(
     *,
     name: str | None = None,
     max_calls: int | None = None,
-    is_reasoning: bool = False,
 ) -> inference_pb2.StructuredOutputs:
     """What makes a model call one tool at least and write nothing else. Raises NotConstrainable.
 
@@ -43,17 +44,44 @@ def call_constraint(
     special_tokens: ids of the model's special tokens by their text.
     name: the one tool to call; None: any.
     max_calls: most calls; None: no limit.
-    is_reasoning: the prompt has begun reasoning, which comes first.
     """
     functions = [tool.get("function", tool) for tool in tools]
     functions = [function for function in functions if name is None or function.get("name") == name]
     if not functions:
         raise NotConstrainable("no tool has this name" if name else "no tools are offered")
     grammar = _Grammar(special_tokens).write(format, functions, max_calls)
-    outputs = inference_pb2.StructuredOutputs(grammar=grammar)
-    if is_reasoning and format.reasoning is not None:
-        outputs.reasoning_end = format.reasoning.closings[0]
-    return outputs
+    return inference_pb2.StructuredOutputs(grammar=grammar)
+
+
+def let_analyse(outputs: inference_pb2.StructuredOutputs, *, is_call: bool) -> None:
+    """Lets messages of analysis come before the message that a constraint is about, in harmony.
+
+    is_call: the constraint is about the message as a whole; otherwise it is about the text of the final message.
+    """
+    inner: dict[str, Any]
+    match outputs.WhichOneof("constraint"):
+        case "json":
+            try:
+                inner = {"type": "json_schema", "json_schema": json.loads(outputs.json)}
+            except ValueError:
+                return  # The shard says what is wrong.
+        case "json_object":
+            inner = {"type": "json_schema", "json_schema": {"type": "object"}}
+        case "regex":
+            inner = {"type": "regex", "pattern": outputs.regex}
+        case "grammar":
+            inner = {"type": "grammar", "grammar": outputs.grammar}
+        case "choice":
+            options = [{"type": "const_string", "value": option} for option in outputs.choice.options]
+            inner = {"type": "or", "elements": options}
+        case _:
+            return
+    analysis = {**_ANALYSIS, "type": "tag", "content": {"type": "any_text"}}
+    header = [] if is_call else [{"type": "const_string", "value": _FINAL}]
+    elements = [{"type": "star", "content": analysis}, *header, inner]
+    outputs.structural_tag = json.dumps(
+        {"type": "structural_tag", "format": {"type": "sequence", "elements": elements}}, ensure_ascii=False
+    )
 
 
 class _Grammar:

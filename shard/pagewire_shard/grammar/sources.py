@@ -19,7 +19,8 @@ def grammar_text(outputs: inference_pb2.StructuredOutputs, options: SourceOption
         if not outputs.reasoning_end:
             raise SourceRefused("reasoning_end is empty")
         parts[0]["name"] = "constrained"
-        parts.insert(0, {"lark_grammar": _behind_reasoning(outputs.reasoning_end, options)})
+        start = outputs.reasoning_start if outputs.HasField("reasoning_start") else None
+        parts.insert(0, {"lark_grammar": _behind_reasoning(start, outputs.reasoning_end, options)})
     return json.dumps({"grammars": parts})
 
 
@@ -62,16 +63,22 @@ def _choice(options: Collection[str]) -> str:
     return f"start: CHOICE\nCHOICE: {' | '.join(texts)}"
 
 
-def _behind_reasoning(end: str, options: SourceOptions) -> str:
+def _behind_reasoning(start: str | None, end: str, options: SourceOptions) -> str:
     """Free text up to and including `end`, then the grammar `constrained`.
 
     A special token ends the text by its id, and other special tokens may come before it.
+
+    Args:
+        start: what the free text begins with, if there is any; None: it has begun.
     """
     first, *rest = pieces(end, options.special_tokens)
     if first in options.special_tokens:
-        first_id = options.special_tokens[first]
-        before = any_token_but({first_id, *options.eos_token_ids})
-        return f"start: {before}* {literal(end, options.special_tokens)} @constrained"
-    if rest:
+        before = any_token_but({options.special_tokens[first], *options.eos_token_ids})
+        reasoning = f"reasoning: {before}* {literal(end, options.special_tokens)}"
+    elif rest:
         raise SourceRefused("reasoning_end has a special token behind other text; only its first part may be one")
-    return f"start: reasoning @constrained\nreasoning[suffix={quoted(end)}]: {ANY_TEXT}"
+    else:
+        reasoning = f"reasoning[suffix={quoted(end)}]: {ANY_TEXT}"
+    if start is None:
+        return f"start: reasoning @constrained\n{reasoning}"
+    return f"start: ({literal(start, options.special_tokens)} reasoning)? @constrained\n{reasoning}"

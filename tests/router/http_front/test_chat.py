@@ -112,6 +112,31 @@ async def test_tool_calls_and_reasoning_are_told_apart(saying, stream):
     assert told[-1].choices[0].finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_reasoning_is_counted(saying, stream):
+    async with saying("<think>They ask.</think>Paris", reasoning_parser="qwen3") as front:
+        fields = {"model": "tiny", "messages": HELLO, "max_tokens": 200}
+        if stream:
+            options = {"include_usage": True, "continuous_usage_stats": True}
+            told = await chunks(
+                await front.openai().chat.completions.create(**fields, stream=True, stream_options=options)
+            )
+            *running, last = [chunk.usage for chunk in told]
+            counts = [usage.completion_tokens_details.reasoning_tokens for usage in running]
+            assert counts == sorted(counts)
+            assert {usage.prompt_tokens for usage in running} == {last.prompt_tokens}
+            # What is cached is known at the end.
+            assert running[0].prompt_tokens_details is None
+            assert running[-1].prompt_tokens_details.cached_tokens == last.prompt_tokens_details.cached_tokens == 3
+        else:
+            last = (await front.openai().chat.completions.create(**fields)).usage
+        silent = await front.openai().chat.completions.create(**fields, extra_body={"include_reasoning": False})
+        plain = await front.openai().chat.completions.create(**fields, max_completion_tokens=2)
+    assert 3 < last.completion_tokens_details.reasoning_tokens < last.completion_tokens - 3
+    assert silent.usage.completion_tokens_details.reasoning_tokens > 3
+    assert plain.system_fingerprint.startswith("fp_")
+
+
 async def test_calls_and_reasoning_can_be_left_out(saying):
     text = f"<think>They ask.</think>{CALL}{CALL}"
     async with saying(text, tool_call_parser="hermes", reasoning_parser="qwen3") as front:

@@ -89,6 +89,16 @@ SOURCES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ["maybe<|end|>\n\nyes"],
         ["maybe<|end|>yes"],
     ),
+    "JSON, or reasoning before it": (
+        {"json": json.dumps(SIMPLE), "reasoning_start": "<think>", "reasoning_end": "</think>"},
+        ['{"a": 1}', '<think>hm {"a": "no"}</think>{"a": 1}', '<think></think>{"a": 1}'],
+        ['</think>{"a": 1}', 'x{"a": 1}', '<think>{"a": 1}', '<think>x</think>y{"a": 1}'],
+    ),
+    "a word, or reasoning between special tokens before it": (
+        {"regex": "yes|no", "reasoning_start": "<|user|>", "reasoning_end": "<|end|>"},
+        ["yes", "<|user|>maybe<|end|>yes"],
+        ["maybe<|end|>yes", "<|user|>yes", "<|user|>a<|end|>maybe"],
+    ),
 }
 
 
