@@ -46,6 +46,16 @@ def test_rms_norm_is_that_of_transformers(dtype):
     assert torch.equal(reference.rms_norm(x, norm.weight, 1e-5), norm(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_with_a_float32_weight_is_gemmas(dtype):
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+
+    norm = Gemma2RMSNorm(48, eps=1e-6).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(6, 48, dtype=dtype)
+    assert torch.equal(reference.rms_norm(x, 1.0 + norm.weight.float(), 1e-6), norm(x))
+
+
 def test_layer_norm():
     x, weight, bias = torch.randn(4, 30), torch.randn(30), torch.randn(30)
     expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() * weight

@@ -48,6 +48,19 @@ def test_rms_norm(shape, dtype):
 
 
 @runs_kernels
+def test_rms_norm_with_a_float32_weight_rounds_once():
+    from pagewire_kernels.rms_norm import triton as kernel
+
+    x, residual, weight = randn(37, 96, dtype=torch.float16), randn(37, 96, dtype=torch.float16), 1.0 + randn(96)
+    alone = kernel.rms_norm(x.to(DEVICE), weight.to(DEVICE), 1e-6)
+    added, _ = kernel.rms_norm(x.to(DEVICE), weight.to(DEVICE), 1e-6, residual.to(DEVICE))
+    expected, (expected_added, _) = (rms_norm_reference.rms_norm(x, weight, 1e-6, r) for r in (None, residual))
+    # Of what was rounded before it was scaled, a quarter would differ.
+    assert (alone.cpu() == expected).float().mean() > 0.98
+    assert (added.cpu() == expected_added).float().mean() > 0.98
+
+
+@runs_kernels
 def test_rms_norm_of_each_head_of_a_projection():
     from pagewire_kernels.rms_norm import triton as kernel
 
@@ -135,18 +148,19 @@ def rotary_inputs(num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim, dty
 
 @runs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("has_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("norm", [None, "in the heads' dtype", "in float32"])
 @pytest.mark.parametrize("interleaved", [False, True], ids=["neox", "interleaved"])
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim", "rotary_dim"),
     [(4, 2, 16, 16), (3, 1, 40, 20), (5, 5, 12, 6), (33, 17, 256, 64)],
 )
-def test_rotation_and_cache_write(num_heads, num_kv_heads, head_dim, rotary_dim, interleaved, has_norm, dtype):
+def test_rotation_and_cache_write(num_heads, num_kv_heads, head_dim, rotary_dim, interleaved, norm, dtype):
     from pagewire_kernels.rotary_and_cache import triton as kernel
 
     shape = (num_heads, num_kv_heads, head_dim, rotary_dim)
     projected, heads, positions, angles, caches, slots = rotary_inputs(5, *shape, dtype)
-    weights = [randn(head_dim, dtype=dtype) + 1, randn(head_dim, dtype=dtype) - 1] if has_norm else [None, None]
+    weight_dtype = torch.float32 if norm == "in float32" else dtype
+    weights = [randn(head_dim, dtype=weight_dtype) + offset if norm else None for offset in (1, -1)]
     on_device = projected.to(DEVICE, copy=True)
     turned = on_device.unflatten(1, (-1, head_dim)).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     turned_caches = [cache.to(DEVICE, copy=True) for cache in caches]

@@ -20,11 +20,12 @@ def rms_norm(
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Normalises the last dimension as Llama does: in float32, rounded to x's dtype, then scaled.
+    """Normalises the last dimension in float32 and scales it.
 
     Args:
         x: [..., hidden]; [num_tokens, num_heads, head_dim] normalises each head. Last dimension contiguous.
-        weight: [hidden], x's dtype.
+        weight: [hidden]. In x's dtype it scales what has been rounded to that dtype, as in Llama; in float32 it
+            scales before the one rounding, as in Gemma and gpt-oss.
         eps: Added to the mean square.
         residual: x's shape and dtype; added to x first.
 

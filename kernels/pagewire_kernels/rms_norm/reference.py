@@ -11,5 +11,7 @@ def rms_norm(
         x = x + residual
     x32 = x.float()
     normalised = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-    out = normalised.to(x.dtype) * weight
+    if weight.dtype is x.dtype:
+        normalised = normalised.to(x.dtype)
+    out = (normalised * weight).to(x.dtype)
     return out if residual is None else (out, x)

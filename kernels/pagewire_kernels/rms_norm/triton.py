@@ -49,8 +49,10 @@ def rms_norm_kernel(
         x32 = total.to(tl.float32)
     weight = tl.load(weight_ptr + column, mask=column < WIDTH, other=0.0).to(tl.float32)  # [1, COLUMNS]
     mean_square = tl.sum(x32 * x32, axis=1, keep_dims=True) / WIDTH  # [ROWS, 1]
-    # Rounded before the weight is applied, as the reference does.
-    normalised = (x32 * tl.rsqrt(mean_square + eps)).to(dtype).to(tl.float32)
+    normalised = x32 * tl.rsqrt(mean_square + eps)
+    if weight_ptr.dtype.element_ty == dtype:
+        # Rounded before the weight is applied, as the reference does.
+        normalised = normalised.to(dtype).to(tl.float32)
     tl.store(out_ptr + offsets, (normalised * weight).to(dtype), mask=mask)
 
 

@@ -28,8 +28,9 @@ class RotaryInputs:
     interleaved: bool = False
     """Pairs are (0, 1), (2, 3), ... as in GPT-J, instead of (i, i + rotary_dim / 2) as in GPT-NeoX."""
     q_norm_weight: torch.Tensor | None = None
-    """[head_dim], query's dtype: RMS norm of each head; given together with k_norm_weight or not at all."""
+    """[head_dim]: RMS norm of each head, in query's dtype or in float32, as rms_norm has it; given together with
+    k_norm_weight or not at all."""
     k_norm_weight: torch.Tensor | None = None
-    """[head_dim], key's dtype."""
+    """[head_dim], q_norm_weight's dtype."""
     eps: float = 0.0
     """Added to the mean square of each head."""

@@ -49,8 +49,11 @@ def _store_pairs(
 
 @triton.jit
 def _scale(x, reciprocal_rms, weight, dtype: tl.constexpr):
-    """Applies a norm's factor and weight; rounds to the tensor's dtype after each, as rms_norm does."""
-    return ((x * reciprocal_rms).to(dtype).to(tl.float32) * weight).to(dtype).to(tl.float32)
+    """Applies a norm's factor and weight; rounds to the tensor's dtype as rms_norm does."""
+    normalised = x * reciprocal_rms
+    if weight.dtype == dtype:
+        normalised = normalised.to(dtype).to(tl.float32)
+    return (normalised * weight.to(tl.float32)).to(dtype).to(tl.float32)
 
 
 @triton.jit
@@ -91,12 +94,12 @@ def _turn_heads(
         step: tl.constexpr = 2 if INTERLEAVED else 1
         second_start: tl.constexpr = 1 if INTERLEAVED else HALF
         weights = weight_ptr + pair * step
-        first_weight = tl.load(weights, mask=pair < HALF, other=0.0).to(tl.float32)
-        second_weight = tl.load(weights + second_start, mask=pair < HALF, other=0.0).to(tl.float32)
+        first_weight = tl.load(weights, mask=pair < HALF, other=0.0)
+        second_weight = tl.load(weights + second_start, mask=pair < HALF, other=0.0)
         first = _scale(first, reciprocal_rms, first_weight, dtype)
         second = _scale(second, reciprocal_rms, second_weight, dtype)
         if moves_rest:
-            rest_weight = tl.load(weight_ptr + rest_dim, mask=rest_dim < HEAD_DIM, other=0.0).to(tl.float32)
+            rest_weight = tl.load(weight_ptr + rest_dim, mask=rest_dim < HEAD_DIM, other=0.0)
             rest = _scale(rest, reciprocal_rms, rest_weight, dtype)
     turned_first, turned_second = first * cos - second * sin, second * cos + first * sin
     _store_pairs(target_ptr, target_offsets, is_head, turned_first, turned_second, HALF, HALF_BLOCK, INTERLEAVED)
