@@ -25,6 +25,7 @@ LLAMA: dict[str, Any] = {
 LAYERS_4 = {**LLAMA, "num_hidden_layers": 4}
 """For families in which every fourth layer is of another kind."""
 PHI3 = {**LLAMA, "original_max_position_embeddings": 64, "pad_token_id": None, "eos_token_id": 2}
+GEMMA = {**LLAMA, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 6, "final_logit_softcapping": 5.0}
 OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -102,6 +103,21 @@ CASES: dict[str, transformers.PretrainedConfig] = {
     "cwm": transformers.CwmConfig(**LAYERS_4, num_key_value_heads=2, head_dim=16, sliding_window=6, eos_token_id=2),
     "phi3": transformers.Phi3Config(**PHI3, num_key_value_heads=2, **rope("default", partial_rotary_factor=0.5)),
     "phi3-window-tied": transformers.Phi3Config(**PHI3, sliding_window=6, tie_word_embeddings=True),
+    "gemma": transformers.GemmaConfig(**LLAMA, num_key_value_heads=1, head_dim=16, hidden_act="gelu"),
+    "gemma2": transformers.Gemma2Config(**GEMMA, query_pre_attn_scalar=12, attn_logit_softcapping=3.0),
+    "gemma2-no-caps-untied": transformers.Gemma2Config(
+        **{**GEMMA, "final_logit_softcapping": None}, attn_logit_softcapping=None, tie_word_embeddings=False
+    ),
+    "gemma3": transformers.Gemma3TextConfig(
+        **GEMMA,
+        query_pre_attn_scalar=12,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+        },
+    ),
+    "vault-gemma": transformers.VaultGemmaConfig(**GEMMA, query_pre_attn_scalar=12, attn_logit_softcapping=3.0),
     "granite": transformers.GraniteConfig(
         **LLAMA,
         num_key_value_heads=2,

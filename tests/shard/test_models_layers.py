@@ -16,6 +16,7 @@ from pagewire_shard.layers.precision import resolve_precision
 from pagewire_shard.layers.rotary import cos_sin_cache
 from pagewire_shard.layers.weights import Weights
 from pagewire_shard.loading.checkpoint import checkpoint_files
+from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.loading.weight_reader import read_weights
 from pagewire_shard.models.decoder import Decoder, DecoderSpec
 from pagewire_shard.models.hf_config import read_config_fields
@@ -138,6 +139,21 @@ def test_the_kind_of_norm_is_the_specs(norm: NormSpec, make: Any, tmp_path: Path
     with torch.no_grad():
         expected = reference(torch.arange(7)[None]).logits[0]
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_scale_of_embeddings_is_rounded_to_the_checkpoints_dtype(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.GemmaConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=32, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.GemmaForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+    reference = transformers.GemmaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    reference.model.embed_tokens.embed_scale.fill_(4.90625)  # the root of 24 in bfloat16
+    model = load_model(tmp_path, device=CPU).model
+    with torch.no_grad():
+        expected = reference(torch.arange(7)[None]).logits[0]
+    torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_caches_are_what_each_layers_mixer_declares() -> None:

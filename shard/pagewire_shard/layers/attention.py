@@ -30,6 +30,10 @@ class AttentionSpec:
     """None: heads are not rotated."""
     sliding_window: int = 0
     """A token attends to itself and the sliding_window - 1 tokens before it; 0: to all before it."""
+    logit_softcap: float = 0.0
+    """Scaled products become cap * tanh(product / cap); 0: they stay."""
+    sinks: bool = False
+    """Each query head has a learned score that takes part in its softmax and has no value."""
     qk_norm: NormSpec | None = None
     """Over each head's query and key, before the rotation."""
     qk_norm_scope: Literal["shared", "per_head", "all_heads"] = "shared"
@@ -50,6 +54,8 @@ class AttentionSpec:
             "qkv": Parameter("linear", (query_size, kv_size, kv_size), hidden_size, self.qkv_bias),
             "o": Parameter("linear", (hidden_size,), query_size, self.o_bias),
         }
+        if self.sinks:
+            parameters["sinks"] = Parameter("vector", (self.num_heads,))
         if self.qk_norm is not None and self.qk_norm_scope == "shared":
             parameters |= {name: self.qk_norm.parameter(self.head_dim) for name in ("q_norm", "k_norm")}
         elif self.qk_norm is not None and self.qk_norm_scope == "all_heads":
@@ -97,6 +103,8 @@ class Attention:
         self._head_counts = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
         self._scale = spec.scale
         self._sliding_window = spec.sliding_window
+        self._logit_softcap = spec.logit_softcap
+        self._sinks = weights.tensors("sinks")["weight"] if spec.sinks else None
         self._qkv = weights.linear("qkv")
         self._o = weights.linear("o")
         self._cos_sin_cache = weights.rotary_table(spec.rope) if spec.rope is not None else None
@@ -110,7 +118,7 @@ class Attention:
     def _set_qk_norms(self, norm: NormSpec, spec: AttentionSpec, weights: LayerWeights) -> None:
         q_norm, k_norm = weights.tensors("q_norm"), weights.tensors("k_norm")
         if spec.qk_norm_scope == "shared" and norm.kind == "rms" and spec.rope is not None:
-            fused = {"q_norm_weight": q_norm["weight"], "k_norm_weight": k_norm["weight"], "eps": norm.eps}
+            fused = {"q_norm_weight": norm.weight(q_norm), "k_norm_weight": norm.weight(k_norm), "eps": norm.eps}
             self._rotary_options |= fused
         elif spec.qk_norm_scope == "shared":
             self._qk_norms = norm.build(q_norm), norm.build(k_norm)
@@ -158,6 +166,8 @@ class Attention:
             max_query_len=batch.max_query_len,
             max_seq_len=batch.max_seq_len,
             sliding_window=self._sliding_window,
+            logit_softcap=self._logit_softcap,
+            sinks=self._sinks,
             num_decodes=batch.num_decodes,
             row_counts=batch.row_counts,
             shared=batch.shared,

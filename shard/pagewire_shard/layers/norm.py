@@ -61,6 +61,9 @@ class NormSpec:
     """Whether a bias is added; layer norms only."""
     weight_offset: float = 0.0
     """Added to the stored weight."""
+    float32_weight: bool = False
+    """Whether the weight is float32 and scales before the result is rounded to the activations' dtype; otherwise it has
+    that dtype and scales the rounded result. RMS norms only."""
 
     def parameter(self, width: int) -> Parameter:
         """The norm's parameter."""
@@ -68,5 +71,10 @@ class NormSpec:
 
     def build(self, tensors: Mapping[str, torch.Tensor]) -> Norm:
         """The norm with this weight and perhaps bias, each [width]."""
-        weight = tensors["weight"] + self.weight_offset if self.weight_offset else tensors["weight"]
+        weight = self.weight(tensors)
         return RmsNorm(weight, self.eps) if self.kind == "rms" else LayerNorm(weight, tensors.get("bias"), self.eps)
+
+    def weight(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the normalised values are multiplied by, [width]."""
+        weight = tensors["weight"].float() if self.float32_weight else tensors["weight"]
+        return weight + self.weight_offset if self.weight_offset else weight

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-Role = Literal["linear", "table", "norm", "experts"]
+Role = Literal["linear", "table", "norm", "experts", "vector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Parameter:
 
     role: Role
     """linear: multiplies; table: rows are looked up; norm: scale of a norm; experts: the matrices of all experts of a
-    layer, one under the other."""
+    layer, one under the other; vector: numbers of another kind."""
     parts: tuple[int, ...]
     """Rows of each part."""
     in_features: int = 0

@@ -43,8 +43,12 @@ class DecoderSpec:
     lm_head_bias: bool = False
     embedding_scale: float = 1.0
     """Multiplies the token embeddings."""
+    rounds_embedding_scale: bool = False
+    """embedding_scale is rounded to the dtype of the embeddings' table, which is how the model was trained."""
     logit_scale: float = 1.0
     """Multiplies the logits."""
+    logit_softcap: float = 0.0
+    """Scaled logits become cap * tanh(logit / cap); 0: they stay."""
 
     @property
     def lm_head(self) -> Parameter:
@@ -93,7 +97,11 @@ class Decoder:
         self.spec = spec
         precision = weights.precision
         embed = partial(Embedding, dtype=precision.activations)
-        self._embed = embed(weights.tensors["embed"]["weight"])
+        table = weights.tensors["embed"]["weight"]
+        self._embed = embed(table)
+        self._embedding_scale = spec.embedding_scale
+        if spec.rounds_embedding_scale:
+            self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=table.dtype).item()
         self._position_embed = (
             embed(weights.tensors["position_embed"]["weight"], offset=spec.positions.offset) if spec.positions else None
         )
@@ -139,12 +147,16 @@ class Decoder:
             out = self._lm_head(hidden)
         else:
             self._lm_head.write(hidden, out)
-        return out if self.spec.logit_scale == 1.0 else out.mul_(self.spec.logit_scale)
+        if self.spec.logit_scale != 1.0:
+            out.mul_(self.spec.logit_scale)
+        if softcap := self.spec.logit_softcap:
+            out.div_(softcap).tanh_().mul_(softcap)
+        return out
 
     def _embeddings(self, batch: ForwardBatch) -> torch.Tensor:
         x = self._embed(batch.input_ids)
-        if self.spec.embedding_scale != 1.0:
-            x = x * self.spec.embedding_scale
+        if self._embedding_scale != 1.0:
+            x = x * self._embedding_scale
         if self._project_in is not None:
             x = self._project_in(x)
         if self._position_embed is not None:

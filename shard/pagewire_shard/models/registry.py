@@ -5,6 +5,7 @@ from pagewire_shard.models.cohere import COHERE, COHERE2
 from pagewire_shard.models.ernie4_5 import ERNIE4_5
 from pagewire_shard.models.exaone4 import EXAONE4
 from pagewire_shard.models.family import Family
+from pagewire_shard.models.gemma import GEMMA, GEMMA2, GEMMA3_TEXT, VAULT_GEMMA
 from pagewire_shard.models.glm import GLM, GLM4
 from pagewire_shard.models.gpt2 import GPT2
 from pagewire_shard.models.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
@@ -34,6 +35,9 @@ FAMILIES: dict[str, Family] = {
     "Ernie4_5ForCausalLM": ERNIE4_5,
     "Exaone4ForCausalLM": EXAONE4,
     "GPT2LMHeadModel": GPT2,
+    "Gemma2ForCausalLM": GEMMA2,
+    "Gemma3ForCausalLM": GEMMA3_TEXT,
+    "GemmaForCausalLM": GEMMA,
     "Glm4ForCausalLM": GLM4,
     "GlmForCausalLM": GLM,
     "GraniteForCausalLM": GRANITE,
@@ -59,6 +63,7 @@ FAMILIES: dict[str, Family] = {
     "SmolLM3ForCausalLM": SMOLLM3,
     "StableLmForCausalLM": STABLELM,
     "Starcoder2ForCausalLM": STARCODER2,
+    "VaultGemmaForCausalLM": VAULT_GEMMA,
 }
 
 

@@ -10,7 +10,12 @@ DEFAULT_THETA = 10000.0
 
 
 def read_rope(
-    fields: ConfigFields, head_dim: int, *, is_partial: bool = False, scaling: ConfigFields | None = None
+    fields: ConfigFields,
+    head_dim: int,
+    *,
+    is_partial: bool = False,
+    scaling: ConfigFields | None = None,
+    theta_field: str = "rope_theta",
 ) -> RopeSpec:
     """The configuration's rotary embedding.
 
@@ -20,6 +25,7 @@ def read_rope(
     Args:
         is_partial: partial_rotary_factor may ask for rotating only a part of each head; otherwise it is refused.
         scaling: The object to read, where a configuration has several; None: the one that both forms have.
+        theta_field: Field of the configuration that holds the base if the object does not.
 
     Raises:
         UnsupportedArchitecture: the variant is none of default, linear, llama3, yarn.
@@ -27,7 +33,7 @@ def read_rope(
     if scaling is None:
         scaling = fields.section("rope_scaling" if fields.raw("rope_scaling") else "rope_parameters")
     rotary_dim = _rotary_dim(fields, scaling, head_dim, is_partial)
-    theta = scaling.positive_number("rope_theta", fields.positive_number("rope_theta", DEFAULT_THETA))
+    theta = scaling.positive_number("rope_theta", fields.positive_number(theta_field, DEFAULT_THETA))
     type_field = "rope_type" if "rope_type" in scaling else "type"
     variant = scaling.text(type_field, "default")
     match variant:
