@@ -21,7 +21,7 @@ def metrics_page(port: int) -> str:
 def known() -> set[str]:
     """The names of all metrics and of their samples."""
     port = free_port()
-    with shards_and_router(Path("demo"), router_flags=("--metrics-port", str(port))) as cluster:
+    with shards_and_router(Path("demo"), router_flags=("--metrics-port", str(port), "--http-port", "0")) as cluster:
         pages = [metrics_page(port), *map(metrics_page, cluster.metrics_ports)]
     names = {name for page in pages for name in re.findall(r"^# TYPE (\S+)", page, re.MULTILINE)}
     return names | {name for page in pages for name in re.findall(r"^(\w+)", page, re.MULTILINE)}

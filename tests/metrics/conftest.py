@@ -1,5 +1,7 @@
 """Router and shard as processes, after some traffic of every kind, and what their /metrics say then."""
 
+import http.client
+import json
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +45,23 @@ def read(port: int) -> list[Metric]:
         return list(text_string_to_metric_families(response.read().decode()))
 
 
+def ask_over_http(address: str) -> None:
+    """One request that streams its answer, and one for a model that is not served."""
+    for model, status in (("demo", 200), ("another", 404)):
+        body = {"model": model, "prompt": [5] * 4, "max_tokens": 8, "stream": True}
+        connection = http.client.HTTPConnection(address, timeout=60)
+        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == status
+        connection.close()
+
+
 @pytest.fixture(scope="session")
 def pages() -> Pages:
     port = free_port()
     with (
-        shards_and_router(Path("demo"), router_flags=("--metrics-port", str(port))) as cluster,
+        shards_and_router(Path("demo"), router_flags=("--metrics-port", str(port), "--http-port", "0")) as cluster,
         Client(cluster.address, timeout_s=60) as client,
     ):
         params = SamplingParams(max_tokens=8, ignore_eos=True, temperature=0)
@@ -56,6 +70,7 @@ def pages() -> Pages:
         client.complete_many(["Hello", "The capital"], SamplingParams(max_tokens=8, n=2))
         for _ in client.generate("The future of AI is", params):
             pass
+        ask_over_http(cluster.router.http_address())
         with pytest.raises(InvalidRequest):
             client.complete({"prompt_token_ids": [10**6]})
         # Until the last plan, which releases, has been counted on both sides.

@@ -85,7 +85,15 @@ def test_time_to_first_token_is_the_sum_of_its_parts(pages):
     parts = ("admission_time", "queue_time", "prefill_time")
     total = sum(pages.value(f"pagewire_{part}_seconds_sum") for part in parts)
     assert pages.value("pagewire_time_to_first_token_seconds_sum") == pytest.approx(total, rel=1e-6)
-    assert pages.value("pagewire_time_to_first_token_seconds_count") == 5
+    assert pages.value("pagewire_time_to_first_token_seconds_count") == 6
+
+
+def test_requests_over_http_are_counted_by_route_and_status(pages):
+    for status, count in (("200", 1), ("404", 1), ("499", 0)):
+        assert pages.value("pagewire_http_requests_total", route="/v1/completions", status=status) == count
+    assert pages.value("pagewire_http_request_latency_seconds_count", route="/v1/completions") == 2
+    assert pages.value("pagewire_http_sent_bytes_total", route="/v1/completions") > 100
+    assert pages.value("pagewire_http_connections_cut_total", reason="stalled_reader") == 0
 
 
 def test_blocks_are_the_same_on_both_sides(pages):

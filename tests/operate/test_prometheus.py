@@ -43,7 +43,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     directory, port = tmp_path_factory.mktemp("prometheus"), free_port()
-    flags = ("--metrics-port", str(port))
+    flags = ("--metrics-port", str(port), "--http-port", "0")
     with shards_and_router(Path("demo"), *SMALL_CACHE, num_shards=2, router_flags=flags) as cluster:
         jobs = {"pagewire-router": [port], "pagewire-shard": cluster.metrics_ports}
         with prometheus(directory, jobs, RULE_FILES) as server:
@@ -59,7 +59,16 @@ def load(cluster: Cluster) -> None:
         *("--dataset-name", "shared-prefix", "--num-prefixes", "4", "--prefix-len", "64", "--random-input-len", "64"),
         *("--random-output-len", "128", "--num-prompts", "48", "--max-concurrency", "24", "--num-warmups", "0"),
     ]
+    load_over_http(cluster)
     subprocess.run(command, check=True, capture_output=True, timeout=240)
+    load_over_http(cluster)
+
+
+def load_over_http(cluster: Cluster) -> None:
+    body = json.dumps({"prompt": "Once upon a time", "max_tokens": 8}).encode()
+    url = f"http://{cluster.router.http_address()}/v1/completions"
+    with urllib.request.urlopen(urllib.request.Request(url, body, {"content-type": "application/json"})) as answer:
+        answer.read()
 
 
 def promtool(*arguments: str, stdin: str = "") -> None:

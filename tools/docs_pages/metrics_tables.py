@@ -34,6 +34,7 @@ def router_metrics() -> str:
     from pagewire_router.groups.group_loop import GroupLoop
     from pagewire_router.groups.group_metrics import GroupMetrics
     from pagewire_router.groups.step_stats import StepStats
+    from pagewire_router.http_front.front import metrics_of_routes
     from pagewire_router.metrics.pacing_metrics import PacingMetrics
     from pagewire_router.metrics.request_metrics import Metrics
     from pagewire_router.metrics.server_metrics import ServerMetrics
@@ -47,6 +48,8 @@ def router_metrics() -> str:
     metrics = Metrics()
     metrics.add(ServerMetrics(RouterConfig(shards=("shard:50052",)), is_ready=lambda: True, is_draining=lambda: False))
     metrics.add(PacingMetrics(Pacer(asyncio.new_event_loop(), max_floor_s=0.05, budget=WriteBudget())))
+    http = metrics_of_routes(has_page=True)
+    metrics.add(http, http.histograms)
     metrics.add(GroupMetrics([group], stats), [stats.round_trip_s])
     return metrics.render().decode()
 

@@ -22,7 +22,7 @@ from pagewire_router.http_front.errors import CLIENT_CLOSED_REQUEST, HttpError, 
 from pagewire_router.http_front.event_stream import Send
 from pagewire_router.http_front.exchange import Exchange, Scope
 from pagewire_router.inference import failure_of
-from pagewire_router.metrics.request_metrics import Metrics
+from pagewire_router.metrics.http_metrics import HttpMetrics
 from pagewire_router.timeline import TraceContext
 from pagewire_router.tracing.call_trace import CallTrace
 
@@ -54,7 +54,7 @@ class HttpApp:
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: HttpMetrics,
         *,
         paths: Iterable[str],
         why_closed: str,
@@ -96,6 +96,7 @@ class HttpApp:
         is_known = exchange.path in self._routes or exchange.path in self._closed
         path = exchange.path if is_known else OTHER_ROUTE
         peer = _peer(scope.get("client"))
+        self._metrics.begin(path)
         traced = None if self._tracing is None else self._tracing.start(exchange, path, peer)
         try:
             await self._serve(exchange, peer, arrival_s, None if traced is None else traced.trace)
@@ -106,7 +107,8 @@ class HttpApp:
             exchange.is_client_gone = True
         finally:
             status = CLIENT_CLOSED_REQUEST if exchange.is_client_gone else exchange.status or 500
-            self._metrics.num_http[path, status] += 1
+            latency_s = time.monotonic() - arrival_s
+            self._metrics.end(path, status, latency_s, exchange.num_received_bytes, exchange.num_sent_bytes)
             if traced is not None:
                 traced.finish(status, is_stream=exchange.is_stream)
 

@@ -22,14 +22,18 @@ class EventStream:
         self._send = send
         self._writer = StepwiseWriter(begin_write)
         self._waiting: dict[EventWriter, Callable[[], object]] = {}
+        self.num_bytes = 0
+        """Of all events so far."""
 
     def write(self, events: bytes) -> None:
         """Begins to write events, each of which ends in an empty line."""
+        self.num_bytes += len(events)
         self._writer.write_bytes((events,))
 
     async def end(self, events: bytes = b"") -> None:
         """Writes the last events and ends the answer."""
         await self._writer.drain()
+        self.num_bytes += len(events)
         await self._send({"type": "http.response.body", "body": events, "more_body": False})
 
     def close(self) -> None:

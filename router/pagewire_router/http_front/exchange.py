@@ -45,6 +45,10 @@ class Exchange:
         self.is_client_gone = False
         self.is_stream = False
         """The answer is a stream of events."""
+        self.num_received_bytes = 0
+        """Of the body, once it has been read."""
+        self._num_sent_bytes = 0
+        self._events: EventStream | None = None
         self._receive = receive
         self._asgi_send = send
         self.extra_headers: Headers = [(b"x-request-id", self.request_id.encode("latin-1"))]
@@ -55,9 +59,16 @@ class Exchange:
         given = self.headers.get(b"x-request-id", b"")[:MAX_REQUEST_ID_CHARS].decode("latin-1")
         return given if given.isprintable() and given else uuid.uuid4().hex
 
+    @property
+    def num_sent_bytes(self) -> int:
+        """Bytes of the answer's body so far."""
+        return self._num_sent_bytes if self._events is None else self._events.num_bytes
+
     async def read_body(self, reader: BodyReader) -> bytes:
         """The body of the request. Raises what BodyReader.read() does."""
-        return await reader.read(self._receive, self.headers, self.call.caller)
+        body = await reader.read(self._receive, self.headers, self.call.caller)
+        self.num_received_bytes = len(body)
+        return body
 
     def read_fields(self, table: FieldTable, body: bytes) -> dict[str, Any]:
         """The values of a body's fields. Raises HttpError.
@@ -84,6 +95,7 @@ class Exchange:
         ]
         await self._send({"type": "http.response.start", "status": self.status, "headers": all_headers})
         await self._send({"type": "http.response.body", "body": body})
+        self._num_sent_bytes = len(body)
 
     async def start_events(self) -> EventStream:
         """Begins an answer that is a stream of events."""
@@ -96,7 +108,8 @@ class Exchange:
             *self.extra_headers,
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        return EventStream(self._send)
+        self._events = EventStream(self._send)
+        return self._events
 
     async def _send(self, message: dict[str, Any]) -> None:
         """Sends a message. Raises ClientGone."""

@@ -11,9 +11,10 @@ from pagewire_router.http_front.app import OTHER_ROUTE, HttpApp
 from pagewire_router.http_front.cors import Cors
 from pagewire_router.http_front.http_server import HttpServer
 from pagewire_router.http_front.page import PAGES, STATS, page_routes, stats_route
-from pagewire_router.http_front.routes import ALL_PATHS, PATHS, model_routes, open_routes
+from pagewire_router.http_front.routes import ALL_PATHS, PATHS, POST_PATHS, model_routes, open_routes
 from pagewire_router.http_front.tls import tls_context
 from pagewire_router.inference import Inference
+from pagewire_router.metrics.http_metrics import HttpMetrics
 from pagewire_router.metrics.request_metrics import Metrics
 from pagewire_router.output.pacer import Pacer
 from pagewire_router.parsing.choice import OutputParsers
@@ -21,6 +22,11 @@ from pagewire_router.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
+
+
+def metrics_of_routes(*, has_page: bool) -> HttpMetrics:
+    """The metrics of everything that is served, with or without the page."""
+    return HttpMetrics((*ALL_PATHS, *((*PAGES, STATS) if has_page else ()), OTHER_ROUTE), POST_PATHS)
 
 
 class HttpFront:
@@ -44,14 +50,15 @@ class HttpFront:
         self._config = config
         self._pacer = pacer
         self._metrics = metrics
-        metrics.http_routes = (*ALL_PATHS, *((*PAGES, STATS) if config.http_page else ()), OTHER_ROUTE)
+        self._http_metrics = metrics_of_routes(has_page=config.http_page)
+        metrics.add(self._http_metrics, self._http_metrics.histograms)
         tracing = None
         if tracer is not None:
             from pagewire_router.http_front.tracing import HttpTracing
 
             tracing = HttpTracing(tracer, f"{host_of(config.listen)}:{config.http_port}")
         self._app = HttpApp(
-            metrics,
+            self._http_metrics,
             paths=(*PATHS, STATS) if config.http_page else PATHS,
             why_closed="the router looks for shards",
             max_body_bytes=config.http_max_body_bytes,
@@ -71,7 +78,7 @@ class HttpFront:
         context = None
         if config.tls_cert is not None and config.tls_key is not None:
             context = tls_context(config.tls_cert, config.tls_key, config.tls_client_ca)
-        self._server = HttpServer(self._app, context)
+        self._server = HttpServer(self._app, context, self._http_metrics)
         return await self._server.start(host, port)
 
     def open(self, inference: Inference, tokenizer: Tokenizer | None) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pagewire_router.metrics.http_metrics import LARGE_HEAD, LATE_HEAD, STALLED_READER, UNREAD_BODY, HttpMetrics
+
 HEAD_TIMEOUT_S = 30.0
 """The head of a request must be complete after this time."""
 LINGER_S = 5.0
@@ -32,6 +34,8 @@ STOP_GRACE_S = 1
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol, which bounds neither what its parser holds nor how long clients may take."""
 
+    metrics: HttpMetrics
+    """Set by a subclass for each server."""
     _head_timer: asyncio.TimerHandle | None = None
     """Runs while a head is read."""
     _linger_timer: asyncio.TimerHandle | None = None
@@ -48,10 +52,12 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
+        self.metrics.num_connections += 1
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
+        self.metrics.num_connections -= 1
         self._stop_head_timer()
         for timer in (self._linger_timer, self._stall_timer):
             if timer is not None:
@@ -119,16 +125,24 @@ class Connection(HttpToolsProtocol):
         is_unread = self.cycle.more_body and not self.pipeline
         super().on_response_complete()
         if is_unread and self._linger_timer is None:
-            self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
+            self._linger_timer = self.loop.call_later(LINGER_S, self._cut, UNREAD_BODY)
         self._start_stall_timer()
 
     def _count(self, num_bytes: int) -> None:
         self._num_held = 0
         self._num_head_bytes += num_bytes
         if self._num_head_bytes > MAX_HEAD_BYTES:
+            self.metrics.num_cut[LARGE_HEAD] += 1
             raise ValueError(TOO_LARGE)  # uvicorn answers 400 and closes.
 
+    def _cut(self, reason: str) -> None:
+        """Closes the connection, if nothing has begun to close it."""
+        if not self.transport.is_closing():
+            self.metrics.num_cut[reason] += 1
+            self.transport.close()
+
     def _refuse(self) -> None:
+        self.metrics.num_cut[LARGE_HEAD] += 1
         if self._head_timer is not None:
             self.send_400_response(TOO_LARGE)
         else:
@@ -136,7 +150,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_head_timer(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.timeout_keep_alive_handler)
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._cut, LATE_HEAD)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -151,6 +165,7 @@ class Connection(HttpToolsProtocol):
     def _check_stall(self) -> None:
         self._stall_timer = None
         if not self._has_read and self.transport.get_write_buffer_size() >= self._num_unread:
+            self.metrics.num_cut[STALLED_READER] += 1
             self.transport.abort()
         else:
             self._start_stall_timer()
@@ -175,11 +190,11 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves one ASGI application on one port."""
 
-    def __init__(self, app: Callable[..., Any], tls: ssl.SSLContext | None) -> None:
+    def __init__(self, app: Callable[..., Any], tls: ssl.SSLContext | None, metrics: HttpMetrics) -> None:
         """tls: None: no TLS."""
         config = uvicorn.Config(
             app,
-            http=Connection,
+            http=type("Connection", (Connection,), {"metrics": metrics}),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -55,6 +55,7 @@ OF_THE_MODEL = (
 """Served once there are shards."""
 PATHS = tuple(operation.path for operation in OF_THE_MODEL)
 ALL_PATHS = (*(operation.path for operation in OPEN), *PATHS)
+POST_PATHS = tuple(operation.path for operation in OF_THE_MODEL if operation.method == "POST")
 _ANTHROPIC = (MESSAGES, COUNT_TOKENS)
 
 

@@ -17,8 +17,6 @@ STATUSES = sorted(
     | {code.name for code in STATUS_CODES.values()}
 )
 """Statuses that a call can end with."""
-HTTP_STATUSES = (200, 204, 400, 401, 404, 405, 408, 409, 413, 415, 429, 499, 500, 503, 504)
-"""Statuses that a request over HTTP can end with; 499: its client has gone."""
 FINISH_REASONS = ("stop", "length", "abort", "error")
 
 MILLISECOND_TO_MINUTES = bounds_between(-3, 2)
@@ -46,13 +44,6 @@ class _Counts(Collector):
             for status in STATUSES:
                 calls.add_metric([method, status], self._metrics.num_calls[method, status])
         yield calls
-        requests = CounterMetricFamily(
-            "pagewire_http_requests", "Requests over HTTP that ended, by status.", labels=["route", "status"]
-        )
-        for route in self._metrics.http_routes:
-            for code in HTTP_STATUSES:
-                requests.add_metric([route, str(code)], self._metrics.num_http[route, code])
-        yield requests
         finished = CounterMetricFamily(
             "pagewire_sequences_finished",
             "Sequences that ended: stop and length as the client is told, abort when it went away, error otherwise.",
@@ -77,10 +68,6 @@ class Metrics:
         """Submitted requests that have not ended."""
         self.num_calls: Counter[tuple[str, str]] = Counter()
         """Calls that ended, by method and status, each one of METHODS and STATUSES."""
-        self.http_routes: tuple[str, ...] = ()
-        """Routes over HTTP; none if HTTP is not served."""
-        self.num_http: Counter[tuple[str, int]] = Counter()
-        """Requests over HTTP that ended, by route and status, each one of http_routes and HTTP_STATUSES."""
         self.num_finished: Counter[str] = Counter()
         """Sequences that ended, by one of FINISH_REASONS."""
         self.time_to_first_token_s = self._histogram(
