@@ -36,6 +36,8 @@ OPT: dict[str, Any] = {
     "word_embed_proj_dim": 32,
 }
 GPT2: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
+FALCON = {name: value for name, value in LLAMA.items() if name != "intermediate_size"}
+MPT: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
 QWEN3_MOE: dict[str, Any] = {
     **LLAMA,
     "num_key_value_heads": 2,
@@ -136,6 +138,9 @@ CASES: dict[str, transformers.PretrainedConfig] = {
     "olmoe": transformers.OlmoeConfig(
         **LLAMA, num_key_value_heads=2, num_experts=6, num_experts_per_tok=3, norm_topk_prob=True, pad_token_id=None
     ),
+    "olmoe-clipped": transformers.OlmoeConfig(
+        **LLAMA, num_key_value_heads=2, num_experts=3, num_experts_per_tok=1, clip_qkv=0.5, pad_token_id=None
+    ),
     "qwen2-moe": transformers.Qwen2MoeConfig(
         **LLAMA,
         num_key_value_heads=2,
@@ -190,6 +195,34 @@ CASES: dict[str, transformers.PretrainedConfig] = {
     ),
     "qwen3-moe": transformers.Qwen3MoeConfig(**QWEN3_MOE, norm_topk_prob=True),
     "qwen3-moe-one-layer-dense": transformers.Qwen3MoeConfig(**QWEN3_MOE, mlp_only_layers=[0], attention_bias=True),
+    "gpt-neox": transformers.GPTNeoXConfig(**LLAMA, **rope("default", partial_rotary_factor=0.5)),
+    "gpt-neox-in-sequence": transformers.GPTNeoXConfig(
+        **LLAMA, use_parallel_residual=False, attention_bias=False, **rope("default", partial_rotary_factor=0.25)
+    ),
+    "persimmon": transformers.PersimmonConfig(**LLAMA),
+    "gptj": transformers.GPTJConfig(**GPT2, rotary_dim=4),
+    "gptj-tied": transformers.GPTJConfig(**GPT2, rotary_dim=8, n_inner=40, tie_word_embeddings=True),
+    "codegen": transformers.CodeGenConfig(**{**GPT2, "n_head": 8, "n_embd": 64}, rotary_dim=4, n_ctx=64),
+    "gpt-bigcode": transformers.GPTBigCodeConfig(**GPT2),
+    "gpt-bigcode-head-by-head": transformers.GPTBigCodeConfig(**GPT2, multi_query=False),
+    "falcon-7b": transformers.FalconConfig(**FALCON),
+    "falcon-40b": transformers.FalconConfig(**FALCON, new_decoder_architecture=True, num_kv_heads=2, bias=True),
+    "falcon-11b": transformers.FalconConfig(
+        **FALCON, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1, ffn_hidden_size=40
+    ),
+    "falcon-rw": transformers.FalconConfig(
+        **{**FALCON, "num_attention_heads": 3, "hidden_size": 48},
+        alibi=True,
+        multi_query=False,
+        parallel_attn=False,
+        bias=True,
+    ),
+    "bloom": transformers.BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=2, n_head=4),
+    "bloom-odd-heads": transformers.BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=40, n_layer=2, n_head=5),
+    "mpt": transformers.MptConfig(**MPT),
+    "mpt-clipped-odd-heads": transformers.MptConfig(
+        **{**MPT, "d_model": 48, "n_heads": 6}, attn_config={"clip_qkv": 1.0, "softmax_scale": 0.2}
+    ),
     "qwen3-moe-every-second-layer": transformers.Qwen3MoeConfig(
         **QWEN3_MOE, decoder_sparse_step=2, use_sliding_window=True, sliding_window=6
     ),
@@ -270,7 +303,9 @@ class Pair:
 def random_model(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
     """A model whose every weight matters: no zero bias, no norm of all ones."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    # Falcon's eager attention adds the biases of ALiBi twice: to the scores, and with the mask.
+    attention = "sdpa" if getattr(config, "alibi", False) else "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     for parameter in model.parameters():
         noise = torch.randn_like(parameter) * 0.2
         parameter.data = noise if parameter.ndim >= 2 else parameter.data + noise
@@ -300,6 +335,22 @@ def test_logits_equal_transformers_whatever_the_chunk(pair: Pair, chunk: int) ->
         with torch.no_grad():
             expected = pair.reference(torch.tensor([sequence.tokens])).logits[0]
         torch.testing.assert_close(torch.stack(sequence.logits), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["bloom-odd-heads", "mpt"])
+def test_alibi_at_a_long_context(case: str, tmp_path: Path) -> None:
+    config = CASES[case]
+    if case == "mpt":
+        config = transformers.MptConfig(**{**MPT, "max_seq_len": 2048})
+    reference = random_model(config)
+    reference.save_pretrained(tmp_path)
+    paged = PagedModel(load_model(tmp_path, device=torch.device("cpu"), dtype="float32").model, block_size=32)
+    generator = torch.Generator().manual_seed(1)
+    sequence = paged.add(torch.randint(VOCAB_SIZE, (1800,), generator=generator).tolist(), max_len=1800)
+    paged.compute([sequence], 700)
+    with torch.no_grad():
+        expected = reference(torch.tensor([sequence.tokens])).logits[0]
+    torch.testing.assert_close(torch.stack(sequence.logits), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_greedy_continuation_equals_generate(pair: Pair) -> None:

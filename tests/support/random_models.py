@@ -52,6 +52,12 @@ def family_configs() -> dict[str, transformers.PretrainedConfig]:
         "qwen3": transformers.Qwen3Config(**_LLAMA, num_key_value_heads=2, head_dim=16),
         "cohere": transformers.CohereConfig(**_LLAMA, num_key_value_heads=2, logit_scale=0.3, use_qk_norm=True),
         "opt": transformers.OPTConfig(**_OPT),
+        "falcon": transformers.FalconConfig(
+            **{name: value for name, value in _LLAMA.items() if name != "intermediate_size"},
+            new_decoder_architecture=True,
+            num_kv_heads=2,
+        ),
+        "bloom": transformers.BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=40, n_layer=2, n_head=5),
         "gpt2": transformers.GPT2Config(vocab_size=VOCAB_SIZE, n_positions=MAX_LEN, n_embd=32, n_layer=2, n_head=4),
     }
 

@@ -41,6 +41,10 @@ class AttentionSpec:
     together."""
     qkv_bias: bool = False
     o_bias: bool = False
+    qkv_clip: float = 0.0
+    """Queries, keys and values are clamped to +-qkv_clip, after a norm of all heads; 0: they are not."""
+    alibi_slopes: tuple[float, ...] = ()
+    """One for each query head: slope * distance is subtracted from its scores; empty: nothing is."""
 
     @property
     def cache(self) -> CacheSpec:
@@ -105,6 +109,9 @@ class Attention:
         self._sliding_window = spec.sliding_window
         self._logit_softcap = spec.logit_softcap
         self._sinks = weights.tensors("sinks")["weight"] if spec.sinks else None
+        self._qkv_clip = spec.qkv_clip
+        device = weights.weights.precision.device
+        self._alibi_slopes = torch.tensor(spec.alibi_slopes, device=device) if spec.alibi_slopes else None
         self._qkv = weights.linear("qkv")
         self._o = weights.linear("o")
         self._cos_sin_cache = weights.rotary_table(spec.rope) if spec.rope is not None else None
@@ -138,6 +145,9 @@ class Attention:
         if self._qk_norms is not None:
             query_norm, key_norm = self._qk_norms
             query, key = query_norm(query), key_norm(key)
+        if self._qkv_clip:
+            for part in (query, key, value):
+                part.clamp_(-self._qkv_clip, self._qkv_clip)
         key_cache, value_cache = kv_cache
         if self._cos_sin_cache is None:
             reshape_and_cache(key, value, key_cache, value_cache, batch.slot_mapping)
@@ -168,6 +178,7 @@ class Attention:
             sliding_window=self._sliding_window,
             logit_softcap=self._logit_softcap,
             sinks=self._sinks,
+            alibi_slopes=self._alibi_slopes,
             num_decodes=batch.num_decodes,
             row_counts=batch.row_counts,
             shared=batch.shared,

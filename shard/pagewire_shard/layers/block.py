@@ -1,4 +1,4 @@
-"""One layer of the decoder: a mixer, a feed-forward block, and norms and residual around them in one of five wirings.
+"""One layer of the decoder: a mixer, a feed-forward block, and norms and residual around them in one of six wirings.
 
 A block takes the residual stream and the output of the block before, which is not yet added to it: the next norm adds
 the two, so that the addition needs no pass over memory of its own.
@@ -27,7 +27,7 @@ the layer's cache."""
 FeedForward = Callable[[torch.Tensor], torch.Tensor]
 """[num_tokens, hidden] -> [num_tokens, hidden]: each token by itself."""
 
-Wiring = Literal["pre", "post", "parallel", "output", "sandwich"]
+Wiring = Literal["pre", "post", "parallel", "parallel_norms", "output", "sandwich"]
 
 
 class MixerSpec(Protocol):
@@ -120,6 +120,22 @@ class ParallelBlock:
         return self._mixer(x, batch, kv_cache) + self._feed_forward(x), residual
 
 
+class ParallelNormsBlock:
+    """x + mixer(norm(x)) + feed_forward(norm(x)), with a norm for each."""
+
+    norm_places: ClassVar = ("mixer_norm", "feed_forward_norm")
+
+    def __init__(self, mixer: Mixer, feed_forward: FeedForward, mixer_norm: Norm, feed_forward_norm: Norm) -> None:
+        self._mixer = mixer
+        self._feed_forward = feed_forward
+        self._mixer_norm = mixer_norm
+        self._feed_forward_norm = feed_forward_norm
+
+    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+        x, residual = normalise(self._mixer_norm, stream)
+        return self._mixer(x, batch, kv_cache) + self._feed_forward(self._feed_forward_norm(residual)), residual
+
+
 class OutputNormBlock:
     """x + norm(mixer(x)), then x + norm(feed_forward(x))."""
 
@@ -168,10 +184,13 @@ class SandwichBlock:
         return self._feed_forward_out_norm(self._feed_forward(x)), residual
 
 
-BLOCKS: dict[Wiring, type[PreNormBlock | PostNormBlock | ParallelBlock | OutputNormBlock | SandwichBlock]] = {
+TwoNormBlock = PreNormBlock | PostNormBlock | ParallelNormsBlock | OutputNormBlock
+
+BLOCKS: dict[Wiring, type[TwoNormBlock | ParallelBlock | SandwichBlock]] = {
     "pre": PreNormBlock,
     "post": PostNormBlock,
     "parallel": ParallelBlock,
+    "parallel_norms": ParallelNormsBlock,
     "output": OutputNormBlock,
     "sandwich": SandwichBlock,
 }

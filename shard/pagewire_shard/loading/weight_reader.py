@@ -68,6 +68,7 @@ class _Reader:
         self._names = names
         self._is_tied = spec.tied_embeddings
         self._lm_head = spec.lm_head
+        self._layers = spec.layers
         self._parameters = spec.parameters()
         self._tied: dict[tuple[str, str], CheckpointTensor] = {}
         """By parameter and tensor: what the checkpoint stores of embeddings and output projection, if they are tied."""
@@ -137,7 +138,8 @@ class _Reader:
                 f"{tensor.path}: tensor {tensor.name!r} has shape {list(value.shape)}, "
                 f"config.json asks for {list(place.shape)}"
             )
-        place.copy_(value)
+        order = self._names.row_order(target.parameter, self._layers)
+        place.copy_(value if order is None else value[order])
         pending.filled(target.tensor, target.part)
 
     def _finish_tied(self) -> None:

@@ -41,6 +41,8 @@ class DecoderSpec:
     positions: LearnedPositions | None = None
     """Position embeddings; None: positions, if any, are the mixers' own."""
     lm_head_bias: bool = False
+    embedding_norm: NormSpec | None = None
+    """The norm of the token embeddings."""
     embedding_scale: float = 1.0
     """Multiplies the token embeddings."""
     rounds_embedding_scale: bool = False
@@ -62,6 +64,8 @@ class DecoderSpec:
         if self.positions is not None:
             num_rows = self.max_position + self.positions.offset
             parameters["position_embed"] = Parameter("table", (num_rows,), hidden_size)
+        if self.embedding_norm is not None:
+            parameters["embedding_norm"] = self.embedding_norm.parameter(embedding_size or hidden_size)
         if embedding_size is not None:
             parameters["project_in"] = Parameter("linear", (hidden_size,), embedding_size)
             parameters["project_out"] = Parameter("linear", (embedding_size,), hidden_size)
@@ -105,6 +109,8 @@ class Decoder:
         self._position_embed = (
             embed(weights.tensors["position_embed"]["weight"], offset=spec.positions.offset) if spec.positions else None
         )
+        norm = spec.embedding_norm
+        self._embedding_norm = norm.build(weights.tensors["embedding_norm"]) if norm else None
         self._project_in = weights.linears.get("project_in")
         self._project_out = weights.linears.get("project_out")
         # Layers with the same rotary embedding share its table.
@@ -157,6 +163,8 @@ class Decoder:
         x = self._embed(batch.input_ids)
         if self._embedding_scale != 1.0:
             x = x * self._embedding_scale
+        if self._embedding_norm is not None:
+            x = self._embedding_norm(x)
         if self._project_in is not None:
             x = self._project_in(x)
         if self._position_embed is not None:

@@ -48,7 +48,8 @@ ALIASES = {
 }
 
 
-def _gpt2(fields: ConfigFields) -> DecoderSpec:
+def gpt2_spec(fields: ConfigFields) -> DecoderSpec:
+    """The spec of a decoder of GPT-2's shape."""
     # reorder_and_upcast_attn only matters in half-precision training; attention scores are float32 here in any case.
     refuse(fields, "add_cross_attention", accepted=False)
     hidden_size = fields.integer("n_embd")
@@ -83,4 +84,4 @@ def _attention_scales(fields: ConfigFields, head_dim: int) -> list[float]:
     return [scale / (index + 1) if by_layer else scale for index in range(fields.integer("n_layer"))]
 
 
-GPT2 = Family(_gpt2, GPT2_NAMES, "gpt2", DEFAULTS, ALIASES)
+GPT2 = Family(gpt2_spec, GPT2_NAMES, "gpt2", DEFAULTS, ALIASES)

@@ -1,8 +1,12 @@
 """Translates a checkpoint's tensor names to parameters of the decoder."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import torch
+
+from pagewire_shard.layers.block import LayerSpec
 
 BUFFERS = re.compile(
     r"(.+\.)?"
@@ -42,6 +46,9 @@ class NameMap:
     """Module within a layer with {} for an expert's index -> parameter, its parts for each expert, which of them."""
     fused_experts: Mapping[str, str] = field(default_factory=dict)
     """Tensor within a layer that holds a matrix of every expert, [num_experts, rows, columns] -> parameter."""
+    row_orders: Mapping[str, Callable[[LayerSpec], torch.Tensor]] = field(default_factory=dict)
+    """Parameter within a layer whose rows are stored in another order -> for each row, which of the stored rows it is,
+    [num_rows] int64."""
     transposed: bool = False
     """The layers' matrices are stored [in_features, out_features]."""
 
@@ -69,6 +76,13 @@ class NameMap:
             return None
         parameter, num_parts, part = self.experts[f"{indexed[1]}{{}}{indexed[3]}"]
         return parameter, int(indexed[2]) * num_parts + part
+
+    def row_order(self, parameter: str, layers: Sequence[LayerSpec]) -> torch.Tensor | None:
+        """The entry of row_orders for a parameter of the decoder; None: rows are stored in their order."""
+        _, _, name = parameter.rpartition(".")
+        if name not in self.row_orders or not parameter.startswith("layers."):
+            return None
+        return self.row_orders[name](layers[int(parameter.split(".")[1])])
 
     def source(self, parameter: str, tensor: str, part: int | None) -> str:
         """The name of the tensor that fills this place, without the prefix, for messages; the inverse of target."""

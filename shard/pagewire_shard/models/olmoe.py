@@ -31,8 +31,7 @@ ALIASES = {"num_local_experts": "num_experts"}
 
 def _olmoe(fields: ConfigFields) -> DecoderSpec:
     check_silu(fields)
-    if "clip_qkv" in fields:
-        raise fields.unsupported("clip_qkv", "null")
+    clip = fields.positive_number("clip_qkv") if "clip_qkv" in fields else 0.0
     num_experts = fields.integer("num_experts")
     moe = MoeSpec(
         num_experts=num_experts,
@@ -43,7 +42,9 @@ def _olmoe(fields: ConfigFields) -> DecoderSpec:
     bias = fields.flag("attention_bias")
     spec = llama_spec(fields, windows=[0] * fields.integer("num_hidden_layers"), qkv_bias=bias, o_bias=bias)
     norm = NormSpec("rms", fields.number("rms_norm_eps"))
-    spec = with_mixers(spec, lambda _, attention: replace(attention, qk_norm=norm, qk_norm_scope="all_heads"))
+    spec = with_mixers(
+        spec, lambda _, attention: replace(attention, qk_norm=norm, qk_norm_scope="all_heads", qkv_clip=clip)
+    )
     return replace(spec, layers=tuple(replace(layer, feed_forward=moe) for layer in spec.layers))
 
 

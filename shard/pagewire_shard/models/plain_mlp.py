@@ -25,15 +25,18 @@ def _names(up: str, down: str) -> NameMap:
 
 
 @dataclass(frozen=True, slots=True)
-class _Biases:
+class Biases:
+    """Which matrices have a bias."""
+
     qkv: bool
     o: bool
     mlp: bool
 
 
-def _spec(
-    fields: ConfigFields, norm: NormSpec, biases: _Biases, windows: Sequence[int], *, is_partial: bool = False
+def plain_spec(
+    fields: ConfigFields, norm: NormSpec, biases: Biases, windows: Sequence[int], *, is_partial: bool = False
 ) -> DecoderSpec:
+    """The spec of a decoder with rotary positions whose MLP is not gated; see llama_spec."""
     num_heads = fields.integer("num_attention_heads")
     head_dim = read_head_dim(fields, num_heads)
     rope = read_rope(fields, head_dim, is_partial=is_partial)
@@ -77,9 +80,9 @@ ARCEE_DEFAULTS: dict[str, object] = {
 
 def _arcee(fields: ConfigFields) -> DecoderSpec:
     bias = fields.flag("attention_bias")
-    biases = _Biases(qkv=bias, o=bias, mlp=fields.flag("mlp_bias"))
+    biases = Biases(qkv=bias, o=bias, mlp=fields.flag("mlp_bias"))
     norm = NormSpec("rms", fields.number("rms_norm_eps"))
-    return _spec(fields, norm, biases, [0] * fields.integer("num_hidden_layers"))
+    return plain_spec(fields, norm, biases, [0] * fields.integer("num_hidden_layers"))
 
 
 NEMOTRON_DEFAULTS: dict[str, object] = {
@@ -99,9 +102,9 @@ NEMOTRON_DEFAULTS: dict[str, object] = {
 
 def _nemotron(fields: ConfigFields) -> DecoderSpec:
     bias = fields.flag("attention_bias")
-    biases = _Biases(qkv=bias, o=bias, mlp=fields.flag("mlp_bias"))
+    biases = Biases(qkv=bias, o=bias, mlp=fields.flag("mlp_bias"))
     norm = NormSpec("layer", fields.number("norm_eps"), bias=True, weight_offset=1.0)
-    return _spec(fields, norm, biases, [0] * fields.integer("num_hidden_layers"), is_partial=True)
+    return plain_spec(fields, norm, biases, [0] * fields.integer("num_hidden_layers"), is_partial=True)
 
 
 STARCODER2_DEFAULTS: dict[str, object] = {
@@ -127,7 +130,7 @@ def _starcoder2(fields: ConfigFields) -> DecoderSpec:
     bias = fields.flag("use_bias")
     norm = NormSpec("layer", fields.number("norm_epsilon"), bias=True)
     windows = [read_window(fields)] * fields.integer("num_hidden_layers")
-    return _spec(fields, norm, _Biases(qkv=bias, o=bias, mlp=bias), windows)
+    return plain_spec(fields, norm, Biases(qkv=bias, o=bias, mlp=bias), windows)
 
 
 ARCEE = Family(_arcee, _names("mlp.up_proj", "mlp.down_proj"), "arcee", ARCEE_DEFAULTS)

@@ -1,18 +1,24 @@
 """Maps architectures, as config.json names them, to families."""
 
 from pagewire_shard.errors import UnsupportedArchitecture
+from pagewire_shard.models.bloom import BLOOM
 from pagewire_shard.models.cohere import COHERE, COHERE2
 from pagewire_shard.models.ernie4_5 import ERNIE4_5
 from pagewire_shard.models.exaone4 import EXAONE4
+from pagewire_shard.models.falcon import FALCON
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.gemma import GEMMA, GEMMA2, GEMMA3_TEXT, VAULT_GEMMA
 from pagewire_shard.models.glm import GLM, GLM4
 from pagewire_shard.models.gpt2 import GPT2
+from pagewire_shard.models.gpt_bigcode import GPT_BIGCODE
+from pagewire_shard.models.gpt_neox import GPT_NEOX, PERSIMMON
+from pagewire_shard.models.gptj import CODEGEN, GPTJ
 from pagewire_shard.models.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from pagewire_shard.models.helium import HELIUM
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import CWM, LLAMA, MINISTRAL, MISTRAL
 from pagewire_shard.models.mixtral import MIXTRAL
+from pagewire_shard.models.mpt import MPT
 from pagewire_shard.models.olmo2 import OLMO2, OLMO3
 from pagewire_shard.models.olmoe import OLMOE
 from pagewire_shard.models.opt import OPT
@@ -29,12 +35,18 @@ from pagewire_shard.models.stablelm import STABLELM
 
 FAMILIES: dict[str, Family] = {
     "ArceeForCausalLM": ARCEE,
+    "BloomForCausalLM": BLOOM,
+    "CodeGenForCausalLM": CODEGEN,
     "Cohere2ForCausalLM": COHERE2,
     "CohereForCausalLM": COHERE,
     "CwmForCausalLM": CWM,
     "Ernie4_5ForCausalLM": ERNIE4_5,
     "Exaone4ForCausalLM": EXAONE4,
+    "FalconForCausalLM": FALCON,
     "GPT2LMHeadModel": GPT2,
+    "GPTBigCodeForCausalLM": GPT_BIGCODE,
+    "GPTJForCausalLM": GPTJ,
+    "GPTNeoXForCausalLM": GPT_NEOX,
     "Gemma2ForCausalLM": GEMMA2,
     "Gemma3ForCausalLM": GEMMA3_TEXT,
     "GemmaForCausalLM": GEMMA,
@@ -45,14 +57,17 @@ FAMILIES: dict[str, Family] = {
     "GraniteMoeSharedForCausalLM": GRANITE_MOE_SHARED,
     "HeliumForCausalLM": HELIUM,
     "LlamaForCausalLM": LLAMA,
+    "MPTForCausalLM": MPT,
     "MinistralForCausalLM": MINISTRAL,
     "MistralForCausalLM": MISTRAL,
     "MixtralForCausalLM": MIXTRAL,
+    "MptForCausalLM": MPT,
     "NemotronForCausalLM": NEMOTRON,
     "OPTForCausalLM": OPT,
     "Olmo2ForCausalLM": OLMO2,
     "Olmo3ForCausalLM": OLMO3,
     "OlmoeForCausalLM": OLMOE,
+    "PersimmonForCausalLM": PERSIMMON,
     "Phi3ForCausalLM": PHI3,
     "PhiForCausalLM": PHI,
     "Qwen2ForCausalLM": QWEN2,
