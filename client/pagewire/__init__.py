@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pagewire.events import Event, PromptLogprobs, SequenceFinished, Started, TokenDelta
     from pagewire.llm import LLM
     from pagewire.outputs import CompletionOutput, Logprob, RequestOutput, Usage
+    from pagewire.prompts import ChatPrompt, TextPrompt, TokensPrompt
     from pagewire.sampling_params import SamplingParams
     from pagewire.structured_outputs import StructuredOutputsParams
 
@@ -62,6 +63,7 @@ _EXPORTS = {
     "pagewire.events": ("Event", "PromptLogprobs", "SequenceFinished", "Started", "TokenDelta"),
     "pagewire.llm": ("LLM",),
     "pagewire.outputs": ("CompletionOutput", "Logprob", "RequestOutput", "Usage"),
+    "pagewire.prompts": ("ChatPrompt", "TextPrompt", "TokensPrompt"),
     "pagewire.sampling_params": ("SamplingParams",),
     "pagewire.structured_outputs": ("StructuredOutputsParams",),
 }
@@ -76,6 +78,7 @@ __all__ = [
     "BeamSearchParams",
     "BeamSearchSequence",
     "Cancelled",
+    "ChatPrompt",
     "Client",
     "CompletionOutput",
     "DeadlineExceeded",
@@ -94,7 +97,9 @@ __all__ = [
     "Started",
     "StartupError",
     "StructuredOutputsParams",
+    "TextPrompt",
     "TokenDelta",
+    "TokensPrompt",
     "Unauthenticated",
     "Unavailable",
     "Usage",

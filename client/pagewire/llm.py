@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import logging
 import os
+import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -13,12 +15,13 @@ from pagewire.client import Client
 from pagewire.errors import InvalidRequest
 from pagewire.outputs import RequestOutput
 from pagewire.progress import progress_bar
-from pagewire.prompts import ChatMessage, ChatPrompt, ContentFormat, Prompt, PromptLike, as_prompts
+from pagewire.prompts import ChatMessage, ChatPrompt, ContentFormat, Prompt, PromptLike, as_prompts, with_salt
 from pagewire.sampling_params import SamplingParams
-from pagewire.serve.engine_arguments import translate
+from pagewire.serve.engine_arguments import translate, without_effect
 from pagewire.serve.options import model_flags
 from pagewire.server_process import ServerProcess
 
+_log = logging.getLogger(__name__)
 DEFAULT_MODEL = "demo"
 CONVERSATIONS = 'at least one {"role": ..., "content": ...}, or a list of conversations of those'
 
@@ -32,7 +35,7 @@ class LLM:
         model: directory of a Hugging Face model, or its id on the hub; None: the bundled demo model.
         **options: the options of `pagewire serve`, with underscores: tensor_parallel_size, replicas, device, dtype,
             max_model_len, max_num_seqs, max_num_batched_tokens, block_size, kv_cache_memory, load_format, seed, ...
-            vLLM's engine arguments are known too (serve/engine_arguments.py).
+            vLLM's engine arguments are known too (serve/engine_arguments.py). Those that change nothing are logged.
 
     Raises:
         TypeError: an option is not known.
@@ -42,6 +45,7 @@ class LLM:
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
         self._model = DEFAULT_MODEL if model is None else _path("model", model)
+        self._shares_prefixes = options.pop("enable_prefix_caching", None) is not False
         flags = _flags(self._model, options)
         # Whoever can talk to this server may run code as this user anyway.
         self._server = ServerProcess(["--trust-request-chat-template", *flags, "--", self._model])
@@ -73,7 +77,7 @@ class LLM:
             One answer for each prompt, in their order.
         """
         _refuse_adapter(lora_request)
-        listed = as_prompts(prompts)
+        listed = self._salted(as_prompts(prompts))
         with progress_bar(len(listed), enabled=bool(use_tqdm)) as on_output:
             return self._client.complete_many(
                 listed,
@@ -103,7 +107,7 @@ class LLM:
             One answer for each prompt, in their order.
         """
         _refuse_adapter(lora_request)
-        return self._client.beam_search_many(prompts, params, window=concurrency_limit)
+        return self._client.beam_search_many(self._salted(as_prompts(prompts)), params, window=concurrency_limit)
 
     def chat(
         self,
@@ -165,6 +169,12 @@ class LLM:
         transformers = importlib.import_module("transformers")
         return transformers.AutoTokenizer.from_pretrained(_model_directory(self._model))
 
+    def _salted(self, prompts: list[Prompt]) -> list[Prompt]:
+        """The prompts, each with a salt of its own unless cached prefixes may be shared."""
+        if self._shares_prefixes:
+            return prompts
+        return [with_salt(prompt, uuid.uuid4().hex) for prompt in prompts]
+
     @property
     def client(self) -> Client:
         """The client of this model's server, for streams, tokenization and the like."""
@@ -190,6 +200,10 @@ def _flags(model: str, options: dict[str, Any]) -> list[str]:
     tokenizer = options.pop("tokenizer", None)
     if tokenizer is not None and _path("tokenizer", tokenizer) != model:
         raise InvalidRequest.of_field("tokenizer", f"{tokenizer!r} given; accepted: the model, whose own is used")
+    if options.get("trust_remote_code") is True:
+        _log.warning("trust_remote_code has no effect: no code from model repositories is needed or run")
+    if unused := without_effect(options):
+        _log.info("Arguments without effect here: %s", ", ".join(unused))
     return model_flags(translate(options))
 
 

@@ -93,6 +93,14 @@ def as_prompts(prompts: "PromptLike | Sequence[PromptLike]") -> list[Prompt]:
         return [as_prompt(listed)] if is_one else [as_prompt(item) for item in listed]
 
 
+def with_salt(prompt: Prompt, cache_salt: str) -> Prompt:
+    """Returns the prompt with a salt, unless it has one."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "cache_salt": cache_salt}
+    # mypy does not tell the kinds apart.
+    return prompt if prompt.get("cache_salt") is not None else {**prompt, "cache_salt": cache_salt}  # type: ignore
+
+
 def as_prompt(prompt: PromptLike) -> Prompt:
     """Returns a prompt in one of the forms that are sent; keys that are None are left out.
 

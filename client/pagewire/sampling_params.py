@@ -44,6 +44,9 @@ class SamplingParams(_Tracked):
     in between. Limits that only the server knows (largest n, largest logprobs, vocabulary) are checked there. The lists
     are the object's own copies; `stop`, `stop_token_ids` and `bad_words` are lists whatever was given.
 
+    To change a copy, assign to what clone() returns. dataclasses.replace() makes an object that counts every value as
+    given, also those that the server would have chosen.
+
     Raises:
         InvalidRequest: names the field, what was given and what is accepted.
     """
@@ -73,11 +76,6 @@ class SamplingParams(_Tracked):
     bad_words: Sequence[str] | None = None
     structured_outputs: StructuredOutputsParams | None = None
     truncate_prompt_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in _CONTAINERS:
-            object.__setattr__(self, name, _plain(getattr(self, name)))
-        self._check()
 
     @classmethod
     def from_optional(cls, **given: Any) -> "SamplingParams":
@@ -134,7 +132,8 @@ class SamplingParams(_Tracked):
             raise _out_of_range("structured_outputs", self.structured_outputs, "StructuredOutputsParams")
         if self.n > 1 and self.temperature < GREEDY_BELOW:
             raise _out_of_range("n", self.n, "1 when temperature is 0, where all sequences would be the same")
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+        # What max_tokens is otherwise only the server knows: conversations have no limit of their own.
+        if "max_tokens" in self._given and self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise _out_of_range("min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
         if self.stop and not self.detokenize:
             raise _out_of_range("stop", self.stop, "no stop strings when detokenize is False")
@@ -213,7 +212,11 @@ def _refusing_by_name(build: Callable[..., None]) -> Callable[..., None]:
                 if value is not None and value not in _NOT_SERVED[name]:
                     raise InvalidRequest.of_field(f"sampling_params.{name}", f"{value!r} given, which is not served")
         build(self, *args, **given)
+        assert isinstance(self, SamplingParams)
         object.__setattr__(self, "_given", frozenset(given))
+        for name in _CONTAINERS:
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        self._check()
 
     return init
 

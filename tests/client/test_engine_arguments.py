@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 from pagewire import InvalidRequest
-from pagewire.serve.engine_arguments import ENGINE_ARGUMENTS, translate
+from pagewire.serve.engine_arguments import (
+    ENGINE_ARGUMENTS,
+    FLAGS,
+    MEANING,
+    REFUSED,
+    WITHOUT_EFFECT,
+    translate,
+    without_effect,
+)
 from pagewire.serve.options import MODEL_OPTIONS, model_flags
 
 
@@ -12,6 +20,9 @@ from pagewire.serve.options import MODEL_OPTIONS, model_flags
     ("arguments", "options"),
     [
         ({"dtype": "half"}, {"dtype": "float16"}),
+        ({"data_parallel_size": 2}, {"replicas": 2}),
+        ({"enable_chunked_prefill": False, "convert": "auto", "kernel_config": {"enable_jit_warmup": False}}, {}),
+        ({"enable_sleep_mode": False, "scheduling_policy": "priority", "logprobs_mode": "raw_logprobs"}, {}),
         ({"dtype": torch.bfloat16}, {"dtype": "bfloat16"}),
         ({"dtype": "float"}, {"dtype": "float32"}),
         ({"enforce_eager": True}, {"cuda_graphs": False}),
@@ -55,6 +66,9 @@ def test_arguments_mean_options(arguments, options):
         {"enable_lora": True},
         {"max_model_len": "many"},
         {"kv_cache_dtype": "fp8"},
+        {"enable_sleep_mode": True},
+        {"logprobs_mode": "raw_logits"},
+        {"quantization_config": {"a": 1}},
         {"revision": "main"},
         {"num_gpu_blocks_override": 10},
         {"pipeline_parallel_size": 2},
@@ -106,3 +120,11 @@ def test_every_argument_may_be_none():
 def test_meanings_are_options():
     known = {option.name for option in MODEL_OPTIONS}
     assert {"cuda_graphs", "kv_cache_memory", "served_model_name", "replicas", "dtype", "max_model_len"} <= known
+
+
+def test_arguments_have_one_meaning_each():
+    assert not MEANING.keys() & WITHOUT_EFFECT
+    assert not REFUSED.keys() & WITHOUT_EFFECT
+    assert not REFUSED.keys() & MEANING.keys()
+    assert ENGINE_ARGUMENTS.keys() >= FLAGS
+    assert without_effect({"swap_space": 4, "disable_log_stats": None, "dtype": "half"}) == ["swap_space"]

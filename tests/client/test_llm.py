@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -68,6 +69,30 @@ def test_prompts_come_in_every_form_and_keep_their_order(llm):
     assert [output.prompt for output in outputs] == ["a b", "c", None]
     assert outputs[2].prompt_token_ids == [4, 5]
     assert llm.generate({"prompt": "alone"})[0].outputs.text == " alone"
+
+
+def _remember(sent, prompts, *_args, **_options):
+    sent += prompts
+    return []
+
+
+def test_prefixes_are_shared_unless_that_is_turned_off(monkeypatch):
+    for options, num_salts in (({}, 0), ({"enable_prefix_caching": True}, 0), ({"enable_prefix_caching": False}, 3)):
+        with LLM(model="any", **options) as llm:
+            sent: list[object] = []
+            complete = partial(_remember, sent)
+            monkeypatch.setattr(llm.client, "complete_many", complete)
+            llm.generate(["a", {"prompt_token_ids": [4]}], use_tqdm=False)
+            llm.chat([{"role": "user", "content": "hello"}], use_tqdm=False)
+            salts = {prompt["cache_salt"] for prompt in sent if isinstance(prompt, dict) and "cache_salt" in prompt}
+            assert (len(sent), len(salts)) == (3, num_salts)
+
+
+def test_arguments_without_effect_are_noted(caplog):
+    with caplog.at_level("INFO", "pagewire.llm"), LLM(model="any", swap_space=4, trust_remote_code=True):
+        pass
+    assert "no code from model repositories is needed or run" in caplog.text
+    assert "without effect here: swap_space, trust_remote_code" in caplog.text
 
 
 def test_more_prompts_than_the_queue_takes(llm):

@@ -95,7 +95,7 @@ def test_attributes_may_be_assigned():
     assert message.HasField("temperature")
 
 
-@pytest.mark.parametrize(("name", "value"), [("temperature", 9), ("stop", [""]), ("min_tokens", 17), ("n", None)])
+@pytest.mark.parametrize(("name", "value"), [("temperature", 9), ("stop", [""]), ("min_tokens", -1), ("n", None)])
 def test_what_is_assigned_is_checked_when_it_is_sent(name, value):
     params = SamplingParams()
     setattr(params, name, value)
@@ -196,7 +196,6 @@ def test_the_ends_of_the_ranges_are_accepted(name, value):
         ("stop_token_ids", ["a"]),
         ("max_tokens", 0),
         ("min_tokens", -1),
-        ("min_tokens", 17),
         ("logprobs", -2),
         ("prompt_logprobs", -2),
         ("bad_words", [""]),
@@ -244,3 +243,14 @@ def test_parameters_of_vllm_that_are_not_served_are_refused_by_name_unless_they_
 def test_other_parameters_are_type_errors():
     with pytest.raises(TypeError, match="max_token"):
         SamplingParams(max_token=3)
+
+
+def test_min_tokens_are_compared_with_a_max_tokens_that_is_given():
+    """What it is otherwise the server decides."""
+    with pytest.raises(InvalidRequest, match="at most max_tokens, which is 4"):
+        SamplingParams(min_tokens=5, max_tokens=4)
+    params = SamplingParams(min_tokens=17)
+    assert not params.to_proto().HasField("max_tokens")
+    params.max_tokens = 16
+    with pytest.raises(InvalidRequest, match="at most max_tokens, which is 16"):
+        params.to_proto()

@@ -2,6 +2,7 @@ import argparse
 from dataclasses import fields
 
 import pytest
+from pagewire import InvalidRequest
 from pagewire.cli.serve import add_arguments, config_from
 from pagewire.serve.commands import router_command, shard_command
 from pagewire.serve.config import ServeConfig
@@ -74,6 +75,60 @@ def test_every_field_has_a_flag():
     # GPUs are what CUDA_VISIBLE_DEVICES and the driver say.
     assert changed == [field.name for field in fields(ServeConfig) if field.name != "gpus"]
     assert config.kv_cache_memory_bytes == 1024
+
+
+def test_vllm_s_flags_are_taken(capsys):
+    config = parse(
+        *("m", "--dtype", "half", "--max-model-len", "32k", "--enforce-eager", "--data-parallel-size", "2"),
+        *(
+            "--kv-cache-memory-bytes",
+            "1024",
+            "--ssl-certfile",
+            "c",
+            "--ssl-keyfile",
+            "k",
+            "--load-format",
+            "safetensors",
+        ),
+        *("--allowed-origins", '["https://a.example"]', "--enable-prefix-caching", "--tensor-parallel-size", "2"),
+    )
+    assert config == ServeConfig(
+        *("m",),
+        dtype="float16",
+        max_model_len=32_000,
+        cuda_graphs=False,
+        replicas=2,
+        kv_cache_memory_bytes=1024,
+        tls_cert="c",
+        tls_key="k",
+        load_format="safetensors",
+        http_cors_origins=("https://a.example",),
+        tensor_parallel_size=2,
+        gpus=config.gpus,
+    )
+    assert capsys.readouterr().err == ""
+    parse("--swap-space", "4", "--trust-remote-code", "--enable-auto-tool-choice", "--no-enable-chunked-prefill", "m")
+    assert capsys.readouterr().err == (
+        "pagewire: without effect here: --swap-space, --trust-remote-code, --enable-chunked-prefill, "
+        "--enable-auto-tool-choice\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--api-key", "secret"), "--api-keys FILE"),
+        (("--quantization", "awq"), "quantization"),
+        (("--no-enable-prefix-caching",), "enable_prefix_caching"),
+        (("--lora-modules", "a=b"), "adapters are not served"),
+        (("--hf-overrides", '{"a": 1}'), "hf_overrides"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else None,
+)
+def test_vllm_s_flags_that_are_not_served_are_refused_by_name(words, said):
+    with pytest.raises(InvalidRequest, match=said) as refused:
+        parse(*words)
+    assert "secret" not in str(refused.value)
 
 
 def test_options_are_fields_of_the_configuration():

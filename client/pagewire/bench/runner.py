@@ -6,7 +6,7 @@ it measures, so messages stay undecoded until the last one has arrived.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -73,7 +73,9 @@ def serialize(prompt: Prompt, sampling: SamplingParams) -> bytes:
     content: str | TokensPrompt = (
         prompt.content if isinstance(prompt.content, str) else {"prompt_token_ids": prompt.content}
     )
-    return build_request(content, replace(sampling, max_tokens=prompt.max_tokens), RequestOptions()).SerializeToString()
+    params = sampling.clone()
+    params.max_tokens = prompt.max_tokens
+    return build_request(content, params, RequestOptions()).SerializeToString()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pagewire.serve.config import ServeConfig
 from pagewire.serve.gpus import visible_gpus
 from pagewire.serve.options import add_model_options
+from pagewire.serve.vllm_flags import add_vllm_flags, vllm_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_listening(parser.add_argument_group("listening"))
     _add_time_limits(parser.add_argument_group("time limits"))
     _add_security(parser.add_argument_group("security"))
+    add_vllm_flags(parser)
 
 
 def _add_listening(group: argparse._ArgumentGroup) -> None:
@@ -72,11 +74,6 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
         default=suppress,
         help="port of gRPC health in plaintext, for probes; 0 takes a free one (default: none)",
     )
-    for flag, text in (
-        ("--tool-call-parser", "format of the model's tool calls, such as hermes (default: as its files say)"),
-        ("--reasoning-parser", "format of its reasoning, such as deepseek_r1 (default: as its files say)"),
-    ):
-        group.add_argument(flag, metavar="NAME", default=suppress, help=text)
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
 
 
@@ -123,6 +120,7 @@ def config_from(args: argparse.Namespace) -> ServeConfig:
     if given.get("port") == 0:
         given.setdefault("http_port", 0)
     given["http_cors_origins"] = tuple(given.get("http_cors_origins", ()))
+    given.update(vllm_options(args))
     if given.get("device") != "cpu":
         given["gpus"] = visible_gpus(os.environ)
     return ServeConfig(**given)

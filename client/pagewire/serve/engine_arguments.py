@@ -1,17 +1,15 @@
-"""vLLM's engine arguments of LLM: each is translated into an option of pagewire, ignored, or refused by name.
+"""vLLM's engine arguments of LLM and `pagewire serve`: each is translated into an option of pagewire, taken without
+effect, or refused by name.
 
 An argument that is None counts as not given.
 """
 
-import re
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pagewire.errors import InvalidRequest
-
-_DTYPES = {"half": "float16", "float": "float32"}
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)")
-_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+from pagewire.serve.options import dtype_name, num_tokens
 
 Translation = Callable[[Any], Mapping[str, Any]]
 """Translates an argument's value into options of `pagewire serve`. Raises InvalidRequest if it is not served."""
@@ -31,6 +29,11 @@ def translate(arguments: Mapping[str, Any]) -> dict[str, Any]:
         elif plain is not None:
             options |= _named(name, plain)
     return options
+
+
+def without_effect(arguments: Mapping[str, Any]) -> list[str]:
+    """Returns the names of arguments that were given, and change nothing."""
+    return [name for name, value in arguments.items() if name in WITHOUT_EFFECT and value is not None]
 
 
 def _plain(value: Any) -> Any:
@@ -56,6 +59,10 @@ def _renamed(option: str) -> Translation:
     return lambda value: {option: value}
 
 
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
 def _only(*accepted: Any, why: str) -> Translation:
     def check(value: Any) -> Mapping[str, Any]:
         if not any(value == one and type(value) is type(one) for one in accepted):
@@ -68,16 +75,16 @@ def _only(*accepted: Any, why: str) -> Translation:
 
 def _dtype(value: Any) -> Mapping[str, Any]:
     name = value.__name__ if isinstance(value, type) else str(value).removeprefix("torch.")  # numpy's are types
-    return {"dtype": _DTYPES.get(name, name)}
+    return {"dtype": dtype_name(name)}
 
 
 def _max_model_len(value: Any) -> Mapping[str, Any]:
     if value in (-1, "-1", "auto"):
         return {}
-    match = _LENGTH.fullmatch(str(value))
-    if match is None:
-        raise ValueError('accepted: a number of tokens, such as 8192 or "32k"; -1 or None: what fits')
-    return {"max_model_len": int(float(match[1]) * _MULTIPLES[match[2]])}
+    try:
+        return {"max_model_len": num_tokens(str(value))}
+    except ArgumentTypeError:
+        raise ValueError('accepted: a number of tokens, such as 8192 or "32k"; -1 or None: what fits') from None
 
 
 def _flag(option: str, *, inverted: bool = False) -> Translation:
@@ -106,51 +113,97 @@ _SAME_FOLDER = "the tokenizer is the one in the model's folder"
 _ENVIRONMENT = "the hub's settings are taken from the environment, as HF_TOKEN and HF_HOME"
 _NOT_SERVED = "not served"
 
-ENGINE_ARGUMENTS: dict[str, Translation] = {
-    # Arguments that an option of pagewire expresses.
+MEANING: dict[str, Translation] = {
+    "data_parallel_size": _renamed("replicas"),
     "dtype": _dtype,
     "enforce_eager": _flag("cuda_graphs", inverted=True),
     "kv_cache_memory_bytes": _renamed("kv_cache_memory"),
     "load_format": _load_format,
     "max_model_len": _max_model_len,
     "served_model_name": _served_model_name,
-    # Arguments that change nothing for the caller.
-    "async_scheduling": _unused,
-    "attention_backend": _unused,
-    "compilation_config": _unused,
-    "cpu_offload_gb": _only(0, 0.0, why=_NOT_SERVED),
-    "disable_cascade_attn": _unused,
-    "disable_custom_all_reduce": _unused,
-    "disable_log_stats": _unused,
-    "distributed_executor_backend": _unused,
-    "enable_chunked_prefill": _only(True, why="prompts are always computed in chunks"),
-    "enable_prefix_caching": _only(True, why="prefixes are always cached; requests of different cache_salt share none"),
-    "limit_mm_per_prompt": _unused,  # prompts are text alone
-    "max_seq_len_to_capture": _unused,
-    "swap_space": _unused,
-    "trust_remote_code": _unused,  # no code of a repository is needed or run
-    # Arguments that are refused, except for values that describe what is done anyway.
+}
+"""Arguments that an option of pagewire expresses."""
+
+WITHOUT_EFFECT = frozenset(
+    _names(
+        """
+        aggregate_engine_logging all2all_backend async_scheduling attention_backend attention_config
+        compilation_config cpu_distributed_timeout_seconds cudagraph_capture_sizes cudagraph_metrics
+        custom_histogram_buckets disable_cascade_attn disable_chunked_mm_input disable_custom_all_reduce
+        disable_hybrid_kv_cache_manager disable_log_requests disable_log_stats disable_nccl_for_dp_synchronization
+        distributed_executor_backend distributed_timeout_seconds enable_chunked_prefill enable_cumem_allocator
+        enable_flashinfer_autotune enable_layerwise_nvtx_tracing enable_log_requests
+        enable_logging_iteration_details enable_mfu_metrics enable_mm_processor_stats enable_shm_tensor_arena
+        fully_sharded_loras ir_op_priority jit_monitor_mode jit_monitor_verbose kernel_config kv_cache_metrics
+        kv_cache_metrics_sample limit_mm_per_prompt linear_backend long_prefill_token_threshold
+        long_prefill_token_threshold_adaptive lora_dtype max_cpu_loras max_cudagraph_capture_size max_lora_rank
+        max_loras max_num_partial_prefills max_parallel_loading_workers max_seq_len_to_capture mm_processor_cache_gb
+        mm_processor_cache_type mm_shm_cache_max_object_size_mb moe_backend numa_bind numa_bind_cpus numa_bind_nodes
+        optimization_level performance_mode prefix_caching_hash_algo pt_load_map_location ray_workers_use_nsight
+        renderer_num_workers safetensors_load_strategy safetensors_prefetch_block_size
+        safetensors_prefetch_num_threads scheduler_reserve_full_isl show_hidden_metrics_for_version
+        skip_mm_profiling stream_interval swap_space trust_remote_code use_fp64_gumbel use_tqdm_on_load
+        """
+    )
+)
+"""Arguments that change no output: what they tune works differently here, or is not there to be tuned."""
+
+REFUSED: dict[str, Translation] = {
     "code_revision": _only(why=_NO_REMOTE_CODE),
-    "data_parallel_size": _renamed("replicas"),
+    "collect_detailed_traces": _only(why="requests are traced as a whole"),
+    "config_format": _only("auto", "hf", why="config.json is read"),
+    "convert": _only("auto", "none", why="text generation is served"),
+    "cpu_offload_gb": _only(0, 0.0, why=_NOT_SERVED),
     "download_dir": _only(why=_ENVIRONMENT),
-    "enable_expert_parallel": _only(False, why=_NOT_SERVED),
-    "enable_lora": _only(False, why=_NOT_SERVED),
+    "enable_prefix_caching": _only(True, why="prefixes are always cached; requests of different cache_salt share none"),
+    "hf_config_path": _only(why="the configuration is the one in the model's folder"),
     "hf_overrides": _only({}, why="edit the model's config.json"),
     "hf_token": _only(why=_ENVIRONMENT),
     "kv_cache_dtype": _only("auto", why="keys and values have the type of the activations"),
-    "kv_transfer_config": _only(why=_NOT_SERVED),
     "logits_processors": _only([], why=_NOT_SERVED),
+    "logprobs_mode": _only("raw_logprobs", why="log-probabilities are of the model's own distribution"),
     "mm_processor_kwargs": _only({}, why="prompts are text"),
+    "model_impl": _only("auto", "vllm", why="models are pagewire's own"),
     "num_gpu_blocks_override": _only(why="give kv_cache_memory, the size of the pool"),
+    "otlp_traces_endpoint": _only(why="set the environment's OTEL_EXPORTER_OTLP_ENDPOINT"),
     "override_generation_config": _only({}, why="give SamplingParams"),
     "pipeline_parallel_size": _only(1, why=_NOT_SERVED),
     "quantization": _only(why="weights in float32, float16 or bfloat16 are served"),
     "revision": _only(why="give the folder of a snapshot"),
     "runner": _only("auto", "generate", why="text generation is served"),
-    "skip_tokenizer_init": _only(False, why="the server tokenizes"),
-    "speculative_config": _only(why=_NOT_SERVED),
-    "structured_outputs_config": _only(why=_NOT_SERVED),
+    "scheduling_policy": _only("fcfs", "priority", why="requests run by priority, then in the order they came"),
     "task": _only("auto", "generate", why="text generation is served"),
-    "tokenizer_mode": _only("auto", "hf", why=_SAME_FOLDER),
+    "tokenizer_mode": _only("auto", "hf", "fast", why=_SAME_FOLDER),
     "tokenizer_revision": _only(why=_SAME_FOLDER),
+    **dict.fromkeys(
+        _names(
+            """
+        additional_config allowed_local_media_path decode_context_parallel_size device_ids disable_sliding_window
+        enable_dbo enable_elastic_ep enable_eplb enable_expert_parallel enable_fault_tolerance enable_lora
+        enable_mm_embeds enable_prompt_embeds enable_return_routed_experts enable_sleep_mode kv_events_config
+        kv_offloading_size kv_sharing_fast_prefill kv_transfer_config model_loader_extra_config node_rank nnodes
+        pooler_config prefill_context_parallel_size profiler_config quantization_config reasoning_config
+        scheduler_cls skip_tokenizer_init spec_method spec_model spec_tokens speculative_config
+        structured_outputs_config weight_transfer_config worker_cls worker_extension_cls
+        """
+        ),
+        _only(False, {}, 1, why=_NOT_SERVED),
+    ),
 }
+"""Arguments that are refused, except for values that describe what is done anyway."""
+
+ENGINE_ARGUMENTS = {**MEANING, **dict.fromkeys(WITHOUT_EFFECT, _unused), **REFUSED}
+FLAGS = frozenset(
+    name
+    for name in ENGINE_ARGUMENTS
+    if name.startswith(("enable_", "disable_"))
+    or name
+    in _names(
+        """
+        async_scheduling cudagraph_metrics enforce_eager fully_sharded_loras jit_monitor_verbose kv_cache_metrics
+        kv_sharing_fast_prefill numa_bind ray_workers_use_nsight scheduler_reserve_full_isl skip_mm_profiling
+        skip_tokenizer_init trust_remote_code use_fp64_gumbel use_tqdm_on_load
+        """
+    )
+)
+"""Arguments that are true or false: flags without a value on the command line."""

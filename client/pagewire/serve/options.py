@@ -11,6 +11,8 @@ from pagewire.errors import InvalidRequest
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY_UNITS = {f"{unit}i": 1024**power for power, unit in enumerate(_UNITS) if unit}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+_NUM_TOKENS = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)")
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def parse_bytes(text: str) -> int:
@@ -37,6 +39,24 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def num_tokens(text: str) -> int:
+    """Returns a number of tokens such as 8192, "32k" (thousands) or "32K" (times 1024), above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not one.
+    """
+    match = _NUM_TOKENS.fullmatch(text)
+    value = int(float(match[1]) * _MULTIPLES[match[2]]) if match else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens; accepted: such as 8192 or 32k")
+    return value
+
+
+def dtype_name(text: str) -> str:
+    """Returns the name of an element type; vLLM's half and float are float16 and float32."""
+    return {"half": "float16", "float": "float32"}.get(text, text)
 
 
 def count_or_all(text: str) -> int:
@@ -122,8 +142,13 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     Option("tensor_parallel_size", "shards in each replica (default: 1)", positive, "N"),
     Option("replicas", "copies of the model (default: 1)", positive, "N"),
     Option("device", "where to run (default: auto: a GPU if there is one)", choices=("auto", "cpu", "cuda")),
-    Option("dtype", "type of the weights (default: auto)", choices=("auto", "float32", "bfloat16", "float16")),
-    Option("max_model_len", "longest prompt plus output, in tokens (default: the model's)", positive, "N"),
+    Option(
+        "dtype",
+        "type of the weights (default: auto)",
+        dtype_name,
+        choices=("auto", "float32", "bfloat16", "float16"),
+    ),
+    Option("max_model_len", "longest prompt plus output, in tokens (default: the model's)", num_tokens, "N"),
     Option("max_num_seqs", "sequences a shard can hold (default: chosen from device and model)", positive, "N"),
     Option(
         "max_num_batched_tokens", "tokens a step may compute (default: chosen from device and model)", positive, "N"
@@ -194,6 +219,10 @@ MODEL_OPTIONS: tuple[Option, ...] = (
         "ignore keywords and formats of JSON schemas that are not supported (default: refuse them by name)",
         bool,
     ),
+    Option(
+        "tool_call_parser", "format of the model's tool calls, such as hermes (default: as its files say)", str, "NAME"
+    ),
+    Option("reasoning_parser", "format of its reasoning, such as deepseek_r1 (default: as its files say)", str, "NAME"),
     Option("cpu_threads", "threads for CPU kernels (default: all cores, less one for a small model)", positive, "N"),
 )
 
