@@ -108,6 +108,18 @@ def test_traces_reach_the_charts_jaeger(rendered: dict[str, list[Object]]) -> No
     assert not network.allows(jaeger, network.shard, SHARD_GRPC)
 
 
+@pytest.mark.parametrize(
+    ("values", "namespace"), [("gateway", "gateways"), ("ingress", "ingress-nginx")], ids=["gateway", "ingress"]
+)
+def test_gateways_can_be_named(rendered: dict[str, list[Object]], values: str, namespace: str) -> None:
+    network = Network(rendered[values])
+    gateway = Endpoint(namespace=namespace)
+    assert network.allows(gateway, network.router, HTTP)
+    assert network.allows(gateway, network.router, GRPC)
+    assert not network.allows(gateway, network.router, METRICS)
+    assert not network.allows(CLIENT, network.router, HTTP), "every client has to come through the gateway"
+
+
 def test_scrapers_can_be_named(rendered: dict[str, list[Object]]) -> None:
     network = Network(rendered["monitoring"])
     assert network.allows(Endpoint(namespace="observability"), network.shard, METRICS)

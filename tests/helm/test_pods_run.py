@@ -1,7 +1,11 @@
 """The rendered pods run, by their own commands, arguments, variables and probes, and a completion streams through."""
 
+import json
 import os
 import signal
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ from pagewire import Client, SamplingParams, TokenDelta, Unauthenticated
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
 from pod_process import LOOPBACK, Node, PodProcess, service_name
 
-GRPC, SHARD_GRPC, METRICS = 50051, 50052, 9400
+GRPC, HTTP, SHARD_GRPC, METRICS = 50051, 8000, 50052, 9400
 API_KEY = "a key of this test"
 
 
@@ -74,6 +78,17 @@ def kernel_cache(directory: Path) -> Path:
     return cache
 
 
+def ask_over_http(base_url: str, api_key: str | None = None, tls: ssl.SSLContext | None = None) -> str:
+    """The text of a short completion. Raises urllib.error.HTTPError."""
+    headers = {"content-type": "application/json"}
+    if api_key is not None:
+        headers["authorization"] = f"Bearer {api_key}"
+    body = json.dumps({"prompt": "Hello, my name is", "max_tokens": 8, "ignore_eos": True}).encode()
+    request = urllib.request.Request(f"{base_url}/v1/completions", body, headers)
+    with urllib.request.urlopen(request, timeout=60, context=tls) as answer:
+        return str(json.load(answer)["choices"][0]["text"])
+
+
 def stream(client: Client, num_tokens: int) -> Iterator[TokenDelta]:
     """The deltas of a completion of so many tokens."""
     events = client.generate("Hello, my name is", SamplingParams(max_tokens=num_tokens, ignore_eos=True))
@@ -102,6 +117,10 @@ def test_a_completion_streams_through_the_pods(release: RunningRelease) -> None:
         deltas = list(stream(client, 16))
     assert sum(len(delta.token_ids) for delta in deltas) == 16
     assert "".join(delta.text for delta in deltas)
+
+
+def test_a_completion_comes_over_http(release: RunningRelease) -> None:
+    assert ask_over_http(f"http://{LOOPBACK}:{release.router.ports[HTTP]}")
 
 
 def test_the_pod_of_helm_test_passes(release: RunningRelease) -> None:
@@ -185,6 +204,19 @@ def test_secured_pods_turn_away_who_has_no_key(secured: tuple[RunningRelease, Cr
     release, credentials = secured
     with credentials.client(release, None) as client, pytest.raises(Unauthenticated):
         list(stream(client, 1))
+
+
+def test_http_has_the_same_certificates_and_keys(secured: tuple[RunningRelease, Credentials]) -> None:
+    release, credentials = secured
+    base_url = f"https://{LOOPBACK}:{release.router.ports[HTTP]}"
+    tls = ssl.create_default_context(cafile=credentials.ca)
+    with pytest.raises(OSError) as refused:  # noqa: PT011  The connection breaks in one of several ways.
+        ask_over_http(base_url, API_KEY, tls)
+    assert not isinstance(refused.value, urllib.error.HTTPError)
+    tls.load_cert_chain(credentials.issued.cert, credentials.issued.key)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        ask_over_http(base_url, "a wrong key", tls)
+    assert ask_over_http(base_url, API_KEY, tls)
 
 
 def test_the_router_finishes_what_runs_before_it_ends(secured: tuple[RunningRelease, Credentials]) -> None:

@@ -28,6 +28,10 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
         ("tracing.samplerArg=7", ["tracing", "samplerArg"]),
         ("autoscaling.mode=vpa", ["autoscaling", "mode", "none", "hpa", "keda"]),
         ("bindAddress=localhost", ["bindAddress", "0.0.0.0"]),
+        ("httpRoute.hostnames={https://a}", ["httpRoute", "hostnames"]),
+        ("httpRoute.paths={v1}", ["httpRoute", "paths"]),
+        ("grpcRoute.parentRefs[0].gateway=a", ["grpcRoute", "parentRefs", "gateway"]),
+        ("ingress.hosts[0].host=a,ingress.hosts[0].paths[0].pathType=Any", ["ingress", "pathType", "Prefix"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -62,6 +66,17 @@ def test_the_schema_refuses(helm: Path, setting: str, named: list[str]) -> None:
         ("tls.shard.routerExistingSecret=tls", "set tls.shard.existingSecret"),
         ("tracing.enabled=true", "tracing.endpoint: needed"),
         ("shard.exclusiveTopologyKey=rack", "shard.exclusiveTopologyKey: works with"),
+        ("httpRoute.enabled=true", "httpRoute.parentRefs: needed"),
+        ("grpcRoute.enabled=true", "grpcRoute.parentRefs: needed"),
+        (
+            "httpRoute.enabled=true,httpRoute.parentRefs[0].name=a,router.service.httpPort=0",
+            "httpRoute.enabled: there is no HTTP",
+        ),
+        ("ingress.enabled=true,router.service.httpPort=0", "ingress.enabled: there is no HTTP"),
+        (
+            "httpRoute.enabled=true,httpRoute.parentRefs[0].name=a,grpcRoute.enabled=true,grpcRoute.parentRefs[0].name=a",
+            "grpcRoute.hostnames: a gateway accepts",
+        ),
     ],
     ids=lambda value: value if "=" in value else "",
 )

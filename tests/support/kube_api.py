@@ -39,13 +39,14 @@ RESOURCES: dict[str, dict[str, str]] = {
     "apps/v1": {"deployments": "Deployment", "statefulsets": "StatefulSet"},
     "autoscaling/v2": {"horizontalpodautoscalers": "HorizontalPodAutoscaler"},
     "policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
-    "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
+    "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy", "ingresses": "Ingress"},
     "monitoring.coreos.com/v1": {
         "servicemonitors": "ServiceMonitor",
         "podmonitors": "PodMonitor",
         "prometheusrules": "PrometheusRule",
     },
     "keda.sh/v1alpha1": {"scaledobjects": "ScaledObject"},
+    "gateway.networking.k8s.io/v1": {"httproutes": "HTTPRoute", "grpcroutes": "GRPCRoute"},
     "leaderworkerset.x-k8s.io/v1": {"leaderworkersets": "LeaderWorkerSet"},
 }
 PATH = re.compile(

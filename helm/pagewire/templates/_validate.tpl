@@ -43,6 +43,26 @@
 {{- end -}}
 {{- end -}}
 
+{{- range $name := list "ingress" "httpRoute" -}}
+{{- if and (index $.Values $name).enabled (not $.Values.router.service.httpPort) -}}
+{{- $errors = append $errors (printf "%s.enabled: there is no HTTP without router.service.httpPort" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name := list "httpRoute" "grpcRoute" -}}
+{{- $route := index $.Values $name -}}
+{{- if and $route.enabled (not $route.parentRefs) -}}
+{{- $errors = append $errors (printf "%s.parentRefs: needed with %s.enabled, such as [{name: gateway}]" $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.httpRoute.enabled .Values.grpcRoute.enabled -}}
+{{- $shared := list -}}
+{{- range .Values.grpcRoute.hostnames }}{{ if has . $.Values.httpRoute.hostnames }}{{ $shared = append $shared . }}{{ end }}{{ end -}}
+{{- $isOpen := or (not .Values.httpRoute.hostnames) (not .Values.grpcRoute.hostnames) -}}
+{{- if and (or $shared $isOpen) (eq (toJson .Values.httpRoute.parentRefs) (toJson .Values.grpcRoute.parentRefs)) -}}
+{{- $errors = append $errors "grpcRoute.hostnames: a gateway accepts an HTTPRoute or a GRPCRoute for a host name, not both; give them different ones" -}}
+{{- end -}}
+{{- end -}}
+
 {{- $tls := .Values.tls -}}
 {{- if and $tls.router.clientCA.existingSecret (not $tls.router.existingSecret) -}}
 {{- $errors = append $errors "tls.router.clientCA.existingSecret: clients can show certificates over TLS alone; set tls.router.existingSecret" -}}
