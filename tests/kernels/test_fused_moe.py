@@ -3,7 +3,7 @@
 import pytest
 import torch
 from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
-from pagewire_kernels.fused_moe import fused_moe, reference
+from pagewire_kernels.fused_moe import ClampedSwiglu, fused_moe, reference
 from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
 
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
@@ -42,20 +42,39 @@ def poisoned_memory() -> None:
         torch.full((num_elements,), float("nan"), device=DEVICE)
 
 
-def relative_error(out: torch.Tensor, x: torch.Tensor, *rest: torch.Tensor, top_k: int, renormalise: bool) -> float:
-    logits, gate_up, down = rest
-    expected = reference.fused_moe(x.double(), logits.float(), gate_up.double(), down.double(), top_k, renormalise)
+Biases = tuple[torch.Tensor, torch.Tensor]
+
+
+def relative_error(
+    out: torch.Tensor,
+    tensors: list[torch.Tensor],
+    top_k: int,
+    renormalise: bool,
+    biases: Biases | None = None,
+    clamp: ClampedSwiglu | None = None,
+) -> float:
+    x, logits, gate_up, down = tensors
+    wide = biases and (biases[0].double(), biases[1].double())
+    expected = reference.fused_moe(
+        x.double(), logits.float(), gate_up.double(), down.double(), top_k, renormalise, wide, clamp
+    )
     return float((out.double() - expected).norm() / expected.norm())
 
 
-def check(tensors: list[torch.Tensor], top_k: int, renormalise: bool, config: MoeConfig | None = SMALL) -> None:
+def check(
+    tensors: list[torch.Tensor],
+    top_k: int,
+    renormalise: bool,
+    config: MoeConfig | None = SMALL,
+    biases: Biases | None = None,
+    clamp: ClampedSwiglu | None = None,
+) -> None:
     from pagewire_kernels.fused_moe import triton as kernel
 
     poisoned_memory()
-    out = kernel.fused_moe(*tensors, top_k, renormalise, config)
+    out = kernel.fused_moe(*tensors, top_k, renormalise, biases, clamp, config)
     assert out.dtype is tensors[0].dtype
-    error = relative_error(out, *tensors, top_k=top_k, renormalise=renormalise)
-    assert error <= TOLERANCES[tensors[0].dtype]
+    assert relative_error(out, tensors, top_k, renormalise, biases, clamp) <= TOLERANCES[tensors[0].dtype]
 
 
 @runs_kernels
@@ -74,6 +93,19 @@ def test_any_number_of_experts_and_choices(num_experts: int, top_k: int) -> None
 @runs_kernels
 def test_weights_are_the_whole_softmax_without_renormalisation() -> None:
     check(inputs(9, 32, 32, 6, torch.float32), 2, False)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("clamp", [None, ClampedSwiglu(1.702, 7.0), ClampedSwiglu(2.0, 0.5)], ids=str)
+@pytest.mark.parametrize("has_biases", [False, True])
+def test_biases_and_the_clamped_gate(has_biases: bool, clamp: ClampedSwiglu | None, dtype: torch.dtype) -> None:
+    tensors = inputs(21, 48, 40, 6, dtype)
+    tensors[0][3] *= 30  # beyond the limit
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    sizes = [2 * tensors[3].shape[2], tensors[3].shape[1]]
+    up_bias, down_bias = (torch.randn(6, size, generator=generator, device=DEVICE).to(dtype) for size in sizes)
+    check(tensors, 2, True, biases=(up_bias, down_bias) if has_biases else None, clamp=clamp)
 
 
 @runs_kernels
@@ -99,7 +131,7 @@ def test_tokens_that_are_not_finite_leave_the_others_alone(num_tokens: int) -> N
 
     tensors = inputs(num_tokens, 32, 20, 8, torch.float32)
     tensors[0][2], tensors[1][2] = float("nan"), float("nan")
-    out = kernel.fused_moe(*tensors, 2, True, SMALL)
+    out = kernel.fused_moe(*tensors, 2, True, config=SMALL)
     others = [0, 1, *range(3, num_tokens)]
     expected = reference.fused_moe(tensors[0][others], tensors[1][others], *tensors[2:], 2, True)
     torch.testing.assert_close(out[others], expected, atol=1e-5, rtol=1e-4)
@@ -136,6 +168,36 @@ def test_the_reference_weighs_what_experts_yield() -> None:
         torch.testing.assert_close(out[token], expected)
 
 
+def test_the_reference_is_gpt_oss_with_biases_and_the_clamped_gate() -> None:
+    from transformers import GptOssConfig
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
+
+    torch.manual_seed(0)
+    config = GptOssConfig(hidden_size=16, intermediate_size=12, num_local_experts=5, num_experts_per_tok=2)
+    mlp = GptOssMLP(config)
+    for parameter in mlp.parameters():
+        torch.nn.init.normal_(parameter)
+    x, experts = torch.randn(9, 16), mlp.experts
+    gate_up = experts.gate_up_proj.transpose(1, 2)
+    biases = (
+        torch.cat([experts.gate_up_proj_bias[:, ::2], experts.gate_up_proj_bias[:, 1::2]], 1),
+        experts.down_proj_bias,
+    )
+    with torch.no_grad():
+        out = fused_moe(
+            x,
+            torch.nn.functional.linear(x, mlp.router.weight, mlp.router.bias),
+            torch.cat([gate_up[:, ::2], gate_up[:, 1::2]], 1),
+            experts.down_proj.transpose(1, 2),
+            top_k=2,
+            renormalise=True,
+            biases=biases,
+            clamp=ClampedSwiglu(config.swiglu_alpha, config.swiglu_limit),
+        )
+        expected, _ = mlp(x[None])
+    torch.testing.assert_close(out, expected[0], atol=1e-4, rtol=1e-4)
+
+
 def test_tiles_follow_the_rows_of_an_expert() -> None:
     few, some, many = (moe_config(90, 2, rows) for rows in (1, 40, 5000))
     assert few.block_m <= some.block_m <= many.block_m
@@ -164,4 +226,4 @@ def test_one_captured_graph_serves_every_routing() -> None:
         tensors[0].copy_(x.roll(seed, 0))
         tensors[1].copy_(logits.roll(seed, 1) * (seed * 10 + 1))
         graph.replay()
-        assert relative_error(out, *tensors, **options) <= TOLERANCES[torch.bfloat16]
+        assert relative_error(out, tensors, **options) <= TOLERANCES[torch.bfloat16]

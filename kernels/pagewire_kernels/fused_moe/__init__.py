@@ -6,9 +6,10 @@ from functools import cache
 import torch
 
 from pagewire_kernels.fused_moe import reference
+from pagewire_kernels.fused_moe.gate import ClampedSwiglu, apply_gate
 from pagewire_kernels.fused_moe.reference import route
 
-__all__ = ["fused_moe", "route"]
+__all__ = ["ClampedSwiglu", "apply_gate", "fused_moe", "route"]
 
 
 def fused_moe(
@@ -19,6 +20,8 @@ def fused_moe(
     *,
     top_k: int,
     renormalise: bool,
+    biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+    clamp: ClampedSwiglu | None = None,
 ) -> torch.Tensor:
     """Sends each token through its top_k most probable experts: sum of weight * down(silu(gate(x)) * up(x)).
 
@@ -29,13 +32,16 @@ def fused_moe(
         down: [num_experts, hidden, intermediate], contiguous, x's dtype.
         top_k: Experts of each token.
         renormalise: The chosen experts' weights are scaled to sum to 1.
+        biases: Those of gate_up [num_experts, 2 * intermediate] and of down [num_experts, hidden], contiguous, x's
+            dtype; None: there are none.
+        clamp: The gate in place of silu(gate) * up; None: that.
 
     Returns:
         [num_tokens, hidden], x's dtype, contiguous.
 
     Source: Mixtral, arXiv:2401.04088, section 2.1; reference.py is the definition of correct.
     """
-    return _backend(x.device.type)(x, router_logits, gate_up, down, top_k, renormalise)
+    return _backend(x.device.type)(x, router_logits, gate_up, down, top_k, renormalise, biases, clamp)
 
 
 @cache

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from pagewire_kernels.fused_moe.gate import ClampedSwiglu, apply_gate
+
 
 def fused_moe(
     x: torch.Tensor,
@@ -11,6 +13,8 @@ def fused_moe(
     down: torch.Tensor,
     top_k: int,
     renormalise: bool,
+    biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+    clamp: ClampedSwiglu | None = None,
 ) -> torch.Tensor:
     """Computes one expert after another over the tokens that chose it; sums in float32 and rounds once."""
     weights, experts = route(router_logits, top_k, renormalise)
@@ -19,8 +23,9 @@ def fused_moe(
         tokens, places = torch.where(experts == expert)
         if not len(tokens):
             continue
-        gate, up = F.linear(x[tokens], gate_up[expert]).chunk(2, dim=-1)
-        y = F.linear(F.silu(gate) * up, down[expert])
+        up_bias, down_bias = (bias[expert] for bias in biases) if biases else (None, None)
+        gate, up = F.linear(x[tokens], gate_up[expert], up_bias).chunk(2, dim=-1)
+        y = F.linear(apply_gate(gate, up, clamp), down[expert], down_bias)
         out.index_add_(0, tokens, y.float() * weights[tokens, places, None])
     return out.to(x.dtype)
 

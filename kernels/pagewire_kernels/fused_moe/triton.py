@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from pagewire_kernels.fused_moe.gate import ClampedSwiglu
 from pagewire_kernels.fused_moe.triton_route import Routing, route
 from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
@@ -35,6 +36,7 @@ def _tile_of(num_blocks, num_columns, GROUP_M: tl.constexpr):
 def moe_up_kernel(
     x_ptr,
     gate_up_ptr,
+    bias_ptr,
     out_ptr,
     pairs_ptr,
     block_experts_ptr,
@@ -44,6 +46,8 @@ def moe_up_kernel(
     HIDDEN: tl.constexpr,
     SIZE: tl.constexpr,
     TOP_K: tl.constexpr,
+    ALPHA: tl.constexpr,
+    LIMIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -52,6 +56,7 @@ def moe_up_kernel(
 ):
     """Grid: (num_blocks * cdiv(SIZE, BLOCK_N),); one program makes BLOCK_N columns of silu(gate) * up for a block.
 
+    LIMIT > 0: ClampedSwiglu in its place. bias_ptr: [num_experts, 2 * SIZE], or None.
     Rows of x are gathered by their pairs; rows of out, [num_blocks * BLOCK_M, SIZE], stand in the order of the blocks.
     """
     block, column_tile = _tile_of(num_blocks, tl.cdiv(SIZE, BLOCK_N), GROUP_M)
@@ -79,7 +84,16 @@ def moe_up_kernel(
         gate = tl.dot(x, tl.trans(gate_weight), gate, input_precision="ieee")
         up = tl.dot(x, tl.trans(up_weight), up, input_precision="ieee")
     release_next(PDL)
-    out = gate * tl.sigmoid(gate) * up
+    if bias_ptr is not None:
+        biases_ptr = bias_ptr + expert * (2 * SIZE) + column
+        gate += tl.load(biases_ptr, mask=is_column, other=0.0).to(tl.float32)[None, :]
+        up += tl.load(biases_ptr + SIZE, mask=is_column, other=0.0).to(tl.float32)[None, :]
+    if LIMIT > 0:
+        gate = tl.minimum(gate, LIMIT)
+        up = tl.minimum(tl.maximum(up, -LIMIT), LIMIT)
+        out = gate * tl.sigmoid(gate * ALPHA) * (up + 1.0)
+    else:
+        out = gate * tl.sigmoid(gate) * up
     out_row = (block * BLOCK_M + row).to(tl.int64)
     out_ptrs = out_ptr + out_row[:, None] * SIZE + column[None, :]
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
@@ -89,6 +103,7 @@ def moe_up_kernel(
 def moe_down_kernel(
     x_ptr,
     down_ptr,
+    bias_ptr,
     out_ptr,
     weights_ptr,
     pairs_ptr,
@@ -106,7 +121,7 @@ def moe_down_kernel(
     """Grid: (num_blocks * cdiv(HIDDEN, BLOCK_N),); one program makes BLOCK_N columns of weight * down(x) for a block.
 
     Rows of x, [num_blocks * BLOCK_M, SIZE], stand in the order of the blocks; rows of out, [num_pairs, HIDDEN], in the
-    order of the pairs.
+    order of the pairs. bias_ptr: [num_experts, HIDDEN], or None.
     """
     block, column_tile = _tile_of(num_blocks, tl.cdiv(HIDDEN, BLOCK_N), GROUP_M)
     wait_for_previous(PDL)
@@ -128,6 +143,8 @@ def moe_down_kernel(
         weight = tl.load(weight_ptrs + start, mask=is_column[:, None] & is_inner, other=0.0)  # [BLOCK_N, BLOCK_K]
         total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
     release_next(PDL)
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + expert * HIDDEN + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
     pair = tl.load(pairs_ptr + block * BLOCK_M + row, mask=is_row, other=0).to(tl.int64)
     total = total * tl.load(weights_ptr + pair, mask=is_row, other=0.0)[:, None]
     out_ptrs = out_ptr + pair[:, None] * HIDDEN + column[None, :]
@@ -155,6 +172,8 @@ def fused_moe(
     down: torch.Tensor,
     top_k: int,
     renormalise: bool,
+    biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+    clamp: ClampedSwiglu | None = None,
     config: MoeConfig | None = None,
 ) -> torch.Tensor:
     """See the package.
@@ -166,8 +185,8 @@ def fused_moe(
     num_experts = len(gate_up)
     if x.stride(1) != 1 or router_logits.stride(1) != 1:
         raise ValueError("rows of x and of router_logits must be contiguous")
-    if not (gate_up.is_contiguous() and down.is_contiguous()):
-        raise ValueError("the experts' weights must be contiguous")
+    if not all(tensor.is_contiguous() for tensor in (gate_up, down, *(biases or ()))):
+        raise ValueError("the experts' weights and biases must be contiguous")
     out = torch.empty((num_tokens, hidden), dtype=x.dtype, device=x.device)
     if num_tokens == 0:
         return out
@@ -177,7 +196,7 @@ def fused_moe(
     routing = route(router_logits, top_k, renormalise, config.block_m)
     # With one expert for each token there is nothing to add up.
     by_pair = out if top_k == 1 else torch.empty((num_tokens * top_k, hidden), dtype=x.dtype, device=x.device)
-    _products(x, gate_up, down, by_pair, routing, top_k, config)
+    _products(x, (gate_up, down), biases or (None, None), by_pair, routing, clamp, config)
     if top_k > 1:
         columns = min(_SUM_COLUMNS, triton.next_power_of_2(hidden))
         moe_sum_kernel[(num_tokens, triton.cdiv(hidden, columns))](
@@ -188,19 +207,21 @@ def fused_moe(
 
 def _products(
     x: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor],
+    biases: tuple[torch.Tensor | None, torch.Tensor | None],
     by_pair: torch.Tensor,
     routing: Routing,
-    top_k: int,
+    clamp: ClampedSwiglu | None,
     config: MoeConfig,
 ) -> None:
+    (gate_up, down), (up_bias, down_bias) = weights, biases
     hidden, size = x.shape[1], down.shape[2]
     num_blocks = len(routing.block_experts)
     middle = torch.empty((num_blocks * config.block_m, size), dtype=x.dtype, device=x.device)
     moe_up_kernel[(num_blocks * triton.cdiv(size, config.up_n),)](
         x,
         gate_up,
+        up_bias,
         middle,
         routing.pairs,
         routing.block_experts,
@@ -209,7 +230,9 @@ def _products(
         x.stride(0),
         HIDDEN=hidden,
         SIZE=size,
-        TOP_K=top_k,
+        TOP_K=routing.weights.shape[1],
+        ALPHA=clamp.alpha if clamp else 0.0,
+        LIMIT=clamp.limit if clamp else 0.0,
         BLOCK_M=config.block_m,
         BLOCK_N=config.up_n,
         BLOCK_K=config.up_k,
@@ -221,6 +244,7 @@ def _products(
     moe_down_kernel[(num_blocks * triton.cdiv(hidden, config.down_n),)](
         middle,
         down,
+        down_bias,
         by_pair,
         routing.weights,
         routing.pairs,
