@@ -69,6 +69,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         listen=options.listen or f"{options.host or '0.0.0.0'}:{port}",
         http_port=options.http_port,
         http_max_body_bytes=options.http_max_body_bytes,
+        http_max_connections=options.http_max_connections,
         http_page=options.http_page,
         http_cors_origins=tuple(options.http_cors_origin),
         metrics_port=options.metrics_port,
@@ -184,6 +185,13 @@ def _add_bounds(group: argparse._ArgumentGroup, defaults: RouterConfig) -> None:
         metavar="BYTES",
         default=defaults.http_max_body_bytes,
         help="largest body of a request over HTTP",
+    )
+    add(
+        "--http-max-connections",
+        type=_positive,
+        metavar="N",
+        default=defaults.http_max_connections,
+        help="connections over HTTP; at the limit a new one takes the place of one without a request, or is refused",
     )
 
 

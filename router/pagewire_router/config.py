@@ -20,6 +20,8 @@ class RouterConfig:
     """Port of the HTTP front, on the host of `listen`; None: not served; 0: any free port."""
     http_max_body_bytes: int = 32 * 1024 * 1024
     """Largest body of a request over HTTP."""
+    http_max_connections: int = 16384
+    """Connections to the HTTP front; fewer if the process may not open as many files."""
     http_page: bool = True
     """Serve a page to try the model on at / of the HTTP front."""
     http_cors_origins: tuple[str, ...] = ()

@@ -213,6 +213,8 @@ class RouterServer:
     async def drain(self) -> None:
         """Tells probes that no more requests are wanted, and lets the running ones finish within the grace."""
         self._is_draining = True
+        if self._http_front is not None:
+            self._http_front.drain()
         await self._health.publish()
         await self._runner.drain(self._config.drain_grace_s)
 

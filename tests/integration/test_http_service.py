@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 
+import anthropic
 import openai
 import pytest
 from pagewire import Client, SamplingParams
@@ -77,6 +78,23 @@ def test_broken_connections_leave_it_serving(http: openai.OpenAI, http_url, mode
     for thread in threads:
         thread.join()
     assert http.completions.create(model=model.name, prompt="Hello", max_tokens=3).usage.completion_tokens <= 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_is_cut_off_ends_for_its_length(http_url, stream):
+    """Its arguments are no JSON then."""
+    tool = {"name": "f", "input_schema": {"type": "object", "properties": {"a": {"type": "string", "minLength": 30}}}}
+    with anthropic.Anthropic(base_url=http_url, api_key="none", max_retries=0) as messages:
+        fields = {"model": "", "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}], "tools": [tool]}
+        fields |= {"tool_choice": {"type": "tool", "name": "f"}, "extra_body": {"model": None}}
+        if stream:
+            with messages.messages.stream(**fields) as events:
+                kinds = {event.type for event in events}
+            assert "message_stop" in kinds
+        else:
+            message = messages.messages.create(**fields)
+            assert message.stop_reason == "max_tokens"
+            assert [block.type for block in message.content] == ["tool_use"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -61,6 +61,14 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
         help="largest body of a request over HTTP (default: 32 MiB)",
     )
     group.add_argument(
+        "--http-max-connections",
+        type=int,
+        metavar="N",
+        default=suppress,
+        help="connections over HTTP; at the limit a new one takes the place of one without a request, or is refused "
+        "(default: 16384)",
+    )
+    group.add_argument(
         "--metrics-port",
         type=int,
         metavar="PORT",

@@ -52,6 +52,7 @@ def router_command(config: ServeConfig, shards: Sequence[str], listen: str, heal
     optional = {
         "--http-port": config.http_port,
         "--http-max-body-bytes": config.http_max_body_bytes,
+        "--http-max-connections": config.http_max_connections,
         "--metrics-port": config.metrics_port,
         "--health-port": config.health_port,
         "--tls-cert": config.tls_cert,

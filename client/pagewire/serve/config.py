@@ -23,6 +23,8 @@ class ServeConfig:
     """Port of the HTTP front; None: not served; 0: any free port."""
     http_max_body_bytes: int | None = None
     """Largest body of a request over HTTP; None: the router decides."""
+    http_max_connections: int | None = None
+    """Connections to the HTTP front; None: the router decides."""
     http_page: bool = True
     """Serve a page to try the model on at / over HTTP."""
     http_cors_origins: tuple[str, ...] = ()

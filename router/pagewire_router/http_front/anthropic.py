@@ -31,6 +31,7 @@ class Messages:
     async def create(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError and RouterError as long as no answer has begun."""
         values = exchange.read_fields(FIELDS, body)
+        del body  # It may be large, and the request takes long.
         check_num_parts(values, self._generator.model.max_model_len)
         turn = turn_of(values)
         exchange.rename = naming(NAMES, "tool_choice" if turn.is_forced else "output_config.format")

@@ -25,6 +25,14 @@ def event(kind: str, **fields: Any) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), orjson.dumps({"type": kind, **fields}))
 
 
+def _input_of(arguments: str) -> Any:
+    """The input of a tool; empty if max_tokens has cut it off, which stop_reason then says."""
+    try:
+        return orjson.loads(arguments or b"{}")
+    except orjson.JSONDecodeError:
+        return {}
+
+
 class AnthropicAnswer:
     """The answer to one request."""
 
@@ -51,7 +59,7 @@ class AnthropicAnswer:
             blocks.append({"type": "text", "text": part.content})
         for call in part.tool_calls:
             function = call["function"]
-            given = orjson.loads(function["arguments"] or b"{}")
+            given = _input_of(function["arguments"])
             blocks.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": given})
         ended = {**self._stop(completion.finished), "usage": self._usage(completion.finished)}
         return orjson.dumps({**self._message, "content": blocks, **ended})

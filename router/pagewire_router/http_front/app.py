@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ NOT_OPEN_RETRY_S = 1.0
 """When to come back to a service that is not open yet."""
 OTHER_ROUTE = "other"
 """What metrics call paths that are no routes."""
+CLOSE = (b"connection", b"close")
 _log = logging.getLogger(__name__)
 
 
@@ -79,6 +81,8 @@ class HttpApp:
         self._on_call = on_call
         self._tracing = tracing
         self._routes: dict[str, dict[str, Route]] = {}
+        self.is_draining = False
+        """Answers tell their clients not to use the connection again."""
 
     def open(self, routes: Iterable[Route]) -> None:
         """Serves further routes from now on."""
@@ -93,6 +97,8 @@ class HttpApp:
         arrival_s = time.monotonic()
         exchange = Exchange(scope, receive, send)
         exchange.extra_headers += self._cors.headers(exchange.headers)
+        if self.is_draining:
+            exchange.extra_headers.append(CLOSE)
         is_known = exchange.path in self._routes or exchange.path in self._closed
         path = exchange.path if is_known else OTHER_ROUTE
         peer = _peer(scope.get("client"))
@@ -112,6 +118,23 @@ class HttpApp:
             if traced is not None:
                 traced.finish(status, is_stream=exchange.is_stream)
 
+    async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application of connections beyond the limit."""
+        exchange = Exchange(scope, receive, send)
+        exchange.extra_headers.append(CLOSE)
+        route = self._routes.get(exchange.path, {}).get(exchange.method)
+        error = HttpError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "too many connections are open (--http-max-connections)",
+            code="too_many_connections",
+            retry_after_s=NOT_OPEN_RETRY_S,
+        )
+        with suppress(ClientGone):
+            await _answer_error(exchange, route, error)
+        path = exchange.path if route is not None else OTHER_ROUTE
+        self._metrics.begin(path)
+        self._metrics.end(path, error.status, 0.0, 0, exchange.num_sent_bytes)
+
     async def _serve(self, exchange: Exchange, peer: str, arrival_s: float, trace: CallTrace | None) -> None:
         route: Route | None = None
         try:
@@ -126,12 +149,12 @@ class HttpApp:
                 trace_context=self._trace_context(exchange, trace),
                 trace=trace,
             )
-            body = b""
             if exchange.method == "POST":
                 self._on_call()
                 _check_type(exchange)
-                body = await exchange.read_body(self._reader)
-            await route.handle(exchange, body)
+                await self._handle_body(route, exchange)
+            else:
+                await route.handle(exchange, b"")
         except (asyncio.CancelledError, ClientGone):
             raise
         except HttpError as error:
@@ -139,6 +162,13 @@ class HttpApp:
         except Exception as error:
             failure = failure_of(error)
             await _answer_error(exchange, route, http_error(failure, exchange.rename))
+
+    async def _handle_body(self, route: Route, exchange: Exchange) -> None:
+        try:
+            # No name here holds the body: the handler drops it when it is read.
+            await route.handle(exchange, await exchange.read_body(self._reader))
+        finally:
+            self._reader.release(exchange.num_held_bytes, exchange.call.caller)
 
     def _route(self, exchange: Exchange) -> Route | None:
         """The route of a request; None: it asks what other origins may do. Raises HttpError, Unavailable."""

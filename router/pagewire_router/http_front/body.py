@@ -20,6 +20,9 @@ MIN_BODIES = 4
 """Large bodies that may be read at a time, whatever their size."""
 SMALL_BYTES = 64 << 10
 """Bodies up to this size are read at once."""
+MAX_HELD_BYTES = 256 << 20
+"""Large bodies of requests that are not answered yet take no more than this together, half of it
+those of one client: what they say is held until the answer."""
 MAX_WAITING = 4096
 """Most requests that may wait until their large body is read."""
 RECEIVE_TIMEOUT_S = 30.0
@@ -50,6 +53,8 @@ class BodyReader:
     def __init__(self, max_bytes: int) -> None:
         """max_bytes: largest body that is accepted."""
         self._max_bytes = max_bytes
+        self._held: dict[str, int] = {}
+        """Bytes of large bodies by the owner of their requests."""
         self._slots = FairSlots(max(MIN_BODIES, MAX_RECEIVING_BYTES // max_bytes))
 
     async def read(self, receive: Receive, headers: Mapping[bytes, bytes], caller: Caller) -> bytes:
@@ -63,6 +68,24 @@ class BodyReader:
         except TimeoutError:
             message = f"the body was not complete after {RECEIVE_TIMEOUT_S:g} s, or came too slowly"
             raise HttpError(HTTPStatus.REQUEST_TIMEOUT, message, code="timeout") from None
+
+    def hold(self, body: bytes, caller: Caller) -> int:
+        """Counts a body until release() is called with what this returns. Raises QueueFull."""
+        num_bytes = len(body)
+        if num_bytes <= SMALL_BYTES:
+            return 0
+        held = self._held.get(caller.owner, 0) + num_bytes
+        if held > MAX_HELD_BYTES // 2 or sum(self._held.values()) + num_bytes > MAX_HELD_BYTES:
+            raise QueueFull("too many large requests wait for their answers", retry_after_s=RETRY_AFTER_S)
+        self._held[caller.owner] = held
+        return num_bytes
+
+    def release(self, num_bytes: int, caller: Caller) -> None:
+        """The request is answered."""
+        if num_bytes:
+            self._held[caller.owner] -= num_bytes
+            if not self._held[caller.owner]:
+                del self._held[caller.owner]
 
     async def _read(self, receive: Receive, caller: Caller, deadline: asyncio.Timeout) -> bytes:
         end_s = deadline.when() or 0.0

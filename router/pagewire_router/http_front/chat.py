@@ -98,6 +98,7 @@ class ChatCompletions:
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         """Answers one request. Raises HttpError and RouterError as long as no answer has begun."""
         values = exchange.read_fields(FIELDS, body)
+        del body  # It may be large, and the request takes long.
         if "stream_options" in values and not values.get("stream"):
             raise wrong("stream_options", "is given without stream")
         check_num_parts(values, self._generator.model.max_model_len)

@@ -42,6 +42,8 @@ class Exchange:
         """Status that was sent; None: no answer has begun."""
         self.rename: RenameField = str
         """Maps fields of GenerateRequest to those of the route, for errors."""
+        self.num_held_bytes = 0
+        """Bytes of the body that the reader counts as held."""
         self.is_client_gone = False
         self.is_stream = False
         """The answer is a stream of events."""
@@ -65,9 +67,10 @@ class Exchange:
         return self._num_sent_bytes if self._events is None else self._events.num_bytes
 
     async def read_body(self, reader: BodyReader) -> bytes:
-        """The body of the request. Raises what BodyReader.read() does."""
+        """The body of the request, whose num_held_bytes must be released. Raises what BodyReader.read() does."""
         body = await reader.read(self._receive, self.headers, self.call.caller)
         self.num_received_bytes = len(body)
+        self.num_held_bytes = reader.hold(body, self.call.caller)
         return body
 
     def read_fields(self, table: FieldTable, body: bytes) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pagewire_common.listen_address import host_of
 from pagewire_router.admission.api_keys import ApiKeys
 from pagewire_router.config import RouterConfig
 from pagewire_router.http_front.app import OTHER_ROUTE, HttpApp
+from pagewire_router.http_front.connection_limit import ConnectionLimit, allowed_connections
 from pagewire_router.http_front.cors import Cors
 from pagewire_router.http_front.http_server import HttpServer
 from pagewire_router.http_front.page import PAGES, STATS, page_routes, stats_route
@@ -78,7 +79,8 @@ class HttpFront:
         context = None
         if config.tls_cert is not None and config.tls_key is not None:
             context = tls_context(config.tls_cert, config.tls_key, config.tls_client_ca)
-        self._server = HttpServer(self._app, context, self._http_metrics)
+        limit = ConnectionLimit(allowed_connections(config.http_max_connections), self._app.refuse)
+        self._server = HttpServer(self._app, context, limit, self._http_metrics)
         return await self._server.start(host, port)
 
     def open(self, inference: Inference, tokenizer: Tokenizer | None) -> None:
@@ -94,6 +96,12 @@ class HttpFront:
         if self._config.http_page:
             self._app.open([stats_route(self._metrics, inference)])
         self._app.open(model_routes(inference, self._pacer, tokenizer, parsers if parsers and parsers.format else None))
+
+    def drain(self) -> None:
+        """Has clients leave: their connections are closed now, or with the answers to their requests."""
+        self._app.is_draining = True
+        if self._server is not None:
+            self._server.drain()
 
     async def stop(self) -> None:
         """Ends everything, after a last moment for the answers to requests that have ended."""

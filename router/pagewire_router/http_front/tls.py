@@ -6,7 +6,7 @@ from pagewire_common.tls import PemContents, TlsFiles
 
 
 def tls_context(cert: str, key: str, client_ca: str | None) -> ssl.SSLContext:
-    """A server's context. The certificate is read again when it changes, authorities are not. Raises TlsError.
+    """A server's context. Certificate and authorities are read again when they change. Raises TlsError.
 
     client_ca: authorities, one of which must have signed a client's certificate; None: clients need none.
     """
@@ -18,6 +18,9 @@ def tls_context(cert: str, key: str, client_ca: str | None) -> ssl.SSLContext:
         context.load_cert_chain(cert, key)
         if contents.ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
+            # Whoever resumes a session shows no certificate again, which may not be accepted any more.
+            context.num_tickets = 0
+            context.options |= ssl.OP_NO_TICKET
             context.load_verify_locations(cadata=contents.ca.decode("ascii"))
         return context
 
@@ -25,7 +28,7 @@ def tls_context(cert: str, key: str, client_ca: str | None) -> ssl.SSLContext:
     context = files.open()
 
     def use_latest(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
-        """Called in every handshake. Another context changes the certificate of the connection, nothing else."""
+        """Called in every handshake. Another context changes the certificate that is shown and the authorities."""
         latest = files.latest()
         if latest is not context:
             connection.context = latest

@@ -10,7 +10,8 @@ from prometheus_client.registry import Collector
 STATUSES = (200, 204, 400, 401, 404, 405, 408, 409, 413, 415, 429, 499, 500, 503, 504)
 """Statuses that a request can end with; 499: its client has gone."""
 STALLED_READER, LATE_HEAD, LARGE_HEAD, UNREAD_BODY = "stalled_reader", "late_head", "large_head", "unread_body"
-CLOSE_REASONS = (STALLED_READER, LATE_HEAD, LARGE_HEAD, UNREAD_BODY)
+SENT_AHEAD = "sent_ahead"
+CLOSE_REASONS = (STALLED_READER, LATE_HEAD, LARGE_HEAD, UNREAD_BODY, SENT_AHEAD)
 """Why the server closes connections of clients that misbehave."""
 MILLISECOND_TO_HOURS = bounds_between(-3, 4)
 
@@ -95,7 +96,7 @@ class HttpMetrics(Collector):
         closed = CounterMetricFamily(
             "pagewire_http_connections_cut",
             "Connections that the server closed: the client read nothing of its answer, sent the head of a request too "
-            "late, one that was too large, or a body beyond its answer.",
+            "late, one that was too large, a body beyond its answer, or too much ahead of an answer.",
             labels=["reason"],
         )
         for reason in CLOSE_REASONS:

@@ -19,7 +19,7 @@ from pagewire_router.errors import (
     QueueFull,
     Unavailable,
 )
-from pagewire_router.http_front import http_server
+from pagewire_router.http_front import connection as http_connection
 from pagewire_router.server import RouterServer, ServerError
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -262,7 +262,7 @@ async def test_a_trailer_is_no_header(serve_http, http, tmp_path):
 
 @pytest.mark.parametrize("status", [b"401", b"413"])
 async def test_a_body_that_is_refused_does_not_come_for_ever(serve_http, monkeypatch, tmp_path, status):
-    monkeypatch.setattr(http_server, "LINGER_S", 0.2)
+    monkeypatch.setattr(http_connection, "LINGER_S", 0.2)
     keys = tmp_path / "keys"
     keys.write_text("secret\n")
     config = {"api_keys": str(keys)} if status == b"401" else {"http_max_body_bytes": 1000}
@@ -276,7 +276,8 @@ async def test_a_body_that_is_refused_does_not_come_for_ever(serve_http, monkeyp
 
 
 async def test_answers_that_nobody_reads_are_given_up(serve_http, monkeypatch):
-    monkeypatch.setattr(http_server, "STALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_connection, "STALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_connection, "MAX_PIPELINED", 1000)
     async with serve_http() as front:
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -307,7 +308,7 @@ async def test_large_bodies_that_stall_do_not_keep_others_waiting(serve_http, ht
 
 
 async def test_half_requests_are_given_up(serve_http, monkeypatch):
-    monkeypatch.setattr(http_server, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_connection, "HEAD_TIMEOUT_S", 0.3)
     monkeypatch.setattr("pagewire_router.http_front.body.RECEIVE_TIMEOUT_S", 0.1)
     head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
     async with serve_http() as front:
@@ -364,6 +365,44 @@ async def test_tls_with_renewed_certificates_and_required_ones_of_clients(serve_
         Path(server.key).write_bytes(Path(renewed.key).read_bytes())
         Path(server.cert).write_bytes(Path(renewed.cert).read_bytes())
         assert await serial() != before
+
+
+async def test_renewed_authorities_decide_about_clients(serve_http, tmp_path):
+    """Also about those that resume a TLS session of before."""
+    first, second = Authority(tmp_path / "first"), Authority(tmp_path / "second")
+    server, ours = first.issue("server", "127.0.0.1"), tmp_path / "clients.pem"
+    ours.write_bytes(Path(first.ca).read_bytes())
+    config = {"tls_cert": server.cert, "tls_key": server.key, "tls_client_ca": str(ours)}
+
+    def context_of(authority):
+        context = ssl.create_default_context(cafile=first.ca)
+        client = authority.issue("client")
+        context.load_cert_chain(client.cert, client.key)
+        return context
+
+    def status(context, session=None):
+        """The status of an answer and the TLS session; None: the server has refused the certificate."""
+        with socket.create_connection(front.address, timeout=10) as plain:
+            try:
+                with context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as tls:
+                    tls.sendall(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
+                    answer = tls.recv(100)
+                    return (answer.split()[1], tls.session) if answer else (None, None)
+            except (ssl.SSLError, ConnectionError):
+                return None, None
+
+    async with serve_http(config=config) as front:
+        known, stranger = context_of(first), context_of(second)
+        tls_1_2 = context_of(first)
+        tls_1_2.maximum_version = ssl.TLSVersion.TLSv1_2
+        told, session = await asyncio.to_thread(status, known)
+        _, session_1_2 = await asyncio.to_thread(status, tls_1_2)
+        assert told == b"200"
+        assert (await asyncio.to_thread(status, stranger))[0] is None
+        ours.write_bytes(Path(second.ca).read_bytes())
+        assert (await asyncio.to_thread(status, stranger))[0] == b"200"
+        for context, resumed in ((known, None), (known, session), (tls_1_2, session_1_2)):
+            assert (await asyncio.to_thread(status, context, resumed))[0] is None
 
 
 async def test_the_openapi_document_describes_what_is_served(serve_http, http):

@@ -1,0 +1,199 @@
+"""Connections over HTTP: pipelining, other protocols, clients that go away, the limit, and what a drain does."""
+
+import asyncio
+import contextlib
+import json
+
+import httpx2
+import pytest
+from pagewire_router.http_front import body as bodies
+from pagewire_router.http_front import connection
+
+ASK = {"model": "tiny", "prompt": "Hello", "max_tokens": 3}
+VERSION = b"GET /version HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+def post(fields, *headers: bytes, path: bytes = b"/v1/completions", version: bytes = b"1.1") -> bytes:
+    """A request."""
+    content = json.dumps(fields).encode()
+    given = (b"host: a", b"content-type: application/json", *headers, b"content-length: %d" % len(content))
+    return b"POST %s HTTP/%s\r\n" % (path, version) + b"\r\n".join(given) + b"\r\n\r\n" + content
+
+
+async def answer_of(reader) -> tuple[int, dict[bytes, bytes], bytes]:
+    """Status, headers and body of the next answer that has a content-length."""
+    status, *lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+    headers = dict(line.lower().split(b": ", 1) for line in lines if line)
+    return int(status.split()[1]), headers, await reader.readexactly(int(headers[b"content-length"]))
+
+
+async def rest_of(reader) -> bytes:
+    """What comes until the server closes, or resets, the connection."""
+    told = b""
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(10):
+            while data := await reader.read(1 << 16):
+                told += data
+    return told
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_clients_that_offer_another_protocol_are_served_in_this_one(serve_http):
+    """Java's client offers HTTP/2 with every first request, and its body follows at once."""
+    offers = (b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAMAAABkAAQ")
+    async with serve_http() as front:
+        reader, writer = await asyncio.open_connection(*front.address)
+        writer.write(post(ASK, *offers) + VERSION)
+        status, _, told = await answer_of(reader)
+        assert status == 200
+        assert json.loads(told)["usage"]["completion_tokens"] == 3
+        assert (await answer_of(reader))[0] == 200
+        head, _, content = post(ASK, *offers).partition(b"\r\n\r\n")
+        for part in (head[:50], head[50:] + b"\r\n\r\n", content[:10], content[10:]):
+            writer.write(part)
+            await asyncio.sleep(0.02)
+        assert (await answer_of(reader))[0] == 200
+        writer.write(b"GET /version HTTP/1.1\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\r\n")
+        assert (await answer_of(reader))[1][b"connection"] == b"close"
+        assert await reader.read() == b""
+        writer.close()
+        reader, writer = await asyncio.open_connection(*front.address)
+        writer.write(b"CONNECT a:80 HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert (await answer_of(reader))[0] == 400
+        writer.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_goes_away_behind_further_requests_is_noticed(serve_http, stream):
+    async with serve_http(step_s=0.05) as front:
+        for further in (VERSION, post(ASK), b"GET /ver"):
+            _, writer = await asyncio.open_connection(*front.address)
+            writer.write(post({**ASK, "max_tokens": 200, "stream": stream}))
+            await until(lambda: front.runner.tasks)
+            writer.write(further)
+            await asyncio.sleep(0.05)
+            writer.transport.abort()
+            await until(lambda: not front.runner.tasks)
+        assert len(front.runner.aborted) == 3
+
+
+async def test_what_is_sent_ahead_of_an_answer_is_bounded(serve_http):
+    async with serve_http(step_s=0.05) as front:
+        for further in (VERSION * 5_000, post({"prompt": "a" * 200_000})):
+            reader, writer = await asyncio.open_connection(*front.address)
+            writer.write(post({**ASK, "max_tokens": 200, "stream": True}))
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(further)
+            assert b"HTTP/1.1" not in await rest_of(reader)  # Nothing is written into the middle of the stream.
+            await until(lambda: not front.runner.tasks)
+            writer.close()
+        reader, writer = await asyncio.open_connection(*front.address)
+        writer.write(VERSION * connection.MAX_PIPELINED)
+        for _ in range(connection.MAX_PIPELINED):
+            assert (await answer_of(reader))[0] == 200
+        writer.close()
+
+
+async def test_a_broken_request_ahead_of_an_answer_ends_the_connection_alone(serve_http):
+    async with serve_http(step_s=0.02) as front:
+        reader, writer = await asyncio.open_connection(*front.address)
+        writer.write(post({**ASK, "max_tokens": 200, "stream": True}))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"\0\0\0\r\n\r\n")
+        assert b"HTTP/1.1" not in await rest_of(reader)
+        writer.close()
+        await until(lambda: not front.runner.tasks)
+
+
+async def test_empty_lines_do_not_keep_a_connection(serve_http, monkeypatch):
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.2)
+    async with serve_http() as front:
+        reader, writer = await asyncio.open_connection(*front.address)
+        writer.write(VERSION)
+        await answer_of(reader)
+        writer.write(b"\r\n")
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_at_the_limit_connections_without_a_request_make_room(serve_http):
+    async with serve_http(config={"http_max_connections": 4}, step_s=0.02) as front:
+        held = [await asyncio.open_connection(*front.address) for _ in range(4)]
+        held[1][1].write(b"GET /version HTTP/1.1\r\n")
+        for reader, _ in held[:2]:
+            fresh_reader, fresh = await asyncio.open_connection(*front.address)
+            fresh.write(post({**ASK, "max_tokens": 200, "stream": True}))
+            await fresh_reader.readuntil(b"\r\n\r\n")
+            assert await rest_of(reader) == b""
+            held.append((fresh_reader, fresh))
+        assert len(front.connections) == 4
+        for _, writer in held:
+            writer.close()
+        await until(lambda: not front.connections)
+
+
+async def test_beyond_the_limit_clients_are_told_to_come_back(serve_http, monkeypatch):
+    monkeypatch.setattr("pagewire_router.http_front.connection_limit.MAX_REFUSED", 1)
+    async with serve_http(config={"http_max_connections": 2}, step_s=0.02) as front:
+        held = [await asyncio.open_connection(*front.address) for _ in range(2)]
+        for reader, writer in held:
+            writer.write(post({**ASK, "max_tokens": 200, "stream": True}))
+            await reader.readuntil(b"\r\n\r\n")
+        reader, writer = await asyncio.open_connection(*front.address)
+        await until(lambda: len(front.connections) == 3)
+        further_reader, further = await asyncio.open_connection(*front.address)
+        assert await rest_of(further_reader) == b""
+        further.close()
+        writer.write(post(ASK, path=b"/v1/messages") + VERSION)
+        status, headers, told = await answer_of(reader)
+        assert (status, headers[b"retry-after"], headers[b"connection"]) == (503, b"1", b"close")
+        assert json.loads(told)["error"]["type"] == "overloaded_error"
+        assert await reader.read() == b""
+        writer.close()
+        held[0][1].close()
+        await until(lambda: len(front.connections) == 1)
+        reader, writer = await asyncio.open_connection(*front.address)
+        writer.write(VERSION)
+        assert (await answer_of(reader))[0] == 200
+        for _, each in (*held, (reader, writer)):
+            each.close()
+
+
+async def test_a_drain_has_clients_go_elsewhere(serve_http):
+    async with serve_http(step_s=0.02, config={"drain_grace_s": 10}) as front:
+        (idle, idle_writer), (reader, writer) = [await asyncio.open_connection(*front.address) for _ in range(2)]
+        idle_writer.write(VERSION)
+        await answer_of(idle)
+        writer.write(post({**ASK, "max_tokens": 20}))
+        await until(lambda: front.runner.tasks)
+        draining = asyncio.create_task(front.router.server.drain())
+        assert await idle.read() == b""
+        status, headers, _ = await answer_of(reader)
+        assert status == 200
+        fresh, fresh_writer = await asyncio.open_connection(*front.address)
+        fresh_writer.write(VERSION)
+        status, headers, _ = await answer_of(fresh)
+        assert (status, headers[b"connection"]) == (200, b"close")
+        await draining
+        for each in (idle_writer, writer, fresh_writer):
+            each.close()
+
+
+async def test_large_bodies_of_requests_that_wait_are_bounded(serve_http, monkeypatch):
+    monkeypatch.setattr(bodies, "MAX_HELD_BYTES", 1_000_000)
+    async with serve_http(step_s=0.02) as front, httpx2.AsyncClient() as http:
+        url = f"{front.base_url}/v1/completions"
+        large = {**ASK, "max_tokens": 60, "user": "a" * 400_000}
+        first = asyncio.create_task(http.post(url, json=large))
+        await until(lambda: front.runner.tasks)
+        refused = await http.post(url, json=large)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert (await http.post(url, json=ASK)).status_code == 200
+        assert (await first).status_code == 200
+        assert (await http.post(url, json={**large, "max_tokens": 3})).status_code == 200
