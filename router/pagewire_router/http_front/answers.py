@@ -12,7 +12,7 @@ from pagewire_router.admission.call import Call
 from pagewire_router.errors import RouterError
 from pagewire_router.http_front.chunks import error_event
 from pagewire_router.http_front.errors import HttpError, http_error
-from pagewire_router.http_front.event_stream import Encode, EventWriter
+from pagewire_router.http_front.event_stream import COMMENT, Encode, EventWriter
 from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.inference import CompletedRequest, GenerateStream, Inference
 from pagewire_router.output.output_buffer import Output
@@ -160,6 +160,7 @@ async def stream_answer(
     encoders: Sequence[Encode],
     end: Callable[[], bytes],
     fail: Callable[[HttpError], bytes] = error_event,
+    sign_of_life: bytes = COMMENT,
 ) -> None:
     """Answers with the outputs of streams as they come.
 
@@ -167,8 +168,9 @@ async def stream_answer(
         encoders: make events of the outputs, one for each stream.
         end: makes the last events.
         fail: makes those of an answer whose request has failed.
+        sign_of_life: an event that clients skip.
     """
-    events = await exchange.start_events()
+    events = await exchange.start_events(sign_of_life)
     try:
         try:
             await _together(

@@ -14,6 +14,8 @@ from pagewire_router.http_front.turns import check_num_parts
 from pagewire_router.parsing.choice import OutputParsers
 
 MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
+PING = event("ping")
+"""The API's own sign of life."""
 
 
 def _error_event(error: HttpError) -> bytes:
@@ -49,7 +51,7 @@ class Messages:
                 return
             async with self._generator.stream([message], exchange.call) as streams:
                 events = answer(streams[0].started).events()
-                await stream_answer(exchange, streams, [events], bytes, _error_event)
+                await stream_answer(exchange, streams, [events], bytes, _error_event, PING)
 
     async def count_tokens(self, exchange: Exchange, body: bytes) -> None:
         """Counts the tokens of a request. Raises HttpError, RouterError."""

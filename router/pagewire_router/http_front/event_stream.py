@@ -1,5 +1,7 @@
 """Server-sent events: the stream of one answer, which several requests may write to."""
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -10,12 +12,18 @@ Send = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
 Outputs = Sequence[Output]
 Encode = Callable[[Outputs], bytes]
 """Makes events of the outputs of one request; none if there is nothing to tell."""
+KEEP_ALIVE_S = 15.0
+"""A stream without events for so long, or up to twice as long, has a sign of life: proxies close what is silent."""
+COMMENT = b": keep-alive\n\n"
+"""A sign of life that clients of server-sent events skip."""
 
 
 class EventStream:
     """The events of one answer. The transport takes them as long as the client reads; further ones wait."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, sign_of_life: bytes = COMMENT) -> None:
+        """sign_of_life: an event that clients skip."""
+
         def begin_write(data: bytes) -> Coroutine[Any, Any, None]:
             return send({"type": "http.response.body", "body": data, "more_body": True})
 
@@ -24,6 +32,10 @@ class EventStream:
         self._waiting: dict[EventWriter, Callable[[], object]] = {}
         self.num_bytes = 0
         """Of all events so far."""
+        self._sign_of_life = sign_of_life
+        self._num_bytes_before = 0
+        """What num_bytes was when the timer began."""
+        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._keep_alive)
 
     def write(self, events: bytes) -> None:
         """Begins to write events, each of which ends in an empty line."""
@@ -38,6 +50,7 @@ class EventStream:
 
     def close(self) -> None:
         """Gives up what was not written."""
+        self._timer.cancel()
         self._waiting.clear()
         self._writer.close()
 
@@ -53,6 +66,14 @@ class EventStream:
         """Calls back once when it has: for each writer the last callback given."""
         self._waiting[writer] = callback
         self._writer.when_idle(self._call_back)
+
+    def _keep_alive(self) -> None:
+        # An error is met by whoever writes next.
+        with contextlib.suppress(Exception):
+            if self.num_bytes == self._num_bytes_before and self._writer.is_idle():
+                self._writer.write_bytes((self._sign_of_life,))
+        self._num_bytes_before = self.num_bytes
+        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._keep_alive)
 
     def _call_back(self) -> None:
         waiting, self._waiting = self._waiting, {}

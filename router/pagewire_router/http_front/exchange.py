@@ -10,7 +10,7 @@ from typing import Any
 from pagewire_router.admission.call import Call
 from pagewire_router.http_front.body import BodyReader, ClientGone, Receive, parse_object
 from pagewire_router.http_front.errors import RenameField
-from pagewire_router.http_front.event_stream import EventStream, Send
+from pagewire_router.http_front.event_stream import COMMENT, EventStream, Send
 from pagewire_router.http_front.fields import FieldTable
 
 Scope = Mapping[str, Any]
@@ -100,8 +100,8 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
         self._num_sent_bytes = len(body)
 
-    async def start_events(self) -> EventStream:
-        """Begins an answer that is a stream of events."""
+    async def start_events(self, sign_of_life: bytes = COMMENT) -> EventStream:
+        """Begins an answer that is a stream of events. sign_of_life: see EventStream."""
         self.status, self.is_stream = 200, True
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -111,7 +111,7 @@ class Exchange:
             *self.extra_headers,
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        self._events = EventStream(self._send)
+        self._events = EventStream(self._send, sign_of_life)
         return self._events
 
     async def _send(self, message: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import socket
 import httpx2
 import pytest
 from metrics_page import samples_of
-from pagewire_router.http_front import http_server
+from pagewire_router.http_front import connection as http_connection
 
 ROUTE = "/v1/completions"
 ASK = {"prompt": "Hello", "max_tokens": 3}
@@ -58,12 +58,13 @@ async def test_requests_that_run_are_open_and_those_whose_client_goes_end_with_4
 
 async def test_clients_that_are_cut_off_are_counted_by_reason(serve_http, monkeypatch):
     for limit_s in ("LINGER_S", "STALL_TIMEOUT_S", "HEAD_TIMEOUT_S"):
-        monkeypatch.setattr(http_server, limit_s, 0.2)
+        monkeypatch.setattr(http_connection, limit_s, 0.2)
     async with serve_http(config={"http_max_body_bytes": 1000}) as front:
         for reason, begun in (
             ("late_head", b"POST /v1"),
             ("large_head", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 50_000),
             ("unread_body", HEAD % 1_000_000),
+            ("sent_ahead", b"GET /version HTTP/1.1\r\nhost: a\r\n\r\n" * 200),
         ):
             reader, writer = await asyncio.open_connection(*front.address)
             writer.write(begun)
@@ -71,6 +72,7 @@ async def test_clients_that_are_cut_off_are_counted_by_reason(serve_http, monkey
             with contextlib.suppress(ConnectionResetError):
                 await reader.read()
             writer.close()
+        monkeypatch.setattr(http_connection, "MAX_PIPELINED", 1000)
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(front.address)
@@ -81,4 +83,4 @@ async def test_clients_that_are_cut_off_are_counted_by_reason(serve_http, monkey
             writer.close()
         found = samples(front)
         reasons = {name[1]: value for name, value in found.items() if name[0] == "pagewire_http_connections_cut_total"}
-        assert reasons == {"late_head": 1, "large_head": 1, "unread_body": 1, "stalled_reader": 1}
+        assert reasons == {"late_head": 1, "large_head": 1, "unread_body": 1, "sent_ahead": 1, "stalled_reader": 1}
