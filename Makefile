@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.set-up
 
-.PHONY: help setup demo test test-delivery test-slow test-gpu test-operate check fmt docs docs-serve protos bench clean
+.PHONY: help setup demo serve test test-delivery test-slow test-gpu test-operate check fmt docs docs-serve protos bench clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## Start router and shard on the bundled model and complete three prompts.
 	@.venv/bin/pagewire demo
+
+serve: $(STAMP) ## Serve a model over HTTP and gRPC until Ctrl-C: MODEL=NAME, the bundled one if left out.
+	@.venv/bin/pagewire serve $(MODEL)
 
 test: $(STAMP) ## Run the tests of the engine, the service and the clients.
 	@tools/test.sh -m "not slow and not gpu and not operate and not delivery"

@@ -41,6 +41,11 @@ def commands_of(text: str) -> list[str]:
     return [command for line in lines if (command := line.partition("  #")[0].strip())]
 
 
+def in_environment(command: str) -> str:
+    """What `make serve` runs; other commands as they are."""
+    return "pagewire serve" if command == "make serve" else command
+
+
 @dataclass
 class Reader:
     """Somebody who does what a page says, once."""
@@ -52,7 +57,7 @@ class Reader:
 
     def follow(self, language: str, text: str) -> None:
         """Does what a block says, unless it has been done before."""
-        for step in [text] if language == "python" else commands_of(text):
+        for step in [text] if language == "python" else map(in_environment, commands_of(text)):
             if step not in self.done:
                 self.done.add(step)
                 self._do(language, step)
@@ -107,6 +112,7 @@ def reader() -> Iterator[Reader]:
     "page",
     [
         "README.md",
+        "docs/openai.md",
         pytest.param("docs/index.md", marks=pytest.mark.slow),
         pytest.param("docs/quickstart.md", marks=pytest.mark.slow),
     ],

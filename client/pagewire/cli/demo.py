@@ -12,6 +12,13 @@ from pagewire.events import Event, TokenDelta
 from pagewire.sampling_params import SamplingParams
 from pagewire.server_process import ServerProcess
 
+NEXT = """
+Next, serve it (`make serve`, or `pagewire serve` in the environment), and from another terminal:
+
+  curl -s http://localhost:8000/v1/completions -H 'content-type: application/json' \\
+      -d '{"prompt": "The future of AI is", "max_tokens": 32}'
+
+http://localhost:8000 in a browser has a page to talk to the model."""
 PROMPTS = ("Hello, my name is", "The capital of France is", "The future of AI is")
 
 
@@ -38,7 +45,7 @@ class _Totals:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints prompts dim and their continuations bright."""
+    """Prints prompts dim and their continuations bright, then what to try next."""
     params = SamplingParams(temperature=0.8, top_p=0.95, seed=0, max_tokens=args.max_tokens)
     print(f"Starting a router and a shard with the {args.model} model ...", flush=True)
     started_s = time.perf_counter()
@@ -52,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             for prompt in PROMPTS:
                 _complete(client, prompt, params, totals)
             print(totals.summary())
+            print(NEXT)
     finally:
         server.close()
     return 0

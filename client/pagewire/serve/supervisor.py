@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -160,6 +161,8 @@ class Supervisor:
         print(f"pagewire ready on {address}", flush=True)
         if http_address is not None:
             print(f"pagewire http on {http_address}", flush=True)
+            if sys.stdout.isatty():
+                print(_what_http_is_for(config, http_address), flush=True)
         for role in self._roles():
             role.keeper = asyncio.create_task(self._keep(role))
         await self._stop.wait()
@@ -234,6 +237,13 @@ class Supervisor:
 
 async def _stop_all(roles: Sequence[_Role], timeout_s: float) -> None:
     await asyncio.gather(*(role.child.stop(timeout_s) for role in roles if role.child is not None))
+
+
+def _what_http_is_for(config: ServeConfig, address: str) -> str:
+    """A hint for whoever has started the server on a terminal."""
+    url = f"{'http' if config.tls_cert is None else 'https'}://{address}"
+    page = f"In a browser: {url}\n" if config.http_page else ""
+    return f"{page}For OpenAI's clients: base URL {url}/v1; for Anthropic's: {url}"
 
 
 def _log(message: str) -> None:
