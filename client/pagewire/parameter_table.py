@@ -48,8 +48,9 @@ class Range:
 
     def holds(self, value: float) -> bool:
         """Whether the value is in the range."""
-        is_above = value > self.low if self.excludes_low else value >= self.low
-        return is_above and value <= self.high and math.isfinite(value) and not (self.excludes_zero and value == 0)
+        if not self.low <= value <= self.high or value == math.inf:
+            return False
+        return not (self.excludes_low and value == self.low) and not (self.excludes_zero and value == 0)
 
     def up_to(self, high: float) -> "Range":
         """The range with another upper end."""

@@ -139,8 +139,12 @@ class SamplingParams(_Tracked):
             raise _out_of_range("stop", self.stop, "no stop strings when detokenize is False")
 
     def clone(self) -> "SamplingParams":
-        """A copy that shares nothing with the original."""
-        return copy.deepcopy(self)
+        """A copy that shares no list with the original."""
+        clone = copy.copy(self)
+        for name in _CONTAINERS:
+            object.__setattr__(clone, name, _plain(getattr(self, name)))
+        object.__setattr__(clone, "structured_outputs", copy.deepcopy(self.structured_outputs))
+        return clone
 
     @classmethod
     def from_proto(cls, message: "inference_pb2.SamplingParams") -> "SamplingParams":

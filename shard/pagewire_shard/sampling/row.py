@@ -10,6 +10,8 @@ from pagewire_kernels.sample.columns import BITS, FLOATS, INTS, LISTS, MAX_BAD_W
 
 from pagewire_shard.engine.sequence import Sequence
 
+_STAGES = tuple((column.neutral, column.stage.value) for column in (*FLOATS, *INTS))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SamplingRow:
@@ -31,6 +33,7 @@ def sampling_row(sequence: Sequence, vocab_size: int) -> SamplingRow:
     """The row of a sequence. A column that has the name of a parameter takes its value, a list its entries."""
     params, stop = sequence.sampling_params, sequence.stop
     allowed_token_ids, bad_words = params.allowed_token_ids, sequence.bad_words
+    lists = [dict(entries) if (entries := getattr(params, column.name)) else {} for column in LISTS]
     own = {
         "seed": sequence.seed,
         "num_prompt_tokens": sequence.num_prompt_tokens,
@@ -38,15 +41,14 @@ def sampling_row(sequence: Sequence, vocab_size: int) -> SamplingRow:
         "min_len": sequence.num_prompt_tokens + stop.min_tokens if stop.min_tokens and not sequence.constraint else 0,
         "allowed_token_ids": len(allowed_token_ids),
         "bad_words": len(bad_words),
+        **{column.name: len(entries) for column, entries in zip(LISTS, lists, strict=True)},
     }
-    lists = [dict(getattr(params, column.name)) for column in LISTS]
-    own |= {column.name: len(entries) for column, entries in zip(LISTS, lists, strict=True)}
     floats = [getattr(params, column.name) for column in FLOATS]
-    ints = [own[column.name] if column.name in own else getattr(params, column.name) for column in INTS]
+    ints = [own[name] if (name := column.name) in own else getattr(params, name) for column in INTS]
     stages = 0
-    for column, value in zip((*FLOATS, *INTS), (*floats, *ints), strict=True):
-        if value != column.neutral:
-            stages |= column.stage.value
+    for (neutral, stage), value in zip(_STAGES, (*floats, *ints), strict=True):
+        if value != neutral:
+            stages |= stage
     allowed = _mask(allowed_token_ids[:], vocab_size) if allowed_token_ids else array("i")
     return SamplingRow(floats, ints, lists, allowed, _bad_words(bad_words) if bad_words else [], stages)
 
