@@ -12,7 +12,7 @@ from typing import Any
 import grpc.aio
 import uvloop
 from pagewire.async_client import MAX_MESSAGE_BYTES
-from pagewire.bench.runner import GENERATE, serialize
+from pagewire.bench.grpc_sender import GENERATE, serialize
 from pagewire.bench.workloads import LengthRange, Prompt
 from pagewire.channels import ChannelPool
 from pagewire.sampling_params import SamplingParams

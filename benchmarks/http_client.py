@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc.aio
 import uvloop
-from pagewire.bench.runner import GENERATE, serialize
+from pagewire.bench.grpc_sender import GENERATE, serialize
 from pagewire.bench.workloads import Prompt
 from pagewire.sampling_params import SamplingParams
 

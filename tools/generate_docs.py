@@ -9,11 +9,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs_pages import benchmark_tables, cli_reference, error_reference, metrics_tables, proto_reference, sampling_table
+from docs_pages import (
+    benchmark_tables,
+    cli_reference,
+    error_reference,
+    http_tables,
+    metrics_tables,
+    proto_reference,
+    sampling_table,
+)
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES: dict[str, Callable[[], str]] = {
     "benchmarks.md": benchmark_tables.page,
+    "http.md": http_tables.page,
     "metrics.md": metrics_tables.page,
     "sampling.md": sampling_table.page,
     "reference/pagewire.md": cli_reference.client_page,

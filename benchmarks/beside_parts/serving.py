@@ -18,12 +18,11 @@ import numpy as np
 import psutil
 import uvloop
 from machine import spread
-from pagewire.async_client import MAX_MESSAGE_BYTES
 from pagewire.bench.arrivals import arrival_times_s
+from pagewire.bench.grpc_sender import GrpcTarget, serialize
 from pagewire.bench.metrics import RequestOutcome, compute_metrics
-from pagewire.bench.runner import Load, offer, serialize
+from pagewire.bench.runner import Load, offer
 from pagewire.bench.workloads import Prompt
-from pagewire.channels import ChannelPool
 from pagewire.sampling_params import SamplingParams
 from servers import free_port, start
 
@@ -250,8 +249,8 @@ def _offer_pagewire(entrant: Entrant, address: str, offered: Offered) -> tuple[l
 
 
 async def _send(address: str, load: Load) -> tuple[list[RequestOutcome], float]:
-    channels = ChannelPool(address, None, max_message_bytes=MAX_MESSAGE_BYTES)
+    sender = GrpcTarget(address).connect()
     try:
-        return await offer(load, channels, on_done=lambda _: None)
+        return await offer(load, sender, on_done=lambda _: None)
     finally:
-        await channels.close()
+        await sender.close()

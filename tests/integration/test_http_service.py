@@ -7,7 +7,7 @@ import threading
 import anthropic
 import openai
 import pytest
-from pagewire import Client, SamplingParams
+from pagewire import BeamSearchParams, Client, SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +119,44 @@ def test_echoed_prompts_have_log_probabilities(http: openai.OpenAI, client: Clie
         assert offsets == sorted(offsets)
         if not stream:
             assert answer.usage.completion_tokens == max_tokens
+
+
+@pytest.mark.parametrize("route", ["completions", "chat"])
+def test_prompts_have_log_probabilities_in_vllm_s_form(http: openai.OpenAI, client: Client, model, route):
+    params = SamplingParams(max_tokens=2, temperature=0, prompt_logprobs=2)
+    fields = {"model": model.name, "max_tokens": 2, "temperature": 0, "extra_body": {"prompt_logprobs": 2}}
+    if route == "chat":
+        messages = [{"role": "user", "content": "The engine runs"}]
+        expected = client.chat(messages, params)
+        told = http.chat.completions.create(messages=messages, **fields).prompt_logprobs
+    else:
+        expected = client.complete("The engine runs", params)
+        answer = http.completions.create(prompt="The engine runs", n=1, **fields)
+        told = answer.choices[0].prompt_logprobs
+    assert told[0] is None
+    assert len(told) == len(expected.prompt_logprobs)
+    for entries, wanted in zip(told[1:], expected.prompt_logprobs[1:], strict=True):
+        assert [int(token_id) for token_id in entries] == list(wanted)
+        for entry, logprob in zip(entries.values(), wanted.values(), strict=True):
+            assert entry["logprob"] == pytest.approx(logprob.logprob, abs=1e-4)
+            assert (entry["rank"], entry["decoded_token"]) == (logprob.rank, logprob.decoded_token)
+
+
+@pytest.mark.parametrize("route", ["completions", "chat"])
+def test_a_beam_search_finds_what_it_finds_over_grpc(http: openai.OpenAI, client: Client, model, route):
+    params = BeamSearchParams(beam_width=3, max_tokens=6, length_penalty=0.5, early_stopping=True)
+    extra = {"use_beam_search": True, "length_penalty": 0.5, "early_stopping": True}
+    fields = {"model": model.name, "n": 3, "max_tokens": 6, "temperature": 0, "extra_body": extra}
+    if route == "chat":
+        messages = [{"role": "user", "content": "The engine"}]
+        prompt = {"messages": messages}
+        texts = [choice.message.content for choice in http.chat.completions.create(messages=messages, **fields).choices]
+    else:
+        prompt = {"prompt": "The engine"}
+        answer = http.completions.create(prompt="The engine", **fields)
+        texts = [choice.text for choice in answer.choices]
+        assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    (found,) = client.beam_search_many([prompt], params)
+    assert len(texts) == 3
+    for text, sequence in zip(texts, found.sequences, strict=True):
+        assert sequence.text.endswith(text.lstrip() if route == "chat" else text)

@@ -7,11 +7,10 @@ import pytest
 import uvloop
 from cluster import free_port, read_metrics, shards_and_router
 from pagewire import SamplingParams
-from pagewire.async_client import MAX_MESSAGE_BYTES
+from pagewire.bench.grpc_sender import GrpcTarget, serialize
 from pagewire.bench.metrics import compute_metrics
-from pagewire.bench.runner import Load, offer, serialize
+from pagewire.bench.runner import Load, offer
 from pagewire.bench.workloads import Prompt
-from pagewire.channels import ChannelPool
 
 pytestmark = pytest.mark.operate
 
@@ -30,18 +29,18 @@ def requests(num: int, first_token: int) -> list[bytes]:
 
 async def measure(address: str, metrics_port: int) -> tuple[dict[str, float], dict[str, float]]:
     """What the client measured, and by how much the metrics rose meanwhile. The connections are there before."""
-    channels = ChannelPool(address, None, max_message_bytes=MAX_MESSAGE_BYTES)
+    sender = GrpcTarget(address).connect()
 
     def load(payloads: list[bytes]) -> Load:
         return Load(payloads, [0.0] * len(payloads), max_concurrency=NUM_STREAMS)
 
     try:
-        await offer(load(requests(NUM_STREAMS, 300)), channels, lambda _: None)
+        await offer(load(requests(NUM_STREAMS, 300)), sender, lambda _: None)
         before = await asyncio.to_thread(read_metrics, metrics_port)
-        outcomes, duration_s = await offer(load(requests(NUM_REQUESTS, 20)), channels, lambda _: None)
+        outcomes, duration_s = await offer(load(requests(NUM_REQUESTS, 20)), sender, lambda _: None)
         after = await asyncio.to_thread(read_metrics, metrics_port)
     finally:
-        await channels.close()
+        await sender.close()
     assert not [outcome.error for outcome in outcomes if outcome.error]
     figures = {name: value for name, value in compute_metrics(outcomes, duration_s).items() if value is not None}
     # Tokens that share the first message have no gap before them.

@@ -14,18 +14,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pagewire.async_client import AsyncClient, bearer
+from pagewire.async_client import AsyncClient
 from pagewire.bench import report, workloads
 from pagewire.bench.arrivals import arrival_times_s
+from pagewire.bench.grpc_sender import GrpcTarget
+from pagewire.bench.http_sender import CHAT, COMPLETIONS, HttpSender, HttpTarget
 from pagewire.bench.metrics import RequestOutcome, compute_metrics
+from pagewire.bench.options import LENGTHS
 from pagewire.bench.options import add_arguments as add_arguments
-from pagewire.bench.processes import Target, default_processes, offer_from_processes, run_event_loop
-from pagewire.bench.runner import Load, Recording, offer, serialize
+from pagewire.bench.processes import default_processes, offer_from_processes, run_event_loop
+from pagewire.bench.runner import Load, offer
+from pagewire.bench.sending import Recording, Sender, Session, Target
 from pagewire.bench.workloads import LengthRange, Prompt
-from pagewire.cli.server_flags import connection_from
-from pagewire.errors import InvalidRequest
+from pagewire.cli.server_flags import api_key_from, connection_from
+from pagewire.errors import InvalidRequest, Unavailable
 from pagewire.sampling_params import SamplingParams
-from pagewire.v1 import inference_pb2
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,15 +48,15 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result["completed"] else 1
 
 
-def describe(args: argparse.Namespace, model: inference_pb2.Model) -> dict[str, Any]:
+def describe(args: argparse.Namespace, model: str) -> dict[str, Any]:
     """Returns the settings of the run under the key names of `vllm bench serve`."""
     return {
         "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
-        "backend": "pagewire",
-        "endpoint_type": "pagewire",
+        "backend": args.backend,
+        "endpoint_type": args.backend,
         "label": None,
-        "model_id": model.name,
-        "tokenizer_id": model.name,
+        "model_id": model,
+        "tokenizer_id": model,
         "num_prompts": args.num_prompts,
         "dataset_name": args.dataset_name,
         "request_rate": "inf" if args.request_rate == inf else args.request_rate,
@@ -64,54 +67,114 @@ def describe(args: argparse.Namespace, model: inference_pb2.Model) -> dict[str, 
     }
 
 
-async def _measure(args: argparse.Namespace) -> tuple[inference_pb2.Model, list[RequestOutcome], float]:
+async def _measure(args: argparse.Namespace) -> tuple[str, list[RequestOutcome], float]:
+    target, model, vocab_size = await (_grpc_target(args) if args.backend == "pagewire" else _http_target(args))
+    sender = target.connect()
+    num_processes = _num_processes(args)
+    try:
+        load, warm_up = await _loads(args, sender, range(vocab_size))
+        await offer(warm_up, sender, on_done=lambda _: None)
+        with _progress_bar(_num_requests(args), enabled=not args.no_progress) as on_done:
+            if num_processes == 1:
+                outcomes, duration_s = await offer(load, sender, on_done)
+            else:
+                outcomes, duration_s = await offer_from_processes(load, target, num_processes, on_done)
+    finally:
+        await sender.close()
+    return model, outcomes, duration_s
+
+
+async def _grpc_target(args: argparse.Namespace) -> tuple[Target, str, int]:
+    """Returns the server, the model's name, and its number of token ids."""
     connection = connection_from(args) | {"timeout_s": None}
     async with AsyncClient(**connection) as client:
         model = await client.get_model()
-    rng = random.Random(args.seed)
-    # Warm-ups get their own prompts. Otherwise the measured requests would find theirs in the prefix cache.
-    prompts = _prompts(args, args.num_warmups + args.num_prompts, model, rng)
     sampling = SamplingParams(
         temperature=args.temperature, ignore_eos=args.ignore_eos, detokenize=args.detokenize, seed=args.seed
     )
-    requests = [serialize(prompt, sampling) for prompt in prompts]
+    tls = args.tls, args.tls_ca, args.tls_cert, args.tls_key
+    target = GrpcTarget(args.server, sampling, *tls, api_key=connection["api_key"], timeout_s=args.timeout)
+    return target, model.name, model.vocab_size
+
+
+async def _http_target(args: argparse.Namespace) -> tuple[Target, str, int]:
+    is_chat = args.backend == "openai-chat"
+    target = HttpTarget(
+        args.base_url.rstrip("/"),
+        args.model or "",
+        args.endpoint or (CHAT if is_chat else COMPLETIONS),
+        is_chat=is_chat,
+        fields={"temperature": args.temperature, "ignore_eos": args.ignore_eos, **args.extra_body},
+        api_key=api_key_from(args),
+        **{name: getattr(args, name) for name in ("tls_ca", "tls_cert", "tls_key")},
+        timeout_s=args.timeout,
+        needs_token_ids=args.dataset_name == "agent",
+    )
+    if not target.model:
+        sender = target.connect()
+        told = await sender.ask("GET", "/v1/models")
+        await sender.close()
+        target = replace(target, model=told["data"][0]["id"])
+    return target, target.model, args.random_vocab_size
+
+
+async def _loads(args: argparse.Namespace, sender: Sender, token_ids: range) -> tuple[Load, Load]:
+    """Returns the load of the run, and that before it, which is not measured.
+
+    Warm-ups get their own prompts. Otherwise the measured requests would find theirs in the prefix cache.
+    """
+    rng = random.Random(args.seed)
+    turns = _turns(args, args.num_warmups + args.num_prompts, token_ids, rng)
+    if args.backend == "openai-chat":
+        assert isinstance(sender, HttpSender)
+        turns = [[await _as_text(prompt, sender) for prompt in prompts] for prompts in turns]
+    requests: list[bytes | Session] = [
+        sender.serialize(prompts[0].content, prompts[0].max_tokens)
+        if len(prompts) == 1
+        else Session(prompts, args.turn_delay)
+        for prompts in turns
+    ]
     load = Load(
         requests=requests[args.num_warmups :],
         arrivals_s=arrival_times_s(args.num_prompts, args.request_rate, args.burstiness, rng),
         max_concurrency=args.max_concurrency,
-        metadata=bearer(connection["api_key"]),
-        timeout_s=args.timeout,
     )
-    warm_up = replace(load, requests=requests[: args.num_warmups], arrivals_s=[0.0] * args.num_warmups)
-    target = Target(args.server, args.tls, args.tls_ca, args.tls_cert, args.tls_key)
-    channels = target.connect()
-    num_processes = _num_processes(args)
+    return load, replace(load, requests=requests[: args.num_warmups], arrivals_s=[0.0] * args.num_warmups)
+
+
+async def _as_text(prompt: Prompt, sender: HttpSender) -> Prompt:
+    """A prompt of token ids as text, for servers that take text alone. Raises InvalidRequest."""
+    if isinstance(prompt.content, str):
+        return prompt
     try:
-        await offer(warm_up, channels, on_done=lambda _: None)
-        with _progress_bar(args.num_prompts, enabled=not args.no_progress) as on_done:
-            if num_processes == 1:
-                outcomes, duration_s = await offer(load, channels, on_done)
-            else:
-                outcomes, duration_s = await offer_from_processes(load, target, num_processes, on_done)
-    finally:
-        await channels.close()
-    return model, outcomes, duration_s
+        told = await sender.ask("POST", "/detokenize", {"tokens": prompt.content})
+    except Unavailable as error:
+        raise InvalidRequest(f"random conversations need /detokenize, or take --dataset-name file: {error}") from None
+    return Prompt(str(told["prompt"]), prompt.max_tokens)
 
 
-def _prompts(
-    args: argparse.Namespace, num_prompts: int, model: inference_pb2.Model, rng: random.Random
-) -> list[Prompt]:
-    input_len = LengthRange(args.random_input_len, args.random_range_ratio)
-    output_len = LengthRange(args.random_output_len, args.random_range_ratio)
-    token_ids = range(model.vocab_size)
+def _turns(args: argparse.Namespace, num_prompts: int, token_ids: range, rng: random.Random) -> list[list[Prompt]]:
+    """Returns the requests of each session; of most workloads it is one."""
+    lengths = LENGTHS.get(args.lengths, {})
+    input_len = LengthRange(lengths.get("random_input_len", args.random_input_len), args.random_range_ratio)
+    output_len = LengthRange(lengths.get("random_output_len", args.random_output_len), args.random_range_ratio)
+    prefixes = workloads.Prefixes(args.num_prefixes, args.prefix_len)
     match args.dataset_name:
         case "file":
-            return workloads.from_file(args.dataset_path, num_prompts, output_len, rng)
+            prompts = workloads.from_file(args.dataset_path, num_prompts, output_len, rng)
+        case "agent":
+            shape = num_prompts, args.num_turns, prefixes, input_len, output_len
+            return workloads.agent_sessions(*shape, token_ids, rng)
         case "shared-prefix":
-            prefixes = workloads.Prefixes(args.num_prefixes, args.prefix_len)
-            return workloads.shared_prefixes(num_prompts, prefixes, input_len, output_len, token_ids, rng)
+            prompts = workloads.shared_prefixes(num_prompts, prefixes, input_len, output_len, token_ids, rng)
         case _:
-            return workloads.random_tokens(num_prompts, input_len, output_len, token_ids, rng)
+            prompts = workloads.random_tokens(num_prompts, input_len, output_len, token_ids, rng)
+    return [[prompt] for prompt in prompts]
+
+
+def _num_requests(args: argparse.Namespace) -> int:
+    num_requests: int = args.num_prompts * (args.num_turns if args.dataset_name == "agent" else 1)
+    return num_requests
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -159,7 +222,7 @@ def _progress_bar(num_requests: int, *, enabled: bool) -> Iterator[Callable[[Rec
         yield advance
 
 
-def _title(args: argparse.Namespace, model: inference_pb2.Model) -> str:
+def _title(args: argparse.Namespace, model: str) -> str:
     rate = "closed loop" if args.request_rate == inf else f"{args.request_rate:g} requests/s"
     limit = f", at most {args.max_concurrency} open" if args.max_concurrency else ""
-    return f"{model.name}: {args.num_prompts} requests ({args.dataset_name}), {rate}{limit}"
+    return f"{model}: {_num_requests(args)} requests ({args.dataset_name}), {rate}{limit}"

@@ -1,18 +1,28 @@
 """The flags of `pagewire bench`. Where `vllm bench serve` has the same flag, it is spelled the same."""
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pagewire.bench.metrics import ServiceLevel
 from pagewire.cli.server_flags import add_server_flags
 
-WORKLOADS = ("random", "shared-prefix", "file")
+WORKLOADS = ("random", "shared-prefix", "agent", "file")
+BACKENDS = ("pagewire", "openai", "vllm", "openai-chat")
+LENGTHS: dict[str, dict[str, int]] = {
+    "1k-1k": {"random_input_len": 1024, "random_output_len": 1024},
+    "8k-1k": {"random_input_len": 8192, "random_output_len": 1024},
+    "1k-8k": {"random_input_len": 1024, "random_output_len": 8192},
+}
+"""Values of --lengths."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommand's arguments."""
     add_server_flags(parser)
+    _add_http(parser.add_argument_group("servers over HTTP"))
     _add_workload(parser.add_argument_group("workload"))
     _add_arrivals(parser.add_argument_group("arrivals"))
     _add_decoding(parser.add_argument_group("decoding"))
@@ -24,7 +34,8 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
         "--dataset-name",
         choices=WORKLOADS,
         default="random",
-        help="random tokens, random tokens after a few shared prefixes, or a file (default: %(default)s)",
+        help="random tokens; random tokens after a few shared prefixes; agents, whose every request continues the "
+        "conversation of the one before it; or a file (default: %(default)s)",
     )
     group.add_argument(
         "--dataset-path",
@@ -33,16 +44,44 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
         help='of --dataset-name file: *.jsonl with {"prompt": ...} or {"prompt_token_ids": ...}, else a text line each',
     )
     numbers: tuple[tuple[str, str, Callable[[str], float], float, str], ...] = (
-        ("--num-prompts", "N", _positive_int, 100, "requests to send"),
-        ("--random-input-len", "N", _positive_int, 128, "prompt tokens; for shared-prefix, those after the prefix"),
+        ("--num-prompts", "N", _positive_int, 100, "requests to send; of agent: sessions"),
+        ("--random-input-len", "N", _positive_int, 128, "prompt tokens; behind a prefix; of agent: added by each turn"),
         ("--random-output-len", "N", _positive_int, 128, "tokens to generate"),
         ("--random-range-ratio", "R", _ratio, 0.0, "lengths vary uniformly between (1 - R) and (1 + R) times theirs"),
-        ("--num-prefixes", "N", _positive_int, 10, "of shared-prefix: different prefixes"),
-        ("--prefix-len", "N", _positive_int, 256, "of shared-prefix: tokens in a prefix"),
+        ("--num-prefixes", "N", _positive_int, 10, "of shared-prefix and agent: different prefixes"),
+        ("--prefix-len", "N", _positive_int, 256, "of shared-prefix and agent: tokens in a prefix"),
+        ("--num-turns", "N", _positive_int, 8, "of agent: requests in a session"),
+        ("--turn-delay", "S", float, 0.0, "of agent: seconds that tools take between two requests"),
         ("--seed", "N", int, 0, "of prompts, lengths and arrivals"),
+    )
+    group.add_argument(
+        "--lengths", choices=LENGTHS, help="sets --random-input-len and --random-output-len, as 8k-1k: 8,192 and 1,024"
     )
     for flag, metavar, kind, default, text in numbers:
         group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})")
+
+
+def _add_http(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="pagewire",
+        help="API to measure: pagewire's over gRPC at --server, or OpenAI's at --base-url, where openai and vllm send "
+        "completions and openai-chat conversations (default: %(default)s)",
+    )
+    group.add_argument("--base-url", default="http://localhost:8000", metavar="URL", help="(default: %(default)s)")
+    group.add_argument("--endpoint", metavar="PATH", help="(default: /v1/completions or /v1/chat/completions)")
+    group.add_argument("--model", metavar="NAME", help="(default: the first that /v1/models tells)")
+    group.add_argument(
+        "--random-vocab-size",
+        type=_positive_int,
+        default=4000,
+        metavar="N",
+        help="random token ids are below this, as servers over HTTP do not tell their vocabulary (default: 4000)",
+    )
+    group.add_argument(
+        "--extra-body", type=_json_object, default={}, metavar="JSON", help="further fields of every request"
+    )
 
 
 def _add_arrivals(group: argparse._ArgumentGroup) -> None:
@@ -153,6 +192,16 @@ def _service_level(text: str) -> ServiceLevel:
         return ServiceLevel.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return value
 
 
 def _key_value(text: str) -> tuple[str, str]:

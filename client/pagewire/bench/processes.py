@@ -14,15 +14,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import IO, Any, TypeVar
 
-from pagewire.async_client import MAX_MESSAGE_BYTES
 from pagewire.bench.metrics import RequestOutcome
-from pagewire.bench.runner import Load, offer
-from pagewire.channels import ChannelPool
-from pagewire.tls import channel_credentials
+from pagewire.bench.runner import Load, offer_parts
+from pagewire.bench.sending import Target
 
 T = TypeVar("T")
 STREAMS_PER_PROCESS = 256
@@ -30,22 +28,6 @@ CORES_PER_PROCESS = 4
 """Fewer cores for each process would be taken from a server on the same machine."""
 HEAD_START_S = 0.1
 READY = b"ready\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The server that a load is offered to, as the command line names it."""
-
-    address: str
-    tls: bool = False
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-
-    def connect(self) -> ChannelPool:
-        """Returns channels to it."""
-        credentials = channel_credentials(tls=self.tls, ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
-        return ChannelPool(self.address, credentials, max_message_bytes=MAX_MESSAGE_BYTES)
 
 
 def default_processes(num_requests: int, max_concurrency: int | None) -> int:
@@ -79,7 +61,7 @@ async def offer_from_processes(
     Raises:
         RuntimeError: a process has ended before its outcomes were there.
     """
-    outcomes: list[RequestOutcome | None] = [None] * len(load.requests)
+    parts: list[list[RequestOutcome]] = [[] for _ in load.requests]
     with ExitStack() as stack:
         workers = [stack.enter_context(_Worker(part, target)) for part in split(load, num_processes)]
         for worker in workers:
@@ -88,10 +70,10 @@ async def offer_from_processes(
         for worker in workers:
             worker.begin(origin_s)
         for index, worker in enumerate(workers):
-            outcomes[index::num_processes] = part = await asyncio.to_thread(worker.outcomes)
-            for outcome in part:
+            parts[index::num_processes] = ended = await asyncio.to_thread(worker.outcomes)
+            for outcome in (outcome for part in ended for outcome in part):
                 on_done(outcome)
-    all_outcomes = [outcome for outcome in outcomes if outcome is not None]
+    all_outcomes = [outcome for part in parts for outcome in part]
     return all_outcomes, max((outcome.end_s for outcome in all_outcomes), default=0.0)
 
 
@@ -125,10 +107,10 @@ class _Worker:
         """origin_s: perf_counter() at which the run begins; processes of one machine share that clock."""
         self._send(origin_s)
 
-    def outcomes(self) -> Sequence[RequestOutcome]:
+    def outcomes(self) -> Sequence[list[RequestOutcome]]:
         assert self._process.stdout is not None
         try:
-            outcomes: list[RequestOutcome] = pickle.load(self._process.stdout)
+            outcomes: list[list[RequestOutcome]] = pickle.load(self._process.stdout)
         except (EOFError, pickle.UnpicklingError):
             raise self._end("within the run") from None
         return outcomes
@@ -157,15 +139,15 @@ def run_event_loop(main: Coroutine[Any, Any, T]) -> T:
 async def _work(requests: IO[bytes], answers: IO[bytes]) -> None:
     """The worker's side of the protocol."""
     part, target = pickle.load(requests)
-    channels = target.connect()
+    sender = target.connect()
     answers.write(READY)
     answers.flush()
     origin_s: float = pickle.load(requests)
     asyncio.get_running_loop().add_reader(requests.fileno(), os._exit, 1)
     try:
-        outcomes, _ = await offer(part, channels, on_done=lambda _: None, origin_s=origin_s)
+        outcomes, _ = await offer_parts(part, sender, on_done=lambda _: None, origin_s=origin_s)
     finally:
-        await channels.close()
+        await sender.close()
     pickle.dump(outcomes, answers)
     answers.flush()
 

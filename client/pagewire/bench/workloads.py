@@ -70,6 +70,29 @@ def shared_prefixes(
     return prompts
 
 
+def agent_sessions(
+    num_sessions: int,
+    num_turns: int,
+    prefixes: Prefixes,
+    turn_len: LengthRange,
+    output_len: LengthRange,
+    token_ids: range,
+    rng: random.Random,
+) -> list[list[Prompt]]:
+    """Returns the turns of agents' conversations, each what it adds to its conversation.
+
+    The first turn is one of a few long prefixes, as instructions and tools are, and a task; the others are what tools
+    answer. The model's own outputs stand between them.
+    """
+    beginnings = [rng.choices(token_ids, k=prefixes.length) for _ in range(prefixes.count)]
+    sessions = []
+    for number in range(num_sessions):
+        added = [rng.choices(token_ids, k=turn_len.draw(rng)) for _ in range(num_turns)]
+        added[0] = beginnings[number % prefixes.count] + added[0]
+        sessions.append([Prompt(turn, output_len.draw(rng)) for turn in added])
+    return sessions
+
+
 def from_file(path: Path, num_prompts: int, output_len: LengthRange, rng: random.Random) -> list[Prompt]:
     """Returns the prompts of a file, repeated from its start if it has fewer than asked for.
 

@@ -22,7 +22,7 @@ from pagewire_router.http_front.fields import (
     one_of,
 )
 from pagewire_router.http_front.names import renaming
-from pagewire_router.http_front.sampling_fields import MODEL, REFUSED, parameter_field
+from pagewire_router.http_front.sampling_fields import FOR_COMPLETIONS, MODEL, REFUSED, parameter_field
 from pagewire_router.http_front.turns import AUTO, NONE, REQUIRED, Turn
 
 _ANY, _TOOL = "any", "tool"
@@ -68,6 +68,7 @@ FIELDS = FieldTable(
     Field("response_format", ANYTHING, "Not served; use output_config.", only=()),
     Field("structured_outputs", ANYTHING, "Not served; use output_config.", only=()),
     *REFUSED,
+    *FOR_COMPLETIONS,
     Field("metadata", OBJECT, "Accepted, without effect."),
     Field("service_tier", STRING, "Accepted, without effect."),
 )

@@ -6,6 +6,7 @@ from typing import Any
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.http_front.answers import Generator, stream_answer
+from pagewire_router.http_front.beam_fields import BEAM_FIELDS, search_beams
 from pagewire_router.http_front.chat_answer import ChatAnswer
 from pagewire_router.http_front.chunks import AnswerOptions
 from pagewire_router.http_front.errors import HttpError, wrong
@@ -29,6 +30,7 @@ from pagewire_router.http_front.sampling_fields import (
     REQUEST,
     SAMPLING,
     WITHOUT_EFFECT,
+    check_prompt_logprobs,
     constraint_field,
     generate_request,
     parameter_field,
@@ -57,6 +59,7 @@ FIELDS = FieldTable(
     parameter_field("max_tokens", "max_completion_tokens"),
     Field("max_tokens", INTEGER, "The older name of max_completion_tokens."),
     Field("logprobs", BOOLEAN, "Returns the log-probability of each token."),
+    parameter_field("prompt_logprobs"),
     Field("top_logprobs", INTEGER, "Most probable tokens to return for each token."),
     Field("tools", OBJECTS, "Functions that the model may call."),
     Field("tool_choice", one_of(choice_of(AUTO, NONE, REQUIRED), OBJECT), "Whether it may, or must, call one."),
@@ -66,12 +69,14 @@ FIELDS = FieldTable(
     Field("echo", BOOLEAN, "Not served.", only=(False,)),
     Field("verbosity", STRING, "Not served.", only=("medium",)),
     Field("modalities", STRINGS, "Text is served.", only=(["text"],)),
+    Field("return_prompt_text", BOOLEAN, "Not served.", only=(False,)),
     Field("audio", ANYTHING, "Not served.", only=()),
     Field("prediction", ANYTHING, "Not served.", only=()),
     Field("web_search_options", ANYTHING, "Not served.", only=()),
     Field("functions", ANYTHING, "Not served; use tools.", only=()),
     Field("function_call", ANYTHING, "Not served; use tool_choice.", only=()),
     *TEMPLATE_FIELDS,
+    *BEAM_FIELDS,
     *SAMPLING,
     *REQUEST,
     *WITHOUT_EFFECT,
@@ -101,6 +106,7 @@ class ChatCompletions:
         del body  # It may be large, and the request takes long.
         if "stream_options" in values and not values.get("stream"):
             raise wrong("stream_options", "is given without stream")
+        check_prompt_logprobs(values)
         check_num_parts(values, self._generator.model.max_model_len)
         turn = _turn(values)
         exchange.rename = naming(NAMES, "tool_choice" if turn.is_forced else constraint_field(values))
@@ -132,6 +138,7 @@ class ChatCompletions:
             raise wrong("top_logprobs", "is given without logprobs")
         fill_template_fields(values, message.chat)
         turn.fill(message, self._generator.model, self._parsers)
+        search_beams(values, FIELDS, message)
         return message
 
 

@@ -12,6 +12,7 @@ from pagewire_router.http_front.answers import (
     Usage,
     by_sequence,
     completions_of,
+    prompt_logprobs_of,
     running_usage,
     stop_reason,
 )
@@ -107,6 +108,8 @@ class ChatAnswer:
         answer = {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage.as_json()}
         if self.options.has_token_ids:
             answer["prompt_token_ids"] = list(started.prompt_token_ids)
+        if self.options.has_prompt_logprobs:
+            answer["prompt_logprobs"] = LogprobsWriter.for_vllm(await prompt_logprobs_of(request))
         return orjson.dumps(answer)
 
     def chunks(self, started: inference_pb2.Started) -> "ChatChunks":

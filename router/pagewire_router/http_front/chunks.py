@@ -27,6 +27,8 @@ class AnswerOptions:
     """A stream ends with the token counts."""
     has_running_usage: bool
     """Every chunk has the token counts so far."""
+    has_prompt_logprobs: bool
+    """An answer that is no stream has the log-probabilities of its prompts."""
 
     @staticmethod
     def of(values: Mapping[str, Any], *, has_logprobs: bool) -> "AnswerOptions":
@@ -40,6 +42,7 @@ class AnswerOptions:
             names_token_ids=values.get("return_tokens_as_token_ids", False),
             has_usage=has_usage,
             has_running_usage=has_usage and stream_options.get("continuous_usage_stats", False),
+            has_prompt_logprobs="prompt_logprobs" in values,
         )
 
     @property

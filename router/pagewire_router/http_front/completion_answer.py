@@ -64,10 +64,12 @@ class CompletionAnswer:
             self.usage.add_prompt(request.started)
             prompt = _PromptLogprobs(self, number, request.started)
             prompt.entries = await prompt_logprobs_of(request)
+            told = LogprobsWriter.for_vllm(prompt.entries) if self.options.has_prompt_logprobs else None
             for completion in await completions_of(request):
                 self.count_end(completion.finished)
                 choice = _Choice(self, number, completion.index, request.started, prompt)
-                choices.append(choice.part(completion, completion.finished))
+                part = choice.part(completion, completion.finished)
+                choices.append(part if told is None else {**part, "prompt_logprobs": told})
                 if prompt.entries:
                     await asyncio.sleep(0)  # Other calls have turns meanwhile.
         return orjson.dumps({**self._head, "choices": choices, "usage": self.usage.as_json()})

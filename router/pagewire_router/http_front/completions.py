@@ -7,6 +7,7 @@ from pagewire.v1 import inference_pb2
 
 from pagewire_router.admission.validation import MAX_REQUEST_ID_CHARS, Violations, check_request
 from pagewire_router.http_front.answers import Generator, stream_answer
+from pagewire_router.http_front.beam_fields import BEAM_FIELDS, search_beams
 from pagewire_router.http_front.chunks import AnswerOptions
 from pagewire_router.http_front.completion_answer import CompletionAnswer
 from pagewire_router.http_front.errors import wrong
@@ -18,6 +19,7 @@ from pagewire_router.http_front.sampling_fields import (
     REQUEST,
     SAMPLING,
     WITHOUT_EFFECT,
+    check_prompt_logprobs,
     constraint_field,
     generate_request,
     parameter_field,
@@ -64,17 +66,19 @@ FIELDS = FieldTable(
     Field("prompt", PROMPT, "Text, token ids, or a list of either.", is_required=True),
     parameter_field("max_tokens"),
     parameter_field("logprobs"),
+    parameter_field("prompt_logprobs"),
     Field("echo", BOOLEAN, "Puts the prompt before the text."),
     Field("add_special_tokens", BOOLEAN, "Adds the tokenizer's special tokens to text."),
     Field("suffix", STRING, "Not served.", only=()),
     Field("best_of", INTEGER, "Not served.", only=(1,)),
     Field("prompt_embeds", STRING, "Not served.", only=()),
+    *BEAM_FIELDS,
     *SAMPLING,
     *REQUEST,
     *WITHOUT_EFFECT,
     *REFUSED,
 )
-NAMES = renaming(FIELDS, "prompt", prompt_logprobs="logprobs")
+NAMES = renaming(FIELDS, "prompt")
 
 
 class Completions:
@@ -91,6 +95,7 @@ class Completions:
         del body  # It may be large, and the request takes long.
         if "stream_options" in values and not values.get("stream"):
             raise wrong("stream_options", "is given without stream")
+        check_prompt_logprobs(values)
         exchange.rename = naming(NAMES, constraint_field(values))
         is_echo_alone = values.get("echo", False) and values.get("max_tokens") == 0
         if is_echo_alone:
@@ -130,10 +135,10 @@ class Completions:
         return piece if isinstance(piece, str) else piece.decode(errors="ignore")
 
     def _num_echoed(self, values: dict[str, Any]) -> int:
-        """Log-probabilities of each token of the prompts that the answer repeats."""
-        if not values.get("echo") or "logprobs" not in values:
+        """Log-probabilities of each token of the prompts that the answer has for each of its sequences."""
+        asked: int | None = values.get("prompt_logprobs", values.get("logprobs") if values.get("echo") else None)
+        if asked is None:
             return 0
-        asked: int = values["logprobs"]
         return 1 + (asked if asked >= 0 else self._generator.inference.limits.vocab_size)
 
     async def _echoes(self, values: dict[str, Any], exchange: Exchange) -> list[str]:
@@ -155,8 +160,10 @@ def _messages(values: dict[str, Any]) -> list[inference_pb2.GenerateRequest]:
     if "add_special_tokens" in values:
         common.add_special_tokens = values["add_special_tokens"]
     if values.get("echo") and "logprobs" in values:
-        common.sampling_params.prompt_logprobs = common.sampling_params.logprobs
+        if "prompt_logprobs" not in values:
+            common.sampling_params.prompt_logprobs = common.sampling_params.logprobs
         common.return_prompt_token_ids = True
+    search_beams(values, FIELDS, common)
     _check_common(common, len(values["prompt"]))
     messages = []
     for number, prompt in enumerate(values["prompt"]):

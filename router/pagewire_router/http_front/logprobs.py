@@ -62,6 +62,15 @@ class LogprobsWriter:
         self._text_offset = len(echo)
         return told
 
+    @staticmethod
+    def for_vllm(entries: Sequence[inference_pb2.TokenLogprobs]) -> list[dict[str, Any] | None]:
+        """vLLM's prompt_logprobs: for each token of the prompt, of which the first has none, entries by token id.
+
+        Args:
+            entries: of the tokens but the first.
+        """
+        return [None, *map(_by_token_id, entries)]
+
     def for_chat(self, entries: Sequence[inference_pb2.TokenLogprobs]) -> dict[str, Any]:
         """The logprobs object of /v1/chat/completions for the next tokens."""
         content = []
@@ -88,3 +97,16 @@ def _texts(entry: inference_pb2.TokenLogprobs) -> Sequence[str]:
 
 def _finite(logprob: float) -> float:
     return max(logprob, MIN_LOGPROB)
+
+
+def _by_token_id(entry: inference_pb2.TokenLogprobs) -> dict[str, Any]:
+    """The token itself, then the most probable ones."""
+    told = {str(entry.token_id): _described(entry.logprob, entry.rank, entry.token_text)}
+    tops = zip(entry.top_token_ids, entry.top_logprobs, _texts(entry), strict=True)
+    for rank, (token_id, logprob, text) in enumerate(tops, 1):
+        told.setdefault(str(token_id), _described(logprob, rank, text))
+    return told
+
+
+def _described(logprob: float, rank: int, text: str) -> dict[str, Any]:
+    return {"logprob": _finite(logprob), "rank": rank, "decoded_token": text}

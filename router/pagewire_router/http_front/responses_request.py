@@ -22,6 +22,7 @@ from pagewire_router.http_front.fields import (
 )
 from pagewire_router.http_front.names import renaming
 from pagewire_router.http_front.sampling_fields import (
+    FOR_COMPLETIONS,
     MODEL,
     REFUSED,
     SAMPLING,
@@ -69,6 +70,10 @@ FIELDS = FieldTable(
     Field("prompt", ANYTHING, "Not served.", only=()),
     Field("max_tool_calls", INTEGER, "Not served.", only=()),
     Field("n", INTEGER, "Not served.", only=(1,)),
+    *FOR_COMPLETIONS,
+    Field("previous_input_messages", ANYTHING, "Not served: give input.", only=()),
+    Field("enable_response_messages", BOOLEAN, "Not served.", only=(False,)),
+    Field("include_reasoning", BOOLEAN, "Tells the reasoning."),
     Field("max_tokens", ANYTHING, "Not served; use max_output_tokens.", only=()),
     Field("max_completion_tokens", ANYTHING, "Not served; use max_output_tokens.", only=()),
     Field("response_format", ANYTHING, "Not served; use text.", only=()),
@@ -128,6 +133,7 @@ def turn_of(values: dict[str, Any]) -> Turn:
         tools=tools,
         tool_choice=_tool_choice(values.get("tool_choice", AUTO), tools),
         template_kwargs={**kwargs, **values.get("chat_template_kwargs", {})},
+        has_reasoning=values.get("include_reasoning", True),
         allows_parallel_calls=values.get("parallel_tool_calls", True),
     )
 

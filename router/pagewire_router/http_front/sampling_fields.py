@@ -77,6 +77,7 @@ WITHOUT_EFFECT: tuple[Field, ...] = (
     Field("prompt_cache_key", STRING, "Accepted, without effect: prefixes are cached in any case."),
     Field("prompt_cache_retention", STRING, "Accepted, without effect."),
     Field("session_id", STRING, "Accepted, without effect."),
+    Field("stream_interval", INTEGER, "Accepted, without effect: chunks follow the steps and the load."),
 )
 
 _OTHER_CONSTRAINTS = (
@@ -104,9 +105,13 @@ _OTHER_PARAMETERS = (
 """Parameters of sampling, and of what is sampled, that other servers have."""
 REFUSED: tuple[Field, ...] = (
     Field("store", BOOLEAN, "Nothing is stored.", only=(False,)),
-    Field("use_beam_search", BOOLEAN, "Not served on this route.", only=(False,)),
-    Field("length_penalty", NUMBER, "Not served without beam search.", only=(1.0,)),
-    Field("prompt_logprobs", INTEGER, "Not served yet.", only=()),
+    Field("watermarking", ANYTHING, "Not served.", only=(False,)),
+    Field("logprob_token_ids", ANYTHING, "Not served.", only=([],)),
+    Field("truncation_side", STRING, "The last tokens are kept.", only=("left",)),
+    Field("return_token_offsets", BOOLEAN, "Not served.", only=(False,)),
+    Field("mm_processor_kwargs", ANYTHING, "Not served: prompts are text.", only=({},)),
+    Field("media_io_kwargs", ANYTHING, "Not served: prompts are text.", only=({},)),
+    Field("ec_transfer_params", ANYTHING, "Not served.", only=()),
     Field("logits_processors", ANYTHING, "Not served.", only=([],)),
     Field("kv_transfer_params", ANYTHING, "Not served.", only=()),
     Field("vllm_xargs", ANYTHING, "Not served.", only=({},)),
@@ -116,6 +121,12 @@ REFUSED: tuple[Field, ...] = (
     *(Field(name, ANYTHING, "Not served.", only=()) for name in _OTHER_PARAMETERS),
 )
 """Fields that change the output of other servers. Whoever sends one must not take the answer for what was asked."""
+
+FOR_COMPLETIONS: tuple[Field, ...] = (
+    Field("use_beam_search", BOOLEAN, "Not served on this route.", only=(False,)),
+    Field("prompt_logprobs", INTEGER, "Not served on this route.", only=()),
+)
+"""Refused where the answer has no place for several outputs or for the prompt's tokens."""
 
 CONSTRAINT = FieldTable(
     Field("json", one_of(STRING, OBJECT), "A JSON schema."),
@@ -150,6 +161,12 @@ def generate_request(values: Mapping[str, Any], table: FieldTable) -> inference_
     table.set_params(values, message.sampling_params)
     _constrain(values, message.sampling_params)
     return message
+
+
+def check_prompt_logprobs(values: Mapping[str, Any]) -> None:
+    """Raises HttpError if log-probabilities of the prompt are asked of a stream: its chunks have no place for them."""
+    if values.get("stream") and values.get("prompt_logprobs") is not None:
+        raise wrong("prompt_logprobs", "is given with stream; echo and logprobs tell them in a stream of completions")
 
 
 def constraint_field(values: Mapping[str, Any]) -> str:

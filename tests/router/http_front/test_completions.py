@@ -6,7 +6,7 @@ import json
 import httpx2
 import openai
 import pytest
-from pagewire.v1 import inference_pb2
+from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_router.errors import StepFailed
 from pagewire_router.http_front import completion_answer
 from pagewire_router.http_front.chunks import AnswerOptions
@@ -211,8 +211,13 @@ REFUSED = {
     "stream_options": {"include_usage": True},
     "guided_json": {},
     "typical_p": 0.5,
-    "prompt_logprobs": 1,
+    "prompt_logprobs": 99,
     "use_beam_search": True,
+    "length_penalty": 2.0,
+    "early_stopping": "never",
+    "logprob_token_ids": [1],
+    "truncation_side": "right",
+    "watermarking": True,
     "response_format": {"type": "xml"},
     "logprobs": 99,
 }
@@ -227,6 +232,36 @@ async def test_what_is_wrong_or_not_served_is_refused_by_name(serve_http, name):
     assert body["param"].startswith(name)
     assert name in body["message"]
     assert body["type"] == "invalid_request_error"
+
+
+async def test_what_a_search_cannot_do_is_refused_by_name(serve_http):
+    params = {"use_beam_search": True, "n": 3, "temperature": 0, "seed": 4}
+    refused = {
+        "stream": {"stream": True},
+        "logprobs": {"logprobs": 1},
+        "stop": {"stop": ["a"]},
+        "presence_penalty": {"presence_penalty": 1},
+        "n": {"n": 99},
+        "length_penalty": {"length_penalty": 99},
+    }
+    model = shard_pb2.ShardInfo(model="tiny", vocab_size=500, max_model_len=256, max_num_seqs=64, max_scores=500)
+    async with serve_http(model=model) as front:
+        client = front.openai()
+        for name, fields in refused.items():
+            with pytest.raises(openai.BadRequestError) as error:
+                await client.completions.create(model="tiny", prompt="Hello", extra_body={**params, **fields})
+            assert error.value.param == name
+
+
+async def test_prompt_log_probabilities_are_not_streamed(serve_http):
+    async with serve_http() as front:
+        for create, prompt in (
+            (front.openai().completions.create, {"prompt": "Hello"}),
+            (front.openai().chat.completions.create, {"messages": [{"role": "user", "content": "a"}]}),
+        ):
+            with pytest.raises(openai.BadRequestError) as refused:
+                await create(model="tiny", **prompt, stream=True, extra_body={"prompt_logprobs": 1})
+            assert refused.value.param == "prompt_logprobs"
 
 
 async def test_fields_that_are_not_known_are_ignored_and_named(serve_http):
