@@ -83,6 +83,8 @@ class HttpApp:
         self._routes: dict[str, dict[str, Route]] = {}
         self.is_draining = False
         """Answers tell their clients not to use the connection again."""
+        self._prefixes = {path.partition("{")[0]: path for path in self._closed if path.endswith("}")}
+        """What precedes the parameter at the end of a path, and the path."""
 
     def open(self, routes: Iterable[Route]) -> None:
         """Serves further routes from now on."""
@@ -99,8 +101,7 @@ class HttpApp:
         exchange.extra_headers += self._cors.headers(exchange.headers)
         if self.is_draining:
             exchange.extra_headers.append(CLOSE)
-        is_known = exchange.path in self._routes or exchange.path in self._closed
-        path = exchange.path if is_known else OTHER_ROUTE
+        exchange.route = path = self._name_of(exchange.path)
         peer = _peer(scope.get("client"))
         self._metrics.begin(path)
         traced = None if self._tracing is None else self._tracing.start(exchange, path, peer)
@@ -170,16 +171,24 @@ class HttpApp:
         finally:
             self._reader.release(exchange.num_held_bytes, exchange.call.caller)
 
+    def _name_of(self, path: str) -> str:
+        """The path as the routes name it; OTHER_ROUTE: there is no such route."""
+        if path in self._routes or path in self._closed:
+            return path
+        for prefix, named in self._prefixes.items():
+            if path.startswith(prefix) and path != prefix:
+                return named
+        return OTHER_ROUTE
+
     def _route(self, exchange: Exchange) -> Route | None:
         """The route of a request; None: it asks what other origins may do. Raises HttpError, Unavailable."""
-        path = exchange.path
-        methods = self._routes.get(path)
+        methods = self._routes.get(exchange.route)
         if exchange.method == "OPTIONS" and self._cors.is_preflight(exchange.headers):
             return None
         if methods is None:
-            if path in self._closed:
+            if exchange.route in self._closed:
                 raise Unavailable(self._why_closed, retry_after_s=NOT_OPEN_RETRY_S)
-            raise HttpError(HTTPStatus.NOT_FOUND, f"there is no route {path[:200]!r}", code="unknown_route")
+            raise HttpError(HTTPStatus.NOT_FOUND, f"there is no route {exchange.path[:200]!r}", code="unknown_route")
         route = methods.get(exchange.method)
         if route is None:
             exchange.extra_headers.append((b"allow", ", ".join(methods).encode()))

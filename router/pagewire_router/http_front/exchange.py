@@ -33,6 +33,8 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.route = ""
+        """The path as the routes name it, where part of it may be a parameter."""
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         """Headers of the request; of those that are repeated, the last."""
         self.request_id = self._request_id()

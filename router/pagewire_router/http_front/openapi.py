@@ -39,6 +39,9 @@ _STATUSES = {
 }
 
 
+_NO_IDENTIFIER = str.maketrans({"/": "_", ".": "_", "{": "", "}": ""})
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One method of one path, as the document describes it."""
@@ -79,15 +82,19 @@ def _described(operation: Operation) -> dict[str, Any]:
         answer["text/event-stream"] = {"schema": {"type": "string"}}
     described: dict[str, Any] = {
         "summary": operation.summary,
-        "operationId": operation.path.strip("/").replace("/", "_").replace(".", "_"),
+        "operationId": operation.path.strip("/").translate(_NO_IDENTIFIER),
         "responses": {"200": {"description": "The answer.", "content": answer}},
     }
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    if "{" in operation.path:
+        name = operation.path.partition("{")[2].removesuffix("}")
+        described["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
+        described["responses"]["404"] = {"description": _STATUSES["404"], "content": error}
     if operation.needs_key:
         described["security"] = [{"bearer": []}, {"key": []}, {}]
     if operation.fields is not None:
         schema = {"schema": object_schema(operation.fields)}
         described["requestBody"] = {"required": True, "content": {"application/json": schema}}
-        error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
         for status, description in _STATUSES.items():
             described["responses"][status] = {"description": description, "content": error}
     return described

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import orjson
 from pagewire_common.version import version
@@ -36,6 +37,7 @@ from pagewire_router.parsing.choice import OutputParsers
 from pagewire_router.text.tokenizer import Tokenizer
 
 HEALTH, VERSION, OPENAPI, MODELS = "/health", "/version", "/openapi.json", "/v1/models"
+ONE_MODEL = f"{MODELS}/{{model}}"
 OPEN = (
     Operation("GET", HEALTH, "Says by its status whether a new request would run.", needs_key=False),
     Operation("GET", VERSION, "Tells the server's version.", needs_key=False),
@@ -44,6 +46,7 @@ OPEN = (
 """Served from the start, without a key."""
 OF_THE_MODEL = (
     Operation("GET", MODELS, "Lists the served model."),
+    Operation("GET", ONE_MODEL, "Describes the served model."),
     Operation("POST", COMPLETIONS, "Continues prompts.", COMPLETIONS_FIELDS),
     Operation("POST", CHAT, "Continues a conversation.", CHAT_FIELDS),
     Operation("POST", RESPONSES, "Continues a conversation, as OpenAI's Responses API does.", RESPONSES_FIELDS),
@@ -89,8 +92,10 @@ def model_routes(
     """
     generator = Generator(inference, pacer)
     messages, tokenizing = Messages(generator, parsers), Tokenizing(inference, tokenizer)
+    described = _describe(inference)
     handles: dict[str, Handle] = {
-        MODELS: _models(inference),
+        MODELS: _answering({"object": "list", "data": [described]}),
+        ONE_MODEL: _one_model(inference, described),
         COMPLETIONS: Completions(generator, tokenizer),
         CHAT: ChatCompletions(generator, parsers),
         RESPONSES: Responses(generator, parsers),
@@ -104,9 +109,10 @@ def model_routes(
         yield Route(operation.method, operation.path, handles[operation.path], error_body=error_body)
 
 
-def _models(inference: Inference) -> Handle:
+def _describe(inference: Inference) -> dict[str, Any]:
+    """The model object of OpenAI's API."""
     model = inference.get_model()
-    described = {
+    return {
         "id": model.name,
         "object": "model",
         "created": int(time.time()),
@@ -115,9 +121,23 @@ def _models(inference: Inference) -> Handle:
         "parent": None,
         "max_model_len": model.max_model_len,
     }
-    body = orjson.dumps({"object": "list", "data": [described]})
 
-    async def models(exchange: Exchange, _body: bytes) -> None:
+
+def _answering(value: dict[str, Any]) -> Handle:
+    """Answers with the same value each time."""
+    body = orjson.dumps(value)
+
+    async def answer(exchange: Exchange, _body: bytes) -> None:
         await exchange.answer(200, body)
 
-    return models
+    return answer
+
+
+def _one_model(inference: Inference, described: dict[str, Any]) -> Handle:
+    answer = _answering(described)
+
+    async def one_model(exchange: Exchange, body: bytes) -> None:
+        inference.check_model(exchange.path.removeprefix(f"{MODELS}/"))
+        await answer(exchange, body)
+
+    return one_model

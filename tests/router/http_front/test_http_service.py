@@ -86,6 +86,19 @@ async def test_keys_of_both_kinds_are_checked(serve_http, http, tmp_path):
         assert unknown.status_code == 401
 
 
+async def test_one_model_is_described_by_its_name(serve_http, http):
+    async with serve_http() as front:
+        client = front.openai()
+        (listed,) = (await client.models.list()).data
+        assert await client.models.retrieve("tiny") == listed
+        with pytest.raises(openai.NotFoundError, match="'org/huge' is not served"):
+            await client.models.retrieve("org/huge")
+        assert (await http.get(f"{front.base_url}/v1/models/")).json()["error"]["code"] == "unknown_route"
+        assert (await http.post(f"{front.base_url}/v1/models/tiny")).status_code == 405
+        described = (await http.get(f"{front.base_url}/openapi.json")).json()["paths"]["/v1/models/{model}"]["get"]
+        assert described["parameters"][0]["name"] == "model"
+
+
 async def test_paths_methods_and_types_that_are_not_served(serve_http, http):
     async with serve_http(config={"http_max_body_bytes": 1000}) as front:
         url = front.base_url
@@ -413,7 +426,8 @@ async def test_the_openapi_document_describes_what_is_served(serve_http, http):
         for path, methods in told["paths"].items():
             for method, operation in methods.items():
                 body = operation.get("requestBody")
-                answer = await http.request(method, f"{front.base_url}{path}", **({"json": {}} if body else {}))
+                url = f"{front.base_url}{path}".format(model="tiny")
+                answer = await http.request(method, url, **({"json": {}} if body else {}))
                 required = body["content"]["application/json"]["schema"].get("required", []) if body else []
                 assert answer.status_code == (400 if body else 200), path
                 assert all(name in answer.text for name in required[:1])
