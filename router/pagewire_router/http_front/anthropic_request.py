@@ -17,6 +17,7 @@ from pagewire_router.http_front.fields import (
     STRINGS,
     Field,
     FieldTable,
+    Kind,
     choice_of,
     object_of,
     one_of,
@@ -40,6 +41,15 @@ _OUTPUT = FieldTable(
     Field("effort", STRING, "A variable for the template: reasoning_effort."),
     Field("format", OBJECT, "What the output must match: a JSON schema."),
 )
+
+
+def _refuse_thread(_value: Any, param: str) -> Any:
+    """Refuses conversations that the server would store, so that clients go on with whole ones."""
+    details = {"error_code": "thread_unsupported_request", "unsupported": [param]}
+    message = f"{param}: is not served, nothing is stored: send all messages of the conversation"
+    raise HttpError(400, message, param=param, code="unsupported_parameter", details=details)
+
+
 PROMPT_FIELDS = (
     MODEL,
     Field("messages", OBJECTS, "The conversation, oldest message first.", is_required=True),
@@ -63,6 +73,7 @@ FIELDS = FieldTable(
     parameter_field("top_k"),
     Field("stop_sequences", STRINGS, "Strings that end the output when generated.", sets="stop"),
     Field("stream", BOOLEAN, "Answers with server-sent events."),
+    Field("thread", Kind({"type": "object"}, _refuse_thread), "Not served: nothing is stored.", only=()),
     Field("n", INTEGER, "Not served.", only=(1,)),
     Field("stop", ANYTHING, "Not served; use stop_sequences.", only=()),
     Field("response_format", ANYTHING, "Not served; use output_config.", only=()),

@@ -123,7 +123,8 @@ class HttpApp:
         """The ASGI application of connections beyond the limit."""
         exchange = Exchange(scope, receive, send)
         exchange.extra_headers.append(CLOSE)
-        route = self._routes.get(exchange.path, {}).get(exchange.method)
+        exchange.route = path = self._name_of(exchange.path)
+        route = self._routes.get(path, {}).get(exchange.method)
         error = HttpError(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "too many connections are open (--http-max-connections)",
@@ -132,7 +133,6 @@ class HttpApp:
         )
         with suppress(ClientGone):
             await _answer_error(exchange, route, error)
-        path = exchange.path if route is not None else OTHER_ROUTE
         self._metrics.begin(path)
         self._metrics.end(path, error.status, 0.0, 0, exchange.num_sent_bytes)
 

@@ -45,7 +45,8 @@ def openai_body(error: HttpError, _request_id: str) -> bytes:
 
 def anthropic_error(error: HttpError) -> dict[str, Any]:
     """The error object of Anthropic's API."""
-    return {"type": _type(_ANTHROPIC_TYPES, error.status, "api_error"), "message": error.message}
+    told = {"type": _type(_ANTHROPIC_TYPES, error.status, "api_error"), "message": error.message}
+    return told if error.details is None else {**told, "details": error.details}
 
 
 def anthropic_body(error: HttpError, request_id: str) -> bytes:

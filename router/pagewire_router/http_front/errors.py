@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from pagewire_router.errors import (
     Aborted,
@@ -57,11 +58,13 @@ class HttpError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        details: dict[str, Any] | None = None,
     ) -> None:
         """
         Args:
             param: the field that is wrong; None: the error is not about a field.
             code: stable and machine-readable; None: there is none beside the status.
+            details: what Anthropic's clients read beside the message; None: nothing.
         """
         super().__init__(message)
         self.status = int(status)
@@ -69,6 +72,7 @@ class HttpError(Exception):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self.details = details
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:

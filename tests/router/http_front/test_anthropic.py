@@ -123,6 +123,9 @@ async def test_what_is_wrong_or_not_served_is_refused_in_its_form(saying):
             assert answer.json()["error"]["message"].startswith("max_tokens")
         with pytest.raises(anthropic.BadRequestError, match="tool_choice"):
             await client.messages.create(**ASK, tools=[TOOL], tool_choice={"type": "tool", "name": "weather"})
+        with pytest.raises(anthropic.BadRequestError, match="thread: is not served") as stateful:
+            await client.messages.create(**ASK, extra_body={"thread": {"type": "create"}})
+        assert stateful.value.body["error"]["details"]["error_code"] == "thread_unsupported_request"
         with pytest.raises(anthropic.NotFoundError):
             await client.messages.create(**{**ASK, "model": "huge"})
         with pytest.raises(anthropic.NotFoundError):
