@@ -166,7 +166,13 @@ class ChatChunks:
         more = {}
         if options.has_token_ids and is_first and index == 0:
             more["prompt_token_ids"] = list(self._started.prompt_token_ids)
-        return self._form.chunk({**described, "delta": told}, usage, **more)
+        if finished is None or not part.tool_calls:
+            return self._form.chunk({**described, "delta": told}, usage, **more)
+        # The helpers of OpenAI's clients end a call at the first chunk behind it.
+        called = {**described, "finish_reason": None, "stop_reason": None, "delta": told}
+        end = {name: described[name] for name in ("index", "finish_reason", "stop_reason")}
+        end |= {"delta": {}, "logprobs": None}
+        return self._form.chunk(called, usage, **more) + self._form.chunk(end, usage)
 
 
 class _Choice:

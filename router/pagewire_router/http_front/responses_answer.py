@@ -39,6 +39,8 @@ ECHOED: dict[str, Any] = {
     "user": None,
 }
 """Fields of a request that its answer repeats, and what absent ones are."""
+_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
+"""What ids of items begin with, by type. Clients tell by them whose ids they are."""
 
 
 class ResponseAnswer:
@@ -130,7 +132,8 @@ class ResponseAnswer:
                 yield from self._end_item()
 
     def _begin(self, kind: str, **fields: Any) -> bytes:
-        item = {"id": f"{kind[:2]}_{self._id}_{len(self._items)}", "type": kind, "status": "in_progress", **fields}
+        item_id = f"{_PREFIXES[kind]}_{self._id}_{len(self._items)}"
+        item = {"id": item_id, "type": kind, "status": "in_progress", **fields}
         self._items.append(item)
         self._is_open = True
         return self._item_event("response.output_item.added", item_id=None, item=item)

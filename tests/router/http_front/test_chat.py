@@ -137,6 +137,20 @@ async def test_reasoning_is_counted(saying, stream):
     assert plain.system_fingerprint.startswith("fp_")
 
 
+async def test_the_helper_of_openai_s_client_is_told_when_each_call_is_done(saying, byte_level_files):
+    """It ends a call at the next chunk, so that the last call must not come with what ends the stream."""
+    num_tokens = len(Tokenizer(byte_level_files, 500).encode_now(CALL + CALL, add_special_tokens=False))
+    async with saying(CALL + CALL, tool_call_parser="hermes") as front:
+        async with front.openai().chat.completions.stream(
+            model="tiny", messages=HELLO, tools=[TOOL], max_tokens=num_tokens, logprobs=True
+        ) as stream:
+            done = [event.index async for event in stream if event.type == "tool_calls.function.arguments.done"]
+            (choice,) = stream.current_completion_snapshot.choices
+    assert done == [0, 1]
+    assert choice.finish_reason == "length"
+    assert "".join(entry.token for entry in choice.logprobs.content) == CALL + CALL
+
+
 async def test_calls_and_reasoning_can_be_left_out(saying):
     text = f"<think>They ask.</think>{CALL}{CALL}"
     async with saying(text, tool_call_parser="hermes", reasoning_parser="qwen3") as front:
