@@ -83,9 +83,21 @@ def test_chat_template_renders_every_role_with_plain_jinja2():
     )
 
 
+def test_chat_template_takes_what_a_tool_returned_as_said_by_the_user(tokenizer: PreTrainedTokenizerBase):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "How is the weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "sunny"},
+    ]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == (
+        "<|bos|><|user|>How is the weather?<|end|><|assistant|><|end|><|user|>sunny<|end|>"
+    )
+
+
 def test_chat_template_refuses_an_unknown_role(tokenizer: PreTrainedTokenizerBase):
-    with pytest.raises(jinja2.TemplateError, match="unknown role 'tool'"):
-        tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+    with pytest.raises(jinja2.TemplateError, match="unknown role 'robot'"):
+        tokenizer.apply_chat_template([{"role": "robot", "content": "x"}], tokenize=False)
 
 
 @torch.no_grad()

@@ -21,15 +21,18 @@ SPECIAL_TOKENS = (BOS, EOS, END, "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
-    {%- if message['role'] not in ['system', 'user', 'assistant'] %}
-        {{- raise_exception("unknown role '" + message['role'] + "': use system, user or assistant") }}
+    {%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] %}
+        {{- raise_exception("unknown role '" + message['role'] + "': use system, user, assistant or tool") }}
     {%- endif %}
-    {{- '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}
+    {%- set role = 'user' if message['role'] == 'tool' else message['role'] %}
+    {{- '<|' + role + '|>' + (message['content'] or '') | trim + '<|end|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|assistant|>' }}
 {%- endif %}
 """
+
+"""The model has seen no tools. What one returned is said by the user, so that a program that calls tools can be tried."""
 
 _COMPILED_CHAT_TEMPLATE = jinja2.Template(CHAT_TEMPLATE)
 
