@@ -32,7 +32,7 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 """
 
-"""The model has seen no tools. What one returned is said by the user, so that a program that calls tools can be tried."""
+"""The model has seen no tools. What one returned is said by the user, so that programs that call tools can be tried."""
 
 _COMPILED_CHAT_TEMPLATE = jinja2.Template(CHAT_TEMPLATE)
 
