@@ -220,13 +220,14 @@ def _experts(num_tokens: int) -> Load:
     num_bytes = 0.0 if num_flops else 2.0 * 3 * num_hit * size * hidden
 
     def make() -> Run:
+        from pagewire_kernels.fused_moe import RouterSpec
         from pagewire_kernels.fused_moe.triton import fused_moe
 
         x = torch.randn(num_tokens, hidden, dtype=torch.bfloat16, device=DEVICE)
         logits = torch.randn(num_tokens, num_experts, dtype=torch.bfloat16, device=DEVICE)
         gate_up = torch.randn(num_experts, 2 * size, hidden, dtype=torch.bfloat16, device=DEVICE) * hidden**-0.5
         down = torch.randn(num_experts, hidden, size, dtype=torch.bfloat16, device=DEVICE) * size**-0.5
-        return lambda config: fused_moe(x, logits, gate_up, down, top_k, True, config)
+        return lambda config: fused_moe(x, logits, gate_up, down, RouterSpec(top_k, renormalise=True), config=config)
 
     return Load(f"{num_tokens} tokens", make, num_bytes, num_flops)
 

@@ -11,7 +11,7 @@ import torch
 from pagewire_kernels import kv_cache
 from pagewire_kernels.activation import silu_and_mul
 from pagewire_kernels.copy_blocks import copy_blocks
-from pagewire_kernels.fused_moe import fused_moe
+from pagewire_kernels.fused_moe import RouterSpec, fused_moe
 from pagewire_kernels.layer_norm import layer_norm
 from pagewire_kernels.rms_norm import rms_norm
 from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
@@ -137,7 +137,7 @@ def _experts_row(
 
     def make() -> Call:
         x = _random(bench, num_tokens, hidden)
-        return partial(fused_moe, x, logits, *next(turn), top_k=top_k, renormalise=True)
+        return partial(fused_moe, x, logits, *next(turn), RouterSpec(top_k, renormalise=True))
 
     return row(bench, name, make, num_bytes, 6 * num_tokens * top_k * size * hidden)
 

@@ -1,15 +1,28 @@
 """The mixture of experts against its reference: on the GPU if there is one, else in Triton's interpreter."""
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
-from pagewire_kernels.fused_moe import ClampedSwiglu, fused_moe, reference
+from pagewire_kernels.fused_moe import ClampedSwiglu, RouterSpec, fused_moe, reference, route
 from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
 
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else [])]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 SMALL = MoeConfig(16, 32, 32, 4, 2, 64, 16, 4, 2)
+BEST_2 = RouterSpec(2, renormalise=True)
+ROUTERS = {
+    "sigmoid": RouterSpec(3, "sigmoid"),
+    "sigmoid, scaled": RouterSpec(3, "sigmoid", renormalise=True, scale=2.5),
+    "sigmoid, groups": RouterSpec(3, "sigmoid", renormalise=True, num_groups=4, top_groups=2),
+    "softmax, groups by their best": RouterSpec(3, num_groups=3, top_groups=2, group_best=1, scale=16.0),
+    "softmax, little left": RouterSpec(2, renormalise=True, min_total=0.5),
+    "sparsemixer": RouterSpec(2, "sparsemixer", tolerance=0.5),
+}
 
 pytest.importorskip("triton")
 
@@ -48,51 +61,69 @@ Biases = tuple[torch.Tensor, torch.Tensor]
 def relative_error(
     out: torch.Tensor,
     tensors: list[torch.Tensor],
-    top_k: int,
-    renormalise: bool,
+    router: RouterSpec,
+    correction: torch.Tensor | None = None,
     biases: Biases | None = None,
     clamp: ClampedSwiglu | None = None,
 ) -> float:
     x, logits, gate_up, down = tensors
     wide = biases and (biases[0].double(), biases[1].double())
     expected = reference.fused_moe(
-        x.double(), logits.float(), gate_up.double(), down.double(), top_k, renormalise, wide, clamp
+        x.double(), logits.float(), gate_up.double(), down.double(), router, correction, wide, clamp
     )
     return float((out.double() - expected).norm() / expected.norm())
 
 
 def check(
     tensors: list[torch.Tensor],
-    top_k: int,
-    renormalise: bool,
+    router: RouterSpec,
     config: MoeConfig | None = SMALL,
+    correction: torch.Tensor | None = None,
     biases: Biases | None = None,
     clamp: ClampedSwiglu | None = None,
 ) -> None:
     from pagewire_kernels.fused_moe import triton as kernel
 
     poisoned_memory()
-    out = kernel.fused_moe(*tensors, top_k, renormalise, biases, clamp, config)
+    out = kernel.fused_moe(*tensors, router, correction, biases, clamp, config)
     assert out.dtype is tensors[0].dtype
-    assert relative_error(out, tensors, top_k, renormalise, biases, clamp) <= TOLERANCES[tensors[0].dtype]
+    assert relative_error(out, tensors, router, correction, biases, clamp) <= TOLERANCES[tensors[0].dtype]
 
 
 @runs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_tokens", [1, 5, 64, 90])
 def test_tokens_go_through_their_experts(num_tokens: int, dtype: torch.dtype) -> None:
-    check(inputs(num_tokens, 48, 40, 6, dtype), 2, True)
+    check(inputs(num_tokens, 48, 40, 6, dtype), BEST_2)
 
 
 @runs_kernels
 @pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (5, 1), (5, 5), (12, 3), (33, 8)])
 def test_any_number_of_experts_and_choices(num_experts: int, top_k: int) -> None:
-    check(inputs(7, 32, 20, num_experts, torch.float32), top_k, True)
+    check(inputs(7, 32, 20, num_experts, torch.float32), RouterSpec(top_k, renormalise=True))
 
 
 @runs_kernels
 def test_weights_are_the_whole_softmax_without_renormalisation() -> None:
-    check(inputs(9, 32, 32, 6, torch.float32), 2, False)
+    check(inputs(9, 32, 32, 6, torch.float32), RouterSpec(2))
+
+
+@runs_kernels
+@pytest.mark.parametrize("num_tokens", [5, 70])
+@pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS)
+def test_every_kind_of_router(router: RouterSpec, num_tokens: int) -> None:
+    check(inputs(num_tokens, 32, 20, 12, torch.float32), router)
+
+
+@runs_kernels
+@pytest.mark.parametrize("num_tokens", [5, 70])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+def test_a_correction_decides_the_choice_and_not_the_weights(scoring: str, num_tokens: int) -> None:
+    tensors = inputs(num_tokens, 32, 20, 12, torch.float32)
+    correction = torch.linspace(1, -1, 12, device=DEVICE)[torch.arange(12, device=DEVICE) * 5 % 12]
+    router = RouterSpec(3, scoring, renormalise=True, num_groups=4, top_groups=2)
+    check(tensors, router, correction=correction)
+    check(tensors, replace(router, num_groups=1, top_groups=1), correction=correction)
 
 
 @runs_kernels
@@ -105,7 +136,7 @@ def test_biases_and_the_clamped_gate(has_biases: bool, clamp: ClampedSwiglu | No
     generator = torch.Generator(DEVICE).manual_seed(1)
     sizes = [2 * tensors[3].shape[2], tensors[3].shape[1]]
     up_bias, down_bias = (torch.randn(6, size, generator=generator, device=DEVICE).to(dtype) for size in sizes)
-    check(tensors, 2, True, biases=(up_bias, down_bias) if has_biases else None, clamp=clamp)
+    check(tensors, BEST_2, biases=(up_bias, down_bias) if has_biases else None, clamp=clamp)
 
 
 @runs_kernels
@@ -114,26 +145,28 @@ def test_all_tokens_may_choose_the_same_experts(num_tokens: int) -> None:
     tensors = inputs(num_tokens, 32, 20, 8, torch.float32)
     tensors[1][:, 2] += 50
     tensors[1][:, 7] += 40
-    check(tensors, 2, True)
+    check(tensors, BEST_2)
 
 
 @runs_kernels
 def test_of_equal_experts_the_first_are_chosen() -> None:
     tensors = inputs(3, 32, 20, 8, torch.float32)
     tensors[1].zero_()
-    check(tensors, 3, True)
+    check(tensors, RouterSpec(3, renormalise=True))
 
 
 @runs_kernels
 @pytest.mark.parametrize("num_tokens", [6, 70])
-def test_tokens_that_are_not_finite_leave_the_others_alone(num_tokens: int) -> None:
+@pytest.mark.parametrize("router", [BEST_2, ROUTERS["sigmoid, groups"], ROUTERS["sparsemixer"]])
+def test_tokens_that_are_not_finite_leave_the_others_alone(router: RouterSpec, num_tokens: int) -> None:
     from pagewire_kernels.fused_moe import triton as kernel
 
+    correction = torch.linspace(-1, 1, 8, device=DEVICE) if router.num_groups > 1 else None
     tensors = inputs(num_tokens, 32, 20, 8, torch.float32)
     tensors[0][2], tensors[1][2] = float("nan"), float("nan")
-    out = kernel.fused_moe(*tensors, 2, True, config=SMALL)
+    out = kernel.fused_moe(*tensors, router, correction, config=SMALL)
     others = [0, 1, *range(3, num_tokens)]
-    expected = reference.fused_moe(tensors[0][others], tensors[1][others], *tensors[2:], 2, True)
+    expected = reference.fused_moe(tensors[0][others], tensors[1][others], *tensors[2:], router, correction)
     torch.testing.assert_close(out[others], expected, atol=1e-5, rtol=1e-4)
 
 
@@ -142,7 +175,7 @@ def test_no_tokens_are_no_work() -> None:
     from pagewire_kernels.fused_moe import triton as kernel
 
     tensors = inputs(0, 32, 20, 4, torch.float32)
-    assert kernel.fused_moe(*tensors, 2, True).shape == (0, 32)
+    assert kernel.fused_moe(*tensors, BEST_2).shape == (0, 32)
 
 
 @runs_kernels
@@ -158,7 +191,7 @@ def test_the_grid_covers_the_worst_routing(num_pairs: int) -> None:
 
 def test_the_reference_weighs_what_experts_yield() -> None:
     x, logits, gate_up, down = inputs(4, 16, 12, 3, torch.float32, torch.device("cpu"))
-    out = fused_moe(x, logits, gate_up, down, top_k=2, renormalise=True)
+    out = fused_moe(x, logits, gate_up, down, BEST_2)
     for token in range(4):
         best = logits[token].topk(2)
         expected = torch.zeros(16)
@@ -189,13 +222,47 @@ def test_the_reference_is_gpt_oss_with_biases_and_the_clamped_gate() -> None:
             torch.nn.functional.linear(x, mlp.router.weight, mlp.router.bias),
             torch.cat([gate_up[:, ::2], gate_up[:, 1::2]], 1),
             experts.down_proj.transpose(1, 2),
-            top_k=2,
-            renormalise=True,
+            BEST_2,
             biases=biases,
             clamp=ClampedSwiglu(config.swiglu_alpha, config.swiglu_limit),
         )
         expected, _ = mlp(x[None])
     torch.testing.assert_close(out, expected[0], atol=1e-4, rtol=1e-4)
+
+
+def test_routers_choose_and_weigh_as_they_say() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    sigmoid = logits[0].sigmoid()
+
+    def routed(router: RouterSpec, correction: list[float] | None = None) -> tuple[list[float], list[int]]:
+        weights, experts = route(logits, router, None if correction is None else torch.tensor(correction))
+        return weights[0].tolist(), experts[0].tolist()
+
+    assert routed(RouterSpec(2, "sigmoid")) == (sigmoid[:2].tolist(), [0, 1])
+    # The last expert is chosen for its correction, and weighed by its score.
+    assert routed(RouterSpec(1, "sigmoid"), [0, 0, 0, 1.0]) == ([sigmoid[3].item()], [3])
+    assert routed(RouterSpec(2, "sigmoid", num_groups=2), [0, 0, 1.0, 1.0])[1] == [2, 3]
+    # Of a group's best expert alone, the first group is better.
+    by_best = RouterSpec(2, "sigmoid", num_groups=2, group_best=1)
+    assert routed(by_best, [0.5, -1.0, 0.6, 0.6])[1] == [0, 1]
+    weights, experts = routed(RouterSpec(2, "sparsemixer", tolerance=0.5))
+    # Of 2, 1 is within half its magnitude; of 1, no other is.
+    assert experts == [0, 1]
+    assert weights == pytest.approx([1 / (1 + math.exp(-1)), 1.0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RouterSpec(2, num_groups=2, top_groups=3), "3 of 2 groups"),
+        (lambda: RouterSpec(2, "sparsemixer", renormalise=True), "sparsemixer"),
+        (lambda: RouterSpec(2, num_groups=5).check(8), "do not make 5 groups"),
+        (lambda: RouterSpec(5, num_groups=2).check(8), "5 experts cannot be chosen of 4"),
+    ],
+)
+def test_routers_that_cannot_be_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_tiles_follow_the_rows_of_an_expert() -> None:
@@ -210,20 +277,20 @@ def test_tiles_follow_the_rows_of_an_expert() -> None:
 @pytest.mark.parametrize("shape", [(2048, 768, 128, 8), (1024, 3584, 8, 2)], ids=["qwen3", "mixtral"])
 def test_real_shapes_on_the_gpu(shape: tuple[int, int, int, int], num_tokens: int) -> None:
     hidden, size, num_experts, top_k = shape
-    check(inputs(num_tokens, hidden, size, num_experts, torch.bfloat16), top_k, True, None)
+    check(inputs(num_tokens, hidden, size, num_experts, torch.bfloat16), RouterSpec(top_k, renormalise=True), None)
 
 
 @pytest.mark.gpu
 def test_one_captured_graph_serves_every_routing() -> None:
     tensors = inputs(16, 128, 96, 16, torch.bfloat16)
-    options = {"top_k": 4, "renormalise": True}
-    fused_moe(*tensors, **options)
+    router = RouterSpec(4, renormalise=True)
+    fused_moe(*tensors, router)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = fused_moe(*tensors, **options)
+        out = fused_moe(*tensors, router)
     for seed in range(3):
         x, logits, _, _ = inputs(16, 128, 96, 16, torch.bfloat16)
         tensors[0].copy_(x.roll(seed, 0))
         tensors[1].copy_(logits.roll(seed, 1) * (seed * 10 + 1))
         graph.replay()
-        assert relative_error(out, tensors, **options) <= TOLERANCES[torch.bfloat16]
+        assert relative_error(out, tensors, router) <= TOLERANCES[torch.bfloat16]

@@ -4,7 +4,7 @@ import float64
 import pytest
 from kernel_site import Site
 from pagewire_kernels.few_rows_linear import few_rows_linear, tiles_by_rows
-from pagewire_kernels.fused_moe import fused_moe, reference
+from pagewire_kernels.fused_moe import RouterSpec, fused_moe, reference
 
 LLAMA_8B = {
     "qkv": (6144, 4096, False),
@@ -46,7 +46,8 @@ def test_fused_moe(site: Site, num_experts: int, top_k: int, hidden: int, size: 
     gate_up = site.random(num_experts, 2 * size, hidden) * hidden**-0.5
     down = site.random(num_experts, hidden, size) * size**-0.5
     x, logits = site.random(num_tokens, hidden), site.random(num_tokens, num_experts)
-    out = fused_moe(x, logits, gate_up, down, top_k=top_k, renormalise=True)
+    router = RouterSpec(top_k, renormalise=True)
+    out = fused_moe(x, logits, gate_up, down, router)
     # Logits of 16 bits have equals: the definition says which of them are chosen.
-    weights, experts = reference.route(logits, top_k, True)
+    weights, experts = reference.route(logits, router)
     site.check(out, float64.mixture(x, gate_up, down, weights, experts))

@@ -19,6 +19,8 @@ from tests.shard.test_models import CASES
 
 # Not a matter of the decoder, or what tells which family it is.
 SKIPPED = {"architectures", "model_type", "dtype", "transformers_version"}
+# Their configuration classes' defaults make no model: dots1's lack its experts, Glm4Moe's heads do not divide its size.
+NEEDS_FIELDS = {"dots1", "glm4_moe"}
 
 
 def write(directory: Path, fields: dict[str, Any]) -> Path:
@@ -37,7 +39,7 @@ def outcome(model_dir: Path) -> DecoderSpec | str:
     try:
         return spec(model_dir)
     except ModelError as error:
-        return error.message.removeprefix(str(model_dir))
+        return error.message.removeprefix(str(model_dir)).replace("is null", "is missing")
 
 
 def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
@@ -64,7 +66,8 @@ def test_an_empty_configuration_is_the_configuration_class(tmp_path: Path, archi
     (tmp_path / "full").mkdir()
     full = write(tmp_path / "full", understood(model_type, fields))
     bare = write(tmp_path, fields)
-    assert spec(bare) == spec(full)
+    assert outcome(bare) == outcome(full)
+    assert isinstance(outcome(bare), DecoderSpec) or model_type in NEEDS_FIELDS
     assert eos_token_ids(bare) == eos_token_ids(full)
 
 
@@ -95,9 +98,14 @@ def test_other_names_of_fields_are_read_and_count_where_both_are_there(tmp_path:
     known = set(CONFIG_MAPPING[family.model_type]().to_dict())
     for alias, name in CONFIG_MAPPING[family.model_type].attribute_map.items():
         assert {alias, name} & known
+        if not {alias, name} & set(family.defaults):
+            continue  # no matter of the decoder
         for values in ({alias: 12}, {name: 12}, {alias: 12, name: 24}):
             fields = {"model_type": family.model_type, "architectures": [architecture], **values}
-            config = CONFIG_MAPPING[family.model_type].from_dict(dict(fields))
+            try:
+                config = CONFIG_MAPPING[family.model_type].from_dict(dict(fields))
+            except StrictDataclassError:  # InternLM 3 has two flags that may not differ
+                continue
             ours = family.complete(read_config_fields(write(tmp_path, fields)))
             canonical = family.aliases.get(alias, alias)
             assert ours.raw(canonical) == getattr(config, alias), values

@@ -228,6 +228,71 @@ CASES: dict[str, transformers.PretrainedConfig] = {
     ),
 }
 
+GROUPED: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 20,
+    "num_experts_per_tok": 3,
+    "n_routed_experts": 8,
+    "routed_scaling_factor": 1.5,
+    "n_group": 4,
+    "topk_group": 2,
+}
+"""Of mixtures whose tokens choose experts within groups."""
+MIXTURES: dict[str, transformers.PretrainedConfig] = {
+    "glm4-moe": transformers.Glm4MoeConfig(
+        **LLAMA, **GROUPED, head_dim=16, use_qk_norm=True, attention_bias=True, num_mtp_layers=0
+    ),
+    "solar-open": transformers.SolarOpenConfig(**LLAMA, **{**GROUPED, "n_group": 1, "topk_group": 1}, head_dim=8),
+    "dots1": transformers.Dots1Config(
+        **LLAMA, **GROUPED, n_shared_experts=2, first_k_dense_replace=1, sliding_window=6, max_window_layers=1
+    ),
+    "ernie4-5-moe": transformers.Ernie4_5_MoeConfig(
+        **{**LLAMA, "num_hidden_layers": 4},
+        num_key_value_heads=2,
+        use_bias=True,
+        tie_word_embeddings=False,
+        moe_intermediate_size=20,
+        moe_k=2,
+        moe_num_experts=5,
+        moe_layer_interval=2,
+        moe_layer_end_index=2,
+        moe_norm_min=0.5,
+    ),
+    "minimax-m2": transformers.MiniMaxM2Config(
+        **LLAMA, num_key_value_heads=2, head_dim=16, num_local_experts=6, num_experts_per_tok=3, rotary_dim=8
+    ),
+    "phimoe": transformers.PhimoeConfig(
+        **LLAMA, num_key_value_heads=2, num_local_experts=6, attention_bias=True, lm_head_bias=True, sliding_window=6
+    ),
+    "phimoe-jitter": transformers.PhimoeConfig(
+        **LLAMA, num_key_value_heads=2, num_local_experts=6, router_jitter_noise=0.3
+    ),
+    "hunyuan": transformers.HunYuanDenseV1Config(**LLAMA, num_key_value_heads=2, head_dim=8, attention_bias=True),
+    "hunyuan-alpha": transformers.HunYuanDenseV1Config(
+        **LLAMA, num_key_value_heads=2, head_dim=16, **rope("dynamic", factor=1.0, alpha=1000.0)
+    ),
+    "hunyuan-moe": transformers.HunYuanMoEV1Config(
+        **LLAMA, num_key_value_heads=2, head_dim=8, num_experts=5, moe_topk=[2, 3]
+    ),
+    "hy-v3": transformers.HYV3Config(
+        **LLAMA, num_key_value_heads=2, head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=20
+    ),
+    "exaone-moe": transformers.ExaoneMoeConfig(
+        **LAYERS_4,
+        num_key_value_heads=2,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=20,
+        n_group=2,
+        topk_group=1,
+        sliding_window=6,
+    ),
+    "internlm3": transformers.InternLM3Config(
+        **LLAMA, num_key_value_heads=2, head_dim=16, attention_bias=True, mlp_bias=True, **rope("dynamic", factor=6.0)
+    ),
+}
+CASES |= MIXTURES
+
 
 @dataclass
 class Sequence:
@@ -309,6 +374,9 @@ def random_model(config: transformers.PretrainedConfig) -> transformers.PreTrain
     for parameter in model.parameters():
         noise = torch.randn_like(parameter) * 0.2
         parameter.data = noise if parameter.ndim >= 2 else parameter.data + noise
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_(0.0, 0.2)
     model.tie_weights()
     return model
 

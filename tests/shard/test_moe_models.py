@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from pagewire_kernels.fused_moe import RouterSpec
 from pagewire_shard.errors import CorruptWeights, ModelError, UnsupportedArchitecture
 from pagewire_shard.layers.forward_batch import ForwardBatch
 from pagewire_shard.layers.mlp import MlpSpec
@@ -110,7 +111,7 @@ def test_layers_may_stay_dense(tmp_path: Path) -> None:
     name = {"architectures": ["Qwen3MoeForCausalLM"]}
     dense, sparse = spec_of(tmp_path, CONFIGS["qwen3-moe"], **name, mlp_only_layers=[0])
     assert isinstance(dense, MlpSpec)
-    assert sparse == MoeSpec(num_experts=4, top_k=2, intermediate_size=24, renormalise=True)
+    assert sparse == MoeSpec(num_experts=4, intermediate_size=24, router=RouterSpec(2, renormalise=True))
     dense, sparse = spec_of(tmp_path, CONFIGS["qwen3-moe"], **name, decoder_sparse_step=2)
     assert (dense.intermediate_size, sparse.intermediate_size) == (40, 24)
 

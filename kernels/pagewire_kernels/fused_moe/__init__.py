@@ -8,8 +8,9 @@ import torch
 from pagewire_kernels.fused_moe import reference
 from pagewire_kernels.fused_moe.gate import ClampedSwiglu, apply_gate
 from pagewire_kernels.fused_moe.reference import route
+from pagewire_kernels.fused_moe.router import RouterSpec
 
-__all__ = ["ClampedSwiglu", "apply_gate", "fused_moe", "route"]
+__all__ = ["ClampedSwiglu", "RouterSpec", "apply_gate", "fused_moe", "route"]
 
 
 def fused_moe(
@@ -17,21 +18,21 @@ def fused_moe(
     router_logits: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
-    *,
-    top_k: int,
-    renormalise: bool,
+    router: RouterSpec,
+    correction: torch.Tensor | None = None,
     biases: tuple[torch.Tensor, torch.Tensor] | None = None,
     clamp: ClampedSwiglu | None = None,
 ) -> torch.Tensor:
-    """Sends each token through its top_k most probable experts: sum of weight * down(silu(gate(x)) * up(x)).
+    """Sends each token through the experts that the router chooses: sum of weight * down(silu(gate(x)) * up(x)).
 
     Args:
         x: [num_tokens, hidden], rows contiguous.
-        router_logits: [num_tokens, num_experts], any float type; softmax and choice happen in float32.
+        router_logits: [num_tokens, num_experts], any float type; scores and choice are in float32.
         gate_up: [num_experts, 2 * intermediate, hidden], gate above up, contiguous, x's dtype.
         down: [num_experts, hidden, intermediate], contiguous, x's dtype.
-        top_k: Experts of each token.
-        renormalise: The chosen experts' weights are scaled to sum to 1.
+        router: How the experts are chosen and weighed.
+        correction: [num_experts] float32, added to the scores for the choice alone (arXiv:2412.19437, section 2.1.2);
+            None: nothing is.
         biases: Those of gate_up [num_experts, 2 * intermediate] and of down [num_experts, hidden], contiguous, x's
             dtype; None: there are none.
         clamp: The gate in place of silu(gate) * up; None: that.
@@ -41,7 +42,7 @@ def fused_moe(
 
     Source: Mixtral, arXiv:2401.04088, section 2.1; reference.py is the definition of correct.
     """
-    return _backend(x.device.type)(x, router_logits, gate_up, down, top_k, renormalise, biases, clamp)
+    return _backend(x.device.type)(x, router_logits, gate_up, down, router, correction, biases, clamp)
 
 
 @cache

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from pagewire_kernels.fused_moe.gate import ClampedSwiglu, apply_gate
+from pagewire_kernels.fused_moe.router import RouterSpec
 
 
 def fused_moe(
@@ -11,13 +12,13 @@ def fused_moe(
     router_logits: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
-    top_k: int,
-    renormalise: bool,
+    router: RouterSpec,
+    correction: torch.Tensor | None = None,
     biases: tuple[torch.Tensor, torch.Tensor] | None = None,
     clamp: ClampedSwiglu | None = None,
 ) -> torch.Tensor:
     """Computes one expert after another over the tokens that chose it; sums in float32 and rounds once."""
-    weights, experts = route(router_logits, top_k, renormalise)
+    weights, experts = route(router_logits, router, correction)
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in range(len(gate_up)):
         tokens, places = torch.where(experts == expert)
@@ -30,14 +31,48 @@ def fused_moe(
     return out.to(x.dtype)
 
 
-def route(router_logits: torch.Tensor, top_k: int, renormalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Chooses the top_k most probable experts of each token, best first; the lower index first among equals.
+def route(
+    router_logits: torch.Tensor, router: RouterSpec, correction: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chooses the top_k best experts of each token, best first; the lower index first among equals.
+
+    Args:
+        router_logits: [num_tokens, num_experts], any float type; everything happens in float32.
+        correction: [num_experts] float32, added to the scores for the choice alone; None: nothing is.
 
     Returns:
-        [num_tokens, top_k] float32 weights, the softmax over all experts, scaled to sum to 1 if renormalise; and the
-        experts [num_tokens, top_k] int64.
+        Weights [num_tokens, top_k] float32 and the experts [num_tokens, top_k] int64.
     """
-    probabilities = router_logits.float().softmax(dim=-1)
-    weights, experts = probabilities.sort(dim=-1, descending=True, stable=True)
-    weights, experts = weights[:, :top_k], experts[:, :top_k]
-    return (weights / weights.sum(dim=-1, keepdim=True) if renormalise else weights), experts
+    logits = router_logits.float()
+    if router.scoring == "sparsemixer":
+        return _sparsemixer(logits, router)
+    scores = logits.softmax(dim=-1) if router.scoring == "softmax" else logits.sigmoid()
+    choice = scores if correction is None else scores + correction
+    if router.num_groups > 1:
+        choice = _within_best_groups(choice, router)
+    experts = choice.sort(dim=-1, descending=True, stable=True).indices[:, : router.top_k]
+    weights = scores.gather(-1, experts)
+    if router.renormalise:
+        weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=router.min_total)
+    return (weights if router.scale == 1.0 else weights * router.scale), experts
+
+
+def _within_best_groups(choice: torch.Tensor, router: RouterSpec) -> torch.Tensor:
+    """[num_tokens, num_experts]: -inf for experts outside the token's top_groups groups."""
+    groups = choice.view(len(choice), router.num_groups, -1)
+    values = groups.sort(dim=-1, descending=True).values[..., : router.group_best].sum(dim=-1)
+    chosen = values.sort(dim=-1, descending=True, stable=True).indices[:, : router.top_groups]
+    is_chosen = torch.zeros_like(values, dtype=torch.bool).scatter_(-1, chosen, True)
+    return torch.where(is_chosen[..., None], groups, -torch.inf).flatten(-2)
+
+
+def _sparsemixer(logits: torch.Tensor, router: RouterSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    left, weights, experts = logits, [], []
+    for _ in range(router.top_k):
+        best, expert = left.sort(dim=-1, descending=True, stable=True)
+        best, expert = best[:, :1], expert[:, :1]
+        is_far = (best - logits) / logits.abs().clamp(min=best) > router.tolerance
+        weights.append(left.masked_fill(is_far, -torch.inf).softmax(dim=-1).gather(-1, expert))
+        experts.append(expert)
+        left = left.scatter(-1, expert, -torch.inf)
+    return torch.cat(weights, dim=-1) * router.scale, torch.cat(experts, dim=-1)

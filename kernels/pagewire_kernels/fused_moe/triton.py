@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from pagewire_kernels.fused_moe.gate import ClampedSwiglu
+from pagewire_kernels.fused_moe.router import RouterSpec
 from pagewire_kernels.fused_moe.triton_route import Routing, route
 from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
@@ -170,8 +171,8 @@ def fused_moe(
     router_logits: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
-    top_k: int,
-    renormalise: bool,
+    router: RouterSpec,
+    correction: torch.Tensor | None = None,
     biases: tuple[torch.Tensor, torch.Tensor] | None = None,
     clamp: ClampedSwiglu | None = None,
     config: MoeConfig | None = None,
@@ -182,7 +183,7 @@ def fused_moe(
         config: tile configuration; None: the tuning table's choice.
     """
     num_tokens, hidden = x.shape
-    num_experts = len(gate_up)
+    num_experts, top_k = len(gate_up), router.top_k
     if x.stride(1) != 1 or router_logits.stride(1) != 1:
         raise ValueError("rows of x and of router_logits must be contiguous")
     if not all(tensor.is_contiguous() for tensor in (gate_up, down, *(biases or ()))):
@@ -193,7 +194,7 @@ def fused_moe(
     if config is None:
         rows_per_expert = triton.cdiv(num_tokens * top_k, num_experts)
         config = moe_config(_generation(x.device), x.element_size(), rows_per_expert)
-    routing = route(router_logits, top_k, renormalise, config.block_m)
+    routing = route(router_logits, router, correction, config.block_m)
     # With one expert for each token there is nothing to add up.
     by_pair = out if top_k == 1 else torch.empty((num_tokens * top_k, hidden), dtype=x.dtype, device=x.device)
     _products(x, (gate_up, down), biases or (None, None), by_pair, routing, clamp, config)

@@ -6,11 +6,13 @@ most there can be, and blocks without rows end at once, so that one captured gra
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from pagewire_kernels.fused_moe.router import RouterSpec
 from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -38,8 +40,37 @@ class Routing:
 
 
 @triton.jit
+def _within_best_groups(
+    choice,
+    columns,
+    NUM_EXPERTS: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    TOP_GROUPS: tl.constexpr,
+    GROUP_BEST: tl.constexpr,
+):
+    """[TOKENS, EXPERTS_BLOCK]: -inf for experts outside the token's TOP_GROUPS groups."""
+    GROUP_SIZE: tl.constexpr = NUM_EXPERTS // NUM_GROUPS
+    group = columns // GROUP_SIZE
+    values = tl.full(choice.shape, -float("inf"), tl.float32)
+    for index in tl.static_range(NUM_GROUPS):
+        members = tl.where(group == index, choice, -float("inf"))
+        value = tl.max(members, axis=1)
+        if GROUP_BEST == 2:
+            best = tl.argmax(members, axis=1)[:, None]
+            value += tl.max(tl.where(columns == best, -float("inf"), members), axis=1)
+        values = tl.where(group == index, value[:, None], values)
+    within = tl.full(choice.shape, -float("inf"), tl.float32)
+    for _ in tl.static_range(TOP_GROUPS):
+        best_group = tl.argmax(values, axis=1)[:, None] // GROUP_SIZE  # the first among equals
+        within = tl.where(group == best_group, choice, within)
+        values = tl.where(group == best_group, -float("inf"), values)
+    return within
+
+
+@triton.jit
 def _top_experts(
     logits_ptr,
+    correction_ptr,
     token,
     num_tokens,
     stride_logits,
@@ -47,7 +78,15 @@ def _top_experts(
     EXPERTS_BLOCK: tl.constexpr,
     TOP_K: tl.constexpr,
     TOP_K_BLOCK: tl.constexpr,
+    SCORING: tl.constexpr,
     RENORMALISE: tl.constexpr,
+    SCALE: tl.constexpr,
+    MIN_TOTAL: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    TOP_GROUPS: tl.constexpr,
+    GROUP_BEST: tl.constexpr,
+    TOLERANCE: tl.constexpr,
+    HAS_CORRECTION: tl.constexpr,
 ):
     """The experts of some tokens, best first, and their weights: [TOKENS, TOP_K_BLOCK] int32 and float32."""
     columns = tl.arange(0, EXPERTS_BLOCK)[None, :]
@@ -57,17 +96,41 @@ def _top_experts(
     logits = tl.load(logits_ptr + offsets, mask=mask, other=-float("inf")).to(tl.float32)  # [TOKENS, EXPERTS_BLOCK]
     # NaN has no order. A token with NaN, such as a padding row, goes through arbitrary valid experts.
     left = tl.where(logits == logits, logits, -float("inf"))
-    exponentials = tl.exp(logits - tl.max(left, axis=1)[:, None])
+    CHOOSES_BY_SCORE: tl.constexpr = SCORING == "sigmoid" or HAS_CORRECTION or NUM_GROUPS > 1
+    # exp(logit - largest) is the softmax but for a factor, by which the weights are divided in the end.
+    scores = tl.sigmoid(logits) if SCORING == "sigmoid" else tl.exp(logits - tl.max(left, axis=1)[:, None])
+    all_scores = tl.sum(scores, axis=1)
+    if CHOOSES_BY_SCORE:
+        if SCORING == "softmax":
+            scores /= all_scores[:, None]
+        choice = scores
+        if HAS_CORRECTION:
+            choice += tl.load(correction_ptr + columns, mask=columns < NUM_EXPERTS, other=0.0)
+        left = tl.where(mask & (choice == choice), choice, -float("inf"))
+        if NUM_GROUPS > 1:
+            left = _within_best_groups(left, columns, NUM_EXPERTS, NUM_GROUPS, TOP_GROUPS, GROUP_BEST)
     experts = tl.zeros_like(token)[:, None] + tl.zeros_like(places)
     weights = experts.to(tl.float32)
     for place in tl.static_range(TOP_K):
         best = tl.argmax(left, axis=1)[:, None]  # the first among equals
-        weight = tl.sum(tl.where(columns == best, exponentials, 0.0), axis=1)[:, None]
+        if SCORING == "sparsemixer":
+            top = tl.max(left, axis=1)[:, None]
+            is_far = (top - logits) / tl.maximum(tl.abs(logits), top) > TOLERANCE
+            weight = 1.0 / tl.sum(tl.where(is_far, 0.0, tl.exp(left - top)), axis=1)[:, None]
+        else:
+            weight = tl.sum(tl.where(columns == best, scores, 0.0), axis=1)[:, None]
         experts = tl.where(places == place, best, experts)
         weights = tl.where(places == place, weight, weights)
         left = tl.where(columns == best, -float("inf"), left)
-    total = tl.sum(weights, axis=1) if RENORMALISE else tl.sum(exponentials, axis=1)
-    return experts, weights / total[:, None]
+    IS_UNSCALED_SOFTMAX: tl.constexpr = SCORING == "softmax" and not CHOOSES_BY_SCORE
+    if RENORMALISE:
+        least = MIN_TOTAL * all_scores if IS_UNSCALED_SOFTMAX else MIN_TOTAL
+        weights /= tl.maximum(tl.sum(weights, axis=1), least)[:, None]
+    elif IS_UNSCALED_SOFTMAX:
+        weights /= all_scores[:, None]
+    if SCALE != 1.0:
+        weights *= SCALE
+    return experts, weights
 
 
 @triton.jit
@@ -112,6 +175,7 @@ def _describe_blocks(
 @triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
 def moe_route_few_kernel(
     logits_ptr,
+    correction_ptr,
     weights_ptr,
     pairs_ptr,
     block_experts_ptr,
@@ -123,7 +187,15 @@ def moe_route_few_kernel(
     EXPERTS_BLOCK: tl.constexpr,
     TOP_K: tl.constexpr,
     TOP_K_BLOCK: tl.constexpr,
+    SCORING: tl.constexpr,
     RENORMALISE: tl.constexpr,
+    SCALE: tl.constexpr,
+    MIN_TOTAL: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    TOP_GROUPS: tl.constexpr,
+    GROUP_BEST: tl.constexpr,
+    TOLERANCE: tl.constexpr,
+    HAS_CORRECTION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     TOKENS: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -138,7 +210,24 @@ def moe_route_few_kernel(
     token = tl.arange(0, TOKENS)
     # [TOKENS, TOP_K_BLOCK]
     experts, weights = _top_experts(
-        logits_ptr, token, num_tokens, stride_logits, NUM_EXPERTS, EXPERTS_BLOCK, TOP_K, TOP_K_BLOCK, RENORMALISE
+        logits_ptr,
+        correction_ptr,
+        token,
+        num_tokens,
+        stride_logits,
+        NUM_EXPERTS,
+        EXPERTS_BLOCK,
+        TOP_K,
+        TOP_K_BLOCK,
+        SCORING,
+        RENORMALISE,
+        SCALE,
+        MIN_TOTAL,
+        NUM_GROUPS,
+        TOP_GROUPS,
+        GROUP_BEST,
+        TOLERANCE,
+        HAS_CORRECTION,
     )
     place = tl.arange(0, TOP_K_BLOCK)[None, :]
     holds_pair = (token < num_tokens)[:, None] & (place < TOP_K)
@@ -160,6 +249,7 @@ def moe_route_few_kernel(
 @triton.jit(do_not_specialize=["num_tokens"])
 def moe_choose_kernel(
     logits_ptr,
+    correction_ptr,
     weights_ptr,
     experts_ptr,
     ranks_ptr,
@@ -170,7 +260,15 @@ def moe_choose_kernel(
     EXPERTS_BLOCK: tl.constexpr,
     TOP_K: tl.constexpr,
     TOP_K_BLOCK: tl.constexpr,
+    SCORING: tl.constexpr,
     RENORMALISE: tl.constexpr,
+    SCALE: tl.constexpr,
+    MIN_TOTAL: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    TOP_GROUPS: tl.constexpr,
+    GROUP_BEST: tl.constexpr,
+    TOLERANCE: tl.constexpr,
+    HAS_CORRECTION: tl.constexpr,
     TOKENS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -184,7 +282,24 @@ def moe_choose_kernel(
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     # [TOKENS, TOP_K_BLOCK]
     experts, weights = _top_experts(
-        logits_ptr, token, num_tokens, stride_logits, NUM_EXPERTS, EXPERTS_BLOCK, TOP_K, TOP_K_BLOCK, RENORMALISE
+        logits_ptr,
+        correction_ptr,
+        token,
+        num_tokens,
+        stride_logits,
+        NUM_EXPERTS,
+        EXPERTS_BLOCK,
+        TOP_K,
+        TOP_K_BLOCK,
+        SCORING,
+        RENORMALISE,
+        SCALE,
+        MIN_TOTAL,
+        NUM_GROUPS,
+        TOP_GROUPS,
+        GROUP_BEST,
+        TOLERANCE,
+        HAS_CORRECTION,
     )
     place = tl.arange(0, TOP_K_BLOCK)[None, :]
     pair = token[:, None] * TOP_K + place
@@ -232,13 +347,15 @@ def max_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
     return (num_pairs - num_used) // block_m + num_used
 
 
-def route(router_logits: torch.Tensor, top_k: int, renormalise: bool, block_m: int) -> Routing:
+def route(router_logits: torch.Tensor, router: RouterSpec, correction: torch.Tensor | None, block_m: int) -> Routing:
     """Chooses experts and sorts rows, in one launch for few pairs, else in two.
 
     Args:
         router_logits: [num_tokens, num_experts], rows contiguous.
+        correction: [num_experts] float32, or None.
     """
     num_tokens, num_experts = router_logits.shape
+    top_k = router.top_k
     num_pairs, device = num_tokens * top_k, router_logits.device
     num_blocks = max_blocks(num_pairs, num_experts, block_m)
     routing = Routing(
@@ -247,14 +364,15 @@ def route(router_logits: torch.Tensor, top_k: int, renormalise: bool, block_m: i
         block_experts=torch.empty(num_blocks, dtype=torch.int32, device=device),
         block_num_rows=torch.empty(num_blocks, dtype=torch.int32, device=device),
     )
-    constants = _constants(num_experts, top_k, renormalise)
+    constants = _constants(num_experts, router, correction is not None)
     tokens = triton.next_power_of_2(num_tokens)
     num_slots = tokens * constants["TOP_K_BLOCK"]
     if num_slots > _FEW_SLOTS:
-        _route_many(router_logits, routing, constants, block_m)
+        _route_many(router_logits, correction, routing, constants, block_m)
         return routing
     moe_route_few_kernel[(1,)](
         router_logits,
+        router_logits if correction is None else correction,
         routing.weights,
         routing.pairs,
         routing.block_experts,
@@ -277,13 +395,20 @@ def _few_warps(num_slots: int) -> int:
     return min(8, max(1, num_slots // 16))
 
 
-def _route_many(router_logits: torch.Tensor, routing: Routing, constants: dict[str, int], block_m: int) -> None:
+def _route_many(
+    router_logits: torch.Tensor,
+    correction: torch.Tensor | None,
+    routing: Routing,
+    constants: dict[str, Any],
+    block_m: int,
+) -> None:
     num_tokens, num_experts = router_logits.shape
     num_pairs, num_blocks = routing.weights.numel(), len(routing.block_experts)
     experts, ranks = torch.empty((2, num_pairs), dtype=torch.int32, device=router_logits.device).unbind()
     counts = torch.zeros(num_experts, dtype=torch.int32, device=router_logits.device)
     moe_choose_kernel[(triton.cdiv(num_tokens, _CHOSEN),)](
         router_logits,
+        router_logits if correction is None else correction,
         routing.weights,
         experts,
         ranks,
@@ -312,11 +437,19 @@ def _route_many(router_logits: torch.Tensor, routing: Routing, constants: dict[s
     )
 
 
-def _constants(num_experts: int, top_k: int, renormalise: bool) -> dict[str, int]:
+def _constants(num_experts: int, router: RouterSpec, has_correction: bool) -> dict[str, Any]:
     return {
         "NUM_EXPERTS": num_experts,
         "EXPERTS_BLOCK": triton.next_power_of_2(num_experts),
-        "TOP_K": top_k,
-        "TOP_K_BLOCK": triton.next_power_of_2(top_k),
-        "RENORMALISE": renormalise,
+        "TOP_K": router.top_k,
+        "TOP_K_BLOCK": triton.next_power_of_2(router.top_k),
+        "SCORING": router.scoring,
+        "RENORMALISE": router.renormalise,
+        "SCALE": router.scale,
+        "MIN_TOTAL": router.min_total,
+        "NUM_GROUPS": router.num_groups,
+        "TOP_GROUPS": router.top_groups,
+        "GROUP_BEST": router.group_best,
+        "TOLERANCE": router.tolerance,
+        "HAS_CORRECTION": has_correction,
     }

@@ -35,7 +35,9 @@ class AttentionSpec:
     sinks: bool = False
     """Each query head has a learned score that takes part in its softmax and has no value."""
     qk_norm: NormSpec | None = None
-    """Over each head's query and key, before the rotation."""
+    """Over each head's query and key."""
+    qk_norm_after_rope: bool = False
+    """The norm follows the rotation; RMS norms with shared weights alone."""
     qk_norm_scope: Literal["shared", "per_head", "all_heads"] = "shared"
     """Whether all heads share one weight of [head_dim], each has a weight of its own, or one norm is over all heads
     together."""
@@ -117,6 +119,8 @@ class Attention:
         self._cos_sin_cache = weights.rotary_table(spec.rope) if spec.rope is not None else None
         self._rotary_options: dict[str, Any] = {"interleaved": spec.rope is not None and spec.rope.interleaved}
         """Fields of RotaryInputs."""
+        self._query_scale: torch.Tensor | None = None
+        """[head_dim], multiplies rotated queries; None: nothing does."""
         self._qk_norms: tuple[HeadNorm, HeadNorm] | None = None
         """None: there are none, or the op that rotates the heads norms them in the same pass."""
         if spec.qk_norm is not None:
@@ -124,7 +128,9 @@ class Attention:
 
     def _set_qk_norms(self, norm: NormSpec, spec: AttentionSpec, weights: LayerWeights) -> None:
         q_norm, k_norm = weights.tensors("q_norm"), weights.tensors("k_norm")
-        if spec.qk_norm_scope == "shared" and norm.kind == "rms" and spec.rope is not None:
+        if spec.qk_norm_after_rope:
+            self._norm_after_rope(norm, q_norm["weight"], k_norm["weight"])
+        elif spec.qk_norm_scope == "shared" and norm.kind == "rms" and spec.rope is not None:
             fused = {"q_norm_weight": norm.weight(q_norm), "k_norm_weight": norm.weight(k_norm), "eps": norm.eps}
             self._rotary_options |= fused
         elif spec.qk_norm_scope == "shared":
@@ -133,6 +139,13 @@ class Attention:
             self._qk_norms = AllHeadsNorm(norm.build(q_norm)), AllHeadsNorm(norm.build(k_norm))
         else:
             self._qk_norms = PerHeadNorm(norm, q_norm["weight"]), PerHeadNorm(norm, k_norm["weight"])
+
+    def _norm_after_rope(self, norm: NormSpec, q_weight: torch.Tensor, k_weight: torch.Tensor) -> None:
+        """Rotating keeps a head's length, so dividing by it can come first, in the same pass. Only the weights are
+        bound to their dimensions; those of the keys are multiplied to the queries, which leaves all products equal."""
+        ones = torch.ones_like(q_weight)
+        self._rotary_options |= {"q_norm_weight": ones, "k_norm_weight": ones, "eps": norm.eps}
+        self._query_scale = q_weight * k_weight
 
     def __call__(self, x: torch.Tensor, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """[num_tokens, hidden] -> [num_tokens, hidden].
@@ -165,6 +178,8 @@ class Attention:
                     **self._rotary_options,
                 )
             )
+        if self._query_scale is not None:
+            query.mul_(self._query_scale)
         inputs = AttentionInputs(
             query=query,
             key_cache=key_cache,

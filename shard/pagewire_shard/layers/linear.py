@@ -222,6 +222,18 @@ def _largest(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(rows), torch.stack(columns).amax(0)
 
 
+class WideLinear(PlainLinear):
+    """A float32 weight and product, whatever the element type of x."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return super().__call__(x.float())
+
+
+def router_linear(weight: torch.Tensor) -> Linear:
+    """The Linear of a router whose product is made in float32: [num_rows, in_features] -> float32."""
+    return float32_linear(weight, None) if weight.is_cpu else WideLinear(weight, None)
+
+
 @cache
 def has_onednn() -> bool:
     """Whether torch was built with oneDNN and its packed linear operators work here."""

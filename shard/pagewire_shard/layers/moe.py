@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from pagewire_kernels.fused_moe import fused_moe, route
+from pagewire_kernels.fused_moe import RouterSpec, fused_moe, route
 
 from pagewire_shard.layers.block import FeedForward
 from pagewire_shard.layers.linear import Linear
@@ -17,35 +17,42 @@ class MoeSpec:
     """A mixture of experts in place of a dense feed-forward block; each expert is gated by SiLU and has no biases."""
 
     num_experts: int
-    top_k: int
-    """Experts that each token goes through."""
     intermediate_size: int
     """Intermediate size of each expert."""
-    renormalise: bool
-    """The chosen experts' weights are scaled to sum to 1."""
+    router: RouterSpec
+    has_correction: bool = False
+    """Whether the checkpoint has a correction of each expert's score, which counts for the choice alone."""
+    float32_router: bool = False
+    """The router's product is made in float32 whatever the model's element type, because small differences between
+    experts decide."""
 
     @property
     def active_share(self) -> float:
         """See FeedForwardSpec."""
-        return self.top_k / self.num_experts
+        return self.router.top_k / self.num_experts
 
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See FeedForwardSpec."""
-        return {
-            "router": Parameter("linear", (self.num_experts,), hidden_size),
+        parameters = {
+            "router": Parameter("router" if self.float32_router else "linear", (self.num_experts,), hidden_size),
             # Gate and up of the first expert, then of the second, and so on.
             "experts_up": Parameter("experts", (self.intermediate_size,) * (2 * self.num_experts), hidden_size),
             "experts_down": Parameter("experts", (hidden_size,) * self.num_experts, self.intermediate_size),
         }
+        if self.has_correction:
+            parameters["correction"] = Parameter("correction", (self.num_experts,))
+        return parameters
 
     def build(self, weights: LayerWeights) -> FeedForward:
         """See FeedForwardSpec."""
+        router = weights.linear("router")
+        correction = weights.tensors("correction")["weight"] if self.has_correction else None
         if weights.weights.precision.device.type == "cpu":
             ups = weights.expert_linears("experts_up", self.num_experts)
             downs = weights.expert_linears("experts_down", self.num_experts)
-            return MixtureOfLinears(self, weights.linear("router"), ups, downs)
+            return MixtureOfLinears(self, router, correction, ups, downs)
         up, down = weights.tensors("experts_up")["weight"], weights.tensors("experts_down")["weight"]
-        return MixtureOfExperts(self, weights.linear("router"), up, down)
+        return MixtureOfExperts(self, router, correction, up, down)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,33 +86,37 @@ class SharedExpertSpec:
 
 
 class MixtureOfExperts:
-    """The sum of the chosen experts' outputs, weighted by the router's softmax."""
+    """The sum of the chosen experts' outputs, weighted by the router."""
 
-    def __init__(self, spec: MoeSpec, router: Linear, up: torch.Tensor, down: torch.Tensor) -> None:
-        self._top_k = spec.top_k
-        self._renormalise = spec.renormalise
+    def __init__(
+        self, spec: MoeSpec, router: Linear, correction: torch.Tensor | None, up: torch.Tensor, down: torch.Tensor
+    ) -> None:
+        self._spec = spec.router
         self._router = router
+        self._correction = correction
         self._up = up.view(spec.num_experts, -1, up.shape[1])
         self._down = down.view(spec.num_experts, -1, down.shape[1])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden] -> [num_tokens, hidden]."""
-        return fused_moe(x, self._router(x), self._up, self._down, top_k=self._top_k, renormalise=self._renormalise)
+        return fused_moe(x, self._router(x), self._up, self._down, self._spec, self._correction)
 
 
 class MixtureOfLinears:
     """The same with a Linear for each matrix: on a CPU, where packed products are faster and a token's bits do not
     depend on how many others chose its experts."""
 
-    def __init__(self, spec: MoeSpec, router: Linear, ups: list[Linear], downs: list[Linear]) -> None:
-        self._top_k = spec.top_k
-        self._renormalise = spec.renormalise
+    def __init__(
+        self, spec: MoeSpec, router: Linear, correction: torch.Tensor | None, ups: list[Linear], downs: list[Linear]
+    ) -> None:
+        self._spec = spec.router
         self._router = router
+        self._correction = correction
         self._experts = [(gated(up, "silu"), down) for up, down in zip(ups, downs, strict=True)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden] -> [num_tokens, hidden]."""
-        weights, experts = route(self._router(x), self._top_k, self._renormalise)
+        weights, experts = route(self._router(x), self._spec, self._correction)
         out = torch.zeros_like(x)
         for index, (up, down) in enumerate(self._experts):
             tokens, places = torch.where(experts == index)

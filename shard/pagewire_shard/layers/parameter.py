@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-Role = Literal["linear", "table", "norm", "experts", "vector"]
+Role = Literal["linear", "table", "norm", "experts", "router", "correction", "vector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class Parameter:
 
     role: Role
     """linear: multiplies; table: rows are looked up; norm: scale of a norm; experts: the matrices of all experts of a
-    layer, one under the other; vector: numbers of another kind."""
+    layer, one under the other; router: multiplies, always in float32; correction: added to a router's scores, in
+    float32; vector: numbers of another kind."""
     parts: tuple[int, ...]
     """Rows of each part."""
     in_features: int = 0
@@ -50,7 +51,7 @@ class TensorSpec:
 
 def plain_tensors(parameter: Parameter, weight: torch.dtype, bias: torch.dtype) -> dict[str, TensorSpec]:
     """A weight, and a bias if the parameter has one, of these element types."""
-    dummy = 1.0 if parameter.role == "norm" else None
+    dummy = {"norm": 1.0, "correction": 0.0}.get(parameter.role)
     tensors = {"weight": TensorSpec(parameter.shape, weight, parameter.parts, dummy)}
     if parameter.bias:
         tensors["bias"] = TensorSpec((parameter.num_rows,), bias, parameter.parts, dummy=0.0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pagewire_shard.layers.linear import Linear
+from pagewire_shard.layers.linear import Linear, router_linear
 from pagewire_shard.layers.parameter import Parameter, TensorSpec, plain_tensors
 from pagewire_shard.layers.precision import Precision
 from pagewire_shard.layers.quantization import QuantizationScheme, Unquantized
@@ -38,15 +38,20 @@ class Weights:
         if parameter.role == "linear":
             return self._scheme.tensors(parameter)
         precision = self.precision
-        weight = {"table": precision.tables, "experts": precision.linear_weights}.get(
-            parameter.role, precision.activations
-        )
+        weight = {
+            "table": precision.tables,
+            "experts": precision.linear_weights,
+            "router": torch.float32,
+            "correction": torch.float32,
+        }.get(parameter.role, precision.activations)
         return plain_tensors(parameter, weight, precision.activations)
 
     def put(self, name: str, parameter: Parameter, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Takes a complete parameter. Those of role linear are packed; the caller then drops their tensors."""
+        """Takes a complete parameter. Matrices of products are packed; the caller then drops their tensors."""
         if parameter.role == "linear":
             self.linears[name] = self._scheme.linear(parameter, tensors)
+        elif parameter.role == "router":
+            self.linears[name] = router_linear(tensors["weight"])
         else:
             self.tensors[name] = tensors
 

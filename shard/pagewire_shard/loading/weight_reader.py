@@ -5,6 +5,7 @@ that beside the packed weights about one parameter is in memory unpacked.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,6 +70,8 @@ class _Reader:
         self._is_tied = spec.tied_embeddings
         self._lm_head = spec.lm_head
         self._layers = spec.layers
+        self._skipped: Counter[str] = Counter()
+        """Number of tensors that are not loaded, by the beginning of their names."""
         self._parameters = spec.parameters()
         self._tied: dict[tuple[str, str], CheckpointTensor] = {}
         """By parameter and tensor: what the checkpoint stores of embeddings and output projection, if they are tied."""
@@ -80,7 +83,7 @@ class _Reader:
         target = self._names.target(tensor.name)
         spec = self._spec_of(target) if target else None
         if target is None or spec is None:
-            if is_needless(tensor.name):
+            if self._is_skipped(tensor.name):
                 return
             tensor.check_usable()
             raise CorruptWeights(
@@ -93,8 +96,21 @@ class _Reader:
                 return
         self._fill(tensor, target)
 
+    def _is_skipped(self, name: str) -> bool:
+        """Whether the decoder does without the tensor."""
+        if is_needless(name):
+            return True
+        index = self._names.layer_index(name) if self._names.mtp_layers else None
+        is_mtp = index is not None and index >= len(self._layers)
+        if not (is_mtp or name.startswith(self._names.skipped)):
+            return False
+        self._skipped[".".join(name.split(".")[: 3 if is_mtp else 2])] += 1
+        return True
+
     def finish(self, model_dir: Path) -> None:
         """Makes a tied output projection. Raises CorruptWeights naming the tensors that are missing."""
+        for module, count in sorted(self._skipped.items()):
+            logger.info("%s: %d tensors of %s are not part of the text model and not loaded", model_dir, count, module)
         if self._is_tied:
             self._finish_tied()
         self._check_complete(model_dir)
@@ -131,6 +147,8 @@ class _Reader:
         value = tensor.value
         if parameter.role == "experts" and value.ndim == 3:
             value = value.flatten(0, 1)  # All experts of a layer in one tensor.
+        if parameter.role == "correction":
+            value = value.flatten()  # Some checkpoints store it as a row.
         if self._names.transposed and target.parameter.startswith("layers.") and value.ndim == 2:
             value = value.t()
         if value.shape != place.shape:

@@ -22,10 +22,11 @@ DEFAULTS: dict[str, object] = {
 }
 
 
-def _ernie4_5(fields: ConfigFields) -> DecoderSpec:
+def ernie4_5_spec(fields: ConfigFields) -> DecoderSpec:
+    """The decoder, dense in all layers."""
     bias = fields.flag("use_bias")
     windows = [0] * fields.integer("num_hidden_layers")
     return llama_spec(fields, windows=windows, qkv_bias=bias, o_bias=bias, mlp_bias=bias, interleaved=True)
 
 
-ERNIE4_5 = Family(_ernie4_5, LLAMA_NAMES, "ernie4_5", DEFAULTS)
+ERNIE4_5 = Family(ernie4_5_spec, LLAMA_NAMES, "ernie4_5", DEFAULTS)

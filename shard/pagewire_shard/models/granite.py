@@ -3,14 +3,16 @@ perhaps a shared one."""
 
 from dataclasses import replace
 
+from pagewire_kernels.fused_moe import RouterSpec
+
 from pagewire_shard.layers.block import FeedForwardSpec
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.moe import MoeSpec, SharedExpertSpec
 from pagewire_shard.models.decoder import DecoderSpec
+from pagewire_shard.models.experts import ATTENTION_NAMES, check_silu, read_top_k
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_DEFAULTS, LLAMA_NAMES, llama_spec, with_mixers
-from pagewire_shard.models.mixtral import ATTENTION_NAMES, check_silu, read_top_k
 
 DEFAULTS: dict[str, object] = {
     **LLAMA_DEFAULTS,
@@ -28,7 +30,7 @@ MOE_NAMES = replace(
         "shared_mlp.input_linear": ("shared_up", None),
         "shared_mlp.output_linear": ("shared_down", None),
     },
-    fused_experts={
+    layer_tensors={
         "block_sparse_moe.input_linear.weight": "experts_up",
         "block_sparse_moe.output_linear.weight": "experts_down",
     },
@@ -55,9 +57,8 @@ def _granite_moe(fields: ConfigFields) -> DecoderSpec:
     num_experts = fields.integer("num_local_experts")
     moe = MoeSpec(
         num_experts=num_experts,
-        top_k=read_top_k(fields, num_experts),
         intermediate_size=fields.integer("intermediate_size"),
-        renormalise=True,
+        router=RouterSpec(read_top_k(fields, num_experts), renormalise=True),
     )
     feed_forward: FeedForwardSpec = moe
     if fields.number("shared_intermediate_size", 0):

@@ -41,6 +41,19 @@ class ConfigFields:
         renamed = {name: self._values[alias] for alias, name in aliases.items() if alias in self._values}
         return ConfigFields(self.path, {**self._values, **renamed}, defaults)
 
+    def with_default(self, name: str, value: object) -> "ConfigFields":
+        """The same fields with `value` for an absent field."""
+        return ConfigFields(self.path, self._values, {**self._defaults, name: value})
+
+    def item(self, name: str, index: int) -> "ConfigFields":
+        """The same fields with the index-th entry of a list in place of the list; as they are if it is none."""
+        value = self.raw(name)
+        if not isinstance(value, list):
+            return self
+        if index >= len(value):
+            raise self.malformed(name, f"must have an entry for each layer, at least {index + 1}")
+        return ConfigFields(self.path, {**self._values, name: value[index]}, self._defaults)
+
     def __contains__(self, name: str) -> bool:
         return self.raw(name) is not None
 
@@ -53,6 +66,13 @@ class ConfigFields:
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_INTEGER:
             raise self.malformed(name, f"must be a positive integer, at most {MAX_INTEGER}")
+        return value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """An integer that may be zero; required without a default."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
+            raise self.malformed(name, f"must be an integer from 0 to {MAX_INTEGER}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

@@ -1,5 +1,5 @@
 """Llama: RMS norms, rotary positions, gated MLP. Mistral: the same with a sliding window on every layer; Ministral and
-CWM: on some.
+CWM: on some. InternLM 3: Llama with biases everywhere or nowhere.
 
 llama_spec and LLAMA_NAMES are shared by other families of this shape.
 """
@@ -74,6 +74,17 @@ CWM_DEFAULTS: dict[str, object] = {
     },
     "sliding_window": 8192,
     "eos_token_id": [128001, 128008, 128009],
+}
+
+INTERNLM3_DEFAULTS: dict[str, object] = {
+    **LLAMA_DEFAULTS,
+    "vocab_size": 128512,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-05,
 }
 
 LLAMA_NAMES = NameMap(
@@ -183,7 +194,16 @@ def _cwm(fields: ConfigFields) -> DecoderSpec:
     return llama_spec(fields, windows=layer_windows(layer_types, read_window(fields)), qkv_bias=False, o_bias=False)
 
 
+def _internlm3(fields: ConfigFields) -> DecoderSpec:
+    if fields.flag("attention_bias") != fields.flag("mlp_bias"):
+        raise fields.unsupported("mlp_bias", "the value of attention_bias")
+    return _llama(fields)
+
+
 LLAMA = Family(_llama, LLAMA_NAMES, "llama", LLAMA_DEFAULTS)
 MISTRAL = Family(_mistral, LLAMA_NAMES, "mistral", MISTRAL_DEFAULTS)
 MINISTRAL = Family(_ministral, LLAMA_NAMES, "ministral", MINISTRAL_DEFAULTS)
 CWM = Family(_cwm, LLAMA_NAMES, "cwm", CWM_DEFAULTS)
+INTERNLM3 = Family(
+    _internlm3, LLAMA_NAMES, "internlm3", INTERNLM3_DEFAULTS, {"qkv_bias": "attention_bias", "bias": "mlp_bias"}
+)

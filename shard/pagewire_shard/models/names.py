@@ -44,11 +44,16 @@ class NameMap:
     """Module within a layer -> parameter, part."""
     experts: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
     """Module within a layer with {} for an expert's index -> parameter, its parts for each expert, which of them."""
-    fused_experts: Mapping[str, str] = field(default_factory=dict)
-    """Tensor within a layer that holds a matrix of every expert, [num_experts, rows, columns] -> parameter."""
+    layer_tensors: Mapping[str, str] = field(default_factory=dict)
+    """Tensor within a layer, by all of its name -> parameter that it is the weight of: a matrix of every expert,
+    [num_experts, rows, columns], or a vector whose name does not end in "weight"."""
     row_orders: Mapping[str, Callable[[LayerSpec], torch.Tensor]] = field(default_factory=dict)
     """Parameter within a layer whose rows are stored in another order -> for each row, which of the stored rows it is,
     [num_rows] int64."""
+    skipped: tuple[str, ...] = ()
+    """Beginnings of names of tensors that are not loaded, such as those of a vision tower."""
+    mtp_layers: bool = False
+    """Checkpoints may hold layers beyond the last one, which predict further tokens. They are not loaded."""
     transposed: bool = False
     """The layers' matrices are stored [in_features, out_features]."""
 
@@ -60,13 +65,18 @@ class NameMap:
         match = re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", module)
         if match is None:
             return None
-        if place := self._layer_place(match[2]):
+        if named := self.layer_tensors.get(f"{match[2]}.{tensor}"):
+            parameter, tensor, part = named, "weight", None
+        elif place := self._layer_place(match[2]):
             parameter, part = place
-        elif fused := self.fused_experts.get(f"{match[2]}.{tensor}"):
-            parameter, tensor, part = fused, "weight", None
         else:
             return None
         return Target(f"layers.{int(match[1])}.{parameter}", tensor, part)
+
+    def layer_index(self, name: str) -> int | None:
+        """The index of the layer that the tensor belongs to by its name; None: to none."""
+        match = re.match(rf"{re.escape(self.layer)}(\d+)\.", name.removeprefix(self.prefix))
+        return None if match is None else int(match[1])
 
     def _layer_place(self, module: str) -> tuple[str, int | None] | None:
         if module in self.layer_modules:
@@ -96,6 +106,9 @@ class NameMap:
         for module, (name, num_parts, offset) in self.experts.items():
             if name == layer_parameter and part is not None and part % num_parts == offset:
                 return f"{self.layer}{index}.{module.format(part // num_parts)}.{tensor}"
+        for name, target in self.layer_tensors.items():
+            if target == layer_parameter:
+                return f"{self.layer}{index}.{name}"
         raise AssertionError(f"no tensor fills {parameter} {tensor} {part}")
 
 

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
+from pagewire_kernels.fused_moe import RouterSpec
+
 from pagewire_shard.layers.moe import MoeSpec
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.models.decoder import DecoderSpec
+from pagewire_shard.models.experts import EXPERT_NAMES, check_silu, read_top_k
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_DEFAULTS, llama_spec, with_mixers
-from pagewire_shard.models.mixtral import check_silu, read_top_k
-from pagewire_shard.models.qwen2_moe import EXPERT_NAMES
 
 DEFAULTS: dict[str, object] = {
     **LLAMA_DEFAULTS,
@@ -35,9 +36,8 @@ def _olmoe(fields: ConfigFields) -> DecoderSpec:
     num_experts = fields.integer("num_experts")
     moe = MoeSpec(
         num_experts=num_experts,
-        top_k=read_top_k(fields, num_experts),
         intermediate_size=fields.integer("intermediate_size"),
-        renormalise=fields.flag("norm_topk_prob"),
+        router=RouterSpec(read_top_k(fields, num_experts), renormalise=fields.flag("norm_topk_prob")),
     )
     bias = fields.flag("attention_bias")
     spec = llama_spec(fields, windows=[0] * fields.integer("num_hidden_layers"), qkv_bias=bias, o_bias=bias)

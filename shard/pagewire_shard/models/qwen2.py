@@ -28,8 +28,7 @@ def read_windows(fields: ConfigFields) -> list[int]:
     window = read_window(fields) if fields.flag("use_sliding_window") else 0
     layer_types = read_layer_types(fields)
     if layer_types is None:
-        # It may be zero, so it is not read as a positive integer.
-        first_with_window = int(fields.number("max_window_layers"))
+        first_with_window = fields.count("max_window_layers")
         return [window if index >= first_with_window else 0 for index in range(num_layers)]
     return layer_windows(layer_types, window)
 

@@ -1,16 +1,16 @@
 """Qwen2-MoE (Qwen1.5-MoE, Qwen2-57B-A14B): Qwen2 with a mixture of experts, and a weighted shared expert, in place of
 the MLP of some or all layers."""
 
-from dataclasses import replace
+from pagewire_kernels.fused_moe import RouterSpec
 
 from pagewire_shard.layers.block import FeedForwardSpec
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.moe import MoeSpec, SharedExpertSpec
 from pagewire_shard.models.decoder import DecoderSpec
+from pagewire_shard.models.experts import check_silu, expert_names, read_top_k, with_feed_forward
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.hf_config import ConfigFields
-from pagewire_shard.models.llama import LLAMA_NAMES, llama_spec
-from pagewire_shard.models.mixtral import FUSED_NAMES, check_silu, read_top_k
+from pagewire_shard.models.llama import llama_spec
 from pagewire_shard.models.qwen2 import QWEN2_DEFAULTS, read_windows
 
 DEFAULTS: dict[str, object] = {
@@ -29,37 +29,14 @@ DEFAULTS: dict[str, object] = {
     "mlp_only_layers": None,
     "qkv_bias": True,
 }
-EXPERT_NAMES = replace(
-    LLAMA_NAMES,
-    layer_modules={**LLAMA_NAMES.layer_modules, "mlp.gate": ("router", None)},
-    experts={
-        "mlp.experts.{}.gate_proj": ("experts_up", 2, 0),
-        "mlp.experts.{}.up_proj": ("experts_up", 2, 1),
-        "mlp.experts.{}.down_proj": ("experts_down", 1, 0),
-    },
-    fused_experts=FUSED_NAMES,
-)
-NAMES = replace(
-    EXPERT_NAMES,
-    layer_modules={
-        **EXPERT_NAMES.layer_modules,
-        "mlp.shared_expert.gate_proj": ("shared_up", 0),
-        "mlp.shared_expert.up_proj": ("shared_up", 1),
-        "mlp.shared_expert.down_proj": ("shared_down", None),
-        "mlp.shared_expert_gate": ("shared_weight", None),
-    },
-)
+NAMES = expert_names("mlp.shared_expert", modules={"mlp.shared_expert_gate": "shared_weight"})
 
 
 def with_experts(fields: ConfigFields, spec: DecoderSpec, experts: FeedForwardSpec) -> DecoderSpec:
     """The decoder with experts in the layers for which decoder_sparse_step and mlp_only_layers ask for them."""
     dense = set(fields.integers("mlp_only_layers"))
     step = fields.integer("decoder_sparse_step")
-    layers = (
-        layer if index in dense or (index + 1) % step else replace(layer, feed_forward=experts)
-        for index, layer in enumerate(spec.layers)
-    )
-    return replace(spec, layers=tuple(layers))
+    return with_feed_forward(spec, experts, lambda index: index not in dense and (index + 1) % step == 0)
 
 
 def _qwen2_moe(fields: ConfigFields) -> DecoderSpec:
@@ -67,9 +44,8 @@ def _qwen2_moe(fields: ConfigFields) -> DecoderSpec:
     num_experts = fields.integer("num_experts")
     moe = MoeSpec(
         num_experts=num_experts,
-        top_k=read_top_k(fields, num_experts),
         intermediate_size=fields.integer("moe_intermediate_size"),
-        renormalise=fields.flag("norm_topk_prob"),
+        router=RouterSpec(read_top_k(fields, num_experts), renormalise=fields.flag("norm_topk_prob")),
     )
     shared = MlpSpec(fields.integer("shared_expert_intermediate_size"), "silu", gated=True, bias=False)
     spec = llama_spec(fields, windows=read_windows(fields), qkv_bias=fields.flag("qkv_bias"), o_bias=False)

@@ -1,13 +1,15 @@
 """Qwen3-MoE: Qwen3 with a mixture of experts in place of the MLP of some or all layers."""
 
+from pagewire_kernels.fused_moe import RouterSpec
+
 from pagewire_shard.layers.moe import MoeSpec
 from pagewire_shard.models.decoder import DecoderSpec
+from pagewire_shard.models.experts import EXPERT_NAMES, check_silu, read_top_k
 from pagewire_shard.models.family import Family, read_window
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import llama_spec
-from pagewire_shard.models.mixtral import check_silu, read_top_k
 from pagewire_shard.models.qwen2 import QWEN2_DEFAULTS
-from pagewire_shard.models.qwen2_moe import EXPERT_NAMES, with_experts
+from pagewire_shard.models.qwen2_moe import with_experts
 
 DEFAULTS: dict[str, object] = {
     **QWEN2_DEFAULTS,
@@ -31,9 +33,8 @@ def _qwen3_moe(fields: ConfigFields) -> DecoderSpec:
     num_experts = fields.integer("num_experts")
     moe = MoeSpec(
         num_experts=num_experts,
-        top_k=read_top_k(fields, num_experts),
         intermediate_size=fields.integer("moe_intermediate_size"),
-        renormalise=fields.flag("norm_topk_prob"),
+        router=RouterSpec(read_top_k(fields, num_experts), renormalise=fields.flag("norm_topk_prob")),
     )
     window = read_window(fields) if fields.flag("use_sliding_window") else 0
     attention_bias = fields.flag("attention_bias")

@@ -3,12 +3,16 @@
 from pagewire_shard.errors import UnsupportedArchitecture
 from pagewire_shard.models.bloom import BLOOM
 from pagewire_shard.models.cohere import COHERE, COHERE2
+from pagewire_shard.models.dots1 import DOTS1
 from pagewire_shard.models.ernie4_5 import ERNIE4_5
+from pagewire_shard.models.ernie4_5_moe import ERNIE4_5_MOE
 from pagewire_shard.models.exaone4 import EXAONE4
+from pagewire_shard.models.exaone_moe import EXAONE_MOE
 from pagewire_shard.models.falcon import FALCON
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.gemma import GEMMA, GEMMA2, GEMMA3_TEXT, VAULT_GEMMA
 from pagewire_shard.models.glm import GLM, GLM4
+from pagewire_shard.models.glm4_moe import GLM4_MOE, SOLAR_OPEN
 from pagewire_shard.models.gpt2 import GPT2
 from pagewire_shard.models.gpt_bigcode import GPT_BIGCODE
 from pagewire_shard.models.gpt_neox import GPT_NEOX, PERSIMMON
@@ -16,7 +20,9 @@ from pagewire_shard.models.gptj import CODEGEN, GPTJ
 from pagewire_shard.models.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from pagewire_shard.models.helium import HELIUM
 from pagewire_shard.models.hf_config import ConfigFields
-from pagewire_shard.models.llama import CWM, LLAMA, MINISTRAL, MISTRAL
+from pagewire_shard.models.hunyuan import HUNYUAN, HUNYUAN_MOE, HY_V3
+from pagewire_shard.models.llama import CWM, INTERNLM3, LLAMA, MINISTRAL, MISTRAL
+from pagewire_shard.models.minimax_m2 import MINIMAX_M2
 from pagewire_shard.models.mixtral import MIXTRAL
 from pagewire_shard.models.mpt import MPT
 from pagewire_shard.models.olmo2 import OLMO2, OLMO3
@@ -24,6 +30,7 @@ from pagewire_shard.models.olmoe import OLMOE
 from pagewire_shard.models.opt import OPT
 from pagewire_shard.models.phi import PHI
 from pagewire_shard.models.phi3 import PHI3
+from pagewire_shard.models.phimoe import PHIMOE
 from pagewire_shard.models.plain_mlp import ARCEE, NEMOTRON, STARCODER2
 from pagewire_shard.models.qwen2 import QWEN2
 from pagewire_shard.models.qwen2_moe import QWEN2_MOE
@@ -40,8 +47,11 @@ FAMILIES: dict[str, Family] = {
     "Cohere2ForCausalLM": COHERE2,
     "CohereForCausalLM": COHERE,
     "CwmForCausalLM": CWM,
+    "Dots1ForCausalLM": DOTS1,
     "Ernie4_5ForCausalLM": ERNIE4_5,
+    "Ernie4_5_MoeForCausalLM": ERNIE4_5_MOE,
     "Exaone4ForCausalLM": EXAONE4,
+    "ExaoneMoeForCausalLM": EXAONE_MOE,
     "FalconForCausalLM": FALCON,
     "GPT2LMHeadModel": GPT2,
     "GPTBigCodeForCausalLM": GPT_BIGCODE,
@@ -51,13 +61,19 @@ FAMILIES: dict[str, Family] = {
     "Gemma3ForCausalLM": GEMMA3_TEXT,
     "GemmaForCausalLM": GEMMA,
     "Glm4ForCausalLM": GLM4,
+    "Glm4MoeForCausalLM": GLM4_MOE,
     "GlmForCausalLM": GLM,
     "GraniteForCausalLM": GRANITE,
     "GraniteMoeForCausalLM": GRANITE_MOE,
     "GraniteMoeSharedForCausalLM": GRANITE_MOE_SHARED,
+    "HYV3ForCausalLM": HY_V3,
     "HeliumForCausalLM": HELIUM,
+    "HunYuanDenseV1ForCausalLM": HUNYUAN,
+    "HunYuanMoEV1ForCausalLM": HUNYUAN_MOE,
+    "InternLM3ForCausalLM": INTERNLM3,
     "LlamaForCausalLM": LLAMA,
     "MPTForCausalLM": MPT,
+    "MiniMaxM2ForCausalLM": MINIMAX_M2,
     "MinistralForCausalLM": MINISTRAL,
     "MistralForCausalLM": MISTRAL,
     "MixtralForCausalLM": MIXTRAL,
@@ -70,12 +86,14 @@ FAMILIES: dict[str, Family] = {
     "PersimmonForCausalLM": PERSIMMON,
     "Phi3ForCausalLM": PHI3,
     "PhiForCausalLM": PHI,
+    "PhimoeForCausalLM": PHIMOE,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen2MoeForCausalLM": QWEN2_MOE,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
     "SeedOssForCausalLM": SEED_OSS,
     "SmolLM3ForCausalLM": SMOLLM3,
+    "SolarOpenForCausalLM": SOLAR_OPEN,
     "StableLmForCausalLM": STABLELM,
     "Starcoder2ForCausalLM": STARCODER2,
     "VaultGemmaForCausalLM": VAULT_GEMMA,
@@ -100,7 +118,16 @@ def find_family(fields: ConfigFields) -> tuple[str, Family]:
             raise fields.unsupported("model_type", ", ".join(sorted(family.model_type for family in FAMILIES.values())))
     for architecture in named:
         if architecture in FAMILIES:
-            return architecture, FAMILIES[architecture]
+            return _of_model_type(fields, architecture), FAMILIES[_of_model_type(fields, architecture)]
     raise UnsupportedArchitecture(
         f"{fields.path}: architecture {named[0]!r} is not supported; supported: {', '.join(FAMILIES)}"
     )
+
+
+def _of_model_type(fields: ConfigFields, architecture: str) -> str:
+    """The architecture of the configuration's model_type, if that is a family of its own that shares another's code, as
+    InternLM 3 does Llama's; otherwise the architecture itself."""
+    model_type = fields.raw("model_type")
+    if FAMILIES[architecture].model_type == model_type:
+        return architecture
+    return next((name for name, family in FAMILIES.items() if family.model_type == model_type), architecture)

@@ -28,16 +28,17 @@ def read_rope(
         theta_field: Field of the configuration that holds the base if the object does not.
 
     Raises:
-        UnsupportedArchitecture: the variant is none of default, linear, llama3, yarn.
+        UnsupportedArchitecture: the variant is none of default, dynamic, linear, llama3, yarn.
     """
     if scaling is None:
-        scaling = fields.section("rope_scaling" if fields.raw("rope_scaling") else "rope_parameters")
+        scaling = scaling_of(fields)
     rotary_dim = _rotary_dim(fields, scaling, head_dim, is_partial)
     theta = scaling.positive_number("rope_theta", fields.positive_number(theta_field, DEFAULT_THETA))
     type_field = "rope_type" if "rope_type" in scaling else "type"
     variant = scaling.text(type_field, "default")
     match variant:
-        case "default":
+        case "default" | "dynamic":
+            # dynamic changes the frequencies of sequences beyond max_position_embeddings, which are not served.
             return RopeSpec(theta, rotary_dim)
         case "linear":
             return RopeSpec(theta, rotary_dim, "linear", scaling.positive_number("factor"))
@@ -54,8 +55,13 @@ def read_rope(
         case "yarn":
             return _read_yarn(fields, scaling, theta, rotary_dim)
         case _:
-            # dynamic and longrope change the frequencies with the sequence's length, so cached keys would be wrong.
-            raise scaling.unsupported(type_field, "default, linear, llama3, yarn")
+            # longrope changes the frequencies with the sequence's length, so cached keys would be wrong.
+            raise scaling.unsupported(type_field, "default, dynamic, linear, llama3, yarn")
+
+
+def scaling_of(fields: ConfigFields) -> ConfigFields:
+    """The object that describes the rotary embedding, in either form; empty if absent."""
+    return fields.section("rope_scaling" if fields.raw("rope_scaling") else "rope_parameters")
 
 
 def read_rope_of_type(fields: ConfigFields, head_dim: int, layer_type: str) -> RopeSpec:
