@@ -52,7 +52,7 @@ def _within_best_groups(
     GROUP_SIZE: tl.constexpr = NUM_EXPERTS // NUM_GROUPS
     group = columns // GROUP_SIZE
     values = tl.full(choice.shape, -float("inf"), tl.float32)
-    for index in tl.static_range(NUM_GROUPS):
+    for index in range(NUM_GROUPS):
         members = tl.where(group == index, choice, -float("inf"))
         value = tl.max(members, axis=1)
         if GROUP_BEST == 2:
@@ -60,7 +60,7 @@ def _within_best_groups(
             value += tl.max(tl.where(columns == best, -float("inf"), members), axis=1)
         values = tl.where(group == index, value[:, None], values)
     within = tl.full(choice.shape, -float("inf"), tl.float32)
-    for _ in tl.static_range(TOP_GROUPS):
+    for _ in range(TOP_GROUPS):
         best_group = tl.argmax(values, axis=1)[:, None] // GROUP_SIZE  # the first among equals
         within = tl.where(group == best_group, choice, within)
         values = tl.where(group == best_group, -float("inf"), values)
