@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,34 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 SIZE = {"width": 1100, "height": 760}
+PHONE = {"width": 390, "height": 844}
 PICTURE = ROOT / "docs" / "images" / "page.png"
 STORY = "Once upon a time"
+LOW_CONTRAST = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number)
+    .map((x, i) => (i < 3 && text.startsWith("color(") ? x * 255 : x));
+  const linear = (x) => (x <= 10 ? x / 3294.6 : ((x / 255 + 0.055) / 1.055) ** 2.4);
+  const light = ([red, green, blue]) => 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue);
+  const ground = (element) => {
+    for (; element; element = element.parentElement) {
+      const rgb = parse(getComputedStyle(element).backgroundColor);
+      if (rgb.length && (rgb[3] ?? 1) > 0.5) return rgb;
+    }
+    return [255, 255, 255];
+  };
+  const texts = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility()
+    && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
+  return texts.filter((element) => {
+    const [a, b] = [light(parse(getComputedStyle(element).color)), light(ground(element))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
+  }).map((element) => `${element.tagName} ${element.className}: ${element.textContent.slice(0, 40)}`);
+}"""
+"""Texts whose contrast to what they stand on is below what WCAG's level AA asks for."""
+NAMELESS = """() => [...document.querySelectorAll("button, input, textarea, [tabindex]")]
+  .filter((element) => !element.getAttribute("aria-label") && !element.textContent.trim() && !element.closest("label"))
+  .map((element) => element.outerHTML.slice(0, 80))"""
+"""What the keyboard reaches and a screen reader has no name for."""
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +72,9 @@ def browser(server: Service) -> Iterator[Any]:
 class Page:
     """The page in a tab of its own, what it has asked for and what went wrong in it."""
 
-    def __init__(self, browser: Any, server: Service, scheme: str = "light") -> None:
+    def __init__(self, browser: Any, server: Service, scheme: str = "light", size: Mapping[str, int] = SIZE) -> None:
         self.origin = f"http://{server.http_address()}"
-        self.tab = browser.new_context(viewport=SIZE, color_scheme=scheme).new_page()
+        self.tab = browser.new_context(viewport=size, color_scheme=scheme).new_page()
         self.requests: list[str] = []
         self.problems: list[str] = []
         self.tab.on("request", lambda request: self.requests.append(request.url))
@@ -86,6 +112,8 @@ class Page:
     def check(self) -> None:
         """Nothing went wrong, and nobody else was asked."""
         assert self.problems == []
+        assert self.tab.evaluate(LOW_CONTRAST) == []
+        assert self.tab.evaluate(NAMELESS) == []
         assert {url for url in self.requests if not url.startswith((f"{self.origin}/", "data:"))} == set()
         self.tab.context.close()
 
@@ -152,10 +180,74 @@ def test_an_error_is_told_in_words(browser: Any, server: Service) -> None:
     page = Page(browser, server)
     page.choose("chat", top_k="-5")
     page.say("Hello")
-    page.wait("document.querySelector('.figures.error') != null")
-    assert "top_k" in page.figures()
+    page.wait("document.querySelector('.failure') != null")
+    assert "top_k" in page.tab.inner_text(".failure")
+    page.choose("chat", top_k="")
+    page.tab.click(".failure button")
+    page.wait("document.querySelectorAll('.assistant:not(.writing)').length == 1")
+    assert page.answer(), "it can be tried again"
     # The browser itself logs answers that are errors.
     page.problems = [problem for problem in page.problems if "status of 400" not in problem]
+    page.check()
+
+
+def event(delta: dict[str, Any], finish_reason: str | None = None) -> str:
+    """An event of a stream of chat completions."""
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return f"data: {json.dumps({'choices': [choice], 'usage': {'completion_tokens': 7}})}\n\n"
+
+
+def test_reasoning_markup_and_calls_are_shown_and_calls_are_answered(page: Page) -> None:
+    table = "| city | degrees |\n| --- | --- |\n| Paris | 12 |\n"
+    text = f"It is **mild**:\n\n{table}\n```python\nprint('<b>')\n```\n- one\n- two\n"
+    call = {"index": 0, "id": "c1", "function": {"name": "get_weather", "arguments": '{"city": '}}
+    answer = [
+        event({"reasoning_content": "I look it up."}),
+        event({"content": text}),
+        event({"tool_calls": [call]}),
+        event({"tool_calls": [{"index": 0, "function": {"arguments": '"Paris"}'}}]}, "tool_calls"),
+        "data: [DONE]\n\n",
+    ]
+    asked: list[dict[str, Any]] = []
+
+    def serve_answer(route: Any) -> None:
+        asked.append(route.request.post_data_json)
+        route.fulfill(content_type="text/event-stream", body="".join(answer))
+
+    page.tab.route("**/v1/chat/completions", serve_answer)
+    page.choose("chat", tools=json.dumps(TOOLS))
+    page.say("How is the weather?")
+    page.wait("document.querySelector('.results') != null")
+    assert asked[0]["tools"] == TOOLS
+    assert "I look it up." in page.tab.locator(".reasoning div").text_content()
+    assert page.tab.inner_text(".assistant strong") == "mild"
+    assert page.tab.locator(".assistant td").all_inner_texts() == ["Paris", "12"]
+    assert page.tab.locator(".assistant li").all_inner_texts() == ["one", "two"]
+    assert page.tab.inner_text(".assistant .code pre") == "print('<b>')", "nothing of a model's is HTML"
+    assert page.tab.inner_text(".call h3").endswith("get_weather")
+    assert json.loads(page.tab.inner_text(".call pre")) == {"city": "Paris"}
+    page.tab.fill(".results textarea", "12 degrees")
+    page.tab.click(".results button")
+    page.wait("document.querySelectorAll('.assistant:not(.writing)').length == 2")
+    assert [message["role"] for message in asked[1]["messages"]] == ["user", "assistant", "tool"]
+    assert asked[1]["messages"][2] == {"role": "tool", "tool_call_id": "c1", "content": "12 degrees"}
+    assert asked[1]["messages"][1]["tool_calls"][0]["function"]["name"] == "get_weather"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_has_room_for_everything(browser: Any, server: Service, scheme: str) -> None:
+    page = Page(browser, server, scheme, PHONE)
+    page.tab.click("#ideas button:first-child")
+    page.wait("document.querySelectorAll('.assistant:not(.writing)').length == 1")
+    assert page.tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    for name in ("theme", "settings", "new", "send"):
+        box = page.tab.locator(f"#{name}").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= PHONE["width"]
+    page.tab.click("#settings")
+    assert page.tab.locator("#parameters").bounding_box()["width"] == PHONE["width"]
+    page.tab.keyboard.press("Escape")
+    assert page.tab.is_hidden("#parameters")
     page.check()
 
 
@@ -176,7 +268,7 @@ def test_the_page_looks_as_in_the_docs(browser: Any, server: Service, scheme: st
     page.wait("document.querySelectorAll('.assistant:not(.writing)').length == 1")
     write_without_end(page)
     page.wait("Number(document.getElementById('tile-rate').textContent) > 0")
-    page.tab.wait_for_timeout(4000)
+    page.tab.wait_for_timeout(700)
     picture = page.tab.screenshot()
     page.tab.keyboard.press("Escape")
     page.wait("document.querySelectorAll('.writing').length == 0")

@@ -19,6 +19,7 @@ STATS = "/page/stats"
 _FILES = (
     ("/", "index.html", b"text/html; charset=utf-8"),
     ("/page.css", "page.css", b"text/css; charset=utf-8"),
+    ("/page_text.js", "page_text.js", b"text/javascript; charset=utf-8"),
     ("/page.js", "page.js", b"text/javascript; charset=utf-8"),
 )
 PAGES = tuple(path for path, _, _ in _FILES)

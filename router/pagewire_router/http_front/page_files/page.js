@@ -110,7 +110,10 @@ async function pollStats() {
       showTiles(stats);
     } else {
       setState(response.status === 401 ? "needs an API key" : "starting", "bad");
-      if (response.status === 401) toggleParameters(true);
+      if (response.status === 401 && byId("parameters").hidden) {
+        toggleParameters(true);
+        form.key.focus();
+      }
     }
   } catch {
     setState("unreachable", "bad");
@@ -118,35 +121,16 @@ async function pollStats() {
   setTimeout(pollStats, document.hidden ? 5 * STATS_EVERY_MS : STATS_EVERY_MS);
 }
 
-/* Text: fences and inline code; everything else as it is. */
-
-function showText(element, text) {
-  const parts = text.split(/^```[^\n]*\n?/m);
-  element.replaceChildren(...parts.flatMap((part, index) => {
-    if (index % 2) {
-      const block = document.createElement("pre");
-      block.textContent = part.replace(/\n$/, "");
-      return [block];
-    }
-    return part.split(/(`[^`\n]+`)/).map((piece) => {
-      if (!/^`[^`\n]+`$/.test(piece)) return piece;
-      const code = document.createElement("code");
-      code.textContent = piece.slice(1, -1);
-      return code;
-    });
-  }));
+function scrollToEnd() {
+  conversation.scrollTop = conversation.scrollHeight;
 }
 
-function addMessage(role, text) {
+function addMessage(role, name, text) {
   byId("empty").hidden = true;
-  const message = document.createElement("article");
-  message.className = `message ${role}`;
-  const body = document.createElement("div");
-  body.className = "body";
-  body.textContent = text;
-  message.append(body);
+  const message = make("article", `message ${role}`, make("div", "body", text));
+  message.setAttribute("aria-label", name);
   conversation.append(message);
-  conversation.scrollTop = conversation.scrollHeight;
+  scrollToEnd();
   return message;
 }
 
@@ -154,14 +138,17 @@ function addMessage(role, text) {
 
 class Answer {
   constructor(prompt) {
-    this.element = addMessage("assistant writing", "");
+    this.element = addMessage("assistant writing", "Answer", "");
+    this.element.setAttribute("aria-busy", "true");
     this.body = this.element.querySelector(".body");
-    this.figures = document.createElement("div");
-    this.figures.className = "figures";
+    this.isText = mode === "text";
+    this.body.classList.toggle("plain", this.isText);
+    this.figures = make("div", "figures");
     this.element.append(this.figures);
     this.prompt = prompt;
     this.text = "";
     this.reasoning = "";
+    this.calls = [];
     this.numTokens = 0;
     this.startMs = performance.now();
     this.firstMs = null;
@@ -170,14 +157,15 @@ class Answer {
   }
 
   take(chunk) {
-    if (chunk.error) throw new Error(chunk.error.message);
+    if (chunk.error) throw new Failure(chunk.error.code || "error", chunk.error.message);
     if (chunk.usage) this.numTokens = chunk.usage.completion_tokens;
     const choice = chunk.choices && chunk.choices[0];
     if (!choice) return;
     const delta = choice.delta || {};
     const text = choice.text || delta.content || "";
     const reasoning = delta.reasoning_content || delta.reasoning || "";
-    if (text || reasoning) {
+    for (const part of delta.tool_calls || []) this.takeCall(part);
+    if (text || reasoning || delta.tool_calls) {
       this.lastMs = performance.now();
       this.firstMs ??= this.lastMs;
     }
@@ -190,29 +178,44 @@ class Answer {
     }
   }
 
+  takeCall(part) {
+    const call = this.calls[part.index] ??= { id: part.id, type: "function", function: { name: "", arguments: "" } };
+    call.function.name += part.function.name || "";
+    call.function.arguments += part.function.arguments || "";
+  }
+
   draw() {
     this.isDue = false;
     const isAtEnd = conversation.scrollHeight - conversation.scrollTop - conversation.clientHeight < 60;
-    if (this.reasoning) {
-      if (!this.thoughts) {
-        this.thoughts = document.createElement("details");
-        this.thoughts.className = "reasoning";
-        this.thoughts.open = true;
-        this.thoughts.append(document.createElement("summary"), document.createElement("div"));
-        this.thoughts.firstChild.textContent = "Reasoning";
-        this.element.prepend(this.thoughts);
-      }
-      this.thoughts.lastChild.textContent = this.reasoning;
-    }
-    showText(this.body, this.text);
-    if (this.prompt) {
-      const given = document.createElement("span");
-      given.className = "continued";
-      given.textContent = this.prompt;
-      this.body.prepend(given);
-    }
+    if (this.reasoning) this.drawReasoning();
+    if (this.isText) this.body.replaceChildren(make("span", "continued", this.prompt), this.text);
+    else showText(this.body, this.text);
+    if (this.calls.length) this.drawCalls();
     this.showFigures();
-    if (isAtEnd) conversation.scrollTop = conversation.scrollHeight;
+    if (isAtEnd) scrollToEnd();
+  }
+
+  drawReasoning() {
+    if (!this.thoughts) {
+      this.thoughts = make("details", "reasoning", make("summary", "", "Reasoning"), make("div", ""));
+      this.thoughts.open = true;
+      this.element.prepend(this.thoughts);
+    }
+    this.thoughts.lastChild.textContent = this.reasoning;
+    if (this.firstTextMs === undefined && this.text) {
+      this.firstTextMs = performance.now();
+      const seconds = (this.firstTextMs - this.firstMs) / 1000;
+      this.thoughts.firstChild.textContent = `Reasoning, ${seconds.toFixed(1)} s`;
+    }
+  }
+
+  drawCalls() {
+    this.cards ??= this.figures.insertAdjacentElement("beforebegin", make("div", "calls"));
+    this.cards.replaceChildren(...this.calls.map((call) => {
+      const args = make("pre", "", setOut(call.function.arguments));
+      args.tabIndex = 0;
+      return make("section", "call", make("h3", "", make("span", "", "calls"), call.function.name), args);
+    }));
   }
 
   showFigures(end = "") {
@@ -223,7 +226,7 @@ class Answer {
     const parts = [`first token ${Math.round(this.firstMs - this.startMs)} ms`];
     if (this.numTokens) parts.unshift(`${this.numTokens} tokens`);
     const seconds = (this.lastMs - this.firstMs) / 1000;
-    if (this.numTokens > 1 && seconds > 0) parts.push(`${((this.numTokens - 1) / seconds).toFixed(1)} tokens per second`);
+    if (this.numTokens > 1 && seconds > 0.01) parts.push(`${((this.numTokens - 1) / seconds).toFixed(1)} tokens per second`);
     if (end) parts.push(end);
     this.figures.textContent = parts.join(" · ");
   }
@@ -231,18 +234,66 @@ class Answer {
   finish(end) {
     this.draw();
     this.element.classList.remove("writing");
+    this.element.removeAttribute("aria-busy");
     if (this.thoughts && this.text) this.thoughts.open = false;
     this.showFigures(end || (this.isCut ? "stopped at the most tokens" : ""));
+    byId("announcer").textContent = end ? `Answer ${end}` : "Answer complete";
+    if (this.calls.length && !end) this.askForResults();
+    if (!this.text && !this.reasoning && !this.calls.length && !end) this.figures.textContent = "The model said nothing.";
   }
 
-  fail(message) {
-    this.finish("");
-    this.figures.classList.add("error");
-    this.figures.textContent = message;
+  /* What the tools say is the next turn: it is typed here. */
+  askForResults() {
+    const fields = this.calls.map((call) => make("textarea", ""));
+    const labels = this.calls.map((call, i) => make("label", "", `Result of ${call.function.name}`, fields[i]));
+    const button = make("button", "small", "Send results");
+    const form = make("form", "results", ...labels, button);
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (running) return;
+      form.remove();
+      this.calls.forEach((call, i) => {
+        messages.push({ role: "tool", tool_call_id: call.id, content: fields[i].value });
+        addMessage("user", "Result", `${call.function.name} → ${fields[i].value}`);
+      });
+      ask("");
+    });
+    this.element.append(form);
+    scrollToEnd();
+  }
+
+  fail(failure) {
+    this.finish("failed");
+    this.figures.remove();
+    const again = make("button", "small", "Try again");
+    again.type = "button";
+    again.addEventListener("click", () => {
+      if (running) return;
+      this.element.remove();
+      ask(this.prompt);
+    });
+    const card = make("div", "failure", make("b", "", failure.title || "failed"), make("p", "", failure.message), again);
+    card.setAttribute("role", "alert");
+    this.element.append(card);
+    scrollToEnd();
   }
 }
 
 /* Requests */
+
+class Failure extends Error {
+  constructor(title, message) {
+    super(message);
+    this.title = title;
+  }
+
+  static async of(response) {
+    const told = (await response.json().catch(() => ({}))).error || {};
+    const after = response.headers.get("retry-after");
+    const message = told.message || "The server says no more.";
+    return new Failure(`${response.status} ${told.code || ""}`, after ? `${message}\nTry again in ${after} s.` : message);
+  }
+}
 
 function request(text) {
   const body = { model: served.model, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
@@ -253,9 +304,18 @@ function request(text) {
   if (stop.length) body.stop = stop;
   if (mode === "text") return ["v1/completions", { ...body, prompt: text }];
   const system = form.system.value.trim();
+  if (form.tools.value.trim()) body.tools = readTools();
   return ["v1/chat/completions", {
     ...body, messages: [...(system ? [{ role: "system", content: system }] : []), ...messages],
   }];
+}
+
+function readTools() {
+  try {
+    return JSON.parse(form.tools.value);
+  } catch (error) {
+    throw new Failure("Tools are no JSON", error.message);
+  }
 }
 
 async function* events(response) {
@@ -272,36 +332,41 @@ async function* events(response) {
   }
 }
 
-async function send(text) {
+function send(text) {
   if (mode === "chat") {
+    // A question that got no answer is asked no more.
+    if (messages.length && messages.at(-1).role === "user") messages.pop();
     messages.push({ role: "user", content: text });
-    addMessage("user", text);
+    addMessage("user", "You", text);
   }
-  const [path, body] = request(text);
+  ask(text);
+}
+
+/* Asks for an answer to the conversation, or in text mode for what follows the text. */
+async function ask(text) {
   const answer = new Answer(mode === "text" ? text : "");
+  const conversationThen = messages;
   running = new AbortController();
   showRunning(true);
   try {
+    const [path, body] = request(text);
     const response = await fetch(path, {
       method: "POST", headers: headers(), body: JSON.stringify(body), signal: running.signal,
     });
-    if (!response.ok) {
-      const told = await response.json().catch(() => ({}));
-      throw new Error((told.error && told.error.message) || `the server says ${response.status}`);
-    }
+    if (!response.ok) throw await Failure.of(response);
     for await (const chunk of events(response)) answer.take(chunk);
     answer.finish("");
   } catch (error) {
     if (error.name === "AbortError") answer.finish("stopped");
-    else answer.fail(error.message);
+    else answer.fail(error instanceof TypeError ? new Failure("The server cannot be reached", error.message) : error);
   }
-  if (mode === "chat") {
-    if (answer.text) messages.push({ role: "assistant", content: answer.text });
-    else messages.pop();
+  if (!answer.isText && (answer.text || answer.calls.length)) {
+    const calls = answer.calls.length ? { tool_calls: answer.calls } : {};
+    conversationThen.push({ role: "assistant", content: answer.text, ...calls });
   }
   running = null;
   showRunning(false);
-  input.focus();
+  if (!answer.calls.length) input.focus({ preventScroll: true });
 }
 
 function showRunning(isRunning) {
@@ -335,6 +400,8 @@ function startNew() {
 function toggleParameters(show = byId("parameters").hidden) {
   byId("parameters").hidden = !show;
   byId("settings").setAttribute("aria-expanded", String(show));
+  if (show) byId("parameters").querySelector("input:checked, input").focus({ preventScroll: true });
+  else input.focus({ preventScroll: true });
 }
 
 function toggleTheme() {
@@ -352,12 +419,19 @@ byId("stop").addEventListener("click", () => running && running.abort());
 byId("new").addEventListener("click", startNew);
 byId("theme").addEventListener("click", toggleTheme);
 byId("settings").addEventListener("click", () => toggleParameters());
+byId("close").addEventListener("click", () => toggleParameters(false));
+byId("ideas").addEventListener("click", (event) => {
+  if (event.target.tagName === "BUTTON" && !running) send(event.target.textContent);
+});
 input.addEventListener("input", fitInput);
 input.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); submit(); }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && running) running.abort();
+  if (event.key === "Escape") {
+    if (running) running.abort();
+    else if (!byId("parameters").hidden) toggleParameters(false);
+  }
   const shortcuts = { KeyN: startNew, KeyP: () => toggleParameters(), KeyT: toggleTheme };
   if (event.altKey && shortcuts[event.code]) { event.preventDefault(); shortcuts[event.code](); }
 });
