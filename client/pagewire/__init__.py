@@ -14,9 +14,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pagewire.assembly import RequestOutputKind
     from pagewire.async_client import AsyncClient
     from pagewire.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from pagewire.client import Client
+    from pagewire.engine_args import EngineArgs
+    from pagewire.engines import AsyncLLM, LLMEngine
     from pagewire.errors import (
         Aborted,
         AlreadyExists,
@@ -42,9 +45,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "pagewire.assembly": ("RequestOutputKind",),
     "pagewire.async_client": ("AsyncClient",),
     "pagewire.beam_search": ("BeamSearchOutput", "BeamSearchParams", "BeamSearchSequence"),
     "pagewire.client": ("Client",),
+    "pagewire.engine_args": ("EngineArgs",),
+    "pagewire.engines": ("AsyncLLM", "LLMEngine"),
     "pagewire.errors": (
         "Aborted",
         "AlreadyExists",
@@ -74,6 +80,7 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "AsyncClient",
+    "AsyncLLM",
     "BeamSearchOutput",
     "BeamSearchParams",
     "BeamSearchSequence",
@@ -82,15 +89,18 @@ __all__ = [
     "Client",
     "CompletionOutput",
     "DeadlineExceeded",
+    "EngineArgs",
     "Event",
     "FieldViolation",
     "InvalidRequest",
+    "LLMEngine",
     "Logprob",
     "NotFound",
     "PagewireError",
     "PromptLogprobs",
     "QueueFull",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "SequenceFinished",
     "ServerError",

@@ -15,7 +15,16 @@ from pagewire.client import Client
 from pagewire.errors import InvalidRequest
 from pagewire.outputs import RequestOutput
 from pagewire.progress import progress_bar
-from pagewire.prompts import ChatMessage, ChatPrompt, ContentFormat, Prompt, PromptLike, as_prompts, with_salt
+from pagewire.prompts import (
+    ChatMessage,
+    ChatPrompt,
+    ContentFormat,
+    Prompt,
+    PromptLike,
+    as_prompts,
+    prompt_salt,
+    with_salt,
+)
 from pagewire.sampling_params import SamplingParams
 from pagewire.serve.engine_arguments import translate, without_effect
 from pagewire.serve.options import model_flags
@@ -45,6 +54,7 @@ class LLM:
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
         self._model = DEFAULT_MODEL if model is None else _path("model", model)
+        self._salt: str | None = None
         self._shares_prefixes = options.pop("enable_prefix_caching", None) is not False
         flags = _flags(self._model, options)
         # Whoever can talk to this server may run code as this user anyway.
@@ -77,7 +87,7 @@ class LLM:
             One answer for each prompt, in their order.
         """
         _refuse_adapter(lora_request)
-        listed = self._salted(as_prompts(prompts))
+        listed = self.salted(as_prompts(prompts), cache_salt)
         with progress_bar(len(listed), enabled=bool(use_tqdm)) as on_output:
             return self._client.complete_many(
                 listed,
@@ -107,7 +117,7 @@ class LLM:
             One answer for each prompt, in their order.
         """
         _refuse_adapter(lora_request)
-        return self._client.beam_search_many(self._salted(as_prompts(prompts)), params, window=concurrency_limit)
+        return self._client.beam_search_many(self.salted(as_prompts(prompts)), params, window=concurrency_limit)
 
     def chat(
         self,
@@ -169,11 +179,24 @@ class LLM:
         transformers = importlib.import_module("transformers")
         return transformers.AutoTokenizer.from_pretrained(_model_directory(self._model))
 
-    def _salted(self, prompts: list[Prompt]) -> list[Prompt]:
-        """The prompts, each with a salt of its own unless cached prefixes may be shared."""
-        if self._shares_prefixes:
+    def reset_prefix_cache(self) -> bool:
+        """Makes later requests share no prefixes with earlier ones. Their blocks are evicted as room is needed."""
+        self._salt = uuid.uuid4().hex
+        return True
+
+    def salted(self, prompts: list[Prompt], cache_salt: str | None = None) -> list[Prompt]:
+        """The prompts with the salts by which they share cached prefixes, unless they share them with all others.
+
+        Args:
+            cache_salt: that of prompts that have none.
+        """
+        if not self._shares_prefixes:
+            return [with_salt(prompt, uuid.uuid4().hex) for prompt in prompts]
+        if self._salt is None:
             return prompts
-        return [with_salt(prompt, uuid.uuid4().hex) for prompt in prompts]
+        if cache_salt is not None:
+            prompts = [prompt if prompt_salt(prompt) else with_salt(prompt, cache_salt) for prompt in prompts]
+        return [with_salt(prompt, self._salt) for prompt in prompts]
 
     @property
     def client(self) -> Client:

@@ -4,6 +4,7 @@ import json
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, SupportsIndex, TypedDict, TypeGuard, final
 
 from pagewire.errors import InvalidRequest
@@ -94,11 +95,13 @@ def as_prompts(prompts: "PromptLike | Sequence[PromptLike]") -> list[Prompt]:
 
 
 def with_salt(prompt: Prompt, cache_salt: str) -> Prompt:
-    """Returns the prompt with a salt, unless it has one."""
+    """Returns the prompt with a salt, which is joined with its own if it has one."""
     if isinstance(prompt, str):
         return {"prompt": prompt, "cache_salt": cache_salt}
+    own = prompt.get("cache_salt")
+    salt = cache_salt if own is None else sha256(f"{cache_salt}:{own}".encode()).hexdigest()
     # mypy does not tell the kinds apart.
-    return prompt if prompt.get("cache_salt") is not None else {**prompt, "cache_salt": cache_salt}  # type: ignore
+    return {**prompt, "cache_salt": salt}  # type: ignore
 
 
 def as_prompt(prompt: PromptLike) -> Prompt:

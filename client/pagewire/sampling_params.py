@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Self
 
+from pagewire.assembly import RequestOutputKind
 from pagewire.errors import InvalidRequest
 from pagewire.parameter_table import BY_NAME, GREEDY_BELOW, MAX_INT32, Kind, Parameter
 from pagewire.structured_outputs import StructuredOutputsParams
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 class _Tracked:
     """Remembers which attributes were given a value after the object was built."""
 
-    __slots__ = ("_given",)
+    __slots__ = ("_given", "output_kind")
     _given: frozenset[str]
+    output_kind: RequestOutputKind
+    """What AsyncLLM and LLMEngine return of the request while it runs; LLM and the clients do not look at it."""
 
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -29,6 +32,7 @@ class _Tracked:
     def __new__(cls, *_args: Any, **_given: Any) -> Self:
         self = object.__new__(cls)
         object.__setattr__(self, "_given", frozenset())
+        object.__setattr__(self, "output_kind", RequestOutputKind.CUMULATIVE)
         return self
 
 
@@ -195,7 +199,7 @@ _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "guided_decoding": (),
     "logits_processors": ([],),
     "logprob_token_ids": (),
-    "output_kind": (),
+    "output_kind": tuple(RequestOutputKind),
     "repetition_detection": (),
     "routed_experts_prompt_start": (0,),
     "skip_clone": (True, False),
@@ -210,6 +214,7 @@ def _refusing_by_name(build: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(build)
     def init(self: object, *args: Any, **given: Any) -> None:
+        kind = given.get("output_kind")
         if not given.keys() <= _SERVED.keys():
             for name in given.keys() & _NOT_SERVED.keys():
                 value = given.pop(name)
@@ -218,6 +223,8 @@ def _refusing_by_name(build: Callable[..., None]) -> Callable[..., None]:
         build(self, *args, **given)
         assert isinstance(self, SamplingParams)
         object.__setattr__(self, "_given", frozenset(given))
+        if kind is not None:
+            object.__setattr__(self, "output_kind", kind)
         for name in _CONTAINERS:
             object.__setattr__(self, name, _plain(getattr(self, name)))
         self._check()

@@ -30,6 +30,19 @@ class Echo(inference_pb2_grpc.InferenceServicer):
         )
         return pb.GenerateResult(started=pb.Started(request_id="r"), completions=[completion])
 
+    def Generate(self, request, context):  # noqa: N802
+        if request.text == "fail":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "as asked")
+        yield pb.GenerateResponse(started=pb.Started(request_id=request.request_id, seed=5, prompt_token_ids=[1, 2]))
+        words = (request.text or request.cache_salt).split()
+        sequences = range(request.sampling_params.n or 1)
+        for number, word in enumerate(words):
+            for index in sequences:
+                yield pb.GenerateResponse(delta=pb.Delta(index=index, text=f" {word}", token_ids=[number]))
+        for index in sequences:
+            finished = pb.Finished(index=index, finish_reason=pb.FINISH_REASON_STOP)
+            yield pb.GenerateResponse(finished=finished)
+
 
 def main() -> None:
     model = sys.argv[sys.argv.index("--") + 1]
