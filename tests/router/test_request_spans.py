@@ -1,8 +1,12 @@
 """The spans that are made of a request's timeline."""
 
+from types import SimpleNamespace
+
+import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pagewire.v1 import inference_pb2
 from pagewire_router.timeline import (
     Admitted,
     ChunkDone,
@@ -15,6 +19,8 @@ from pagewire_router.timeline import (
     TimelineEvent,
     TraceContext,
 )
+from pagewire_router.tracing.call_trace import CallTrace
+from pagewire_router.tracing.request_attributes import request_attributes
 from pagewire_router.tracing.request_spans import add_request_spans
 
 END_NS = 100
@@ -125,3 +131,12 @@ def test_what_is_open_ends_with_the_call() -> None:
 
 def test_a_request_that_ends_in_the_queue_has_waited_until_then() -> None:
     assert times(spans_of((10, Queued("g")), (50, Ended(0))))[1:] == [("queue", 10, 50)]
+
+
+@pytest.mark.parametrize(("constraint", "kind"), [({"json": "{}"}, "json"), ({"regex": "a+"}, "text"), (None, None)])
+def test_attributes_say_what_kind_of_output_was_asked_for(constraint, kind):
+    params = inference_pb2.SamplingParams(structured_outputs=constraint)
+    request = SimpleNamespace(params=params, priority=0, request_id="a", prompt_token_ids=[1])
+    output = SimpleNamespace(num_tokens=1, finish_reasons=list)
+    trace = CallTrace(Timeline(None), "tiny", inference_pb2.GenerateRequest(text="a"), request, output)
+    assert request_attributes(trace, is_stream=False).get("gen_ai.output.type") == kind

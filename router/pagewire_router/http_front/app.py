@@ -104,7 +104,7 @@ class HttpApp:
         exchange.route = path = self._name_of(exchange.path)
         peer = _peer(scope.get("client"))
         self._metrics.begin(path)
-        traced = None if self._tracing is None else self._tracing.start(exchange, path, peer)
+        traced = None if self._tracing is None else self._tracing.start(exchange, scope, path, peer)
         try:
             await self._serve(exchange, peer, arrival_s, None if traced is None else traced.trace)
         except asyncio.CancelledError:

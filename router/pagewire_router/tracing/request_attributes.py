@@ -57,6 +57,9 @@ def _parameters(message: inference_pb2.GenerateRequest, request: Request) -> dic
         attributes[names.REQUEST_SEED] = params.seed
     if params.n != 1:
         attributes[names.REQUEST_CHOICE_COUNT] = params.n
+    if params.HasField("structured_outputs"):
+        is_json = params.structured_outputs.WhichOneof("constraint") in ("json", "json_object")
+        attributes[names.OUTPUT_TYPE] = "json" if is_json else "text"
     if request.priority:
         attributes[names.PRIORITY] = request.priority
     return attributes
