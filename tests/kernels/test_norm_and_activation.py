@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from pagewire_kernels.activation import gelu_and_mul, silu_and_mul
+from pagewire_kernels.activation import gelu_and_mul, silu_and_mul, xielu
 from pagewire_kernels.layer_norm import layer_norm
 from pagewire_kernels.rms_norm import reference, rms_norm
 
@@ -72,6 +72,15 @@ def test_gated_activations(size, magnitude):
     torch.testing.assert_close(silu_and_mul(x), F.silu(gate) * up, **tolerance)
     torch.testing.assert_close(gelu_and_mul(x), F.gelu(gate) * up, **tolerance)
     torch.testing.assert_close(gelu_and_mul(x, "tanh"), F.gelu(gate, approximate="tanh") * up, **tolerance)
+
+
+def test_xielu_is_that_of_transformers():
+    from transformers.activations import XIELUActivation
+
+    activation = XIELUActivation(alpha_p_init=0.9, alpha_n_init=1.3, dtype=torch.float32)
+    x = torch.cat([torch.randn(7, 40) * 10, torch.randn(7, 40) * 1e-3], 1)
+    slopes = torch.tensor([0.9, 1.3])
+    torch.testing.assert_close(xielu(x, slopes), activation(x).detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_activation_saturates_without_overflow():

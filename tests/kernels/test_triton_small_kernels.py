@@ -133,6 +133,20 @@ def test_gated_activations(num_rows, width, activation, dtype):
     assert_same(out, exact(x.float()).to(dtype), dtype)
 
 
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 3.0])
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 3), (37, 80), (3, 2500)])
+def test_xielu(num_rows, width, scale, dtype):
+    from pagewire_kernels.activation import triton as kernel
+
+    # Rows as a slice of something wider.
+    x = (randn(num_rows, width + 8) * scale).to(dtype)[:, :width]
+    slopes = torch.tensor([0.9, 1.3])
+    out = kernel.xielu(x.to(DEVICE), slopes.to(DEVICE))
+    assert_same(out, activation_reference.xielu(x, slopes), dtype)
+
+
 def rotary_inputs(num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim, dtype):
     """Heads as slices of one projection's output, and caches whose every slot holds NaN."""
     projected = randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)

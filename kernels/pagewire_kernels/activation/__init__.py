@@ -1,4 +1,4 @@
-"""Gated activations of the MLP: the gate's activation times the other half."""
+"""Activations of the MLP: a gate's activation times the other half, and xIELU, which has weights of its own."""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,7 +8,7 @@ import torch
 
 from pagewire_kernels.activation import reference
 
-__all__ = ["gelu_and_mul", "silu_and_mul"]
+__all__ = ["gelu_and_mul", "silu_and_mul", "xielu"]
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
@@ -46,6 +46,25 @@ def gelu_and_mul(x: torch.Tensor, approximate: Literal["none", "tanh"] = "none")
     if x.is_cuda:
         return _cuda()(x, "gelu" if approximate == "none" else "gelu_tanh")
     return reference.gelu_and_mul(x, approximate)
+
+
+def xielu(x: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+    """xIELU: a parabola above 0 and an exponential below, both beside x / 2.
+
+    Args:
+        x: [num_tokens, intermediate], rows contiguous.
+        slopes: [2] float32 on x's device: the factor of x**2 above 0, and that of exp(x) - 1 - x below.
+
+    Returns:
+        [num_tokens, intermediate], x's dtype, contiguous.
+
+    Source: arXiv:2411.13010.
+    """
+    if x.is_cuda:
+        from pagewire_kernels.activation.triton import xielu as triton_kernel
+
+        return triton_kernel(x, slopes)
+    return reference.xielu(x, slopes)
 
 
 @cache

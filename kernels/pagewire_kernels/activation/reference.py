@@ -1,4 +1,4 @@
-"""The definitions of silu_and_mul and gelu_and_mul."""
+"""The definitions of silu_and_mul, gelu_and_mul and xielu."""
 
 from typing import Literal
 
@@ -16,3 +16,11 @@ def gelu_and_mul(x: torch.Tensor, approximate: Literal["none", "tanh"] = "none")
     """gelu(gate) * up."""
     gate, up = x.chunk(2, dim=-1)
     return F.gelu(gate, approximate=approximate) * up
+
+
+def xielu(x: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+    """slopes[0] * x**2 + x / 2 above 0, slopes[1] * (exp(x) - 1 - x) + x / 2 below."""
+    x32 = x.float()
+    below = x32.clamp(max=0.0)
+    curve = torch.where(x32 > 0, slopes[0] * x32 * x32, slopes[1] * (torch.expm1(below) - below))
+    return (curve + 0.5 * x32).to(x.dtype)

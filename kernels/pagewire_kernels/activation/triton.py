@@ -1,4 +1,4 @@
-"""silu_and_mul and gelu_and_mul on a GPU: one pass over memory."""
+"""silu_and_mul, gelu_and_mul and xielu on a GPU: one pass over memory."""
 
 import torch
 import triton
@@ -73,6 +73,56 @@ def activate_and_mul(x: torch.Tensor, activation: str) -> torch.Tensor:
             rows.stride(0),
             WIDTH=width,
             ACTIVATION=activation,
+            ROWS=tile.rows,
+            COLUMNS=tile.columns,
+            **launch_options(x.device),
+            num_warps=tile.num_warps,
+        )
+    return out
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def xielu_kernel(
+    x_ptr,
+    slopes_ptr,
+    out_ptr,
+    num_rows,
+    stride_row,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (cdiv(num_rows, ROWS), cdiv(WIDTH, COLUMNS)); one program makes a tile of out, [num_rows, WIDTH]."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # [ROWS, 1]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]  # [1, COLUMNS]
+    mask = (row < num_rows) & (column < WIDTH)
+    release_next(PDL)
+    wait_for_previous(PDL)
+    x = tl.load(x_ptr + row * stride_row + column, mask=mask, other=0.0).to(tl.float32)  # [ROWS, COLUMNS]
+    above, below = tl.load(slopes_ptr), tl.load(slopes_ptr + 1)
+    # Near 0 exp(x) - 1 - x would lose all its digits.
+    series = x * x * (0.5 + x * (1.0 / 6.0 + x * (1.0 / 24.0)))
+    rest = tl.where(x > -0.05, series, tl.exp(tl.minimum(x, 0.0)) - 1.0 - x)
+    out = tl.where(x > 0, above * x * x, below * rest) + 0.5 * x
+    tl.store(out_ptr + row * WIDTH + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def xielu(x: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+    """See the package."""
+    num_rows, width = x.shape
+    if x.stride(1) != 1 or slopes.dtype is not torch.float32:
+        raise ValueError("the last dimension must be contiguous, and slopes float32")
+    out = torch.empty((num_rows, width), dtype=x.dtype, device=x.device)
+    if num_rows > 0:
+        tile = row_tile(width, _MAX_COLUMNS)
+        xielu_kernel[(triton.cdiv(num_rows, tile.rows), triton.cdiv(width, tile.columns))](
+            x,
+            slopes,
+            out,
+            num_rows,
+            x.stride(0),
+            WIDTH=width,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
             **launch_options(x.device),
