@@ -1,4 +1,5 @@
-"""Activation functions by name: of one input, and of a gate that multiplies the value beside it."""
+"""Activation functions by name: of one input, and of a gate that multiplies the value beside it; and xIELU, whose slopes
+are learned."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,9 +7,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pagewire_kernels.activation import gelu_and_mul, silu_and_mul
+from pagewire_kernels.activation import gelu_and_mul, silu_and_mul, xielu
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
 
 PLAIN: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu_,
@@ -25,3 +26,14 @@ GATED: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": partial(gelu_and_mul, approximate="tanh"),
 }
 """[num_rows, 2 * size], gate and value side by side -> [num_rows, size]: activation(gate) * value."""
+
+
+XIELU_LINEAR = 0.5
+"""xIELU's slope at 0."""
+
+
+def xielu_of(positive: torch.Tensor, negative: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """xIELU with the slopes that a checkpoint's alpha_p and alpha_n stand for, one number each (arXiv:2411.13010)."""
+    slopes = F.softplus(torch.cat([positive, negative]).float())
+    slopes[1] += XIELU_LINEAR
+    return partial(xielu, slopes=slopes)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pagewire_shard.layers.activation import GATED, PLAIN, Activation
+from pagewire_shard.layers.activation import GATED, PLAIN, Activation, xielu_of
 from pagewire_shard.layers.linear import Linear
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights
@@ -29,21 +29,36 @@ class MlpSpec:
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See FeedForwardSpec."""
         up_parts = (self.intermediate_size,) * (2 if self.gated else 1)
+        slopes = ("xielu_positive", "xielu_negative") if self.activation == "xielu" else ()
         return {
             "up": Parameter("linear", up_parts, hidden_size, self.bias),
             "down": Parameter("linear", (hidden_size,), self.intermediate_size, self.bias),
+            **{name: Parameter("vector", (1,)) for name in slopes},
         }
 
     def build(self, weights: LayerWeights) -> "Mlp":
         """See FeedForwardSpec."""
-        return Mlp(self, weights.linear("up"), weights.linear("down"))
+        activate = None
+        if self.activation == "xielu":
+            activate = xielu_of(*(weights.tensors(f"xielu_{side}")["weight"] for side in ("positive", "negative")))
+        return Mlp(self, weights.linear("up"), weights.linear("down"), activate)
 
 
 class Mlp:
     """down(activation(up(x))); gated: up yields gate and value side by side."""
 
-    def __init__(self, spec: MlpSpec, up: Linear, down: Linear) -> None:
-        self._activated_up = gated(up, spec.activation) if spec.gated else _activated(up, spec.activation)
+    def __init__(
+        self,
+        spec: MlpSpec,
+        up: Linear,
+        down: Linear,
+        activate: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        """activate: an activation with weights; None: the one that the spec names."""
+        if spec.gated:
+            self._activated_up = gated(up, spec.activation)
+        else:
+            self._activated_up = _activated(up, activate or PLAIN[spec.activation])
         self._down = down
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -60,6 +75,7 @@ def gated(up: Linear, activation: Activation) -> Callable[[torch.Tensor], torch.
     return lambda x: activate(up(x))
 
 
-def _activated(up: Linear, activation: Activation) -> Callable[[torch.Tensor], torch.Tensor]:
-    activate = PLAIN[activation]
+def _activated(
+    up: Linear, activate: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: activate(up(x))
