@@ -38,6 +38,15 @@ OPT: dict[str, Any] = {
 GPT2: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
 FALCON = {name: value for name, value in LLAMA.items() if name != "intermediate_size"}
 MPT: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
+GPT_OSS: dict[str, Any] = {
+    **LLAMA,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "sliding_window": 6,
+    "swiglu_limit": 1.0,
+}
 QWEN3_MOE: dict[str, Any] = {
     **LLAMA,
     "num_key_value_heads": 2,
@@ -120,6 +129,12 @@ CASES: dict[str, transformers.PretrainedConfig] = {
         },
     ),
     "vault-gemma": transformers.VaultGemmaConfig(**GEMMA, query_pre_attn_scalar=12, attn_logit_softcapping=3.0),
+    "gpt-oss": transformers.GptOssConfig(**GPT_OSS),
+    "gpt-oss-no-biases-rope-of-its-own": transformers.GptOssConfig(
+        **{**GPT_OSS, "swiglu_limit": 0.3}, attention_bias=False, tie_word_embeddings=True, **rope("linear", factor=2.0)
+    ),
+    "apertus": transformers.ApertusConfig(**LLAMA, num_key_value_heads=2, dtype="float32"),
+    "apertus-relu2-biases": transformers.ApertusConfig(**LLAMA, hidden_act="relu2", attention_bias=True),
     "granite": transformers.GraniteConfig(
         **LLAMA,
         num_key_value_heads=2,

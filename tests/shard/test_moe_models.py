@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pagewire_kernels.fused_moe import RouterSpec
+from pagewire_kernels.fused_moe import ClampedSwiglu, RouterSpec
 from pagewire_shard.errors import CorruptWeights, ModelError, UnsupportedArchitecture
 from pagewire_shard.layers.forward_batch import ForwardBatch
+from pagewire_shard.layers.linear import PlainLinear
 from pagewire_shard.layers.mlp import MlpSpec
-from pagewire_shard.layers.moe import MoeSpec
+from pagewire_shard.layers.moe import MixtureOfExperts, MixtureOfLinears, MoeSpec
 from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.models.decoder import Decoder
 from safetensors.torch import load_file, save_file
@@ -129,3 +130,43 @@ def test_what_experts_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         spec_of(tmp_path, CONFIGS["mixtral"], architectures=["MixtralForCausalLM"], **changes)
+
+
+GPT_OSS = transformers.GptOssConfig(**SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2)
+
+
+def test_mxfp4_is_refused_by_name(tmp_path: Path) -> None:
+    quantized = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    with pytest.raises(UnsupportedArchitecture, match="quantization_config.*mxfp4"):
+        spec_of(tmp_path, GPT_OSS, architectures=["GptOssForCausalLM"], quantization_config=quantized)
+
+
+@pytest.mark.parametrize("gone", ["mlp.experts.gate_up_proj_bias", "mlp.experts.down_proj", "self_attn.sinks"])
+def test_what_a_checkpoint_lacks_of_gpt_oss_is_named(tmp_path: Path, gone: str) -> None:
+    transformers.AutoModelForCausalLM.from_config(GPT_OSS).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[f"model.layers.1.{gone}"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CorruptWeights, match=f"lacks 1 tensors: layers.1.{gone}$"):
+        load_model(tmp_path, device=CPU, dtype="float32")
+
+
+def test_one_kernel_for_all_experts_and_a_product_for_each_agree() -> None:
+    spec = MoeSpec(4, 24, RouterSpec(2, renormalise=True), bias=True, clamp=ClampedSwiglu(1.702, 0.5))
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: {
+            "weight": torch.randn(parameter.shape, generator=generator) * 0.3,
+            "bias": torch.randn(parameter.num_rows, generator=generator),
+        }
+        for name, parameter in spec.parameters(32).items()
+    }
+    router, up, down = (tensors[name] for name in ("router", "experts_up", "experts_down"))
+    ups, downs = (
+        [PlainLinear(*pair) for pair in zip(each["weight"].chunk(4), each["bias"].chunk(4), strict=True)]
+        for each in (up, down)
+    )
+    route = PlainLinear(router["weight"], router["bias"])
+    x = torch.randn(9, 32, generator=generator)
+    expected = MixtureOfLinears(spec, route, None, ups, downs)(x)
+    torch.testing.assert_close(MixtureOfExperts(spec, route, None, up, down)(x), expected, atol=1e-5, rtol=1e-4)

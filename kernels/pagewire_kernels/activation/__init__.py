@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 
 from pagewire_kernels.activation import reference
+from pagewire_kernels.activation.reference import XIELU_LINEAR
 
-__all__ = ["gelu_and_mul", "silu_and_mul", "xielu"]
+__all__ = ["XIELU_LINEAR", "gelu_and_mul", "silu_and_mul", "xielu"]
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
@@ -49,7 +50,7 @@ def gelu_and_mul(x: torch.Tensor, approximate: Literal["none", "tanh"] = "none")
 
 
 def xielu(x: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    """xIELU: a parabola above 0 and an exponential below, both beside x / 2.
+    """xIELU: a parabola above 0 and an exponential below, both beside XIELU_LINEAR * x.
 
     Args:
         x: [num_tokens, intermediate], rows contiguous.

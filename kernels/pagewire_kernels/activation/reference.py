@@ -5,6 +5,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+XIELU_LINEAR = 0.5
+"""xIELU's slope at 0."""
+
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up."""
@@ -19,8 +22,8 @@ def gelu_and_mul(x: torch.Tensor, approximate: Literal["none", "tanh"] = "none")
 
 
 def xielu(x: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    """slopes[0] * x**2 + x / 2 above 0, slopes[1] * (exp(x) - 1 - x) + x / 2 below."""
+    """XIELU_LINEAR * x, and slopes[0] * x**2 above 0, slopes[1] * (exp(x) - 1 - x) below."""
     x32 = x.float()
     below = x32.clamp(max=0.0)
     curve = torch.where(x32 > 0, slopes[0] * x32 * x32, slopes[1] * (torch.expm1(below) - below))
-    return (curve + 0.5 * x32).to(x.dtype)
+    return (curve + XIELU_LINEAR * x32).to(x.dtype)

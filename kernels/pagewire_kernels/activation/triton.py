@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from pagewire_kernels.activation.reference import XIELU_LINEAR
 from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
 from pagewire_kernels.gpu.row_tile import row_tile
 
@@ -11,6 +12,7 @@ from pagewire_kernels.gpu.row_tile import row_tile
 
 _MAX_COLUMNS = 2048
 """Widest tile of a row: 4 KB of gate and as much of up."""
+_XIELU_LINEAR = tl.constexpr(XIELU_LINEAR)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
 _SQRT_8_OVER_PI = tl.constexpr(1.5957691216057308)
 
@@ -104,7 +106,7 @@ def xielu_kernel(
     # Near 0 exp(x) - 1 - x would lose all its digits.
     series = x * x * (0.5 + x * (1.0 / 6.0 + x * (1.0 / 24.0)))
     rest = tl.where(x > -0.05, series, tl.exp(tl.minimum(x, 0.0)) - 1.0 - x)
-    out = tl.where(x > 0, above * x * x, below * rest) + 0.5 * x
+    out = tl.where(x > 0, above * x * x, below * rest) + _XIELU_LINEAR * x
     tl.store(out_ptr + row * WIDTH + column, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

@@ -1,5 +1,5 @@
-"""Activation functions by name: of one input, and of a gate that multiplies the value beside it; and xIELU, whose slopes
-are learned."""
+"""Activation functions by name: of one input, and of a gate that multiplies the value beside it. xIELU has learned
+slopes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pagewire_kernels.activation import gelu_and_mul, silu_and_mul, xielu
+from pagewire_kernels.activation import XIELU_LINEAR, gelu_and_mul, silu_and_mul, xielu
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
 
@@ -26,10 +26,6 @@ GATED: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": partial(gelu_and_mul, approximate="tanh"),
 }
 """[num_rows, 2 * size], gate and value side by side -> [num_rows, size]: activation(gate) * value."""
-
-
-XIELU_LINEAR = 0.5
-"""xIELU's slope at 0."""
 
 
 def xielu_of(positive: torch.Tensor, negative: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -75,7 +75,5 @@ def gated(up: Linear, activation: Activation) -> Callable[[torch.Tensor], torch.
     return lambda x: activate(up(x))
 
 
-def _activated(
-    up: Linear, activate: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def _activated(up: Linear, activate: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: activate(up(x))

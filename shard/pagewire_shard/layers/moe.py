@@ -1,20 +1,21 @@
 """The mixture of experts: a router, and the chosen experts, by one kernel on a GPU and by products on a CPU."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from pagewire_kernels.fused_moe import RouterSpec, fused_moe, route
+from pagewire_kernels.fused_moe import ClampedSwiglu, RouterSpec, apply_gate, fused_moe, route
 
 from pagewire_shard.layers.block import FeedForward
 from pagewire_shard.layers.linear import Linear
 from pagewire_shard.layers.mlp import Mlp, MlpSpec, gated
-from pagewire_shard.layers.parameter import Parameter
+from pagewire_shard.layers.parameter import Parameter, Role
 from pagewire_shard.layers.weights import LayerWeights
 
 
 @dataclass(frozen=True, slots=True)
 class MoeSpec:
-    """A mixture of experts in place of a dense feed-forward block; each expert is gated by SiLU and has no biases."""
+    """A mixture of experts in place of a dense feed-forward block; each expert is gated."""
 
     num_experts: int
     intermediate_size: int
@@ -25,6 +26,10 @@ class MoeSpec:
     float32_router: bool = False
     """The router's product is made in float32 whatever the model's element type, because small differences between
     experts decide."""
+    bias: bool = False
+    """Whether router and experts have biases."""
+    clamp: ClampedSwiglu | None = None
+    """The gate of every expert; None: silu(gate) * up."""
 
     @property
     def active_share(self) -> float:
@@ -33,11 +38,13 @@ class MoeSpec:
 
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See FeedForwardSpec."""
+        # Gate and up of the first expert, then of the second, and so on.
+        up_parts = (self.intermediate_size,) * (2 * self.num_experts)
+        router_role: Role = "router" if self.float32_router else "linear"
         parameters = {
-            "router": Parameter("router" if self.float32_router else "linear", (self.num_experts,), hidden_size),
-            # Gate and up of the first expert, then of the second, and so on.
-            "experts_up": Parameter("experts", (self.intermediate_size,) * (2 * self.num_experts), hidden_size),
-            "experts_down": Parameter("experts", (hidden_size,) * self.num_experts, self.intermediate_size),
+            "router": Parameter(router_role, (self.num_experts,), hidden_size, self.bias),
+            "experts_up": Parameter("experts", up_parts, hidden_size, self.bias),
+            "experts_down": Parameter("experts", (hidden_size,) * self.num_experts, self.intermediate_size, self.bias),
         }
         if self.has_correction:
             parameters["correction"] = Parameter("correction", (self.num_experts,))
@@ -51,8 +58,9 @@ class MoeSpec:
             ups = weights.expert_linears("experts_up", self.num_experts)
             downs = weights.expert_linears("experts_down", self.num_experts)
             return MixtureOfLinears(self, router, correction, ups, downs)
-        up, down = weights.tensors("experts_up")["weight"], weights.tensors("experts_down")["weight"]
-        return MixtureOfExperts(self, router, correction, up, down)
+        return MixtureOfExperts(
+            self, router, correction, weights.tensors("experts_up"), weights.tensors("experts_down")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +97,36 @@ class MixtureOfExperts:
     """The sum of the chosen experts' outputs, weighted by the router."""
 
     def __init__(
-        self, spec: MoeSpec, router: Linear, correction: torch.Tensor | None, up: torch.Tensor, down: torch.Tensor
+        self,
+        spec: MoeSpec,
+        router: Linear,
+        correction: torch.Tensor | None,
+        up: Mapping[str, torch.Tensor],
+        down: Mapping[str, torch.Tensor],
     ) -> None:
         self._spec = spec.router
         self._router = router
         self._correction = correction
-        self._up = up.view(spec.num_experts, -1, up.shape[1])
-        self._down = down.view(spec.num_experts, -1, down.shape[1])
+        self._up, self._down = (
+            each["weight"].view(spec.num_experts, -1, each["weight"].shape[1]) for each in (up, down)
+        )
+        self._biases: tuple[torch.Tensor, torch.Tensor] | None = None
+        if spec.bias:
+            self._biases = up["bias"].view(spec.num_experts, -1), down["bias"].view(spec.num_experts, -1)
+        self._clamp = spec.clamp
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden] -> [num_tokens, hidden]."""
-        return fused_moe(x, self._router(x), self._up, self._down, self._spec, self._correction)
+        return fused_moe(
+            x,
+            self._router(x),
+            self._up,
+            self._down,
+            self._spec,
+            self._correction,
+            biases=self._biases,
+            clamp=self._clamp,
+        )
 
 
 class MixtureOfLinears:
@@ -112,7 +139,7 @@ class MixtureOfLinears:
         self._spec = spec.router
         self._router = router
         self._correction = correction
-        self._experts = [(gated(up, "silu"), down) for up, down in zip(ups, downs, strict=True)]
+        self._experts = [(_gated(up, spec.clamp), down) for up, down in zip(ups, downs, strict=True)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden] -> [num_tokens, hidden]."""
@@ -123,3 +150,14 @@ class MixtureOfLinears:
             if len(tokens):
                 out.index_add_(0, tokens, down(up(x[tokens])) * weights[tokens, places, None])
         return out
+
+
+def _gated(up: Linear, clamp: ClampedSwiglu | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    if clamp is None:
+        return gated(up, "silu")
+
+    def clamped(x: torch.Tensor) -> torch.Tensor:
+        gate, value = up(x).chunk(2, dim=-1)
+        return apply_gate(gate, value, clamp)
+
+    return clamped

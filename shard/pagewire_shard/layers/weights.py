@@ -84,8 +84,11 @@ class LayerWeights:
 
     def expert_linears(self, name: str, num_experts: int) -> list[Linear]:
         """A Linear of each matrix of a parameter of role experts, in place of its tensor, which is freed."""
-        matrices = self.weights.tensors.pop(self.prefix + name)["weight"].chunk(num_experts)
-        linears = [self.weights.precision.linear_factory(matrix, None) for matrix in matrices]
+        tensors = self.weights.tensors.pop(self.prefix + name)
+        biases = tensors["bias"].chunk(num_experts) if "bias" in tensors else (None,) * num_experts
+        matrices = tensors["weight"].chunk(num_experts)
+        factory = self.weights.precision.linear_factory
+        linears = [factory(matrix, bias) for matrix, bias in zip(matrices, biases, strict=True)]
         self.weights.linears |= {f"{self.prefix}{name}.{index}": linear for index, linear in enumerate(linears)}
         return linears
 

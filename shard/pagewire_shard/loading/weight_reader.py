@@ -145,7 +145,9 @@ class _Reader:
     def _copy(self, tensor: CheckpointTensor, target: Target, parameter: Parameter, pending: _Pending) -> None:
         place = pending.place(target.tensor, target.part)
         value = tensor.value
-        if parameter.role == "experts" and value.ndim == 3:
+        if parameter.role == "experts" and value.ndim == 3 and self._names.transposed_experts:
+            value = value.transpose(1, 2)
+        if parameter.role == "experts" and target.part is None:
             value = value.flatten(0, 1)  # All experts of a layer in one tensor.
         if parameter.role == "correction":
             value = value.flatten()  # Some checkpoints store it as a row.

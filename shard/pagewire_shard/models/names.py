@@ -12,6 +12,7 @@ BUFFERS = re.compile(
     r"(.+\.)?"
     r"(\w*inv_freq|(cos|sin|cos_sin)_cached?"  # tables of rotary positions
     r"|(attn|attention|self_attn)\.(bias|masked_bias|causal_mask|mask)"  # causal masks
+    r"|mlp\.act_fn\.(beta|eps)"  # constants of xIELU
     r"|position_ids|decoder\.version)"
 )
 """Names of buffers that some version of a model's code saved with its weights."""
@@ -45,8 +46,9 @@ class NameMap:
     experts: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
     """Module within a layer with {} for an expert's index -> parameter, its parts for each expert, which of them."""
     layer_tensors: Mapping[str, str] = field(default_factory=dict)
-    """Tensor within a layer, by all of its name -> parameter that it is the weight of: a matrix of every expert,
-    [num_experts, rows, columns], or a vector whose name does not end in "weight"."""
+    """Tensor within a layer, by all of its name -> parameter that it is the weight of, or parameter and tensor such as
+    "experts_up.bias": a matrix of every expert, [num_experts, rows, columns], a row of every expert, or a vector whose
+    name does not end in "weight"."""
     row_orders: Mapping[str, Callable[[LayerSpec], torch.Tensor]] = field(default_factory=dict)
     """Parameter within a layer whose rows are stored in another order -> for each row, which of the stored rows it is,
     [num_rows] int64."""
@@ -54,6 +56,8 @@ class NameMap:
     """Beginnings of names of tensors that are not loaded, such as those of a vision tower."""
     mtp_layers: bool = False
     """Checkpoints may hold layers beyond the last one, which predict further tokens. They are not loaded."""
+    transposed_experts: bool = False
+    """Matrices of every expert are stored [num_experts, in_features, out_features]."""
     transposed: bool = False
     """The layers' matrices are stored [in_features, out_features]."""
 
@@ -66,7 +70,8 @@ class NameMap:
         if match is None:
             return None
         if named := self.layer_tensors.get(f"{match[2]}.{tensor}"):
-            parameter, tensor, part = named, "weight", None
+            parameter, _, tensor = named.partition(".")
+            tensor, part = tensor or "weight", None
         elif place := self._layer_place(match[2]):
             parameter, part = place
         else:
@@ -106,8 +111,9 @@ class NameMap:
         for module, (name, num_parts, offset) in self.experts.items():
             if name == layer_parameter and part is not None and part % num_parts == offset:
                 return f"{self.layer}{index}.{module.format(part // num_parts)}.{tensor}"
+        wanted = layer_parameter if tensor == "weight" else f"{layer_parameter}.{tensor}"
         for name, target in self.layer_tensors.items():
-            if target == layer_parameter:
+            if target == wanted:
                 return f"{self.layer}{index}.{name}"
         raise AssertionError(f"no tensor fills {parameter} {tensor} {part}")
 

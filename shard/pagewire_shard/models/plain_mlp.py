@@ -7,6 +7,7 @@ a part of each head. StarCoder2 has layer norms, biases everywhere, and perhaps 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pagewire_shard.layers.activation import Activation
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.block import LayerSpec
 from pagewire_shard.layers.mlp import MlpSpec
@@ -19,7 +20,8 @@ from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.rope import max_position, read_rope
 
 
-def _names(up: str, down: str) -> NameMap:
+def plain_names(up: str, down: str) -> NameMap:
+    """Llama's names with these modules of the MLP."""
     attention = {module: place for module, place in LLAMA_NAMES.layer_modules.items() if "mlp." not in module}
     return replace(LLAMA_NAMES, layer_modules={**attention, up: ("up", None), down: ("down", None)})
 
@@ -34,9 +36,19 @@ class Biases:
 
 
 def plain_spec(
-    fields: ConfigFields, norm: NormSpec, biases: Biases, windows: Sequence[int], *, is_partial: bool = False
+    fields: ConfigFields,
+    norm: NormSpec,
+    biases: Biases,
+    windows: Sequence[int],
+    *,
+    is_partial: bool = False,
+    activation: Activation | None = None,
 ) -> DecoderSpec:
-    """The spec of a decoder with rotary positions whose MLP is not gated; see llama_spec."""
+    """The spec of a decoder with rotary positions whose MLP is not gated; see llama_spec.
+
+    Args:
+        activation: None: the one that hidden_act names.
+    """
     num_heads = fields.integer("num_attention_heads")
     head_dim = read_head_dim(fields, num_heads)
     rope = read_rope(fields, head_dim, is_partial=is_partial)
@@ -51,7 +63,7 @@ def plain_spec(
     )
     mlp = MlpSpec(
         intermediate_size=fields.integer("intermediate_size"),
-        activation=read_activation(fields, "hidden_act", gated=False),
+        activation=activation or read_activation(fields, "hidden_act", gated=False),
         gated=False,
         bias=biases.mlp,
     )
@@ -133,6 +145,6 @@ def _starcoder2(fields: ConfigFields) -> DecoderSpec:
     return plain_spec(fields, norm, Biases(qkv=bias, o=bias, mlp=bias), windows)
 
 
-ARCEE = Family(_arcee, _names("mlp.up_proj", "mlp.down_proj"), "arcee", ARCEE_DEFAULTS)
-NEMOTRON = Family(_nemotron, _names("mlp.up_proj", "mlp.down_proj"), "nemotron", NEMOTRON_DEFAULTS)
-STARCODER2 = Family(_starcoder2, _names("mlp.c_fc", "mlp.c_proj"), "starcoder2", STARCODER2_DEFAULTS)
+ARCEE = Family(_arcee, plain_names("mlp.up_proj", "mlp.down_proj"), "arcee", ARCEE_DEFAULTS)
+NEMOTRON = Family(_nemotron, plain_names("mlp.up_proj", "mlp.down_proj"), "nemotron", NEMOTRON_DEFAULTS)
+STARCODER2 = Family(_starcoder2, plain_names("mlp.c_fc", "mlp.c_proj"), "starcoder2", STARCODER2_DEFAULTS)

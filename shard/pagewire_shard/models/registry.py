@@ -1,6 +1,7 @@
 """Maps architectures, as config.json names them, to families."""
 
 from pagewire_shard.errors import UnsupportedArchitecture
+from pagewire_shard.models.apertus import APERTUS
 from pagewire_shard.models.bloom import BLOOM
 from pagewire_shard.models.cohere import COHERE, COHERE2
 from pagewire_shard.models.dots1 import DOTS1
@@ -16,6 +17,7 @@ from pagewire_shard.models.glm4_moe import GLM4_MOE, SOLAR_OPEN
 from pagewire_shard.models.gpt2 import GPT2
 from pagewire_shard.models.gpt_bigcode import GPT_BIGCODE
 from pagewire_shard.models.gpt_neox import GPT_NEOX, PERSIMMON
+from pagewire_shard.models.gpt_oss import GPT_OSS
 from pagewire_shard.models.gptj import CODEGEN, GPTJ
 from pagewire_shard.models.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from pagewire_shard.models.helium import HELIUM
@@ -41,6 +43,7 @@ from pagewire_shard.models.smollm3 import SMOLLM3
 from pagewire_shard.models.stablelm import STABLELM
 
 FAMILIES: dict[str, Family] = {
+    "ApertusForCausalLM": APERTUS,
     "ArceeForCausalLM": ARCEE,
     "BloomForCausalLM": BLOOM,
     "CodeGenForCausalLM": CODEGEN,
@@ -54,6 +57,7 @@ FAMILIES: dict[str, Family] = {
     "ExaoneMoeForCausalLM": EXAONE_MOE,
     "FalconForCausalLM": FALCON,
     "GPT2LMHeadModel": GPT2,
+    "GptOssForCausalLM": GPT_OSS,
     "GPTBigCodeForCausalLM": GPT_BIGCODE,
     "GPTJForCausalLM": GPTJ,
     "GPTNeoXForCausalLM": GPT_NEOX,
