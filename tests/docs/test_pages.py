@@ -37,7 +37,9 @@ def test_make_targets_that_are_named_exist(page: Path) -> None:
 
 
 def test_every_architecture_that_is_served_is_listed() -> None:
-    listed = re.findall(r"`(\w+(?:ForCausalLM|LMHeadModel))`", (DOCS / "models.md").read_text())
+    listed = re.findall(
+        r"`(\w+(?:ForCausalLM|ForConditionalGeneration|LMHeadModel))`", (DOCS / "models.md").read_text()
+    )
     assert sorted(listed) == sorted(FAMILIES)
     assert f"[{len(FAMILIES)} architectures](docs/models.md)" in (ROOT / "README.md").read_text()
 

@@ -128,6 +128,18 @@ CASES: dict[str, transformers.PretrainedConfig] = {
             "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
         },
     ),
+    "gemma3-multimodal": transformers.Gemma3Config(
+        text_config={**GEMMA, "query_pre_attn_scalar": 12, "final_logit_softcapping": None},
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        mm_tokens_per_image=4,
+    ),
     "vault-gemma": transformers.VaultGemmaConfig(**GEMMA, query_pre_attn_scalar=12, attn_logit_softcapping=3.0),
     "gpt-oss": transformers.GptOssConfig(**GPT_OSS),
     "gpt-oss-no-biases-rope-of-its-own": transformers.GptOssConfig(

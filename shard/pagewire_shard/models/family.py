@@ -34,9 +34,13 @@ class Family:
     """Defaults of transformers' configuration class, for every field that is read."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Alias -> name of a field, as in the configuration class's attribute_map."""
+    text_section: str | None = None
+    """Object of a multimodal model's configuration that describes its text model; None: there is none."""
 
     def complete(self, fields: ConfigFields) -> ConfigFields:
         """The fields with this family's defaults."""
+        if self.text_section is not None:
+            fields = fields.with_section(self.text_section)
         return fields.completed(self.defaults, self.aliases)
 
 

@@ -164,7 +164,15 @@ def _gemma3_rope(fields: ConfigFields, head_dim: int, layer_type: str) -> RopeSp
     return read_rope(fields, head_dim, scaling=scaling, theta_field=theta_field)
 
 
+GEMMA3_NAMES = replace(
+    SANDWICH_NAMES,
+    # As transformers 4 wrote them, and as transformers 5 does.
+    text_prefixes=("language_model.model.", "language_model.", "model.language_model."),
+    skipped=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+)
+
 GEMMA = Family(_gemma, LLAMA_NAMES, "gemma", GEMMA_DEFAULTS)
 GEMMA2 = Family(_gemma2, SANDWICH_NAMES, "gemma2", GEMMA2_DEFAULTS)
 GEMMA3_TEXT = Family(_gemma3, SANDWICH_NAMES, "gemma3_text", GEMMA3_DEFAULTS)
+GEMMA3 = Family(_gemma3, GEMMA3_NAMES, "gemma3", GEMMA3_DEFAULTS, text_section="text_config")
 VAULT_GEMMA = Family(_vault_gemma, VAULT_GEMMA_NAMES, "vaultgemma", GEMMA2_DEFAULTS)

@@ -41,6 +41,10 @@ class ConfigFields:
         renamed = {name: self._values[alias] for alias, name in aliases.items() if alias in self._values}
         return ConfigFields(self.path, {**self._values, **renamed}, defaults)
 
+    def with_section(self, name: str) -> "ConfigFields":
+        """The same fields and those of a nested object, which count where both have one."""
+        return ConfigFields(self.path, {**self._values, **self.section(name)._values}, self._defaults)
+
     def with_default(self, name: str, value: object) -> "ConfigFields":
         """The same fields with `value` for an absent field."""
         return ConfigFields(self.path, self._values, {**self._defaults, name: value})

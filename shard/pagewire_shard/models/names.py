@@ -52,6 +52,8 @@ class NameMap:
     row_orders: Mapping[str, Callable[[LayerSpec], torch.Tensor]] = field(default_factory=dict)
     """Parameter within a layer whose rows are stored in another order -> for each row, which of the stored rows it is,
     [num_rows] int64."""
+    text_prefixes: tuple[str, ...] = ()
+    """What a multimodal checkpoint may have before the names of its text model, in place of the prefix."""
     skipped: tuple[str, ...] = ()
     """Beginnings of names of tensors that are not loaded, such as those of a vision tower."""
     mtp_layers: bool = False
@@ -63,7 +65,7 @@ class NameMap:
 
     def target(self, name: str) -> Target | None:
         """Where the tensor goes; None if the family has no such tensor."""
-        module, _, tensor = name.removeprefix(self.prefix).rpartition(".")
+        module, _, tensor = self._in_text_model(name).rpartition(".")
         if module in self.modules:
             return Target(self.modules[module], tensor, None)
         match = re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", module)
@@ -80,8 +82,14 @@ class NameMap:
 
     def layer_index(self, name: str) -> int | None:
         """The index of the layer that the tensor belongs to by its name; None: to none."""
-        match = re.match(rf"{re.escape(self.layer)}(\d+)\.", name.removeprefix(self.prefix))
+        match = re.match(rf"{re.escape(self.layer)}(\d+)\.", self._in_text_model(name))
         return None if match is None else int(match[1])
+
+    def _in_text_model(self, name: str) -> str:
+        for prefix in self.text_prefixes:
+            if name.startswith(prefix):
+                return name.removeprefix(prefix)
+        return name.removeprefix(self.prefix)
 
     def _layer_place(self, module: str) -> tuple[str, int | None] | None:
         if module in self.layer_modules:

@@ -11,7 +11,7 @@ from pagewire_shard.models.exaone4 import EXAONE4
 from pagewire_shard.models.exaone_moe import EXAONE_MOE
 from pagewire_shard.models.falcon import FALCON
 from pagewire_shard.models.family import Family
-from pagewire_shard.models.gemma import GEMMA, GEMMA2, GEMMA3_TEXT, VAULT_GEMMA
+from pagewire_shard.models.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT, VAULT_GEMMA
 from pagewire_shard.models.glm import GLM, GLM4
 from pagewire_shard.models.glm4_moe import GLM4_MOE, SOLAR_OPEN
 from pagewire_shard.models.gpt2 import GPT2
@@ -63,6 +63,7 @@ FAMILIES: dict[str, Family] = {
     "GPTNeoXForCausalLM": GPT_NEOX,
     "Gemma2ForCausalLM": GEMMA2,
     "Gemma3ForCausalLM": GEMMA3_TEXT,
+    "Gemma3ForConditionalGeneration": GEMMA3,
     "GemmaForCausalLM": GEMMA,
     "Glm4ForCausalLM": GLM4,
     "Glm4MoeForCausalLM": GLM4_MOE,
