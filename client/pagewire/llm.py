@@ -132,6 +132,8 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Answers one conversation or several.
 
@@ -146,6 +148,7 @@ class LLM:
             tools: JSON schema objects of the tools offered to the model.
             chat_template_kwargs: further variables for the template, such as {"enable_thinking": False}.
             template_kwargs: another name of chat_template_kwargs; only one of them may be given.
+            priority: lower runs first; one number for all conversations, or a list with one for each.
 
         Returns:
             One answer for each conversation, in their order.
@@ -164,7 +167,7 @@ class LLM:
                 "template_kwargs": template_kwargs,
             }
             prompts.append(prompt)
-        return self.generate(prompts, sampling_params, use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm, priority=priority)
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Returns the parameters of requests that give none: the model's own, as generation_config.json states them."""

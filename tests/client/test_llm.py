@@ -100,6 +100,15 @@ def test_more_prompts_than_the_queue_takes(llm):
     assert [output.outputs.text for output in outputs] == [f" p{i}" for i in range(100)]
 
 
+def test_conversations_have_priorities(llm, monkeypatch):
+    given = []
+    monkeypatch.setattr(llm.client, "complete_many", lambda *_, priority, **__: given.append(priority) or [])
+    hello = [{"role": "user", "content": "hello"}]
+    llm.chat([hello, hello], priority=[1, 2])
+    llm.chat(hello)
+    assert given == [[1, 2], 0]
+
+
 def test_one_conversation_and_several(llm):
     hello = [{"role": "user", "content": "hello"}]
     assert [output.outputs.text for output in llm.chat(hello)] == [" hello"]

@@ -72,7 +72,10 @@ async def test_only_the_last_tokens_of_a_prompt_are_kept(serve, kind):
 async def test_a_truncated_prompt_must_still_leave_room_for_a_token(serve):
     async with serve() as router:
         call = router.generate(text=LONG_TEXT, sampling_params=PARAMS(truncate_prompt_tokens=256))
-        assert "256 tokens long; accepted: up to 255" in (await refused_fields(call))["text"]
+        refusal = (await refused_fields(call))["text"]
+        assert "256 tokens long; accepted: up to 255" in refusal
+        # Programs know by these words that a conversation must be shortened.
+        assert "this model's maximum context length is 256 tokens" in refusal
 
 
 async def test_bad_words_reach_the_shard_as_tokens(serve, new_runner):

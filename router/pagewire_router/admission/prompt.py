@@ -109,8 +109,7 @@ class PromptEncoder:
                 [
                     FieldViolation(
                         field,
-                        f"has {len(text)} characters; no text above {max_chars} fits the context of "
-                        f"{self._limits.max_model_len} tokens",
+                        f"has {len(text)} characters; accepted: up to {max_chars}, since {self._limits.context}",
                     )
                 ]
             )
@@ -132,7 +131,7 @@ class PromptEncoder:
             render = self._render_sent if is_sent else self._render
             text = await render(chat, tokenizer, caller, self._max_chars(tokenizer, is_truncated=is_truncated))
         except RenderedTooLong as error:
-            raise RequestTooLong([FieldViolation(field, str(error))]) from None
+            raise RequestTooLong([FieldViolation(field, f"{error}: {self._limits.context}")]) from None
         except ChatTemplateError as error:
             raise InvalidRequest([FieldViolation(field, str(error))]) from None
         return await self.encode_text(text, caller, add_special_tokens=False, field="chat", is_truncated=is_truncated)

@@ -66,6 +66,11 @@ class Limits:
         """Largest message that a request to this model can need."""
         return MESSAGE_ROOM_BYTES + MESSAGE_BYTES_PER_TOKEN * self.max_model_len
 
+    @property
+    def context(self) -> str:
+        """Says how long the context is, in the words by which programs know that a prompt is too long for OpenAI's."""
+        return f"this model's maximum context length is {self.max_model_len} tokens"
+
     @staticmethod
     def of(
         model: shard_pb2.ShardInfo,
@@ -204,7 +209,7 @@ def check_request_id(request_id: str) -> None:
 def check_num_token_ids(num_tokens: int, name: str, limits: Limits) -> None:
     """Raises RequestTooLong if there are more token ids than the context holds."""
     if num_tokens > limits.max_model_len:
-        description = f"holds {num_tokens} ids; accepted: up to {limits.max_model_len}, the context's length"
+        description = f"holds {num_tokens} ids; accepted: up to {limits.max_model_len}, since {limits.context}"
         raise RequestTooLong([FieldViolation(name, description)])
 
 
@@ -218,7 +223,7 @@ def check_prompt_length(num_tokens: int, name: str, limits: Limits) -> None:
                 FieldViolation(
                     name,
                     f"is {num_tokens} tokens long; accepted: up to {limits.max_model_len - 1}, "
-                    f"since prompt and output share a context of {limits.max_model_len}",
+                    f"since {limits.context}, which prompt and output share",
                 )
             ]
         )
