@@ -31,7 +31,9 @@ def test_a_flag_says_its_default_once() -> None:
         (("--none",), {"metavar": "FILE", "help": "a file"}),
         (("--switch",), {"action": "store_true", "help": "a switch"}),
         (("--needed",), {"required": True, "help": "a must"}),
+        (("--hidden",), {"help": argparse.SUPPRESS}),
     )
+    assert "--hidden" not in section
     assert "| `--unsaid UNSAID` | a number (default: 0) |" in section
     assert "| `--said SAID` | another (default: 3) |" in section
     assert "| `--none FILE` | a file |" in section

@@ -59,6 +59,8 @@ def _section(parser: argparse.ArgumentParser, *, level: int) -> str:
 
 def _rows(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> Iterator[tuple[str, str]]:
     for action in group._group_actions:
+        if action.help == argparse.SUPPRESS:
+            continue
         if not isinstance(action, argparse._HelpAction | argparse._VersionAction):
             yield _name(action), _meaning(parser, action)
 

@@ -124,7 +124,7 @@ MEANING: dict[str, Translation] = {
 }
 """Arguments that an option of pagewire expresses."""
 
-WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = tuple(
     _names(
         """
         aggregate_engine_logging all2all_backend async_scheduling attention_backend attention_config
