@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pagewire.cli import main
 from pagewire.top.cli import Watch
 from pagewire.top.exposition import Page, UnreadablePage, parse_page, read_page, url_of
-from pagewire.top.figures import driven_groups, router_figures, totals
-from pagewire.top.view import compact, milliseconds, spark, view
+from pagewire.top.figures import GroupFigures, RouterFigures, driven_groups, router_figures, totals
+from pagewire.top.view import compact, milliseconds, short_names, spark, view
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from rich.console import Console
 
@@ -43,9 +43,9 @@ def page(time_s=0.0, *, running=2, serving=1, generated=1000, cached=0, first_s=
     return parse_page(TEXT.format(**values, first_s=first_s, first=first), time_s)
 
 
-def drawn(routers, history=()):
-    console = Console(file=io.StringIO(), width=140)
-    console.print(view(routers, history))
+def drawn(routers, history=(), width=140):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(view(routers, history, width))
     return console.file.getvalue()
 
 
@@ -84,6 +84,36 @@ def test_what_is_drawn():
         assert part in text
 
 
+def many_routers():
+    """Two routers with the names that a cluster gives them, one that drives four groups, and one that is gone."""
+    groups = tuple(
+        GroupFigures(f"pagewire-shard-{i}", True, False, 256, 1024, 0.97, 16_834.0, 29_211.0, 4_100.0) for i in range(4)
+    )
+    names = [f"pagewire-router-{i}.llm.svc.cluster.local:9400" for i in range(2)]
+    return [
+        *(RouterFigures(name, "", "llama", True, False, 1024, 1024, 0.97, 113.2, 1.2, 0.1, groups) for name in names),
+        RouterFigures("10.0.0.9:9400", problem="Connection refused"),
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_every_figure_fits_the_terminal(width):
+    text = drawn(many_routers(), [1.0] * 60, width)
+    assert "…" not in text
+    assert all(len(line) <= width for line in text.splitlines())
+    for part in ("pagewire-router-1", "10.0.0.9", "no answer", "pagewire-shard-3", "per token", "100.0 ms", "12 %"):
+        assert part in text, part
+    assert ("pagewire-router-0" in text.partition("pagewire-shard-0")[2]) == (width >= 100)
+
+
+def test_names_of_routers_are_as_short_as_tells_them_apart():
+    assert short_names(["a:1"]) == {"a:1": "a:1"}
+    assert short_names(["a:1", "a:2"]) == {"a:1": "a:1", "a:2": "a:2"}
+    assert short_names(["a.x:1", "b.x:1"]) == {"a.x:1": "a", "b.x:1": "b"}
+    assert short_names(["a.x:1", "a.y:1"]) == {"a.x:1": "a.x", "a.y:1": "a.y"}
+    assert short_names(["10.0.0.1:1", "[::1]:1"]) == {"10.0.0.1:1": "10.0.0.1", "[::1]:1": "[::1]"}
+
+
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=("Cs",)), max_size=8), st.floats(allow_nan=False), max_size=5
@@ -117,8 +147,8 @@ def test_addresses(address, url):
 def test_small_words():
     assert [compact(number) for number in (0, 999.6, 9999, 12_345, 2_500_000)] == ["0", "1000", "9999", "12.3k", "2.5M"]
     assert [milliseconds(seconds) for seconds in (None, 0.0123, 2)] == ["", "12.3 ms", "2.00 s"]
-    assert spark([]) == "▁" * 20
-    assert spark([0, 1, 2])[-3:] == "▁▅█"
+    assert spark([], 20) == "▁" * 20
+    assert spark([0, 1, 2], 5) == "▁▁▁▅█"
 
 
 @pytest.fixture

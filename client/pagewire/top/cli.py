@@ -84,14 +84,14 @@ def run(args: argparse.Namespace) -> int:
         if args.once:
             time.sleep(args.interval)
             routers = watch.read()
-            console.print(view(routers, watch.history))
+            console.print(view(routers, watch.history, console.width))
             return int(all(router.problem for router in routers))
         with Live(
-            view(routers, watch.history), console=console, screen=console.is_terminal, auto_refresh=False
+            view(routers, watch.history, console.width), console=console, screen=console.is_terminal, auto_refresh=False
         ) as live:
             while True:
                 time.sleep(args.interval)
-                live.update(view(watch.read(), watch.history), refresh=True)
+                live.update(view(watch.read(), watch.history, console.width), refresh=True)
     except KeyboardInterrupt:
         return 0
     finally:
