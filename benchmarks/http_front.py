@@ -84,8 +84,8 @@ def main() -> None:
         load: {front: {name: spread([run[name] for run in done]) for name in FIGURES} for front, done in fronts.items()}
         for load, fronts in runs.items()
     }
-    for load, title in (("many", f"{args.num_streams} streams"), ("one", "One stream")):
-        rows = [(name, *(float(summary[load][front][name]["median"]) for front in FRONTS)) for name in FIGURES]
+    for kind, title in (("many", f"{args.num_streams} streams"), ("one", "One stream")):
+        rows = [(name, *(float(summary[kind][front][name]["median"]) for front in FRONTS)) for name in FIGURES]
         print_table(f"{title}, medians of {args.num_runs} runs", ("figure", *FRONTS), rows)
     save_result(f"http-front-{shape.name}", vars(args) | {"shape": asdict(shape)}, summary)
 
