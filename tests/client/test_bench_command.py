@@ -185,7 +185,7 @@ def test_the_number_of_processes_follows_open_streams_and_cores(
 
 def test_requests_ask_for_all_their_tokens_greedily(served: tuple[Server, str]) -> None:
     server, address = served
-    assert main(["bench", "--server", address, "--num-prompts", "2", "--random-output-len", "3"]) == 0
+    assert main(["bench", "--server", address, "--num-prompts", "2", "--output-len", "3", "--disable-tqdm"]) == 0
     for request in server.requests:
         assert request.sampling_params.ignore_eos
         assert request.sampling_params.temperature == 0
@@ -232,3 +232,16 @@ def test_a_server_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str])
 def test_a_file_workload_needs_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--dataset-name", "file"]) == 1
     assert "--dataset-path" in capsys.readouterr().err
+
+
+def test_named_lengths_are_those_of_the_prompts_and_answers(served: tuple[Server, str]) -> None:
+    server, address = served
+    assert main(["bench", "--server", address, "--num-prompts", "1", "--lengths", "1k-1k", "--no-progress"]) == 0
+    (request,) = server.requests
+    assert (len(request.token_ids.ids), request.sampling_params.max_tokens) == (1024, 1024)
+
+
+def test_what_is_no_object_is_refused_as_extra_body(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--backend", "openai", "--extra-body", "[1]"])
+    assert "is no JSON object" in capsys.readouterr().err

@@ -17,6 +17,8 @@ LENGTHS: dict[str, dict[str, int]] = {
     "1k-8k": {"random_input_len": 1024, "random_output_len": 8192},
 }
 """Values of --lengths."""
+_ALSO = {"--random-input-len": ("--input-len",), "--random-output-len": ("--output-len",)}
+"""Other names of flags, which `vllm bench serve` has too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +60,8 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
         "--lengths", choices=LENGTHS, help="sets --random-input-len and --random-output-len, as 8k-1k: 8,192 and 1,024"
     )
     for flag, metavar, kind, default, text in numbers:
-        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})")
+        words = (flag, *_ALSO.get(flag, ()))
+        group.add_argument(*words, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})")
 
 
 def _add_http(group: argparse._ArgumentGroup) -> None:
@@ -149,7 +152,7 @@ def _add_report(group: argparse._ArgumentGroup) -> None:
         "--metadata", nargs="+", type=_key_value, default=[], metavar="KEY=VALUE", help="to keep in the result"
     )
     group.add_argument("--plot", type=Path, metavar="FILE", help="draw latencies and the run over time as PNG")
-    group.add_argument("--no-progress", action="store_true", help="show no progress bar")
+    group.add_argument("--no-progress", "--disable-tqdm", action="store_true", help="show no progress bar")
 
 
 def _positive_int(text: str) -> int:
