@@ -1,6 +1,7 @@
 """Reads the requests of Anthropic's Messages API into turns."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -67,7 +68,7 @@ PROMPT_FIELDS = (
 """Fields that tokens are counted by, too."""
 FIELDS = FieldTable(
     *PROMPT_FIELDS,
-    Field("max_tokens", INTEGER, "Most tokens to generate.", sets="max_tokens", is_required=True),
+    replace(parameter_field("max_tokens"), doc="Most tokens to generate; 1 or more.", is_required=True),
     parameter_field("temperature"),
     parameter_field("top_p"),
     parameter_field("top_k"),

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from pagewire.v1 import inference_pb2
@@ -14,7 +15,6 @@ from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.http_front.fields import (
     ANYTHING,
     BOOLEAN,
-    INTEGER,
     OBJECT,
     OBJECTS,
     STRING,
@@ -29,6 +29,7 @@ from pagewire_router.http_front.sampling_fields import (
     REFUSED,
     REQUEST,
     SAMPLING,
+    TOP_LOGPROBS,
     WITHOUT_EFFECT,
     check_prompt_logprobs,
     constraint_field,
@@ -57,10 +58,10 @@ TEMPLATE_FIELDS = (
 FIELDS = FieldTable(
     Field("messages", OBJECTS, "The conversation, oldest message first.", is_required=True),
     parameter_field("max_tokens", "max_completion_tokens"),
-    Field("max_tokens", INTEGER, "The older name of max_completion_tokens."),
+    replace(parameter_field("max_tokens"), doc="The older name of max_completion_tokens.", sets=None),
     Field("logprobs", BOOLEAN, "Returns the log-probability of each token."),
     parameter_field("prompt_logprobs"),
-    Field("top_logprobs", INTEGER, "Most probable tokens to return for each token."),
+    Field("top_logprobs", TOP_LOGPROBS, "Most probable tokens to return for each token."),
     Field("tools", OBJECTS, "Functions that the model may call."),
     Field("tool_choice", one_of(choice_of(AUTO, NONE, REQUIRED), OBJECT), "Whether it may, or must, call one."),
     Field("parallel_tool_calls", BOOLEAN, "Allows several calls in one answer."),

@@ -12,7 +12,17 @@ from pagewire_router.http_front.chunks import AnswerOptions
 from pagewire_router.http_front.completion_answer import CompletionAnswer
 from pagewire_router.http_front.errors import wrong
 from pagewire_router.http_front.exchange import Exchange
-from pagewire_router.http_front.fields import BOOLEAN, INTEGER, STRING, Field, FieldTable, Kind
+from pagewire_router.http_front.fields import (
+    BOOLEAN,
+    INTEGER,
+    STRING,
+    TOKEN_ID,
+    TOKEN_IDS,
+    Field,
+    FieldTable,
+    Kind,
+    Schema,
+)
 from pagewire_router.http_front.names import naming, renaming
 from pagewire_router.http_front.sampling_fields import (
     REFUSED,
@@ -41,24 +51,36 @@ def _read_prompt(value: Any, param: str) -> list[Prompt]:
         raise wrong(param, "is neither text nor an array")
     if not value:
         raise wrong(param, "is empty; a prompt has at least one token")
-    if set(map(type, value)) == {int}:
-        return [value]
+    if _is_numbers(value):
+        return [TOKEN_IDS.read(value, param)]
     if len(value) > MAX_PROMPTS:
         raise wrong(param, f"holds {len(value)} prompts; accepted: up to {MAX_PROMPTS}")
-    for index, prompt in enumerate(value):
-        if type(prompt) is not str and not (type(prompt) is list and set(map(type, prompt)) == {int}):
-            raise wrong(f"{param}[{index}]", "is neither text nor an array of token ids")
-    return value
+    return [_read_one(prompt, f"{param}[{index}]") for index, prompt in enumerate(value)]
 
 
+def _read_one(value: Any, param: str) -> Prompt:
+    if type(value) is str:
+        return value
+    if type(value) is not list or not _is_numbers(value):
+        raise wrong(param, "is neither text nor an array of token ids")
+    ids: list[int] = TOKEN_IDS.read(value, param)
+    return ids
+
+
+def _is_numbers(values: list[Any]) -> bool:
+    return bool(values) and set(map(type, values)) <= {int, float}
+
+
+_TOKEN_IDS: Schema = {"type": "array", "items": TOKEN_ID, "minItems": 1}
 PROMPT = Kind(
     {
         "anyOf": [
             {"type": "string"},
             {"type": "array", "items": {"type": "string"}, "minItems": 1},
-            {"type": "array", "items": {"type": "integer"}, "minItems": 1},
-            {"type": "array", "items": {"type": "array", "items": {"type": "integer"}, "minItems": 1}, "minItems": 1},
-        ]
+            _TOKEN_IDS,
+            {"type": "array", "items": _TOKEN_IDS, "minItems": 1},
+        ],
+        "examples": ["The future of AI is"],
     },
     _read_prompt,
 )

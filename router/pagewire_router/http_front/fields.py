@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pagewire.parameter_table import MAX_LOGIT_BIAS_ENTRIES
+from pagewire.parameter_table import MAX_INT32, MAX_LOGIT_BIAS_ENTRIES
 from pagewire.v1 import inference_pb2
 
 from pagewire_router.http_front.errors import HttpError, not_served, wrong
@@ -210,6 +210,7 @@ def object_schema(fields: Iterable[Field]) -> Schema:
     return {**schema, "required": required} if required else schema
 
 
+TOKEN_ID: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_INT32}
 INTEGER = Kind({"type": "integer"}, _read_integer, int)
 NUMBER = Kind({"type": "number"}, _read_number)
 BOOLEAN = Kind({"type": "boolean"}, _read_as(bool, "boolean"))
@@ -218,6 +219,7 @@ OBJECT = Kind({"type": "object"}, _read_as(dict, "object"), dict)
 ANYTHING = Kind({}, lambda value, _param: value)
 STRINGS = _list_of(STRING)
 INTEGERS = _list_of(INTEGER)
+TOKEN_IDS = Kind({"type": "array", "items": TOKEN_ID}, INTEGERS.read)
 OBJECTS = _list_of(OBJECT)
 STRING_OR_STRINGS = Kind({"anyOf": [STRING.schema, STRINGS.schema]}, _read_stop)
 LOGIT_BIAS = Kind({"type": "object", "additionalProperties": {"type": "number"}}, _read_logit_bias)

@@ -21,6 +21,7 @@ from pagewire_router.http_front.completions import Completions
 from pagewire_router.http_front.error_bodies import anthropic_body, openai_body
 from pagewire_router.http_front.exchange import Exchange
 from pagewire_router.http_front.openapi import Operation, document
+from pagewire_router.http_front.openapi_schemas import CHAT_PARTS, MESSAGES_PARTS, RESPONSE_FORMAT, RESPONSES_PARTS
 from pagewire_router.http_front.responses import PATH as RESPONSES
 from pagewire_router.http_front.responses import Responses
 from pagewire_router.http_front.responses_request import FIELDS as RESPONSES_FIELDS
@@ -39,21 +40,72 @@ from pagewire_router.text.tokenizer import Tokenizer
 HEALTH, VERSION, OPENAPI, MODELS = "/health", "/version", "/openapi.json", "/v1/models"
 ONE_MODEL = f"{MODELS}/{{model}}"
 OPEN = (
-    Operation("GET", HEALTH, "Says by its status whether a new request would run.", needs_key=False),
-    Operation("GET", VERSION, "Tells the server's version.", needs_key=False),
+    Operation(
+        "GET", HEALTH, "Says by its status whether a new request would run.", needs_key=False, content_type="text/plain"
+    ),
+    Operation("GET", VERSION, "Tells the server's version.", needs_key=False, answer="Version"),
     Operation("GET", OPENAPI, "This document.", needs_key=False),
 )
 """Served from the start, without a key."""
 OF_THE_MODEL = (
-    Operation("GET", MODELS, "Lists the served model."),
-    Operation("GET", ONE_MODEL, "Describes the served model."),
-    Operation("POST", COMPLETIONS, "Continues prompts.", COMPLETIONS_FIELDS),
-    Operation("POST", CHAT, "Continues a conversation.", CHAT_FIELDS),
-    Operation("POST", RESPONSES, "Continues a conversation, as OpenAI's Responses API does.", RESPONSES_FIELDS),
-    Operation("POST", MESSAGES, "Continues a conversation, as Anthropic's Messages API does.", MESSAGES_FIELDS),
-    Operation("POST", COUNT_TOKENS, "Counts the tokens of a conversation.", COUNT_FIELDS),
-    Operation("POST", TOKENIZE, "Turns text or a conversation into token ids.", TOKENIZE_FIELDS),
-    Operation("POST", DETOKENIZE, "Turns token ids into text.", DETOKENIZE_FIELDS),
+    Operation("GET", MODELS, "Lists the served model.", answer="Models"),
+    Operation("GET", ONE_MODEL, "Describes the served model.", answer="Model"),
+    Operation(
+        "POST",
+        COMPLETIONS,
+        "Continues prompts.",
+        COMPLETIONS_FIELDS,
+        answer="Completion",
+        event="CompletionChunk",
+        parts={"response_format": RESPONSE_FORMAT},
+    ),
+    Operation(
+        "POST",
+        CHAT,
+        "Continues a conversation.",
+        CHAT_FIELDS,
+        answer="ChatCompletion",
+        event="ChatCompletionChunk",
+        parts=CHAT_PARTS,
+    ),
+    Operation(
+        "POST",
+        RESPONSES,
+        "Continues a conversation, as OpenAI's Responses API does.",
+        RESPONSES_FIELDS,
+        answer="Response",
+        event="ResponseEvent",
+        parts=RESPONSES_PARTS,
+    ),
+    Operation(
+        "POST",
+        MESSAGES,
+        "Continues a conversation, as Anthropic's Messages API does.",
+        MESSAGES_FIELDS,
+        answer="Message",
+        event="MessageEvent",
+        error="MessagesError",
+        parts=MESSAGES_PARTS,
+    ),
+    Operation(
+        "POST",
+        COUNT_TOKENS,
+        "Counts the tokens of a conversation.",
+        COUNT_FIELDS,
+        answer="TokenCount",
+        error="MessagesError",
+        parts=MESSAGES_PARTS,
+    ),
+    Operation(
+        "POST",
+        TOKENIZE,
+        "Turns text or a conversation into token ids.",
+        TOKENIZE_FIELDS,
+        answer="Tokens",
+        alternatives=("prompt", "messages"),
+        parts={name: CHAT_PARTS[name] for name in ("messages", "tools")},
+    ),
+    Operation("POST", DETOKENIZE, "Turns token ids into text.", DETOKENIZE_FIELDS, answer="Text"),
 )
 """Served once there are shards."""
 PATHS = tuple(operation.path for operation in OF_THE_MODEL)

@@ -1,10 +1,22 @@
 """The fields that the routes of OpenAI's API have in common, with vLLM's names for what is not OpenAI's."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
-from pagewire.parameter_table import BY_NAME, PARAMETERS
+from pagewire.parameter_table import (
+    BY_NAME,
+    MAX_BAD_WORDS,
+    MAX_INT32,
+    MAX_LOGIT_BIAS_ENTRIES,
+    MAX_STOP_STRINGS,
+    MAX_TEXT_CHARS,
+    PARAMETERS,
+    Parameter,
+    Range,
+)
 from pagewire.parameter_table import Kind as ParameterKind
 from pagewire.v1 import inference_pb2
 
@@ -13,15 +25,16 @@ from pagewire_router.http_front.fields import (
     ANYTHING,
     BOOLEAN,
     INTEGER,
-    INTEGERS,
     LOGIT_BIAS,
     NUMBER,
     OBJECT,
     STRING,
     STRING_OR_STRINGS,
     STRINGS,
+    TOKEN_IDS,
     Field,
     FieldTable,
+    Schema,
     object_of,
     one_of,
 )
@@ -31,7 +44,7 @@ _KINDS = {
     ParameterKind.FLOAT: NUMBER,
     ParameterKind.BOOL: BOOLEAN,
     ParameterKind.TEXTS: STRING_OR_STRINGS,
-    ParameterKind.TOKEN_IDS: INTEGERS,
+    ParameterKind.TOKEN_IDS: TOKEN_IDS,
     ParameterKind.BIASES: LOGIT_BIAS,
 }
 
@@ -39,9 +52,49 @@ _KINDS = {
 def parameter_field(parameter: str, name: str | None = None) -> Field:
     """The field that sets a sampling parameter, and has its name if no other is given."""
     described = BY_NAME[parameter]
-    return Field(name or parameter, _KINDS[described.kind], described.description, sets=parameter)
+    kind = _KINDS[described.kind]
+    kind = replace(kind, schema=_with_limits(kind.schema, described))
+    return Field(name or parameter, kind, described.description, sets=parameter)
 
 
+def _with_limits(schema: Schema, parameter: Parameter) -> Schema:
+    """The schema of a parameter's values, with what is accepted of them."""
+    default = {} if parameter.default is None else {"default": parameter.default}
+    limits = _limits(parameter.accepted)
+    match parameter.kind:
+        case ParameterKind.INT | ParameterKind.FLOAT:
+            is_integer = parameter.kind is ParameterKind.INT
+            return {**schema, **({"maximum": MAX_INT32} if is_integer else {}), **limits, **default}
+        case ParameterKind.BIASES:
+            biases = {"type": "number", **limits}
+            names = {"pattern": "^[0-9]{1,10}$"}
+            return {
+                "type": "object",
+                "propertyNames": names,
+                "additionalProperties": biases,
+                "maxProperties": MAX_LOGIT_BIAS_ENTRIES,
+            }
+        case ParameterKind.TEXTS:
+            text = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS}
+            most = MAX_STOP_STRINGS if parameter.name == "stop" else MAX_BAD_WORDS
+            return {"anyOf": [text, {"type": "array", "items": text, "maxItems": most}]}
+        case _:
+            return {**schema, **default}
+
+
+def _limits(accepted: Range | None) -> Schema:
+    """The keywords of a range."""
+    if accepted is None:
+        return {}
+    limits: Schema = {"exclusiveMinimum" if accepted.excludes_low else "minimum": accepted.low}
+    if accepted.high != math.inf:
+        limits["maximum"] = accepted.high
+    if accepted.excludes_zero:
+        limits["not"] = {"enum": [0]}
+    return limits
+
+
+TOP_LOGPROBS = replace(INTEGER, schema=_with_limits(INTEGER.schema, BY_NAME["logprobs"]))
 STREAM = Field("stream", BOOLEAN, "Answers with server-sent events.")
 MODEL = Field("model", STRING, "Name of the served model; if absent, whatever is served.")
 

@@ -8,7 +8,7 @@ from pagewire.v1 import inference_pb2
 from pagewire_router.http_front.chat import NAMES, TEMPLATE_FIELDS, check_tool, fill_template_fields, template_kwargs
 from pagewire_router.http_front.errors import HttpError, wrong
 from pagewire_router.http_front.exchange import Exchange
-from pagewire_router.http_front.fields import BOOLEAN, INTEGERS, OBJECTS, STRING, Field, FieldTable
+from pagewire_router.http_front.fields import BOOLEAN, OBJECTS, STRING, TOKEN_IDS, Field, FieldTable
 from pagewire_router.http_front.names import renaming
 from pagewire_router.http_front.sampling_fields import MODEL
 from pagewire_router.http_front.turns import Turn, check_num_parts
@@ -25,7 +25,7 @@ TOKENIZE_FIELDS = FieldTable(
     Field("tools", OBJECTS, "Functions that the model may call, for the template."),
     *(field for field in TEMPLATE_FIELDS if field.name != "add_special_tokens"),
 )
-DETOKENIZE_FIELDS = FieldTable(MODEL, Field("tokens", INTEGERS, "Token ids.", is_required=True))
+DETOKENIZE_FIELDS = FieldTable(MODEL, Field("tokens", TOKEN_IDS, "Token ids.", is_required=True))
 _DETOKENIZE_NAMES = renaming(DETOKENIZE_FIELDS, "tokens")
 
 
