@@ -26,10 +26,8 @@ class LogprobsWriter:
         tokens, offsets, tops = [], [], []
         for entry in entries:
             token = self._text(entry.token_id, entry.token_text)
-            top = {
-                self._text(token_id, text): _finite(logprob)
-                for token_id, text, logprob in zip(entry.top_token_ids, _texts(entry), entry.top_logprobs, strict=True)
-            }
+            # There may be as many as the vocabulary has: the loops are the interpreter's own.
+            top = dict(zip(self._names(entry), _all_finite(entry), strict=True))
             top.setdefault(token, _finite(entry.logprob))
             tokens.append(token)
             offsets.append(self._text_offset)
@@ -76,8 +74,8 @@ class LogprobsWriter:
         content = []
         for entry in entries:
             top = [
-                self._chat_token(token_id, text, logprob)
-                for token_id, text, logprob in zip(entry.top_token_ids, _texts(entry), entry.top_logprobs, strict=True)
+                {"token": name, "logprob": logprob, "bytes": [*text.encode()]}
+                for name, text, logprob in zip(self._names(entry), _texts(entry), _all_finite(entry), strict=True)
             ]
             token = self._chat_token(entry.token_id, entry.token_text, entry.logprob)
             content.append({**token, "top_logprobs": top})
@@ -86,13 +84,23 @@ class LogprobsWriter:
     def _chat_token(self, token_id: int, text: str, logprob: float) -> dict[str, Any]:
         return {"token": self._text(token_id, text), "logprob": _finite(logprob), "bytes": list(text.encode())}
 
+    def _names(self, entry: inference_pb2.TokenLogprobs) -> Sequence[str]:
+        """What the most probable tokens are called."""
+        return [f"token_id:{token_id}" for token_id in entry.top_token_ids] if self._as_token_ids else _texts(entry)
+
     def _text(self, token_id: int, text: str) -> str:
         return f"token_id:{token_id}" if self._as_token_ids else text
 
 
 def _texts(entry: inference_pb2.TokenLogprobs) -> Sequence[str]:
     """Texts of the most probable tokens; empty ones if the model has no tokenizer."""
-    return entry.top_token_texts or [""] * len(entry.top_token_ids)
+    return list(entry.top_token_texts) or [""] * len(entry.top_token_ids)
+
+
+def _all_finite(entry: inference_pb2.TokenLogprobs) -> list[float]:
+    """The log-probabilities of the most probable tokens."""
+    logprobs = list(entry.top_logprobs)
+    return logprobs if min(logprobs, default=0.0) >= MIN_LOGPROB else [max(each, MIN_LOGPROB) for each in logprobs]
 
 
 def _finite(logprob: float) -> float:
@@ -102,9 +110,10 @@ def _finite(logprob: float) -> float:
 def _by_token_id(entry: inference_pb2.TokenLogprobs) -> dict[str, Any]:
     """The token itself, then the most probable ones."""
     told = {str(entry.token_id): _described(entry.logprob, entry.rank, entry.token_text)}
-    tops = zip(entry.top_token_ids, entry.top_logprobs, _texts(entry), strict=True)
+    tops = zip(entry.top_token_ids, _all_finite(entry), _texts(entry), strict=True)
     for rank, (token_id, logprob, text) in enumerate(tops, 1):
-        told.setdefault(str(token_id), _described(logprob, rank, text))
+        if token_id != entry.token_id:
+            told[str(token_id)] = {"logprob": logprob, "rank": rank, "decoded_token": text}
     return told
 
 
