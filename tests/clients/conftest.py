@@ -3,11 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import pagewire_shard
 import pytest
 from cluster import free_port, shards_and_router
-from http_clients import KEY, MODEL, Server, demo_server
-from tokenizers import Tokenizer
+from http_clients import KEY, MODEL, Server, compact_bias, demo_server
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +31,5 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def compact() -> dict[str, int]:
-    """A logit_bias without whitespace. The bundled model, which has seen no JSON, writes it without end if it may."""
-    tokenizer = Tokenizer.from_file(str(Path(pagewire_shard.__file__).parent / "demo_model" / "tokenizer.json"))
-    ids = range(tokenizer.get_vocab_size())
-    return {
-        str(token_id): -100 for token_id in ids if tokenizer.decode([token_id], skip_special_tokens=False).isspace()
-    }
+    """A logit_bias without whitespace."""
+    return compact_bias()

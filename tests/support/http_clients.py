@@ -5,9 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pagewire_shard
 from cluster import eventually, free_port, read_metrics, serve
+from tokenizers import Tokenizer
 
 MODEL = "demo"
+DEMO_FOLDER = Path(pagewire_shard.__file__).parent / "demo_model"
 KEY = "a-key-that-the-router-knows"
 
 
@@ -50,3 +53,12 @@ def demo_server(*flags: str) -> Iterator[Server]:
 def marked_call(name: str, arguments: str) -> str:
     """A regular expression of a call in the format of Hermes, given that of its arguments."""
     return rf'<tool_call>\n\{{"name": "{name}", "arguments": {arguments}\}}\n</tool_call>'
+
+
+def compact_bias() -> dict[str, int]:
+    """A logit_bias without whitespace. The bundled model, which has seen no JSON, writes it without end if it may."""
+    tokenizer = Tokenizer.from_file(str(DEMO_FOLDER / "tokenizer.json"))
+    ids = range(tokenizer.get_vocab_size())
+    return {
+        str(token_id): -100 for token_id in ids if tokenizer.decode([token_id], skip_special_tokens=False).isspace()
+    }
