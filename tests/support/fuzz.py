@@ -20,13 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import fuzz_connections
+import fuzz_http_connections
 import fuzz_messages
 import grpc
 import psutil
-from cluster import Service, free_port
+from cluster import Service, eventually, free_port, read_metrics
 
 CALL_TIMEOUT_S = 20.0
 NUM_AT_ONCE = 16
+MAX_ROUTER_MB = 700
+"""Most memory of a router after an attack; the chart gives it 1 GiB."""
 WARM_UP_S = 1.5
 """Time until the probe has begun."""
 TRACEBACK = "Traceback (most recent call last)"
@@ -85,6 +88,15 @@ class Target:
     def ports(self) -> list[int]:
         """All that it listens on."""
         return [int(self.address.rpartition(":")[2]), self.metrics_port, self.health_port, self.http_port]
+
+    def requests_alive(self) -> float:
+        """Requests that the router runs or queues."""
+        page = read_metrics(self.metrics_port)
+        return page["pagewire_requests_running"] + page["pagewire_requests_queued"]
+
+    def http_connections(self) -> float:
+        """Connections over HTTP that are open."""
+        return read_metrics(self.metrics_port)["pagewire_http_connections_open"]
 
     def rss_mb(self) -> dict[str, int]:
         """Memory of its processes."""
@@ -152,12 +164,25 @@ async def connections(target: Target, rng: random.Random) -> str:
     return await fuzz_connections.disturb(rng, rng.choice(target.ports))
 
 
+async def http_connections(target: Target, rng: random.Random) -> str:
+    """Opens one connection of a client that breaks to the HTTP port."""
+    return await fuzz_http_connections.disturb(rng, target.http_port)
+
+
 def _judge(target: Target, report: Report) -> None:
     """Faults but for statuses: dead processes, tracebacks, a server that serves no more."""
     report.faults += [f"the {name} has died" for name, process in target.processes.items() if not process.is_running()]
     tracebacks = target.service.errors.split(TRACEBACK)[1:]
     if tracebacks:
         report.faults.append(f"{len(tracebacks)} tracebacks in the log, the last one:{tracebacks[-1][-800:]}")
+    try:
+        eventually(lambda: target.requests_alive() == 0, "no request of a client that has gone")
+        eventually(lambda: target.http_connections() == 0, "no HTTP connection of a client that has gone")
+    except AssertionError as error:
+        report.faults.append(str(error))
+    rss_mb = target.rss_mb()["router"]
+    if rss_mb > MAX_ROUTER_MB:
+        report.faults.append(f"the router has grown to {rss_mb} MiB")
     try:
         with grpc.insecure_channel(target.address) as channel:
             request = fuzz_messages.inference_pb2.GenerateRequest(text="still alive").SerializeToString()
@@ -166,14 +191,15 @@ def _judge(target: Target, report: Report) -> None:
         report.faults.append(f"a good request ends with {error}")
 
 
-def fuzz(num_messages: int, num_connections: int, seed: int) -> list[Report]:
-    """Runs both phases on one server."""
+def fuzz(num_messages: int, num_connections: int, num_http: int, seed: int) -> list[Report]:
+    """Runs all phases on one server."""
     with tempfile.TemporaryDirectory(prefix="pw-") as name:
         target = Target(Path(name))
         try:
             return [
                 run(target, "messages", num_messages, seed, Messages()),
                 run(target, "connections", num_connections, seed, connections),
+                run(target, "HTTP connections", num_http, seed, http_connections),
             ]
         finally:
             target.service.stop()
@@ -184,9 +210,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=5000)
     parser.add_argument("--connections", type=int, default=500)
+    parser.add_argument("--http-connections", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    reports = fuzz(options.messages, options.connections, options.seed)
+    reports = fuzz(options.messages, options.connections, options.http_connections, options.seed)
     for report in reports:
         print(report.line())
     sys.exit(any(report.faults for report in reports))

@@ -5,6 +5,7 @@ No web framework stands between uvicorn and the routes: a dictionary finds them.
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -37,6 +38,7 @@ NOT_OPEN_RETRY_S = 1.0
 OTHER_ROUTE = "other"
 """What metrics call paths that are no routes."""
 CLOSE = (b"connection", b"close")
+_CHARSET = re.compile(rb'charset="?([^\s";]+)', re.IGNORECASE)
 _log = logging.getLogger(__name__)
 
 
@@ -203,7 +205,8 @@ class HttpApp:
         authorization = exchange.headers.get(b"authorization", b"")
         if not authorization and (key := exchange.headers.get(b"x-api-key")):
             authorization = b"Bearer " + key
-        return self._api_keys.check(authorization.decode("latin-1"))
+        # Keys are compared as the file has them, in UTF-8.
+        return self._api_keys.check(authorization.decode(errors="replace"))
 
     def _trace_context(self, exchange: Exchange, trace: CallTrace | None) -> TraceContext | None:
         if trace is not None:
@@ -217,10 +220,19 @@ class HttpApp:
 
 def _check_type(exchange: Exchange) -> None:
     """Refuses bodies that are no JSON. A page of another origin may send other types without being asked for a key."""
-    content_type = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    content_type, _, parameters = exchange.headers.get(b"content-type", b"").partition(b";")
+    content_type = content_type.strip().lower()
     if content_type != b"application/json" and not content_type.endswith(b"+json"):
         message = "the body must be JSON: send 'content-type: application/json'"
         raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, code="unsupported_media_type")
+    charset = _CHARSET.search(parameters)
+    if charset is not None and charset[1].lower() not in (b"utf-8", b"utf8", b"us-ascii"):
+        message = "the body is in another charset, which is not served: send it in UTF-8"
+        raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, code="unsupported_media_type")
+    transfer = exchange.headers.get(b"transfer-encoding", b"chunked").strip().lower()
+    if transfer != b"chunked":
+        message = "the body has a transfer-encoding other than chunked, which is not served"
+        raise HttpError(HTTPStatus.BAD_REQUEST, message, code="unsupported_transfer_encoding")
     encoding = exchange.headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding != b"identity":
         message = "the body is compressed, which is not served: send it as it is"
@@ -232,6 +244,9 @@ async def _answer_error(exchange: Exchange, route: Route | None, error: HttpErro
         # uvicorn closes the connection of an answer without an end, which tells the client.
         _log.error("An answer that had begun could not be finished: %s", error.message)
         return
+    if exchange.headers.get(b"expect") is not None and exchange.num_received_bytes == 0:
+        # The client has not sent the body, and need not send it now: what it sends next would be taken for it.
+        exchange.extra_headers.append(CLOSE)
     body = (openai_body if route is None else route.error_body)(error, exchange.request_id)
     await exchange.answer(error.status, body, error.headers)
 

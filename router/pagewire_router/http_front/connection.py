@@ -1,6 +1,8 @@
 """One connection over HTTP/1: uvicorn's protocol, with bounds on what its client may make it hold, and for how long."""
 
 import asyncio
+import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httptools
@@ -226,6 +228,8 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         self._limit.on_busy(self)
+        if cycle.scope["http_version"] == "1.0":
+            app = _without_chunks(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def _count(self, num_bytes: int) -> None:
@@ -262,3 +266,20 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._start_stall_timer()
+
+
+def _without_chunks(app: Callable[..., Any], cycle: RequestResponseCycle) -> Callable[..., Any]:
+    """The application for a client of HTTP/1.0, which does not know chunks: the end of the connection ends a stream."""
+
+    async def run(scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        async def send_plain(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                if b"content-length" not in dict(message["headers"]):
+                    cycle.chunked_encoding, cycle.expected_content_length = False, sys.maxsize
+            elif not message.get("more_body") and not cycle.chunked_encoding:
+                cycle.expected_content_length = len(message["body"])
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return run

@@ -16,7 +16,10 @@ VERSION = b"GET /version HTTP/1.1\r\nhost: a\r\n\r\n"
 def post(fields, *headers: bytes, path: bytes = b"/v1/completions", version: bytes = b"1.1") -> bytes:
     """A request."""
     content = json.dumps(fields).encode()
-    given = (b"host: a", b"content-type: application/json", *headers, b"content-length: %d" % len(content))
+    kinds = (
+        () if any(header.startswith(b"content-type") for header in headers) else (b"content-type: application/json",)
+    )
+    given = (b"host: a", *kinds, *headers, b"content-length: %d" % len(content))
     return b"POST %s HTTP/%s\r\n" % (path, version) + b"\r\n".join(given) + b"\r\n\r\n" + content
 
 
@@ -197,3 +200,61 @@ async def test_large_bodies_of_requests_that_wait_are_bounded(serve_http, monkey
         assert (await http.post(url, json=ASK)).status_code == 200
         assert (await first).status_code == 200
         assert (await http.post(url, json={**large, "max_tokens": 3})).status_code == 200
+
+
+async def test_a_client_of_http_1_0_gets_streams_without_chunks(serve_http):
+    async with serve_http() as front:
+        for stream in (True, False):
+            reader, writer = await asyncio.open_connection(*front.address)
+            writer.write(post({**ASK, "stream": stream}, version=b"1.0"))
+            head, _, content = (await rest_of(reader)).partition(b"\r\n\r\n")
+            assert b"connection: close" in head
+            assert b"chunked" not in head
+            assert content.startswith(b"data: {" if stream else b"{")
+            assert content.endswith(b"\n\ndata: [DONE]\n\n" if stream else b"}")
+            writer.close()
+        assert front.runner.aborted == []
+
+
+async def test_bodies_that_would_be_misread_are_refused(serve_http):
+    async with serve_http() as front:
+        for headers, expected in (
+            ((b"content-type: application/json; charset=latin-1",), 415),
+            ((b'content-type: application/json; charset="UTF-8"',), 200),
+        ):
+            reader, writer = await asyncio.open_connection(*front.address)
+            writer.write(post(ASK, *headers))
+            assert (await answer_of(reader))[0] == expected
+            writer.close()
+        reader, writer = await asyncio.open_connection(*front.address)
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        writer.write(head + b"transfer-encoding: gzip, chunked\r\n\r\n1\r\n{\r\n0\r\n\r\n")
+        status, _, told = await answer_of(reader)
+        assert (status, json.loads(told)["error"]["code"]) == (400, "unsupported_transfer_encoding")
+        writer.close()
+
+
+async def test_a_client_that_waits_with_its_body_is_told_to_go_on_or_loses_the_connection(serve_http):
+    async with serve_http() as front:
+        head, _, content = post(ASK, b"expect: 100-continue").partition(b"\r\n\r\n")
+        reader, writer = await asyncio.open_connection(*front.address)
+        writer.write(head + b"\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(content)
+        assert (await answer_of(reader))[0] == 200
+        writer.write(head.replace(b"application/json", b"text/plain") + b"\r\n\r\n")
+        status, headers, _ = await answer_of(reader)
+        assert (status, headers[b"connection"]) == (415, b"close")
+        assert await rest_of(reader) == b""
+        writer.close()
+
+
+async def test_keys_may_have_any_character(serve_http, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("schl\u00fcssel\n")
+    async with serve_http(config={"api_keys": str(keys)}) as front:
+        for sent, expected in (("schl\u00fcssel".encode(), 200), ("schl\u00fcssel".encode("latin-1"), 401)):
+            reader, writer = await asyncio.open_connection(*front.address)
+            writer.write(post(ASK, b"authorization: Bearer " + sent))
+            assert (await answer_of(reader))[0] == expected
+            writer.close()
