@@ -119,6 +119,8 @@ async def _send(rng: random.Random, writer: asyncio.StreamWriter, data: bytes) -
         for start in range(0, min(len(data), 200), 8):
             writer.write(data[start : start + 8])
             await asyncio.sleep(0.01)
+            if writer.is_closing():
+                return
         data = data[200:]
     writer.write(data)
     await writer.drain()
