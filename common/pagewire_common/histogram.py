@@ -6,6 +6,7 @@ here a line costs the join of two strings, since all but its number is written o
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 SERIES_E12 = (1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2)
 """Preferred numbers (IEC 60063): each at most 1.25 times the last, so that a quantile is at most a quarter off."""
@@ -20,6 +21,17 @@ def bounds_between(first_exponent: int, last_exponent: int) -> tuple[float, ...]
 def bounds_of_counts(last_exponent: int) -> tuple[float, ...]:
     """Upper bounds for whole numbers, up to 10 ** last_exponent: every one of them to 8, then as bounds_between."""
     return (*(float(count) for count in range(1, 9)), *bounds_between(1, last_exponent))
+
+
+class Rendered(Protocol):
+    """What render() takes: metrics whose lines are written once but for their numbers."""
+
+    name: str
+    header: str
+    """Its HELP and TYPE."""
+
+    def lines(self) -> Iterator[str]:
+        """The samples in the Prometheus text format."""
 
 
 class Histogram:
@@ -65,13 +77,13 @@ class Histogram:
         yield f"{self._sum_start}{self._sum!r}\n"
 
 
-def render(histograms: Iterable[Histogram]) -> str:
-    """The Prometheus text format of histograms; those that share a name stand together."""
+def render(metrics: Iterable[Rendered]) -> str:
+    """The Prometheus text format of metrics; those that share a name stand together."""
     parts: list[str] = []
     last_name = ""
-    for histogram in histograms:
-        if histogram.name != last_name:
-            parts.append(histogram.header)
-            last_name = histogram.name
-        parts.extend(histogram.lines())
+    for metric in metrics:
+        if metric.name != last_name:
+            parts.append(metric.header)
+            last_name = metric.name
+        parts.extend(metric.lines())
     return "".join(parts)

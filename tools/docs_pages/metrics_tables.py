@@ -49,7 +49,7 @@ def router_metrics() -> str:
     metrics.add(ServerMetrics(RouterConfig(shards=("shard:50052",)), is_ready=lambda: True, is_draining=lambda: False))
     metrics.add(PacingMetrics(Pacer(asyncio.new_event_loop(), max_floor_s=0.05, budget=WriteBudget())))
     http = metrics_of_routes(has_page=True)
-    metrics.add(http, http.histograms)
+    metrics.add(http, http.rendered)
     metrics.add(GroupMetrics([group], stats), [stats.round_trip_s])
     return metrics.render().decode()
 

@@ -52,7 +52,7 @@ class HttpFront:
         self._pacer = pacer
         self._metrics = metrics
         self._http_metrics = metrics_of_routes(has_page=config.http_page)
-        metrics.add(self._http_metrics, self._http_metrics.histograms)
+        metrics.add(self._http_metrics, self._http_metrics.rendered)
         tracing = None
         if tracer is not None:
             from pagewire_router.http_front.tracing import HttpTracing

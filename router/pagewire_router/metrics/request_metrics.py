@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from pagewire_common.histogram import Histogram, bounds_between, bounds_of_counts, render
+from pagewire_common.histogram import Histogram, Rendered, bounds_between, bounds_of_counts, render
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
@@ -59,11 +59,11 @@ class _Counts(Collector):
 
 
 class Metrics:
-    """The router's metrics. Histograms are rendered beside the registry; see histogram.py."""
+    """The router's metrics. Those with many lines are rendered beside the registry; see histogram.py."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.histograms: list[Histogram] = []
+        self.rendered: list[Rendered] = []
         self.num_open = 0
         """Submitted requests that have not ended."""
         self.num_calls: Counter[tuple[str, str]] = Counter()
@@ -113,10 +113,10 @@ class Metrics:
         self.registry.register(_Counts(self))
         ProcessCollector(registry=self.registry)
 
-    def add(self, collector: Collector, histograms: Iterable[Histogram] = ()) -> None:
+    def add(self, collector: Collector, rendered: Iterable[Rendered] = ()) -> None:
         """Adds further metrics to the page."""
         self.registry.register(collector)
-        self.histograms += histograms
+        self.rendered += rendered
 
     def count_refused(self, path: str, error: RouterError) -> None:
         """Counts a call that was refused before the service. Methods that callers make up are not counted."""
@@ -126,9 +126,9 @@ class Metrics:
 
     def render(self) -> bytes:
         """The page that Prometheus scrapes."""
-        return generate_latest(self.registry) + render(self.histograms).encode()
+        return generate_latest(self.registry) + render(self.rendered).encode()
 
     def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...]) -> Histogram:
         histogram = Histogram(f"pagewire_{name}", documentation, bounds)
-        self.histograms.append(histogram)
+        self.rendered.append(histogram)
         return histogram
