@@ -20,7 +20,7 @@ from tests.shard.test_models import CASES, random_model, random_prompts
 NUM_TOKENS = 32
 MAX_LEN = 64
 CHUNK = 7
-BY_DEFAULT = {"gemma2", "gemma3", "gpt-oss", "apertus"}
+BY_DEFAULT = {"gemma2", "gemma3", "gemma4", "gpt-oss", "apertus"}
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,37 @@ CASES: dict[str, transformers.PretrainedConfig] = {
         },
         mm_tokens_per_image=4,
     ),
+    "gemma4": transformers.Gemma4TextConfig(
+        **{**GEMMA, "num_hidden_layers": 3},
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+        global_head_dim=32,
+        hidden_size_per_layer_input=12,
+        vocab_size_per_layer_input=VOCAB_SIZE + 5,
+    ),
+    "gemma4-keys-are-values-no-layer-inputs": transformers.Gemma4TextConfig(
+        **GEMMA,
+        global_head_dim=24,
+        hidden_size_per_layer_input=0,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+    ),
+    "gemma4-multimodal": transformers.Gemma4Config(
+        text_config={
+            **GEMMA,
+            "global_head_dim": 32,
+            "hidden_size_per_layer_input": 12,
+            "vocab_size_per_layer_input": VOCAB_SIZE,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "position_embedding_size": 64,
+        },
+    ),
     "vault-gemma": transformers.VaultGemmaConfig(**GEMMA, query_pre_attn_scalar=12, attn_logit_softcapping=3.0),
     "gpt-oss": transformers.GptOssConfig(**GPT_OSS),
     "gpt-oss-no-biases-rope-of-its-own": transformers.GptOssConfig(

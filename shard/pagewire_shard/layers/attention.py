@@ -41,6 +41,10 @@ class AttentionSpec:
     qk_norm_scope: Literal["shared", "per_head", "all_heads"] = "shared"
     """Whether all heads share one weight of [head_dim], each has a weight of its own, or one norm is over all heads
     together."""
+    v_norm: NormSpec | None = None
+    """Of each head's value, without a weight."""
+    value_is_key: bool = False
+    """Values are the keys' projections, before their norm and rotation; v_norm is given then."""
     qkv_bias: bool = False
     o_bias: bool = False
     qkv_clip: float = 0.0
@@ -56,8 +60,9 @@ class AttentionSpec:
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See MixerSpec."""
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        parts = (query_size, kv_size) if self.value_is_key else (query_size, kv_size, kv_size)
         parameters = {
-            "qkv": Parameter("linear", (query_size, kv_size, kv_size), hidden_size, self.qkv_bias),
+            "qkv": Parameter("linear", parts, hidden_size, self.qkv_bias),
             "o": Parameter("linear", (hidden_size,), query_size, self.o_bias),
         }
         if self.sinks:
@@ -106,7 +111,9 @@ class Attention:
 
     def __init__(self, spec: AttentionSpec, weights: LayerWeights) -> None:
         self._head_dim = spec.head_dim
-        self._head_counts = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
+        self._head_counts = [spec.num_heads, spec.num_kv_heads]
+        if not spec.value_is_key:
+            self._head_counts.append(spec.num_kv_heads)
         self._scale = spec.scale
         self._sliding_window = spec.sliding_window
         self._logit_softcap = spec.logit_softcap
@@ -121,6 +128,10 @@ class Attention:
         """Fields of RotaryInputs."""
         self._query_scale: torch.Tensor | None = None
         """[head_dim], multiplies rotated queries; None: nothing does."""
+        self._v_norm: Norm | None = None
+        if spec.v_norm is not None:
+            ones = torch.ones(spec.head_dim, dtype=weights.weights.precision.activations, device=device)
+            self._v_norm = spec.v_norm.build({"weight": ones})
         self._qk_norms: tuple[HeadNorm, HeadNorm] | None = None
         """None: there are none, or the op that rotates the heads norms them in the same pass."""
         if spec.qk_norm is not None:
@@ -154,7 +165,10 @@ class Attention:
         fills in the same step (engine/step_prefixes.py).
         """
         heads = self._qkv(x).view(x.shape[0], -1, self._head_dim)
-        query, key, value = torch.split_with_sizes(heads, self._head_counts, dim=1)
+        query, key, *rest = torch.split_with_sizes(heads, self._head_counts, dim=1)
+        value = rest[0] if rest else key
+        if self._v_norm is not None:
+            value = self._v_norm(value)
         if self._qk_norms is not None:
             query_norm, key_norm = self._qk_norms
             query, key = query_norm(query), key_norm(key)

@@ -12,6 +12,7 @@ import torch
 
 from pagewire_shard.layers.cache import CacheSpec
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.layers.layer_input import SideInput, SideInputSpec
 from pagewire_shard.layers.norm import Norm, NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights
@@ -184,6 +185,23 @@ class SandwichBlock:
         return self._feed_forward_out_norm(self._feed_forward(x)), residual
 
 
+class EndingBlock:
+    """(x + side_input(x)) * scale, of the residual stream x behind another block."""
+
+    def __init__(self, block: Block, side_input: SideInput | None, scale: torch.Tensor | None) -> None:
+        self._block = block
+        self._side_input = side_input
+        self._scale = scale
+
+    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+        x, residual = self._block(stream, batch, kv_cache)
+        x = x if residual is None else x + residual
+        if self._side_input is not None:
+            assert batch.layer_inputs is not None, "the decoder's spec has them"
+            x = x + self._side_input(x, batch.layer_inputs)
+        return (x if self._scale is None else x * self._scale), None
+
+
 TwoNormBlock = PreNormBlock | PostNormBlock | ParallelNormsBlock | OutputNormBlock
 
 BLOCKS: dict[Wiring, type[TwoNormBlock | ParallelBlock | SandwichBlock]] = {
@@ -207,11 +225,20 @@ class LayerSpec:
     wiring: Wiring = "pre"
     residual_scale: float = 1.0
     """Multiplies what the mixer and the feed-forward block yield."""
+    side_input: SideInputSpec | None = None
+    """What is added after the feed-forward block for the layer's own inputs; None: nothing is."""
+    output_scale: bool = False
+    """The residual stream is multiplied by a learned number in the end."""
 
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """The layer's parameters by name."""
-        norms = {place: self.norm.parameter(hidden_size) for place in BLOCKS[self.wiring].norm_places}
-        return norms | self.mixer.parameters(hidden_size) | self.feed_forward.parameters(hidden_size)
+        parameters = {place: self.norm.parameter(hidden_size) for place in BLOCKS[self.wiring].norm_places}
+        parameters |= self.mixer.parameters(hidden_size) | self.feed_forward.parameters(hidden_size)
+        if self.side_input is not None:
+            parameters |= self.side_input.parameters(hidden_size)
+        if self.output_scale:
+            parameters["output_scale"] = Parameter("vector", (1,))
+        return parameters
 
     def num_active_weights(self, hidden_size: int) -> int:
         """Elements of the matrices that a token is multiplied with."""
@@ -221,6 +248,13 @@ class LayerSpec:
 
     def build(self, weights: LayerWeights) -> Block:
         """The layer with these parameters."""
+        block = self._wired(weights)
+        if self.side_input is None and not self.output_scale:
+            return block
+        side_input = None if self.side_input is None else self.side_input.build(weights)
+        return EndingBlock(block, side_input, weights.tensors("output_scale")["weight"] if self.output_scale else None)
+
+    def _wired(self, weights: LayerWeights) -> Block:
         block = BLOCKS[self.wiring]
         norms = [self.norm.build(weights.tensors(place)) for place in block.norm_places]
         mixer, feed_forward = self.mixer.build(weights), self.feed_forward.build(weights)

@@ -38,6 +38,10 @@ class ForwardBatch:
     shared: SharedPrefixes | None = None
     """What the decodes share, as AttentionInputs has it."""
 
+    layer_inputs: torch.Tensor | None = None
+    """[num_tokens, num_layers, width], activations' dtype: what layers get beside the residual stream; the decoder adds
+    it."""
+
     @classmethod
     def of(
         cls,

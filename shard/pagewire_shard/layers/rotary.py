@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-RopeVariant = Literal["default", "linear", "llama3", "yarn"]
+RopeVariant = Literal["default", "linear", "llama3", "yarn", "proportional"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class RopeSpec:
     """yarn: dimensions that turn less often than this are stretched in full."""
     truncate: bool = True
     """yarn: round the borders of the ramp to whole dimensions."""
+    num_turning: int = 0
+    """proportional: pairs of dimensions that turn, the first ones; the others stand still."""
     attention_factor: float = 1.0
     """yarn: multiplies cosine and sine."""
     interleaved: bool = False
@@ -61,6 +63,10 @@ def inverse_frequencies(rope: RopeSpec) -> torch.Tensor:
             return _llama3(rope, 1.0 / frequencies)
         case "yarn":
             return _yarn(rope, frequencies)
+        case "proportional":
+            inverse = 1.0 / frequencies / rope.factor
+            inverse[rope.num_turning :] = 0.0
+            return inverse
 
 
 def _llama3(rope: RopeSpec, inverse: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ only the KV caches are kept, which the runner owns.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from pagewire_shard.layers.block import LayerSpec, Stream, normalise
 from pagewire_shard.layers.embedding import Embedding, LearnedPositions
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.layers.layer_input import LayerInputs, LayerInputsSpec
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.rotary import cos_sin_cache
@@ -41,6 +42,8 @@ class DecoderSpec:
     positions: LearnedPositions | None = None
     """Position embeddings; None: positions, if any, are the mixers' own."""
     lm_head_bias: bool = False
+    layer_inputs: LayerInputsSpec | None = None
+    """What each layer gets beside the residual stream; None: nothing."""
     embedding_norm: NormSpec | None = None
     """The norm of the token embeddings."""
     embedding_scale: float = 1.0
@@ -69,6 +72,8 @@ class DecoderSpec:
         if embedding_size is not None:
             parameters["project_in"] = Parameter("linear", (hidden_size,), embedding_size)
             parameters["project_out"] = Parameter("linear", (embedding_size,), hidden_size)
+        if self.layer_inputs is not None:
+            parameters |= self.layer_inputs.parameters(hidden_size)
         for index, layer in enumerate(self.layers):
             own = layer.parameters(hidden_size)
             parameters |= {f"layers.{index}.{name}": parameter for name, parameter in own.items()}
@@ -111,6 +116,7 @@ class Decoder:
         )
         norm = spec.embedding_norm
         self._embedding_norm = norm.build(weights.tensors["embedding_norm"]) if norm else None
+        self._layer_inputs = LayerInputs(spec.layer_inputs, weights, spec.hidden_size) if spec.layer_inputs else None
         self._project_in = weights.linears.get("project_in")
         self._project_out = weights.linears.get("project_out")
         # Layers with the same rotary embedding share its table.
@@ -134,7 +140,10 @@ class Decoder:
         Returns:
             [num_tokens, hidden_size]: final hidden states, normalised. Rows of void sequences are arbitrary.
         """
-        stream: Stream = (self._embeddings(batch), None)
+        x = self._embeddings(batch)
+        if self._layer_inputs is not None:
+            batch = replace(batch, layer_inputs=self._layer_inputs(batch.input_ids, x))
+        stream: Stream = (x, None)
         for block, kv_cache in zip(self._blocks, kv_caches, strict=True):
             stream = block(stream, batch, kv_cache)
             self.on_layer()

@@ -65,16 +65,18 @@ class NameMap:
 
     def target(self, name: str) -> Target | None:
         """Where the tensor goes; None if the family has no such tensor."""
-        module, _, tensor = self._in_text_model(name).rpartition(".")
+        name = self._in_text_model(name)
+        module, _, tensor = name.rpartition(".")
         if module in self.modules:
             return Target(self.modules[module], tensor, None)
-        match = re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", module)
+        match = re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", name)
         if match is None:
             return None
-        if named := self.layer_tensors.get(f"{match[2]}.{tensor}"):
+        layer_module, _, tensor = match[2].rpartition(".")
+        if named := self.layer_tensors.get(match[2]):
             parameter, _, tensor = named.partition(".")
             tensor, part = tensor or "weight", None
-        elif place := self._layer_place(match[2]):
+        elif place := self._layer_place(layer_module):
             parameter, part = place
         else:
             return None

@@ -12,6 +12,7 @@ from pagewire_shard.models.exaone_moe import EXAONE_MOE
 from pagewire_shard.models.falcon import FALCON
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT, VAULT_GEMMA
+from pagewire_shard.models.gemma4 import GEMMA4, GEMMA4_TEXT
 from pagewire_shard.models.glm import GLM, GLM4
 from pagewire_shard.models.glm4_moe import GLM4_MOE, SOLAR_OPEN
 from pagewire_shard.models.gpt2 import GPT2
@@ -64,6 +65,8 @@ FAMILIES: dict[str, Family] = {
     "Gemma2ForCausalLM": GEMMA2,
     "Gemma3ForCausalLM": GEMMA3_TEXT,
     "Gemma3ForConditionalGeneration": GEMMA3,
+    "Gemma4ForCausalLM": GEMMA4_TEXT,
+    "Gemma4ForConditionalGeneration": GEMMA4,
     "GemmaForCausalLM": GEMMA,
     "Glm4ForCausalLM": GLM4,
     "Glm4MoeForCausalLM": GLM4_MOE,

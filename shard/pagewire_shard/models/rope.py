@@ -28,7 +28,7 @@ def read_rope(
         theta_field: Field of the configuration that holds the base if the object does not.
 
     Raises:
-        UnsupportedArchitecture: the variant is none of default, dynamic, linear, llama3, yarn.
+        UnsupportedArchitecture: the variant is none of default, dynamic, linear, llama3, proportional, yarn.
     """
     if scaling is None:
         scaling = scaling_of(fields)
@@ -54,9 +54,17 @@ def read_rope(
             )
         case "yarn":
             return _read_yarn(fields, scaling, theta, rotary_dim)
+        case "proportional":
+            return RopeSpec(
+                theta,
+                head_dim,
+                "proportional",
+                scaling.positive_number("factor", 1.0),
+                num_turning=int(scaling.positive_number("partial_rotary_factor", 1.0) * head_dim // 2),
+            )
         case _:
             # longrope changes the frequencies with the sequence's length, so cached keys would be wrong.
-            raise scaling.unsupported(type_field, "default, dynamic, linear, llama3, yarn")
+            raise scaling.unsupported(type_field, "default, dynamic, linear, llama3, proportional, yarn")
 
 
 def scaling_of(fields: ConfigFields) -> ConfigFields:
