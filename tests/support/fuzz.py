@@ -94,6 +94,10 @@ class Target:
         page = read_metrics(self.metrics_port)
         return page["pagewire_requests_running"] + page["pagewire_requests_queued"]
 
+    def cache_usage(self) -> float:
+        """Share of the KV cache that requests hold."""
+        return read_metrics(self.metrics_port)["pagewire_kv_cache_usage_ratio"]
+
     def http_connections(self) -> float:
         """Connections over HTTP that are open."""
         return read_metrics(self.metrics_port)["pagewire_http_connections_open"]
@@ -177,6 +181,7 @@ def _judge(target: Target, report: Report) -> None:
         report.faults.append(f"{len(tracebacks)} tracebacks in the log, the last one:{tracebacks[-1][-800:]}")
     try:
         eventually(lambda: target.requests_alive() == 0, "no request of a client that has gone")
+        eventually(lambda: target.cache_usage() == 0, "the whole pool free")
         eventually(lambda: target.http_connections() == 0, "no HTTP connection of a client that has gone")
     except AssertionError as error:
         report.faults.append(str(error))

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import json
+import ssl
 
 import httpx2
 import pytest
+from certificates import Authority
 from pagewire_router.http_front import body as bodies
-from pagewire_router.http_front import connection
+from pagewire_router.http_front import connection, http_server
 
 ASK = {"model": "tiny", "prompt": "Hello", "max_tokens": 3}
 VERSION = b"GET /version HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -258,3 +260,20 @@ async def test_keys_may_have_any_character(serve_http, tmp_path):
             writer.write(post(ASK, b"authorization: Bearer " + sent))
             assert (await answer_of(reader))[0] == expected
             writer.close()
+
+
+async def test_what_is_no_tls_is_cut_off_and_keeps_nobody_waiting(serve_http, monkeypatch, tmp_path):
+    monkeypatch.setattr(http_server, "HANDSHAKE_TIMEOUT_S", 0.3)
+    authority = Authority(tmp_path)
+    server = authority.issue("server", "127.0.0.1")
+    async with serve_http(config={"tls_cert": server.cert, "tls_key": server.key}) as front:
+        silent, silent_writer = await asyncio.open_connection(*front.address)
+        for garbage in (VERSION, b"\x16\x03\x01\x02\x00" + b"a" * 600, b"\0" * 10_000):
+            reader, writer = await asyncio.open_connection(*front.address)
+            writer.write(garbage)
+            assert b"HTTP" not in await rest_of(reader)
+            writer.close()
+        async with httpx2.AsyncClient(verify=ssl.create_default_context(cafile=authority.ca)) as http:
+            assert (await http.get(f"{front.base_url}/version")).status_code == 200
+        assert await rest_of(silent) == b""
+        silent_writer.close()
