@@ -48,6 +48,9 @@ def test_a_file_is_no_model(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ModelNotFound, match="is a file"):
         resolve_model(str(tmp_path / "model.safetensors"))
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(ModelNotFound, match="is a GGUF file, which is not supported"):
+        resolve_model(str(tmp_path / "model.gguf"))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, 
 
 _FEW_SLOTS = 128
 """Up to this many pairs, one program routes all: comparing all pairs costs less than two more launches."""
+_FEW_COMPARISONS = 128 * 128
+"""One program compares at most so many pairs of a slot and an expert, which its registers hold."""
 _CHOSEN = 1
 """Tokens of one program of moe_choose_kernel; a program is one warp."""
 _ARRANGED = 64
@@ -367,7 +369,7 @@ def route(router_logits: torch.Tensor, router: RouterSpec, correction: torch.Ten
     constants = _constants(num_experts, router, correction is not None)
     tokens = triton.next_power_of_2(num_tokens)
     num_slots = tokens * constants["TOP_K_BLOCK"]
-    if num_slots > _FEW_SLOTS:
+    if num_slots > _FEW_SLOTS or num_slots * constants["EXPERTS_BLOCK"] > _FEW_COMPARISONS:
         _route_many(router_logits, correction, routing, constants, block_m)
         return routing
     moe_route_few_kernel[(1,)](
@@ -385,14 +387,14 @@ def route(router_logits: torch.Tensor, router: RouterSpec, correction: torch.Ten
         TOKENS=tokens,
         SLOTS=num_slots,
         **launch_options(device),
-        num_warps=_few_warps(num_slots),
+        num_warps=_few_warps(num_slots, constants["EXPERTS_BLOCK"]),
     )
     return routing
 
 
-def _few_warps(num_slots: int) -> int:
+def _few_warps(num_slots: int, experts_block: int) -> int:
     """Returns the fewest warps that keep the comparisons in registers, because sums across warps take longer."""
-    return min(8, max(1, num_slots // 16))
+    return min(8, max(1, num_slots // 16, num_slots * experts_block // 2048))
 
 
 def _route_many(

@@ -41,7 +41,8 @@ def resolve_model(model: str, load_format: LoadFormat = "auto") -> Path:
             raise ModelNotFound(f"model {model!r}: the directory has no {CONFIG_FILE}; {ACCEPTED}")
         return directory
     if directory.exists():
-        raise ModelNotFound(f"model {model!r} is a file; {ACCEPTED}")
+        kind = "a GGUF file, which is not supported" if directory.suffix == ".gguf" else "a file"
+        raise ModelNotFound(f"model {model!r} is {kind}; {ACCEPTED}")
     if not HUB_ID.fullmatch(model):
         raise ModelNotFound(f"model {model!r}: no such directory; {ACCEPTED}")
     return _fetch(model, load_format)

@@ -5,20 +5,30 @@ that beside the packed weights about one parameter is in memory unpacked.
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from pagewire_shard.errors import CorruptWeights
+from pagewire_shard.errors import CorruptWeights, UnsupportedArchitecture
 from pagewire_shard.layers.parameter import Parameter, TensorSpec
 from pagewire_shard.layers.weights import Weights
 from pagewire_shard.loading.checkpoint import CheckpointFile, CheckpointTensor
 from pagewire_shard.models.decoder import DecoderSpec
+from pagewire_shard.models.hf_config import UNQUANTIZED
 from pagewire_shard.models.names import NameMap, Target, is_needless
 
 logger = logging.getLogger(__name__)
+
+QUANTIZED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx"  # GPTQ, AWQ
+    r"|weight_(scale|scale_inv|packed|shape|zero_point)|(input|output)_scale|[kv]_scale"  # FP8, compressed-tensors
+    r"|SCB|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)"  # bitsandbytes
+    r"|\w+_(blocks|scales))$"  # MXFP4
+)
+"""Names of tensors that only quantized weights have, for checkpoints whose config.json does not tell."""
 
 
 def read_weights(files: list[CheckpointFile], spec: DecoderSpec, names: NameMap, weights: Weights) -> None:
@@ -85,6 +95,11 @@ class _Reader:
         if target is None or spec is None:
             if self._is_skipped(tensor.name):
                 return
+            if QUANTIZED.search(tensor.name):
+                raise UnsupportedArchitecture(
+                    f"{tensor.path}: tensor {tensor.name!r} is part of quantized weights, which is not supported; "
+                    f"supported: {UNQUANTIZED}"
+                )
             tensor.check_usable()
             raise CorruptWeights(
                 f"{tensor.path}: tensor {tensor.name!r} does not belong to the model config.json describes"

@@ -16,6 +16,8 @@ from pagewire_shard.errors import ModelError, ModelNotFound, UnsupportedArchitec
 
 logger = logging.getLogger(__name__)
 
+UNQUANTIZED = "weights in float32, float16 or bfloat16, such as those of the model that was quantized"
+
 MAX_INTEGER = 2**31 - 1
 """Largest accepted size; larger ones would overflow index arithmetic."""
 
@@ -196,8 +198,7 @@ def describe(model_dir: Path, architecture: str, fields: ConfigFields) -> HFConf
         ModelError: a field is missing or malformed.
         UnsupportedArchitecture: the weights are quantized in a way that is not supported.
     """
-    if "quantization_config" in fields:
-        raise fields.unsupported("quantization_config", "weights in float32, float16 or bfloat16")
+    _check_unquantized(fields)
     vocab_size = fields.integer("vocab_size")
     return HFConfig(
         architecture=architecture,
@@ -216,6 +217,17 @@ def _read_json(path: Path) -> ConfigFields:
     if not isinstance(values, dict):
         raise ModelError(f"{path}: must hold a JSON object")
     return ConfigFields(path, values)
+
+
+def _check_unquantized(fields: ConfigFields) -> None:
+    """Raises UnsupportedArchitecture naming the method that the weights are quantized with, if they are."""
+    for name in ("quantization_config", "compression_config"):
+        if name in fields:
+            method = fields.section(name).raw("quant_method")
+            raise UnsupportedArchitecture(
+                f"{fields.path}: field {name!r} says that the weights are quantized with {method or 'some method'}, "
+                f"which is not supported; supported: {UNQUANTIZED}"
+            )
 
 
 def _checkpoint_dtype(fields: ConfigFields) -> str | None:

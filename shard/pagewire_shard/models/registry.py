@@ -1,5 +1,7 @@
 """Maps architectures, as config.json names them, to families."""
 
+from difflib import get_close_matches
+
 from pagewire_shard.errors import UnsupportedArchitecture
 from pagewire_shard.models.apertus import APERTUS
 from pagewire_shard.models.bloom import BLOOM
@@ -107,6 +109,9 @@ FAMILIES: dict[str, Family] = {
     "VaultGemmaForCausalLM": VAULT_GEMMA,
 }
 
+SAVED_AS: dict[tuple[str, object], str] = {("LlamaForCausalLM", "internlm3"): "InternLM3ForCausalLM"}
+"""Architecture and model_type that a checkpoint names -> architecture, of families that share another's code."""
+
 
 def find_family(fields: ConfigFields) -> tuple[str, Family]:
     """The first supported architecture that a configuration names, and its family; without `architectures`, model_type
@@ -114,7 +119,8 @@ def find_family(fields: ConfigFields) -> tuple[str, Family]:
 
     Raises:
         ModelError: the configuration names neither.
-        UnsupportedArchitecture: none of those it names is supported; the message lists the supported ones.
+        UnsupportedArchitecture: none of those it names is supported; the message lists the supported ones and says
+            which is nearest by its name.
     """
     named = fields.texts("architectures") or ()
     if not named:
@@ -126,16 +132,10 @@ def find_family(fields: ConfigFields) -> tuple[str, Family]:
             raise fields.unsupported("model_type", ", ".join(sorted(family.model_type for family in FAMILIES.values())))
     for architecture in named:
         if architecture in FAMILIES:
-            return _of_model_type(fields, architecture), FAMILIES[_of_model_type(fields, architecture)]
+            architecture = SAVED_AS.get((architecture, fields.raw("model_type")), architecture)
+            return architecture, FAMILIES[architecture]
+    nearest = get_close_matches(named[0], FAMILIES, n=1)
+    advice = f"; the nearest is {nearest[0]}" if nearest else ""
     raise UnsupportedArchitecture(
-        f"{fields.path}: architecture {named[0]!r} is not supported; supported: {', '.join(FAMILIES)}"
+        f"{fields.path}: architecture {named[0]!r} is not supported; supported: {', '.join(FAMILIES)}{advice}"
     )
-
-
-def _of_model_type(fields: ConfigFields, architecture: str) -> str:
-    """The architecture of the configuration's model_type, if that is a family of its own that shares another's code, as
-    InternLM 3 does Llama's; otherwise the architecture itself."""
-    model_type = fields.raw("model_type")
-    if FAMILIES[architecture].model_type == model_type:
-        return architecture
-    return next((name for name, family in FAMILIES.items() if family.model_type == model_type), architecture)

@@ -32,7 +32,7 @@ def _aot_cases(name: str, num_experts: int, router: RouterSpec, num_few: int) ->
         kernels.moe_route_few_kernel,
         {**logits, **rows, "num_blocks": "i32"},
         {**constants, **few},
-        num_warps=kernels._few_warps(few["SLOTS"]),
+        num_warps=kernels._few_warps(few["SLOTS"], constants["EXPERTS_BLOCK"]),
     )
     yield AotCase(
         f"choose-{name}",
