@@ -44,6 +44,7 @@ FLOORS = {
             "model_files",
             "sampling_params",
             "block_hash",
+            "cache_groups",
             "histogram",
             "protobuf_bytes",
             "version",

@@ -7,6 +7,7 @@ from functools import lru_cache
 Digest = bytes
 """SHA-256 of a block's tokens and of all before them."""
 _VERSION = b"pagewire.v1/block\0"
+_TABLE_STRIDE = 0x9E37_79B9_7F4A_7C15
 
 
 @lru_cache(maxsize=1024)
@@ -32,6 +33,18 @@ def block_digests(parent: Digest, token_ids: list[int], block_size: int) -> list
 def wire_hash(digest: Digest) -> int:
     """The hash of a block in results and snapshots: the first 8 bytes of its digest, little-endian."""
     return int.from_bytes(digest[:8], "little")
+
+
+def table_hash(value: int, table: int) -> int:
+    """The wire hash of a block in block table `table`, where that of table 0 is `value`."""
+    return (value + table * _TABLE_STRIDE) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def table_digest(digest: Digest, table: int) -> Digest:
+    """What names a block in block table `table`: another name for each table, as their blocks hold other layers."""
+    if not table:
+        return digest
+    return table_hash(wire_hash(digest), table).to_bytes(8, "little") + digest[8:]
 
 
 def max_cached_blocks(num_tokens: int, block_size: int) -> int:

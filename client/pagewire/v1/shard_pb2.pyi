@@ -295,7 +295,7 @@ class Welcome(_message.Message):
 
     @_builtins.property
     def free_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Blocks that are free, counting cached blocks that nobody uses, for each cache group."""
+        """Blocks that are free, counting cached blocks that nobody uses. One entry: all cache groups share one pool."""
 
     def __init__(
         self,
@@ -551,7 +551,9 @@ class Fork(_message.Message):
     child_seq_id: _builtins.int
     """Never used before in this epoch. Inherits the parent's prompt border, sampling parameters and stop conditions."""
     num_tokens: _builtins.int
-    """The child shares the parent's first num_tokens tokens, all of which the parent has computed."""
+    """The child shares the parent's first num_tokens tokens, all of which the parent has computed. In cache groups with a
+    window the parent must still have the last `window` of them; see Admit.fork_from.
+    """
     seed: _builtins.int
     """The child's own sampling seed."""
     @_builtins.property
@@ -595,6 +597,7 @@ class Admit(_message.Message):
     TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     NUM_SCORES_FIELD_NUMBER: _builtins.int
     BAD_WORDS_FIELD_NUMBER: _builtins.int
+    FORK_FROM_FIELD_NUMBER: _builtins.int
     seq_id: _builtins.int
     """Never used before in this epoch."""
     num_prompt_tokens: _builtins.int
@@ -613,6 +616,11 @@ class Admit(_message.Message):
     """
     num_scores: _builtins.int
     """How many tokens a run in mode SCORE returns; at most max_scores. 0: the sequence does not run in that mode."""
+    fork_from: _builtins.int
+    """Children will be forked from so many of its tokens. Cache groups with a window keep what these children need, until
+    the first plan that forks one; cached blocks from this token on are not used. 0: none will be, or only from all
+    tokens that it has computed, or from all but the last of them.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """All tokens known so far, prompt first; at most max_model_len. Token ids here and elsewhere are below vocab_size."""
@@ -653,10 +661,11 @@ class Admit(_message.Message):
         trace_context: Global___TraceContext | None = ...,
         num_scores: _builtins.int = ...,
         bad_words: _abc.Iterable[_inference_pb2.TokenIds] | None = ...,
+        fork_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling_params", b"sampling_params", "stop", b"stop", "trace_context", b"trace_context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "bad_words", b"bad_words", "cache_salt", b"cache_salt", "grammar", b"grammar", "min_recompute_from", b"min_recompute_from", "num_prompt_tokens", b"num_prompt_tokens", "num_scores", b"num_scores", "sampling_params", b"sampling_params", "seq_id", b"seq_id", "stop", b"stop", "token_ids", b"token_ids", "trace_context", b"trace_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "bad_words", b"bad_words", "cache_salt", b"cache_salt", "fork_from", b"fork_from", "grammar", b"grammar", "min_recompute_from", b"min_recompute_from", "num_prompt_tokens", b"num_prompt_tokens", "num_scores", b"num_scores", "sampling_params", b"sampling_params", "seq_id", b"seq_id", "stop", b"stop", "token_ids", b"token_ids", "trace_context", b"trace_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -750,10 +759,15 @@ class StepResult(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     PROMPT_SCORES_FIELD_NUMBER: _builtins.int
     ROW_SCORES_FIELD_NUMBER: _builtins.int
+    NUM_SHARED_WINDOW_BLOCKS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The plan's number."""
     state_digest: _builtins.int
     """Hash of the shard's host state after the plan: equal on every rank, else the group is at fault."""
+    num_shared_window_blocks: _builtins.int
+    """In the tables of cache groups with a window: by how much the blocks that sequences hold, each counted for every
+    sequence that holds it, exceed those that are held at all.
+    """
     @_builtins.property
     def num_computed_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens whose keys and values are in the cache, those of accepted draft tokens among them. A sequence that samples has
@@ -798,11 +812,15 @@ class StepResult(_message.Message):
 
     @_builtins.property
     def free_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Blocks that are free after the step, counting cached blocks that nobody uses, for each cache group."""
+        """Blocks that are free after the step, counting cached blocks that nobody uses. One entry: all cache groups share one
+        pool.
+        """
 
     @_builtins.property
     def cache_hashes_added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Blocks that entered the prefix index (first 8 bytes of their hash, little-endian)."""
+        """Blocks that entered the prefix index (first 8 bytes of their hash, little-endian). To those of table t, counted from 0
+        over all cache groups, t * 0x9e3779b97f4a7c15 is added modulo 2^64.
+        """
 
     @_builtins.property
     def cache_hashes_removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -847,10 +865,11 @@ class StepResult(_message.Message):
         error: Global___PlanError | None = ...,
         prompt_scores: _abc.Iterable[Global___PromptScores] | None = ...,
         row_scores: _abc.Iterable[Global___RowScores] | None = ...,
+        num_shared_window_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hashes_added", b"cache_hashes_added", "cache_hashes_removed", b"cache_hashes_removed", "error", b"error", "first_run_indices", b"first_run_indices", "free_blocks", b"free_blocks", "logprobs", b"logprobs", "next_write_block_shared", b"next_write_block_shared", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_known_tokens", b"num_known_tokens", "num_sampled_tokens", b"num_sampled_tokens", "prompt_scores", b"prompt_scores", "row_scores", b"row_scores", "sampled_token_ids", b"sampled_token_ids", "state_digest", b"state_digest", "step", b"step", "stop_reasons", b"stop_reasons", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hashes_added", b"cache_hashes_added", "cache_hashes_removed", b"cache_hashes_removed", "error", b"error", "first_run_indices", b"first_run_indices", "free_blocks", b"free_blocks", "logprobs", b"logprobs", "next_write_block_shared", b"next_write_block_shared", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_known_tokens", b"num_known_tokens", "num_sampled_tokens", b"num_sampled_tokens", "num_shared_window_blocks", b"num_shared_window_blocks", "prompt_scores", b"prompt_scores", "row_scores", b"row_scores", "sampled_token_ids", b"sampled_token_ids", "state_digest", b"state_digest", "step", b"step", "stop_reasons", b"stop_reasons", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1108,7 +1127,7 @@ class CacheSnapshot(_message.Message):
     """No more follow."""
     @_builtins.property
     def hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """First 8 bytes of each block's hash, little-endian."""
+        """As StepResult.cache_hashes_added has them."""
 
     def __init__(
         self,
@@ -1172,6 +1191,7 @@ class ShardInfo(_message.Message):
     MAX_SCORES_FIELD_NUMBER: _builtins.int
     SERVES_GRAMMARS_FIELD_NUMBER: _builtins.int
     MAX_BAD_WORD_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_GROUPS_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """Shards of one group share it."""
     tp_rank: _builtins.int
@@ -1220,11 +1240,15 @@ class ShardInfo(_message.Message):
     """Longest list of Admit's bad words, in tokens of all of them together."""
     @_builtins.property
     def num_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Blocks in the pool, for each cache group."""
+        """Blocks in the pool. One entry: all cache groups share it."""
 
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end a sequence by default."""
+
+    @_builtins.property
+    def cache_groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___CacheGroup]:
+        """The cache groups, in the order of their block tables. Empty: one, with one table, that keeps all tokens."""
 
     def __init__(
         self,
@@ -1254,14 +1278,46 @@ class ShardInfo(_message.Message):
         max_scores: _builtins.int = ...,
         serves_grammars: _builtins.bool = ...,
         max_bad_word_tokens: _builtins.int = ...,
+        cache_groups: _abc.Iterable[Global___CacheGroup] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "max_bad_word_tokens", b"max_bad_word_tokens", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "max_scores", b"max_scores", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "serves_grammars", b"serves_grammars", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "cache_groups", b"cache_groups", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "max_bad_word_tokens", b"max_bad_word_tokens", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "max_scores", b"max_scores", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "serves_grammars", b"serves_grammars", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardInfo: _TypeAlias = ShardInfo  # noqa: Y015
+
+@_typing.final
+class CacheGroup(_message.Message):
+    """Layers whose cache has one shape and one lifetime. All groups draw their blocks from one pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_FIELD_NUMBER: _builtins.int
+    NUM_TABLES_FIELD_NUMBER: _builtins.int
+    window: _builtins.int
+    """A sequence holds the blocks of its last `window` tokens that are computed and certain, and of those behind them. When
+    a plan has been applied, each sequence that it runs or forks gives back the blocks before these. They stay in the
+    prefix index until they are evicted. 0: it holds the blocks of all its tokens.
+    """
+    num_tables: _builtins.int
+    """Block tables, at least 1: a block of tokens takes a block of the pool in each. A prefix is found only as far as all
+    tables have the blocks that they keep of it.
+    """
+    def __init__(
+        self,
+        *,
+        window: _builtins.int = ...,
+        num_tables: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_tables", b"num_tables", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheGroup: _TypeAlias = CacheGroup  # noqa: Y015
 
 @_typing.final
 class GetModelFilesRequest(_message.Message):
