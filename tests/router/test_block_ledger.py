@@ -41,7 +41,7 @@ def test_a_next_write_to_a_shared_block_takes_one_block_more(ledger, sequence):
 def test_what_is_reserved_beyond_what_is_held_is_not_available(ledger, sequence):
     ledger.set(sequence, num_reserved=2, num_held=0)
     assert ledger.available == 8
-    ledger.reserve(sequence, ledger.num_missing(sequence, 9))
+    ledger.reserve(sequence, ledger.num_missing(sequence, 9), 9)
     assert ledger.available == 7
     ledger.free = 8  # The result: the sequence holds 2 blocks now.
     sequence.num_computed_tokens = 9
@@ -65,7 +65,8 @@ def test_a_sequence_that_is_forgotten_counts_no_more(ledger, sequence):
 def test_blocks_of_rejected_drafts_are_given_back(ledger, sequence):
     """The shard does so when it applies the next plan, which may take them for others."""
     sequence.draft(4)
-    ledger.reserve(sequence, ledger.num_missing(sequence, sequence.num_computed_tokens))
+    num_computed = sequence.num_computed_tokens
+    ledger.reserve(sequence, ledger.num_missing(sequence, num_computed), num_computed)
     ledger.rebase(sequence, 11)
     assert (sequence.num_reserved_blocks, sequence.num_held_blocks) == (3, 3)
     before = ledger.available

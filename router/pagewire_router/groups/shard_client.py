@@ -201,6 +201,7 @@ def geometry(info: shard_pb2.ShardInfo) -> shard_pb2.ShardInfo:
         model_digest=info.model_digest,
         block_size=info.block_size,
         num_blocks=info.num_blocks,
+        cache_groups=info.cache_groups,
         max_num_seqs=info.max_num_seqs,
         max_num_batched_tokens=info.max_num_batched_tokens,
         max_model_len=info.max_model_len,

@@ -46,9 +46,9 @@ class UnverifiedDrafts:
         """Notes how many drafts were accepted, and for how many tokens the shard held blocks."""
         for row in plan.draft_rows:
             row.num_accepted = result.num_sampled_tokens[row.row] - 1
-        for sequence, seq_id, num_tokens in plan.num_block_tokens:
+        for sequence, seq_id, num_tokens, num_certain in plan.num_block_tokens:
             if sequence.runs_as(seq_id):
-                ledger.rebase(sequence, num_tokens)
+                ledger.rebase(sequence, num_tokens, num_certain)
         if plan.draft_rows:
             self._plans.append(plan)
 
@@ -63,8 +63,9 @@ def reserve_drafts(sequence: Sequence, most: int, ledger: BlockLedger, num_missi
     num_drafts = min(most, sequence.max_len - 1 - sequence.num_tokens)
     if num_drafts <= 0 or sequence.group.request.grammar:  # No mask says what may follow a draft.
         return 0
-    num_more = ledger.num_missing(sequence, sequence.num_computed_tokens + 1 + num_drafts)
+    num_computed = sequence.num_computed_tokens + 1 + num_drafts
+    num_more = ledger.num_missing(sequence, num_computed)
     if num_more and num_more > ledger.available - num_missing:
         return 0
-    ledger.reserve(sequence, num_more)
+    ledger.reserve(sequence, num_more, num_computed)
     return num_drafts

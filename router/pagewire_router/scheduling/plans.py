@@ -1,5 +1,6 @@
 """A step plan while it is made, what is remembered of it until its result is back, and what the result brought."""
 
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,6 +48,8 @@ class PlanInFlight:
     message: shard_pb2.StepPlan
     num_tokens_left: int
     """Tokens that may still be added to it."""
+    max_chunk: int = sys.maxsize
+    """Most tokens of one sequence that it computes."""
     num_scores_left: int = field(default_factory=lambda: MAX_PROMPT_SCORES)
     """Log-probabilities of prompts that its result may still bring, as far as it is bounded."""
     sequences: list[Sequence] = field(default_factory=list)
@@ -56,8 +59,11 @@ class PlanInFlight:
     draft_rows: list[DraftRow] = field(default_factory=list)
     drafting: dict[Sequence, int] = field(default_factory=dict)
     """Sequences for which the shard's blocks depend on draft tokens, and their seq_ids."""
-    num_block_tokens: list[tuple[Sequence, int, int]] = field(default_factory=list)
-    """For each of `drafting`: the sequence, its seq_id, and the tokens that the shard has blocks for after the plan."""
+    num_block_tokens: list[tuple[Sequence, int, int, int]] = field(default_factory=list)
+    """For each of `drafting`: the sequence, its seq_id, the tokens that the shard has blocks for after the plan, and
+    how many of them are certain."""
+    forked: list[tuple[Sequence, int]] = field(default_factory=list)
+    """Parents, and their seq_ids, for whose children tables with a window need not keep anything after the plan."""
     score_rows: list[int] = field(default_factory=list)
     """Rows of beams, which are scored."""
     prefill_rows: list[int] = field(default_factory=list)
@@ -112,6 +118,7 @@ class PlanInFlight:
             admit.sampling_params.ClearField("prompt_logprobs")
         if request.beams is not None:
             admit.num_scores = request.beams.num_scores
+        admit.fork_from = sequence.fork_from
         if request.trace_context is not None:
             admit.trace_context.traceparent = request.trace_context.traceparent
             admit.trace_context.tracestate = request.trace_context.tracestate
@@ -128,7 +135,7 @@ class PlanInFlight:
 
     def max_budget(self, sequence: Sequence, num_tokens: int) -> int:
         """Returns how many of a sequence's next num_tokens tokens, one at least, the plan has room for."""
-        num_tokens = min(num_tokens, self.num_tokens_left)
+        num_tokens = min(num_tokens, self.num_tokens_left, self.max_chunk)
         num_scores = sequence.group.num_scores_per_token
         return num_tokens if num_scores == 0 else min(num_tokens, max(1, self.num_scores_left // num_scores))
 
@@ -159,7 +166,12 @@ class PlanInFlight:
         self.message.run_seq_ids.extend([sequence.seq_id for sequence in self.sequences])
         self.message.run_token_budgets.extend(self.num_scheduled_tokens)
         self.num_block_tokens += [
-            (sequence, seq_id, min(sequence.num_computed_tokens, sequence.max_len))
+            (
+                sequence,
+                seq_id,
+                min(sequence.num_computed_tokens, sequence.max_len),
+                sequence.num_computed_tokens - sequence.num_unverified_tokens,
+            )
             for sequence, seq_id in self.drafting.items()
             if sequence.runs_as(seq_id)
         ]

@@ -74,9 +74,7 @@ class PrefixIndex:
         cached, coming = self._cached, self._coming
         limit = max_cached_blocks(prefix.num_tokens, prefix.block_size)
         count, num_hashes = 0, 1
-        if limit and self._unhashed and (hashes := self._first(prefix, 1)):
-            for chunk in self._unhashed.pop(hashes[0], ()):
-                self._hash(chunk)
+        self._hash_coming(prefix, limit)
         while count < limit:
             hashes = self._first(prefix, min(num_hashes, limit))
             end = min(len(hashes), limit)
@@ -86,6 +84,12 @@ class PrefixIndex:
                 break
             num_hashes = count + _STRIDE
         return count
+
+    def _hash_coming(self, prefix: PrefixHashes, limit: int) -> None:
+        """Hashes what plans in flight compute of prompts with the same first block, for the first limit blocks."""
+        if limit and self._unhashed and (hashes := self._first(prefix, 1)):
+            for chunk in self._unhashed.pop(hashes[0], ()):
+                self._hash(chunk)
 
     def _hash(self, chunk: Chunk) -> None:
         hashes = self._first(chunk.prefix, chunk.end_block)[chunk.first_block : chunk.end_block]

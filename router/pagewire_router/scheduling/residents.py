@@ -7,10 +7,11 @@ releases into the plans.
 from bisect import insort
 from collections.abc import Iterable
 
+from pagewire.v1 import shard_pb2
 from pagewire_common.protocol import MAX_STEP_LOGPROBS
 
 from pagewire_router.scheduling.beam_sequences import BeamSequences
-from pagewire_router.scheduling.block_ledger import BlockLedger, GroupLimits, num_blocks_for, num_blocks_of_group
+from pagewire_router.scheduling.block_ledger import BlockLedger, GroupLimits
 from pagewire_router.scheduling.plans import PlanInFlight
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 from pagewire_router.scheduling.sequence_state import ON_SHARD, SequenceEvent, SequenceState
@@ -24,8 +25,8 @@ class Residents:
         """Admitted requests, most urgent first."""
         self.num_slots_used = 0
         """Sequences on the shard group, and those for which a slot is kept until they are forked."""
-        self.ledger = BlockLedger(limits.block_size, limits.num_blocks)
         self._limits = limits
+        self.ledger = self._new_ledger(limits.num_blocks)
         self._forking: dict[SequenceGroup, None] = {}
         """Running requests with sequences that are still to be forked."""
         self._releases: list[int] = []
@@ -48,12 +49,15 @@ class Residents:
 
     def reset(self, free_blocks: int) -> list[SequenceGroup]:
         """The shard group has forgotten all sequences. Returns the requests that ran; they wait again."""
-        self.ledger = BlockLedger(self._limits.block_size, free_blocks)
+        self.ledger = self._new_ledger(free_blocks)
         self._forking.clear()
         self._releases.clear()
         self._num_leaving_blocks = self._num_released_blocks = self.num_slots_used = self._last_seq_id = 0
         running, self.running[:] = self.running.copy(), []
         return running
+
+    def _new_ledger(self, free_blocks: int) -> BlockLedger:
+        return BlockLedger(self._limits.block_size, free_blocks, self._limits.cache_groups())
 
     # Entering.
 
@@ -64,7 +68,7 @@ class Residents:
             return False
         lengths = [len(sequence.token_ids) + 1 for sequence in unfinished]
         lengths += lengths[:1] * (num_slots - len(lengths))  # Beams to come are as long.
-        num_blocks = num_blocks_of_group(lengths, group.num_shared_tokens(), self._limits.block_size)
+        num_blocks = self.ledger.num_blocks_to_admit(lengths, group.num_shared_tokens())
         # One that was preempted comes back only when the others have room to grow, so that it is not thrown out again.
         headroom = len(self.running) if group.was_preempted else 0
         return num_blocks + headroom <= self.ledger.available
@@ -102,13 +106,16 @@ class Residents:
         sequence.on(SequenceEvent.RESERVE)
         self._forking[sequence.group] = None
         sequence.num_admitted_tokens = num_shared
-        block_size = self._limits.block_size
-        num_blocks = num_blocks_for(len(sequence.token_ids) + 1, block_size) - num_shared // block_size
+        num_blocks = self.ledger.num_blocks_to_fork(len(sequence.token_ids) + 1, num_shared)
         self.ledger.set(sequence, num_reserved=num_blocks, num_held=0)
 
     def _admit_leader(self, leader: Sequence, num_guessed_tokens: int, plan: PlanInFlight) -> None:
         """Admits a sequence and runs its first chunk, which has tokens set aside for what is not cached."""
         num_tokens = len(leader.token_ids)
+        fork_from = 0
+        if self.ledger.has_windows and leader.group in self._forking:
+            fork_from = leader.group.num_shared_tokens()
+            num_guessed_tokens = min(num_guessed_tokens, fork_from // self._limits.block_size * self._limits.block_size)
         budget = plan.max_budget(leader, num_tokens - num_guessed_tokens)
         leader.on(SequenceEvent.ADMIT)
         leader.enter_shard(
@@ -117,6 +124,7 @@ class Residents:
             num_tokens=num_tokens,
             num_guessed_tokens=num_guessed_tokens,
         )
+        leader.fork_from = fork_from
         if budget == num_tokens:
             leader.settle(num_computed_tokens=0, num_tokens=num_tokens)
         self.ledger.set(leader, num_reserved=self.ledger.bound(leader, num_tokens), num_held=0)
@@ -134,13 +142,15 @@ class Residents:
             for child in children:
                 self._fork_child(parent, child, num_shared, plan)
                 child.next_write_block_shared = ends_within_block
-                self.ledger.rebase(child, num_shared)
+                self.ledger.enter_fork(child, num_shared)
             # A beam that has been run to its last token writes no more.
             writes = group.beams is None or parent.num_computed_tokens < parent.num_tokens
             if ends_within_block and writes and not parent.is_finished:
                 parent.next_write_block_shared = True
                 parent.last_fork_step = plan.step
                 self.ledger.rebase(parent)
+            if parent.fork_from:
+                plan.forked.append((parent, parent.seq_id))
             self._end_forking(group)
 
     def _fork_child(self, parent: Sequence, child: Sequence, num_shared: int, plan: PlanInFlight) -> None:
@@ -156,11 +166,13 @@ class Residents:
     def num_blocks_to_fork_beams(self, group: SequenceGroup) -> int:
         """Blocks that the beams of a request's next step need beside those of their parents."""
         assert group.beams is not None
-        num_shared = len(group.beams.to_fork[0][0].token_ids)
-        if num_shared % self._limits.block_size == 0:
-            return len(group.beams.to_fork)
-        # The last block is copied for all children of a parent but one, which writes where its parent would have.
-        return len(group.beams.to_fork) - len({parent for parent, _ in group.beams.to_fork})
+        num_shared, num_children = len(group.beams.to_fork[0][0].token_ids), len(group.beams.to_fork)
+        num_blocks = num_children
+        if num_shared % self._limits.block_size:
+            # The last block is copied for all children of a parent but one, which writes where its parent would have.
+            num_blocks -= len({parent for parent, _ in group.beams.to_fork})
+        num_window_blocks = num_children * self.ledger.num_window_blocks_to_fork(num_shared + 1, num_shared)
+        return num_blocks * self.ledger.num_full_tables + num_window_blocks
 
     def fork_beams(self, group: SequenceGroup, plan: PlanInFlight) -> None:
         """Replaces a request's beams by those of its next step."""
@@ -170,7 +182,7 @@ class Residents:
         for parent, child in group.beams.to_fork:
             self._fork_child(parent, child, len(parent.token_ids), plan)
             child.next_write_block_shared = ends_within_block and parent in parents
-            self.ledger.rebase(child, len(parent.token_ids))
+            self.ledger.enter_fork(child, len(parent.token_ids))
             parents[parent] = None
         group.beams.num_spare_slots -= len(group.beams.to_fork)
         self.prune(parents)
@@ -213,6 +225,7 @@ class Residents:
             sequence.on(SequenceEvent.FINISH)
         elif group in self._forking:
             sequence.on(SequenceEvent.KEEP)
+            self.ledger.loosen(sequence)
         else:
             sequence.on(SequenceEvent.FINISH)
             self._depart(sequence)
@@ -235,7 +248,7 @@ class Residents:
         if group.beams is not None:
             # Every departure but the first one of a beam that was not forked left out what beams share.
             num_shared = min(group.beams.num_shared_tokens, num_forked_tokens)
-            self._num_leaving_blocks += num_shared // self._limits.block_size
+            self._num_leaving_blocks += num_shared // self._limits.block_size * self.ledger.num_full_tables
 
     def _end_forking(self, group: SequenceGroup) -> None:
         """A request has no sequences left to fork: releases their parent if it has ended."""
@@ -249,10 +262,13 @@ class Residents:
         self._releases.append(sequence.seq_id)
         self._num_leaving_blocks += sequence.num_held_blocks
         if sequence.group.beams is not None:
-            self._num_leaving_blocks -= sequence.num_forked_tokens // self._limits.block_size
+            num_shared = sequence.num_forked_tokens // self._limits.block_size
+            self._num_leaving_blocks -= num_shared * self.ledger.num_full_tables
         self.num_slots_used -= 1
         if sequence.num_inflight_runs == 0:
             self.ledger.forget(sequence)
+        else:
+            self.ledger.loosen(sequence)
 
     def _drop_reservation(self, sequence: Sequence) -> None:
         self.ledger.forget(sequence)
@@ -265,7 +281,19 @@ class Residents:
         plan.num_released_blocks, self._num_leaving_blocks = self._num_leaving_blocks, 0
         self._num_released_blocks += plan.num_released_blocks
 
-    def on_result(self, plan: PlanInFlight, free_blocks: int) -> None:
-        """A plan's result is back: its releases are done."""
-        self.ledger.free = free_blocks
+    def on_row(self, sequence: Sequence, num_computed: int, shared: bool, step: int) -> None:
+        """Re-bases the blocks of a sequence on what the result of a step says of it."""
+        sequence.num_reported_computed_tokens = num_computed
+        if step >= sequence.last_fork_step:
+            sequence.next_write_block_shared = shared
+        self.ledger.rebase(sequence, num_computed)
+
+    def on_result(self, plan: PlanInFlight, result: shard_pb2.StepResult) -> None:
+        """A plan's result is back: its releases are done, and its forks."""
+        self.ledger.take_result(result.free_blocks[0], result.num_shared_window_blocks)
         self._num_released_blocks -= plan.num_released_blocks
+        for parent, seq_id in plan.forked:
+            if parent.seq_id == seq_id:
+                parent.fork_from = 0
+                if parent.runs_as(seq_id):
+                    self.ledger.rebase(parent, parent.num_reported_computed_tokens)

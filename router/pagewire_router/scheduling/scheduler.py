@@ -34,9 +34,9 @@ from pagewire_router.scheduling.deadlines import Deadlines
 from pagewire_router.scheduling.drafts import UnverifiedDrafts, reserve_drafts
 from pagewire_router.scheduling.forecast import Forecast, Verdict
 from pagewire_router.scheduling.grammars import Grammars
+from pagewire_router.scheduling.grouped_prefix_index import prefix_index
 from pagewire_router.scheduling.observer import SchedulerObserver
 from pagewire_router.scheduling.plans import PlanInFlight, Progress, TokenCounts, take_prompt_scores
-from pagewire_router.scheduling.prefix_index import PrefixIndex
 from pagewire_router.scheduling.residents import Residents
 from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup
 from pagewire_router.scheduling.sequence_state import SequenceState
@@ -61,12 +61,13 @@ class Scheduler:
     def __init__(self, limits: GroupLimits, observer: SchedulerObserver | None = None, num_ranks: int = 1) -> None:
         self.limits = limits
         self.waiting = WaitingQueue()
+        self._max_chunk = limits.cache_groups().max_chunk
         self._residents = Residents(limits)
         self.running = self._residents.running
         """Admitted requests, most urgent first."""
         self.suspects = Suspects()
         self.grammars = Grammars(num_ranks)
-        self.prefixes = PrefixIndex()
+        self.prefixes = prefix_index(limits)
         """What the shard group's prefix cache holds. A new epoch's snapshot is for the caller to add."""
         self.num_preemptions = 0
         self.tokens = TokenCounts()
@@ -230,7 +231,8 @@ class Scheduler:
 
     def _plan(self, groups: list[SequenceGroup], queue: Queue | None, now: float) -> shard_pb2.StepPlan | None:
         """A plan that runs these of the running requests and admits others from the queue."""
-        plan = PlanInFlight(shard_pb2.StepPlan(step=self._last_step + 1), self.limits.max_num_batched_tokens)
+        num_tokens = self.limits.max_num_batched_tokens
+        plan = PlanInFlight(shard_pb2.StepPlan(step=self._last_step + 1), num_tokens, self._max_chunk)
         self._unverified.take_over(plan, plan.step - self._max_inflight)
         self.prefixes.on_plan()
         self._residents.fork(groups, plan)
@@ -283,7 +285,7 @@ class Scheduler:
                         num_missing += num_more
                         self._preempt_for(group, num_missing)
                         continue
-                    ledger.reserve(sequence, num_more)
+                    ledger.reserve(sequence, num_more, num_computed)
                 if num_tokens_left == 0:
                     plan.num_tokens_left = 0
                     return num_missing, prefills
@@ -317,9 +319,10 @@ class Scheduler:
             else:
                 num_remaining = sequence.num_tokens - num_computed
             budget = plan.max_budget(sequence, max(1, num_remaining))
-            num_more = ledger.num_missing(sequence, sequence.num_computed_after(budget))
+            num_computed_after = sequence.num_computed_after(budget)
+            num_more = ledger.num_missing(sequence, num_computed_after)
             if num_more <= max(0, ledger.available):
-                ledger.reserve(sequence, num_more)
+                ledger.reserve(sequence, num_more, num_computed_after)
                 plan.run(sequence, budget, is_chunk=num_remaining > 0)
                 plan.num_prompt_tokens += budget - 1
                 if num_remaining > 0:
@@ -362,7 +365,7 @@ class Scheduler:
         num_guessed = leader.group.num_usable_tokens(num_cached_blocks, block_size)
         self.grammars.on_admit(leader.group, plan.step)
         self._residents.admit(leader, num_guessed, plan)
-        self.prefixes.expect(plan, leader, num_guessed, leader.num_likely_computed_tokens)
+        self.prefixes.expect(plan, leader, leader.num_guessed_tokens, leader.num_likely_computed_tokens)
 
     def _verdict(self, group: SequenceGroup, now: float) -> Verdict:
         if not self._deadlines:
@@ -419,7 +422,7 @@ class Scheduler:
         plan = self._inflight.popleft() if self._inflight else None
         if plan is None or plan.step != result.step:
             raise ProtocolError(f"result of step {result.step}; expected {plan.step if plan else 'none'}")
-        self._residents.on_result(plan, result.free_blocks[0])
+        self._residents.on_result(plan, result)
         self.prefixes.update(result.cache_hashes_added, result.cache_hashes_removed)
         self.prefixes.on_result(plan)
         self.tokens.add_first_runs(plan, result)
@@ -454,12 +457,12 @@ class Scheduler:
             if sequence.state is running:
                 sequence.num_reported_computed_tokens = num_computed
                 if num_computed > sequence.num_held_tokens or shared != sequence.next_write_block_shared:
-                    self._rebase(sequence, num_computed, shared, result.step)
+                    self._residents.on_row(sequence, num_computed, shared, result.step)
             elif sequence.state is SequenceState.ADMITTED:
                 if sequence.num_missed_tokens(num_computed) and not sequence.group.is_misguessed:
                     missed.append(sequence.group)
                 sequence.settle(num_computed, num_tokens)
-                self._rebase(sequence, num_computed, shared, result.step)
+                self._residents.on_row(sequence, num_computed, shared, result.step)
             else:
                 if sequence.num_inflight_runs == 0:
                     self._residents.ledger.forget(sequence)
@@ -485,13 +488,6 @@ class Scheduler:
         if plan.drafting:
             self._unverified.on_result(plan, result, self._residents.ledger)
         return progress
-
-    def _rebase(self, sequence: Sequence, num_computed: int, shared: bool, step: int) -> None:
-        """Re-bases the blocks of a sequence on what the result of a step says of it."""
-        sequence.num_reported_computed_tokens = num_computed
-        if step >= sequence.last_fork_step:
-            sequence.next_write_block_shared = shared
-        self._residents.ledger.rebase(sequence, num_computed)
 
     def _stopped(self, sequence: Sequence, stop: int) -> "inference_pb2.FinishReason.ValueType":
         """The shard has stopped a sequence. Returns the finish reason."""

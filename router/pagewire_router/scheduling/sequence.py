@@ -81,9 +81,11 @@ class Sequence:
     inflight_budgets: list[int] = field(default_factory=list)
     """Tokens that each plan in flight may compute of it; used while ADMITTED."""
     num_held_blocks: int = 0
-    """Blocks it held as of the last result. Like the next three, set by the ledger."""
+    """Blocks it held as of the last result. Like the next four, set by the ledger."""
     num_held_tokens: int = 0
     """Computed tokens that fit the held blocks."""
+    num_held_window_blocks: int = 0
+    """Those of num_held_blocks that are in tables with a window."""
     num_reserved_blocks: int = 0
     """Most blocks it holds once all plans in flight are done, those for num_admitted_tokens included."""
     num_reserved_tokens: int = 0
@@ -94,6 +96,9 @@ class Sequence:
     """The last plan that forked it or made it; results of earlier plans do not know what it shares. 0: none."""
     num_forked_tokens: int = 0
     """Tokens that it shared with its parent when it was forked; 0: it was not."""
+    fork_from: int = 0
+    """Cache groups with a window keep what children need that are forked from so many of its tokens; 0: there are
+    none."""
 
     @property
     def is_finished(self) -> bool:
@@ -144,7 +149,7 @@ class Sequence:
         self.num_guessed_tokens = self.num_expected_tokens = num_guessed_tokens
         self.inflight_budgets.clear()
         self.next_write_block_shared = False
-        self.last_fork_step = self.num_forked_tokens = 0
+        self.last_fork_step = self.num_forked_tokens = self.fork_from = 0
 
     def num_computed_after(self, budget: int) -> int:
         """Most tokens it has computed once a further plan has run it with this budget."""
@@ -333,7 +338,7 @@ class SequenceGroup:
         """The plans in flight are lost, and with them the blocks that they would have taken."""
         for sequence in self.sequences:
             sequence.num_inflight_runs = 0
-            sequence.num_held_blocks = sequence.num_reserved_blocks = 0
+            sequence.num_held_blocks = sequence.num_reserved_blocks = sequence.num_held_window_blocks = 0
 
     def unfinished(self) -> list[Sequence]:
         """Its sequences that have not ended."""
