@@ -4,11 +4,13 @@ import logging
 import os
 import secrets
 import sys
+from bisect import bisect_right
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from pagewire.v1 import shard_pb2
+from pagewire_common.cache_groups import CacheGroups
 from pagewire_common.protocol import MAX_SCORES, PROTOCOL_MAJOR, PROTOCOL_MINOR
 from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
 
@@ -23,6 +25,7 @@ from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.execution.warm_up import run_largest_step, warm_up
 from pagewire_shard.grammar.grammars import Grammars
 from pagewire_shard.host_memory import memory_limit_bytes
+from pagewire_shard.layers.cache_layout import CacheLayout, plan_layout
 from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.limits import CPU_CORE_FLOPS, Asked, DeviceFacts, Limits, ModelFacts, choose_limits, gpu_flops
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
@@ -55,23 +58,46 @@ def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes, gram
     if device.type == "cpu" and config.cpu_threads is None and loaded.weight_bytes < SMALL_MODEL_BYTES:
         _set_cpu_threads(max(1, (os.cpu_count() or 1) - 1))
     limits = _limits(config, loaded, device)
-    state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
-    num_blocks = _num_blocks(config, loaded, limits, state)
-    if num_blocks * limits.block_size < limits.max_model_len:
-        limits = _lowered(config, limits, num_blocks)
+    layout = plan_layout(loaded.model.spec.layers, limits.max_model_len)
+    loaded.model.layer_tables = layout.layer_tables
+    state = _state(limits, layout, device)
+    num_blocks = _num_blocks(config, loaded, limits, layout, state)
+    if _max_len(limits, layout, num_blocks) < limits.max_model_len:
+        limits = _lowered(config, limits, layout, num_blocks)
         del state  # before the smaller one is allocated
-        state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
-    caches = loaded.model.spec.allocate_caches(num_blocks, limits.block_size, loaded.cache_dtype, device)
+        state = _state(limits, layout, device)
+    caches = layout.allocate(num_blocks, limits.block_size, loaded.cache_dtype, device)
     runner = _runner(config, loaded, limits, state, caches)
     warm_up(runner, limits.block_size)
-    info = _describe(config, loaded, limits, num_blocks, device, model_digest)
-    print(_start_line(config, loaded, limits, num_blocks), file=sys.stderr, flush=True)
+    info = _describe(config, loaded, limits, layout, num_blocks, device, model_digest)
+    print(_start_line(config, loaded, limits, layout, num_blocks), file=sys.stderr, flush=True)
     return Engine(info, runner, BlockPool(num_blocks, limits.block_size), grammars)
 
 
-def _start_line(config: ShardConfig, loaded: LoadedModel, limits: Limits, num_blocks: int) -> str:
-    num_tokens = num_blocks * limits.block_size
-    return f"{config.model_name}: {limits.line()}; the KV cache holds {num_tokens:,} tokens; {loaded.precision}"
+def _start_line(config: ShardConfig, loaded: LoadedModel, limits: Limits, layout: CacheLayout, num_blocks: int) -> str:
+    groups, num_full = _groups(limits, layout), -(-limits.max_model_len // limits.block_size)
+    num_tokens = num_blocks // groups.num_tables * limits.block_size
+    held = f"the KV cache holds {num_tokens:,} tokens"
+    if groups.windows:
+        num_held = groups.num_full_tables * num_full + groups.most_window_blocks(limits.max_model_len, 1)
+        num_long = num_blocks * limits.max_model_len // num_held
+        held += f" of short sequences, {num_long:,} of sequences of {limits.max_model_len:,}"
+    return f"{config.model_name}: {limits.line()}; {held}; {loaded.precision}"
+
+
+def _state(limits: Limits, layout: CacheLayout, device: torch.device) -> DeviceState:
+    num_tables = sum(group.num_tables for group in layout.groups)
+    return DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device, num_tables)
+
+
+def _groups(limits: Limits, layout: CacheLayout) -> CacheGroups:
+    return CacheGroups(limits.block_size, limits.max_num_batched_tokens, layout.groups)
+
+
+def _max_len(limits: Limits, layout: CacheLayout, num_blocks: int) -> int:
+    """The longest sequence that so many blocks hold, in whole blocks; not much more than max_model_len."""
+    lengths = range(0, limits.max_model_len + limits.block_size, limits.block_size)
+    return lengths[bisect_right(lengths, num_blocks, key=_groups(limits, layout).blocks_alone) - 1]
 
 
 def _device(config: ShardConfig) -> torch.device:
@@ -167,9 +193,9 @@ def _runner(
     return runner
 
 
-def _lowered(config: ShardConfig, limits: Limits, num_blocks: int) -> Limits:
+def _lowered(config: ShardConfig, limits: Limits, layout: CacheLayout, num_blocks: int) -> Limits:
     """The limits with the longest sequence that the pool holds; only where --max-model-len leaves it open."""
-    max_model_len = num_blocks * limits.block_size
+    max_model_len = _max_len(limits, layout, num_blocks)
     logger.warning(
         "%s: the KV cache holds %d tokens, so max_model_len is %d, not the model's own %d; --kv-cache-memory%s or "
         "--max-model-len changes that",
@@ -182,9 +208,11 @@ def _lowered(config: ShardConfig, limits: Limits, num_blocks: int) -> Limits:
     return replace(limits, max_model_len=max_model_len)
 
 
-def _num_blocks(config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState) -> int:
-    bytes_per_block = loaded.model.spec.block_bytes(limits.block_size, loaded.cache_dtype)
-    needed = -(-limits.max_model_len // limits.block_size)
+def _num_blocks(
+    config: ShardConfig, loaded: LoadedModel, limits: Limits, layout: CacheLayout, state: DeviceState
+) -> int:
+    bytes_per_block = layout.block_bytes(limits.block_size, loaded.cache_dtype)
+    needed = _groups(limits, layout).blocks_alone(limits.max_model_len)
     if config.kv_cache_memory_bytes is not None:
         available = config.kv_cache_memory_bytes
     elif state.device.type == "cpu":
@@ -192,14 +220,15 @@ def _num_blocks(config: ShardConfig, loaded: LoadedModel, limits: Limits, state:
     else:
         available = _gpu_pool_bytes(config, loaded, limits, state)
     num_blocks = max(available, 0) // bytes_per_block
-    if num_blocks < (needed if config.max_model_len is not None else 1):
-        raise PoolTooSmall(_too_small(config, limits, available, num_blocks, needed * bytes_per_block))
+    least = needed if config.max_model_len is not None else _groups(limits, layout).blocks_alone(1)
+    if num_blocks < least:
+        fits = _max_len(limits, layout, num_blocks)
+        raise PoolTooSmall(_too_small(config, limits, available, fits, needed * bytes_per_block))
     # More than all sequences at full length can never be used.
     return min(num_blocks, needed * limits.max_num_seqs)
 
 
-def _too_small(config: ShardConfig, limits: Limits, available: int, num_blocks: int, needed_bytes: int) -> str:
-    fits = num_blocks * limits.block_size
+def _too_small(config: ShardConfig, limits: Limits, available: int, fits: int, needed_bytes: int) -> str:
     ways = [f"--kv-cache-memory {needed_bytes}"]
     if fits:
         ways.append(f"--max-model-len {fits}")
@@ -240,6 +269,7 @@ def _describe(
     config: ShardConfig,
     loaded: LoadedModel,
     limits: Limits,
+    layout: CacheLayout,
     num_blocks: int,
     device: torch.device,
     model_digest: bytes,
@@ -268,4 +298,5 @@ def _describe(
         incarnation=secrets.randbits(64),
         protocol_major=PROTOCOL_MAJOR,
         protocol_minor=PROTOCOL_MINOR,
+        cache_groups=[shard_pb2.CacheGroup(window=g.window, num_tables=g.num_tables) for g in layout.groups],
     )

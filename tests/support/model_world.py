@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from pagewire.v1 import shard_pb2
+from pagewire_common.cache_groups import PLAIN, table_windows
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
@@ -16,6 +17,7 @@ from pagewire_shard.engine.runner import Runner
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.grammar.grammars import Grammars, Prepared
+from pagewire_shard.layers.cache_layout import plan_layout
 from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.models.decoder import Decoder
 from scheduling_world import make_request, shard_info
@@ -119,11 +121,15 @@ class ModelWorld(EngineWorld):
         dtype: torch.dtype = torch.float32,
         grammars: Grammars | None = None,
     ) -> None:
-        caches = model.spec.allocate_caches(limits.num_blocks, limits.block_size, dtype, device)
+        layout = plan_layout(model.spec.layers, limits.max_model_len if limits.groups != PLAIN else 0)
+        assert layout.groups == limits.groups, "limits.groups are PLAIN or the model's"
+        model.layer_tables = layout.layer_tables
+        caches = layout.allocate(limits.num_blocks, limits.block_size, dtype, device)
         for cache in caches:
             for tensor in cache:
                 tensor.fill_(torch.nan)
-        state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
+        num_tables = len(table_windows(layout.groups))
+        state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device, num_tables)
         info = shard_info(limits, model.spec.vocab_size)
         pool = BlockPool(limits.num_blocks, limits.block_size)
         self.runner = make_runner(model, state, caches, limits.block_size)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire_common.cache_groups import table_windows
 from pagewire_common.sampling_params import with_defaults
 from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
 from pagewire_router.beams.search import BeamSearch
@@ -79,14 +80,19 @@ def shard_info(limits: GroupLimits, vocab_size: int, max_draft_tokens: int = 0) 
         max_draft_tokens=max_draft_tokens,
         max_scores=vocab_size,
         max_bad_word_tokens=MAX_BAD_WORD_TOKENS,
+        cache_groups=[shard_pb2.CacheGroup(window=g.window, num_tables=g.num_tables) for g in limits.groups],
     )
 
 
 class HashRunner:
     """Rows as the device has them: exact counts, stops known at once, void rows that write nowhere."""
 
-    def __init__(self, num_blocks: int, block_size: int, max_model_len: int, eos_share: float) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, max_model_len: int, eos_share: float, windows: tuple[int, ...] = (0,)
+    ) -> None:
+        """windows: By block table; 0: a token looks back on all before it."""
         self.block_size, self.max_model_len, self.eos_share = block_size, max_model_len, eos_share
+        self.windows = windows
         self.cache = [[-1] * block_size for _ in range(num_blocks)]
         self.rows: dict[int, dict] = {}
         self.num_computed_total = 0
@@ -101,7 +107,7 @@ class HashRunner:
         self.rows[sequence.slot] = {
             "tokens": list(sequence.token_ids),
             "computed": sequence.num_computed_tokens,
-            "table": list(sequence.blocks),
+            "tables": [list(blocks) for blocks in (sequence.blocks, *sequence.other_tables)],
             "stop": 0,
             "max_len": min(sequence.num_prompt_tokens + sequence.stop.max_tokens, self.max_model_len),
             "min_len": sequence.num_prompt_tokens + sequence.stop.min_tokens,
@@ -128,8 +134,9 @@ class HashRunner:
         return self.sample(batch)
 
     def forward(self, batch: RunBatch) -> None:
-        for slot, index, block in batch.table_updates:
-            table = self.rows[slot]["table"]
+        updates = [(0, *update) for update in batch.table_updates]
+        for number, slot, index, block in updates + batch.other_table_updates:
+            table = self.rows[slot]["tables"][number]
             table[index : index + 1] = [block]
         for source, destination in batch.copies:
             self.cache[destination] = list(self.cache[source])
@@ -185,11 +192,12 @@ class HashRunner:
         num_drafts = max(0, sample_len - 1)
         self.num_computed_total += query_len
         values = chain(row["tokens"])
-        for value in values[row["computed"] : row["computed"] + query_len - num_drafts]:
+        first = row["computed"]
+        for value in values[first : first + query_len - num_drafts]:
             self._compute(row, value)
+        self._check_seen(row, first)
         if not sample_len:
             return []
-        self._found(row)
         if row.get("is_stuck"):
             row["stop"] = shard_pb2.STOP_REASON_ERROR
             return []
@@ -212,18 +220,29 @@ class HashRunner:
             out.prompt_scores.append(scores)
 
     def _found(self, row: dict) -> list[int]:
-        """What the cache holds of a row that has caught up with its tokens."""
+        """What a row computed that has caught up with its tokens."""
         assert row["computed"] == len(row["tokens"])
-        found = [self.cache[row["table"][p // self.block_size]][p % self.block_size] for p in range(row["computed"])]
-        assert found == chain(row["tokens"]), "the cache does not hold what the sequence computed"
-        return found
+        self._check_seen(row, row["computed"] - 1)
+        return chain(row["tokens"])
+
+    def _check_seen(self, row: dict, first: int) -> None:
+        """The caches hold what the row's tokens from the first one on attend to."""
+        end, expected = row["computed"], chain(row["tokens"])
+        for number, (table, window) in enumerate(zip(row["tables"], self.windows, strict=True)):
+            low = max(0, first - window + 1) if window else 0
+            found = [self.cache[table[p // self.block_size]][p % self.block_size] for p in range(low, end)]
+            marked = [value + (number << 32) for value in expected[low:end]]
+            assert found == marked, "the cache does not hold what the sequence computed"
 
     def _compute(self, row: dict, value: int) -> None:
         self._write(row, row["computed"], value)
         row["computed"] += 1
 
     def _write(self, row: dict, position: int, value: int) -> None:
-        self.cache[row["table"][position // self.block_size]][position % self.block_size] = value
+        """Each block table's caches hold something else."""
+        for number, table in enumerate(row["tables"]):
+            marked = value if value == REJECTED else value + (number << 32)
+            self.cache[table[position // self.block_size]][position % self.block_size] = marked
 
     def _sample(self, row: dict) -> int:
         token = next_token(chain(row["tokens"])[-1], row["seed"], len(row["tokens"]), self.eos_share)
@@ -300,7 +319,9 @@ class Rank:
         make_runner: type[HashRunner] = HashRunner,
     ) -> None:
         info = shard_info(limits, vocab_size, max_draft_tokens)
-        self.runner = make_runner(limits.num_blocks, limits.block_size, limits.max_model_len, eos_share)
+        self.runner = make_runner(
+            limits.num_blocks, limits.block_size, limits.max_model_len, eos_share, table_windows(limits.groups)
+        )
         self.grammars = FakeGrammars()
         pool = BlockPool(limits.num_blocks, limits.block_size)
         self.engine = Engine(info, self.runner, pool, self.grammars)  # type: ignore[arg-type]
@@ -410,6 +431,8 @@ class World:
         """Those that have come of the prompts of requests that asked for them."""
         self.num_resumed_prompts = 0
         """Admissions of requests that have some of their prompts' log-probabilities."""
+        self.num_shared_window_blocks = 0
+        """Most that a result has told."""
         self.num_missed = 0
         """Requests that had less cached than the router guessed."""
 
@@ -434,6 +457,7 @@ class World:
             return self.grammars.is_busy or self.scheduler.grammars.has_messages
         results = [rank.result() for rank in self.ranks]
         assert len({r.state_digest for r in results}) == 1, "the ranks have drifted apart"
+        self.num_shared_window_blocks = max(self.num_shared_window_blocks, results[0].num_shared_window_blocks)
         right = [group for group in self.scheduler.groups_in_flight() if not group.is_misguessed]
         for progress in self.scheduler.update(results[0]):
             if progress.failure:

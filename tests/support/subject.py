@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from model_world import CPU, MakeRunner, ModelWorld
@@ -29,7 +30,7 @@ class Subject:
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
 
-    def world(self, *, window: int = 2, make_runner: MakeRunner = ModelRunner, **limits: int) -> ModelWorld:
+    def world(self, *, window: int = 2, make_runner: MakeRunner = ModelRunner, **limits: Any) -> ModelWorld:
         """limits are GroupLimits'; the pool is ample unless they say otherwise."""
         values = {
             "num_blocks": 4096 // limits.get("block_size", 16),

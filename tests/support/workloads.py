@@ -1,9 +1,12 @@
 """Workloads for a scheduler, drawn by Hypothesis as lists of actions, so that a failure shrinks to a few requests."""
 
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
+from pagewire_common.cache_groups import PLAIN, CacheGroup
 from pagewire_router.beams.search import BeamSettings
+from pagewire_router.errors import RequestTooLong
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.sequence import SequenceGroup
 from scheduling_world import (
@@ -121,21 +124,42 @@ def actions(max_prompt: int, max_tokens: int, max_n: int, max_drafts: int) -> tu
     return submit, st.one_of(*[steps] * 8, *rare)
 
 
+CACHE_GROUPS = st.lists(
+    st.builds(CacheGroup, st.one_of(st.just(0), st.integers(1, 12)), st.integers(1, 3)), min_size=1, max_size=3
+).map(tuple)
+"""Tables that keep all tokens and tables with windows, shorter than a block and longer, in any mixture."""
+
+
+def blocks_alone(limits: GroupLimits, max_prompt: int, max_tokens: int, max_n: int) -> int:
+    """Blocks that suffice for every request alone that `actions` draws; with windows, of those of one sequence."""
+    if limits.groups == PLAIN:
+        return max_n * -(-(max_prompt + max_tokens) // limits.block_size)
+    return limits.num_blocks_alone(_request(Submit([1] * max_prompt, max_tokens), 0.0, limits))
+
+
 @st.composite
-def workloads(draw: st.DrawFn, window: int, *, max_drafts: int = 4) -> Workload:
+def workloads(
+    draw: st.DrawFn,
+    window: int,
+    *,
+    max_drafts: int = 4,
+    groups: st.SearchStrategy[tuple[CacheGroup, ...]] = st.just(PLAIN),  # noqa: B008
+) -> Workload:
     """A small pool, shared prefixes, parallel sampling, drafts, late arrivals, aborts and lost shards, all at once."""
     block_size = draw(st.integers(1, 4))
     max_tokens, max_prompt = draw(st.integers(1, 23)), draw(st.sampled_from([2, 6, 14]))
     max_n = draw(st.sampled_from([1, 2, 3, 6]))
-    alone = max_n * -(-(max_prompt + max_tokens) // block_size)
     max_num_seqs = draw(st.integers(max(2, max_n), max(6, max_n + 3)))
     limits = GroupLimits(
-        num_blocks=alone + draw(st.sampled_from([0, 0, 1, 2, alone // 2, alone])),
+        num_blocks=0,
         block_size=block_size,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=draw(st.sampled_from([100, 8, max_num_seqs, 2, 1])),
         max_model_len=max_prompt + max_tokens + draw(st.sampled_from([0, 3])),
+        groups=draw(groups),
     )
+    alone = blocks_alone(limits, max_prompt, max_tokens, max_n)
+    limits = replace(limits, num_blocks=alone + draw(st.sampled_from([0, 0, 1, 2, alone // 2, alone])))
     num_drafts = draw(st.integers(0, max_drafts))
     submits, others = actions(max_prompt, max_tokens, max_n, num_drafts)
     one = st.one_of(submits, submits, others)
@@ -164,7 +188,8 @@ def play(workload: Workload, num_ranks: int = 1) -> World:
     for action in workload.actions:
         match action:
             case Submit():
-                groups.append(world.submit(_request(action, world.now, workload.limits)))
+                with nullcontext() if workload.limits.groups == PLAIN else suppress(RequestTooLong):
+                    groups.append(world.submit(_request(action, world.now, workload.limits)))
             case Steps(number):
                 for _ in range(number):
                     world.step()

@@ -11,9 +11,11 @@ Called from the step thread only. A plan is checked and applied in this order:
   4. changes   forks and releases, as one permutation: children take their parents' blocks, then releases give up
                theirs, then children take slots; then admits, each from the longest prefix that the pool has cached, or
                that rows before it compute in this plan (step_prefixes.py)
-  5. run       blocks for the new tokens, as many as there can be if all drafts are accepted (copied first if shared);
-               then the batch goes to the runner; if a grammar constrains a row, its forward pass alone (constraints.py)
-  6. index     blocks that are full and known become findable
+  5. run       blocks for the new tokens, as many as there can be if all drafts are accepted (copied first if shared;
+               sequence_blocks.py)
+  6. index     blocks that are full and known become findable; what slid out of windows is given back
+               (grouped_blocks.py); then the batch goes to the runner; if a grammar constrains a row, its forward pass
+               alone (constraints.py)
 
 A plan that cannot be applied raises PlanRefused before step 4, so that nothing of it is applied; it ends the epoch. The
 index never names a block whose content was not computed: only a step that breaks can leave such blocks behind, and
@@ -24,21 +26,24 @@ import hashlib
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import repeat
 
 import grpc
 from pagewire.v1 import shard_pb2
+from pagewire_common.cache_groups import CacheGroup, table_windows
 
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.constraints import Constraints
+from pagewire_shard.engine.grouped_blocks import GroupedBlocks
 from pagewire_shard.engine.plan_check import PlanCheck, malformed
 from pagewire_shard.engine.runner import BatchMasks, PendingTokens, RunBatch, Runner, StepTokens
-from pagewire_shard.engine.sequence import Sequence, admitted, forked
+from pagewire_shard.engine.sequence import Sequence, admitted
+from pagewire_shard.engine.sequence_blocks import SequenceBlocks
 from pagewire_shard.engine.step_changes import Row, StepChanges
-from pagewire_shard.engine.step_prefixes import Loan, StepPrefixes
+from pagewire_shard.engine.step_prefixes import Loan
 from pagewire_shard.errors import PlanRefused
 from pagewire_shard.grammar.grammars import Grammars
 
@@ -86,11 +91,10 @@ class Engine:
         self._num_constrained = 0
         """Sequences that a grammar constrains."""
         self._runner = runner
+        self._blocks = _blocks(info, pool)
         self._check = PlanCheck(info)
         self._sequences: dict[int, Sequence] = {}
         self._free_slots: list[int] = []
-        self._copied: list[int] = []
-        """Sources of copies that nobody else holds: released after the run, so that none is handed out within it."""
         self._effects: deque[LaunchedStep] = deque()
         self._max_inflight = 1
         self._last_step = 0
@@ -109,10 +113,9 @@ class Engine:
 
     def end_epoch(self) -> list[int]:
         """Drops all sequences; cached blocks stay. Returns the free blocks of each cache group."""
-        self.pool.release(self._copied)
-        self._copied.clear()
+        self._blocks.end_epoch()
         for sequence in self._sequences.values():
-            self.pool.release(sequence.blocks)
+            self._blocks.release(sequence)
         self._sequences.clear()
         self._num_constrained = 0
         self._effects.clear()
@@ -157,7 +160,8 @@ class Engine:
         block_size = self.pool.block_size
         for sequence, _, _ in launched.rows:
             if len(sequence.token_ids) >= (sequence.num_indexed_blocks + 1) * block_size:
-                self._index_full_blocks(sequence)
+                self._blocks.index_full(sequence)
+        self._blocks.after_run(changes)
         self._describe(launched)
         launched.result.timings.prepare_us = int((time.perf_counter() - started) * 1e6)
         if self._num_constrained and any(sequence.constraint is not None for sequence in batch.sequences):
@@ -231,7 +235,7 @@ class Engine:
         new = {sequence.seq_id: sequence for sequence in (*children, *admits)}
         released = [sequences.get(i) or new[i] for i in plan.release_seq_ids]
         rows: list[Row] = []
-        prefixes = StepPrefixes(self.pool)
+        prefixes = self._blocks.prefixes()
         unmatched = dict.fromkeys(admits)
         loans: dict[Sequence, Loan] = {}
         drafts = plan.num_draft_tokens or repeat(0)
@@ -252,7 +256,7 @@ class Engine:
             if (is_new or query_len > 1) and sample_len <= 1:
                 prefixes.fill(sequence, query_len)
         for sequence in unmatched:  # Without a row it borrows nothing.
-            StepPrefixes(self.pool).find(sequence)
+            self._blocks.prefixes().find(sequence)
         return self._with_modes(plan, StepChanges(children, admits, released, rows, loans))
 
     def _with_modes(self, plan: shard_pb2.StepPlan, changes: StepChanges) -> StepChanges:
@@ -269,7 +273,10 @@ class Engine:
         parent = self._sequences[fork.parent_seq_id]
         if fork.num_tokens > parent.num_verified_tokens:
             raise malformed(f"fork of seq_id {parent.seq_id}: it has not computed num_tokens {fork.num_tokens}")
-        child = forked(parent, fork, self.pool.block_size)
+        child = self._blocks.fork(parent, fork)
+        if child is None:
+            message = f"its cache groups with a window do not keep what num_tokens {fork.num_tokens} needs any more"
+            raise malformed(f"fork of seq_id {parent.seq_id}: {message}")
         if parent.constraint is not None and self._constraints is not None:
             num_prompt = parent.num_prompt_tokens
             num_shared = max(0, fork.num_tokens - num_prompt)
@@ -297,7 +304,7 @@ class Engine:
         if changes.num_new_slots > num_slots:
             message = f"step {step} would hold more than max_num_seqs {self.info.max_num_seqs} sequences"
             raise PlanRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
-        if not changes.fits(self.pool):
+        if not self._blocks.fits(changes):
             message = f"step {step} needs more than the {self.pool.num_blocks} blocks of the pool"
             raise PlanRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
 
@@ -319,12 +326,12 @@ class Engine:
                 if stop:
                     sequence.stop_at(tokens.num_tokens[i], tokens.num_computed_tokens[i])
                     if stop in (shard_pb2.STOP_REASON_ERROR, shard_pb2.STOP_REASON_GRAMMAR):
-                        self.pool.forget(sequence.blocks)
+                        self._blocks.forget(sequence)
                     else:
-                        self._index_full_blocks(sequence)
+                        self._blocks.index_full(sequence)
                 elif sample_len > 1:
                     sequence.settle(sample_len, num_sampled)
-                    self._give_back_blocks(sequence)
+                    self._blocks.settle(sequence)
 
     def _take_in(self, changes: StepChanges) -> None:
         """Forks and releases as one permutation, then admits."""
@@ -334,7 +341,7 @@ class Engine:
             sequence.released = True
             self._num_constrained -= sequence.constraint is not None
             del self._sequences[sequence.seq_id]
-            self.pool.release(sequence.blocks)
+            self._blocks.release(sequence)
             if sequence.slot >= 0:
                 self._free_slots.append(sequence.slot)
         for sequence in changes.admitted:
@@ -347,7 +354,7 @@ class Engine:
                     self._runner.admit(sequence)
 
     def _hold(self, sequence: Sequence) -> None:
-        self.pool.share(sequence.blocks)
+        self._blocks.hold(sequence)
         self._sequences[sequence.seq_id] = sequence
         self._num_constrained += sequence.constraint is not None
         self._highest_seq_id = max(self._highest_seq_id, sequence.seq_id)
@@ -359,82 +366,20 @@ class Engine:
                 row: i for i, row in enumerate(row for row, (_, query_len, _) in enumerate(changes.rows) if query_len)
             }
             batch.scored = [place[row] for row in changes.scored]
-        loans, block_size, is_writable = changes.loans, self.pool.block_size, self.pool.is_writable
-        for sequence, query_len, sample_len in changes.rows:
-            if loans and sequence in loans:
-                self._borrow(sequence, loans[sequence])
-            if query_len:
-                first, end = sequence.advance(query_len, sample_len)
-                blocks = sequence.blocks
-                if end > len(blocks) * block_size or not is_writable(blocks[first // block_size]):
-                    self._take_blocks(sequence, first, end, batch)
-                if end > batch.max_seq_len:
-                    batch.max_seq_len = end
-        self.pool.release(self._copied)
-        self._copied.clear()
+        self._blocks.run(changes.rows, changes.loans, batch, self._runner.admit)
         return batch
-
-    def _borrow(self, sequence: Sequence, loan: Loan) -> None:
-        """Gives an admitted sequence the blocks that a row before it computes, and its slot what it starts with."""
-        blocks = loan.lender.blocks[len(sequence.blocks) : loan.num_blocks]
-        self.pool.share(blocks)
-        sequence.blocks += blocks
-        self._runner.admit(sequence)
-
-    def _take_blocks(self, sequence: Sequence, first: int, end: int, batch: RunBatch) -> None:
-        """Gives a sequence blocks of its own for positions first to end.
-
-        Only the block of the first one can be shared or in the index: those behind it hold unverified tokens at most.
-        """
-        block_size = self.pool.block_size
-        blocks = sequence.blocks
-        i = first // block_size
-        if i < len(blocks) and not self.pool.is_writable(blocks[i]):
-            copy = self.pool.allocate()
-            batch.copies.append((blocks[i], copy))
-            batch.table_updates.append((sequence.slot, i, copy))
-            if self.pool.is_shared(blocks[i]):
-                self.pool.release([blocks[i]])
-            else:
-                self._copied.append(blocks[i])
-            blocks[i] = copy
-        while len(blocks) * block_size < end:
-            block = self.pool.allocate()
-            batch.table_updates.append((sequence.slot, len(blocks), block))
-            blocks.append(block)
-
-    def _give_back_blocks(self, sequence: Sequence) -> None:
-        """Releases the blocks that only rejected drafts needed. No step in flight writes to them."""
-        num_needed = -(-sequence.num_computed_tokens // self.pool.block_size)
-        self.pool.release(sequence.blocks[num_needed:])
-        del sequence.blocks[num_needed:]
-
-    def _index_full_blocks(self, sequence: Sequence) -> None:
-        block_size = self.pool.block_size
-        num_full = sequence.num_verified_tokens // block_size
-        first = sequence.num_indexed_blocks
-        if first < num_full:
-            digests = sequence.digests_of(num_full, block_size)
-            for i in range(first, num_full):
-                self.pool.index(sequence.blocks[i], digests[i])
-            sequence.num_indexed_blocks = num_full
 
     def _describe(self, launched: LaunchedStep) -> None:
         """Writes what is known at launch into the result."""
         result = launched.result
-        block_size = self.pool.block_size
         state = [launched.step, self.pool.num_free]
-        next_blocks: list[int | None] = []
         for i, (sequence, _, _) in enumerate(launched.rows):
-            blocks, end = sequence.blocks, sequence.num_computed_tokens
-            i_next = (end - sequence.num_unverified_tokens) // block_size
-            next_blocks.append(blocks[i_next] if i_next < len(blocks) else None)
             if not sequence.has_run:
                 sequence.has_run = True
                 result.first_run_indices.append(i)
                 result.num_cached_tokens.append(sequence.num_cached_tokens)
-            state += (sequence.seq_id, end, blocks[-1] if blocks else 0)
-        result.next_write_block_shared.extend(self.pool.are_read_only(next_blocks))
+        result.next_write_block_shared.extend(self._blocks.describe(launched.rows, state))
+        result.num_shared_window_blocks = self._blocks.num_shared_window_blocks
         added, removed = self.pool.take_index_changes()
         result.cache_hashes_added.extend(added)
         result.cache_hashes_removed.extend(removed)
@@ -448,8 +393,14 @@ class Engine:
         """Asserts that block tables and reference counts agree, and that every slot is free or one sequence's."""
         slots = self._free_slots + [sequence.slot for sequence in self._sequences.values()]
         assert sorted(slots) == list(range(self.info.max_num_seqs)), slots
-        held: Iterable[int] = (block for sequence in self._sequences.values() for block in sequence.blocks)
+        held = (block for sequence in self._sequences.values() for block in self._blocks.held(sequence))
         self.pool.check_consistent(Counter(held))
+        self._blocks.check_consistent(self._sequences)
+
+
+def _blocks(info: shard_pb2.ShardInfo, pool: BlockPool) -> SequenceBlocks:
+    windows = table_windows(CacheGroup(group.window, group.num_tables) for group in info.cache_groups)
+    return SequenceBlocks(pool) if windows in ((), (0,)) else GroupedBlocks(pool, windows)
 
 
 def _note_tokens(rows: list[Row], tokens: StepTokens) -> None:

@@ -33,6 +33,8 @@ class RunBatch:
     """Upper bound of the longest sequence, tokens of this step included."""
     table_updates: list[tuple[int, int, int]] = field(default_factory=list)
     """(slot, index, block): entries of block tables that change before the step."""
+    other_table_updates: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """(table, slot, index, block): the same in block tables from 1 on, of models with several."""
     copies: list[tuple[int, int]] = field(default_factory=list)
     """(source, destination): blocks to copy before the step. No block is both."""
 

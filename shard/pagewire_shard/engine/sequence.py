@@ -47,7 +47,14 @@ class Sequence:
     constraint: "Constraint | None" = None
     """Where it stands in its grammar; None: it has none."""
     blocks: list[int] = field(default_factory=list)
-    """The block table."""
+    """The block table; of a model with several, the first one."""
+    other_tables: Items[list[int]] = ()
+    """The other block tables, each as long as the first."""
+    first_blocks: list[int] = field(default_factory=list)
+    """For each table the first block that is held; entries before it mean nothing. Empty: all blocks of the only table
+    are."""
+    fork_from: int = 0
+    """What children need that are forked from so many of its tokens is kept; 0: none will be."""
     num_tokens: int = field(init=False)
     """Upper bound of the tokens known when everything launched so far is done. Beyond max_len only if some of them are
     unverified."""
@@ -139,6 +146,8 @@ class Sequence:
     def max_cached_blocks(self, block_size: int) -> int:
         """The most blocks that a cached prefix may provide when it is admitted."""
         num_blocks = max_cached_blocks(self.num_tokens, block_size)
+        if self.fork_from:
+            num_blocks = min(num_blocks, self.fork_from // block_size)
         if self.min_recompute_from or self.num_prompt_logprobs is not None:
             return min(num_blocks, self.min_recompute_from // block_size)
         return num_blocks
@@ -189,4 +198,5 @@ def admitted(admit: shard_pb2.Admit, max_model_len: int) -> Sequence:
         min_recompute_from=admit.min_recompute_from,
         num_scores=admit.num_scores,
         num_prompt_logprobs=params.prompt_logprobs if params.HasField("prompt_logprobs") else None,
+        fork_from=admit.fork_from,
     )

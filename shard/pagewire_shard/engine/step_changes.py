@@ -66,26 +66,39 @@ class StepChanges:
         for sequence in self.released:
             for block in sequence.blocks:
                 added[block] -= 1
-        num_taken = 0
-        for block, count in added.items():
-            before = pool.num_holders(block)
-            num_taken += (before == 0) - (before + count == 0)
+        num_taken = num_blocks_held_anew(added, pool)
         for sequence, query_len, _ in self.rows:
             if query_len:
                 loan = self.loans.get(sequence)
                 num_held = len(sequence.blocks) if loan is None else loan.num_blocks
-                num_taken += _num_blocks_of_row(sequence, query_len, num_held, pool, added)
+                num_taken += num_blocks_of_row(sequence.blocks, sequence.next_writes(query_len), num_held, pool, added)
         return num_taken
 
 
-def _num_blocks_of_row(
-    sequence: Sequence, query_len: int, num_held: int, pool: BlockPool, added: defaultdict[int, int]
+def num_blocks_held_anew(added: Mapping[int, int], pool: BlockPool) -> int:
+    """Free blocks that are held if each block gains so many holders, less those that nobody holds any more."""
+    num_taken = 0
+    for block, count in added.items():
+        before = pool.num_holders(block)
+        num_taken += (before == 0) - (before + count == 0)
+    return num_taken
+
+
+def num_blocks_of_row(
+    blocks: list[int], writes: tuple[int, int], num_held: int, pool: BlockPool, added: defaultdict[int, int]
 ) -> int:
-    first, end = sequence.next_writes(query_len)
+    """Free blocks that a row takes for one of its block tables.
+
+    Args:
+        writes: Where its tokens may go: the first position, and the end.
+        num_held: Length of the table when the row runs.
+        added: Holders that each block has gained by then.
+    """
+    first, end = writes
     num_taken = max(0, -(-end // pool.block_size) - num_held)
     i = first // pool.block_size
-    if i < len(sequence.blocks):
-        block = sequence.blocks[i]
+    if i < len(blocks):
+        block = blocks[i]
         num_holders = pool.num_holders(block) + added[block]
         if num_holders > 1 or pool.is_indexed(block):
             num_taken += 1

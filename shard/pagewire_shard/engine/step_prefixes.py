@@ -31,7 +31,7 @@ class StepPrefixes:
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._lenders: dict[Digest, Sequence] = {}
+        self.lenders: dict[Digest, Sequence] = {}
         """Blocks that rows of the plan fill, and the first row that does."""
 
     def fill(self, sequence: Sequence, query_len: int) -> None:
@@ -40,7 +40,7 @@ class StepPrefixes:
         num_computed = sequence.num_computed_tokens
         num_full = min(num_computed + query_len, len(sequence.token_ids)) // block_size
         for digest in islice(sequence.digests_of(num_full, block_size), num_computed // block_size, num_full):
-            self._lenders.setdefault(digest, sequence)
+            self.lenders.setdefault(digest, sequence)
 
     def find(self, sequence: Sequence) -> Loan | None:
         """Gives a new sequence the longest prefix there is. It names blocks of the pool and does not hold them yet.
@@ -51,13 +51,13 @@ class StepPrefixes:
         limit = sequence.max_cached_blocks(block_size)
         blocks = sequence.blocks
         while len(blocks) < limit:
-            block = self._pool.lookup(_digest(sequence, len(blocks), limit, block_size))
+            block = self._pool.lookup(digest_of(sequence, len(blocks), limit, block_size))
             if block is None:
                 break
             blocks.append(block)
         num_found, loan = len(blocks), None
         while num_found < limit:
-            lender = self._lenders.get(_digest(sequence, num_found, limit, block_size))
+            lender = self.lenders.get(digest_of(sequence, num_found, limit, block_size))
             if lender is None:
                 break
             num_found += 1
@@ -66,7 +66,7 @@ class StepPrefixes:
         return loan
 
 
-def _digest(sequence: Sequence, block_idx: int, limit: int, block_size: int) -> Digest:
+def digest_of(sequence: Sequence, block_idx: int, limit: int, block_size: int) -> Digest:
     """The digest of one of a sequence's blocks. More are computed at once, up to limit: it is likely to need them."""
     if block_idx >= len(sequence.digests):
         sequence.digests_of(min(block_idx + _STRIDE, limit), block_size)

@@ -6,7 +6,7 @@ k + 1 can start before the host has seen step k's tokens.
 """
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pagewire_common.protocol import MAX_STOP_TOKENS
@@ -33,6 +33,8 @@ class SlotRow:
     blocks: list[int]
     ints: list[int]
     stop_token_ids: list[int]
+    other_blocks: list[list[int]]
+    """The blocks of each other table."""
 
 
 class DeviceState:
@@ -42,7 +44,10 @@ class DeviceState:
     stopped: they write to no cache, sample nothing and change no count.
     """
 
-    def __init__(self, num_slots: int, max_model_len: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self, num_slots: int, max_model_len: int, block_size: int, device: torch.device, num_tables: int = 1
+    ) -> None:
+        """num_tables: block tables of each sequence; see layers/cache_layout.py."""
         self.device = device
         self.num_slots = num_slots
         self.max_model_len = max_model_len
@@ -53,6 +58,8 @@ class DeviceState:
         max_blocks = -(-max_model_len // block_size)
         self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
         """[num_slots + 1, max_blocks]: block ids in order; beyond the sequence's blocks arbitrary."""
+        self.other_block_tables = [torch.zeros_like(self.block_tables) for _ in range(num_tables - 1)]
+        """The same for each table but the first."""
         self.ints = torch.zeros(num_rows, 4, dtype=torch.int64, device=device)
         """[num_slots + 1, 4]: counts and limits; columns above."""
         self.stop_token_ids = torch.full((num_rows, MAX_STOP_TOKENS), -1, dtype=torch.int32, device=device)
@@ -66,7 +73,15 @@ class DeviceState:
             columns=_COLUMNS,
         )
         """The same tensors in the form that the kernels take."""
-        self.tables = (self.token_ids, self.block_tables, self.ints, self.stop_token_ids)
+        self.others = [replace(self.sequences, block_tables=tables) for tables in self.other_block_tables]
+        """The same with each of the other block tables."""
+        self.tables = (
+            self.token_ids,
+            self.block_tables,
+            self.ints,
+            self.stop_token_ids,
+            *self.other_block_tables,
+        )
         """What SlotTables has to know of."""
 
     @property
@@ -83,14 +98,22 @@ class DeviceState:
             blocks=sequence.blocks.copy(),
             ints=self._ints(sequence),
             stop_token_ids=_stop_token_ids(sequence),
+            other_blocks=[blocks.copy() for blocks in sequence.other_tables],
         )
 
-    def fill(self, rows: dict[int, SlotRow], updates: Items[tuple[int, int, int]], tables: SlotTables) -> None:
+    def fill(
+        self,
+        rows: dict[int, SlotRow],
+        updates: Items[tuple[int, int, int]],
+        tables: SlotTables,
+        other_updates: Items[tuple[int, int, int, int]] = (),
+    ) -> None:
         """Has the tables' next flush write the rows of new sequences, and entries of block tables.
 
         Args:
             rows: By slot.
             updates: (slot, index, block); those of a new sequence come after what its row says, entry by entry.
+            other_updates: (table, slot, index, block): the same in tables from 1 on.
         """
         for slot, index, block in updates:
             row = rows.get(slot)
@@ -98,9 +121,17 @@ class DeviceState:
                 tables.write(self.block_tables, slot, [block], index)
             else:
                 row.blocks[index : index + 1] = [block]
+        for table, slot, index, block in other_updates:
+            row = rows.get(slot)
+            if row is None:
+                tables.write(self.other_block_tables[table - 1], slot, [block], index)
+            else:
+                row.other_blocks[table - 1][index : index + 1] = [block]
         for slot, row in rows.items():
             tables.write(self.token_ids, slot, row.token_ids)
             tables.write(self.block_tables, slot, row.blocks)
+            for block_tables, blocks in zip(self.other_block_tables, row.other_blocks, strict=False):
+                tables.write(block_tables, slot, blocks)
             tables.write(self.ints, slot, row.ints)
             tables.write(self.stop_token_ids, slot, row.stop_token_ids)
 

@@ -7,6 +7,7 @@ its keys and values go nowhere and it yields no token. Nothing here waits for th
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -73,6 +74,8 @@ class ModelRunner:
         self.sharing = sharing
         self.prompt_scorer = PromptScorer(self._logits_at, self.uplink.upload)
         self._tables = SlotTables((*state.tables, *self.sampler.tables))
+        self._distinct_caches = list({id(cache[0]): cache for cache in kv_caches}.values())
+        """Layers of different block tables share caches."""
         self._passed: ForwardPass | None = None
         """The forward pass of the step that is yet to be sampled."""
         self._admitted: dict[int, SlotRow] = {}
@@ -119,7 +122,7 @@ class ModelRunner:
 
     def _apply_changes(self, batch: RunBatch) -> None:
         """Brings device state and caches to where the host has them."""
-        self.state.fill(self._admitted, batch.table_updates, self._tables)
+        self.state.fill(self._admitted, batch.table_updates, self._tables, batch.other_table_updates)
         if self.sharing is not None:
             self.sharing.apply(self._admitted, batch.table_updates)
         self._admitted.clear()
@@ -127,7 +130,7 @@ class ModelRunner:
         self._tables.flush(self.uplink.upload)
         if batch.copies:
             copies = self.uplink.upload([block for blocks in zip(*batch.copies, strict=True) for block in blocks])
-            copy_blocks(self.kv_caches, *copies.view(2, -1).unbind(0))
+            copy_blocks(self._distinct_caches, *copies.view(2, -1).unbind(0))
 
     def _forward(self, batch: RunBatch) -> None:
         assert max(batch.sample_lens) <= 1, "nobody makes drafts yet"
@@ -172,9 +175,10 @@ class ModelRunner:
             max_blocks=-(-batch.max_seq_len // self.block_size),
         )
         inputs, lens = prepare_inputs(rows), (max(batch.query_lens), batch.max_seq_len)
+        others = [prepare_inputs(replace(rows, state=state)) for state in self.state.others]
         is_shared = self.sharing is not None and self.sharing.plan(batch, self.uplink)
         shared = self.sharing.shared if self.sharing is not None and is_shared else None
-        return ForwardBatch.of(inputs, *lens, batch.num_decodes, shared=shared)
+        return ForwardBatch.of(inputs, *lens, batch.num_decodes, shared=shared, others=others)
 
     def _last_logits(self, hidden: torch.Tensor, rows: list[int], query_lens: list[int]) -> torch.Tensor:
         """[num_samples, vocab_size]: what follows each row's last token."""

@@ -225,11 +225,11 @@ class StepGraphs:
         rows, hidden, all_hidden = self._rows, self._hidden[:num_rows], self._all_hidden[:num_tokens]
 
         def forward() -> None:
-            inputs = self._inputs(num_tokens, num_rows, rows.query_lens[:num_rows])
+            inputs, *others = self._inputs(num_tokens, num_rows, rows.query_lens[:num_rows])
             lens = (num_tokens, self._state.max_model_len)
             # Always with the plan: an empty one costs a microsecond in each layer, less than graphs without it.
             shared = self._sharing.shared if self._sharing else None
-            batch = ForwardBatch.of(inputs, *lens, 0, rows.row_counts, shared)
+            batch = ForwardBatch.of(inputs, *lens, 0, rows.row_counts, shared, others)
             last = (inputs.query_start_loc[1:] - 1).clamp_(min=0)
             all_hidden.copy_(self._model.forward(batch, self._kv_caches))
             torch.index_select(all_hidden, 0, last, out=hidden)
@@ -242,8 +242,8 @@ class StepGraphs:
         logits, hidden = self._logits[:num_rows], self._hidden[:num_rows]
 
         def decode(shared: SharedPrefixes | None = None) -> None:
-            inputs = self._inputs(num_rows, num_rows, None)
-            batch = ForwardBatch.of(inputs, 1, self._state.max_model_len, num_rows, shared=shared)
+            inputs, *others = self._inputs(num_rows, num_rows, None)
+            batch = ForwardBatch.of(inputs, 1, self._state.max_model_len, num_rows, shared=shared, others=others)
             self._model.compute_logits(self._model.forward(batch, self._kv_caches), out=logits)
 
         def project() -> None:
@@ -257,13 +257,16 @@ class StepGraphs:
             works["decode_shared"] = partial(decode, self._sharing.shared)
         return works
 
-    def _inputs(self, num_tokens: int, num_rows: int, query_lens: torch.Tensor | None) -> PreparedInputs:
-        max_blocks = self._state.block_tables.shape[1]
-        slots, sequences = self._rows.slots[:num_rows], self._state.sequences
-        rows = StepRows(
-            sequences, slots, query_lens, block_size=self._block_size, num_tokens=num_tokens, max_blocks=max_blocks
-        )
-        return prepare_inputs(rows)
+    def _inputs(self, num_tokens: int, num_rows: int, query_lens: torch.Tensor | None) -> list[PreparedInputs]:
+        """By each of the block tables."""
+        sizes = {
+            "block_size": self._block_size,
+            "num_tokens": num_tokens,
+            "max_blocks": self._state.block_tables.shape[1],
+        }
+        slots = self._rows.slots[:num_rows]
+        states = (self._state.sequences, *self._state.others)
+        return [prepare_inputs(StepRows(state, slots, query_lens, **sizes)) for state in states]
 
     def _sample(self, graphs: RowGraphs, stages: Stage, masks: TokenMasks | None = None) -> torch.Tensor:
         """Samples the rows' logits, which may be used up; returns the tokens and writes the report."""

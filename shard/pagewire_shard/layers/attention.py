@@ -57,6 +57,11 @@ class AttentionSpec:
         """See MixerSpec."""
         return KeyValueCacheSpec(self.num_kv_heads, self.head_dim)
 
+    @property
+    def window(self) -> int:
+        """See MixerSpec."""
+        return self.sliding_window
+
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See MixerSpec."""
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim

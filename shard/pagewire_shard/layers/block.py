@@ -38,6 +38,10 @@ class MixerSpec(Protocol):
     def cache(self) -> CacheSpec:
         """What the layer keeps of each sequence."""
 
+    @property
+    def window(self) -> int:
+        """A token is combined with itself and at most window - 1 tokens before it; 0: with all before it."""
+
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """The mixer's parameters by name; no name is also one of a feed-forward block or a norm."""
 

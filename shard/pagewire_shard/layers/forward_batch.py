@@ -1,5 +1,6 @@
 """The batch of one forward pass: built by the model runner, read by the layers."""
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,9 @@ class ForwardBatch:
     """[2] int64: as AttentionInputs has them; None: every sequence has new tokens, and num_decodes counts."""
     shared: SharedPrefixes | None = None
     """What the decodes share, as AttentionInputs has it."""
-
+    others: "tuple[ForwardBatch, ...]" = ()
+    """The same batch for layers whose caches have other block tables: all but slot_mapping, block_tables and shared are
+    the same."""
     layer_inputs: torch.Tensor | None = None
     """[num_tokens, num_layers, width], activations' dtype: what layers get beside the residual stream; the decoder adds
     it."""
@@ -51,8 +54,13 @@ class ForwardBatch:
         num_decodes: int,
         row_counts: torch.Tensor | None = None,
         shared: SharedPrefixes | None = None,
+        others: Items[PreparedInputs] = (),
     ) -> "ForwardBatch":
-        """Combines what the device looked up with what the host knows."""
+        """Combines what the device looked up with what the host knows.
+
+        others: The same by each of the other block tables.
+        """
+        lens = (max_query_len, max_seq_len, num_decodes, row_counts)
         return cls(
             input_ids=inputs.input_ids,
             positions=inputs.positions,
@@ -65,6 +73,7 @@ class ForwardBatch:
             num_decodes=num_decodes,
             row_counts=row_counts,
             shared=shared,
+            others=tuple(cls.of(other, *lens) for other in others),
         )
 
 

@@ -127,6 +127,8 @@ class Decoder:
         ]
         self._final_norm = spec.final_norm.build(weights.tensors["final_norm"]) if spec.final_norm else None
         self._lm_head = weights.linears["lm_head"]
+        self.layer_tables = (0,) * len(spec.layers)
+        """For each layer the block table of its cache: 0 the batch's own, 1 that of the first of its `others`."""
         self.on_layer: Callable[[], None] = _ignore
         """Called after each layer; the liveness check of a long step relies on it."""
 
@@ -140,12 +142,13 @@ class Decoder:
         Returns:
             [num_tokens, hidden_size]: final hidden states, normalised. Rows of void sequences are arbitrary.
         """
-        x = self._embeddings(batch)
+        x, batches = self._embeddings(batch), (batch, *batch.others)
         if self._layer_inputs is not None:
-            batch = replace(batch, layer_inputs=self._layer_inputs(batch.input_ids, x))
+            layer_inputs = self._layer_inputs(batch.input_ids, x)
+            batches = tuple(replace(each, layer_inputs=layer_inputs) for each in batches)
         stream: Stream = (x, None)
-        for block, kv_cache in zip(self._blocks, kv_caches, strict=True):
-            stream = block(stream, batch, kv_cache)
+        for block, kv_cache, table in zip(self._blocks, kv_caches, self.layer_tables, strict=True):
+            stream = block(stream, batches[table], kv_cache)
             self.on_layer()
         if self._final_norm is not None:
             return normalise(self._final_norm, stream)[0]

@@ -1,0 +1,158 @@
+"""Models of which most layers have a sliding window: what slid out is given back, and answers stay the same."""
+
+from pathlib import Path
+
+import pytest
+import transformers
+from cluster import shards_and_router
+from model_world import CPU, ModelWorld
+from pagewire import Client, SamplingParams
+from pagewire_common.cache_groups import CacheGroup, table_windows
+from pagewire_router.scheduling.block_ledger import GroupLimits
+from pagewire_shard.loading.model_loader import load_model
+from random_models import MAX_LEN, VOCAB_SIZE, random_model, random_prompts, write_model
+from reference_model import Comparison, Expected, ReferenceModel
+from scheduling_world import make_request, output
+from subject import NUM_TOKENS, PROMPT_LENS, Subject
+
+WINDOW = 11
+GROUPS = (CacheGroup(0, 1), CacheGroup(WINDOW, 5))
+"""Of six layers the last attends to all tokens; a block of the pool has room for one layer."""
+
+
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    directory = tmp_path_factory.mktemp("gemma3")
+    config = transformers.Gemma3TextConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=MAX_LEN,
+        sliding_window=WINDOW,
+    )
+    model = random_model(config)
+    model.save_pretrained(directory)
+    reference = ReferenceModel(model)
+    greedy = [reference.generate(prompt, NUM_TOKENS) for prompt in random_prompts(PROMPT_LENS)]
+    return Subject("gemma3", reference, load_model(Path(directory), device=CPU, dtype="float32").model, greedy)
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    return Comparison()
+
+
+def submit(world: ModelWorld, subject: Subject, **options: object) -> list:
+    return [world.submit(e.prompt, temperature=0.0, max_tokens=NUM_TOKENS, **options) for e in subject.greedy]
+
+
+def check(comparison: Comparison, expected: list[Expected], groups: list, how: str) -> None:
+    for one, group in zip(expected, groups, strict=True):
+        for sequence in group.sequences:
+            comparison.check(one, output(group, sequence.index), f"prompt of {len(one.prompt)}, {how}")
+
+
+def alone(block_size: int, chunk: int, n: int = 1) -> int:
+    """Blocks for the longest request alone."""
+    limits = GroupLimits(0, block_size, 16, chunk, MAX_LEN, GROUPS)
+    return limits.num_blocks_alone(make_request([1] * max(PROMPT_LENS), max_tokens=NUM_TOKENS, n=n))
+
+
+@pytest.mark.parametrize("block_size", [3, 16])
+@pytest.mark.parametrize("chunk", [7, 512])
+def test_a_batch_yields_what_generate_yields_and_again_from_cached_prefixes(
+    gemma3: Subject, comparison: Comparison, block_size: int, chunk: int
+) -> None:
+    world = gemma3.world(block_size=block_size, max_num_batched_tokens=chunk, num_blocks=2000, groups=GROUPS)
+    for how in ("first", "cached"):
+        groups = submit(world, gemma3)
+        world.run()
+        check(comparison, gemma3.greedy, groups, f"{how}, blocks of {block_size}, chunks of {chunk}")
+    # A prefix far beyond the window is found whole: all its blocks where all are kept, the last ones elsewhere.
+    assert [group.num_cached_tokens for group in groups] == [(n - 1) // block_size * block_size for n in PROMPT_LENS]
+
+
+@pytest.mark.parametrize("chunk", [7, 512])
+def test_a_pool_that_preempts_all_the_time_changes_nothing(gemma3: Subject, comparison: Comparison, chunk: int) -> None:
+    world = gemma3.world(block_size=4, max_num_batched_tokens=chunk, num_blocks=alone(4, chunk), groups=GROUPS)
+    groups = submit(world, gemma3) + submit(world, gemma3)
+    world.run()
+    check(comparison, gemma3.greedy * 2, groups, f"preempted, chunks of {chunk}")
+    assert world.scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("num_blocks", [500, None])
+def test_parallel_samples_are_forked_from_a_prompt_longer_than_the_window(
+    gemma3: Subject, comparison: Comparison, num_blocks: int | None
+) -> None:
+    num_blocks = num_blocks or alone(4, 16, n=2)
+    world = gemma3.world(block_size=4, max_num_batched_tokens=16, num_blocks=num_blocks, groups=GROUPS, window=3)
+    groups = submit(world, gemma3, n=2)
+    world.run()
+    check(comparison, gemma3.greedy, groups, f"n=2, {num_blocks} blocks")
+
+
+def test_blocks_that_slid_out_are_free_while_the_sequence_runs(gemma3: Subject) -> None:
+    world = gemma3.world(block_size=4, num_blocks=1000, groups=GROUPS)
+    [prompt] = random_prompts((100,), seed=5)
+    world.submit(prompt, temperature=0.0, max_tokens=40)
+    for _ in range(20):
+        world.step()
+    num_tokens = world.engine._sequences[1].num_computed_tokens
+    assert num_tokens > 110
+    num_held = 1000 - world.engine.pool.num_free
+    most = -(-num_tokens // 4) + 5 * (-(-WINDOW // 4) + 1)
+    assert most - 5 <= num_held <= most
+    world.run()
+
+
+def test_hardly_any_choice_was_a_near_tie(comparison: Comparison) -> None:
+    """Last of those that compare: counts what they accepted."""
+    assert comparison.num_near_ties <= comparison.num_tokens // 1000
+
+
+def test_a_mixture_of_windows_is_laid_out_in_blocks_of_one_size(gemma3: Subject) -> None:
+    assert table_windows(GROUPS) == (0, *[WINDOW] * 5)
+    assert gemma3.model.layer_tables == (1, 2, 3, 4, 5, 0)
+
+
+@pytest.mark.parametrize(("window", "share"), [(512, 0.25), pytest.param(1024, 0.275, marks=pytest.mark.slow)])
+def test_a_long_context_takes_little_more_than_its_share_through_the_service(
+    tmp_path: Path, window: int, share: float
+) -> None:
+    """Five layers with a window for one without, at 8,192 tokens.
+
+    A sixth of the layers keeps all tokens, the others the window: with 512 tokens that is 22 % of what full attention
+    takes. With 1,024 it is 27 % at this length, and less than a quarter from 10,240 tokens on.
+    """
+    num_tokens, block_size = 8192, 16
+    config = transformers.Gemma3TextConfig(
+        vocab_size=400,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=6,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=num_tokens + 64,
+        sliding_window=window,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    model = write_model(tmp_path / "model", config)
+    flags = ("--block-size", str(block_size), "--max-num-batched-tokens", "512", "--max-num-seqs", "2")
+    [prompt] = random_prompts((num_tokens,), seed=4)
+    with shards_and_router(model, *flags) as cluster, Client(cluster.address, timeout_s=120) as client:
+        free = cluster.num_blocks[0]
+        least = free
+        params = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True)
+        for _ in client.generate({"prompt_token_ids": prompt}, params):
+            least = min(least, cluster.free_blocks())
+        cluster.check_all_blocks_come_back()
+    full_attention = 6 * -(-(num_tokens + 48) // block_size)
+    assert 0.8 * share * full_attention < free - least <= share * full_attention
