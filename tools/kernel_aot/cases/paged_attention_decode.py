@@ -18,21 +18,23 @@ def _aot_case(
     group_size: int = 4,
     sliding_window: int = 0,
     all_options: bool = False,
+    softcap: bool = False,
+    sinks: bool = False,
     splits: bool = True,
     row_counts: bool = False,
     shared: bool = False,
 ) -> AotCase:
     config = decode_config(target, head_dim, 4 if dtype == "fp32" else 2, is_shared=shared)
-    per_head = {"alibi_slopes_ptr": "*fp32", "sinks_ptr": "*fp32"}
+    slopes, sink = {"alibi_slopes_ptr": "*fp32"}, {"sinks_ptr": "*fp32" if all_options else "*bf16"}
     scratch = {"sums_ptr": "*fp32", "stats_ptr": "*fp32", "splits_ptr": "*i32"}
     signature = dict.fromkeys(("query_ptr", "key_cache_ptr", "value_cache_ptr", "out_ptr"), f"*{dtype}")
     signature |= {"block_tables_ptr": "*i32", "seq_lens_ptr": "*i32", "score_scale": "fp32", "softcap_log2": "fp32"}
     signature |= dict.fromkeys(("num_seqs", "num_shares", "stride_query_token", "stride_table"), "i32")
-    constants: dict[str, object] = {"SLIDING_WINDOW": sliding_window, "HAS_SOFTCAP": all_options}
+    constants: dict[str, object] = {"SLIDING_WINDOW": sliding_window, "HAS_SOFTCAP": all_options or softcap}
     constants["BLOCK_SEQS"] = kernels._block_seqs(256)
     counts, shared_rows = {"row_counts_ptr": "*i64"}, {"shared_rows_ptr": "*i32"}
-    options = ((per_head, all_options), (scratch, splits), (counts, row_counts), (shared_rows, shared))
-    for optional, is_given in options:
+    options = ((slopes, all_options), (sink, all_options or sinks), (scratch, splits), (counts, row_counts))
+    for optional, is_given in (*options, (shared_rows, shared)):
         if is_given:
             signature |= optional
         else:
@@ -69,4 +71,6 @@ AOT_CASES = (
     _aot_case("head64-bf16-group71", head_dim=64, group_size=71),
     _aot_case("head80-bf16-group1", head_dim=80, group_size=1),
     _aot_case("head128-bf16-all-options", sliding_window=4096, all_options=True),
+    _aot_case("gpt-oss", head_dim=64, group_size=8, sliding_window=128, sinks=True),
+    _aot_case("gemma2-9b", head_dim=256, group_size=2, sliding_window=4096, softcap=True),
 )

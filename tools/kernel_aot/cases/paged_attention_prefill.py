@@ -18,16 +18,19 @@ def _aot_case(
     group_size: int = 4,
     sliding_window: int = 0,
     all_options: bool = False,
+    softcap: bool = False,
+    sinks: bool = False,
     row_counts: bool = False,
 ) -> AotCase:
     config = prefill_config(target, head_dim, 4 if dtype == "fp32" else 2)
-    per_head = {"alibi_slopes_ptr": "*fp32", "sinks_ptr": "*fp32"}
+    slopes, sink = {"alibi_slopes_ptr": "*fp32"}, {"sinks_ptr": "*fp32" if all_options else "*bf16"}
     signature = dict.fromkeys(("query_ptr", "key_cache_ptr", "value_cache_ptr", "out_ptr"), f"*{dtype}")
     signature |= dict.fromkeys(("block_tables_ptr", "query_start_loc_ptr", "seq_lens_ptr"), "*i32")
     signature |= {"score_scale": "fp32", "softcap_log2": "fp32"}
     signature |= dict.fromkeys(("first_seq", "num_seqs", "stride_query_token", "stride_table"), "i32")
-    constants: dict[str, object] = {"SLIDING_WINDOW": sliding_window, "HAS_SOFTCAP": all_options}
-    for optional, is_given in ((per_head, all_options), ({"row_counts_ptr": "*i64"}, row_counts)):
+    constants: dict[str, object] = {"SLIDING_WINDOW": sliding_window, "HAS_SOFTCAP": all_options or softcap}
+    counts = {"row_counts_ptr": "*i64"}
+    for optional, is_given in ((slopes, all_options), (sink, all_options or sinks), (counts, row_counts)):
         if is_given:
             signature |= optional
         else:
@@ -58,4 +61,6 @@ AOT_CASES = (
     _aot_case("head128-bf16-row-counts", row_counts=True),
     _aot_case("head128-bf16-window", sliding_window=4096),
     _aot_case("head128-bf16-all-options", sliding_window=4096, all_options=True),
+    _aot_case("gpt-oss", head_dim=64, group_size=8, sliding_window=128, sinks=True),
+    _aot_case("gemma2-9b", head_dim=256, group_size=2, sliding_window=4096, softcap=True),
 )
