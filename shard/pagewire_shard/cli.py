@@ -5,11 +5,12 @@ thread while the event loop starts.
 """
 
 import argparse
+import json
 import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from pagewire_common.tracing.settings import trace_exporters
 
@@ -74,6 +75,16 @@ def parse_size(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** power)
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return value
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -119,6 +130,13 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "dummy: random weights",
     )
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help="seeds dummy weights")
+    group.add_argument(
+        "--hf-overrides",
+        type=_json_object,
+        default=DEFAULTS.hf_overrides,
+        metavar="JSON",
+        help="fields that replace those of the model's config.json; objects are merged (default: none)",
+    )
     group.add_argument(
         "--max-model-len",
         type=_positive,

@@ -1,7 +1,7 @@
 """The shard process's configuration: built once by the CLI, never changed."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -56,6 +56,8 @@ class ShardConfig:
     """auto: safetensors, or PyTorch files where there are none; safetensors: those alone; dummy: random weights."""
     seed: int = 0
     """Seeds dummy weights."""
+    hf_overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields that replace those of the model's config.json; objects are merged."""
     cpu_threads: int | None = None
     """Threads for CPU kernels; None: all cores, less one for the router when the model is small."""
     structured_outputs: bool = True

@@ -64,7 +64,7 @@ def _build(config: ShardConfig, model_dir: "Future[Path]", grammars: Grammars | 
     from pagewire_shard.startup import build_engine
 
     dummy_seed = config.seed if config.load_format == "dummy" else None
-    return build_engine(config, directory, model_digest(directory, dummy_seed), grammars)
+    return build_engine(config, directory, model_digest(directory, dummy_seed, config.hf_overrides), grammars)
 
 
 async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThread, grammars: Grammars | None) -> None:

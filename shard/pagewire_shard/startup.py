@@ -111,7 +111,12 @@ def _device(config: ShardConfig) -> torch.device:
 def _load(config: ShardConfig, model_dir: Path, device: torch.device) -> LoadedModel:
     try:
         return load_model(
-            model_dir, device=device, dtype=config.dtype, load_format=config.load_format, seed=config.seed
+            model_dir,
+            device=device,
+            dtype=config.dtype,
+            load_format=config.load_format,
+            seed=config.seed,
+            hf_overrides=config.hf_overrides,
         )
     except torch.OutOfMemoryError:
         free, total = torch.cuda.mem_get_info(device)

@@ -21,6 +21,8 @@ from pagewire.serve.options import MODEL_OPTIONS, model_flags
     [
         ({"dtype": "half"}, {"dtype": "float16"}),
         ({"data_parallel_size": 2}, {"replicas": 2}),
+        ({"hf_overrides": {"rope_theta": 1e4}}, {"hf_overrides": '{"rope_theta": 10000.0}'}),
+        ({"hf_overrides": {}}, {}),
         ({"enable_chunked_prefill": False, "convert": "auto", "kernel_config": {"enable_jit_warmup": False}}, {}),
         ({"enable_sleep_mode": False, "scheduling_policy": "priority", "logprobs_mode": "raw_logprobs"}, {}),
         ({"dtype": torch.bfloat16}, {"dtype": "bfloat16"}),
@@ -66,6 +68,7 @@ def test_arguments_mean_options(arguments, options):
         {"enable_lora": True},
         {"max_model_len": "many"},
         {"kv_cache_dtype": "fp8"},
+        {"hf_overrides": len},
         {"enable_sleep_mode": True},
         {"logprobs_mode": "raw_logits"},
         {"quantization_config": {"a": 1}},

@@ -77,7 +77,7 @@ def test_every_field_has_a_flag():
             "--no-http-page",
         ),
         *("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e"),
-        *("--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
+        *("--tool-call-parser", "hermes", "--reasoning-parser", "qwen3", "--hf-overrides", '{"a": 1}'),
         *("--no-structured-outputs", "--coerce-one-of", "--lenient-json-schemas", "--grammar-compile-timeout", "1.5"),
         *("--grammar-compile-memory", "64MiB", "--grammar-cache-memory", "1GiB"),
     )
@@ -131,7 +131,6 @@ def test_vllm_s_flags_are_taken(capsys):
         (("--quantization", "awq"), "quantization"),
         (("--no-enable-prefix-caching",), "enable_prefix_caching"),
         (("--lora-modules", "a=b"), "adapters are not served"),
-        (("--hf-overrides", '{"a": 1}'), "hf_overrides"),
     ],
     ids=lambda words: words[0] if isinstance(words, tuple) else None,
 )
@@ -202,6 +201,9 @@ def test_the_command_lines_of_the_children():
     assert (shard.grammar_compile_timeout_s, shard.grammar_cache_memory_bytes) == (1.5, 1024)
     assert (shard.lenient_json_schemas, shard.coerce_one_of, shard.structured_outputs) == (True, False, True)
     assert "--no-structured-outputs" in shard_command(parse("--no-structured-outputs"), 0, 0, "unix:/s")
+    overridden = parse("--hf-overrides", '{"rope_scaling": {"factor": 2}}')
+    shard = shard_parser().parse_args(shard_command(overridden, 0, 0, "unix:/s")[3:])
+    assert shard.hf_overrides == {"rope_scaling": {"factor": 2}}
     sampling = parse("--generation-config", "vllm", "--max-logprobs", "-1")
     assert "--generation-config vllm --max-logprobs -1" in " ".join(router_command(sampling, ["unix:/a"], "h:1", "h:2"))
     trusting = parse("--trust-request-chat-template")

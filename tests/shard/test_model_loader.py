@@ -96,6 +96,19 @@ def logits(model: Decoder) -> torch.Tensor:
     return model.compute_logits(model.forward(batch, caches))
 
 
+def test_fields_of_the_configuration_can_be_replaced(model_dir: Path, tmp_path: Path) -> None:
+    """A model with other fields in its file, and one whose fields are replaced, are the same."""
+    replaced = {"rope_parameters": {"rope_type": "linear", "factor": 4.0}, "rms_norm_eps": 1e-3}
+    before = load(model_dir)
+    given = load(model_dir, hf_overrides=replaced)
+    rope = json.loads((model_dir / "config.json").read_text()).get("rope_parameters") or {}
+    edit_config(model_dir, rms_norm_eps=1e-3, rope_parameters={**rope, **replaced["rope_parameters"]})
+    edited = load(model_dir)
+    torch.testing.assert_close(logits(given.model), logits(edited.model), rtol=0, atol=0)
+    assert not torch.equal(logits(given.model), logits(before.model))
+    assert load(model_dir, hf_overrides={}).hf_config.fields.raw("rms_norm_eps") == 1e-3
+
+
 def test_a_sharded_checkpoint_gives_the_same_model(model_dir: Path, tmp_path: Path) -> None:
     sharded = tmp_path / "sharded"
     transformers.LlamaForCausalLM.from_pretrained(model_dir).save_pretrained(sharded, max_shard_size="4KB")

@@ -145,6 +145,13 @@ def test_the_digest_tells_models_apart(model_dir):
     assert {len(digest) for digest in digests} == {32}
 
 
+def test_the_digest_tells_replaced_fields_apart(model_dir):
+    digests = [model_digest(model_dir, None, fields) for fields in (None, {}, {"a": 1}, {"a": 2}, {"a": 1})]
+    assert digests[0] == digests[1]
+    assert digests[2] == digests[4]
+    assert len(set(digests)) == 3
+
+
 def test_a_damaged_header_has_a_digest_too(model_dir):
     (model_dir / "model.safetensors").write_bytes(b"\xff" * 20)
     model_digest(model_dir)

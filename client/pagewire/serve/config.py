@@ -85,6 +85,8 @@ class ServeConfig:
     """auto: safetensors, or PyTorch files where there are none; safetensors: those alone; dummy: random weights."""
     seed: int = 0
     """Seeds dummy weights."""
+    hf_overrides: str | None = None
+    """Fields that replace those of the model's config.json, as a JSON object."""
     cpu_threads: int | None = None
     """Threads for a shard's CPU kernels."""
     structured_outputs: bool = True

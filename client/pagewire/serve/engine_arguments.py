@@ -4,6 +4,7 @@ effect, or refused by name.
 An argument that is None counts as not given.
 """
 
+import json
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -87,6 +88,12 @@ def _max_model_len(value: Any) -> Mapping[str, Any]:
         raise ValueError('accepted: a number of tokens, such as 8192 or "32k"; -1 or None: what fits') from None
 
 
+def _hf_overrides(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, str | Mapping):
+        raise ValueError("accepted: a dictionary of fields of config.json; functions are not")
+    return {"hf_overrides": value if isinstance(value, str) else json.dumps(dict(value))} if value else {}
+
+
 def _flag(option: str, *, inverted: bool = False) -> Translation:
     def check(value: Any) -> Mapping[str, Any]:
         if value not in (True, False):
@@ -116,6 +123,7 @@ _NOT_SERVED = "not served"
 MEANING: dict[str, Translation] = {
     "data_parallel_size": _renamed("replicas"),
     "dtype": _dtype,
+    "hf_overrides": _hf_overrides,
     "enforce_eager": _flag("cuda_graphs", inverted=True),
     "kv_cache_memory_bytes": _renamed("kv_cache_memory"),
     "load_format": _load_format,
@@ -157,7 +165,6 @@ REFUSED: dict[str, Translation] = {
     "download_dir": _only(why=_ENVIRONMENT),
     "enable_prefix_caching": _only(True, why="prefixes are always cached; requests of different cache_salt share none"),
     "hf_config_path": _only(why="the configuration is the one in the model's folder"),
-    "hf_overrides": _only({}, why="edit the model's config.json"),
     "hf_token": _only(why=_ENVIRONMENT),
     "kv_cache_dtype": _only("auto", why="keys and values have the type of the activations"),
     "logits_processors": _only([], why=_NOT_SERVED),

@@ -1,6 +1,7 @@
 """The options of `pagewire serve` that say how to run the model: flags of the CLI, keyword arguments of LLM."""
 
 import argparse
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,6 +58,21 @@ def num_tokens(text: str) -> int:
 def dtype_name(text: str) -> str:
     """Returns the name of an element type; vLLM's half and float are float16 and float32."""
     return {"half": "float16", "float": "float32"}.get(text, text)
+
+
+def json_object(text: str) -> str:
+    """Returns the text of a JSON object.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not one.
+    """
+    try:
+        is_object = isinstance(json.loads(text), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return text
 
 
 def count_or_all(text: str) -> int:
@@ -175,6 +191,12 @@ MODEL_OPTIONS: tuple[Option, ...] = (
         choices=("auto", "safetensors", "dummy"),
     ),
     Option("seed", "seeds dummy weights (default: 0)", int, "N"),
+    Option(
+        "hf_overrides",
+        "fields that replace those of the model's config.json; objects are merged (default: none)",
+        json_object,
+        "JSON",
+    ),
     Option(
         "generation_config",
         "defaults of sampling parameters: auto: those of the model's generation_config.json; vllm: vLLM's "

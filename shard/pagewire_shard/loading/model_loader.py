@@ -2,8 +2,10 @@
 
 import logging
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +38,13 @@ class LoadedModel:
 
 
 def load_model(
-    model_dir: Path, *, device: torch.device, dtype: Dtype = "auto", load_format: LoadFormat = "auto", seed: int = 0
+    model_dir: Path,
+    *,
+    device: torch.device,
+    dtype: Dtype = "auto",
+    load_format: LoadFormat = "auto",
+    seed: int = 0,
+    hf_overrides: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Loads the model in `model_dir`.
 
@@ -44,6 +52,7 @@ def load_model(
         dtype: see resolve_precision.
         load_format: auto: safetensors, or PyTorch files where there are none; safetensors: nothing else; dummy:
             random weights, a function of `seed` and the configuration alone; only config.json is read.
+        hf_overrides: fields that replace those of config.json; objects are merged.
 
     Raises:
         ModelNotFound: no such directory, or no config.json or checkpoint in it.
@@ -52,7 +61,7 @@ def load_model(
         BadOption: the dtype is unknown.
         ModelError: the configuration is malformed.
     """
-    stated = read_config_fields(model_dir)
+    stated = read_config_fields(model_dir).replaced(hf_overrides or {})
     architecture, family = find_family(stated)
     config = describe(model_dir, architecture, family.complete(stated))
     spec = family.spec(config.fields)

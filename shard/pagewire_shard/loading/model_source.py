@@ -1,8 +1,11 @@
 """Finds a model's files (the bundled demo, a local directory or the Hugging Face hub) and computes their digest."""
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pagewire_shard.config import LoadFormat
 from pagewire_shard.errors import ModelNotFound
@@ -77,14 +80,18 @@ def _missing(hub_id: str, reason: str) -> ModelNotFound:
     return ModelNotFound(f"model {hub_id!r}: no such directory, and {reason}; {ACCEPTED}")
 
 
-def model_digest(directory: Path, dummy_seed: int | None = None) -> bytes:
+def model_digest(
+    directory: Path, dummy_seed: int | None = None, hf_overrides: Mapping[str, Any] | None = None
+) -> bytes:
     """A SHA-256 that differs between models, computed without reading all of their weights.
 
     Covers configuration and tokenizer files in full, and of each file of weights the name, size, header and some
     evenly spaced pages of data: checkpoints of one architecture may have equal headers. With dummy weights,
-    the seed is hashed instead of the files.
+    the seed is hashed instead of the files. Fields that replace those of config.json are hashed too.
     """
     digest = hashlib.sha256()
+    if hf_overrides:
+        digest.update(f"overrides\0{json.dumps(hf_overrides, sort_keys=True)}\0".encode())
     patterns = (CONFIG_FILE, *TOKENIZER_PATTERNS)
     for path in sorted({p for pattern in patterns for p in directory.glob(pattern) if p.is_file()}):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pagewire_shard.errors import ModelError, ModelNotFound, UnsupportedArchitecture
 
@@ -59,6 +59,10 @@ class ConfigFields:
         if index >= len(value):
             raise self.malformed(name, f"must have an entry for each layer, at least {index + 1}")
         return ConfigFields(self.path, {**self._values, name: value[index]}, self._defaults)
+
+    def replaced(self, values: Mapping[str, Any]) -> "ConfigFields":
+        """The fields with others in their places; objects are merged."""
+        return ConfigFields(self.path, _merged(self._values, values)) if values else self
 
     def __contains__(self, name: str) -> bool:
         return self.raw(name) is not None
@@ -157,6 +161,14 @@ class ConfigFields:
     def _value(self, name: str, default: object) -> object:
         value = self.raw(name)
         return default if value is None else value
+
+
+def _merged(values: Mapping[str, object], others: Mapping[str, Any]) -> dict[str, object]:
+    merged = dict(values)
+    for name, other in others.items():
+        value = merged.get(name)
+        merged[name] = _merged(value, other) if isinstance(value, dict) and isinstance(other, dict) else other
+    return merged
 
 
 @dataclass(frozen=True, slots=True)
