@@ -23,6 +23,7 @@ from pagewire.serve.options import MODEL_OPTIONS, model_flags
         ({"data_parallel_size": 2}, {"replicas": 2}),
         ({"hf_overrides": {"rope_theta": 1e4}}, {"hf_overrides": '{"rope_theta": 10000.0}'}),
         ({"hf_overrides": {}}, {}),
+        ({"enable_lora": False, "node_rank": 0, "nnodes": 1, "additional_config": {}}, {}),
         ({"enable_chunked_prefill": False, "convert": "auto", "kernel_config": {"enable_jit_warmup": False}}, {}),
         ({"enable_sleep_mode": False, "scheduling_policy": "priority", "logprobs_mode": "raw_logprobs"}, {}),
         ({"dtype": torch.bfloat16}, {"dtype": "bfloat16"}),

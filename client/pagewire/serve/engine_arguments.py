@@ -74,6 +74,13 @@ def _only(*accepted: Any, why: str) -> Translation:
     return check
 
 
+def _unserved(value: Any) -> Mapping[str, Any]:
+    """Accepts what says that a feature is not used: false, an empty object, a group of one."""
+    if value is True or value not in (False, 1, {}):
+        raise ValueError(f"accepted: None or False: {_NOT_SERVED}")
+    return {}
+
+
 def _dtype(value: Any) -> Mapping[str, Any]:
     name = value.__name__ if isinstance(value, type) else str(value).removeprefix("torch.")  # numpy's are types
     return {"dtype": dtype_name(name)}
@@ -194,7 +201,7 @@ REFUSED: dict[str, Translation] = {
         structured_outputs_config weight_transfer_config worker_cls worker_extension_cls
         """
         ),
-        _only(False, {}, 1, why=_NOT_SERVED),
+        _unserved,
     ),
 }
 """Arguments that are refused, except for values that describe what is done anyway."""
