@@ -1,6 +1,7 @@
 """Bounds how many connections are open, so that clients that hold them keep nobody else out."""
 
 import asyncio
+import contextlib
 import logging
 import resource
 from collections.abc import Awaitable, Callable
@@ -21,8 +22,11 @@ def allowed_connections(wanted: int) -> int:
     needed = wanted + MAX_REFUSED + OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return wanted
-    soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    # Some systems have a limit below what they tell.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        soft = raised
     allowed = min(wanted, max(soft - MAX_REFUSED - OTHER_FILES, soft // 4))
     if allowed < wanted:
         _log.warning("HTTP: %d connections at most, not %d: %d files may be open (ulimit -n)", allowed, wanted, soft)

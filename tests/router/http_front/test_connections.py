@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import resource
 import ssl
 
 import httpx2
@@ -10,6 +11,7 @@ import pytest
 from certificates import Authority
 from pagewire_router.http_front import body as bodies
 from pagewire_router.http_front import connection, http_server
+from pagewire_router.http_front.connection_limit import MAX_REFUSED, OTHER_FILES, allowed_connections
 
 ASK = {"model": "tiny", "prompt": "Hello", "max_tokens": 3}
 VERSION = b"GET /version HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -277,3 +279,25 @@ async def test_what_is_no_tls_is_cut_off_and_keeps_nobody_waiting(serve_http, mo
             assert (await http.get(f"{front.base_url}/version")).status_code == 200
         assert await rest_of(silent) == b""
         silent_writer.close()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "is_refused", "expected"),
+    [
+        (1 << 20, 1 << 20, False, 10_000),
+        (1024, 1 << 20, False, 10_000),
+        (1024, resource.RLIM_INFINITY, False, 10_000),
+        (1024, 4096, False, 4096 - OTHER_FILES - MAX_REFUSED),
+        (1024, 1024, False, 256),
+        (4096, resource.RLIM_INFINITY, True, 4096 - OTHER_FILES - MAX_REFUSED),
+    ],
+)
+def test_connections_are_no_more_than_open_files_allow(monkeypatch, caplog, soft, hard, is_refused, expected):
+    def set_limit(_kind, limits):
+        if is_refused or limits[0] > hard != resource.RLIM_INFINITY:
+            raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", set_limit)
+    assert allowed_connections(10_000) == expected
+    assert ("ulimit" in caplog.text) == (expected < 10_000)
