@@ -1,10 +1,12 @@
 """Files, links, targets and flags that the documentation names exist, and every page is in the navigation."""
 
+import argparse
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from pagewire.cli.serve import add_arguments
 from pagewire_shard.models.registry import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,11 +88,15 @@ FOREIGN_FLAGS = {
 
 @pytest.fixture(scope="module")
 def own_flags() -> set[str]:
-    """Of our commands, as the generated pages list them, and of the scripts and examples of this repository."""
+    """Of our commands, as the generated pages list them, of the scripts and examples of this repository, and vLLM's."""
     listed = "".join(path.read_text() for path in (DOCS / "reference").glob("pagewire*.md"))
     scripts = [path for folder in ("tools", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
     source = "".join(path.read_text() for path in scripts)
-    return {*re.findall(r"`(--[a-z][a-z0-9-]+)", listed), *re.findall(r'"(--[a-z][a-z0-9-]+)"', source)}
+    # The help of `pagewire serve` leaves vLLM's out.
+    serve = argparse.ArgumentParser()
+    add_arguments(serve)
+    taken = {flag for action in serve._actions for flag in action.option_strings}
+    return {*re.findall(r"`(--[a-z][a-z0-9-]+)", listed), *re.findall(r'"(--[a-z][a-z0-9-]+)"', source), *taken}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
