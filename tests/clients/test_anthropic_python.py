@@ -116,7 +116,7 @@ def test_a_tool_runner_calls_a_function_and_goes_on(client: anthropic.Anthropic)
     assert counted[1] > counted[0], "the second request has the whole conversation"
 
 
-def test_answers_are_parsed_into_classes(client: anthropic.Anthropic) -> None:
+def test_an_output_keeps_to_a_schema(client: anthropic.Anthropic) -> None:
     class Animal(BaseModel):
         kind: Literal["cat", "dog"]
 
