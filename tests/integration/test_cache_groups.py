@@ -13,7 +13,7 @@ from pagewire_shard.loading.model_loader import load_model
 from random_models import MAX_LEN, VOCAB_SIZE, random_model, random_prompts, write_model
 from reference_model import Comparison, Expected, ReferenceModel
 from scheduling_world import make_request, output
-from subject import NUM_TOKENS, PROMPT_LENS, Subject
+from subject import NUM_TOKENS, PROMPT_LENS, Subject, subject
 
 WINDOW = 11
 GROUPS = (CacheGroup(0, 1), CacheGroup(WINDOW, 5))
@@ -39,6 +39,12 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     reference = ReferenceModel(model)
     greedy = [reference.generate(prompt, NUM_TOKENS) for prompt in random_prompts(PROMPT_LENS)]
     return Subject("gemma3", reference, load_model(Path(directory), device=CPU, dtype="float32").model, greedy)
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """Every layer has the window."""
+    return subject("mistral", tmp_path_factory.mktemp("mistral"))
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,21 @@ def test_a_pool_that_preempts_all_the_time_changes_nothing(gemma3: Subject, comp
     world.run()
     check(comparison, gemma3.greedy * 2, groups, f"preempted, chunks of {chunk}")
     assert world.scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("num_blocks", [500, 20])
+def test_a_model_of_windows_alone_yields_what_generate_yields(
+    mistral: Subject, comparison: Comparison, num_blocks: int
+) -> None:
+    """The small pool holds less than half of the longest sequence."""
+    groups = (CacheGroup(WINDOW, 1),)
+    world = mistral.world(block_size=2, max_num_batched_tokens=7, num_blocks=num_blocks, groups=groups)
+    for how in ("first", "cached"):
+        requests = submit(world, mistral)
+        world.run()
+        check(comparison, mistral.greedy, requests, f"windows alone, {how}, {num_blocks} blocks")
+    if num_blocks == 500:
+        assert [request.num_cached_tokens for request in requests] == [(n - 1) // 2 * 2 for n in PROMPT_LENS]
 
 
 @pytest.mark.parametrize("num_blocks", [500, None])
