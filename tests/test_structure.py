@@ -86,6 +86,7 @@ FLOORS = {
             *("sample", "write_runs"),
         ),
         ("rotary_and_cache",),
+        ("latent_and_cache", "latent_attention"),
     ),
 }
 # Rooms of the router that every front uses, or that requests run in: they must not know a transport.

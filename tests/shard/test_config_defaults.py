@@ -20,7 +20,7 @@ from tests.shard.test_models import CASES
 # Not a matter of the decoder, or what tells which family it is.
 SKIPPED = {"architectures", "model_type", "dtype", "transformers_version"}
 # Their configuration classes' defaults make no model: dots1's lack its experts, Glm4Moe's heads do not divide its size.
-NEEDS_FIELDS = {"dots1", "glm4_moe"}
+NEEDS_FIELDS = {"deepseek_v2", "dots1", "glm4_moe"}
 
 
 def write(directory: Path, fields: dict[str, Any]) -> Path:

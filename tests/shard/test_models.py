@@ -47,6 +47,24 @@ GPT_OSS: dict[str, Any] = {
     "sliding_window": 6,
     "swiglu_limit": 1.0,
 }
+MLA: dict[str, Any] = {
+    **LLAMA,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+}
+DEEPSEEK_MOE: dict[str, Any] = {
+    "moe_intermediate_size": 20,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
 QWEN3_MOE: dict[str, Any] = {
     **LLAMA,
     "num_key_value_heads": 2,
@@ -280,6 +298,27 @@ CASES: dict[str, transformers.PretrainedConfig] = {
     "mpt": transformers.MptConfig(**MPT),
     "mpt-clipped-odd-heads": transformers.MptConfig(
         **{**MPT, "d_model": 48, "n_heads": 6}, attn_config={"clip_qkv": 1.0, "softmax_scale": 0.2}
+    ),
+    "youtu": transformers.YoutuConfig(**MLA),
+    "youtu-plain-query-yarn": transformers.YoutuConfig(
+        **{**MLA, "q_lora_rank": None},
+        rope_interleave=False,
+        **rope("yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=0.8),
+    ),
+    "youtu-biases": transformers.YoutuConfig(**MLA, attention_bias=True, tie_word_embeddings=False),
+    "minicpm3": transformers.MiniCPM3Config(**{**MLA, "v_head_dim": None}, dim_model_base=16),
+    "deepseek-v3": transformers.DeepseekV3Config(
+        **MLA,
+        **DEEPSEEK_MOE,
+        num_mtp_layers=0,
+        **rope("yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0),
+    ),
+    "deepseek-v2": transformers.DeepseekV2Config(**MLA, **DEEPSEEK_MOE, topk_method="group_limited_greedy"),
+    "deepseek-v2-lite": transformers.DeepseekV2Config(
+        **{**MLA, "q_lora_rank": None}, **{**DEEPSEEK_MOE, "n_shared_experts": 2, "n_group": 1}
+    ),
+    "glm4-moe-lite": transformers.Glm4MoeLiteConfig(
+        **{**MLA, "num_hidden_layers": 3}, **DEEPSEEK_MOE, mlp_layer_types=["dense", "sparse", "sparse"]
     ),
     "qwen3-moe-every-second-layer": transformers.Qwen3MoeConfig(
         **QWEN3_MOE, decoder_sparse_step=2, use_sliding_window=True, sliding_window=6

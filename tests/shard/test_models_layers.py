@@ -10,10 +10,11 @@ import transformers
 from pagewire_shard.layers import linear
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.block import LayerSpec
+from pagewire_shard.layers.latent_attention import LatentAttentionSpec
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.precision import resolve_precision
-from pagewire_shard.layers.rotary import cos_sin_cache
+from pagewire_shard.layers.rotary import RopeSpec, cos_sin_cache
 from pagewire_shard.layers.weights import Weights
 from pagewire_shard.loading.checkpoint import checkpoint_files
 from pagewire_shard.loading.model_loader import load_model
@@ -160,11 +161,15 @@ def test_the_caches_are_what_each_layers_mixer_declares() -> None:
     attention = AttentionSpec(num_heads=4, num_kv_heads=4, head_dim=8, scale=1.0)
     mlp = MlpSpec(intermediate_size=8, activation="silu", gated=True, bias=False)
     shared = replace(attention, num_kv_heads=1, head_dim=16)
-    layers = tuple(LayerSpec(mixer, mlp, NormSpec("rms", EPS)) for mixer in (attention, shared))
+    latent = LatentAttentionSpec(
+        num_heads=4, latent_dim=20, nope_dim=8, rope_dim=6, value_dim=8, scale=1.0, rope=RopeSpec(1e4, 6),
+        norm=NormSpec("rms", EPS),
+    )  # fmt: skip
+    layers = tuple(LayerSpec(mixer, mlp, NormSpec("rms", EPS)) for mixer in (attention, shared, latent))
     spec = DecoderSpec(
         vocab_size=50, hidden_size=16, max_position=32, layers=layers, final_norm=None, tied_embeddings=True,
         initializer_range=0.02,
     )  # fmt: skip
     caches = spec.allocate_caches(3, 4, torch.float32, CPU)
-    assert [tuple(value.shape) for _, value in caches] == [(3, 4, 4, 8), (3, 1, 4, 16)]
+    assert [tuple(cache[-1].shape) for cache in caches] == [(3, 4, 4, 8), (3, 1, 4, 16), (3, 4, 26)]
     assert 3 * spec.block_bytes(4, torch.float32) == sum(tensor.nbytes for cache in caches for tensor in cache)

@@ -10,13 +10,12 @@ from pagewire_kernels.copy_blocks import reference
 __all__ = ["copy_blocks"]
 
 
-def copy_blocks(
-    caches: Sequence[tuple[torch.Tensor, torch.Tensor]], source_ids: torch.Tensor, target_ids: torch.Tensor
-) -> None:
-    """Copies block source_ids[i] to block target_ids[i] in every layer's key and value cache, in place.
+def copy_blocks(caches: Sequence[tuple[torch.Tensor, ...]], source_ids: torch.Tensor, target_ids: torch.Tensor) -> None:
+    """Copies block source_ids[i] to block target_ids[i] in every layer's caches, in place.
 
     Args:
-        caches: One (key cache, value cache) for each layer, all of one shape and dtype; blocks are the first dimension.
+        caches: For each layer its tensors, such as keys and values; blocks are their first dimension, and on a GPU of
+            one size in all of them.
         source_ids: [num_copies] int64, on the caches' device; none is a target.
         target_ids: [num_copies] int64, distinct.
 

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import torch
 
 
-def copy_blocks(
-    caches: Sequence[tuple[torch.Tensor, torch.Tensor]], source_ids: torch.Tensor, target_ids: torch.Tensor
-) -> None:
+def copy_blocks(caches: Sequence[tuple[torch.Tensor, ...]], source_ids: torch.Tensor, target_ids: torch.Tensor) -> None:
     """cache[target] = cache[source] for every copy, in every cache."""
     for layer in caches:
         for cache in layer:

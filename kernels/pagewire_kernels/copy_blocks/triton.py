@@ -42,9 +42,7 @@ def _offset_table(addresses: tuple[int, ...], device: torch.device) -> torch.Ten
     return torch.tensor([(address - addresses[0]) // _UNIT_BYTES for address in addresses], device=device)
 
 
-def copy_blocks(
-    caches: Sequence[tuple[torch.Tensor, torch.Tensor]], source_ids: torch.Tensor, target_ids: torch.Tensor
-) -> None:
+def copy_blocks(caches: Sequence[tuple[torch.Tensor, ...]], source_ids: torch.Tensor, target_ids: torch.Tensor) -> None:
     """See the package."""
     tensors = [cache for layer in caches for cache in layer]
     block_bytes = tensors[0][0].nbytes

@@ -85,7 +85,7 @@ _ADDRESS: int = _worker.address
 
 
 @njit(nogil=True, cache=True)
-def _list_tiles(query_start_loc, num_seqs, tile_queries, tiles):
+def list_tiles(query_start_loc, num_seqs, tile_queries, tiles):
     """Writes (sequence, first query) of every tile to `tiles`, a sequence's longest rows first; returns how many."""
     starts = carray(pointer(query_start_loc, int32), (num_seqs + 1,))
     count = 0
@@ -133,7 +133,7 @@ def paged_attention(inputs: AttentionInputs) -> torch.Tensor:
     if max_query_len > 1:
         tile_list = torch.empty((num_tokens // tile_queries + num_seqs, 2), dtype=torch.int32)
         tiles = tile_list.data_ptr()
-        num_items = _list_tiles(query_start_loc.data_ptr(), num_seqs, tile_queries, tiles)
+        num_items = list_tiles(query_start_loc.data_ptr(), num_seqs, tile_queries, tiles)
     args = (
         num_items * num_kv_heads,
         query.data_ptr(),

@@ -61,7 +61,7 @@ def _score_strip(shape, cache, table, scratch, begin, end, first_visible):
 
 
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
-def _softmax_row(scores, num_vectors, low, high, state, sums):
+def softmax_row(scores, num_vectors, low, high, state, sums):
     """One step of the online softmax of one row, in place; keys outside [low, high) get weight 0.
 
     state: [2], the row's maximum and sum of weights so far; sums: [padded_dim], its weighted values so far.
@@ -147,7 +147,7 @@ def attend_tile(
                 row_slope(row_scores, num_vectors, slope, np.float32(row_position - strip_begin))
             low = max(0, row_position - window + 1 - strip_begin) if window > 0 else 0
             high = min(strip_end, row_position + 1) - strip_begin
-            _softmax_row(row_scores, num_vectors, low, high, states[row], sums[row])
+            softmax_row(row_scores, num_vectors, low, high, states[row], sums[row])
         _add_strip(shape, cache, table, scratch, strip_begin, strip_end, first_visible)
     for row in range(num_rows):
         offset = row // group_size * out_stride + row % group_size * head_dim

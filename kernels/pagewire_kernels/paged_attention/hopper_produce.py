@@ -24,7 +24,7 @@ from pagewire_kernels.paged_attention.hopper_shared import (
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 # Items are counted as triton_prefill.py counts its programs; Gluon compiles the same source.
-_find_sequence = gluon.jit(triton_prefill._find_sequence.fn)
+_find_sequence = gluon.jit(triton_prefill.find_sequence.fn)
 
 
 @gluon.jit

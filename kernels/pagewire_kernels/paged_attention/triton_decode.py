@@ -55,7 +55,7 @@ def _first_key(shared_rows_ptr, seq, seq_len, SLIDING_WINDOW: tl.constexpr, TILE
 
 
 @triton.jit
-def _find_split(
+def find_split(
     seq_lens_ptr,
     shared_rows_ptr,
     item,
@@ -162,7 +162,7 @@ def decode_attention_kernel(
             return
     seq, first_item, num_splits, begin = item, item, 1, 0
     if sums_ptr is not None:
-        seq, first_item, num_splits, split_tiles = _find_split(
+        seq, first_item, num_splits, split_tiles = find_split(
             seq_lens_ptr, shared_rows_ptr, item, num_seqs, num_shares, SLIDING_WINDOW, TILE, MIN_TILES, MAX_SPLITS,
             BLOCK_SEQS,
         )  # fmt: skip
@@ -291,7 +291,7 @@ def attend_decodes(
         inputs.block_tables.stride(0),
         SLIDING_WINDOW=inputs.sliding_window,
         HAS_SOFTCAP=inputs.logit_softcap > 0,
-        BLOCK_SEQS=_block_seqs(num_decodes, is_small=inputs.row_counts is None and shared is None),
+        BLOCK_SEQS=block_seqs(num_decodes, is_small=inputs.row_counts is None and shared is None),
         **constants,
         **launch_options(device),
         num_warps=_num_warps(config, int(constants["BLOCK_M"])),
@@ -338,7 +338,7 @@ def _num_warps(config: DecodeConfig, block_m: int) -> int:
     return max(config.num_warps, block_m // 16)
 
 
-def _block_seqs(num_seqs: int, is_small: bool = False) -> int:
+def block_seqs(num_seqs: int, is_small: bool = False) -> int:
     """Returns num_seqs rounded up to one of few sizes, since each size needs a compilation.
 
     Args:

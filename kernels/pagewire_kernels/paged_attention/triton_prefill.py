@@ -28,7 +28,7 @@ from pagewire_kernels.tuning.paged_attention import PrefillConfig, prefill_confi
 
 
 @triton.jit
-def _find_sequence(query_start_loc_ptr, tile, first_seq, num_seqs, BLOCK_Q: tl.constexpr):
+def find_sequence(query_start_loc_ptr, tile, first_seq, num_seqs, BLOCK_Q: tl.constexpr):
     """Returns the sequence that a tile belongs to, among those from first_seq on.
 
     The s-th of them owns tiles from (tokens of those before it) // BLOCK_Q + s on: enough, whatever their lengths.
@@ -201,7 +201,7 @@ def prefill_attention_kernel(
         if tl.program_id(0) >= num_tokens // BLOCK_Q + num_seqs - first_seq:
             return
     HAS_ALIBI: tl.constexpr = alibi_slopes_ptr is not None
-    seq, tile = _find_sequence(query_start_loc_ptr, tl.program_id(0), first_seq, num_seqs, BLOCK_Q)
+    seq, tile = find_sequence(query_start_loc_ptr, tl.program_id(0), first_seq, num_seqs, BLOCK_Q)
     query_start = tl.load(query_start_loc_ptr + seq)
     query_len = tl.load(query_start_loc_ptr + seq + 1) - query_start
     first_query = (tl.cdiv(query_len, BLOCK_Q) - 1 - tile) * BLOCK_Q

@@ -17,7 +17,7 @@ _ELEMENTS_PER_WARP = 1024
 
 
 @triton.jit
-def _load_pairs(ptr, offsets, is_head, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr):
+def load_pairs(ptr, offsets, is_head, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr):
     """Loads the two members of each pair of every head, [HEADS, HALF_BLOCK] float32; zero beyond HALF."""
     if INTERLEAVED:
         dim = tl.arange(0, 2 * HALF_BLOCK)[None, :]
@@ -32,7 +32,7 @@ def _load_pairs(ptr, offsets, is_head, HALF: tl.constexpr, HALF_BLOCK: tl.conste
 
 
 @triton.jit
-def _store_pairs(
+def store_pairs(
     ptr, offsets, is_head, first, second, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr
 ):
     dtype = ptr.dtype.element_ty
@@ -48,7 +48,7 @@ def _store_pairs(
 
 
 @triton.jit
-def _scale(x, reciprocal_rms, weight, dtype: tl.constexpr):
+def scale_normed(x, reciprocal_rms, weight, dtype: tl.constexpr):
     """Applies a norm's factor and weight; rounds to the tensor's dtype as rms_norm does."""
     normalised = x * reciprocal_rms
     if weight.dtype == dtype:
@@ -76,7 +76,7 @@ def _turn_heads(
 ):
     """Norms and rotates the heads that start at source_offsets, [HEADS, 1], and writes them to target_offsets."""
     dtype: tl.constexpr = source_ptr.dtype.element_ty
-    first, second = _load_pairs(source_ptr, source_offsets, is_head, HALF, HALF_BLOCK, INTERLEAVED)
+    first, second = load_pairs(source_ptr, source_offsets, is_head, HALF, HALF_BLOCK, INTERLEAVED)
     pair = tl.arange(0, HALF_BLOCK)[None, :]
     cos = tl.load(angles_ptr + pair, mask=pair < HALF, other=0.0)  # [1, HALF_BLOCK]
     sin = tl.load(angles_ptr + HALF + pair, mask=pair < HALF, other=0.0)
@@ -96,13 +96,13 @@ def _turn_heads(
         weights = weight_ptr + pair * step
         first_weight = tl.load(weights, mask=pair < HALF, other=0.0)
         second_weight = tl.load(weights + second_start, mask=pair < HALF, other=0.0)
-        first = _scale(first, reciprocal_rms, first_weight, dtype)
-        second = _scale(second, reciprocal_rms, second_weight, dtype)
+        first = scale_normed(first, reciprocal_rms, first_weight, dtype)
+        second = scale_normed(second, reciprocal_rms, second_weight, dtype)
         if moves_rest:
             rest_weight = tl.load(weight_ptr + rest_dim, mask=rest_dim < HEAD_DIM, other=0.0)
-            rest = _scale(rest, reciprocal_rms, rest_weight, dtype)
+            rest = scale_normed(rest, reciprocal_rms, rest_weight, dtype)
     turned_first, turned_second = first * cos - second * sin, second * cos + first * sin
-    _store_pairs(target_ptr, target_offsets, is_head, turned_first, turned_second, HALF, HALF_BLOCK, INTERLEAVED)
+    store_pairs(target_ptr, target_offsets, is_head, turned_first, turned_second, HALF, HALF_BLOCK, INTERLEAVED)
     if moves_rest:
         tl.store(target_ptr + target_offsets + rest_dim, rest.to(dtype), mask=rest_mask)
 

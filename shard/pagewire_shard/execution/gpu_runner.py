@@ -76,10 +76,11 @@ def prefix_sharing(
 
     layouts: list[PlanLayout] = []
     bytes_per_token = 0
-    for layer, (key_cache, _) in zip(model.spec.layers, kv_caches, strict=True):
+    for layer, kv_cache in zip(model.spec.layers, kv_caches, strict=True):
         mixer = layer.mixer
         if not isinstance(mixer, AttentionSpec) or mixer.sliding_window:
             continue
+        key_cache = kv_cache[0]
         num_kv_heads, head_dim = key_cache.shape[2:]
         layouts.append(
             plan_layout(

@@ -246,7 +246,7 @@ class LayerSpec:
 
     def num_active_weights(self, hidden_size: int) -> int:
         """Elements of the matrices that a token is multiplied with."""
-        shares = {"linear": 1.0, "router": 1.0, "experts": self.feed_forward.active_share}
+        shares = {"linear": 1.0, "heads": 1.0, "router": 1.0, "experts": self.feed_forward.active_share}
         parameters = self.parameters(hidden_size).values()
         return round(sum(p.num_rows * p.in_features * shares.get(p.role, 0.0) for p in parameters))
 

@@ -33,3 +33,19 @@ class KeyValueCacheSpec:
     def allocate(self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """See CacheSpec."""
         return kv_cache.allocate(num_blocks, block_size, self.num_kv_heads, self.head_dim, dtype, device)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentCacheSpec:
+    """One vector for each token, which all heads share and read both as key and as value: one tensor,
+    [num_blocks, block_size, width], on every device."""
+
+    width: int
+
+    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
+        """See CacheSpec."""
+        return block_size * self.width * dtype.itemsize
+
+    def allocate(self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """See CacheSpec."""
+        return (torch.empty((num_blocks, block_size, self.width), dtype=dtype, device=device),)

@@ -77,5 +77,5 @@ class ForwardBatch:
         )
 
 
-KVCache = tuple[torch.Tensor, torch.Tensor]
-"""One layer's key and value cache, in the layout of the attention backend."""
+KVCache = tuple[torch.Tensor, ...]
+"""One layer's cache, as its CacheSpec allocates it: of attention, keys and values in the layout of the backend."""

@@ -1,6 +1,6 @@
 """A decoder's weights, collected parameter by parameter, and each layer's view of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,7 @@ class Weights:
         weight = {
             "table": precision.tables,
             "experts": precision.linear_weights,
+            "heads": precision.linear_weights,
             "router": torch.float32,
             "correction": torch.float32,
         }.get(parameter.role, precision.activations)
@@ -91,6 +92,16 @@ class LayerWeights:
         linears = [factory(matrix, bias) for matrix, bias in zip(matrices, biases, strict=True)]
         self.weights.linears |= {f"{self.prefix}{name}.{index}": linear for index, linear in enumerate(linears)}
         return linears
+
+    def own_linears(self, name: str, matrices: Sequence[torch.Tensor]) -> list[Linear]:
+        """A Linear of each matrix that the layer has made of a parameter's; they count as `name`.0 and so on."""
+        linears = [self.weights.precision.linear_factory(matrix, None) for matrix in matrices]
+        self.weights.linears |= {f"{self.prefix}{name}.{index}": linear for index, linear in enumerate(linears)}
+        return linears
+
+    def drop(self, name: str) -> None:
+        """Frees the tensors of a parameter that the layer has made something else of."""
+        del self.weights.tensors[self.prefix + name]
 
     def tensors(self, name: str) -> Mapping[str, torch.Tensor]:
         """The tensors of a parameter of another role."""

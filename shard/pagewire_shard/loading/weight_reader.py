@@ -173,7 +173,7 @@ class _Reader:
                 f"{tensor.path}: tensor {tensor.name!r} has shape {list(value.shape)}, "
                 f"config.json asks for {list(place.shape)}"
             )
-        order = self._names.row_order(target.parameter, self._layers)
+        order = self._names.row_order(tensor.name, self._layers)
         place.copy_(value if order is None else value[order])
         pending.filled(target.tensor, target.part)
 

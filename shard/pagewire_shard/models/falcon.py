@@ -34,7 +34,7 @@ NAMES = NameMap(
         "mlp.dense_h_to_4h": ("up", None),
         "mlp.dense_4h_to_h": ("down", None),
     },
-    row_orders={"qkv": head_by_head},
+    row_orders={"self_attention.query_key_value": head_by_head},
 )
 DEFAULTS: dict[str, object] = {
     "vocab_size": 65024,

@@ -9,7 +9,7 @@ from pagewire_shard.models.gpt2 import ALIASES, DEFAULTS, GPT2_NAMES, gpt2_spec
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import with_mixers
 
-NAMES = replace(GPT2_NAMES, transposed=False, row_orders={"qkv": head_by_head})
+NAMES = replace(GPT2_NAMES, transposed=False, row_orders={"attn.c_attn": head_by_head})
 BIGCODE_DEFAULTS: dict[str, object] = {**DEFAULTS, "activation_function": "gelu_pytorch_tanh", "multi_query": True}
 
 

@@ -32,7 +32,7 @@ GPT_NEOX_NAMES = NameMap(
         "mlp.dense_h_to_4h": ("up", None),
         "mlp.dense_4h_to_h": ("down", None),
     },
-    row_orders={"qkv": head_by_head},
+    row_orders={"attention.query_key_value": head_by_head},
 )
 GPT_NEOX_DEFAULTS: dict[str, object] = {
     "vocab_size": 50432,
@@ -67,7 +67,7 @@ PERSIMMON_NAMES = NameMap(
         "mlp.dense_h_to_4h": ("up", None),
         "mlp.dense_4h_to_h": ("down", None),
     },
-    row_orders={"qkv": head_by_head},
+    row_orders={"self_attn.query_key_value": head_by_head},
 )
 PERSIMMON_DEFAULTS: dict[str, object] = {
     "vocab_size": 262144,

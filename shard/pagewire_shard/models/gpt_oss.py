@@ -64,7 +64,7 @@ NAMES = replace(
         "mlp.experts.down_proj": "experts_down",
         "mlp.experts.down_proj_bias": "experts_down.bias",
     },
-    row_orders={"experts_up": _gates_first},
+    row_orders={"mlp.experts.gate_up_proj": _gates_first, "mlp.experts.gate_up_proj_bias": _gates_first},
     transposed_experts=True,
 )
 

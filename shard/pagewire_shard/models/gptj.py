@@ -35,7 +35,7 @@ GPTJ_NAMES = NameMap(
     layer_modules={**_SEPARATE, **_OTHERS},
 )
 CODEGEN_NAMES = replace(
-    GPTJ_NAMES, layer_modules={"attn.qkv_proj": ("qkv", None), **_OTHERS}, row_orders={"qkv": in_four_slices}
+    GPTJ_NAMES, layer_modules={"attn.qkv_proj": ("qkv", None), **_OTHERS}, row_orders={"attn.qkv_proj": in_four_slices}
 )
 DEFAULTS: dict[str, object] = {
     "vocab_size": 50400,

@@ -50,8 +50,8 @@ class NameMap:
     "experts_up.bias": a matrix of every expert, [num_experts, rows, columns], a row of every expert, or a vector whose
     name does not end in "weight"."""
     row_orders: Mapping[str, Callable[[LayerSpec], torch.Tensor]] = field(default_factory=dict)
-    """Parameter within a layer whose rows are stored in another order -> for each row, which of the stored rows it is,
-    [num_rows] int64."""
+    """Module or tensor within a layer that is stored with its rows in another order -> for each row of what it fills,
+    which stored row it is, [num_rows] int64."""
     text_prefixes: tuple[str, ...] = ()
     """What a multimodal checkpoint may have before the names of its text model, in place of the prefix."""
     skipped: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class NameMap:
         module, _, tensor = name.rpartition(".")
         if module in self.modules:
             return Target(self.modules[module], tensor, None)
-        match = re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", name)
+        match = self._match_layer(name)
         if match is None:
             return None
         layer_module, _, tensor = match[2].rpartition(".")
@@ -102,12 +102,17 @@ class NameMap:
         parameter, num_parts, part = self.experts[f"{indexed[1]}{{}}{indexed[3]}"]
         return parameter, int(indexed[2]) * num_parts + part
 
-    def row_order(self, parameter: str, layers: Sequence[LayerSpec]) -> torch.Tensor | None:
-        """The entry of row_orders for a parameter of the decoder; None: rows are stored in their order."""
-        _, _, name = parameter.rpartition(".")
-        if name not in self.row_orders or not parameter.startswith("layers."):
+    def row_order(self, name: str, layers: Sequence[LayerSpec]) -> torch.Tensor | None:
+        """For each row of the place that the tensor goes to, which of its rows; None: they are in that order."""
+        match = self._match_layer(self._in_text_model(name)) if self.row_orders else None
+        if match is None:
             return None
-        return self.row_orders[name](layers[int(parameter.split(".")[1])])
+        order = self.row_orders.get(match[2]) or self.row_orders.get(match[2].rpartition(".")[0])
+        return None if order is None else order(layers[int(match[1])])
+
+    def _match_layer(self, name: str) -> re.Match[str] | None:
+        """Matches a name without the prefix; its groups are the layer's index and the name within the layer."""
+        return re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", name)
 
     def source(self, parameter: str, tensor: str, part: int | None) -> str:
         """The name of the tensor that fills this place, without the prefix, for messages; the inverse of target."""

@@ -6,6 +6,7 @@ from pagewire_shard.errors import UnsupportedArchitecture
 from pagewire_shard.models.apertus import APERTUS
 from pagewire_shard.models.bloom import BLOOM
 from pagewire_shard.models.cohere import COHERE, COHERE2
+from pagewire_shard.models.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from pagewire_shard.models.dots1 import DOTS1
 from pagewire_shard.models.ernie4_5 import ERNIE4_5
 from pagewire_shard.models.ernie4_5_moe import ERNIE4_5_MOE
@@ -27,6 +28,7 @@ from pagewire_shard.models.helium import HELIUM
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.hunyuan import HUNYUAN, HUNYUAN_MOE, HY_V3
 from pagewire_shard.models.llama import CWM, INTERNLM3, LLAMA, MINISTRAL, MISTRAL
+from pagewire_shard.models.minicpm3 import MINICPM3
 from pagewire_shard.models.minimax_m2 import MINIMAX_M2
 from pagewire_shard.models.mixtral import MIXTRAL
 from pagewire_shard.models.mpt import MPT
@@ -44,6 +46,7 @@ from pagewire_shard.models.qwen3_moe import QWEN3_MOE
 from pagewire_shard.models.seed_oss import SEED_OSS
 from pagewire_shard.models.smollm3 import SMOLLM3
 from pagewire_shard.models.stablelm import STABLELM
+from pagewire_shard.models.youtu import YOUTU
 
 FAMILIES: dict[str, Family] = {
     "ApertusForCausalLM": APERTUS,
@@ -53,6 +56,8 @@ FAMILIES: dict[str, Family] = {
     "Cohere2ForCausalLM": COHERE2,
     "CohereForCausalLM": COHERE,
     "CwmForCausalLM": CWM,
+    "DeepseekV2ForCausalLM": DEEPSEEK_V2,
+    "DeepseekV3ForCausalLM": DEEPSEEK_V3,
     "Dots1ForCausalLM": DOTS1,
     "Ernie4_5ForCausalLM": ERNIE4_5,
     "Ernie4_5_MoeForCausalLM": ERNIE4_5_MOE,
@@ -72,6 +77,7 @@ FAMILIES: dict[str, Family] = {
     "GemmaForCausalLM": GEMMA,
     "Glm4ForCausalLM": GLM4,
     "Glm4MoeForCausalLM": GLM4_MOE,
+    "Glm4MoeLiteForCausalLM": GLM4_MOE_LITE,
     "GlmForCausalLM": GLM,
     "GraniteForCausalLM": GRANITE,
     "GraniteMoeForCausalLM": GRANITE_MOE,
@@ -83,6 +89,7 @@ FAMILIES: dict[str, Family] = {
     "InternLM3ForCausalLM": INTERNLM3,
     "LlamaForCausalLM": LLAMA,
     "MPTForCausalLM": MPT,
+    "MiniCPM3ForCausalLM": MINICPM3,
     "MiniMaxM2ForCausalLM": MINIMAX_M2,
     "MinistralForCausalLM": MINISTRAL,
     "MistralForCausalLM": MISTRAL,
@@ -107,6 +114,7 @@ FAMILIES: dict[str, Family] = {
     "StableLmForCausalLM": STABLELM,
     "Starcoder2ForCausalLM": STARCODER2,
     "VaultGemmaForCausalLM": VAULT_GEMMA,
+    "YoutuForCausalLM": YOUTU,
 }
 
 SAVED_AS: dict[tuple[str, object], str] = {("LlamaForCausalLM", "internlm3"): "InternLM3ForCausalLM"}

@@ -31,7 +31,7 @@ def _aot_case(
     signature |= {"block_tables_ptr": "*i32", "seq_lens_ptr": "*i32", "score_scale": "fp32", "softcap_log2": "fp32"}
     signature |= dict.fromkeys(("num_seqs", "num_shares", "stride_query_token", "stride_table"), "i32")
     constants: dict[str, object] = {"SLIDING_WINDOW": sliding_window, "HAS_SOFTCAP": all_options or softcap}
-    constants["BLOCK_SEQS"] = kernels._block_seqs(256)
+    constants["BLOCK_SEQS"] = kernels.block_seqs(256)
     counts, shared_rows = {"row_counts_ptr": "*i64"}, {"shared_rows_ptr": "*i32"}
     options = ((slopes, all_options), (sink, all_options or sinks), (scratch, splits), (counts, row_counts))
     for optional, is_given in (*options, (shared_rows, shared)):
