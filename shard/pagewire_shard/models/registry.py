@@ -32,6 +32,7 @@ from pagewire_shard.models.minicpm3 import MINICPM3
 from pagewire_shard.models.minimax_m2 import MINIMAX_M2
 from pagewire_shard.models.mixtral import MIXTRAL
 from pagewire_shard.models.mpt import MPT
+from pagewire_shard.models.multimodal import DEFAULT_TEXT_TYPES, text_part
 from pagewire_shard.models.olmo2 import OLMO2, OLMO3
 from pagewire_shard.models.olmoe import OLMOE
 from pagewire_shard.models.opt import OPT
@@ -117,6 +118,8 @@ FAMILIES: dict[str, Family] = {
     "YoutuForCausalLM": YOUTU,
 }
 
+SUPPORTED = sorted([*FAMILIES, *DEFAULT_TEXT_TYPES])
+"""All architectures, those of which only the text model is served included."""
 SAVED_AS: dict[tuple[str, object], str] = {("LlamaForCausalLM", "internlm3"): "InternLM3ForCausalLM"}
 """Architecture and model_type that a checkpoint names -> architecture, of families that share another's code."""
 
@@ -139,11 +142,13 @@ def find_family(fields: ConfigFields) -> tuple[str, Family]:
         if not named:
             raise fields.unsupported("model_type", ", ".join(sorted(family.model_type for family in FAMILIES.values())))
     for architecture in named:
+        if architecture in DEFAULT_TEXT_TYPES:
+            return architecture, text_part(fields, architecture, FAMILIES.values())
         if architecture in FAMILIES:
             architecture = SAVED_AS.get((architecture, fields.raw("model_type")), architecture)
             return architecture, FAMILIES[architecture]
-    nearest = get_close_matches(named[0], FAMILIES, n=1)
+    nearest = get_close_matches(named[0], SUPPORTED, n=1)
     advice = f"; the nearest is {nearest[0]}" if nearest else ""
     raise UnsupportedArchitecture(
-        f"{fields.path}: architecture {named[0]!r} is not supported; supported: {', '.join(FAMILIES)}{advice}"
+        f"{fields.path}: architecture {named[0]!r} is not supported; supported: {', '.join(SUPPORTED)}{advice}"
     )

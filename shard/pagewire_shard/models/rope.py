@@ -37,7 +37,8 @@ def read_rope(
     type_field = "rope_type" if "rope_type" in scaling else "type"
     variant = scaling.text(type_field, "default")
     match variant:
-        case "default" | "dynamic":
+        case "default" | "dynamic" | "mrope":
+            # mrope rotates a text's tokens as default does.
             # dynamic changes the frequencies of sequences beyond max_position_embeddings, which are not served.
             return RopeSpec(theta, rotary_dim)
         case "linear":
