@@ -151,6 +151,11 @@ def test_decodes_see_only_their_window(paged_batch, sliding_window):
 
 
 @runs_kernels
+def test_heads_of_512(paged_batch):
+    attend(paged_batch([1, 1, 9], [30, 70, 20], dtype=torch.float16, num_heads=4, head_dim=512), num_decodes=2)
+
+
+@runs_kernels
 @pytest.mark.parametrize("option", ["logit_softcap", "alibi_slopes", "sinks"])
 def test_each_option_alone(paged_batch, option):
     batch = paged_batch([1, 1, 20], [100, 30, 50], num_heads=6)

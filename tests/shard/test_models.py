@@ -172,6 +172,15 @@ CASES: dict[str, transformers.PretrainedConfig] = {
         attention_k_eq_v=True,
         num_global_key_value_heads=1,
     ),
+    "gemma4-shared-keys-and-values": transformers.Gemma4TextConfig(
+        **{**GEMMA, "num_hidden_layers": 5},
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        global_head_dim=32,
+        hidden_size_per_layer_input=12,
+        vocab_size_per_layer_input=VOCAB_SIZE,
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+    ),
     "gemma4-multimodal": transformers.Gemma4Config(
         text_config={
             **GEMMA,

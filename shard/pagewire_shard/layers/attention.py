@@ -9,7 +9,7 @@ from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
 from pagewire_kernels.reshape_and_cache import reshape_and_cache
 from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
 
-from pagewire_shard.layers.cache import CacheSpec, KeyValueCacheSpec
+from pagewire_shard.layers.cache import CacheSpec, KeyValueCacheSpec, SharedCacheSpec
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.norm import Norm, NormSpec
 from pagewire_shard.layers.parameter import Parameter
@@ -41,6 +41,9 @@ class AttentionSpec:
     qk_norm_scope: Literal["shared", "per_head", "all_heads"] = "shared"
     """Whether all heads share one weight of [head_dim], each has a weight of its own, or one norm is over all heads
     together."""
+    cache_of: int | None = None
+    """Index of an earlier layer whose keys and values are attended to, in place of own ones; None: there are own ones.
+    With it, heads are rotated and their norms, if there are any, shared."""
     v_norm: NormSpec | None = None
     """Of each head's value, without a weight."""
     value_is_key: bool = False
@@ -55,6 +58,8 @@ class AttentionSpec:
     @property
     def cache(self) -> CacheSpec:
         """See MixerSpec."""
+        if self.cache_of is not None:
+            return SharedCacheSpec(self.cache_of)
         return KeyValueCacheSpec(self.num_kv_heads, self.head_dim)
 
     @property
@@ -62,10 +67,15 @@ class AttentionSpec:
         """See MixerSpec."""
         return self.sliding_window
 
+    @property
+    def _num_parts(self) -> int:
+        """Queries, keys and values, as far as the layer makes them itself."""
+        return 1 if self.cache_of is not None else 2 if self.value_is_key else 3
+
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See MixerSpec."""
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        parts = (query_size, kv_size) if self.value_is_key else (query_size, kv_size, kv_size)
+        parts = (query_size, *(kv_size,) * (self._num_parts - 1))
         parameters = {
             "qkv": Parameter("linear", parts, hidden_size, self.qkv_bias),
             "o": Parameter("linear", (hidden_size,), query_size, self.o_bias),
@@ -73,7 +83,8 @@ class AttentionSpec:
         if self.sinks:
             parameters["sinks"] = Parameter("vector", (self.num_heads,))
         if self.qk_norm is not None and self.qk_norm_scope == "shared":
-            parameters |= {name: self.qk_norm.parameter(self.head_dim) for name in ("q_norm", "k_norm")}
+            names = ("q_norm",) if self.cache_of is not None else ("q_norm", "k_norm")
+            parameters |= {name: self.qk_norm.parameter(self.head_dim) for name in names}
         elif self.qk_norm is not None and self.qk_norm_scope == "all_heads":
             parameters |= {"q_norm": self.qk_norm.parameter(query_size), "k_norm": self.qk_norm.parameter(kv_size)}
         elif self.qk_norm is not None:
@@ -116,9 +127,9 @@ class Attention:
 
     def __init__(self, spec: AttentionSpec, weights: LayerWeights) -> None:
         self._head_dim = spec.head_dim
-        self._head_counts = [spec.num_heads, spec.num_kv_heads]
-        if not spec.value_is_key:
-            self._head_counts.append(spec.num_kv_heads)
+        self._num_kv_heads = spec.num_kv_heads
+        self._head_counts = [spec.num_heads, *[spec.num_kv_heads] * (spec._num_parts - 1)]
+        self._is_reader = spec.cache_of is not None
         self._scale = spec.scale
         self._sliding_window = spec.sliding_window
         self._logit_softcap = spec.logit_softcap
@@ -143,7 +154,8 @@ class Attention:
             self._set_qk_norms(spec.qk_norm, spec, weights)
 
     def _set_qk_norms(self, norm: NormSpec, spec: AttentionSpec, weights: LayerWeights) -> None:
-        q_norm, k_norm = weights.tensors("q_norm"), weights.tensors("k_norm")
+        q_norm = weights.tensors("q_norm")
+        k_norm = q_norm if self._is_reader else weights.tensors("k_norm")
         if spec.qk_norm_after_rope:
             self._norm_after_rope(norm, q_norm["weight"], k_norm["weight"])
         elif spec.qk_norm_scope == "shared" and norm.kind == "rms" and spec.rope is not None:
@@ -170,8 +182,14 @@ class Attention:
         fills in the same step (engine/step_prefixes.py).
         """
         heads = self._qkv(x).view(x.shape[0], -1, self._head_dim)
-        query, key, *rest = torch.split_with_sizes(heads, self._head_counts, dim=1)
-        value = rest[0] if rest else key
+        slots = batch.slot_mapping
+        query, *own = torch.split_with_sizes(heads, self._head_counts, dim=1)
+        if self._is_reader:
+            # The op that rotates queries wants keys and values too: of these nothing is written.
+            key = value = query.new_zeros((len(query), self._num_kv_heads, self._head_dim))
+            slots = torch.full_like(slots, -1)
+        else:
+            key, value = own[0], own[-1]
         if self._v_norm is not None:
             value = self._v_norm(value)
         if self._qk_norms is not None:
@@ -182,7 +200,7 @@ class Attention:
                 part.clamp_(-self._qkv_clip, self._qkv_clip)
         key_cache, value_cache = kv_cache
         if self._cos_sin_cache is None:
-            reshape_and_cache(key, value, key_cache, value_cache, batch.slot_mapping)
+            reshape_and_cache(key, value, key_cache, value_cache, slots)
         else:
             rotary_and_cache(
                 RotaryInputs(
@@ -193,7 +211,7 @@ class Attention:
                     cos_sin_cache=self._cos_sin_cache,
                     key_cache=key_cache,
                     value_cache=value_cache,
-                    slot_mapping=batch.slot_mapping,
+                    slot_mapping=slots,
                     **self._rotary_options,
                 )
             )

@@ -49,3 +49,19 @@ class LatentCacheSpec:
     def allocate(self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """See CacheSpec."""
         return (torch.empty((num_blocks, block_size, self.width), dtype=dtype, device=device),)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedCacheSpec:
+    """The cache of an earlier layer, which this layer reads and does not write."""
+
+    layer: int
+    """Index of that layer, which has a cache of its own."""
+
+    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
+        """See CacheSpec: the other layer counts them."""
+        return 0
+
+    def allocate(self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """See CacheSpec; there is nothing to allocate."""
+        raise AssertionError(f"the cache is that of layer {self.layer}")

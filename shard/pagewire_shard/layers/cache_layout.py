@@ -15,7 +15,7 @@ import torch
 from pagewire_common.cache_groups import CacheGroup
 
 from pagewire_shard.layers.block import LayerSpec
-from pagewire_shard.layers.cache import CacheSpec
+from pagewire_shard.layers.cache import CacheSpec, SharedCacheSpec
 from pagewire_shard.layers.forward_batch import KVCache
 
 MAX_TABLES = 8
@@ -70,7 +70,11 @@ def plan_layout(layers: Sequence[LayerSpec], max_model_len: int) -> CacheLayout:
 
 
 def _one_table(specs: tuple[CacheSpec, ...], window: int) -> CacheLayout:
-    return CacheLayout((CacheGroup(window),), (0,) * len(specs), tuple(range(len(specs))), specs)
+    owners = [i for i, spec in enumerate(specs) if not isinstance(spec, SharedCacheSpec)]
+    layer_caches = (
+        owners.index(spec.layer if isinstance(spec, SharedCacheSpec) else i) for i, spec in enumerate(specs)
+    )
+    return CacheLayout((CacheGroup(window),), (0,) * len(specs), tuple(layer_caches), tuple(specs[i] for i in owners))
 
 
 def _layers_per_block(counts: dict[int, int], num_tokens: int) -> int | None:

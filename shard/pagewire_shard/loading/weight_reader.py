@@ -113,7 +113,7 @@ class _Reader:
 
     def _is_skipped(self, name: str) -> bool:
         """Whether the decoder does without the tensor."""
-        if is_needless(name):
+        if is_needless(name) or self._names.is_unused(name):
             return True
         index = self._names.layer_index(name) if self._names.mtp_layers else None
         is_mtp = index is not None and index >= len(self._layers)

@@ -11,6 +11,7 @@ from functools import cache, partial
 import torch
 
 from pagewire_shard.layers.block import LayerSpec, Stream, normalise
+from pagewire_shard.layers.cache import SharedCacheSpec
 from pagewire_shard.layers.embedding import Embedding, LearnedPositions
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.layer_input import LayerInputs, LayerInputsSpec
@@ -96,7 +97,12 @@ class DecoderSpec:
         self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> list[KVCache]:
         """One cache for each layer, uninitialised."""
-        return [layer.mixer.cache.allocate(num_blocks, block_size, dtype, device) for layer in self.layers]
+        caches: list[KVCache] = []
+        for layer in self.layers:
+            spec = layer.mixer.cache
+            shared = caches[spec.layer] if isinstance(spec, SharedCacheSpec) else None
+            caches.append(shared or spec.allocate(num_blocks, block_size, dtype, device))
+        return caches
 
 
 class Decoder:

@@ -1,8 +1,7 @@
 """Gemma 4: Gemma 3 with norms whose weights are stored whole, a norm of values, embeddings of every token for every
 layer, and a learned scale of each layer's output. Heads of layers without a window are larger, and their keys may be
 their values too.
-
-Mixtures of experts and layers that share the keys and values of others are not supported yet.
+The last layers may attend to the keys and values of an earlier one. Mixtures of experts are not supported yet.
 """
 
 import math
@@ -37,6 +36,7 @@ DEFAULTS: dict[str, object] = {
     "vocab_size_per_layer_input": 262144,
     "hidden_size_per_layer_input": 256,
     "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False,
     "enable_moe_block": False,
 }
 PATTERN = 6
@@ -56,6 +56,8 @@ NAMES = replace(
         "post_per_layer_input_norm": ("side_norm", None),
     },
     layer_tensors={"layer_scalar": "output_scale"},
+    # Of layers that attend to the keys and values of another.
+    unused=("self_attn.k_proj", "self_attn.v_proj", "self_attn.k_norm"),
 )
 MULTIMODAL_NAMES = replace(
     NAMES,
@@ -68,8 +70,6 @@ def _gemma4(fields: ConfigFields) -> DecoderSpec:
     if fields.raw("use_bidirectional_attention") == "all":
         raise fields.unsupported("use_bidirectional_attention", "null, vision")
     refuse(fields, "enable_moe_block", accepted=False)
-    if fields.count("num_kv_shared_layers"):
-        raise fields.unsupported("num_kv_shared_layers", "0")
     layer_types = _layer_types(fields)
     bias = fields.flag("attention_bias")
     windows = layer_windows(layer_types, read_window(fields))
@@ -97,6 +97,10 @@ def _layer(fields: ConfigFields, layer_types: Sequence[str], index: int, layer: 
     is_full = layer_types[index] == "full_attention"
     head_dim, num_kv_heads = _head_sizes(fields, index, is_full)
     scaling = fields.section("rope_parameters").section(layer_types[index])
+    mlp = replace(cast(MlpSpec, layer.feed_forward), activation=activation)
+    cache_of = _cache_of(fields, layer_types, index)
+    if cache_of is not None and fields.flag("use_double_wide_mlp"):
+        mlp = replace(mlp, intermediate_size=2 * mlp.intermediate_size)
     attention = replace(
         cast(AttentionSpec, layer.mixer),
         head_dim=head_dim,
@@ -104,19 +108,31 @@ def _layer(fields: ConfigFields, layer_types: Sequence[str], index: int, layer: 
         scale=1.0,
         rope=read_rope(fields, head_dim, is_partial=True, scaling=scaling),
         qk_norm=norm,
-        v_norm=norm,
+        cache_of=cache_of,
+        v_norm=norm if cache_of is None else None,
         value_is_key=is_full and fields.flag("attention_k_eq_v"),
     )
     width = fields.count("hidden_size_per_layer_input", 0)
     return replace(
         layer,
         mixer=attention,
-        feed_forward=replace(cast(MlpSpec, layer.feed_forward), activation=activation),
+        feed_forward=mlp,
         norm=norm,
         wiring="sandwich",
         side_input=SideInputSpec(index, width, activation, norm) if width else None,
         output_scale=True,
     )
+
+
+def _cache_of(fields: ConfigFields, layer_types: Sequence[str], index: int) -> int | None:
+    """The last layer of the same type that has keys and values of its own, if this one has none."""
+    num_owners = len(layer_types) - fields.count("num_kv_shared_layers")
+    if index < num_owners:
+        return None
+    owners = [i for i in range(num_owners) if layer_types[i] == layer_types[index]]
+    if not owners:
+        raise fields.malformed("num_kv_shared_layers", "must leave a layer of each type that has keys and values")
+    return owners[-1]
 
 
 def _head_sizes(fields: ConfigFields, index: int, is_full: bool) -> tuple[int, int]:

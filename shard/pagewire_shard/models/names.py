@@ -58,6 +58,8 @@ class NameMap:
     """Beginnings of names of tensors that are not loaded, such as those of a vision tower."""
     mtp_layers: bool = False
     """Checkpoints may hold layers beyond the last one, which predict further tokens. They are not loaded."""
+    unused: tuple[str, ...] = ()
+    """Modules within a layer that checkpoints have for layers too that do without them."""
     transposed_experts: bool = False
     """Matrices of every expert are stored [num_experts, in_features, out_features]."""
     transposed: bool = False
@@ -86,6 +88,11 @@ class NameMap:
         """The index of the layer that the tensor belongs to by its name; None: to none."""
         match = re.match(rf"{re.escape(self.layer)}(\d+)\.", self._in_text_model(name))
         return None if match is None else int(match[1])
+
+    def is_unused(self, name: str) -> bool:
+        """Whether the tensor, which has no place in the model, is one that layers may do without."""
+        match = re.fullmatch(rf"{re.escape(self.layer)}\d+\.(.+)\.\w+", self._in_text_model(name))
+        return match is not None and match[1] in self.unused
 
     def _in_text_model(self, name: str) -> str:
         for prefix in self.text_prefixes:

@@ -56,7 +56,7 @@ AOT_CASES = (
     *(
         _aot_case(f"head{head_dim}-bf16-sm{target}", target=target, head_dim=head_dim)
         for target in (90, 80, 100)
-        for head_dim in (128, 64, 256)
+        for head_dim in (128, 64, 256, 512)
     ),
     _aot_case("head128-bf16-whole", splits=False),
     _aot_case("head128-bf16-row-counts", row_counts=True),

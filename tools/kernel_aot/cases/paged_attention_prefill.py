@@ -51,7 +51,7 @@ AOT_CASES = (
     *(
         _aot_case(f"head{head_dim}-bf16-sm{target}", target=target, head_dim=head_dim)
         for target in (90, 80, 100)
-        for head_dim in (128, 64, 256)
+        for head_dim in (128, 64, 256, 512)
     ),
     _aot_case("head128-fp16", dtype="fp16"),
     _aot_case("head128-fp32", dtype="fp32"),
