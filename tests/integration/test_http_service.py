@@ -83,7 +83,8 @@ def test_broken_connections_leave_it_serving(http: openai.OpenAI, http_url, mode
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_that_is_cut_off_ends_for_its_length(http_url, stream):
     """Its arguments are no JSON then."""
-    tool = {"name": "f", "input_schema": {"type": "object", "properties": {"a": {"type": "string", "minLength": 30}}}}
+    properties = {"a": {"type": "string", "minLength": 30}}
+    tool = {"name": "f", "input_schema": {"type": "object", "properties": properties, "required": ["a"]}}
     with anthropic.Anthropic(base_url=http_url, api_key="none", max_retries=0) as messages:
         fields = {"model": "", "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}], "tools": [tool]}
         fields |= {"tool_choice": {"type": "tool", "name": "f"}, "extra_body": {"model": None}}
