@@ -12,7 +12,7 @@ from pagewire_common.cache_groups import CacheGroup
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.sequence import SequenceGroup
 from scheduling_world import World, expected_output, make_request, output
-from workloads import CACHE_GROUPS, Workload, play, workloads
+from workloads import CACHE_GROUPS, Submit, Workload, play, workloads
 
 MIXED = (CacheGroup(0, 1), CacheGroup(8, 2))
 
@@ -79,6 +79,15 @@ def test_sequences_that_share_a_window_are_not_promised_its_blocks_again(window:
     assert groups[1].num_cached_tokens == 11
     assert world.max_running < 4
     world.check_whole()
+
+
+def test_drafts_take_no_more_than_a_sequence_needs_to_go_on() -> None:
+    """Blocks behind a window are kept until drafts are verified, which takes further plans."""
+    own_limits = limits(
+        num_blocks=17, block_size=1, max_num_seqs=2, max_num_batched_tokens=2, max_model_len=11,
+        groups=(CacheGroup(0, 1), CacheGroup(1, 2)),
+    )  # fmt: skip
+    play(Workload(own_limits, 4, 0.0, 1, 0, [Submit([1], max_tokens=9)]))
 
 
 def test_blocks_that_slid_out_are_free_and_stay_findable() -> None:

@@ -140,6 +140,13 @@ class BlockLedger:
         return self._groups is not None and bool(self._groups.windows)
 
     @property
+    def max_drafts_in_windows(self) -> int:
+        """Most draft tokens of a sequence that may be unverified at a time in a model with windows: with more of them
+        it might not go on with the blocks that it has alone."""
+        assert self._groups is not None
+        return self._groups.max_chunk - 1
+
+    @property
     def available(self) -> int:
         """Blocks that can be reserved."""
         return self.free - self._num_outstanding

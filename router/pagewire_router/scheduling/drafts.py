@@ -61,6 +61,8 @@ def reserve_drafts(sequence: Sequence, most: int, ledger: BlockLedger, num_missi
         num_missing: Blocks that running sequences lack: drafts take none of these.
     """
     num_drafts = min(most, sequence.max_len - 1 - sequence.num_tokens)
+    if ledger.has_windows:
+        num_drafts = min(num_drafts, ledger.max_drafts_in_windows - sequence.num_unverified_tokens)
     if num_drafts <= 0 or sequence.group.request.grammar:  # No mask says what may follow a draft.
         return 0
     num_computed = sequence.num_computed_tokens + 1 + num_drafts
