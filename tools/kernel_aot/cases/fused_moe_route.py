@@ -12,10 +12,15 @@ PREFIX = "fused_moe/route"
 
 QWEN3 = RouterSpec(8, renormalise=True)
 MIXTRAL = RouterSpec(2, renormalise=True)
+MINIMAX_M2 = RouterSpec(8, "sigmoid", renormalise=True)
+DEEPSEEK_V3 = RouterSpec(8, "sigmoid", renormalise=True, scale=2.5, num_groups=8, top_groups=4)
+PHI_3_5_MOE = RouterSpec(2, "sparsemixer", tolerance=0.02)
 
 
-def _aot_cases(name: str, num_experts: int, router: RouterSpec, num_few: int) -> Iterator[AotCase]:
-    constants = kernels._constants(num_experts, router, False)
+def _aot_cases(
+    name: str, num_experts: int, router: RouterSpec, num_few: int, has_correction: bool = False
+) -> Iterator[AotCase]:
+    constants = kernels._constants(num_experts, router, has_correction)
     experts = {"NUM_EXPERTS": num_experts, "EXPERTS_BLOCK": constants["EXPERTS_BLOCK"]}
     logits = {
         "logits_ptr": "*bf16",
@@ -52,4 +57,7 @@ def _aot_cases(name: str, num_experts: int, router: RouterSpec, num_few: int) ->
 AOT_CASES = (
     *_aot_cases("qwen3-30b-a3b", 128, QWEN3, 16),
     *_aot_cases("mixtral-8x7b", 8, MIXTRAL, 64),
+    *_aot_cases("minimax-m2", 256, MINIMAX_M2, 8, has_correction=True),
+    *_aot_cases("deepseek-v3", 256, DEEPSEEK_V3, 8, has_correction=True),
+    *_aot_cases("phi-3.5-moe", 16, PHI_3_5_MOE, 64),
 )
