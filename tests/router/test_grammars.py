@@ -230,6 +230,23 @@ def test_grammars_that_nobody_uses_make_room_for_another():
     assert [refusal.message for refusal in scheduler.grammars.refusals] == ["no room"]
 
 
+def test_ranks_that_have_a_grammar_ready_forget_it_before_all_are_asked_again():
+    scheduler = new_scheduler(num_ranks=2)
+    unused = submit(scheduler, "a")
+    asked(scheduler)
+    for _ in range(2):
+        prepared(scheduler, "a")
+    scheduler.end(unused)
+    submit(scheduler, "g")
+    asked(scheduler)
+    prepared(scheduler, "g")
+    prepared(scheduler, "g", RESOURCE_EXHAUSTED)
+    messages = scheduler.take_messages()
+    told = [list(message.forget.names) or message.prepare.name for message in messages]
+    assert sorted(told[:-1]) == [["a"], ["g"]]
+    assert told[-1] == "g"
+
+
 def test_a_request_that_ends_before_its_grammar_is_asked_for_again():
     scheduler = new_scheduler()
     scheduler.grammars.max_unused = 8

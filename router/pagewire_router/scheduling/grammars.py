@@ -186,6 +186,8 @@ class Grammars:
         grammar.refusal = None
         grammar.num_unanswered = self._num_ranks
         if grammar.was_retried:
+            if self._num_ranks > 1:  # Some may have it ready, and are asked only for what they have not.
+                self._tell_to_forget(name)
             self._retries.append(name)
         else:
             self._ask(name, next(iter(grammar.users)))
