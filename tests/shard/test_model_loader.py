@@ -446,14 +446,14 @@ def test_model_type_stands_for_an_absent_architecture(model_dir: Path) -> None:
     edit_config(model_dir, architectures=None)
     assert described(model_dir).architecture == "LlamaForCausalLM"
     edit_config(model_dir, model_type="mamba")
-    with pytest.raises(UnsupportedArchitecture, match="'mamba', which is not supported; supported: arcee, "):
+    with pytest.raises(UnsupportedArchitecture, match="'mamba', which is not supported; supported: apertus, arcee, "):
         load(model_dir)
 
 
 def test_an_unknown_architecture_is_told_before_its_fields_are_judged(model_dir: Path) -> None:
     edit_config(model_dir, architectures=["MambaForCausalLM"], vocab_size="many", eos_token_id="</s>", dtype=7)
     with pytest.raises(
-        UnsupportedArchitecture, match="'MambaForCausalLM' is not supported; supported: ArceeForCausalLM, "
+        UnsupportedArchitecture, match="'MambaForCausalLM' is not supported; supported: ApertusForCausalLM, "
     ):
         load(model_dir)
 
