@@ -9,7 +9,7 @@ messages are written:
   cores are scarce, and a message would take time from the shard or the client on the same machine.
 
 Messages get the time that is left up to TARGET_BUSY, at most MAX_SHARE, and less the more the thread waits for a core;
-MIN_WRITES_PER_S are always allowed.
+a number of them, which depends on the front, is always allowed.
 """
 
 import math
@@ -23,7 +23,7 @@ TARGET_BUSY = 0.75
 MAX_SHARE = 0.5
 """Largest share of its time for messages."""
 SCARCE, PLENTIFUL = 0.55, 0.8
-"""CPU time over elapsed time below which no more than MIN_WRITES_PER_S are allowed, and above which cores are free."""
+"""CPU time over elapsed time below which only what is always allowed goes out, and above which cores are free."""
 UPDATE_S = 0.1
 MEMORY_S = 1.0
 """A measurement counts for less the older it is: by a factor e after so much time."""
@@ -37,12 +37,21 @@ class WriteBudget:
     """Measures one event loop; used on its thread only."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.perf_counter, cpu_clock: Callable[[], float] = time.thread_time
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.thread_time,
+        *,
+        min_writes_per_s: float = MIN_WRITES_PER_S,
     ) -> None:
-        """clock, cpu_clock: seconds of elapsed time, and of CPU time of the calling thread."""
+        """
+        Args:
+            clock, cpu_clock: seconds of elapsed time, and of CPU time of the calling thread.
+            min_writes_per_s: messages that are always allowed.
+        """
         self._clock = clock
         self._cpu_clock = cpu_clock
-        self.writes_per_s = MIN_WRITES_PER_S
+        self._min_writes_per_s = min_writes_per_s
+        self.writes_per_s = min_writes_per_s
         """Messages that may be written per second."""
         self.cost_s = 0.0
         """CPU time of a message; 0 until it is known."""
@@ -95,4 +104,4 @@ class WriteBudget:
         left = TARGET_BUSY - max(0.0, self.busy - self._write_share)
         plenty = (self.served - SCARCE) / (PLENTIFUL - SCARCE)
         share = min(max(left, 0.0), MAX_SHARE) * min(max(plenty, 0.0), 1.0)
-        return max(MIN_WRITES_PER_S, share / max(self.cost_s, 1e-6))
+        return max(self._min_writes_per_s, share / max(self.cost_s, 1e-6))
