@@ -160,6 +160,14 @@ PEER_COLUMNS = {
     "p99_itl_ms": "gap between messages, 99 %, ms",
 }
 
+FRONT_COLUMNS = {
+    "tokens_per_s": "tok/s",
+    "p50_ttft_ms": "TTFT, ms",
+    "p50_gap_ms": "gap between messages, ms",
+    "p99_gap_ms": "gap between messages, 99 %, ms",
+    "tokens_per_message": "tokens in a message",
+}
+
 
 def peer_tables(result: Result) -> Iterator[str]:
     """Engines beside each other: offline batches, or servers under the same load."""
@@ -167,11 +175,12 @@ def peer_tables(result: Result) -> Iterator[str]:
     if "entrants" in measured:
         yield from offline_tables(result)
         return
-    yield f"Servers take turns, each under its own load generator: `{result['settings']['streams']}`."
-    columns = [column for title in PEER_COLUMNS.values() for column in (title, "range")]
-    rows = [
-        (name, *(cell for key in PEER_COLUMNS for cell in spread(figures[key]))) for name, figures in measured.items()
-    ]
+    titles, generator = PEER_COLUMNS, "each under its own load generator"
+    if not titles.keys() <= next(iter(measured.values())).keys():
+        titles, generator = FRONT_COLUMNS, "all under one load generator"
+    yield f"Servers take turns, {generator}: `{result['settings']['streams']}`."
+    columns = [column for title in titles.values() for column in (title, "range")]
+    rows = [(name, *(cell for key in titles for cell in spread(figures[key]))) for name, figures in measured.items()]
     yield table(("server", *columns), rows)
 
 
