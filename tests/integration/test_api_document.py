@@ -19,6 +19,7 @@ def test_some_requests_of_each_operation(http_url: str):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_thousand_requests():
     with serve("demo", "--http-port", "0") as service:
         reports = schema_fuzz.fuzz(f"http://{service.http_address()}", num_cases=1_450, seed=2)
