@@ -1,5 +1,7 @@
-"""Marks the suites about what is delivered around the engine: the chart, dashboards and alerts, the documentation."""
+"""Random numbers that begin anew in each test, and the marker of the suites around the engine."""
 
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,3 +14,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if DELIVERY & set(item.path.parents):
             item.add_marker(pytest.mark.delivery)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Lets a test that draws without a generator of its own compute with the same numbers in every run."""
+    random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
