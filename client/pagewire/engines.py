@@ -14,6 +14,7 @@ from pagewire.errors import AlreadyExists
 from pagewire.event_loop import background_loop
 from pagewire.events import Event
 from pagewire.llm import LLM
+from pagewire.metrics import Metric
 from pagewire.outputs import RequestOutput
 from pagewire.prompts import PromptLike, as_prompt, prompt_text
 from pagewire.sampling_params import SamplingParams
@@ -35,6 +36,10 @@ class _Engine:
     def get_tokenizer(self) -> Any:
         """See LLM.get_tokenizer."""
         return self._llm.get_tokenizer()
+
+    def get_metrics(self) -> list[Metric]:
+        """See LLM.get_metrics."""
+        return self._llm.get_metrics()
 
     def shutdown(self) -> None:
         """Stops the server and waits for its end."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 from pagewire.beam_search import BeamSearchOutput, BeamSearchParams
 from pagewire.client import Client
 from pagewire.errors import InvalidRequest
+from pagewire.metrics import Metric, fetch_page, parse_metrics
 from pagewire.outputs import RequestOutput
 from pagewire.progress import progress_bar
 from pagewire.prompts import (
@@ -28,6 +29,7 @@ from pagewire.prompts import (
 from pagewire.sampling_params import SamplingParams
 from pagewire.serve.engine_arguments import translate, without_effect
 from pagewire.serve.options import model_flags
+from pagewire.serve.sockets import metrics_socket
 from pagewire.server_process import ServerProcess
 
 _log = logging.getLogger(__name__)
@@ -168,6 +170,14 @@ class LLM:
             }
             prompts.append(prompt)
         return self.generate(prompts, sampling_params, use_tqdm, priority=priority)
+
+    def get_metrics(self) -> list[Metric]:
+        """Returns the server's metrics as they stand, in the order of its page; docs/metrics.md explains them.
+
+        Raises:
+            Unavailable: the server has stopped.
+        """
+        return parse_metrics(fetch_page(metrics_socket(self._server.address)))
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Returns the parameters of requests that give none: the model's own, as generation_config.json states them."""

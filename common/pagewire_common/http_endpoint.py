@@ -37,18 +37,23 @@ class HttpEndpoint:
     def __init__(self, pages: dict[str, Page]) -> None:
         """pages: by path, such as "/metrics"."""
         self._pages = pages
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
 
     async def start(self, host: str, port: int) -> int:
         """Listens; returns the port, which the system picks for 0. Raises OSError."""
-        self._server = await asyncio.start_server(self._answer, host, port, limit=MAX_HEADER_BYTES)
-        bound_port: int = self._server.sockets[0].getsockname()[1]
+        server = await asyncio.start_server(self._answer, host, port, limit=MAX_HEADER_BYTES)
+        self._servers.append(server)
+        bound_port: int = server.sockets[0].getsockname()[1]
         return bound_port
+
+    async def start_unix(self, path: str) -> None:
+        """Listens on a Unix socket, too. Raises OSError."""
+        self._servers.append(await asyncio.start_unix_server(self._answer, path, limit=MAX_HEADER_BYTES))
 
     async def stop(self) -> None:
         """Stops listening. Does not wait for connections, since a client may never send a request."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

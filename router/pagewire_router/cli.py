@@ -73,6 +73,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         http_page=options.http_page,
         http_cors_origins=tuple(options.http_cors_origin),
         metrics_port=options.metrics_port,
+        metrics_socket=options.metrics_socket,
         health_port=options.health_port,
         health_listen=options.health_listen,
         tls_cert=options.tls_cert,
@@ -124,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--http-port", type=_port, metavar="PORT", help="port of the HTTP front; 0 takes a free one")
     add("--no-http-page", dest="http_page", action="store_false", help="serve no page to try the model on over HTTP")
     add("--metrics-port", type=_port, metavar="PORT", help="port of /metrics, /healthz and /readyz; 0 takes a free one")
+    add("--metrics-socket", metavar="PATH", help="serve the same pages on a Unix socket too")
     add("--health-port", type=_port, metavar="PORT", help="port of gRPC health in plaintext; 0 takes a free one")
     add("--health-listen", metavar="ADDR", help="serve gRPC health in plaintext on HOST:PORT or unix:PATH too")
     _add_bounds(parser.add_argument_group("bounds"), defaults)

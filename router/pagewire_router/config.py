@@ -28,6 +28,8 @@ class RouterConfig:
     """Origins whose pages may call over HTTP from a browser; "*" is all."""
     metrics_port: int | None = None
     """Port of /metrics, /healthz and /readyz; None: not served; 0: any free port."""
+    metrics_socket: str | None = None
+    """Path of a Unix socket with the same pages; None: not served there."""
     health_port: int | None = None
     """Port of a plaintext grpc.health.v1, on the host of `listen`; None: on `listen` alone; 0: any free port."""
     health_listen: str | None = None

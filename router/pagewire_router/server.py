@@ -173,12 +173,15 @@ class RouterServer:
             port = None if config.health_port is None else f"{host}:{config.health_port}"
             where = " or ".join(filter(None, (config.health_listen, port)))
             raise ServerError(f"cannot serve health on {where}: {error}") from None
-        if config.metrics_port is None:
-            return
         try:
-            self.metrics_port = await self._probes.start(host, config.metrics_port)
+            if config.metrics_port is not None:
+                self.metrics_port = await self._probes.start(host, config.metrics_port)
+            if config.metrics_socket is not None:
+                await self._probes.start_unix(config.metrics_socket)
         except OSError as error:
-            raise ServerError(f"cannot serve metrics on {host}:{config.metrics_port}: {error}") from None
+            port = None if config.metrics_port is None else f"{host}:{config.metrics_port}"
+            where = " or ".join(filter(None, (port, config.metrics_socket)))
+            raise ServerError(f"cannot serve metrics on {where}: {error}") from None
 
     def _new_http_front(self, config: RouterConfig) -> "HttpFront":
         # Only now: routers without it need none of its packages.

@@ -156,6 +156,8 @@ def test_a_private_socket_has_no_metrics_port_unless_asked_for():
     assert parse("--uds", "/tmp/s").metrics_port is None
     assert parse("--private-socket").metrics_port is None
     assert parse("--uds", "/tmp/s", "--metrics-port", "0").metrics_port == 0
+    router = " ".join(router_command(parse("--private-socket"), ["unix:/a"], "unix:/d/pagewire.sock", "unix:/h"))
+    assert "--metrics-socket /d/metrics.sock" in router
 
 
 def test_http_is_served_beside_grpc_unless_that_is_a_socket():

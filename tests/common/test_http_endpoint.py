@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 from pagewire_common.http_endpoint import MAX_HEADER_BYTES, HttpEndpoint, process_pages
@@ -99,3 +101,14 @@ async def test_a_client_that_never_speaks_does_not_keep_the_process(process: Pro
 async def test_a_port_that_is_taken_cannot_be_had(process: Process) -> None:
     with pytest.raises(OSError, match="in use"):
         await HttpEndpoint({}).start("127.0.0.1", process.port)
+
+
+async def test_a_unix_socket_has_the_same_pages(process: Process, tmp_path: Path) -> None:
+    endpoint = HttpEndpoint({"/metrics": lambda: (HTTPStatus.OK, "text/plain", b"up 1\n")})
+    path = str(tmp_path / "metrics.sock")
+    await endpoint.start_unix(path)
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+    assert (await reader.read()).endswith(b"\r\n\r\nup 1\n")
+    writer.close()
+    await endpoint.stop()

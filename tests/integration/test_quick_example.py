@@ -44,6 +44,8 @@ from pagewire import LLM, SamplingParams
 llm = LLM(model=sys.argv[1], device="cpu", cpu_threads=1)
 [output] = llm.generate("Hello", SamplingParams(max_tokens=4, ignore_eos=True), use_tqdm=False)
 assert len(output.outputs[0].token_ids) == 4
+[counter] = [m for m in llm.get_metrics() if (m.name, m.labels.get("kind")) == ("pagewire_tokens", "generation")]
+assert counter.value == 4
 """
 ENDS = {
     "closed": "llm.close(); print('done', flush=True); time.sleep(60)",

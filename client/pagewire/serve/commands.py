@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pagewire.serve.config import ServeConfig
+from pagewire.serve.sockets import metrics_socket
 
 ShardCommand = Callable[[ServeConfig, int, int, str], list[str]]
 """Makes the command of a shard from the configuration, the replica, the tensor-parallel rank and the address."""
@@ -55,6 +56,7 @@ def router_command(config: ServeConfig, shards: Sequence[str], listen: str, heal
         "--http-max-body-bytes": config.http_max_body_bytes,
         "--http-max-connections": config.http_max_connections,
         "--metrics-port": config.metrics_port,
+        "--metrics-socket": metrics_socket(listen) if config.private_socket else None,
         "--health-port": config.health_port,
         "--tls-cert": config.tls_cert,
         "--tls-key": config.tls_key,

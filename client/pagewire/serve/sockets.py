@@ -12,6 +12,10 @@ from pathlib import Path
 MAX_DIRECTORY_LENGTH = 60
 """A socket's path may have 107 bytes; this leaves room for the names within."""
 PREFIX = "pagewire-"
+SOCKET = "pagewire.sock"
+"""Name of the socket in the directory that serves requests."""
+METRICS_SOCKET = "metrics.sock"
+"""Name of the one beside it that serves /metrics."""
 LOCK = "lock"
 """Name of a file in the directory that the server keeps locked while it lives."""
 
@@ -32,6 +36,11 @@ def private_directory() -> Iterator[str]:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
+
+
+def metrics_socket(address: str) -> str:
+    """The path of the socket that serves the metrics of the server whose private socket is `unix:PATH`."""
+    return os.path.join(os.path.dirname(address.removeprefix("unix:")), METRICS_SOCKET)
 
 
 def _new_directory(base: Path) -> tuple[Path, int]:

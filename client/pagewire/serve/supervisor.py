@@ -26,7 +26,7 @@ from pagewire.serve.commands import RouterCommand, ShardCommand, router_command,
 from pagewire.serve.config import ServeConfig
 from pagewire.serve.gpus import shard_environment
 from pagewire.serve.probe import Probe, is_alive, wait_until_dead
-from pagewire.serve.sockets import private_directory
+from pagewire.serve.sockets import SOCKET, private_directory
 
 STDIN = 0
 MIN_BACKOFF_S = 0.5
@@ -127,7 +127,7 @@ class Supervisor:
                 environment = shard_environment(len(self._shards), self._config.gpus)
                 self._shards.append(_Role(f"shard {replica}.{tp_rank}", command, address, environment))
         self._router.health = f"unix:{directory / 'health.sock'}"
-        listen = f"unix:{directory / 'pagewire.sock'}" if self._config.private_socket else self._config.listen
+        listen = f"unix:{directory / SOCKET}" if self._config.private_socket else self._config.listen
         self._router.command = self._router_command(self._config, addresses, listen, self._router.health)
         return addresses
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 _SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
 _LABEL = re.compile(r'(?P<name>\w+)="(?P<value>(?:[^"\\]|\\.)*)"')
+_TYPE = re.compile(r"# TYPE \S+ \w+$")
 _ESCAPES = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 DEFAULT_PORT = 9400
 
@@ -63,6 +64,13 @@ def read_page(url: str, timeout_s: float) -> Page:
 def parse_page(text: str, time_s: float) -> Page:
     """The samples of a page's text. Lines that are no samples are passed over."""
     samples: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for name, labels, value in read_samples(text):
+        samples.setdefault(name, {})[labels] = value
+    return Page(time_s, samples)
+
+
+def read_samples(text: str) -> Iterator[tuple[str, tuple[tuple[str, str], ...], float]]:
+    """Yields name, labels and value of each sample of a page's text."""
     for line in text.split("\n"):
         match = _SAMPLE.match(line)
         if match is None:
@@ -71,8 +79,12 @@ def parse_page(text: str, time_s: float) -> Page:
             value = float(match["value"])
         except ValueError:
             continue
-        samples.setdefault(match["name"], {})[tuple(_labels(match["labels"] or ""))] = value
-    return Page(time_s, samples)
+        yield match["name"], tuple(_labels(match["labels"] or "")), value
+
+
+def read_types(text: str) -> dict[str, str]:
+    """The types of a page's metrics by their names, as its lines of TYPE say."""
+    return {line.split(" ")[2]: line.split(" ")[3] for line in text.split("\n") if _TYPE.match(line)}
 
 
 def _labels(text: str) -> Iterator[tuple[str, str]]:
