@@ -14,7 +14,7 @@ from pagewire.beam_search import BeamSearchOutput, BeamSearchParams
 from pagewire.call_span import call_span
 from pagewire.channels import ChannelPool, Connection
 from pagewire.errors import InvalidRequest, PagewireError, from_rpc_error
-from pagewire.events import Event, Started
+from pagewire.events import Event
 from pagewire.outputs import RequestOutput
 from pagewire.prompts import (
     ChatMessage,
@@ -29,6 +29,7 @@ from pagewire.prompts import (
     has_token_ids,
     prompt_text,
 )
+from pagewire.received import Received
 from pagewire.retry import NEVER, PATIENT, Attempts, RetryPolicy
 from pagewire.sampling_params import SamplingParams
 from pagewire.tls import channel_credentials
@@ -103,7 +104,8 @@ class AsyncClient:
     ) -> AsyncGenerator[Event, None]:
         """Yields events as tokens are sampled. Leaving the iteration cancels the request.
 
-        A request whose stream breaks before its first token is sent again as `retry` says; Started is yielded once.
+        If the stream breaks because its server or the connection is lost, or the server stops, the request is resumed
+        at whichever server answers, as `retry` says: events go on where they were, and Started is yielded once.
 
         Args:
             prompt: text, {"prompt": text}, token ids, {"prompt_token_ids": [...]} or {"messages": [...]}.
@@ -117,7 +119,7 @@ class AsyncClient:
             as_prompt(prompt), sampling_params, options, return_prompt_token_ids=return_prompt_token_ids
         )
         attempts = self._attempts(timeout_s)
-        is_started = has_output = False
+        received = Received()
         while True:
             try:
                 with self._channels.lease() as connection, call_span(f"{INFERENCE}/Generate", self.target) as headers:
@@ -126,24 +128,19 @@ class AsyncClient:
                     try:
                         # read() costs less per message than `async for` over the call.
                         while (event := await call.read()) is not grpc.aio.EOF:
-                            if isinstance(event, Started):
-                                if is_started:
-                                    continue  # An earlier attempt, which broke before its first token, has yielded it.
-                                is_started = True
-                                # A further attempt must use the seed that Started has announced.
-                                request.sampling_params.seed = event.seed
-                            elif event is not None:
-                                has_output = True
-                            if event is not None:
+                            if event is not None and received.take(cast("Event", event)):
                                 yield cast("Event", event)
                         return
                     finally:
                         call.cancel()
             except grpc.aio.AioRpcError as exc:
                 error = from_rpc_error(exc, self.target)
-                delay_s = None if has_output else attempts.delay_s(error)
+                if received.has_progressed():
+                    attempts.begin_anew()
+                delay_s = attempts.delay_s(error) if received.can_resume or not received.has_output else None
                 if delay_s is None:
                     raise error from exc
+                received.fill(request)
             await asyncio.sleep(delay_s)
 
     async def complete(

@@ -17,6 +17,10 @@ class Started:
     num_prompt_tokens: int
     prompt_token_ids: list[int]
     """Empty unless they were asked for."""
+    model_digest: bytes = b""
+    """Identifies the model and its defaults."""
+    prompt_digest: bytes = b""
+    """Identifies the prompt's token ids; empty: the server cannot resume requests."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Decides when to send a request again: only before its first token, if the server is full or unavailable."""
+"""Decides when to send or to resume a request again: if the server is full or unavailable."""
 
 import random
 import time
@@ -39,6 +39,8 @@ class Attempts:
     timeout_s: float | None
     """Timeout of all attempts together; None: no limit."""
     _start_s: float = field(default_factory=time.monotonic)
+    _refused_since_s: float = field(default_factory=time.monotonic)
+    """When a full queue could refuse it first."""
     _num_failed: int = 0
     _num_unavailable: int = 0
     _unavailable_since_s: float = 0.0
@@ -46,6 +48,11 @@ class Attempts:
     def remaining_s(self) -> float | None:
         """Returns what is left of the timeout for the next attempt; None: no limit."""
         return None if self.timeout_s is None else max(0.0, self.timeout_s - self._elapsed_s())
+
+    def begin_anew(self) -> None:
+        """The last attempt has brought something: failures before it count no more."""
+        self._num_failed = self._num_unavailable = 0
+        self._refused_since_s = time.monotonic()
 
     def delay_s(self, error: PagewireError) -> float | None:
         """Returns how long to wait before the next attempt after `error`; None: the error is final."""
@@ -60,7 +67,8 @@ class Attempts:
         is_own = isinstance(error, AlreadyExists) and self._num_unavailable > 0
         if not isinstance(error, Unavailable) and not is_own:
             self._num_unavailable = 0
-            return not isinstance(error, QueueFull) or self._elapsed_s() >= self.policy.max_queue_wait_s
+            waited_s = time.monotonic() - self._refused_since_s
+            return not isinstance(error, QueueFull) or waited_s >= self.policy.max_queue_wait_s
         if self._num_unavailable == 0:
             self._unavailable_since_s = time.monotonic()
         self._num_unavailable += 1

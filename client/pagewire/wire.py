@@ -102,7 +102,13 @@ def decode_event(data: bytes) -> Event | None:
     if kind == "started":
         started = message.started
         return Started(
-            started.request_id, started.model, started.seed, started.num_prompt_tokens, list(started.prompt_token_ids)
+            started.request_id,
+            started.model,
+            started.seed,
+            started.num_prompt_tokens,
+            list(started.prompt_token_ids),
+            started.model_digest,
+            started.prompt_digest,
         )
     return None
 

@@ -6,6 +6,8 @@ RouterError
 +-- GrammarTooCostly        its structured_outputs take longer to prepare than the shard allows
 +-- RequestTooLong          the prompt does not fit the context or the pool
 +-- ModelNotFound           another model was asked for
++-- ModelChanged            a request is resumed that another model has begun
++-- PromptChanged           a request is resumed whose prompt has become another one
 +-- RequestAlreadyExists    the id belongs to a request that is alive
 +-- QueueFull               the queue is full, or too long for the deadline: come back later
 +-- DeadlineExceeded        the request's deadline has passed
@@ -31,6 +33,7 @@ class StatusCode(enum.IntEnum):
     NOT_FOUND = 5
     ALREADY_EXISTS = 6
     RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
     ABORTED = 10
     INTERNAL = 13
     UNAVAILABLE = 14
@@ -96,6 +99,18 @@ class ModelNotFound(RouterError):
     reason = "MODEL_NOT_FOUND"
 
 
+class ModelChanged(RouterError):
+    """A request is resumed that another model has begun, or the same one with other defaults."""
+
+    reason = "MODEL_CHANGED"
+
+
+class PromptChanged(RouterError):
+    """A request is resumed whose prompt has become another one, such as by the date in a chat template."""
+
+    reason = "PROMPT_CHANGED"
+
+
 class RequestAlreadyExists(RouterError):
     """The id belongs to a request that is alive."""
 
@@ -156,6 +171,8 @@ STATUS_CODES: dict[type[RouterError], StatusCode] = {
     GrammarFailed: StatusCode.INVALID_ARGUMENT,
     GrammarTooCostly: StatusCode.RESOURCE_EXHAUSTED,
     ModelNotFound: StatusCode.NOT_FOUND,
+    ModelChanged: StatusCode.FAILED_PRECONDITION,
+    PromptChanged: StatusCode.FAILED_PRECONDITION,
     RequestAlreadyExists: StatusCode.ALREADY_EXISTS,
     QueueFull: StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,

@@ -16,7 +16,8 @@ from pagewire.v1 import inference_pb2
 
 from pagewire_router.admission.admission import Admission
 from pagewire_router.admission.call import Call
-from pagewire_router.admission.generation_config import model_defaults
+from pagewire_router.admission.generation_config import model_defaults, served_digest
+from pagewire_router.admission.resume import prompt_digest
 from pagewire_router.admission.validation import (
     Limits,
     Violations,
@@ -150,8 +151,14 @@ class Inference:
             max_logprobs=config.max_logprobs,
             model_defaults=self._model_defaults,
         )
+        self._digest = served_digest(runner.model.model_digest, self._model_defaults)
         self._admission = Admission(
-            runner.model, self.limits, tokenizer, config.max_request_time_s, template_process=template_process
+            runner.model,
+            self.limits,
+            tokenizer,
+            self._digest,
+            config.max_request_time_s,
+            template_process=template_process,
         )
         self._live_request_ids: set[str] = set()
 
@@ -167,7 +174,7 @@ class Inference:
         try:
             with (pacer or self._pacer).open() as stream:
                 request, output = await self._admission.admit(message, request_id, call, stream)
-                timer = self._submit(request)
+                timer = self._submit(request, output)
                 try:
                     yield GenerateStream(self._started(message, request), output, stream, timer)
                 finally:
@@ -177,11 +184,13 @@ class Inference:
 
     async def complete(self, message: inference_pb2.GenerateRequest, call: Call) -> CompletedRequest:
         """Runs a request to its end. The request is aborted if the task is cancelled."""
+        if message.HasField("resume"):
+            raise InvalidRequest([FieldViolation("resume", "is for Generate alone: Complete has no stream to resume")])
         end = _EndListener()
         request_id = self._reserve_id(message.request_id)
         try:
             request, output = await self._admission.admit(message, request_id, call, end)
-            timer = self._submit(request)
+            timer = self._submit(request, output)
             try:
                 while not output.is_done:
                     await end.wait()
@@ -235,7 +244,7 @@ class Inference:
         """Describes the served model and its limits."""
         return inference_pb2.Model(
             name=self._model.model,
-            digest=self._model.model_digest,
+            digest=self._digest,
             architecture=self._model.architecture,
             max_model_len=self._model.max_model_len,
             vocab_size=self._model.vocab_size,
@@ -255,11 +264,12 @@ class Inference:
         return inference_pb2.Started(
             request_id=request.request_id,
             model=self._model.model,
-            model_digest=self._model.model_digest,
+            model_digest=self._digest,
             seed=request.params.seed,
             num_prompt_tokens=len(request.prompt_token_ids),
             prompt_token_ids=request.prompt_token_ids if message.return_prompt_token_ids else (),
             prompt_text=request.prompt_text,
+            prompt_digest=prompt_digest(request.prompt_token_ids),
         )
 
     def _reserve_id(self, request_id: str) -> str:
@@ -271,9 +281,10 @@ class Inference:
         self._live_request_ids.add(request_id)
         return request_id
 
-    def _submit(self, request: Request) -> RequestTimer:
-        """Submits the request. What was submitted must be given to _end()."""
-        self._runner.submit(request)
+    def _submit(self, request: Request, output: OutputBuffer) -> RequestTimer:
+        """Submits the request, unless it is resumed and all of it was known. What was submitted must go to _end()."""
+        if not output.is_done:
+            self._runner.submit(request)
         return RequestTimer(self._metrics, request)
 
     def _end(self, request: Request, output: OutputBuffer, timer: RequestTimer) -> None:

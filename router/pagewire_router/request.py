@@ -4,6 +4,7 @@ Admission builds a Request, and Inference submits it; from then on the scheduler
 calls the sink with their tokens. All of it happens on the event loop's thread.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -72,8 +73,12 @@ class Request:
     """The model's own end-of-sequence tokens; empty if the request ignores them."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """Token sequences that are not generated."""
-    indices: range | None = None
+    indices: Sequence[int] | None = None
     """Those of its n sequences that it has; None: all of them. See groups/request_parts.py."""
+    received: Mapping[int, list[int]] | None = None
+    """A resumed request: by index of the sequence, the tokens that its client has; None: it is not resumed."""
+    num_received_scores: int = 0
+    """A resumed request: positions of the prompt whose log-probabilities its client has."""
     other_parts: list["Request"] = field(default_factory=list)
     """Requests that have its other sequences."""
     scheduled_s: float | None = None
@@ -81,9 +86,14 @@ class Request:
     _prefix: PrefixHashes | None = None
 
     @property
-    def sequence_indices(self) -> range:
+    def sequence_indices(self) -> Sequence[int]:
         """Indices of its sequences."""
         return range(self.params.n) if self.indices is None else self.indices
+
+    def known_token_ids(self, index: int) -> list[int]:
+        """The tokens that sequence `index` begins with: the prompt, and those that its client has."""
+        received = None if self.received is None else self.received.get(index)
+        return self.prompt_token_ids + received if received else self.prompt_token_ids
 
     @property
     def num_sequences(self) -> int:

@@ -213,7 +213,77 @@ async def test_a_stream_that_breaks_before_its_first_token_is_asked_for_again_wi
     assert [request.sampling_params.seed for request in fake.requests] == [0, 1, 1]
 
 
-async def test_a_stream_that_breaks_after_its_first_token_is_not_repeated(fake, client):
+async def test_a_stream_that_breaks_is_resumed_with_all_that_was_received(fake, client):
+    logprobs = [pb.TokenLogprobs(token_id=5, logprob=-0.25), pb.TokenLogprobs(token_id=6, logprob=-0.5)]
+    parts = [
+        [
+            pb.GenerateResponse(prompt_logprobs=pb.PromptLogprobs(first_position=1, logprobs=logprobs)),
+            pb.GenerateResponse(delta=pb.Delta(index=1, text="a\u20ac", token_ids=[5, 6], logprobs=logprobs)),
+            pb.GenerateResponse(delta=pb.Delta(index=0, text="b", token_ids=[7])),
+            pb.GenerateResponse(finished=pb.Finished(index=0)),
+        ],
+        [pb.GenerateResponse(delta=pb.Delta(index=1, text="c", token_ids=[8], logprobs=logprobs[:1]))],
+        [pb.GenerateResponse(finished=pb.Finished(index=1))],
+    ]
+
+    async def break_off_twice(request, context):
+        yield pb.GenerateResponse(
+            started=pb.Started(request_id="r", seed=9, model_digest=b"model", prompt_digest=b"prompt")
+        )
+        for message in parts[len(fake.requests) - 1]:
+            yield message
+        if len(fake.requests) < 3:
+            await fake.refuse(context, "UNAVAILABLE", "the router stops", reason="UNAVAILABLE", retry_after_s=0.01)
+
+    fake.generate = break_off_twice
+    events = await collect(client.generate("x", SamplingParams(n=2, logprobs=0)))
+    assert [type(event).__name__ for event in events] == [
+        *("Started", "PromptLogprobs", "TokenDelta", "TokenDelta", "SequenceFinished"),
+        *("TokenDelta", "SequenceFinished"),
+    ]
+    first, second, third = fake.requests
+    assert not first.HasField("resume")
+    assert (second.text, second.sampling_params.n) == ("x", 2)
+    same = {"model_digest": b"model", "prompt_digest": b"prompt", "seed": 9, "num_prompt_logprobs": 2}
+    ended = pb.ResumedSequence(index=0, finished=True)
+    received = pb.ResumedSequence(index=1, token_ids=[5, 6], text_bytes_received=4, cumulative_logprob=-0.75)
+    assert second.resume == pb.Resume(**same, sequences=[received, ended])
+    received = pb.ResumedSequence(index=1, token_ids=[5, 6, 8], text_bytes_received=5, cumulative_logprob=-1.0)
+    assert third.resume == pb.Resume(**same, sequences=[received, ended])
+
+
+async def test_a_stream_is_resumed_until_nothing_comes_for_as_long_as_the_policy_says(fake):
+    """Attempts that bring tokens do not count."""
+
+    async def break_off(request, context):
+        yield pb.GenerateResponse(started=pb.Started(prompt_digest=b"prompt"))
+        if len(fake.requests) <= 6:
+            yield pb.GenerateResponse(delta=pb.Delta(text="a", token_ids=[1]))
+        await fake.refuse(context, "UNAVAILABLE", "lost the shard", reason="UNAVAILABLE", retry_after_s=0.01)
+
+    fake.generate = break_off
+    async with AsyncClient(fake.target, retry=RetryPolicy(max_unavailable_attempts=3)) as client:
+        with pytest.raises(Unavailable, match="lost the shard"):
+            await collect(client.generate("x"))
+    assert len(fake.requests) == 8
+    assert list(fake.requests[-1].resume.sequences[0].token_ids) == [1] * 6
+
+
+async def test_what_a_caller_does_to_events_does_not_change_what_is_resumed(fake, client):
+    async def break_off_once(request, context):
+        yield pb.GenerateResponse(started=pb.Started(prompt_digest=b"prompt"))
+        if len(fake.requests) == 1:
+            yield pb.GenerateResponse(delta=pb.Delta(text="a", token_ids=[1]))
+            await fake.refuse(context, "UNAVAILABLE", "lost the shard", reason="UNAVAILABLE", retry_after_s=0.01)
+
+    fake.generate = break_off_once
+    async for event in client.generate("x"):
+        if isinstance(event, TokenDelta):
+            event.token_ids.append(99)
+    assert list(fake.requests[-1].resume.sequences[0].token_ids) == [1]
+
+
+async def test_a_stream_that_breaks_after_its_first_token_is_not_repeated_at_a_server_that_cannot_resume(fake, client):
     async def break_off(request, context):
         yield pb.GenerateResponse(started=pb.Started())
         yield pb.GenerateResponse(delta=pb.Delta(text="a", token_ids=[1]))

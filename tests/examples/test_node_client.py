@@ -4,7 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 from cluster import Cluster
-from example_client import ExampleClient, ExampleClientContract, build_client, cluster_for_clients
+from example_client import (
+    ExampleClient,
+    ExampleClientContract,
+    ResumingClientContract,
+    build_client,
+    cluster_for_clients,
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,5 +24,5 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-class TestNodeClient(ExampleClientContract):
+class TestNodeClient(ExampleClientContract, ResumingClientContract):
     pass

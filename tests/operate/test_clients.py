@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from cluster import Cluster, shards_and_router
-from example_client import TEXT, TOOLCHAINS, ExampleClient, ExampleClientContract, build_client, cluster_for_clients
+from example_client import (
+    TEXT,
+    TOOLCHAINS,
+    ExampleClient,
+    ExampleClientContract,
+    ResumingClientContract,
+    build_client,
+    cluster_for_clients,
+)
 
 pytestmark = pytest.mark.operate
 KEY = "a-key-that-the-router-knows"
@@ -57,6 +65,14 @@ def unix_cluster() -> Iterator[Cluster]:
 
 class TestExampleClient(ExampleClientContract):
     """All of the contract, in every language."""
+
+
+class TestResumingClient(ResumingClientContract):
+    """What Go's and JavaScript's clients do beyond it."""
+
+    @pytest.fixture(scope="class", params=["go", "node"])
+    def client(self, request: pytest.FixtureRequest) -> ExampleClient:
+        return build_client(request.param)
 
 
 def says(errors: str, start: str) -> bool:

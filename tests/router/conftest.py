@@ -154,10 +154,12 @@ class FakeRunner:
     async def _run(self, request: Request) -> None:
         params, sink = request.params, request.sink
         stops = set(params.stop_token_ids)
-        live = set(range(params.n))
+        live = set(request.sequence_indices)
         for number, token_id in enumerate(self.script(request)[: params.max_tokens], start=1):
             await asyncio.sleep(self.step_s)
             for index in sorted(live):
+                if number <= len((request.received or {}).get(index, ())):
+                    continue
                 logprobs = None
                 if params.logprobs is not None:
                     logprobs = [

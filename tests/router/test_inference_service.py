@@ -244,7 +244,6 @@ BAD_REQUESTS = {
         "chat.chat_template",
     ),
     "beam search": ({"text": "x", "beam_search_params": inference_pb2.BeamSearchParams()}, "beam_search_params"),
-    "resume": ({"text": "x", "resume": inference_pb2.Resume()}, "resume"),
     "adapter": ({"text": "x", "adapter": "a"}, "adapter"),
     "long id": ({"text": "x", "request_id": "i" * 300}, "request_id"),
 }
@@ -312,7 +311,6 @@ LISTS_BEYOND_EVERY_BOUND = {
         {"structured_outputs": inference_pb2.StructuredOutputs(grammar="a" * 900_000)},
         "sampling_params.structured_outputs",
     ),
-    "resume": ({"resume": inference_pb2.Resume(sequences=[{"token_ids": range(9)}] * 50_000)}, "resume"),
     "id": ({"request_id": "i" * 900_000}, "request_id"),
     "salt": ({"cache_salt": "s" * 900_000}, "cache_salt"),
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, free_port, shards_and_router
+from cutting_proxy import cutting_proxy
 from operate_tools import ROOT, require_tool, set_up
 from pagewire import Client, SamplingParams
 
@@ -74,6 +75,22 @@ def cluster_for_clients(*router_flags: str) -> Iterator[Cluster]:
     """The demo model on a TCP address, as clients outside reach it."""
     with shards_and_router(Path("demo"), router_flags=["--listen", "127.0.0.1:0", *router_flags]) as cluster:
         yield cluster
+
+
+class ResumingClientContract:
+    """The behaviour of those clients that resume their streams."""
+
+    def test_goes_on_where_it_was_when_the_connection_is_cut_again_and_again(
+        self, client: ExampleClient, cluster: Cluster
+    ) -> None:
+        with Client(cluster.address, timeout_s=60) as python:
+            expected = python.complete(TEXT, SamplingParams(temperature=0.0, max_tokens=64))
+        with cutting_proxy(cluster.address, after_bytes=900) as proxy:
+            run = client.run("--address", proxy.address, "complete", TEXT)
+        assert run.returncode == 0, run.stderr + cluster.log()
+        assert run.stdout == expected.outputs.text + "\n"
+        assert f"{len(expected.outputs[0].token_ids)} completion, " in run.stderr
+        assert proxy.num_cut >= 2
 
 
 class ExampleClientContract:

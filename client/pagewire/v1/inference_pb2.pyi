@@ -153,7 +153,7 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def resume(self) -> Global___Resume:
-        """Continues a request whose stream broke. Not served yet: refused by name."""
+        """Continues a request whose stream broke. For Generate alone; everything else in the request stays as it was."""
 
     def __init__(
         self,
@@ -845,20 +845,30 @@ Global___BeamSearchParams: _TypeAlias = BeamSearchParams  # noqa: Y015
 
 @_typing.final
 class Resume(_message.Message):
-    """What a client already has of a request, so that any router can continue it."""
+    """What a client has of a request whose stream broke. Any router that serves the same model continues it: the answer
+    begins with Started again, and goes on with the first token, the first byte of text and the first end that the client
+    does not have. FAILED_PRECONDITION if the router serves another model (reason MODEL_CHANGED), or if the prompt has
+    become another one (PROMPT_CHANGED).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    PROMPT_DIGEST_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     model_digest: _builtins.bytes
-    """From Started: the continuation is refused if the model differs."""
+    """From Started."""
     seed: _builtins.int
     """From Started."""
+    prompt_digest: _builtins.bytes
+    """From Started."""
+    num_prompt_logprobs: _builtins.int
+    """How many positions of the prompt have come in PromptLogprobs."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumedSequence]:
-        """One entry for each sequence of the request."""
+        """Those sequences of which something was received, in any order."""
 
     def __init__(
         self,
@@ -866,10 +876,12 @@ class Resume(_message.Message):
         model_digest: _builtins.bytes = ...,
         sequences: _abc.Iterable[Global___ResumedSequence] | None = ...,
         seed: _builtins.int = ...,
+        prompt_digest: _builtins.bytes = ...,
+        num_prompt_logprobs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_digest", b"model_digest", "seed", b"seed", "sequences", b"sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_digest", b"model_digest", "num_prompt_logprobs", b"num_prompt_logprobs", "prompt_digest", b"prompt_digest", "seed", b"seed", "sequences", b"sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -885,15 +897,18 @@ class ResumedSequence(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_BYTES_RECEIVED_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    CUMULATIVE_LOGPROB_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Which of the n sequences."""
     text_bytes_received: _builtins.int
-    """How many bytes of its text were received."""
+    """How many bytes of its text were received, in UTF-8."""
     finished: _builtins.bool
-    """It had finished."""
+    """Its Finished was received. The answer then has nothing more of it, and the other fields need not be set."""
+    cumulative_logprob: _builtins.float
+    """The sum of the natural log-probabilities received, in order of the tokens, if they were asked for."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tokens received so far."""
+        """All tokens received so far."""
 
     def __init__(
         self,
@@ -902,10 +917,11 @@ class ResumedSequence(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text_bytes_received: _builtins.int = ...,
         finished: _builtins.bool = ...,
+        cumulative_logprob: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "index", b"index", "text_bytes_received", b"text_bytes_received", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cumulative_logprob", b"cumulative_logprob", "finished", b"finished", "index", b"index", "text_bytes_received", b"text_bytes_received", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -968,18 +984,21 @@ class Started(_message.Message):
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PROMPT_TEXT_FIELD_NUMBER: _builtins.int
+    PROMPT_DIGEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id."""
     model: _builtins.str
     """The served model's name."""
     model_digest: _builtins.bytes
-    """Identifies weights, configuration and tokenizer; needed to resume."""
+    """Identifies weights, configuration, tokenizer and what absent sampling parameters mean; needed to resume."""
     seed: _builtins.int
     """The seed in use, given or picked. Sequence i of n samples with a seed derived from it and i."""
     num_prompt_tokens: _builtins.int
     """The prompt's length."""
     prompt_text: _builtins.str
     """The conversation as the chat template rendered it, if return_prompt_token_ids was set and the prompt was one."""
+    prompt_digest: _builtins.bytes
+    """Identifies the prompt's token ids; needed to resume."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt, if return_prompt_token_ids was set."""
@@ -994,10 +1013,11 @@ class Started(_message.Message):
         num_prompt_tokens: _builtins.int = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         prompt_text: _builtins.str | None = ...,
+        prompt_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_text", b"_prompt_text", "prompt_text", b"prompt_text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_text", b"_prompt_text", "model", b"model", "model_digest", b"model_digest", "num_prompt_tokens", b"num_prompt_tokens", "prompt_text", b"prompt_text", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_text", b"_prompt_text", "model", b"model", "model_digest", b"model_digest", "num_prompt_tokens", b"num_prompt_tokens", "prompt_digest", b"prompt_digest", "prompt_text", b"prompt_text", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prompt_text: _TypeAlias = _typing.Literal["prompt_text"]  # noqa: Y015
     _WhichOneofArgType__prompt_text: _TypeAlias = _typing.Literal["_prompt_text", b"_prompt_text"]  # noqa: Y015
@@ -1204,7 +1224,9 @@ class Usage(_message.Message):
     completion_tokens: _builtins.int
     """Tokens generated."""
     cached_tokens: _builtins.int
-    """Prompt tokens that were not computed because a cached prefix held them, or another request computed them."""
+    """Prompt tokens that were not computed because a cached prefix held them, or another request computed them. Of a
+    resumed request: when it was resumed.
+    """
     def __init__(
         self,
         *,
@@ -1460,7 +1482,7 @@ class Model(_message.Message):
     name: _builtins.str
     """Its name."""
     digest: _builtins.bytes
-    """Identifies weights, configuration and tokenizer."""
+    """Identifies weights, configuration, tokenizer and what absent sampling parameters mean."""
     architecture: _builtins.str
     """Its Hugging Face architecture, such as "LlamaForCausalLM"."""
     max_model_len: _builtins.int

@@ -1,4 +1,4 @@
-// A minimal pagewire client: streams a completion, reads the details of an error, cancels a request.
+// A minimal pagewire client: streams a completion that outlasts its server, reads the details of an error, cancels.
 package main
 
 import (
@@ -92,7 +92,7 @@ func prompted(text string, params *pagewire.SamplingParams) *pagewire.GenerateRe
 
 func complete(ctx context.Context, client pagewire.InferenceClient, text string) error {
 	params := &pagewire.SamplingParams{Temperature: proto.Float32(0), MaxTokens: proto.Int32(64)}
-	return stream(ctx, client, prompted(text, params), func(response *pagewire.GenerateResponse) {
+	return resuming(ctx, client, prompted(text, params), func(response *pagewire.GenerateResponse) {
 		switch event := response.Event.(type) {
 		case *pagewire.GenerateResponse_Delta:
 			fmt.Print(event.Delta.Text)

@@ -1,10 +1,11 @@
 #!/usr/bin/env node
-// A minimal pagewire client: streams a completion, reads the details of an error, cancels a request.
+// A minimal pagewire client: streams a completion that outlasts its server, reads the details of an error, cancels.
 import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { create } from "@bufbuild/protobuf";
 import grpc from "@grpc/grpc-js";
 import { GenerateRequestSchema, Inference } from "./gen/pagewire/v1/inference_pb.js";
+import { resuming } from "./resume.js";
 import { clientOf } from "./service.js";
 import { fieldViolations } from "./status.js";
 
@@ -28,7 +29,7 @@ const prompted = (text, samplingParams) => ({
 });
 
 async function complete(generate, text) {
-  for await (const { event } of generate(prompted(text, { temperature: 0, maxTokens: 64 }))) {
+  for await (const event of resuming(generate, prompted(text, { temperature: 0, maxTokens: 64 }))) {
     if (event.case === "delta") {
       process.stdout.write(event.value.text);
     } else if (event.case === "finished") {

@@ -10,6 +10,13 @@ from pagewire_router.admission.bad_words import BadWords, TokenSequences
 from pagewire_router.admission.beam_search import beam_settings, resolve_beam_search_params
 from pagewire_router.admission.call import Call
 from pagewire_router.admission.prompt import Prompt, PromptEncoder
+from pagewire_router.admission.resume import (
+    check_model_unchanged,
+    check_prompt_unchanged,
+    check_received,
+    resume_request,
+    resume_seed,
+)
 from pagewire_router.admission.structured_outputs import check_structured_outputs, follow_prompt, grammar_name
 from pagewire_router.admission.validation import (
     Limits,
@@ -37,16 +44,19 @@ class Admission:
         model: shard_pb2.ShardInfo,
         limits: Limits,
         tokenizer: Tokenizer | None,
+        model_digest: bytes,
         max_request_time_s: float | None = None,
         *,
         template_process: TemplateProcess | None = None,
     ) -> None:
         """
         Args:
+            model_digest: what clients are told, and tell when they resume a request.
             max_request_time_s: longest time from arrival to end; None: only clients set deadlines.
             template_process: renders chat templates that clients send; None: such templates are refused.
         """
         self._model = model
+        self._model_digest = model_digest
         self._max_request_time_s = math.inf if max_request_time_s is None else max_request_time_s
         self._limits = limits
         self._tokenizer = tokenizer
@@ -56,12 +66,19 @@ class Admission:
     async def admit(
         self, message: inference_pb2.GenerateRequest, request_id: str, call: Call, listener: OutputListener
     ) -> tuple[Request, OutputBuffer]:
-        """The request and its output. Raises InvalidRequest, RequestTooLong, ModelNotFound, QueueFull, Unavailable."""
+        """The request and its output, which is done if the request is resumed and nothing of it is left to run.
+
+        Raises InvalidRequest, RequestTooLong, ModelNotFound, ModelChanged, PromptChanged, QueueFull, Unavailable.
+        """
         trace = call.trace
         if trace is not None:
             trace.message, trace.model = message, self._model.model
         self.check_model(message.model if message.HasField("model") else None)
         params = self._check(message)
+        resume = message.resume if message.HasField("resume") else None
+        if resume is not None:
+            check_model_unchanged(resume, self._model_digest)
+            resume_seed(resume, params, is_given=message.sampling_params.HasField("seed"))
         prompt = await self._encode(message, call, num_kept_tokens(params, self._limits))
         if params.structured_outputs.HasField("reasoning_start"):
             follow_prompt(params.structured_outputs, self.prompts.end_of(prompt))
@@ -70,6 +87,9 @@ class Admission:
             bad_words = await self._bad_words.token_sequences(params.bad_words, call.caller)
         bound_by_context(params, len(prompt.token_ids), self._limits)
         check_prompt_logprobs(params, len(prompt.token_ids))
+        if resume is not None:
+            check_prompt_unchanged(resume, prompt.token_ids)
+            check_received(resume, params, len(prompt.token_ids), self._limits)
         eos_token_ids = () if params.ignore_eos else self._limits.eos_token_ids
         beams = None
         if message.HasField("beam_search_params"):
@@ -92,6 +112,8 @@ class Admission:
             bad_words=bad_words,
             beams=beams,
         )
+        if resume is not None:
+            await resume_request(resume, request, output)
         if trace is not None:
             trace.request, trace.output = request, output
             trace.timeline.num_prompt_tokens = len(prompt.token_ids)

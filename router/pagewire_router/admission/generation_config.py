@@ -1,5 +1,6 @@
 """The defaults of sampling parameters that a model's generation_config.json states."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -44,6 +45,13 @@ def model_defaults(files: Mapping[str, bytes]) -> inference_pb2.SamplingParams:
         elif value != parameter.default:
             setattr(defaults, parameter.name, min(value, MAX_INT32))
     return defaults
+
+
+def served_digest(model_digest: bytes, defaults: inference_pb2.SamplingParams) -> bytes:
+    """What identifies a served model: its shards' digest, and other defaults than the table's if there are any."""
+    if not defaults.ListFields():
+        return model_digest
+    return hashlib.sha256(model_digest + defaults.SerializeToString(deterministic=True)).digest()
 
 
 def _fields(data: bytes | None) -> dict[str, Any]:

@@ -190,8 +190,6 @@ def check_token_ids(token_ids: Sequence[int], name: str, limits: Limits, violati
 
 def check_request(request: inference_pb2.GenerateRequest, violations: Violations) -> None:
     """Checks the fields other than prompt and sampling parameters."""
-    if request.HasField("resume"):
-        violations.add("resume", "is not served yet; leave it out")
     if request.HasField("adapter"):
         violations.add("adapter", "is not served yet; leave it out")
     num_chars = len(request.cache_salt)

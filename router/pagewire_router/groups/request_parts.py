@@ -29,7 +29,8 @@ def split(request: Request, limits: Iterable[GroupLimits], abort: Callable[[Requ
         limits: those of the shard groups that parts may go to, at least one.
         abort: ends a request whose output nobody wants; called with the request if one of its parts fails.
     """
-    n = request.params.n
+    indices = request.sequence_indices
+    n = len(indices)
     if n == 1 or request.beams is not None:
         return [request]
     size = min(min(group.num_fitting(request), max(1, group.max_num_seqs // MAX_SLOT_SHARE)) for group in limits)
@@ -40,9 +41,9 @@ def split(request: Request, limits: Iterable[GroupLimits], abort: Callable[[Requ
     params = inference_pb2.SamplingParams()
     params.CopyFrom(request.params)
     params.ClearField("prompt_logprobs")
-    request.sink, request.indices = sink, range(size)
+    request.sink, request.indices = sink, indices[:size]
     request.other_parts = [
-        replace(request, indices=range(first, min(first + size, n)), params=params, timeline=None)
+        replace(request, indices=indices[first : first + size], params=params, timeline=None)
         for first in range(size, n, size)
     ]
     return [request, *request.other_parts]

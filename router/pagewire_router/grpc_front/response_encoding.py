@@ -63,9 +63,14 @@ def encode_responses(outputs: Sequence[Output]) -> list[bytes]:
 
 
 def _cut(delta: Delta, num_parts: int) -> Iterator[bytes]:
-    """A delta in equal parts: a client that did not read for long gets several messages."""
+    """A delta in several messages, for a client that did not read for long.
+
+    Tokens come before text, so that no text is ever received whose tokens are not: a client that resumes the request
+    tells both, and text follows from tokens.
+    """
     num_chars, num_tokens = -(-len(delta.text) // num_parts), -(-len(delta.token_ids) // num_parts)
-    for part in range(num_parts):
-        tokens = slice(part * num_tokens, (part + 1) * num_tokens)
-        text = delta.text[part * num_chars : (part + 1) * num_chars]
-        yield encode_delta(delta.index, text, delta.token_ids[tokens], delta.logprobs[tokens])
+    for first in range(0, len(delta.token_ids), num_tokens or 1):
+        tokens = slice(first, first + num_tokens)
+        yield encode_delta(delta.index, "", delta.token_ids[tokens], delta.logprobs[tokens])
+    for first in range(0, len(delta.text), num_chars or 1):
+        yield encode_delta(delta.index, delta.text[first : first + num_chars], ())

@@ -6,7 +6,7 @@ from typing import Protocol
 from pagewire.v1 import inference_pb2, shard_pb2
 
 from pagewire_router.beams.search import Hypothesis
-from pagewire_router.errors import RouterError
+from pagewire_router.errors import Aborted, RouterError
 from pagewire_router.output.prompt_output import PromptOutput
 from pagewire_router.output.sequence_output import Delta, SequenceOutput
 from pagewire_router.text.detokenizer import Detokenizer
@@ -36,6 +36,7 @@ class OutputBuffer:
         "_num_unfinished",
         "_params",
         "_prompt",
+        "_received",
         "_sequences",
         "_taken",
         "error",
@@ -71,8 +72,10 @@ class OutputBuffer:
         self._num_prompt_tokens = num_prompt_tokens
         self._num_unfinished = params.n
         self._taken = [False] * params.n
+        self._received: dict[int, inference_pb2.ResumedSequence] = {}
+        """What the client of a resumed request has whose sequences ended before, or that begin anew: beams."""
         self.num_tokens = 0
-        """Tokens sampled, over all sequences."""
+        """Tokens sampled, over all sequences; those that a client had when it resumed the request do not count."""
         self.error: RouterError | None = None
         """Why the request failed; None: it has not."""
 
@@ -87,11 +90,46 @@ class OutputBuffer:
         return all(self._taken)
 
     def finish_reasons(self) -> list["inference_pb2.FinishReason.ValueType"]:
-        """The finish reason of each sequence; UNSPECIFIED if it still runs."""
+        """The finish reason of each sequence; UNSPECIFIED if it still runs. Those that had ended before the request was
+        resumed are left out."""
         return [
             inference_pb2.FINISH_REASON_UNSPECIFIED if sequence.finished is None else sequence.finished.finish_reason
             for sequence in self._sequences
+            if not (sequence.index in self._received and self._received[sequence.index].finished)
         ]
+
+    # A request that is resumed: what its client has. Called before anything else.
+
+    def pass_over_prompt(self, num_positions: int) -> None:
+        """The client has the log-probabilities of the prompt's first positions."""
+        if self._prompt is not None:
+            self._prompt.pass_over(num_positions)
+
+    def resume_logprobs(self, index: int, cumulative_logprob: float) -> None:
+        """The client has log-probabilities of a sequence with this sum."""
+        self._sequences[index].resume_logprobs(cumulative_logprob)
+
+    def resume(self, index: int, token_ids: list[int]) -> bool:
+        """The client has the next tokens of a sequence. Returns whether a stop string ends the sequence there."""
+        return self._sequences[index].resume(token_ids)
+
+    def end_resumed(self, received: inference_pb2.ResumedSequence) -> None:
+        """The client has the end of a sequence too."""
+        self._received[received.index] = received
+        self._taken[received.index] = True
+        self._num_unfinished -= 1
+
+    def begin_anew(self, received: inference_pb2.ResumedSequence) -> None:
+        """A sequence runs again from its beginning; what the client has of it is left out of the output."""
+        self._received[received.index] = received
+
+    def drop_text(self, index: int, num_bytes: int) -> bool:
+        """The client has so much of a sequence's text. Returns whether that can be."""
+        return self._sequences[index].drop_text(num_bytes)
+
+    def notify_resumed(self) -> None:
+        """There may be text, or an end, that the client does not have."""
+        self._listener.notify_now()
 
     def on_prompt_scores(self, scores: shard_pb2.PromptScores) -> None:
         """See OutputSink."""
@@ -131,8 +169,19 @@ class OutputBuffer:
             assert sequence.finished is not None
             sequence.finished.cumulative_logprob = hypothesis.beam.cumulative_logprob
             sequence.finished.beam_score = hypothesis.score
+            received = self._received.get(sequence.index)
+            if received is not None and not self._drop_beam(sequence, received):
+                self.on_failed(Aborted("the search has other results than those that were received; ask anew"))
+                return
         self._num_unfinished = 0
         self._listener.notify_now()
+
+    def _drop_beam(self, sequence: SequenceOutput, received: inference_pb2.ResumedSequence) -> bool:
+        """Leaves out what the client has of a beam. Returns whether it can have that."""
+        if received.finished:
+            sequence.take_delta()
+            return True
+        return sequence.drop_tokens(received.token_ids) and sequence.drop_text(received.text_bytes_received)
 
     def _usage(self, sequence: SequenceOutput, num_cached: int) -> inference_pb2.Usage:
         return inference_pb2.Usage(

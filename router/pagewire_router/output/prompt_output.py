@@ -42,6 +42,12 @@ class PromptOutput:
         """Whether the last position was taken."""
         return self._next_position == len(self._token_ids)
 
+    def pass_over(self, num_positions: int) -> None:
+        """The client has the first positions."""
+        for token_id in self._token_ids[1 : 1 + num_positions]:
+            self._builder.pass_over(token_id)
+        self._next_position += num_positions
+
     def append(self, scores: shard_pb2.PromptScores) -> None:
         """Appends the log-probabilities of the next tokens, one at least."""
         self._scores.append(scores)

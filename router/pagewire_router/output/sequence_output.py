@@ -10,6 +10,8 @@ from pagewire_router.text.detokenizer import Detokenizer
 from pagewire_router.text.piece_table import Piece
 from pagewire_router.text.stop_strings import StopString, StopStrings
 
+_CONTINUATION_BYTES = frozenset(bytes((byte,)) for byte in range(0x80, 0xC0))
+
 
 @dataclass(slots=True)
 class Delta:
@@ -102,6 +104,38 @@ class SequenceOutput:
             token_ids = token_ids[num_passed_over:]
         self._text += self._stop_strings.feed(self._detokenizer.feed(token_ids))
         return self._stop_strings.matched is not None
+
+    def resume(self, token_ids: list[int]) -> bool:
+        """Takes over the next tokens that the client has, up to one that completes a stop string.
+
+        Returns whether one was found. Their text is held like any other until drop_text() says how much is not new.
+        """
+        builder, self._logprobs_builder = self._logprobs_builder, None
+        stopped = self.append(token_ids, None)
+        self._logprobs_builder, self._token_ids = builder, []
+        if builder is not None:
+            for token_id in token_ids:
+                builder.pass_over(token_id)
+        return stopped
+
+    def resume_logprobs(self, cumulative_logprob: float) -> None:
+        """The sum of the log-probabilities that the client has."""
+        self._cumulative_logprob = cumulative_logprob
+
+    def drop_tokens(self, token_ids: Sequence[int]) -> bool:
+        """Removes the first tokens, which the client has. Returns whether they are these."""
+        num_tokens = len(token_ids)
+        is_same = self._token_ids[:num_tokens] == list(token_ids)
+        self._token_ids = self._token_ids[num_tokens:]
+        return is_same
+
+    def drop_text(self, num_bytes: int) -> bool:
+        """Removes the first bytes of text, which the client has. Returns whether a character of it ends there."""
+        encoded = self._text.encode()
+        if not 0 <= num_bytes <= len(encoded) or encoded[num_bytes : num_bytes + 1] in _CONTINUATION_BYTES:
+            return False
+        self._text = encoded[num_bytes:].decode()
+        return True
 
     def finish(
         self,

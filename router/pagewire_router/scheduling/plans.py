@@ -218,9 +218,11 @@ class TokenCounts:
     def _add_first_run(self, sequence: Sequence, num_cached: int) -> None:
         group = sequence.group
         if group.num_cached_tokens is None:
-            group.num_cached_tokens = num_cached
-            self.prompt_cached += num_cached
-            self.prompt_computed += group.num_prompt_tokens - num_cached
+            # A resumed sequence has tokens beyond its prompt, which may be cached too.
+            num_of_prompt = min(num_cached, group.num_prompt_tokens)
+            group.num_cached_tokens = num_of_prompt
+            self.prompt_cached += num_of_prompt
+            self.prompt_computed += group.num_prompt_tokens - num_of_prompt
         elif not sequence.last_fork_step:
             self.recomputed += sequence.num_admitted_tokens - num_cached
 

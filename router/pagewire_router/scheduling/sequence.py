@@ -52,7 +52,8 @@ class Sequence:
     group: "SequenceGroup"
     index: int
     token_ids: list[int]
-    """Prompt, then the sampled tokens that have come back. The request's own list of the prompt until enter_shard()."""
+    """Prompt, then the sampled tokens that have come back. The request's own list of the prompt until enter_shard(),
+    unless it is resumed."""
     max_len: int
     """It samples no token beyond this length: prompt plus max_tokens, or the model's longest."""
     state: SequenceState = SequenceState.WAITING
@@ -233,7 +234,7 @@ class SequenceGroup:
         num_prompt_tokens = len(request.prompt_token_ids)
         max_len = min(num_prompt_tokens + request.params.max_tokens, max_model_len)
         indices = request.sequence_indices if request.beams is None else range(1)
-        self.sequences = [Sequence(self, index, request.prompt_token_ids, max_len) for index in indices]
+        self.sequences = [Sequence(self, index, request.known_token_ids(index), max_len) for index in indices]
         """Of a beam search the beams, which every step replaces."""
         self.beams = None if request.beams is None else BeamSequences(request.beams, num_prompt_tokens)
         self.urgency = (request.priority, request.arrival_s)
@@ -246,10 +247,12 @@ class SequenceGroup:
         """Requests behind it that were admitted before it because it did not fit."""
         self.num_resumed_tokens: int | None = None
         """Output tokens it had when it was admitted again after a preemption; None: it was not."""
-        self.next_scored_position = int(request.params.HasField("prompt_logprobs") and num_prompt_tokens > 1)
+        self.next_scored_position = 0
         """Position of the first prompt token whose log-probability is wanted and not known; 0: there is none."""
+        if request.params.HasField("prompt_logprobs") and num_prompt_tokens > 1 + request.num_received_scores:
+            self.next_scored_position = 1 + request.num_received_scores
         self.num_cached_tokens: int | None = None
-        """Prompt tokens a cached prefix provided when it was first admitted."""
+        """Prompt tokens a cached prefix provided when it was first admitted here."""
         self.is_misguessed = False
         """It was admitted on a wrong guess, and sent back to the queue for that once."""
         self.suspicion: Suspicion | None = None
