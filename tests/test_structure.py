@@ -68,7 +68,7 @@ FLOORS = {
     ),
     "pagewire_shard": (
         ("errors", "config", "host_memory", "slot_tables"),
-        ("grammar",),
+        ("grammar", "parallel"),
         ("engine", "layers", "limits", "tracing"),
         ("models", "stepping", "sampling"),
         ("loading",),

@@ -1,7 +1,7 @@
 """Multi-head attention over the paged KV cache, with or without rotary positions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,8 @@ from pagewire_shard.layers.norm import Norm, NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.rotary import RopeSpec
 from pagewire_shard.layers.weights import LayerWeights
+from pagewire_shard.parallel.collectives import Collectives
+from pagewire_shard.parallel.ranks import CannotShare, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,19 @@ class AttentionSpec:
             parameters["k_norm"] = Parameter("norm", (self.num_kv_heads,), self.head_dim)
         return parameters
 
+    def for_rank(self, ranks: Ranks) -> "AttentionSpec":
+        """See Shared: each rank has some of the query heads, and the key-value heads that these attend to."""
+        if self.qk_norm is not None and self.qk_norm_scope == "all_heads" and self.qk_norm.kind != "rms":
+            raise CannotShare("layer norms over all attention heads together")
+        num_heads = ranks.share(self.num_heads, "attention heads")
+        first = ranks.rank * num_heads
+        return replace(
+            self,
+            num_heads=num_heads,
+            num_kv_heads=ranks.share_or_copy(self.num_kv_heads, "key-value heads"),
+            alibi_slopes=self.alibi_slopes[first : first + num_heads],
+        )
+
     def build(self, weights: LayerWeights) -> "Attention":
         """See MixerSpec."""
         return Attention(self, weights)
@@ -99,6 +114,8 @@ class AttentionSpec:
 
 HeadNorm = Callable[[torch.Tensor], torch.Tensor]
 """[num_tokens, num_heads, head_dim] -> the same shape, contiguous."""
+QkNorms = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Norms queries and keys."""
 
 
 class PerHeadNorm:
@@ -120,6 +137,35 @@ class AllHeadsNorm:
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
         return self._norm(heads.flatten(1)).view(heads.shape)
+
+
+def each(query_norm: HeadNorm, key_norm: HeadNorm) -> QkNorms:
+    """Norms queries and keys each by themselves."""
+    return lambda query, key: (query_norm(query), key_norm(key))
+
+
+class AllRanksNorms:
+    """RMS norms over all query heads and over all key heads of a token, which the ranks of a group share out.
+
+    Where several ranks hold the same key heads, each of these counts as often, so that the mean is the same.
+    """
+
+    def __init__(self, norm: NormSpec, query: torch.Tensor, key: torch.Tensor, collectives: Collectives) -> None:
+        """query, key: this rank's weights, [num_heads * head_dim]."""
+        self._eps = norm.eps
+        self._weights = query, key
+        self._collectives = collectives
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wide = query.flatten(1).float(), key.flatten(1).float()
+        squares = torch.stack([part.square().mean(1) for part in wide], dim=1)
+        squares = self._collectives.all_reduce(squares) / self._collectives.ranks.size
+        inverse = torch.rsqrt(squares + self._eps)
+        normed = [
+            ((part * inverse[:, i, None]).to(weight.dtype) * weight).to(query.dtype)
+            for i, (part, weight) in enumerate(zip(wide, self._weights, strict=True))
+        ]
+        return normed[0].view(query.shape), normed[1].view(key.shape)
 
 
 class Attention:
@@ -148,7 +194,7 @@ class Attention:
         if spec.v_norm is not None:
             ones = torch.ones(spec.head_dim, dtype=weights.weights.precision.activations, device=device)
             self._v_norm = spec.v_norm.build({"weight": ones})
-        self._qk_norms: tuple[HeadNorm, HeadNorm] | None = None
+        self._qk_norms: QkNorms | None = None
         """None: there are none, or the op that rotates the heads norms them in the same pass."""
         if spec.qk_norm is not None:
             self._set_qk_norms(spec.qk_norm, spec, weights)
@@ -162,11 +208,14 @@ class Attention:
             fused = {"q_norm_weight": norm.weight(q_norm), "k_norm_weight": norm.weight(k_norm), "eps": norm.eps}
             self._rotary_options |= fused
         elif spec.qk_norm_scope == "shared":
-            self._qk_norms = norm.build(q_norm), norm.build(k_norm)
-        elif spec.qk_norm_scope == "all_heads":
-            self._qk_norms = AllHeadsNorm(norm.build(q_norm)), AllHeadsNorm(norm.build(k_norm))
+            self._qk_norms = each(norm.build(q_norm), norm.build(k_norm))
+        elif spec.qk_norm_scope == "per_head":
+            self._qk_norms = each(PerHeadNorm(norm, q_norm["weight"]), PerHeadNorm(norm, k_norm["weight"]))
+        elif weights.weights.collectives.ranks.is_alone:
+            self._qk_norms = each(AllHeadsNorm(norm.build(q_norm)), AllHeadsNorm(norm.build(k_norm)))
         else:
-            self._qk_norms = PerHeadNorm(norm, q_norm["weight"]), PerHeadNorm(norm, k_norm["weight"])
+            collectives = weights.weights.collectives
+            self._qk_norms = AllRanksNorms(norm, norm.weight(q_norm), norm.weight(k_norm), collectives)
 
     def _norm_after_rope(self, norm: NormSpec, q_weight: torch.Tensor, k_weight: torch.Tensor) -> None:
         """Rotating keeps a head's length, so dividing by it can come first, in the same pass. Only the weights are
@@ -193,8 +242,7 @@ class Attention:
         if self._v_norm is not None:
             value = self._v_norm(value)
         if self._qk_norms is not None:
-            query_norm, key_norm = self._qk_norms
-            query, key = query_norm(query), key_norm(key)
+            query, key = self._qk_norms(query, key)
         if self._qkv_clip:
             for part in (query, key, value):
                 part.clamp_(-self._qkv_clip, self._qkv_clip)

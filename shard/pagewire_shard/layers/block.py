@@ -5,8 +5,8 @@ the two, so that the addition needs no pass over memory of its own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal, ParamSpec, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 
@@ -16,8 +16,10 @@ from pagewire_shard.layers.layer_input import SideInput, SideInputSpec
 from pagewire_shard.layers.norm import Norm, NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights
+from pagewire_shard.parallel.ranks import CannotShare, Ranks
 
 P = ParamSpec("P")
+SpecT = TypeVar("SpecT")
 Stream = tuple[torch.Tensor, torch.Tensor | None]
 """(x, residual), both [num_tokens, hidden]; their sum is the residual stream. No residual: x is all of it."""
 
@@ -61,6 +63,27 @@ class FeedForwardSpec(Protocol):
 
     def build(self, weights: LayerWeights) -> FeedForward:
         """The block with these parameters."""
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A mixer or feed-forward block that the ranks of a tensor-parallel group share out."""
+
+    def for_rank(self, ranks: Ranks) -> Self:
+        """What one rank has of it: a spec of the same kind with fewer heads, a narrower block, or fewer experts.
+
+        rank_slice.py derives from the two specs' parameters which rows and columns the rank holds. A product with fewer
+        columns is summed over all ranks by its Linear; what else is partial the layer sums itself.
+
+        Raises CannotShare if it cannot be shared out among so many.
+        """
+
+
+def part_for_rank(spec: SpecT, ranks: Ranks) -> SpecT:
+    """for_rank of a spec. Raises CannotShare, with the kind's name, if it has none."""
+    if not isinstance(spec, Shared):
+        raise CannotShare(f"layers of {type(spec).__name__}, which run on one device only")
+    return spec.for_rank(ranks)
 
 
 class Block(Protocol):
@@ -243,6 +266,11 @@ class LayerSpec:
         if self.output_scale:
             parameters["output_scale"] = Parameter("vector", (1,))
         return parameters
+
+    def for_rank(self, ranks: Ranks) -> "LayerSpec":
+        """What one rank has of the layer; norms, residual and side inputs are whole. Raises CannotShare."""
+        mixer, feed_forward = part_for_rank(self.mixer, ranks), part_for_rank(self.feed_forward, ranks)
+        return replace(self, mixer=mixer, feed_forward=feed_forward)
 
     def num_active_weights(self, hidden_size: int) -> int:
         """Elements of the matrices that a token is multiplied with."""

@@ -1,7 +1,7 @@
 """Multi-head latent attention (MLA): a cache of one latent and one rotated key a token, which all heads share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pagewire_kernels.latent_and_cache import LatentRows, latent_and_cache
@@ -13,6 +13,7 @@ from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.rotary import RopeSpec
 from pagewire_shard.layers.weights import LayerWeights
+from pagewire_shard.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +53,23 @@ class LatentAttentionSpec:
         """See MixerSpec."""
         query_size = self.num_heads * (self.nope_dim + self.rope_dim)
         parts = (self.query_latent_dim or query_size, self.latent_dim + self.rope_dim)
+        # Rows of all heads' unrotated parts come before those of all rotated parts.
+        by_kind = (self.num_heads * self.nope_dim, self.num_heads * self.rope_dim)
+        segments = () if self.query_latent_dim else (by_kind, (parts[1],))
         parameters = {
-            # Rows of all heads' unrotated parts come before those of all rotated parts, here and in q_b.
-            "query_and_latent": Parameter("linear", parts, hidden_size, self.bias),
+            "query_and_latent": Parameter("linear", parts, hidden_size, self.bias, segments),
             "latent_norm": self.norm.parameter(self.latent_dim),
             "head_matrices": Parameter("heads", (self.num_heads * (self.nope_dim + self.value_dim),), self.latent_dim),
             "o": Parameter("linear", (hidden_size,), self.num_heads * self.value_dim, self.bias),
         }
         if self.query_latent_dim:
             parameters["query_norm"] = self.norm.parameter(self.query_latent_dim)
-            parameters["query"] = Parameter("linear", (query_size,), self.query_latent_dim)
+            parameters["query"] = Parameter("linear", (query_size,), self.query_latent_dim, segments=(by_kind,))
         return parameters
+
+    def for_rank(self, ranks: Ranks) -> "LatentAttentionSpec":
+        """See Shared: each rank has some of the heads, and all of the latents and their cache."""
+        return replace(self, num_heads=ranks.share(self.num_heads, "attention heads"))
 
     def build(self, weights: LayerWeights) -> "LatentAttention":
         """See MixerSpec."""

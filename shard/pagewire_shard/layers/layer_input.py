@@ -1,16 +1,17 @@
 """Inputs that each layer gets beside the residual stream: embeddings of a token for every layer (Gemma 3n and 4)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from pagewire_shard.layers.activation import PLAIN, Activation
-from pagewire_shard.layers.embedding import Embedding
+from pagewire_shard.layers.embedding import vocabulary_embedding
 from pagewire_shard.layers.linear import Linear
 from pagewire_shard.layers.norm import Norm, NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights, Weights
+from pagewire_shard.parallel.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,19 @@ class LayerInputsSpec:
     """Of each layer's inputs."""
     norm: NormSpec
     """Of what the product yields for a layer."""
+    ranks: Ranks = ALONE
+    """Those that share the table out."""
+
+    def for_rank(self, ranks: Ranks) -> "LayerInputsSpec":
+        """What one rank has: some rows of the table, and all of the rest."""
+        return replace(self, ranks=ranks)
 
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """The parameters by name; no name is also one of the decoder's own."""
         row = self.num_layers * self.width
+        num_rows = self.ranks.padded_share(self.vocab_size, "tokens of the vocabulary")
         return {
-            "layer_inputs_embed": Parameter("table", (self.vocab_size,), row),
+            "layer_inputs_embed": Parameter("table", (num_rows,), row),
             "layer_inputs_project": Parameter("linear", (row,), hidden_size),
             "layer_inputs_norm": self.norm.parameter(self.width),
         }
@@ -40,7 +48,7 @@ class LayerInputs:
     def __init__(self, spec: LayerInputsSpec, weights: Weights, hidden_size: int) -> None:
         table = weights.tensors["layer_inputs_embed"]["weight"]
         self._spec = spec
-        self._embed = Embedding(table, weights.precision.activations)
+        self._embed = vocabulary_embedding(table, weights.precision.activations, weights.collectives)
         # Rounded as the scale of the token embeddings is.
         self._embed_scale = torch.tensor(math.sqrt(spec.width), dtype=table.dtype).item()
         self._project = weights.linears["layer_inputs_project"]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pagewire_kernels.packed_linear import has_instructions, pack, packed_linear
 
 from pagewire_shard.layers.activation import Activation
+from pagewire_shard.parallel.collectives import Collectives
 
 PACKED_NUM_ROWS = 64
 """Number of rows that oneDNN is told to expect. The layout it picks for 64 is within 5 % of the best at 1 to 512 rows,
@@ -57,6 +58,34 @@ class Linear(Protocol):
         """activation(gate) * value of this product, whose first half of columns is the gate and whose second the value:
         [num_rows, in_features] -> [num_rows, out_features / 2]."""
         return None
+
+
+class SummedLinear(Linear):
+    """A product whose columns the ranks of a group share out; each rank gets the sum."""
+
+    def __init__(self, partial: Linear, collectives: Collectives) -> None:
+        """partial: the product with this rank's columns."""
+        self.partial = partial
+        self.num_bytes = partial.num_bytes
+        self._all_reduce = collectives.all_reduce
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._all_reduce(self.partial(x))
+
+
+class GatheredLinear(Linear):
+    """A product whose rows the ranks of a group share out; each rank gets all of it."""
+
+    def __init__(self, own: Linear, num_rows: int, collectives: Collectives) -> None:
+        """own: the product with this rank's rows. num_rows: those of all ranks together, without padding."""
+        self.num_bytes = own.num_bytes
+        self._own = own
+        self._num_rows = num_rows
+        self._all_gather = collectives.all_gather
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self._all_gather(self._own(x).contiguous())
+        return parts.transpose(0, 1).flatten(1)[:, : self._num_rows].contiguous()
 
 
 class LinearFactory(Protocol):

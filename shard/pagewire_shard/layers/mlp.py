@@ -1,7 +1,7 @@
 """The dense feed-forward block."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,6 +9,7 @@ from pagewire_shard.layers.activation import GATED, PLAIN, Activation, xielu_of
 from pagewire_shard.layers.linear import Linear
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights
+from pagewire_shard.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,10 @@ class MlpSpec:
             "down": Parameter("linear", (hidden_size,), self.intermediate_size, self.bias),
             **{name: Parameter("vector", (1,)) for name in slopes},
         }
+
+    def for_rank(self, ranks: Ranks) -> "MlpSpec":
+        """See Shared: each rank has some of the inner units."""
+        return replace(self, intermediate_size=ranks.share(self.intermediate_size, "units of the feed-forward block"))
 
     def build(self, weights: LayerWeights) -> "Mlp":
         """See FeedForwardSpec."""

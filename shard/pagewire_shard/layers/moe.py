@@ -1,7 +1,7 @@
 """The mixture of experts: a router, and the chosen experts, by one kernel on a GPU and by products on a CPU."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pagewire_kernels.fused_moe import ClampedSwiglu, RouterSpec, apply_gate, fused_moe, route
@@ -11,6 +11,7 @@ from pagewire_shard.layers.linear import Linear
 from pagewire_shard.layers.mlp import Mlp, MlpSpec, gated
 from pagewire_shard.layers.parameter import Parameter, Role
 from pagewire_shard.layers.weights import LayerWeights
+from pagewire_shard.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,16 @@ class MoeSpec:
             parameters["correction"] = Parameter("correction", (self.num_experts,))
         return parameters
 
+    def for_rank(self, ranks: Ranks) -> "MoeSpec":
+        """See Shared: each rank has some of every expert's inner units."""
+        return replace(self, intermediate_size=ranks.share(self.intermediate_size, "units of each expert"))
+
     def build(self, weights: LayerWeights) -> FeedForward:
         """See FeedForwardSpec."""
+        return weights.summed(self.build_partial(weights))
+
+    def build_partial(self, weights: LayerWeights) -> FeedForward:
+        """The block whose outputs are still to be summed over all ranks."""
         router = weights.linear("router")
         correction = weights.tensors("correction")["weight"] if self.has_correction else None
         if weights.weights.precision.device.type == "cpu":
@@ -83,14 +92,18 @@ class SharedExpertSpec:
         weight = {"shared_weight": Parameter("linear", (1,), hidden_size)} if self.is_weighted else {}
         return self.moe.parameters(hidden_size) | shared | weight
 
+    def for_rank(self, ranks: Ranks) -> "SharedExpertSpec":
+        """See Shared."""
+        return replace(self, moe=self.moe.for_rank(ranks), shared=self.shared.for_rank(ranks))
+
     def build(self, weights: LayerWeights) -> FeedForward:
         """See FeedForwardSpec."""
-        experts = self.moe.build(weights)
-        shared = Mlp(self.shared, weights.linear("shared_up"), weights.linear("shared_down"))
+        experts = self.moe.build_partial(weights)
+        shared = Mlp(self.shared, weights.linear("shared_up"), weights.partial_linear("shared_down"))
         if not self.is_weighted:
-            return lambda x: experts(x) + shared(x)
+            return weights.summed(lambda x: experts(x) + shared(x))
         weight = weights.linear("shared_weight")
-        return lambda x: experts(x) + shared(x) * torch.sigmoid(weight(x))
+        return weights.summed(lambda x: experts(x) + shared(x) * torch.sigmoid(weight(x)))
 
 
 class MixtureOfExperts:

@@ -25,6 +25,13 @@ class Parameter:
     in_features: int = 0
     """Columns; 0: the weight is a vector."""
     bias: bool = False
+    segments: tuple[tuple[int, ...], ...] = ()
+    """Rows of the runs of each part that ranks share out each by itself, such as those of one kind of all heads and
+    then those of another; empty: each part is one run."""
+
+    def segments_of(self, part: int) -> tuple[int, ...]:
+        """Rows of each run of a part."""
+        return self.segments[part] if self.segments else (self.parts[part],)
 
     @property
     def num_rows(self) -> int:

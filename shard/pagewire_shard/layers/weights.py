@@ -5,19 +5,27 @@ from dataclasses import dataclass
 
 import torch
 
-from pagewire_shard.layers.linear import Linear, router_linear
+from pagewire_shard.layers.linear import Linear, SummedLinear, router_linear
 from pagewire_shard.layers.parameter import Parameter, TensorSpec, plain_tensors
 from pagewire_shard.layers.precision import Precision
 from pagewire_shard.layers.quantization import QuantizationScheme, Unquantized
 from pagewire_shard.layers.rotary import RopeSpec
+from pagewire_shard.parallel.collectives import Alone, Collectives
 
 
 class Weights:
     """The weights that a decoder is built from, by the names of its parameters; linears always contain lm_head."""
 
-    def __init__(self, precision: Precision, scheme: QuantizationScheme | None = None) -> None:
-        """scheme: of the matrix products; None: nothing is quantized."""
+    def __init__(
+        self,
+        precision: Precision,
+        scheme: QuantizationScheme | None = None,
+        collectives: Collectives | None = None,
+    ) -> None:
+        """scheme: of the matrix products; None: nothing is quantized. collectives: of the ranks that share the model
+        out; None: one device holds all of it."""
         self.precision = precision
+        self.collectives = collectives or Alone()
         self.linears: dict[str, Linear] = {}
         self.tensors: dict[str, Mapping[str, torch.Tensor]] = {}
         """Parameters of the other roles: name -> tensor name -> tensor."""
@@ -47,10 +55,16 @@ class Weights:
         }.get(parameter.role, precision.activations)
         return plain_tensors(parameter, weight, precision.activations)
 
-    def put(self, name: str, parameter: Parameter, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Takes a complete parameter. Matrices of products are packed; the caller then drops their tensors."""
+    def put(
+        self, name: str, parameter: Parameter, tensors: Mapping[str, torch.Tensor], *, is_partial: bool = False
+    ) -> None:
+        """Takes a complete parameter. Matrices of products are packed; the caller then drops their tensors.
+
+        is_partial: the matrix has this rank's columns only, so that products are to be summed over all ranks.
+        """
         if parameter.role == "linear":
-            self.linears[name] = self._scheme.linear(parameter, tensors)
+            linear = self._scheme.linear(parameter, tensors)
+            self.linears[name] = SummedLinear(linear, self.collectives) if is_partial else linear
         elif parameter.role == "router":
             self.linears[name] = router_linear(tensors["weight"])
         else:
@@ -82,6 +96,16 @@ class LayerWeights:
     def linear(self, name: str) -> Linear:
         """The Linear of a parameter of role linear."""
         return self.weights.linears[self.prefix + name]
+
+    def partial_linear(self, name: str) -> Linear:
+        """The same without the sum over all ranks, for a layer that sums more than this product."""
+        linear = self.linear(name)
+        return linear.partial if isinstance(linear, SummedLinear) else linear
+
+    def summed(self, partial: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The sum over all ranks of what each computes; of one that is alone just that."""
+        collectives = self.weights.collectives
+        return partial if collectives.ranks.is_alone else lambda x: collectives.all_reduce(partial(x))
 
     def expert_linears(self, name: str, num_experts: int) -> list[Linear]:
         """A Linear of each matrix of a parameter of role experts, in place of its tensor, which is freed."""

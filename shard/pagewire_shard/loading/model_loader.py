@@ -10,15 +10,22 @@ from typing import Any
 import torch
 
 from pagewire_shard.config import Dtype, LoadFormat
+from pagewire_shard.errors import BadOption
 from pagewire_shard.layers.precision import resolve_precision
 from pagewire_shard.layers.weights import Weights
 from pagewire_shard.loading.checkpoint import CheckpointFile, checkpoint_files, stored_dtype
+from pagewire_shard.loading.sliced import SlicedParameter, copy_rows, sliced_parameters
 from pagewire_shard.loading.weight_reader import read_weights
 from pagewire_shard.models.decoder import Decoder, DecoderSpec
 from pagewire_shard.models.hf_config import HFConfig, describe, read_config_fields
 from pagewire_shard.models.registry import find_family
+from pagewire_shard.parallel.collectives import Collectives
+from pagewire_shard.parallel.ranks import ALONE, CannotShare, Ranks
 
 logger = logging.getLogger(__name__)
+
+MAX_TENSOR_PARALLEL_SIZE = 64
+"""Sizes up to this are named to who asks for one that a model cannot be shared out by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +52,16 @@ def load_model(
     load_format: LoadFormat = "auto",
     seed: int = 0,
     hf_overrides: Mapping[str, Any] | None = None,
+    collectives: Collectives | None = None,
 ) -> LoadedModel:
-    """Loads the model in `model_dir`.
+    """Loads the model in `model_dir`, or what one rank has of it.
 
     Args:
         dtype: see resolve_precision.
         load_format: auto: safetensors, or PyTorch files where there are none; safetensors: nothing else; dummy:
             random weights, a function of `seed` and the configuration alone; only config.json is read.
         hf_overrides: fields that replace those of config.json; objects are merged.
+        collectives: of the ranks that share the model out; None: one device holds all of it.
 
     Raises:
         ModelNotFound: no such directory, or no config.json or checkpoint in it.
@@ -65,6 +74,7 @@ def load_model(
     architecture, family = find_family(stated)
     config = describe(model_dir, architecture, family.complete(stated))
     spec = family.spec(config.fields)
+    own_spec = _own_spec(spec, collectives.ranks if collectives else ALONE, architecture)
     files = [] if load_format == "dummy" else checkpoint_files(model_dir, allow_torch=load_format == "auto")
     _report_format(files)
     checkpoint_dtype = config.checkpoint_dtype
@@ -72,12 +82,12 @@ def load_model(
         checkpoint_dtype = stored_dtype(files)
     precision = resolve_precision(device, dtype, checkpoint_dtype)
     with torch.inference_mode():
-        weights = Weights(precision)
+        weights = Weights(precision, collectives=collectives)
         if load_format == "dummy":
             fill_randomly(weights, spec, seed)
         else:
             read_weights(files, spec, family.names, weights)
-        model = Decoder(spec, weights)
+        model = Decoder(own_spec, weights)
     return LoadedModel(
         model=model,
         hf_config=config,
@@ -86,6 +96,25 @@ def load_model(
         cache_dtype=precision.activations,
         weight_bytes=weights.num_bytes,
     )
+
+
+def _own_spec(spec: DecoderSpec, ranks: Ranks, architecture: str) -> DecoderSpec:
+    try:
+        return spec.for_rank(ranks)
+    except CannotShare as error:
+        sizes = [size for size in range(1, MAX_TENSOR_PARALLEL_SIZE + 1) if _can_share(spec, size)]
+        raise BadOption(
+            f"--tensor-parallel-size {ranks.size}: the {error} of {architecture} cannot be shared out among so many "
+            f"ranks; the model takes {', '.join(map(str, sizes))}"
+        ) from None
+
+
+def _can_share(spec: DecoderSpec, size: int) -> bool:
+    try:
+        spec.for_rank(Ranks(0, size))
+    except CannotShare:
+        return False
+    return True
 
 
 def _report_format(files: list[CheckpointFile]) -> None:
@@ -98,11 +127,12 @@ def _report_format(files: list[CheckpointFile]) -> None:
 
 
 def fill_randomly(weights: Weights, spec: DecoderSpec, seed: int) -> None:
-    """Fills `weights` with normally distributed matrices, norms that scale by 1, and biases of 0."""
-    device = weights.precision.device
-    for name, parameter in spec.parameters().items():
+    """Fills `weights` with normally distributed matrices, norms that scale by 1, and biases of 0; of a decoder that is
+    the same however many ranks share it out."""
+    device, ranks = weights.precision.device, weights.collectives.ranks
+    for name, sliced in sliced_parameters(spec, ranks).items():
         tensors = {}
-        for tensor_name, tensor_spec in weights.specs(parameter).items():
+        for tensor_name, tensor_spec in weights.specs(sliced.whole).items():
             tensor = torch.empty(tensor_spec.shape, dtype=tensor_spec.dtype, device=device)
             if tensor_spec.dummy is not None:
                 tensor.fill_(tensor_spec.dummy)
@@ -110,7 +140,14 @@ def fill_randomly(weights: Weights, spec: DecoderSpec, seed: int) -> None:
                 # One generator for each tensor, so that its values do not depend on the other tensors.
                 generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {name}.{tensor_name}".encode()))
                 tensor.normal_(0.0, spec.initializer_range, generator=generator)
-            tensors[tensor_name] = tensor
-        weights.put(name, parameter, tensors)
+            tensors[tensor_name] = tensor if ranks.is_alone else _own_part(weights, sliced, tensor_name, tensor)
+        weights.put(name, sliced.own, tensors, is_partial=sliced.slice.is_partial)
     if spec.tied_embeddings:
-        weights.tie_output(spec.lm_head)
+        weights.tie_output(spec.for_rank(ranks).lm_head)
+
+
+def _own_part(weights: Weights, sliced: SlicedParameter, name: str, whole: torch.Tensor) -> torch.Tensor:
+    own = whole.new_zeros(weights.specs(sliced.own)[name].shape)
+    if name != "bias" or sliced.slice.has_bias:
+        copy_rows(whole, sliced.slice.runs(None), sliced.slice.columns, None, own)
+    return own

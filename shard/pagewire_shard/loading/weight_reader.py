@@ -1,7 +1,8 @@
 """Fills a decoder's parameters from the tensors of a checkpoint.
 
 Tensors are read one at a time into the parameter they are part of; a parameter that is complete is packed at once, so
-that beside the packed weights about one parameter is in memory unpacked.
+that beside the packed weights about one parameter is in memory unpacked. A rank that shares the model with others reads
+only what it holds of each tensor: files are mapped, and the rest of their pages is not touched.
 """
 
 import logging
@@ -14,8 +15,10 @@ import torch
 
 from pagewire_shard.errors import CorruptWeights, UnsupportedArchitecture
 from pagewire_shard.layers.parameter import Parameter, TensorSpec
+from pagewire_shard.layers.rank_slice import RankSlice
 from pagewire_shard.layers.weights import Weights
 from pagewire_shard.loading.checkpoint import CheckpointFile, CheckpointTensor
+from pagewire_shard.loading.sliced import SlicedParameter, copy_rows, sliced_parameters
 from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.hf_config import UNQUANTIZED
 from pagewire_shard.models.names import NameMap, Target, is_needless
@@ -32,9 +35,12 @@ QUANTIZED = re.compile(
 
 
 def read_weights(files: list[CheckpointFile], spec: DecoderSpec, names: NameMap, weights: Weights) -> None:
-    """Reads a checkpoint into `weights`, which are empty.
+    """Reads a checkpoint into `weights`, which are empty; of it what belongs to the rank of weights.collectives.
 
     Every parameter must be filled by the checkpoint, and every tensor of it used or known to be needless.
+
+    Args:
+        spec: Of the whole decoder.
 
     Raises:
         CorruptWeights: the message names the tensor that is missing, has no place or does not fit.
@@ -49,22 +55,22 @@ def read_weights(files: list[CheckpointFile], spec: DecoderSpec, names: NameMap,
 class _Pending:
     """A parameter that is being filled."""
 
-    def __init__(self, specs: Mapping[str, TensorSpec], device: torch.device) -> None:
-        self.specs = specs
+    def __init__(self, sliced: SlicedParameter, specs: Mapping[str, TensorSpec], device: torch.device) -> None:
+        """specs: of the tensors that this rank holds."""
+        self.slice: RankSlice = sliced.slice
         self.tensors = {name: torch.empty(spec.shape, dtype=spec.dtype, device=device) for name, spec in specs.items()}
-        self.missing = {(name, part) for name, spec in specs.items() for part in range(len(spec.parts))}
+        self._parts = range(len(sliced.whole.parts))
+        self.missing = {(name, part) for name in specs for part in self._parts}
         """Tensor and part."""
 
-    def place(self, name: str, part: int | None) -> torch.Tensor:
-        """A view of one part, or of the whole tensor."""
-        tensor, parts = self.tensors[name], self.specs[name].parts
-        return tensor if part is None else tensor.narrow(0, sum(parts[:part]), parts[part])
-
-    def filled(self, name: str, part: int | None) -> None:
-        """Marks one part, or the whole tensor, as filled."""
-        self.missing -= (
-            {(name, each) for each in range(len(self.specs[name].parts))} if part is None else {(name, part)}
-        )
+    def fill(self, name: str, part: int | None, value: torch.Tensor, order: torch.Tensor | None) -> None:
+        """Copies this rank's rows and columns of one part, or of the whole tensor."""
+        place = self.tensors[name].narrow(0, *self.slice.place(part))
+        if name == "bias" and not self.slice.has_bias:
+            place.zero_()
+        else:
+            copy_rows(value, self.slice.runs(part), self.slice.columns, order, place)
+        self.missing -= {(name, each) for each in self._parts} if part is None else {(name, part)}
 
 
 def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -78,11 +84,12 @@ class _Reader:
         self._weights = weights
         self._names = names
         self._is_tied = spec.tied_embeddings
-        self._lm_head = spec.lm_head
+        ranks = weights.collectives.ranks
+        self._lm_head = SlicedParameter.of(spec.lm_head, spec.for_rank(ranks).lm_head, ranks)
         self._layers = spec.layers
         self._skipped: Counter[str] = Counter()
         """Number of tensors that are not loaded, by the beginning of their names."""
-        self._parameters = spec.parameters()
+        self._parameters = sliced_parameters(spec, ranks)
         self._tied: dict[tuple[str, str], CheckpointTensor] = {}
         """By parameter and tensor: what the checkpoint stores of embeddings and output projection, if they are tied."""
         self._pending: dict[str, _Pending] = {}
@@ -132,50 +139,57 @@ class _Reader:
         if "lm_head" not in self._weights.linears:
             bias = self._tied.get(("lm_head", "bias"))
             dtype = self._weights.precision.activations
-            self._weights.tie_output(self._lm_head, None if bias is None else bias.value.to(dtype))
+            self._weights.tie_output(self._lm_head.own, None if bias is None else self._own_bias(bias.value.to(dtype)))
+
+    def _own_bias(self, bias: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the tied output projection's bias."""
+        own = bias.new_empty(self._lm_head.own.num_rows)
+        copy_rows(bias, self._lm_head.slice.runs(None), None, None, own)
+        return own
 
     def _spec_of(self, target: Target) -> TensorSpec | None:
         """The shape and type of the target's tensor; None if the parameter has no such tensor or part."""
-        parameter = self._parameters.get(target.parameter)
-        if parameter is None and self._is_tied and target.parameter == "lm_head":
-            parameter = self._lm_head
-        if parameter is None or (target.part or 0) >= len(parameter.parts):
+        sliced = self._parameters.get(target.parameter)
+        if sliced is None and self._is_tied and target.parameter == "lm_head":
+            sliced = self._lm_head
+        if sliced is None or (target.part or 0) >= len(sliced.whole.parts):
             return None
-        return self._weights.specs(parameter).get(target.tensor)
+        return self._weights.specs(sliced.whole).get(target.tensor)
 
     def _fill(self, tensor: CheckpointTensor, target: Target) -> None:
-        parameter = self._parameters[target.parameter]
+        sliced = self._parameters[target.parameter]
         pending = self._pending.get(target.parameter)
         if pending is None:
             if target.parameter in self._complete:
                 raise CorruptWeights(f"{tensor.path}: tensor {tensor.name!r} is there twice")
-            pending = _Pending(self._weights.specs(parameter), self._weights.precision.device)
+            pending = _Pending(sliced, self._weights.specs(sliced.own), self._weights.precision.device)
             self._pending[target.parameter] = pending
-        self._copy(tensor, target, parameter, pending)
+        self._copy(tensor, target, sliced.whole, pending)
         if not pending.missing:
             del self._pending[target.parameter]
             self._complete.add(target.parameter)
-            self._weights.put(target.parameter, parameter, pending.tensors)
+            self._weights.put(target.parameter, sliced.own, pending.tensors, is_partial=sliced.slice.is_partial)
 
     def _copy(self, tensor: CheckpointTensor, target: Target, parameter: Parameter, pending: _Pending) -> None:
-        place = pending.place(target.tensor, target.part)
+        spec = self._weights.specs(parameter)[target.tensor]
+        wanted = spec.shape if target.part is None else (spec.parts[target.part], *spec.shape[1:])
         value = tensor.value
         if parameter.role == "experts" and value.ndim == 3 and self._names.transposed_experts:
             value = value.transpose(1, 2)
-        if parameter.role == "experts" and target.part is None:
-            value = value.flatten(0, 1)  # All experts of a layer in one tensor.
+        if parameter.role == "experts" and target.part is None and value.ndim == len(wanted) + 1:
+            # All experts of a layer in one tensor. Its rows are not yet put in a row: that may copy all of them.
+            wanted = (len(value), wanted[0] // max(len(value), 1), *wanted[1:])
         if parameter.role == "correction":
             value = value.flatten()  # Some checkpoints store it as a row.
         if self._names.transposed and target.parameter.startswith("layers.") and value.ndim == 2:
             value = value.t()
-        if value.shape != place.shape:
+        if tuple(value.shape) != tuple(wanted):
             raise CorruptWeights(
                 f"{tensor.path}: tensor {tensor.name!r} has shape {list(value.shape)}, "
-                f"config.json asks for {list(place.shape)}"
+                f"config.json asks for {list(wanted)}"
             )
         order = self._names.row_order(tensor.name, self._layers)
-        place.copy_(value if order is None else value[order])
-        pending.filled(target.tensor, target.part)
+        pending.fill(target.tensor, target.part, value, order)
 
     def _finish_tied(self) -> None:
         """Ties as transformers 5 does: one stored table is used for both, and two that differ are not tied."""
@@ -199,9 +213,9 @@ class _Reader:
         missing = list(
             dict.fromkeys(
                 self._names.source(name, tensor, part)
-                for name, parameter in self._parameters.items()
+                for name, sliced in self._parameters.items()
                 if name not in self._complete
-                for tensor, spec in self._weights.specs(parameter).items()
+                for tensor, spec in self._weights.specs(sliced.whole).items()
                 for part in range(len(spec.parts))
                 if name not in self._pending or (tensor, part) in self._pending[name].missing
             )

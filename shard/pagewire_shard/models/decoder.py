@@ -12,13 +12,15 @@ import torch
 
 from pagewire_shard.layers.block import LayerSpec, Stream, normalise
 from pagewire_shard.layers.cache import SharedCacheSpec
-from pagewire_shard.layers.embedding import Embedding, LearnedPositions
+from pagewire_shard.layers.embedding import Embedding, LearnedPositions, vocabulary_embedding
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.layer_input import LayerInputs, LayerInputsSpec
+from pagewire_shard.layers.linear import GatheredLinear
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.rotary import cos_sin_cache
 from pagewire_shard.layers.weights import LayerWeights, Weights
+from pagewire_shard.parallel.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +57,36 @@ class DecoderSpec:
     """Multiplies the logits."""
     logit_softcap: float = 0.0
     """Scaled logits become cap * tanh(logit / cap); 0: they stay."""
+    ranks: Ranks = ALONE
+    """Those that share the decoder out. The layers are this rank's parts then; sizes here are those of all of it."""
+
+    def for_rank(self, ranks: Ranks) -> "DecoderSpec":
+        """What one rank has of the decoder. Raises CannotShare."""
+        if ranks.is_alone:
+            return self
+        spec = replace(
+            self,
+            ranks=ranks,
+            layers=tuple(layer.for_rank(ranks) for layer in self.layers),
+            layer_inputs=self.layer_inputs and self.layer_inputs.for_rank(ranks),
+        )
+        spec.parameters()  # raises what is left to raise
+        return spec
+
+    @property
+    def _num_vocab_rows(self) -> int:
+        """Rows of the token embeddings and of the output projection that the rank holds."""
+        return self.ranks.padded_share(self.vocab_size, "tokens of the vocabulary")
 
     @property
     def lm_head(self) -> Parameter:
         """The output projection."""
-        return Parameter("linear", (self.vocab_size,), self.embedding_size or self.hidden_size, self.lm_head_bias)
+        return Parameter("linear", (self._num_vocab_rows,), self.embedding_size or self.hidden_size, self.lm_head_bias)
 
     def parameters(self) -> dict[str, Parameter]:
         """All parameters by name, without the output projection if it is tied."""
         hidden_size, embedding_size = self.hidden_size, self.embedding_size
-        parameters = {"embed": Parameter("table", (self.vocab_size,), embedding_size or hidden_size)}
+        parameters = {"embed": Parameter("table", (self._num_vocab_rows,), embedding_size or hidden_size)}
         if self.positions is not None:
             num_rows = self.max_position + self.positions.offset
             parameters["position_embed"] = Parameter("table", (num_rows,), hidden_size)
@@ -111,15 +133,15 @@ class Decoder:
     def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
         self.spec = spec
         precision = weights.precision
-        embed = partial(Embedding, dtype=precision.activations)
         table = weights.tensors["embed"]["weight"]
-        self._embed = embed(table)
+        self._embed = vocabulary_embedding(table, precision.activations, weights.collectives)
         self._embedding_scale = spec.embedding_scale
         if spec.rounds_embedding_scale:
             self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=table.dtype).item()
-        self._position_embed = (
-            embed(weights.tensors["position_embed"]["weight"], offset=spec.positions.offset) if spec.positions else None
-        )
+        self._position_embed = None
+        if spec.positions:
+            positions = weights.tensors["position_embed"]["weight"]
+            self._position_embed = Embedding(positions, precision.activations, spec.positions.offset)
         norm = spec.embedding_norm
         self._embedding_norm = norm.build(weights.tensors["embedding_norm"]) if norm else None
         self._layer_inputs = LayerInputs(spec.layer_inputs, weights, spec.hidden_size) if spec.layer_inputs else None
@@ -133,6 +155,8 @@ class Decoder:
         ]
         self._final_norm = spec.final_norm.build(weights.tensors["final_norm"]) if spec.final_norm else None
         self._lm_head = weights.linears["lm_head"]
+        if not spec.ranks.is_alone:
+            self._lm_head = GatheredLinear(self._lm_head, spec.vocab_size, weights.collectives)
         self.layer_tables = (0,) * len(spec.layers)
         """For each layer the block table of its cache: 0 the batch's own, 1 that of the first of its `others`."""
         self.on_layer: Callable[[], None] = _ignore
