@@ -81,7 +81,15 @@ FLOORS = {
     "pagewire_kernels": (
         ("kv_cache", "sequence_state", "cpu", "gpu", "tuning"),
         (
-            *("activation", "append_tokens", "copy_blocks", "few_rows_linear", "fused_moe", "layer_norm"),
+            *(
+                "activation",
+                "append_tokens",
+                "causal_conv",
+                "copy_blocks",
+                "few_rows_linear",
+                "fused_moe",
+                "layer_norm",
+            ),
             *("packed_linear", "paged_attention", "prepare_inputs", "reshape_and_cache", "rms_norm", "rotary"),
             *("sample", "write_runs"),
         ),
