@@ -18,7 +18,7 @@ from pagewire_shard.config import ShardConfig
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.engine import Engine
 from pagewire_shard.engine.runner import Runner
-from pagewire_shard.errors import BadOption, PoolTooSmall
+from pagewire_shard.errors import BadOption, PoolTooSmall, UnsupportedArchitecture
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_sizes import GraphSizes, graph_sizes
 from pagewire_shard.execution.model_runner import ModelRunner
@@ -59,6 +59,8 @@ def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes, gram
         _set_cpu_threads(max(1, (os.cpu_count() or 1) - 1))
     limits = _limits(config, loaded, device)
     layout = plan_layout(loaded.model.spec.layers, limits.max_model_len)
+    if layout.has_states:
+        raise UnsupportedArchitecture(f"{config.model}: layers with recurrent state are not served yet")
     loaded.model.layer_tables = layout.layer_tables
     state = _state(limits, layout, device)
     num_blocks = _num_blocks(config, loaded, limits, layout, state)

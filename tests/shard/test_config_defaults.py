@@ -19,8 +19,9 @@ from tests.shard.test_models import CASES
 
 # Not a matter of the decoder, or what tells which family it is.
 SKIPPED = {"architectures", "model_type", "dtype", "transformers_version"}
-# Their configuration classes' defaults make no model: dots1's lack its experts, Glm4Moe's heads do not divide its size.
-NEEDS_FIELDS = {"deepseek_v2", "dots1", "glm4_moe"}
+# Their configuration classes' defaults make no model: dots1's lack its experts, Glm4Moe's heads do not divide its size,
+# LFM2-MoE's do not say which layers have attention.
+NEEDS_FIELDS = {"deepseek_v2", "dots1", "glm4_moe", "lfm2_moe"}
 
 
 def write(directory: Path, fields: dict[str, Any]) -> Path:

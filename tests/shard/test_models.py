@@ -398,6 +398,29 @@ MIXTURES: dict[str, transformers.PretrainedConfig] = {
     ),
 }
 CASES |= MIXTURES
+LFM2: dict[str, Any] = {**LLAMA, "num_hidden_layers": 3, "num_key_value_heads": 2, "eos_token_id": 2}
+RECURRENT: dict[str, transformers.PretrainedConfig] = {
+    "lfm2": transformers.Lfm2Config(**LFM2, layer_types=["conv", "full_attention", "conv"], block_multiple_of=8),
+    "lfm2-wide": transformers.Lfm2Config(
+        **LFM2,
+        layer_types=["full_attention", "conv", "conv"],
+        conv_L_cache=5,
+        conv_bias=True,
+        tie_word_embeddings=False,
+        block_auto_adjust_ff_dim=False,
+    ),
+    "lfm2-moe": transformers.Lfm2MoeConfig(
+        **LFM2,
+        layer_types=["conv", "full_attention", "conv"],
+        num_dense_layers=1,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=20,
+        routed_scaling_factor=1.5,
+    ),
+}
+"""Of families with layers that keep a state of each sequence."""
+CASES |= RECURRENT
 
 
 @dataclass
@@ -407,6 +430,8 @@ class Sequence:
     blocks: list[int]
     tokens: list[int]
     num_computed: int = 0
+    state_slot: int = -1
+    """Where its recurrent state is; -1: it has none yet."""
     logits: list[torch.Tensor] = field(default_factory=list)
     """One [vocab_size] for each computed token."""
 
@@ -418,7 +443,11 @@ class PagedModel:
         self.model = model
         self.block_size = block_size
         self.blocks = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0)).tolist()
-        self.caches = model.spec.allocate_caches(num_blocks, block_size, torch.float32, torch.device("cpu"))
+        self.state_slots = torch.randperm(17, generator=torch.Generator().manual_seed(1)).tolist()
+        """Those that are free. A step writes each sequence's state to another slot than it reads."""
+        self.caches = model.spec.allocate_caches(
+            num_blocks, block_size, torch.float32, torch.device("cpu"), num_states=len(self.state_slots)
+        )
         for tensors in self.caches:
             for tensor in tensors:
                 tensor.fill_(torch.nan)
@@ -451,6 +480,10 @@ class PagedModel:
             slots += [sequence.blocks[p // self.block_size] * self.block_size + p % self.block_size for p in span]
         seq_lens = [s.num_computed + n for s, n in zip(sequences, query_lens, strict=True)]
         starts = torch.tensor([0, *query_lens]).cumsum(0)
+        read_slots = [s.state_slot for s in sequences]
+        for sequence in sequences:
+            sequence.state_slot = self.state_slots.pop(0)
+        self.state_slots += [slot for slot in read_slots if slot >= 0]
         return ForwardBatch(
             input_ids=torch.tensor(ids),
             positions=torch.tensor(positions),
@@ -460,6 +493,8 @@ class PagedModel:
             block_tables=torch.tensor([s.blocks for s in sequences], dtype=torch.int32),
             max_query_len=max(query_lens),
             max_seq_len=max(seq_lens),
+            read_slots=torch.tensor(read_slots, dtype=torch.int32),
+            write_slots=torch.tensor([s.state_slot for s in sequences], dtype=torch.int32),
         )
 
 
@@ -559,4 +594,6 @@ def test_a_void_row_leaves_the_others_alone(pair: Pair) -> None:
     batch.seq_lens[0] = 0
     logits = beside.model.compute_logits(beside.model.forward(batch, beside.caches)[len(prompts[0]) :])
     torch.testing.assert_close(logits, torch.stack(expected.logits), rtol=1e-4, atol=1e-4)
-    assert all(cache[void.blocks].isnan().all() for cache in beside.caches[0])
+    layers = beside.model.spec.layers
+    blocks = next((caches for layer, caches in zip(layers, beside.caches, strict=True) if layer.mixer.cache), ())
+    assert all(cache[void.blocks].isnan().all() for cache in blocks)

@@ -65,6 +65,11 @@ class AttentionSpec:
         return KeyValueCacheSpec(self.num_kv_heads, self.head_dim)
 
     @property
+    def state(self) -> None:
+        """See MixerSpec."""
+        return None
+
+    @property
     def window(self) -> int:
         """See MixerSpec."""
         return self.sliding_window

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, runtim
 
 import torch
 
-from pagewire_shard.layers.cache import CacheSpec
+from pagewire_shard.layers.cache import CacheSpec, StateSpec
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.layer_input import SideInput, SideInputSpec
 from pagewire_shard.layers.norm import Norm, NormSpec
@@ -37,12 +37,17 @@ class MixerSpec(Protocol):
     """One kind of mixer, such as attention."""
 
     @property
-    def cache(self) -> CacheSpec:
-        """What the layer keeps of each sequence."""
+    def cache(self) -> CacheSpec | None:
+        """What the layer keeps of each token; None: nothing."""
+
+    @property
+    def state(self) -> StateSpec | None:
+        """What the layer keeps of each sequence, whatever its length; None: nothing."""
 
     @property
     def window(self) -> int:
-        """A token is combined with itself and at most window - 1 tokens before it; 0: with all before it."""
+        """A token is combined with itself and at most window - 1 tokens before it; 0: with all before it. Means
+        nothing without `cache`."""
 
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """The mixer's parameters by name; no name is also one of a feed-forward block or a norm."""

@@ -1,6 +1,12 @@
-"""What the layers' caches hold: the size of the block pool and the caches themselves follow from it."""
+"""What the layers' caches hold: the size of the block pool and of the state pool, and the caches themselves, follow
+from it.
+
+A layer may keep something of every token, in blocks (CacheSpec), and something of fixed size of every sequence, in a
+state slot (StateSpec). It is handed the tensors of both: those of its blocks, then those of its state.
+"""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
@@ -65,3 +71,31 @@ class SharedCacheSpec:
     def allocate(self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """See CacheSpec; there is nothing to allocate."""
         raise AssertionError(f"the cache is that of layer {self.layer}")
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """A part of what a layer with recurrent state keeps of a sequence."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    """None: that of the activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """What a layer with recurrent state keeps of each sequence, whatever its length."""
+
+    tensors: tuple[StateTensor, ...]
+    """In the order in which the layer is handed them, each as [num_slots, *shape], contiguous."""
+
+    def slot_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of one sequence's state; dtype: of the activations."""
+        return sum(prod(tensor.shape) * (tensor.dtype or dtype).itemsize for tensor in self.tensors)
+
+    def allocate(self, num_slots: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """The tensors of num_slots states, uninitialised."""
+        return tuple(
+            torch.empty((num_slots, *tensor.shape), dtype=tensor.dtype or dtype, device=device)
+            for tensor in self.tensors
+        )

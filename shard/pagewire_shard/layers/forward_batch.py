@@ -39,8 +39,15 @@ class ForwardBatch:
     shared: SharedPrefixes | None = None
     """What the decodes share, as AttentionInputs has it."""
     others: "tuple[ForwardBatch, ...]" = ()
-    """The same batch for layers whose caches have other block tables: all but slot_mapping, block_tables and shared are
-    the same."""
+    """The same batch for attention layers whose caches have other block tables: slot_mapping, block_tables and shared
+    differ, and there are no state slots."""
+    read_slots: torch.Tensor | None = None
+    """[num_seqs] int32: the state slot that each sequence's recurrent state is in; -1: it begins, its state is zero.
+    None: the model has no layers with recurrent state."""
+    write_slots: torch.Tensor | None = None
+    """[num_seqs] int32: the state slot for the state behind each sequence's new tokens. It is the one that is read, or
+    one that no other sequence of the batch reads or writes: copy-on-write, forks and checkpoints are nothing but that.
+    Padding reads and writes a scrap slot. Given if and only if read_slots is."""
     layer_inputs: torch.Tensor | None = None
     """[num_tokens, num_layers, width], activations' dtype: what layers get beside the residual stream; the decoder adds
     it."""
@@ -55,12 +62,15 @@ class ForwardBatch:
         row_counts: torch.Tensor | None = None,
         shared: SharedPrefixes | None = None,
         others: Items[PreparedInputs] = (),
+        states: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> "ForwardBatch":
         """Combines what the device looked up with what the host knows.
 
         others: The same by each of the other block tables.
+        states: The slots that are read and those that are written; None: the model has no recurrent state.
         """
         lens = (max_query_len, max_seq_len, num_decodes, row_counts)
+        read_slots, write_slots = states or (None, None)
         return cls(
             input_ids=inputs.input_ids,
             positions=inputs.positions,
@@ -74,8 +84,11 @@ class ForwardBatch:
             row_counts=row_counts,
             shared=shared,
             others=tuple(cls.of(other, *lens) for other in others),
+            read_slots=read_slots,
+            write_slots=write_slots,
         )
 
 
 KVCache = tuple[torch.Tensor, ...]
-"""One layer's cache, as its CacheSpec allocates it: of attention, keys and values in the layout of the backend."""
+"""One layer's cache, as its CacheSpec and StateSpec allocate it: of attention, keys and values in the layout of the
+backend; of a recurrent layer, the tensors of its state by state slot."""

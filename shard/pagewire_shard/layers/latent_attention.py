@@ -45,6 +45,11 @@ class LatentAttentionSpec:
         return LatentCacheSpec(self.latent_dim + self.rope_dim)
 
     @property
+    def state(self) -> None:
+        """See MixerSpec."""
+        return None
+
+    @property
     def window(self) -> int:
         """See MixerSpec."""
         return 0

@@ -181,6 +181,8 @@ class _Reader:
             wanted = (len(value), wanted[0] // max(len(value), 1), *wanted[1:])
         if parameter.role == "correction":
             value = value.flatten()  # Some checkpoints store it as a row.
+        if parameter.role == "conv" and value.ndim == 3 and value.shape[1] == 1:
+            value = value.squeeze(1)
         if self._names.transposed and target.parameter.startswith("layers.") and value.ndim == 2:
             value = value.t()
         if tuple(value.shape) != tuple(wanted):

@@ -113,17 +113,21 @@ class DecoderSpec:
 
     def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
         """Bytes that one block of the pool takes in the caches of all layers."""
-        return sum(layer.mixer.cache.block_bytes(block_size, dtype) for layer in self.layers)
+        return sum(spec.block_bytes(block_size, dtype) for layer in self.layers if (spec := layer.mixer.cache))
 
     def allocate_caches(
-        self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device, num_states: int = 1
     ) -> list[KVCache]:
         """One cache for each layer, uninitialised."""
         caches: list[KVCache] = []
         for layer in self.layers:
-            spec = layer.mixer.cache
-            shared = caches[spec.layer] if isinstance(spec, SharedCacheSpec) else None
-            caches.append(shared or spec.allocate(num_blocks, block_size, dtype, device))
+            spec, state = layer.mixer.cache, layer.mixer.state
+            cache: KVCache = ()
+            if isinstance(spec, SharedCacheSpec):
+                cache = caches[spec.layer]
+            elif spec is not None:
+                cache = spec.allocate(num_blocks, block_size, dtype, device)
+            caches.append(cache if state is None else (*cache, *state.allocate(num_states, dtype, device)))
         return caches
 
 

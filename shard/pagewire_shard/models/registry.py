@@ -27,6 +27,7 @@ from pagewire_shard.models.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHAR
 from pagewire_shard.models.helium import HELIUM
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.hunyuan import HUNYUAN, HUNYUAN_MOE, HY_V3
+from pagewire_shard.models.lfm2 import LFM2, LFM2_MOE
 from pagewire_shard.models.llama import CWM, INTERNLM3, LLAMA, MINISTRAL, MISTRAL
 from pagewire_shard.models.minicpm3 import MINICPM3
 from pagewire_shard.models.minimax_m2 import MINIMAX_M2
@@ -88,6 +89,8 @@ FAMILIES: dict[str, Family] = {
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
     "HunYuanMoEV1ForCausalLM": HUNYUAN_MOE,
     "InternLM3ForCausalLM": INTERNLM3,
+    "Lfm2ForCausalLM": LFM2,
+    "Lfm2MoeForCausalLM": LFM2_MOE,
     "LlamaForCausalLM": LLAMA,
     "MPTForCausalLM": MPT,
     "MiniCPM3ForCausalLM": MINICPM3,
