@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
-from pagewire_kernels.fused_moe import ClampedSwiglu, RouterSpec, fused_moe, reference, route
+from pagewire_kernels.fused_moe import ClampedSwiglu, Gate, RouterSpec, fused_moe, reference, route
 from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
 
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
@@ -64,12 +64,13 @@ def relative_error(
     router: RouterSpec,
     correction: torch.Tensor | None = None,
     biases: Biases | None = None,
-    clamp: ClampedSwiglu | None = None,
+    gate: Gate = "silu",
+    scales: torch.Tensor | None = None,
 ) -> float:
     x, logits, gate_up, down = tensors
     wide = biases and (biases[0].double(), biases[1].double())
     expected = reference.fused_moe(
-        x.double(), logits.float(), gate_up.double(), down.double(), router, correction, wide, clamp
+        x.double(), logits.float(), gate_up.double(), down.double(), router, correction, wide, gate, scales
     )
     return float((out.double() - expected).norm() / expected.norm())
 
@@ -80,14 +81,15 @@ def check(
     config: MoeConfig | None = SMALL,
     correction: torch.Tensor | None = None,
     biases: Biases | None = None,
-    clamp: ClampedSwiglu | None = None,
+    gate: Gate = "silu",
+    scales: torch.Tensor | None = None,
 ) -> None:
     from pagewire_kernels.fused_moe import triton as kernel
 
     poisoned_memory()
-    out = kernel.fused_moe(*tensors, router, correction, biases, clamp, config)
+    out = kernel.fused_moe(*tensors, router, correction, biases, gate, scales, config)
     assert out.dtype is tensors[0].dtype
-    assert relative_error(out, tensors, router, correction, biases, clamp) <= TOLERANCES[tensors[0].dtype]
+    assert relative_error(out, tensors, router, correction, biases, gate, scales) <= TOLERANCES[tensors[0].dtype]
 
 
 @runs_kernels
@@ -128,15 +130,30 @@ def test_a_correction_decides_the_choice_and_not_the_weights(scoring: str, num_t
 
 @runs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("clamp", [None, ClampedSwiglu(1.702, 7.0), ClampedSwiglu(2.0, 0.5)], ids=str)
+@pytest.mark.parametrize("gate", ["silu", "gelu_tanh", ClampedSwiglu(1.702, 7.0), ClampedSwiglu(2.0, 0.5)], ids=str)
 @pytest.mark.parametrize("has_biases", [False, True])
-def test_biases_and_the_clamped_gate(has_biases: bool, clamp: ClampedSwiglu | None, dtype: torch.dtype) -> None:
+def test_biases_and_gates(has_biases: bool, gate: Gate, dtype: torch.dtype) -> None:
     tensors = inputs(21, 48, 40, 6, dtype)
     tensors[0][3] *= 30  # beyond the limit
     generator = torch.Generator(DEVICE).manual_seed(1)
     sizes = [2 * tensors[3].shape[2], tensors[3].shape[1]]
     up_bias, down_bias = (torch.randn(6, size, generator=generator, device=DEVICE).to(dtype) for size in sizes)
-    check(tensors, BEST_2, biases=(up_bias, down_bias) if has_biases else None, clamp=clamp)
+    check(tensors, BEST_2, biases=(up_bias, down_bias) if has_biases else None, gate=gate)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_factor_of_each_expert(dtype: torch.dtype) -> None:
+    scales = torch.linspace(0.3, 2.0, 6, device=DEVICE).to(dtype)
+    check(inputs(21, 48, 40, 6, dtype), BEST_2, scales=scales)
+
+
+@runs_kernels
+@pytest.mark.parametrize("has_biases", [False, True])
+def test_weights_of_the_inputs(has_biases: bool) -> None:
+    tensors = inputs(21, 48, 40, 6, torch.float32)
+    biases = (torch.linspace(-1, 1, 6 * 80, device=DEVICE).view(6, 80), torch.ones(6, 48, device=DEVICE))
+    check(tensors, RouterSpec(2, "sigmoid", weighs_inputs=True), biases=biases if has_biases else None)
 
 
 @runs_kernels
@@ -224,7 +241,7 @@ def test_the_reference_is_gpt_oss_with_biases_and_the_clamped_gate() -> None:
             experts.down_proj.transpose(1, 2),
             BEST_2,
             biases=biases,
-            clamp=ClampedSwiglu(config.swiglu_alpha, config.swiglu_limit),
+            gate=ClampedSwiglu(config.swiglu_alpha, config.swiglu_limit),
         )
         expected, _ = mlp(x[None])
     torch.testing.assert_close(out, expected[0], atol=1e-4, rtol=1e-4)

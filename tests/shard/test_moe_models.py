@@ -17,6 +17,9 @@ from pagewire_shard.loading.model_loader import load_model
 from pagewire_shard.models.decoder import Decoder
 from safetensors.torch import load_file, save_file
 
+from tests.shard.test_model_loader import edit_tensors
+from tests.shard.test_models import DEEPSEEK_MOE, MLA
+
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
@@ -135,12 +138,6 @@ def test_what_experts_cannot_do_is_refused(
 GPT_OSS = transformers.GptOssConfig(**SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2)
 
 
-def test_mxfp4_is_refused_by_name(tmp_path: Path) -> None:
-    quantized = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
-    with pytest.raises(UnsupportedArchitecture, match="quantization_config.*mxfp4"):
-        spec_of(tmp_path, GPT_OSS, architectures=["GptOssForCausalLM"], quantization_config=quantized)
-
-
 @pytest.mark.parametrize("gone", ["mlp.experts.gate_up_proj_bias", "mlp.experts.down_proj", "self_attn.sinks"])
 def test_what_a_checkpoint_lacks_of_gpt_oss_is_named(tmp_path: Path, gone: str) -> None:
     transformers.AutoModelForCausalLM.from_config(GPT_OSS).save_pretrained(tmp_path)
@@ -151,8 +148,16 @@ def test_what_a_checkpoint_lacks_of_gpt_oss_is_named(tmp_path: Path, gone: str) 
         load_model(tmp_path, device=CPU, dtype="float32")
 
 
-def test_one_kernel_for_all_experts_and_a_product_for_each_agree() -> None:
-    spec = MoeSpec(4, 24, RouterSpec(2, renormalise=True), bias=True, clamp=ClampedSwiglu(1.702, 0.5))
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MoeSpec(4, 24, RouterSpec(2, renormalise=True), bias=True, gate=ClampedSwiglu(1.702, 0.5)),
+        MoeSpec(4, 24, RouterSpec(2, renormalise=True), bias=True, gate="gelu_tanh", expert_scales=True),
+        MoeSpec(4, 24, RouterSpec(2, "sigmoid", weighs_inputs=True), bias=True),
+    ],
+    ids=["clamped", "scaled", "weighs inputs"],
+)
+def test_one_kernel_for_all_experts_and_a_product_for_each_agree(spec: MoeSpec) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: {
@@ -167,6 +172,19 @@ def test_one_kernel_for_all_experts_and_a_product_for_each_agree() -> None:
         for each in (up, down)
     )
     route = PlainLinear(router["weight"], router["bias"])
+    scales = tensors["expert_scales"]["weight"] if spec.expert_scales else None
     x = torch.randn(9, 32, generator=generator)
-    expected = MixtureOfLinears(spec, route, None, ups, downs)(x)
-    torch.testing.assert_close(MixtureOfExperts(spec, route, None, up, down)(x), expected, atol=1e-5, rtol=1e-4)
+    expected = MixtureOfLinears(spec, route, None, scales, ups, downs)(x)
+    torch.testing.assert_close(MixtureOfExperts(spec, route, None, scales, up, down)(x), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("query_latent", "module"), [(None, "q_proj"), (8, "q_a_proj")])
+def test_a_missing_projection_of_queries_has_the_name_that_the_configuration_asks_for(
+    tmp_path: Path, query_latent: int | None, module: str
+) -> None:
+    """DeepSeek-V2-Lite has q_lora_rank null."""
+    config = transformers.DeepseekV2Config(**MLA | {"q_lora_rank": query_latent}, **DEEPSEEK_MOE)
+    transformers.DeepseekV2ForCausalLM(config).save_pretrained(tmp_path)
+    edit_tensors(tmp_path, lambda tensors: tensors.pop(f"model.layers.1.self_attn.{module}.weight"))
+    with pytest.raises(CorruptWeights, match=rf"lacks 1 tensors: layers\.1\.self_attn\.{module}\.weight$"):
+        load_model(tmp_path, device=CPU)

@@ -6,11 +6,11 @@ from functools import cache
 import torch
 
 from pagewire_kernels.fused_moe import reference
-from pagewire_kernels.fused_moe.gate import ClampedSwiglu, apply_gate
+from pagewire_kernels.fused_moe.gate import ClampedSwiglu, Gate, apply_gate
 from pagewire_kernels.fused_moe.reference import route
 from pagewire_kernels.fused_moe.router import RouterSpec
 
-__all__ = ["ClampedSwiglu", "RouterSpec", "apply_gate", "fused_moe", "route"]
+__all__ = ["ClampedSwiglu", "Gate", "RouterSpec", "apply_gate", "fused_moe", "route"]
 
 
 def fused_moe(
@@ -21,9 +21,10 @@ def fused_moe(
     router: RouterSpec,
     correction: torch.Tensor | None = None,
     biases: tuple[torch.Tensor, torch.Tensor] | None = None,
-    clamp: ClampedSwiglu | None = None,
+    gate: Gate = "silu",
+    scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Sends each token through the experts that the router chooses: sum of weight * down(silu(gate(x)) * up(x)).
+    """Sends each token through the experts that the router chooses: sum of weight * down(act(gate(x)) * up(x)).
 
     Args:
         x: [num_tokens, hidden], rows contiguous.
@@ -35,14 +36,15 @@ def fused_moe(
             None: nothing is.
         biases: Those of gate_up [num_experts, 2 * intermediate] and of down [num_experts, hidden], contiguous, x's
             dtype; None: there are none.
-        clamp: The gate in place of silu(gate) * up; None: that.
+        gate: How an expert combines its gate with what it gates.
+        scales: [num_experts], any float type, multiplies each expert's weight; None: nothing does.
 
     Returns:
         [num_tokens, hidden], x's dtype, contiguous.
 
     Source: Mixtral, arXiv:2401.04088, section 2.1; reference.py is the definition of correct.
     """
-    return _backend(x.device.type)(x, router_logits, gate_up, down, router, correction, biases, clamp)
+    return _backend(x.device.type)(x, router_logits, gate_up, down, router, correction, biases, gate, scales)
 
 
 @cache

@@ -1,6 +1,7 @@
-"""How an expert combines its gate with what it gates, beside SwiGLU."""
+"""How an expert combines its gate with what it gates."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,15 @@ class ClampedSwiglu:
     limit: float
 
 
-def apply_gate(gate: torch.Tensor, up: torch.Tensor, clamp: ClampedSwiglu | None) -> torch.Tensor:
-    """silu(gate) * up, or the clamped form: [..., size] each."""
-    if clamp is None:
+Gate = Literal["silu", "gelu_tanh"] | ClampedSwiglu
+"""silu(gate) * up, the same with the tanh form of GELU, or the clamped form."""
+
+
+def apply_gate(gate: torch.Tensor, up: torch.Tensor, kind: Gate) -> torch.Tensor:
+    """[..., size] each -> [..., size]."""
+    if kind == "silu":
         return F.silu(gate) * up
-    gate, up = gate.clamp(max=clamp.limit), up.clamp(-clamp.limit, clamp.limit)
-    return gate * torch.sigmoid(clamp.alpha * gate) * (up + 1)
+    if kind == "gelu_tanh":
+        return F.gelu(gate, approximate="tanh") * up
+    gate, up = gate.clamp(max=kind.limit), up.clamp(-kind.limit, kind.limit)
+    return gate * torch.sigmoid(kind.alpha * gate) * (up + 1)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from pagewire_kernels.fused_moe.gate import ClampedSwiglu, apply_gate
+from pagewire_kernels.fused_moe.gate import Gate, apply_gate
 from pagewire_kernels.fused_moe.router import RouterSpec
 
 
@@ -15,19 +15,24 @@ def fused_moe(
     router: RouterSpec,
     correction: torch.Tensor | None = None,
     biases: tuple[torch.Tensor, torch.Tensor] | None = None,
-    clamp: ClampedSwiglu | None = None,
+    gate: Gate = "silu",
+    scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Computes one expert after another over the tokens that chose it; sums in float32 and rounds once."""
     weights, experts = route(router_logits, router, correction)
+    if scales is not None:
+        weights = weights * scales.float()[experts]
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in range(len(gate_up)):
         tokens, places = torch.where(experts == expert)
         if not len(tokens):
             continue
         up_bias, down_bias = (bias[expert] for bias in biases) if biases else (None, None)
-        gate, up = F.linear(x[tokens], gate_up[expert], up_bias).chunk(2, dim=-1)
-        y = F.linear(apply_gate(gate, up, clamp), down[expert], down_bias)
-        out.index_add_(0, tokens, y.float() * weights[tokens, places, None])
+        weight = weights[tokens, places, None]
+        rows = x[tokens] * weight.to(x.dtype) if router.weighs_inputs else x[tokens]
+        gates, values = F.linear(rows, gate_up[expert], up_bias).chunk(2, dim=-1)
+        y = F.linear(apply_gate(gates, values, gate), down[expert], down_bias).float()
+        out.index_add_(0, tokens, y if router.weighs_inputs else y * weight)
     return out.to(x.dtype)
 
 

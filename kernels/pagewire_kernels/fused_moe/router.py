@@ -32,6 +32,8 @@ class RouterSpec:
     """Groups whose experts may be chosen."""
     group_best: Literal[1, 2] = 2
     """A group is as good as the sum of so many of its best experts."""
+    weighs_inputs: bool = False
+    """An expert's input is multiplied by its weight, in place of its output."""
     tolerance: float = 0.0
     """sparsemixer: an expert is nearly as good if its logit is below the best one by at most this share of the larger
     of its own magnitude and the best one."""

@@ -4,12 +4,13 @@ Four launches for few tokens; for many, whose routing takes a launch and a memse
 """
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.fused_moe.gate import ClampedSwiglu
+from pagewire_kernels.fused_moe.gate import ClampedSwiglu, Gate
 from pagewire_kernels.fused_moe.router import RouterSpec
 from pagewire_kernels.fused_moe.triton_route import Routing, route
 from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
@@ -18,6 +19,7 @@ from pagewire_kernels.tuning.fused_moe import MoeConfig, moe_config
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 _SUM_COLUMNS = 1024
+_SQRT_8_OVER_PI = tl.constexpr(1.5957691216057308)
 _GROUP_M = 8
 """Blocks of rows that share a tile of weights, one after the other, while it is in the L2 cache."""
 
@@ -38,6 +40,7 @@ def moe_up_kernel(
     x_ptr,
     gate_up_ptr,
     bias_ptr,
+    weights_ptr,
     out_ptr,
     pairs_ptr,
     block_experts_ptr,
@@ -49,15 +52,17 @@ def moe_up_kernel(
     TOP_K: tl.constexpr,
     ALPHA: tl.constexpr,
     LIMIT: tl.constexpr,
+    IS_GELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid: (num_blocks * cdiv(SIZE, BLOCK_N),); one program makes BLOCK_N columns of silu(gate) * up for a block.
+    """Grid: (num_blocks * cdiv(SIZE, BLOCK_N),); one program makes BLOCK_N columns of act(gate) * up for a block.
 
-    LIMIT > 0: ClampedSwiglu in its place. bias_ptr: [num_experts, 2 * SIZE], or None.
+    act is SiLU, with IS_GELU the tanh form of GELU; LIMIT > 0: ClampedSwiglu in its place. bias_ptr: [num_experts,
+    2 * SIZE], or None. weights_ptr: of the pairs, [num_pairs], which multiply the rows of x; None: nothing does.
     Rows of x are gathered by their pairs; rows of out, [num_blocks * BLOCK_M, SIZE], stand in the order of the blocks.
     """
     block, column_tile = _tile_of(num_blocks, tl.cdiv(SIZE, BLOCK_N), GROUP_M)
@@ -68,7 +73,8 @@ def moe_up_kernel(
     expert = tl.load(block_experts_ptr + block).to(tl.int64)
     row = tl.arange(0, BLOCK_M)
     is_row = row < num_rows
-    token = tl.load(pairs_ptr + block * BLOCK_M + row, mask=is_row, other=0).to(tl.int64) // TOP_K
+    pair = tl.load(pairs_ptr + block * BLOCK_M + row, mask=is_row, other=0).to(tl.int64)
+    token = pair // TOP_K
     column = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column = column < SIZE
     inner = tl.arange(0, BLOCK_K)
@@ -85,6 +91,11 @@ def moe_up_kernel(
         gate = tl.dot(x, tl.trans(gate_weight), gate, input_precision="ieee")
         up = tl.dot(x, tl.trans(up_weight), up, input_precision="ieee")
     release_next(PDL)
+    if weights_ptr is not None:
+        # A factor of the rows is one of the products.
+        weight = tl.load(weights_ptr + pair, mask=is_row, other=0.0)[:, None]
+        gate *= weight
+        up *= weight
     if bias_ptr is not None:
         biases_ptr = bias_ptr + expert * (2 * SIZE) + column
         gate += tl.load(biases_ptr, mask=is_column, other=0.0).to(tl.float32)[None, :]
@@ -93,6 +104,9 @@ def moe_up_kernel(
         gate = tl.minimum(gate, LIMIT)
         up = tl.minimum(tl.maximum(up, -LIMIT), LIMIT)
         out = gate * tl.sigmoid(gate * ALPHA) * (up + 1.0)
+    elif IS_GELU:
+        # 0.5 (1 + tanh(y)) = sigmoid(2 y)
+        out = gate * tl.sigmoid(gate * (1.0 + 0.044715 * gate * gate) * _SQRT_8_OVER_PI) * up
     else:
         out = gate * tl.sigmoid(gate) * up
     out_row = (block * BLOCK_M + row).to(tl.int64)
@@ -107,6 +121,7 @@ def moe_down_kernel(
     bias_ptr,
     out_ptr,
     weights_ptr,
+    scales_ptr,
     pairs_ptr,
     block_experts_ptr,
     block_num_rows_ptr,
@@ -122,7 +137,8 @@ def moe_down_kernel(
     """Grid: (num_blocks * cdiv(HIDDEN, BLOCK_N),); one program makes BLOCK_N columns of weight * down(x) for a block.
 
     Rows of x, [num_blocks * BLOCK_M, SIZE], stand in the order of the blocks; rows of out, [num_pairs, HIDDEN], in the
-    order of the pairs. bias_ptr: [num_experts, HIDDEN], or None.
+    order of the pairs. bias_ptr: [num_experts, HIDDEN], or None. weights_ptr: of the pairs, [num_pairs]; None: nothing
+    multiplies the rows. scales_ptr: [num_experts], which multiply the weights, or None.
     """
     block, column_tile = _tile_of(num_blocks, tl.cdiv(HIDDEN, BLOCK_N), GROUP_M)
     wait_for_previous(PDL)
@@ -147,7 +163,10 @@ def moe_down_kernel(
     if bias_ptr is not None:
         total += tl.load(bias_ptr + expert * HIDDEN + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
     pair = tl.load(pairs_ptr + block * BLOCK_M + row, mask=is_row, other=0).to(tl.int64)
-    total = total * tl.load(weights_ptr + pair, mask=is_row, other=0.0)[:, None]
+    if weights_ptr is not None:
+        total = total * tl.load(weights_ptr + pair, mask=is_row, other=0.0)[:, None]
+    if scales_ptr is not None:
+        total = total * tl.load(scales_ptr + expert).to(tl.float32)
     out_ptrs = out_ptr + pair[:, None] * HIDDEN + column[None, :]
     tl.store(out_ptrs, total.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
@@ -174,7 +193,8 @@ def fused_moe(
     router: RouterSpec,
     correction: torch.Tensor | None = None,
     biases: tuple[torch.Tensor, torch.Tensor] | None = None,
-    clamp: ClampedSwiglu | None = None,
+    gate: Gate = "silu",
+    scales: torch.Tensor | None = None,
     config: MoeConfig | None = None,
 ) -> torch.Tensor:
     """See the package.
@@ -194,10 +214,14 @@ def fused_moe(
     if config is None:
         rows_per_expert = triton.cdiv(num_tokens * top_k, num_experts)
         config = moe_config(_generation(x.device), x.element_size(), rows_per_expert)
+    if scales is not None and router.weighs_inputs:
+        raise ValueError("scales multiply the weights of outputs; the router weighs inputs")
     routing = route(router_logits, router, correction, config.block_m)
     # With one expert for each token there is nothing to add up.
     by_pair = out if top_k == 1 else torch.empty((num_tokens * top_k, hidden), dtype=x.dtype, device=x.device)
-    _products(x, (gate_up, down), biases or (None, None), by_pair, routing, clamp, config)
+    up_bias, down_bias = biases or (None, None)
+    experts = _Experts(gate_up, down, up_bias, down_bias, gate, scales)
+    _products(x, experts, by_pair, routing, router.weighs_inputs, config)
     if top_k > 1:
         columns = min(_SUM_COLUMNS, triton.next_power_of_2(hidden))
         moe_sum_kernel[(num_tokens, triton.cdiv(hidden, columns))](
@@ -206,23 +230,34 @@ def fused_moe(
     return out
 
 
+class _Experts(NamedTuple):
+    """The experts as fused_moe is given them."""
+
+    gate_up: torch.Tensor
+    down: torch.Tensor
+    up_bias: torch.Tensor | None
+    down_bias: torch.Tensor | None
+    gate: Gate
+    scales: torch.Tensor | None
+
+
 def _products(
     x: torch.Tensor,
-    weights: tuple[torch.Tensor, torch.Tensor],
-    biases: tuple[torch.Tensor | None, torch.Tensor | None],
+    experts: _Experts,
     by_pair: torch.Tensor,
     routing: Routing,
-    clamp: ClampedSwiglu | None,
+    weighs_inputs: bool,
     config: MoeConfig,
 ) -> None:
-    (gate_up, down), (up_bias, down_bias) = weights, biases
-    hidden, size = x.shape[1], down.shape[2]
+    hidden, size = x.shape[1], experts.down.shape[2]
+    clamp = experts.gate if isinstance(experts.gate, ClampedSwiglu) else None
     num_blocks = len(routing.block_experts)
     middle = torch.empty((num_blocks * config.block_m, size), dtype=x.dtype, device=x.device)
     moe_up_kernel[(num_blocks * triton.cdiv(size, config.up_n),)](
         x,
-        gate_up,
-        up_bias,
+        experts.gate_up,
+        experts.up_bias,
+        routing.weights if weighs_inputs else None,
         middle,
         routing.pairs,
         routing.block_experts,
@@ -234,6 +269,7 @@ def _products(
         TOP_K=routing.weights.shape[1],
         ALPHA=clamp.alpha if clamp else 0.0,
         LIMIT=clamp.limit if clamp else 0.0,
+        IS_GELU=experts.gate == "gelu_tanh",
         BLOCK_M=config.block_m,
         BLOCK_N=config.up_n,
         BLOCK_K=config.up_k,
@@ -244,10 +280,11 @@ def _products(
     )
     moe_down_kernel[(num_blocks * triton.cdiv(hidden, config.down_n),)](
         middle,
-        down,
-        down_bias,
+        experts.down,
+        experts.down_bias,
         by_pair,
-        routing.weights,
+        None if weighs_inputs else routing.weights,
+        experts.scales,
         routing.pairs,
         routing.block_experts,
         routing.block_num_rows,

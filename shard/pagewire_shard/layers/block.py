@@ -1,4 +1,4 @@
-"""One layer of the decoder: a mixer, a feed-forward block, and norms and residual around them in one of six wirings.
+"""One layer of the decoder: a mixer, a feed-forward block, and norms and residual around them in one of seven wirings.
 
 A block takes the residual stream and the output of the block before, which is not yet added to it: the next norm adds
 the two, so that the addition needs no pass over memory of its own.
@@ -30,7 +30,7 @@ the layer's cache."""
 FeedForward = Callable[[torch.Tensor], torch.Tensor]
 """[num_tokens, hidden] -> [num_tokens, hidden]: each token by itself."""
 
-Wiring = Literal["pre", "post", "parallel", "parallel_norms", "output", "sandwich"]
+Wiring = Literal["pre", "post", "parallel", "parallel_norms", "output", "sandwich", "sandwich_own_norms"]
 
 
 class MixerSpec(Protocol):
@@ -217,6 +217,31 @@ class SandwichBlock:
         return self._feed_forward_out_norm(self._feed_forward(x)), residual
 
 
+class SandwichOwnNormsBlock:
+    """The same with a feed-forward block that norms its input itself."""
+
+    norm_places: ClassVar = ("mixer_norm", "mixer_out_norm", "feed_forward_out_norm")
+
+    def __init__(
+        self,
+        mixer: Mixer,
+        feed_forward: FeedForward,
+        mixer_norm: Norm,
+        mixer_out_norm: Norm,
+        feed_forward_out_norm: Norm,
+    ) -> None:
+        self._mixer = mixer
+        self._feed_forward = feed_forward
+        self._mixer_norm = mixer_norm
+        self._mixer_out_norm = mixer_out_norm
+        self._feed_forward_out_norm = feed_forward_out_norm
+
+    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+        x, residual = normalise(self._mixer_norm, stream)
+        x = residual + self._mixer_out_norm(self._mixer(x, batch, kv_cache))
+        return self._feed_forward_out_norm(self._feed_forward(x)), x
+
+
 class EndingBlock:
     """(x + side_input(x)) * scale, of the residual stream x behind another block."""
 
@@ -236,13 +261,14 @@ class EndingBlock:
 
 TwoNormBlock = PreNormBlock | PostNormBlock | ParallelNormsBlock | OutputNormBlock
 
-BLOCKS: dict[Wiring, type[TwoNormBlock | ParallelBlock | SandwichBlock]] = {
+BLOCKS: dict[Wiring, type[TwoNormBlock | ParallelBlock | SandwichBlock | SandwichOwnNormsBlock]] = {
     "pre": PreNormBlock,
     "post": PostNormBlock,
     "parallel": ParallelBlock,
     "parallel_norms": ParallelNormsBlock,
     "output": OutputNormBlock,
     "sandwich": SandwichBlock,
+    "sandwich_own_norms": SandwichOwnNormsBlock,
 }
 
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from pagewire_kernels.fused_moe import ClampedSwiglu, RouterSpec, apply_gate, fused_moe, route
+from pagewire_kernels.fused_moe import Gate, RouterSpec, apply_gate, fused_moe, route
 
 from pagewire_shard.layers.block import FeedForward
 from pagewire_shard.layers.linear import Linear
 from pagewire_shard.layers.mlp import Mlp, MlpSpec, gated
+from pagewire_shard.layers.norm import Norm, NormSpec
 from pagewire_shard.layers.parameter import Parameter, Role
 from pagewire_shard.layers.weights import LayerWeights
 from pagewire_shard.parallel.ranks import Ranks
@@ -29,8 +31,10 @@ class MoeSpec:
     experts decide."""
     bias: bool = False
     """Whether router and experts have biases."""
-    clamp: ClampedSwiglu | None = None
-    """The gate of every expert; None: silu(gate) * up."""
+    gate: Gate = "silu"
+    """How every expert combines its gate with what it gates."""
+    expert_scales: bool = False
+    """Whether the checkpoint has a factor of each expert's weight."""
 
     @property
     def active_share(self) -> float:
@@ -49,26 +53,29 @@ class MoeSpec:
         }
         if self.has_correction:
             parameters["correction"] = Parameter("correction", (self.num_experts,))
+        if self.expert_scales:
+            parameters["expert_scales"] = Parameter("vector", (self.num_experts,))
         return parameters
 
     def for_rank(self, ranks: Ranks) -> "MoeSpec":
         """See Shared: each rank has some of every expert's inner units."""
         return replace(self, intermediate_size=ranks.share(self.intermediate_size, "units of each expert"))
 
-    def build(self, weights: LayerWeights) -> FeedForward:
+    def build(self, weights: LayerWeights) -> "Mixture":
         """See FeedForwardSpec."""
         return weights.summed(self.build_partial(weights))
 
-    def build_partial(self, weights: LayerWeights) -> FeedForward:
+    def build_partial(self, weights: LayerWeights) -> "Mixture":
         """The block whose outputs are still to be summed over all ranks."""
         router = weights.linear("router")
         correction = weights.tensors("correction")["weight"] if self.has_correction else None
+        scales = weights.tensors("expert_scales")["weight"] if self.expert_scales else None
         if weights.weights.precision.device.type == "cpu":
             ups = weights.expert_linears("experts_up", self.num_experts)
             downs = weights.expert_linears("experts_down", self.num_experts)
-            return MixtureOfLinears(self, router, correction, ups, downs)
+            return MixtureOfLinears(self, router, correction, scales, ups, downs)
         return MixtureOfExperts(
-            self, router, correction, weights.tensors("experts_up"), weights.tensors("experts_down")
+            self, router, correction, scales, weights.tensors("experts_up"), weights.tensors("experts_down")
         )
 
 
@@ -106,6 +113,58 @@ class SharedExpertSpec:
         return weights.summed(lambda x: experts(x) + shared(x) * torch.sigmoid(weight(x)))
 
 
+class Mixture(Protocol):
+    """A mixture of experts."""
+
+    def __call__(self, x: torch.Tensor, routed_by: torch.Tensor | None = None) -> torch.Tensor:
+        """[num_tokens, hidden] -> [num_tokens, hidden].
+
+        routed_by: What the router scores, of the same shape; None: x.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelExpertsSpec:
+    """A dense block and a mixture side by side, whose inputs and outputs have norms of their own (Gemma 4).
+
+    Both are given the residual stream; what they yield is added.
+    """
+
+    dense: MlpSpec
+    moe: MoeSpec
+    norm: NormSpec
+
+    @property
+    def active_share(self) -> float:
+        """See FeedForwardSpec."""
+        return self.moe.active_share
+
+    def parameters(self, hidden_size: int) -> dict[str, Parameter]:
+        """See FeedForwardSpec."""
+        norms = ("feed_forward_norm", "dense_out_norm", "router_norm", "experts_norm", "experts_out_norm")
+        return {
+            **{name: self.norm.parameter(hidden_size) for name in norms},
+            **self.dense.parameters(hidden_size),
+            **self.moe.parameters(hidden_size),
+        }
+
+    def for_rank(self, ranks: Ranks) -> "ParallelExpertsSpec":
+        """See Shared."""
+        return replace(self, dense=self.dense.for_rank(ranks), moe=self.moe.for_rank(ranks))
+
+    def build(self, weights: LayerWeights) -> FeedForward:
+        """See FeedForwardSpec."""
+
+        def norm(name: str) -> Norm:
+            return self.norm.build(weights.tensors(name))
+
+        dense, dense_in, dense_out = self.dense.build(weights), norm("feed_forward_norm"), norm("dense_out_norm")
+        experts, experts_in, experts_out = self.moe.build(weights), norm("experts_norm"), norm("experts_out_norm")
+        router_weight = weights.tensors("router_norm")["weight"]
+        router_norm = self.norm.build({"weight": router_weight * len(router_weight) ** -0.5})
+        return lambda x: dense_out(dense(dense_in(x))) + experts_out(experts(experts_in(x), router_norm(x)))
+
+
 class MixtureOfExperts:
     """The sum of the chosen experts' outputs, weighted by the router."""
 
@@ -114,31 +173,34 @@ class MixtureOfExperts:
         spec: MoeSpec,
         router: Linear,
         correction: torch.Tensor | None,
+        scales: torch.Tensor | None,
         up: Mapping[str, torch.Tensor],
         down: Mapping[str, torch.Tensor],
     ) -> None:
         self._spec = spec.router
         self._router = router
         self._correction = correction
+        self._scales = scales
         self._up, self._down = (
             each["weight"].view(spec.num_experts, -1, each["weight"].shape[1]) for each in (up, down)
         )
         self._biases: tuple[torch.Tensor, torch.Tensor] | None = None
         if spec.bias:
             self._biases = up["bias"].view(spec.num_experts, -1), down["bias"].view(spec.num_experts, -1)
-        self._clamp = spec.clamp
+        self._gate = spec.gate
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[num_tokens, hidden] -> [num_tokens, hidden]."""
+    def __call__(self, x: torch.Tensor, routed_by: torch.Tensor | None = None) -> torch.Tensor:
+        """See Mixture."""
         return fused_moe(
             x,
-            self._router(x),
+            self._router(x if routed_by is None else routed_by),
             self._up,
             self._down,
             self._spec,
             self._correction,
             biases=self._biases,
-            clamp=self._clamp,
+            gate=self._gate,
+            scales=self._scales,
         )
 
 
@@ -147,30 +209,44 @@ class MixtureOfLinears:
     depend on how many others chose its experts."""
 
     def __init__(
-        self, spec: MoeSpec, router: Linear, correction: torch.Tensor | None, ups: list[Linear], downs: list[Linear]
+        self,
+        spec: MoeSpec,
+        router: Linear,
+        correction: torch.Tensor | None,
+        scales: torch.Tensor | None,
+        ups: list[Linear],
+        downs: list[Linear],
     ) -> None:
         self._spec = spec.router
         self._router = router
         self._correction = correction
-        self._experts = [(_gated(up, spec.clamp), down) for up, down in zip(ups, downs, strict=True)]
+        self._scales = None if scales is None else scales.float()
+        self._experts = [(_gated(up, spec.gate), down) for up, down in zip(ups, downs, strict=True)]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[num_tokens, hidden] -> [num_tokens, hidden]."""
-        weights, experts = route(self._router(x), self._spec, self._correction)
+    def __call__(self, x: torch.Tensor, routed_by: torch.Tensor | None = None) -> torch.Tensor:
+        """See Mixture."""
+        weights, experts = route(self._router(x if routed_by is None else routed_by), self._spec, self._correction)
+        if self._scales is not None:
+            weights = weights * self._scales[experts]
         out = torch.zeros_like(x)
         for index, (up, down) in enumerate(self._experts):
             tokens, places = torch.where(experts == index)
-            if len(tokens):
-                out.index_add_(0, tokens, down(up(x[tokens])) * weights[tokens, places, None])
+            if not len(tokens):
+                continue
+            weight = weights[tokens, places, None]
+            if self._spec.weighs_inputs:
+                out.index_add_(0, tokens, down(up(x[tokens] * weight)))
+            else:
+                out.index_add_(0, tokens, down(up(x[tokens])) * weight)
         return out
 
 
-def _gated(up: Linear, clamp: ClampedSwiglu | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    if clamp is None:
-        return gated(up, "silu")
+def _gated(up: Linear, kind: Gate) -> Callable[[torch.Tensor], torch.Tensor]:
+    if kind == "silu" or kind == "gelu_tanh":
+        return gated(up, kind)
 
     def clamped(x: torch.Tensor) -> torch.Tensor:
         gate, value = up(x).chunk(2, dim=-1)
-        return apply_gate(gate, value, clamp)
+        return apply_gate(gate, value, kind)
 
     return clamped

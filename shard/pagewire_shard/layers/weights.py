@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec
 
 import torch
 
@@ -11,6 +12,8 @@ from pagewire_shard.layers.precision import Precision
 from pagewire_shard.layers.quantization import QuantizationScheme, Unquantized
 from pagewire_shard.layers.rotary import RopeSpec
 from pagewire_shard.parallel.collectives import Alone, Collectives
+
+P = ParamSpec("P")
 
 
 class Weights:
@@ -102,10 +105,16 @@ class LayerWeights:
         linear = self.linear(name)
         return linear.partial if isinstance(linear, SummedLinear) else linear
 
-    def summed(self, partial: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def summed(self, partial: Callable[P, torch.Tensor]) -> Callable[P, torch.Tensor]:
         """The sum over all ranks of what each computes; of one that is alone just that."""
         collectives = self.weights.collectives
-        return partial if collectives.ranks.is_alone else lambda x: collectives.all_reduce(partial(x))
+        if collectives.ranks.is_alone:
+            return partial
+
+        def whole(*args: P.args, **kwargs: P.kwargs) -> torch.Tensor:
+            return collectives.all_reduce(partial(*args, **kwargs))
+
+        return whole
 
     def expert_linears(self, name: str, num_experts: int) -> list[Linear]:
         """A Linear of each matrix of a parameter of role experts, in place of its tensor, which is freed."""

@@ -1,7 +1,8 @@
 """Gemma 4: Gemma 3 with norms whose weights are stored whole, a norm of values, embeddings of every token for every
 layer, and a learned scale of each layer's output. Heads of layers without a window are larger, and their keys may be
 their values too.
-The last layers may attend to the keys and values of an earlier one. Mixtures of experts are not supported yet.
+The last layers may attend to the keys and values of an earlier one. A mixture of experts may stand beside the dense
+block of every layer.
 """
 
 import math
@@ -9,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
+from pagewire_kernels.fused_moe import RouterSpec
+
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.block import LayerSpec
 from pagewire_shard.layers.layer_input import LayerInputsSpec, SideInputSpec
 from pagewire_shard.layers.mlp import MlpSpec
+from pagewire_shard.layers.moe import MoeSpec, ParallelExpertsSpec
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.models.decoder import DecoderSpec
-from pagewire_shard.models.family import Family, every_nth_full, layer_windows, read_activation, read_window, refuse
+from pagewire_shard.models.experts import read_top_k
+from pagewire_shard.models.family import Family, every_nth_full, layer_windows, read_activation, read_window
 from pagewire_shard.models.gemma import GEMMA3_DEFAULTS, SANDWICH_NAMES
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import llama_spec
@@ -38,6 +43,9 @@ DEFAULTS: dict[str, object] = {
     "num_kv_shared_layers": 0,
     "use_double_wide_mlp": False,
     "enable_moe_block": False,
+    "num_experts": None,
+    "top_k_experts": None,
+    "moe_intermediate_size": None,
 }
 PATTERN = 6
 
@@ -54,8 +62,18 @@ NAMES = replace(
         "per_layer_input_gate": ("side_gate", None),
         "per_layer_projection": ("side_out", None),
         "post_per_layer_input_norm": ("side_norm", None),
+        "router.proj": ("router", None),
+        "post_feedforward_layernorm_1": ("dense_out_norm", None),
+        "pre_feedforward_layernorm_2": ("experts_norm", None),
+        "post_feedforward_layernorm_2": ("experts_out_norm", None),
     },
-    layer_tensors={"layer_scalar": "output_scale"},
+    layer_tensors={
+        "layer_scalar": "output_scale",
+        "router.scale": "router_norm",
+        "router.per_expert_scale": "expert_scales",
+        "experts.gate_up_proj": "experts_up",
+        "experts.down_proj": "experts_down",
+    },
     # Of layers that attend to the keys and values of another.
     unused=("self_attn.k_proj", "self_attn.v_proj", "self_attn.k_norm"),
 )
@@ -69,7 +87,6 @@ MULTIMODAL_NAMES = replace(
 def _gemma4(fields: ConfigFields) -> DecoderSpec:
     if fields.raw("use_bidirectional_attention") == "all":
         raise fields.unsupported("use_bidirectional_attention", "null, vision")
-    refuse(fields, "enable_moe_block", accepted=False)
     layer_types = _layer_types(fields)
     bias = fields.flag("attention_bias")
     windows = layer_windows(layer_types, read_window(fields))
@@ -113,15 +130,30 @@ def _layer(fields: ConfigFields, layer_types: Sequence[str], index: int, layer: 
         value_is_key=is_full and fields.flag("attention_k_eq_v"),
     )
     width = fields.count("hidden_size_per_layer_input", 0)
+    has_experts = fields.flag("enable_moe_block")
     return replace(
         layer,
         mixer=attention,
-        feed_forward=mlp,
+        feed_forward=_with_experts(fields, mlp, norm) if has_experts else mlp,
         norm=norm,
-        wiring="sandwich",
+        wiring="sandwich_own_norms" if has_experts else "sandwich",
         side_input=SideInputSpec(index, width, activation, norm) if width else None,
         output_scale=True,
     )
+
+
+def _with_experts(fields: ConfigFields, mlp: MlpSpec, norm: NormSpec) -> ParallelExpertsSpec:
+    if mlp.activation not in ("silu", "gelu_tanh"):
+        raise fields.unsupported("hidden_activation", "silu, gelu_pytorch_tanh where enable_moe_block is true")
+    num_experts = fields.integer("num_experts")
+    moe = MoeSpec(
+        num_experts=num_experts,
+        intermediate_size=fields.integer("moe_intermediate_size"),
+        router=RouterSpec(read_top_k(fields, num_experts, "top_k_experts"), renormalise=True),
+        gate=mlp.activation,
+        expert_scales=True,
+    )
+    return ParallelExpertsSpec(mlp, moe, norm)
 
 
 def _cache_of(fields: ConfigFields, layer_types: Sequence[str], index: int) -> int | None:

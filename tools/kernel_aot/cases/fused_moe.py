@@ -17,6 +17,9 @@ def _aot_cases(
     bias_type: dict[str, str] = {"bias_ptr": "*bf16"} if is_gpt_oss else {}
     if not is_gpt_oss:
         shape["bias_ptr"] = None
+    is_gemma4 = name == "gemma4-26b-a4b"
+    scales: dict[str, str] = {"scales_ptr": "*bf16"} if is_gemma4 else {}
+    no_scales: dict[str, object] = {} if is_gemma4 else {"scales_ptr": None}
     rows_of = dict.fromkeys(("pairs_ptr", "block_experts_ptr", "block_num_rows_ptr"), "*i32")
     up = AotCase(
         f"up-{name}-{rows}rows-sm{target}",
@@ -33,6 +36,8 @@ def _aot_cases(
             "TOP_K": top_k,
             "ALPHA": 1.702 if is_gpt_oss else 0.0,
             "LIMIT": 7.0 if is_gpt_oss else 0.0,
+            "IS_GELU": is_gemma4,
+            "weights_ptr": None,
             "BLOCK_N": config.up_n,
             "BLOCK_K": config.up_k,
         },
@@ -48,10 +53,11 @@ def _aot_cases(
             **dict.fromkeys(("x_ptr", "down_ptr", "out_ptr"), "*bf16"),
             "weights_ptr": "*fp32",
             **bias_type,
+            **scales,
             **rows_of,
             "num_blocks": "i32",
         },
-        {**shape, "BLOCK_N": config.down_n, "BLOCK_K": config.down_k},
+        {**shape, **no_scales, "BLOCK_N": config.down_n, "BLOCK_K": config.down_k},
         num_warps=config.down_warps,
         num_stages=config.down_stages,
         targets=(target,),
@@ -72,6 +78,12 @@ AOT_CASES = (
         for target in TARGETS
         for rows in (1, 512)
         for case in _aot_cases("gpt-oss", 2880, 2880, 4, rows, target, is_gpt_oss=True)
+    ),
+    *(
+        case
+        for target in TARGETS
+        for rows in (1, 512)
+        for case in _aot_cases("gemma4-26b-a4b", 2816, 704, 8, rows, target)
     ),
     AotCase(
         "sum-qwen3-30b-a3b",
