@@ -13,6 +13,7 @@ from pagewire_shard.config import Dtype, LoadFormat
 from pagewire_shard.errors import BadOption
 from pagewire_shard.layers.precision import resolve_precision
 from pagewire_shard.layers.weights import Weights
+from pagewire_shard.loading import mxfp4
 from pagewire_shard.loading.checkpoint import CheckpointFile, checkpoint_files, stored_dtype
 from pagewire_shard.loading.sliced import SlicedParameter, copy_rows, sliced_parameters
 from pagewire_shard.loading.weight_reader import read_weights
@@ -72,7 +73,7 @@ def load_model(
     """
     stated = read_config_fields(model_dir).replaced(hf_overrides or {})
     architecture, family = find_family(stated)
-    config = describe(model_dir, architecture, family.complete(stated))
+    config = describe(model_dir, architecture, family.complete(stated), family.quantizations)
     spec = family.spec(config.fields)
     own_spec = _own_spec(spec, collectives.ranks if collectives else ALONE, architecture)
     files = [] if load_format == "dummy" else checkpoint_files(model_dir, allow_torch=load_format == "auto")
@@ -86,7 +87,7 @@ def load_model(
         if load_format == "dummy":
             fill_randomly(weights, spec, seed)
         else:
-            read_weights(files, spec, family.names, weights)
+            read_weights(files, spec, family.names, weights, reads_mxfp4=mxfp4.METHOD in family.quantizations)
         model = Decoder(own_spec, weights)
     return LoadedModel(
         model=model,

@@ -8,7 +8,8 @@ only what it holds of each tensor: files are mapped, and the rest of their pages
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from pagewire_shard.layers.parameter import Parameter, TensorSpec
 from pagewire_shard.layers.rank_slice import RankSlice
 from pagewire_shard.layers.weights import Weights
 from pagewire_shard.loading.checkpoint import CheckpointFile, CheckpointTensor
+from pagewire_shard.loading.mxfp4 import dequantized
 from pagewire_shard.loading.sliced import SlicedParameter, copy_rows, sliced_parameters
 from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.hf_config import UNQUANTIZED
@@ -34,21 +36,26 @@ QUANTIZED = re.compile(
 """Names of tensors that only quantized weights have, for checkpoints whose config.json does not tell."""
 
 
-def read_weights(files: list[CheckpointFile], spec: DecoderSpec, names: NameMap, weights: Weights) -> None:
+def read_weights(
+    files: list[CheckpointFile], spec: DecoderSpec, names: NameMap, weights: Weights, *, reads_mxfp4: bool = False
+) -> None:
     """Reads a checkpoint into `weights`, which are empty; of it what belongs to the rank of weights.collectives.
 
     Every parameter must be filled by the checkpoint, and every tensor of it used or known to be needless.
 
     Args:
         spec: Of the whole decoder.
+        reads_mxfp4: Experts may be stored in MXFP4, and are dequantized.
 
     Raises:
         CorruptWeights: the message names the tensor that is missing, has no place or does not fit.
     """
     reader = _Reader(spec, names, weights)
-    for file in files:
-        for tensor in file.tensors():
-            reader.add(tensor)
+    tensors: Iterator[CheckpointTensor] = chain.from_iterable(file.tensors() for file in files)
+    if reads_mxfp4:
+        tensors = dequantized(tensors, transposed=names.transposed_experts)
+    for tensor in tensors:
+        reader.add(tensor)
     reader.finish(files[0].path.parent)
 
 
@@ -214,7 +221,7 @@ class _Reader:
         # A checkpoint tensor that fills several places is named once.
         missing = list(
             dict.fromkeys(
-                self._names.source(name, tensor, part)
+                self._names.source(name, tensor, part, self._layers)
                 for name, sliced in self._parameters.items()
                 if name not in self._complete
                 for tensor, spec in self._weights.specs(sliced.whole).items()

@@ -34,6 +34,8 @@ class Family:
     """Defaults of transformers' configuration class, for every field that is read."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Alias -> name of a field, as in the configuration class's attribute_map."""
+    quantizations: tuple[str, ...] = ()
+    """Quantization methods, as config.json names them, whose weights are dequantized while they are read."""
     text_section: str | None = None
     """Object of a multimodal model's configuration that describes its text model; None: there is none."""
 

@@ -1,5 +1,5 @@
 """gpt-oss: Llama's shape with attention sinks, a sliding window on every other layer, and experts with biases and a
-clamped gate. Weights in MXFP4, as they were first published, are refused as any quantized weights are."""
+clamped gate. Experts in MXFP4, as they were published, are dequantized while they are read."""
 
 from dataclasses import replace
 from typing import cast
@@ -77,7 +77,7 @@ def _gpt_oss(fields: ConfigFields) -> DecoderSpec:
         intermediate_size=fields.integer("intermediate_size"),
         router=RouterSpec(read_top_k(fields, num_experts), renormalise=True),
         bias=True,
-        clamp=ClampedSwiglu(fields.positive_number("swiglu_alpha"), fields.positive_number("swiglu_limit")),
+        gate=ClampedSwiglu(fields.positive_number("swiglu_alpha"), fields.positive_number("swiglu_limit")),
     )
     windows = layer_windows(every_nth_full(fields, WINDOW_PATTERN), read_window(fields))
     bias = fields.flag("attention_bias")
@@ -88,4 +88,4 @@ def _gpt_oss(fields: ConfigFields) -> DecoderSpec:
     return replace(spec, layers=layers, final_norm=norm)
 
 
-GPT_OSS = Family(_gpt_oss, NAMES, "gpt_oss", DEFAULTS, ALIASES)
+GPT_OSS = Family(_gpt_oss, NAMES, "gpt_oss", DEFAULTS, ALIASES, quantizations=("mxfp4",))

@@ -7,7 +7,7 @@ turn the fields into a decoder's spec, and hold the defaults of absent fields.
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -200,17 +200,18 @@ def read_config_fields(model_dir: Path) -> ConfigFields:
     return _read_json(path)
 
 
-def describe(model_dir: Path, architecture: str, fields: ConfigFields) -> HFConfig:
+def describe(model_dir: Path, architecture: str, fields: ConfigFields, quantizations: Sequence[str] = ()) -> HFConfig:
     """Reads what config.json and generation_config.json state.
 
     Args:
         fields: the fields of config.json, completed with the family's defaults.
+        quantizations: methods whose weights can be read.
 
     Raises:
         ModelError: a field is missing or malformed.
         UnsupportedArchitecture: the weights are quantized in a way that is not supported.
     """
-    _check_unquantized(fields)
+    _check_quantization(fields, quantizations)
     vocab_size = fields.integer("vocab_size")
     return HFConfig(
         architecture=architecture,
@@ -231,11 +232,11 @@ def _read_json(path: Path) -> ConfigFields:
     return ConfigFields(path, values)
 
 
-def _check_unquantized(fields: ConfigFields) -> None:
-    """Raises UnsupportedArchitecture naming the method that the weights are quantized with, if they are."""
+def _check_quantization(fields: ConfigFields, readable: Sequence[str]) -> None:
+    """Raises UnsupportedArchitecture naming the method that the weights are quantized with, if they cannot be read."""
     for name in ("quantization_config", "compression_config"):
-        if name in fields:
-            method = fields.section(name).raw("quant_method")
+        method = fields.section(name).raw("quant_method") if name in fields else None
+        if name in fields and method not in readable:
             raise UnsupportedArchitecture(
                 f"{fields.path}: field {name!r} says that the weights are quantized with {method or 'some method'}, "
                 f"which is not supported; supported: {UNQUANTIZED}"

@@ -23,7 +23,7 @@ def vocabulary_source(model_dir: Path, files: Mapping[str, bytes]) -> Vocabulary
     try:
         stated = read_config_fields(model_dir)
         architecture, family = find_family(stated)
-        config = describe(model_dir, architecture, family.complete(stated))
+        config = describe(model_dir, architecture, family.complete(stated), family.quantizations)
     except ModelError:
         return None  # The step thread reads the same files, and reports it.
     return VocabularySource(files[TOKENIZER_FILE].decode(), config.vocab_size, config.eos_token_ids)
