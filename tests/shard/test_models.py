@@ -129,6 +129,12 @@ CASES: dict[str, transformers.PretrainedConfig] = {
         sliding_window=6,
         layer_types=["full_attention", "sliding_attention"],
     ),
+    "ministral3": transformers.Ministral3Config(
+        **LLAMA,
+        num_key_value_heads=2,
+        head_dim=8,
+        **rope("yarn", factor=4.0, original_max_position_embeddings=6, llama_4_scaling_beta=0.3),
+    ),
     "cwm": transformers.CwmConfig(**LAYERS_4, num_key_value_heads=2, head_dim=16, sliding_window=6, eos_token_id=2),
     "phi3": transformers.Phi3Config(**PHI3, num_key_value_heads=2, **rope("default", partial_rotary_factor=0.5)),
     "phi3-window-tied": transformers.Phi3Config(**PHI3, sliding_window=6, tie_word_embeddings=True),
@@ -171,6 +177,15 @@ CASES: dict[str, transformers.PretrainedConfig] = {
         hidden_size_per_layer_input=0,
         attention_k_eq_v=True,
         num_global_key_value_heads=1,
+    ),
+    "gemma4-experts": transformers.Gemma4TextConfig(
+        **GEMMA,
+        global_head_dim=32,
+        hidden_size_per_layer_input=0,
+        enable_moe_block=True,
+        num_experts=5,
+        top_k_experts=2,
+        moe_intermediate_size=20,
     ),
     "gemma4-shared-keys-and-values": transformers.Gemma4TextConfig(
         **{**GEMMA, "num_hidden_layers": 5},
@@ -325,6 +340,18 @@ CASES: dict[str, transformers.PretrainedConfig] = {
     "deepseek-v2": transformers.DeepseekV2Config(**MLA, **DEEPSEEK_MOE, topk_method="group_limited_greedy"),
     "deepseek-v2-lite": transformers.DeepseekV2Config(
         **{**MLA, "q_lora_rank": None}, **{**DEEPSEEK_MOE, "n_shared_experts": 2, "n_group": 1}
+    ),
+    "mistral4": transformers.Mistral4Config(
+        **MLA,
+        **{**DEEPSEEK_MOE, "n_group": 2, "topk_group": 1},
+        **rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=6,
+            mscale=1.0,
+            mscale_all_dim=1.0,
+            llama_4_scaling_beta=0.3,
+        ),
     ),
     "glm4-moe-lite": transformers.Glm4MoeLiteConfig(
         **{**MLA, "num_hidden_layers": 3}, **DEEPSEEK_MOE, mlp_layer_types=["dense", "sparse", "sparse"]
@@ -511,7 +538,13 @@ def random_model(config: transformers.PretrainedConfig) -> transformers.PreTrain
     torch.manual_seed(0)
     # Falcon's eager attention adds the biases of ALiBi twice: to the scores, and with the mask.
     attention = "sdpa" if getattr(config, "alibi", False) else "eager"
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    # Mistral 4's text model is not registered for AutoModelForCausalLM.
+    build = (
+        transformers.Mistral4ForCausalLM._from_config
+        if isinstance(config, transformers.Mistral4Config)
+        else transformers.AutoModelForCausalLM.from_config
+    )
+    model = build(config, attn_implementation=attention).eval()
     for parameter in model.parameters():
         noise = torch.randn_like(parameter) * 0.2
         parameter.data = noise if parameter.ndim >= 2 else parameter.data + noise

@@ -50,6 +50,8 @@ class AttentionSpec:
     """Of each head's value, without a weight."""
     value_is_key: bool = False
     """Values are the keys' projections, before their norm and rotation; v_norm is given then."""
+    scaled_by_position: bool = False
+    """Queries are multiplied by the decoder's position_scale."""
     qkv_bias: bool = False
     o_bias: bool = False
     qkv_clip: float = 0.0
@@ -182,6 +184,7 @@ class Attention:
         self._head_counts = [spec.num_heads, *[spec.num_kv_heads] * (spec._num_parts - 1)]
         self._is_reader = spec.cache_of is not None
         self._scale = spec.scale
+        self._scaled_by_position = spec.scaled_by_position
         self._sliding_window = spec.sliding_window
         self._logit_softcap = spec.logit_softcap
         self._sinks = weights.tensors("sinks")["weight"] if spec.sinks else None
@@ -270,6 +273,9 @@ class Attention:
             )
         if self._query_scale is not None:
             query.mul_(self._query_scale)
+        if self._scaled_by_position:
+            assert batch.position_scale is not None, "the decoder's spec has one"
+            query.mul_(batch.position_scale)
         inputs = AttentionInputs(
             query=query,
             key_cache=key_cache,

@@ -52,6 +52,9 @@ class ForwardBatch:
     """[num_tokens, num_layers, width], activations' dtype: what layers get beside the residual stream; the decoder adds
     it."""
 
+    position_scale: torch.Tensor | None = None
+    """[num_tokens, 1, 1], activations' dtype: factors of the queries; the decoder adds it."""
+
     @classmethod
     def of(
         cls,

@@ -36,6 +36,8 @@ class LatentAttentionSpec:
     """Of latents, and of the queries' own latents; RMS without bias."""
     query_latent_dim: int = 0
     """Queries are a product of a latent of their own of this size; 0: of the hidden state."""
+    scaled_by_position: bool = False
+    """Queries are multiplied by the decoder's position_scale."""
     bias: bool = False
     """Whether the projections to the latents and the output projection have biases."""
 
@@ -151,6 +153,9 @@ class LatentAttention:
         query, latent = torch.split_with_sizes(projected, [projected.shape[1] - latent_size, latent_size], dim=1)
         if self._query is not None:
             query = self._query(self._query_norm(query))
+        if spec.scaled_by_position:
+            assert batch.position_scale is not None, "the decoder's spec has one"
+            query = query * batch.position_scale.flatten(1)
         sizes = [spec.num_heads * spec.nope_dim, spec.num_heads * spec.rope_dim]
         parts = torch.split_with_sizes(query, sizes, dim=1)
         query_nope, query_rope = (part.view(x.shape[0], spec.num_heads, -1) for part in parts)

@@ -18,6 +18,7 @@ from pagewire_shard.layers.layer_input import LayerInputs, LayerInputsSpec
 from pagewire_shard.layers.linear import GatheredLinear
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.parameter import Parameter
+from pagewire_shard.layers.position_scale import PositionScaleSpec
 from pagewire_shard.layers.rotary import cos_sin_cache
 from pagewire_shard.layers.weights import LayerWeights, Weights
 from pagewire_shard.parallel.ranks import ALONE, Ranks
@@ -47,6 +48,8 @@ class DecoderSpec:
     lm_head_bias: bool = False
     layer_inputs: LayerInputsSpec | None = None
     """What each layer gets beside the residual stream; None: nothing."""
+    position_scale: PositionScaleSpec | None = None
+    """The factors of queries by their positions, for mixers that ask for it; None: there are none."""
     embedding_norm: NormSpec | None = None
     """The norm of the token embeddings."""
     embedding_scale: float = 1.0
@@ -180,6 +183,9 @@ class Decoder:
         if self._layer_inputs is not None:
             layer_inputs = self._layer_inputs(batch.input_ids, x)
             batches = tuple(replace(each, layer_inputs=layer_inputs) for each in batches)
+        if self.spec.position_scale is not None:
+            scale = self.spec.position_scale.of(batch.positions).to(x.dtype)
+            batches = tuple(replace(each, position_scale=scale) for each in batches)
         stream: Stream = (x, None)
         for block, kv_cache, table in zip(self._blocks, kv_caches, self.layer_tables, strict=True):
             stream = block(stream, batches[table], kv_cache)

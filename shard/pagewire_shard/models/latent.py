@@ -10,12 +10,13 @@ from pagewire_shard.layers.block import LayerSpec
 from pagewire_shard.layers.latent_attention import LatentAttentionSpec
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
+from pagewire_shard.layers.rotary import RopeSpec
 from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.family import read_activation
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_DEFAULTS
 from pagewire_shard.models.names import NameMap
-from pagewire_shard.models.rope import max_position, read_rope
+from pagewire_shard.models.rope import max_position, read_rope, scaling_of
 
 NORM = NormSpec("rms", 1e-6)
 """Of latents; their epsilon is the norm's own, the configuration has no field for it."""
@@ -29,11 +30,12 @@ LATENT_DEFAULTS: dict[str, object] = {
 }
 
 
-def _read_attention(fields: ConfigFields, *, interleaved: bool) -> LatentAttentionSpec:
-    """The attention that a configuration with DeepSeek's fields asks for; interleaved: see RopeSpec."""
+def _read_attention(fields: ConfigFields, *, interleaved: bool, is_partial: bool) -> LatentAttentionSpec:
+    """The attention that a configuration with DeepSeek's fields asks for; see latent_spec."""
     nope_dim, rope_dim = fields.integer("qk_nope_head_dim"), fields.integer("qk_rope_head_dim")
     query_latent_dim = fields.integer("q_lora_rank") if "q_lora_rank" in fields else 0
     bias = fields.flag("attention_bias")
+    rope = _partial_rope(fields, nope_dim, rope_dim) if is_partial else read_rope(fields, rope_dim)
     if bias and not query_latent_dim:
         raise fields.unsupported("attention_bias", "false where q_lora_rank is null")
     return LatentAttentionSpec(
@@ -43,7 +45,7 @@ def _read_attention(fields: ConfigFields, *, interleaved: bool) -> LatentAttenti
         rope_dim=rope_dim,
         value_dim=fields.integer("v_head_dim", fields.integer("hidden_size") // fields.integer("num_attention_heads")),
         scale=(nope_dim + rope_dim) ** -0.5 * _yarn_scale(fields),
-        rope=replace(read_rope(fields, rope_dim), interleaved=interleaved),
+        rope=replace(rope, interleaved=interleaved),
         norm=NORM,
         query_latent_dim=query_latent_dim,
         bias=bias,
@@ -68,10 +70,30 @@ def unrotated_first(layer: LayerSpec) -> torch.Tensor:
     return torch.cat([part.flatten() for part in torch.split_with_sizes(rows, sizes, dim=1)])
 
 
-def latent_spec(fields: ConfigFields, *, interleaved: bool, mlp_bias: bool = False) -> DecoderSpec:
-    """The spec of a decoder of Llama's shape with latent attention; interleaved: see RopeSpec."""
+def _has_query_latent(layer: LayerSpec) -> bool:
+    return cast(LatentAttentionSpec, layer.mixer).query_latent_dim > 0
+
+
+def _partial_rope(fields: ConfigFields, nope_dim: int, rope_dim: int) -> RopeSpec:
+    head_dim = nope_dim + rope_dim
+    scaling = scaling_of(fields).with_default("partial_rotary_factor", rope_dim / head_dim)
+    rope = read_rope(fields, head_dim, is_partial=True, scaling=scaling)
+    if rope.rotary_dim != rope_dim:
+        raise scaling.unsupported("partial_rotary_factor", f"the share of qk_rope_head_dim, {rope_dim} of {head_dim}")
+    return rope
+
+
+def latent_spec(
+    fields: ConfigFields, *, interleaved: bool, mlp_bias: bool = False, is_partial: bool = False
+) -> DecoderSpec:
+    """The spec of a decoder of Llama's shape with latent attention.
+
+    Args:
+        interleaved: See RopeSpec.
+        is_partial: partial_rotary_factor is qk_rope_head_dim's share of a head.
+    """
     norm = NormSpec("rms", fields.number("rms_norm_eps"))
-    attention = _read_attention(fields, interleaved=interleaved)
+    attention = _read_attention(fields, interleaved=interleaved, is_partial=is_partial)
     mlp = MlpSpec(
         intermediate_size=fields.integer("intermediate_size"),
         activation=read_activation(fields, "hidden_act", gated=True),
@@ -107,4 +129,5 @@ ROW_ORDERS = {"self_attn.q_proj": unrotated_first, "self_attn.q_b_proj": unrotat
 def with_latent_attention(names: NameMap) -> NameMap:
     """The names of a family of Llama's shape with those of latent attention in place of the attention's."""
     others = {module: place for module, place in names.layer_modules.items() if not module.startswith("self_attn.")}
-    return replace(names, layer_modules={**others, **LATENT_MODULES}, row_orders=ROW_ORDERS)
+    only_for = {"self_attn.q_a_proj": _has_query_latent}
+    return replace(names, layer_modules={**others, **LATENT_MODULES}, row_orders=ROW_ORDERS, only_for=only_for)

@@ -60,6 +60,8 @@ class NameMap:
     """Checkpoints may hold layers beyond the last one, which predict further tokens. They are not loaded."""
     unused: tuple[str, ...] = ()
     """Modules within a layer that checkpoints have for layers too that do without them."""
+    only_for: Mapping[str, Callable[[LayerSpec], bool]] = field(default_factory=dict)
+    """Module within a layer that shares its place with another one -> whether it is the one that the layer has."""
     transposed_experts: bool = False
     """Matrices of every expert are stored [num_experts, in_features, out_features]."""
     transposed: bool = False
@@ -121,13 +123,15 @@ class NameMap:
         """Matches a name without the prefix; its groups are the layer's index and the name within the layer."""
         return re.fullmatch(rf"{re.escape(self.layer)}(\d+)\.(.+)", name)
 
-    def source(self, parameter: str, tensor: str, part: int | None) -> str:
+    def source(self, parameter: str, tensor: str, part: int | None, layers: Sequence[LayerSpec]) -> str:
         """The name of the tensor that fills this place, without the prefix, for messages; the inverse of target."""
         for module, name in self.modules.items():
             if name == parameter:
                 return f"{module}.{tensor}"
         _, index, layer_parameter = parameter.split(".")
         for module, place in self.layer_modules.items():
+            if module in self.only_for and not self.only_for[module](layers[int(index)]):
+                continue
             if place in ((layer_parameter, part), (layer_parameter, None)):
                 return f"{self.layer}{index}.{module}.{tensor}"
         for module, (name, num_parts, offset) in self.experts.items():

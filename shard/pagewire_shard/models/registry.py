@@ -31,6 +31,8 @@ from pagewire_shard.models.lfm2 import LFM2, LFM2_MOE
 from pagewire_shard.models.llama import CWM, INTERNLM3, LLAMA, MINISTRAL, MISTRAL
 from pagewire_shard.models.minicpm3 import MINICPM3
 from pagewire_shard.models.minimax_m2 import MINIMAX_M2
+from pagewire_shard.models.ministral3 import MINISTRAL3
+from pagewire_shard.models.mistral4 import MISTRAL4
 from pagewire_shard.models.mixtral import MIXTRAL
 from pagewire_shard.models.mpt import MPT
 from pagewire_shard.models.multimodal import DEFAULT_TEXT_TYPES, text_part
@@ -95,7 +97,9 @@ FAMILIES: dict[str, Family] = {
     "MPTForCausalLM": MPT,
     "MiniCPM3ForCausalLM": MINICPM3,
     "MiniMaxM2ForCausalLM": MINIMAX_M2,
+    "Ministral3ForCausalLM": MINISTRAL3,
     "MinistralForCausalLM": MINISTRAL,
+    "Mistral4ForCausalLM": MISTRAL4,
     "MistralForCausalLM": MISTRAL,
     "MixtralForCausalLM": MIXTRAL,
     "MptForCausalLM": MPT,

@@ -49,7 +49,7 @@ def read_rope(
                 rotary_dim,
                 "llama3",
                 scaling.positive_number("factor"),
-                _original_max_position(fields, scaling),
+                original_max_position(fields, scaling),
                 low_freq_factor=scaling.positive_number("low_freq_factor"),
                 high_freq_factor=scaling.positive_number("high_freq_factor"),
             )
@@ -101,21 +101,22 @@ def _rotary_dim(fields: ConfigFields, scaling: ConfigFields, head_dim: int, is_p
     return int(head_dim * share)
 
 
-def _original_max_position(fields: ConfigFields, scaling: ConfigFields) -> int:
+def original_max_position(fields: ConfigFields, scaling: ConfigFields) -> int:
+    """The context length before the stretch."""
     # A value beside the rope object takes precedence, as in transformers.
     stated = scaling.integer("original_max_position_embeddings", fields.integer("max_position_embeddings"))
     return fields.integer("original_max_position_embeddings", stated)
 
 
 def _read_yarn(fields: ConfigFields, scaling: ConfigFields, theta: float, rotary_dim: int) -> RopeSpec:
-    original_max_position = _original_max_position(fields, scaling)
-    factor = scaling.positive_number("factor", fields.integer("max_position_embeddings") / original_max_position)
+    original = original_max_position(fields, scaling)
+    factor = scaling.positive_number("factor", fields.integer("max_position_embeddings") / original)
     return RopeSpec(
         theta,
         rotary_dim,
         "yarn",
         factor,
-        original_max_position,
+        original,
         beta_fast=scaling.number("beta_fast", 32.0),
         beta_slow=scaling.number("beta_slow", 1.0),
         truncate=scaling.flag("truncate", True),
