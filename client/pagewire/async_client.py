@@ -12,8 +12,8 @@ import grpc.aio
 from pagewire import batch
 from pagewire.beam_search import BeamSearchOutput, BeamSearchParams
 from pagewire.call_span import call_span
-from pagewire.channels import ChannelPool, Connection
-from pagewire.errors import InvalidRequest, PagewireError, from_rpc_error
+from pagewire.channels import Connection
+from pagewire.errors import InvalidRequest, PagewireError, Unavailable, from_rpc_error
 from pagewire.events import Event
 from pagewire.outputs import RequestOutput
 from pagewire.prompts import (
@@ -32,6 +32,7 @@ from pagewire.prompts import (
 from pagewire.received import Received
 from pagewire.retry import NEVER, PATIENT, Attempts, RetryPolicy
 from pagewire.sampling_params import SamplingParams
+from pagewire.servers import Server, Servers, split_targets
 from pagewire.tls import channel_credentials
 from pagewire.v1 import inference_pb2
 from pagewire.wire import RequestOptions, build_request, decode_beams, decode_result
@@ -50,7 +51,8 @@ class AsyncClient:
     """Talks to a pagewire server. Use it within one event loop; close it, or use it as a context manager.
 
     Args:
-        target: "host:port", "dns:///name:port" or "unix:PATH".
+        target: "host:port", "dns:///name:port" or "unix:PATH"; several of them, as a list or separated by commas, and a
+            name with several addresses, are servers of which the client finds one that serves.
         tls: encrypts, and trusts the authorities that gRPC knows unless tls_ca names others.
         tls_ca: PEM file of the authorities that sign the server's certificate; implies tls.
         tls_cert: PEM file of a certificate to show, for servers that want one; implies tls.
@@ -66,7 +68,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: str = "localhost:50051",
+        target: str | Sequence[str] = "localhost:50051",
         *,
         tls: bool = False,
         tls_ca: str | None = None,
@@ -78,16 +80,13 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        if not isinstance(target, str) or not target:
-            raise InvalidRequest.of_field(
-                "target", f"{target!r} given, accepted: HOST:PORT, dns:///NAME:PORT, unix:PATH"
-            )
-        self.target = target
+        targets = split_targets(target)
+        self.target = ",".join(targets)
         self._timeout_s = checked_timeout_s(timeout_s)
         self._retry = retry or RetryPolicy()
         self._metadata: Metadata = bearer(api_key)
         credentials = credentials or channel_credentials(tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key)
-        self._channels = ChannelPool(target, credentials, max_message_bytes=max_message_bytes)
+        self._servers = Servers(targets, credentials, max_message_bytes=max_message_bytes)
 
     async def generate(
         self,
@@ -121,8 +120,11 @@ class AsyncClient:
         attempts = self._attempts(timeout_s)
         received = Received()
         while True:
+            address = self.target
             try:
-                with self._channels.lease() as connection, call_span(f"{INFERENCE}/Generate", self.target) as headers:
+                await self._servers.look_up()
+                with self._servers.lease() as connection, call_span(f"{INFERENCE}/Generate", self.target) as headers:
+                    address = connection.address
                     metadata = (*self._metadata, *headers)
                     call = connection.generate(request, timeout=attempts.remaining_s(), metadata=metadata)
                     try:
@@ -133,13 +135,11 @@ class AsyncClient:
                         return
                     finally:
                         call.cancel()
-            except grpc.aio.AioRpcError as exc:
-                error = from_rpc_error(exc, self.target)
+            except (grpc.aio.AioRpcError, Unavailable) as exc:
                 if received.has_progressed():
                     attempts.begin_anew()
-                delay_s = attempts.delay_s(error) if received.can_resume or not received.has_output else None
-                if delay_s is None:
-                    raise error from exc
+                can_go_on = received.can_resume or not received.has_output
+                delay_s = self._delay_s(exc, address, attempts, can_go_on=can_go_on)
                 received.fill(request)
             await asyncio.sleep(delay_s)
 
@@ -300,7 +300,14 @@ class AsyncClient:
         return await self._unary(f"{INFERENCE}/GetModel", lambda c, **kwargs: c.inference.GetModel(request, **kwargs))
 
     async def health(self) -> bool:
-        """Returns whether the server would run a request now; False also if it does not answer."""
+        """Returns whether a server would run a request now; False also if none answers."""
+        try:
+            await self._servers.look_up()
+        except Unavailable:
+            return False
+        return any(await asyncio.gather(*(self._is_serving(server) for server in self._servers.all)))
+
+    async def _is_serving(self, server: Server) -> bool:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         def check(connection: Connection, **kwargs: Any) -> Awaitable[Any]:
@@ -309,14 +316,15 @@ class AsyncClient:
             return response
 
         try:
-            response = await self._unary("grpc.health.v1.Health/Check", check, Attempts(NEVER, HEALTH_TIMEOUT_S))
+            attempts = Attempts(NEVER, HEALTH_TIMEOUT_S)
+            response = await self._unary("grpc.health.v1.Health/Check", check, attempts, server)
         except PagewireError:
             return False
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def close(self) -> None:
         """Closes the connections; requests that are open are cancelled."""
-        await self._channels.close()
+        await self._servers.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -354,25 +362,42 @@ class AsyncClient:
                 text = await self.detokenize(token_ids, skip_special_tokens=params.skip_special_tokens)
         return decode_beams(result, token_ids, text, keeps_last=params.include_stop_str_in_output)
 
-    async def _unary(self, method: str, call: Callable[..., Awaitable[T]], attempts: Attempts | None = None) -> T:
+    async def _unary(
+        self,
+        method: str,
+        call: Callable[..., Awaitable[T]],
+        attempts: Attempts | None = None,
+        server: Server | None = None,
+    ) -> T:
         """Makes a call that has one response, and repeats it as the retry policy says.
 
         Args:
             method: full name of the method, for traces.
             call: starts the call, given a connection and gRPC's own options.
+            server: the server to ask; None: any.
         """
         attempts = attempts or self._attempts(None)
         while True:
+            address = self.target
             try:
-                with self._channels.lease() as connection, call_span(method, self.target) as headers:
+                await self._servers.look_up()
+                with self._servers.lease(server) as connection, call_span(method, self.target) as headers:
+                    address = connection.address
                     metadata = (*self._metadata, *headers)
                     return await call(connection, timeout=attempts.remaining_s(), metadata=metadata)
-            except grpc.aio.AioRpcError as exc:
-                error = from_rpc_error(exc, self.target)
-                delay_s = attempts.delay_s(error)
-                if delay_s is None:
-                    raise error from exc
+            except (grpc.aio.AioRpcError, Unavailable) as exc:
+                delay_s = self._delay_s(exc, address, attempts)
             await asyncio.sleep(delay_s)
+
+    def _delay_s(
+        self, exc: "grpc.aio.AioRpcError | Unavailable", address: str, attempts: Attempts, *, can_go_on: bool = True
+    ) -> float:
+        """How long to wait after a failed attempt at an address. Raises its error if that is final."""
+        error = exc if isinstance(exc, Unavailable) else from_rpc_error(exc, address)
+        delay_s = attempts.delay_s(error) if can_go_on else None
+        if delay_s is None:
+            raise error from (None if error is exc else exc)
+        return 0.0 if self._servers.on_failed(address, error) else delay_s
 
     def _attempts(self, timeout_s: float | None) -> Attempts:
         return Attempts(self._retry, self._timeout_s if timeout_s is None else checked_timeout_s(timeout_s))

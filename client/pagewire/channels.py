@@ -21,8 +21,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # Without its own pool, channels to one address share one connection.
     ("grpc.use_local_subchannel_pool", 1),
     # Pings notice a hung peer only if ping_timeout_ms is set: keepalive_timeout_ms alone never fires.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 6_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     # gRPC's own retries are off: this package retries requests, since it reads RetryInfo.
     ("grpc.enable_retries", 0),
@@ -40,6 +40,7 @@ MAX_CHANNELS = 8
 class Connection:
     """One channel and the number of calls that are open on it."""
 
+    address: str
     channel: grpc.aio.Channel
     inference: "inference_pb2_grpc.InferenceAsyncStub"
     generate: "grpc.aio.UnaryStreamMultiCallable[inference_pb2.GenerateRequest, Event | None]"
@@ -50,17 +51,31 @@ class Connection:
 class ChannelPool:
     """Opens channels to one target as they are needed. Belongs to the event loop that uses it first."""
 
-    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None, *, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        target: str,
+        credentials: grpc.ChannelCredentials | None,
+        *,
+        max_message_bytes: int,
+        name: str | None = None,
+    ) -> None:
+        """name: what the server's certificate is made out to, if not to the target."""
         self._target = target
         self._credentials = credentials
-        self._options: Sequence[tuple[str, int]] = (
+        self._options: Sequence[tuple[str, int | str]] = (
             *CHANNEL_OPTIONS,
             *channel_options(target),
+            *(() if name is None else (("grpc.default_authority", name),)),
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
         )
         self._connections: list[Connection] = []
         self._is_closed = False
+
+    @property
+    def num_open(self) -> int:
+        """Calls that are open."""
+        return sum(connection.num_open for connection in self._connections)
 
     @contextmanager
     def lease(self) -> Iterator[Connection]:
@@ -86,7 +101,7 @@ class ChannelPool:
             request_serializer=_serialize,
             response_deserializer=decode_event,
         )
-        connection = Connection(channel, inference_pb2_grpc.InferenceStub(channel), generate)
+        connection = Connection(self._target, channel, inference_pb2_grpc.InferenceStub(channel), generate)
         self._connections.append(connection)
         return connection
 

@@ -1,7 +1,7 @@
 """The synchronous client: AsyncClient's methods, run on the background event loop."""
 
 import functools
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -40,7 +40,7 @@ class Client:
 
     def __init__(
         self,
-        target: str = "localhost:50051",
+        target: str | Sequence[str] = "localhost:50051",
         *,
         tls: bool = False,
         tls_ca: str | None = None,

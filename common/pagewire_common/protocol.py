@@ -2,7 +2,7 @@
 
 PROTOCOL_MAJOR = 2
 """A router of another major version is refused."""
-PROTOCOL_MINOR = 1
+PROTOCOL_MINOR = 2
 """Additions that an older router may ignore."""
 MAX_SHARD_MESSAGE_BYTES = 256 << 20
 """Longest message between a router and a shard."""

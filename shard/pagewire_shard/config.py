@@ -72,7 +72,7 @@ class ShardConfig:
     """Read `oneOf` of JSON schemas as `anyOf` where its options cannot be told apart."""
     lenient_json_schemas: bool = False
     """Ignore keywords and formats of JSON schemas that are not supported, in place of refusing them."""
-    lease_term_s: float = 10.0
+    lease_term_s: float = 3.0
     """A router that is silent for so long loses the shard."""
     drain_grace_s: float = 30.0
     """How long a shard that was told to stop waits for its router to let go."""

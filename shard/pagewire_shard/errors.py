@@ -91,14 +91,16 @@ class ProtocolMismatch(StreamError):
 
 
 class LeaseHeld(StreamError):
-    """Another router drives the shard: `holder`, for at least `remaining_ms` unless it lets go."""
+    """Another router drives the shard: `holder`, for at least `remaining_ms` unless it lets go. Empty: none does, but
+    the lease has not been free for as long as was asked for."""
 
     reason = "LEASE_HELD"
 
     def __init__(self, holder: str, remaining_ms: int) -> None:
-        super().__init__(
-            f"the lease is held by router {holder!r} for another {remaining_ms} ms; wait, or set Hello.force to take it"
-        )
+        message = f"the lease is held by router {holder!r} for another {remaining_ms} ms"
+        if not holder:
+            message = f"the lease has been free for less than was asked for, by {remaining_ms} ms"
+        super().__init__(f"{message}; wait, or set Hello.force to take it")
         self.holder = holder
         self.remaining_ms = remaining_ms
 

@@ -87,7 +87,7 @@ class FakeRank:
     def __init__(self, stream):
         self._stream = stream
 
-    async def open_plan_stream(self, router_id, max_inflight, epoch):
+    async def open_plan_stream(self, router_id, max_inflight, epoch, min_free_s=0.0):
         welcome = shard_pb2.Welcome(lease_term_ms=10_000, max_inflight=2, info=INFO, free_blocks=INFO.num_blocks)
         return PlanStreamOpened(self._stream, welcome)
 
@@ -114,7 +114,7 @@ class BrokenRank:
     def __init__(self):
         self.num_attempts = 0
 
-    async def open_plan_stream(self, router_id, max_inflight, epoch):
+    async def open_plan_stream(self, router_id, max_inflight, epoch, min_free_s=0.0):
         self.num_attempts += 1
         raise KeyError("a bug")
 

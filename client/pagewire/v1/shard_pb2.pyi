@@ -236,6 +236,7 @@ class Hello(_message.Message):
     MAX_INFLIGHT_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    MIN_FREE_MS_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Names the router in refusals and logs."""
     protocol_major: _builtins.int
@@ -246,6 +247,10 @@ class Hello(_message.Message):
     """Plans the router wants to have outstanding, 1 to 4."""
     force: _builtins.bool
     """Takes the lease from a live holder."""
+    min_free_ms: _builtins.int
+    """Takes the lease only if it has been free for so long: asked by a router that drives more groups than another one,
+    which thus comes first.
+    """
     @_builtins.property
     def epoch(self) -> Global___Epoch:
         """For ranks other than 0: the epoch that rank 0 granted."""
@@ -259,10 +264,11 @@ class Hello(_message.Message):
         max_inflight: _builtins.int = ...,
         epoch: Global___Epoch | None = ...,
         force: _builtins.bool = ...,
+        min_free_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "force", b"force", "max_inflight", b"max_inflight", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "force", b"force", "max_inflight", b"max_inflight", "min_free_ms", b"min_free_ms", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "router_id", b"router_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -280,7 +286,7 @@ class Welcome(_message.Message):
     INFO_FIELD_NUMBER: _builtins.int
     FREE_BLOCKS_FIELD_NUMBER: _builtins.int
     lease_term_ms: _builtins.int
-    """The lease ends this long after the last renewal."""
+    """Another router may take the lease this long after the last renewal."""
     max_inflight: _builtins.int
     """Plans that may be outstanding. The first shard of a group refuses a plan beyond them, the others one beyond twice
     as many.
@@ -1192,6 +1198,8 @@ class ShardInfo(_message.Message):
     SERVES_GRAMMARS_FIELD_NUMBER: _builtins.int
     MAX_BAD_WORD_TOKENS_FIELD_NUMBER: _builtins.int
     CACHE_GROUPS_FIELD_NUMBER: _builtins.int
+    LEASE_HOLDER_FIELD_NUMBER: _builtins.int
+    WAITING_ROUTERS_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """Shards of one group share it."""
     tp_rank: _builtins.int
@@ -1238,6 +1246,8 @@ class ShardInfo(_message.Message):
     """Answers Prepares of grammars."""
     max_bad_word_tokens: _builtins.int
     """Longest list of Admit's bad words, in tokens of all of them together."""
+    lease_holder: _builtins.str
+    """The router that drives the shard; empty: none does. Set by GetInfo alone."""
     @_builtins.property
     def num_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Blocks in the pool. One entry: all cache groups share it."""
@@ -1249,6 +1259,10 @@ class ShardInfo(_message.Message):
     @_builtins.property
     def cache_groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___CacheGroup]:
         """The cache groups, in the order of their block tables. Empty: one, with one table, that keeps all tokens."""
+
+    @_builtins.property
+    def waiting_routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other routers that have asked for the lease in the last seconds, in order of their names. Set by GetInfo alone."""
 
     def __init__(
         self,
@@ -1279,10 +1293,12 @@ class ShardInfo(_message.Message):
         serves_grammars: _builtins.bool = ...,
         max_bad_word_tokens: _builtins.int = ...,
         cache_groups: _abc.Iterable[Global___CacheGroup] | None = ...,
+        lease_holder: _builtins.str = ...,
+        waiting_routers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "cache_groups", b"cache_groups", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "max_bad_word_tokens", b"max_bad_word_tokens", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "max_scores", b"max_scores", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "serves_grammars", b"serves_grammars", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "cache_groups", b"cache_groups", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "lease_holder", b"lease_holder", "max_bad_word_tokens", b"max_bad_word_tokens", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "max_scores", b"max_scores", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "serves_grammars", b"serves_grammars", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size", "waiting_routers", b"waiting_routers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,6 +21,7 @@ from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import ShardClient, describe, geometry
 from pagewire_router.groups.shard_directory import REFRESH_S, ShardDirectory, ShardMember
 from pagewire_router.groups.shard_resolver import Resolver, ShardAddress
+from pagewire_router.groups.sharing import Sharing
 from pagewire_router.groups.step_stats import StepStats
 from pagewire_router.request import Request
 
@@ -51,6 +52,7 @@ class Dispatcher:
         self._config = config
         self._router_id = f"router-{secrets.token_hex(4)}"
         self._groups: list[GroupLoop] = []
+        self._sharing = Sharing(self._router_id)
         self.collector = GroupMetrics(self._groups, self.stats)
         self.histograms = (self.stats.round_trip_s,)
         self._directory = ShardDirectory(
@@ -190,8 +192,11 @@ class Dispatcher:
         self._changed.set()
         if not self._is_model_known or self._is_stopping:
             return
-        for members in self._directory.complete_groups(self.model.model_digest).values():
+        complete = self._directory.complete_groups(self.model.model_digest).values()
+        self._sharing.update(members[0].info for members in complete if members[0].info is not None)
+        for members in complete:
             self._settle(members)
+        self._hand_back()
         self._move_requests()
         self._end_expired()
         self._drop_gone()
@@ -214,6 +219,7 @@ class Dispatcher:
             max_inflight=self._config.max_inflight,
             step_timeout_s=self._config.step_timeout_s,
             shard_wait_s=self._config.shard_wait_s,
+            patience_s=lambda: self._sharing.patience_s(self._groups),
             on_change=self._on_change,
             on_step=self.stats.add,
         )
@@ -224,6 +230,12 @@ class Dispatcher:
             group.take_place_of(current)
             self._move(current, [group])
             self._retire(current)
+
+    def _hand_back(self) -> None:
+        """Hands a group to a router that drives fewer, if there is one."""
+        surplus = None if self._is_draining else self._sharing.surplus(self._groups, asyncio.get_running_loop().time())
+        if surplus is not None:
+            surplus.hand_back()
 
     def _drop_gone(self) -> None:
         """Retires groups whose shards are gone. Requests keep waiting while a listed shard may still take over."""

@@ -42,8 +42,9 @@ from pagewire_router.groups.shard_client import (
     say_goodbye,
     write_all,
 )
+from pagewire_router.groups.shard_deaths import ShardDeaths
 from pagewire_router.groups.stall_watch import StallWatch
-from pagewire_router.groups.timeline_observer import TimelineObserver
+from pagewire_router.groups.timeline_observer import TimelineObserver, note_failover, note_queued
 from pagewire_router.request import OutputSink, Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.forecast import Estimate
@@ -51,12 +52,13 @@ from pagewire_router.scheduling.plans import Progress
 from pagewire_router.scheduling.prefix_index import PrefixIndex
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import ProtocolError, SequenceGroup
-from pagewire_router.scheduling.suspects import blame, note_death
-from pagewire_router.timeline import FailedOver, Queued
+from pagewire_router.scheduling.suspects import blame
 
 logger = logging.getLogger(__name__)
 
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
+HELD_BACKOFF_S = 0.4
+"""Longest wait before a lease is asked for again that another router holds: it is to be found soon after that dies."""
 CONNECT_TIMEOUT_S = 5.0
 TICK_S = 0.25
 """Time between two checks of deadlines and progress when no result comes."""
@@ -76,10 +78,12 @@ class GroupLoop:
         max_inflight: int,
         step_timeout_s: float = math.inf,
         shard_wait_s: float = math.inf,
+        patience_s: Callable[[], float] = float,
         on_change: Callable[["GroupLoop"], None],
         on_step: Callable[[shard_pb2.StepResult, float], None],
     ) -> None:
-        """step_timeout_s, shard_wait_s: see RouterConfig. on_change is called when the group comes up, drains, goes
+        """step_timeout_s, shard_wait_s: see RouterConfig. patience_s says how long the lease must have been free before
+        this router takes it. on_change is called when the group comes up, drains, goes
         down or is no longer waited for; on_step with each result and the round trip of its plan in seconds."""
         self.info = info
         self.scheduler = Scheduler(GroupLimits.of(info), TimelineObserver(), len(ranks))
@@ -101,6 +105,7 @@ class GroupLoop:
         self._router_id = router_id
         self._max_inflight = max_inflight
         self._shard_wait_s = shard_wait_s
+        self._patience_s = patience_s
         self._on_change = on_change
         self._on_step = on_step
         self._groups: dict[Request, SequenceGroup] = {}
@@ -113,10 +118,9 @@ class GroupLoop:
         self._away_since_s = 0.0
         """time.monotonic() when the group last went down."""
         self._stopping = False
+        self._why_goodbye = ""
         self._is_down_logged = False
-        self._lost: list[SequenceGroup] = []
-        """Requests that were in flight when the last epoch ended without a reason."""
-        self._incarnation = 0  # Of the shard process that was driven last.
+        self._deaths = ShardDeaths()
 
     @property
     def load(self) -> int:
@@ -148,7 +152,7 @@ class GroupLoop:
     def submit(self, request: Request) -> None:
         """Queues a request. Raises RequestTooLong."""
         self._groups[request] = self.scheduler.add(request)
-        self._note_queued(request)
+        note_queued(request, self.info.group_id)
         self._wakeup.set()
 
     def estimate(self, request: Request, now: float) -> Estimate | None:
@@ -166,12 +170,12 @@ class GroupLoop:
         """Takes a request that another shard group has handed over."""
         self._groups[group.request] = group
         self.scheduler.adopt(group)
-        self._note_queued(group.request)
+        note_queued(group.request, self.info.group_id)
         self._wakeup.set()
 
     def give_up_all(self) -> list[SequenceGroup]:
         """Hands over all requests, to be adopted elsewhere. Results that still come are dropped."""
-        self._note_failover()
+        note_failover(self.scheduler.running)
         self._fail_refused()
         self._groups.clear()
         self._sent_s.clear()
@@ -214,16 +218,6 @@ class GroupLoop:
             message = "the request has waited until it could not finish before its deadline any more"
             self._fail(group, QueueFull(message, retry_after_s=retry_after_s))
 
-    def _note_queued(self, request: Request) -> None:
-        if request.timeline is not None:
-            request.timeline.note(Queued(self.info.group_id))
-
-    def _note_failover(self) -> None:
-        """Records in the timelines of running requests that they have to be admitted again."""
-        for group in self.scheduler.running:
-            if group.request.timeline is not None:
-                group.request.timeline.note(FailedOver(group.num_output_tokens))
-
     # The connection.
 
     async def run(self) -> None:
@@ -239,6 +233,7 @@ class GroupLoop:
                 # Our own lease may outlive a broken stream for a while: that is no reason to give up.
                 if error.holder != self._router_id:
                     self._expect_no_more("another router drives the shards")
+                backoff_s = min(backoff_s, HELD_BACKOFF_S)
             except (*CALL_ERRORS, RouterError, ProtocolError, TimeoutError) as error:
                 self._log_down(error)
             except Exception:  # a bug of ours must not end the group for good
@@ -268,9 +263,14 @@ class GroupLoop:
         level = logging.WARNING if is_news else logging.DEBUG
         logger.log(level, "shard group %s is down: %s", self.info.group_id, describe(error))
 
+    def hand_back(self) -> None:
+        """Lets another router have the shards, once this group's requests have moved to others."""
+        logger.info("shard group %s is handed back", self.info.group_id)
+        self._stop_admitting("another router waits for the shard")
+
     def stop(self) -> None:
         """Says Goodbye to the shards and makes run() return."""
-        self._stopping = True
+        self._stopping, self._why_goodbye = True, "the router stops"
         self._wakeup.set()
 
     async def _open(self) -> list[PlanStreamOpened]:
@@ -278,8 +278,8 @@ class GroupLoop:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 for rank in self.ranks:
-                    epoch = streams[0].welcome.epoch if streams else None
-                    streams.append(await rank.open_plan_stream(self._router_id, self._max_inflight, epoch))
+                    epoch, patience_s = (streams[0].welcome.epoch, 0.0) if streams else (None, self._patience_s())
+                    streams.append(await rank.open_plan_stream(self._router_id, self._max_inflight, epoch, patience_s))
             if any(geometry(stream.welcome.info) != geometry(self.info) for stream in streams):
                 raise Unavailable("its shards have been started with another model or other limits")
         except BaseException:
@@ -310,11 +310,12 @@ class GroupLoop:
                 call.cancel()
             if not self._stopping and not self.is_draining:
                 self.num_failovers += 1
-                self._lost = self.scheduler.groups_in_flight()
-            self._note_failover()
+                self._deaths.on_lost(self.scheduler.groups_in_flight())
+            note_failover(self.scheduler.running)
 
     def _start_epoch(self, welcome: shard_pb2.Welcome) -> None:
-        self._count_deaths(welcome.epoch.incarnation)
+        self._deaths.on_epoch(welcome.epoch.incarnation)
+        self._fail_condemned()
         self.scheduler.reset(welcome.free_blocks[0], welcome.max_inflight)
         self._sent_s.clear()
         self._digests.clear()
@@ -331,15 +332,8 @@ class GroupLoop:
         logger.log(level, "shard group %s serves, epoch %d", self.info.group_id, welcome.epoch.counter)
         self._is_down_logged = False
 
-    def _count_deaths(self, incarnation: int) -> None:
-        """Counts a death for each request that was in flight when the shard's process ended: it may be the cause."""
-        lost, self._lost = [group for group in self._lost if not group.is_finished], []
-        if self._incarnation not in (0, incarnation):
-            alone = len(lost) == 1 and lost[0].suspicion is not None
-            for group in lost:
-                if note_death(group, alone=alone):
-                    group.is_condemned = True
-        self._incarnation = incarnation
+    def _fail_condemned(self) -> None:
+        """Ends the requests that shard processes have died over alone."""
         # It may have moved here from the group that it ran on.
         for group in [group for group in self._groups.values() if group.is_condemned]:
             self._fail(group, StepFailed("shards stop when they run this request, also when they run nothing else"))
@@ -375,7 +369,7 @@ class GroupLoop:
                 self._wakeup.clear()
                 if not (self._stopping or self._renew_due):
                     await self._wakeup.wait()
-            await say_goodbye(calls, "the router stops" if self._stopping else "the shard drains")
+            await say_goodbye(calls, self._why_goodbye)
         finally:
             renewal.cancel()
             tick.cancel()
@@ -494,6 +488,11 @@ class GroupLoop:
 
     def _drain(self) -> None:
         logger.info("shard group %s drains", self.info.group_id)
+        self._stop_admitting("the shard drains")
+
+    def _stop_admitting(self, why: str) -> None:
+        """Lets what runs go on, until it has moved to other groups or has ended."""
+        self._why_goodbye = why
         self.is_draining = True
         self.scheduler.is_admitting = False
         self._on_change(self)

@@ -59,7 +59,7 @@ class PlanStreamOpened:
 
 
 class LeaseHeld(Unavailable):
-    """Another router drives the shard."""
+    """Another router drives the shard, or is given the time to: then the holder is empty."""
 
     def __init__(self, message: str, holder: str) -> None:
         super().__init__(message)
@@ -116,9 +116,10 @@ class ShardClient:
         return files
 
     async def open_plan_stream(
-        self, router_id: str, max_inflight: int, epoch: shard_pb2.Epoch | None
+        self, router_id: str, max_inflight: int, epoch: shard_pb2.Epoch | None, min_free_s: float = 0.0
     ) -> PlanStreamOpened:
-        """Asks for the lease. `epoch`: what rank 0 granted, for the other ranks of the group.
+        """Asks for the lease. `epoch`: what rank 0 granted, for the other ranks of the group; min_free_s: how long the
+        lease must have been free.
 
         Raises LeaseHeld if another router drives the shard, Unavailable for any other refusal.
         """
@@ -133,6 +134,7 @@ class ShardClient:
             protocol_minor=PROTOCOL_MINOR,
             max_inflight=max_inflight,
             epoch=epoch,
+            min_free_ms=int(min_free_s * 1000),
         )
         try:
             return PlanStreamOpened(call, await self._welcome(call, hello))

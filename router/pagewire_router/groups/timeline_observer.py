@@ -1,11 +1,14 @@
 """Writes what a scheduler decides about traced requests into their timelines."""
 
+from collections.abc import Iterable
+
 from pagewire.v1 import shard_pb2
 
+from pagewire_router.request import Request
 from pagewire_router.scheduling.observer import SchedulerObserver
 from pagewire_router.scheduling.plans import PlanInFlight
 from pagewire_router.scheduling.sequence import SequenceGroup
-from pagewire_router.timeline import Admitted, ChunkDone, ChunkPlanned, Ended, Preempted
+from pagewire_router.timeline import Admitted, ChunkDone, ChunkPlanned, Ended, FailedOver, Preempted, Queued
 
 
 class TimelineObserver(SchedulerObserver):
@@ -48,3 +51,16 @@ class TimelineObserver(SchedulerObserver):
         """Notes the end of a request."""
         if group.request.timeline is not None:
             group.request.timeline.note(Ended(group.num_output_tokens))
+
+
+def note_queued(request: Request, group_id: str) -> None:
+    """Records in a request's timeline that it waits for a shard group."""
+    if request.timeline is not None:
+        request.timeline.note(Queued(group_id))
+
+
+def note_failover(groups: Iterable[SequenceGroup]) -> None:
+    """Records in the timelines of running requests that they have to be admitted again."""
+    for group in groups:
+        if group.request.timeline is not None:
+            group.request.timeline.note(FailedOver(group.num_output_tokens))

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 MAX_INFLIGHT_LIMIT = 4
 STALL_CHECK_INTERVAL_S = 1.0
+ABANDONED_TERMS = 3
+"""A router that has not renewed its lease for so many terms is given up, also if no other wants to drive the shard."""
 LATE_TIMER_S = 0.5
 """A lease timer this late says that the event loop stood still: renewals may lie unread, so it looks again."""
 
@@ -63,6 +65,11 @@ class ExecuteService:
         """The shard was told to stop."""
         return self._draining
 
+    def describe_lease(self, info: shard_pb2.ShardInfo) -> None:
+        """Fills in who drives the shard and who would."""
+        info.lease_holder = self._lease.holder or ""
+        info.waiting_routers.extend(self._lease.waiting)
+
     async def execute(self, _request_iterator: object, context: RawContext) -> None:
         """The call, with messages as bytes. Its end, whatever the reason, frees the lease."""
         try:
@@ -96,7 +103,7 @@ class ExecuteService:
             raise ShardUnavailable("the shard drains")
         self._check_progress()
         if self._grants_lease:
-            epoch = self._lease.grant(hello.router_id, force=hello.force)
+            epoch = self._lease.grant(hello.router_id, force=hello.force, min_free_s=hello.min_free_ms / 1000)
         else:
             epoch = self._lease.obey(hello.router_id, EpochId(hello.epoch.incarnation, hello.epoch.counter))
         if self._stream is not None:
@@ -200,14 +207,23 @@ class ExecuteService:
 
 
 async def watch_lease(lease: Lease, stream: PlanStream) -> None:
-    """Ends the stream when the lease lapses."""
+    """Ends the stream when the lease has lapsed for so long that its router must be gone.
+
+    Until then another router may take the lease, which ends the stream too. If none wants it, a router that stood still
+    for a while goes on.
+    """
     loop = asyncio.get_running_loop()
-    while (remaining_s := lease.remaining_s) > 0:
-        due_s = loop.time() + remaining_s
-        await asyncio.sleep(remaining_s)
+    patience_s = (ABANDONED_TERMS - 1) * lease.term_s
+    while True:
+        while (remaining_s := lease.remaining_s) > 0:
+            await asyncio.sleep(remaining_s)
+        due_s = loop.time() + patience_s
+        await asyncio.sleep(patience_s)
         if loop.time() - due_s > LATE_TIMER_S:
             await asyncio.sleep(LATE_TIMER_S)
-    stream.close(LeaseLost(f"the lease lapsed: not renewed for {lease.term_s:g} s"))
+        if lease.remaining_s == 0:
+            break
+    stream.close(LeaseLost(f"the lease lapsed: not renewed for {ABANDONED_TERMS * lease.term_s:g} s"))
 
 
 def parse(data: object) -> shard_pb2.RouterMessage:

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 
 from pagewire_shard.errors import LeaseHeld, LeaseLost, StaleEpoch
 
+WAITING_S = 3.0
+"""A router that has asked for the lease within this time counts as waiting. Routers ask about twice a second."""
+MAX_WAITING = 64
+"""Most routers that are remembered."""
+
 
 @dataclass(frozen=True, slots=True)
 class EpochId:
@@ -37,6 +42,8 @@ class Lease:
         self._holder: str | None = None
         self._epoch = EpochId(incarnation, 0)
         self._expires_at_s = -math.inf
+        self._released_at_s = clock()
+        self._asked_at_s: dict[str, float] = {}
         self._retired_incarnations: set[int] = set()
 
     @property
@@ -56,11 +63,23 @@ class Lease:
             return 0.0
         return min(max(self._expires_at_s - self._clock(), 0.0), self.term_s)
 
-    def grant(self, holder: str, *, force: bool = False) -> EpochId:
-        """Starts a new term; by force also over a live holder. Raises LeaseHeld."""
+    @property
+    def waiting(self) -> list[str]:
+        """Routers other than the holder that have asked for the lease lately, in order of their names."""
+        now_s, holder = self._clock(), self.holder
+        return sorted(name for name, s in self._asked_at_s.items() if now_s - s <= WAITING_S and name != holder)
+
+    def grant(self, holder: str, *, force: bool = False, min_free_s: float = 0.0) -> EpochId:
+        """Starts a new term, if the lease has been free for min_free_s; by force also over a live holder.
+
+        Raises LeaseHeld.
+        """
         current = self.holder
-        if current is not None and not force:
-            raise LeaseHeld(current, math.ceil(self.remaining_s * 1000))
+        if not force:
+            missing_s = min_free_s - self._free_s()
+            if current is not None or missing_s > 0:
+                self._note_asked(holder)
+                raise LeaseHeld(current or "", math.ceil(1000 * (missing_s if current is None else self.remaining_s)))
         return self._start(holder, EpochId(self.incarnation, self._epoch.counter + 1))
 
     def obey(self, holder: str, epoch: EpochId) -> EpochId:
@@ -92,8 +111,22 @@ class Lease:
 
     def release(self, epoch: EpochId) -> None:
         """Frees the lease if it is still this epoch's; a later holder's is left alone."""
-        if epoch == self._epoch:
+        if epoch == self._epoch and self._holder is not None:
             self._holder = None
+            self._released_at_s = self._clock()
+
+    def _free_s(self) -> float:
+        """For how long nobody has held the lease; 0 if somebody does."""
+        free_since_s = self._released_at_s if self._holder is None else self._expires_at_s
+        return max(0.0, self._clock() - free_since_s)
+
+    def _note_asked(self, name: str) -> None:
+        now_s = self._clock()
+        self._asked_at_s.pop(name, None)
+        self._asked_at_s[name] = now_s
+        oldest = next(iter(self._asked_at_s))
+        if len(self._asked_at_s) > MAX_WAITING or now_s - self._asked_at_s[oldest] > WAITING_S:
+            del self._asked_at_s[oldest]
 
     def _start(self, holder: str, epoch: EpochId) -> EpochId:
         self._holder = holder

@@ -38,9 +38,12 @@ class ShardService:
 
     async def get_info(self, _request: shard_pb2.GetInfoRequest, context: AbortableContext) -> shard_pb2.ShardInfo:
         """GetInfo."""
-        if self._info is None:
+        if self._info is None or self._execute_service is None:
             await abort(context, ShardUnavailable("the shard loads its model"))
-        return self._info
+        info = shard_pb2.ShardInfo()
+        info.CopyFrom(self._info)
+        self._execute_service.describe_lease(info)
+        return info
 
     async def get_model_files(
         self, _request: shard_pb2.GetModelFilesRequest, context: AbortableContext
