@@ -39,6 +39,7 @@ FORBIDDEN = {
 # imports, at run time and for types, only itself and rooms of lower floors.
 FLOORS = {
     "pagewire_common": (
+        ("json_struct",),
         (
             "protocol",
             "model_files",
@@ -68,7 +69,7 @@ FLOORS = {
     ),
     "pagewire_shard": (
         ("errors", "config", "host_memory", "slot_tables"),
-        ("grammar", "parallel"),
+        ("grammar", "logits_processors", "parallel"),
         ("engine", "layers", "limits", "tracing"),
         ("models", "stepping", "sampling"),
         ("loading",),

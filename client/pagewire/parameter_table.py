@@ -23,6 +23,8 @@ MAX_BAD_WORDS = 128
 MAX_TEXT_CHARS = 1024
 """Longest stop string or bad word."""
 MAX_STOP_STRINGS = 64
+MAX_EXTRA_ARGS_BYTES = 1 << 16
+"""Most bytes of extra_args as a message."""
 
 
 class Kind(Enum):
@@ -35,6 +37,7 @@ class Kind(Enum):
     TOKEN_IDS = "token ids"
     BIASES = "numbers by token id"
     MESSAGE = "message"
+    OBJECT = "object"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +249,12 @@ PARAMETERS = (
         accepted=Range(-1, excludes_zero=True),
         absent="all",
         also="at most the context length",
+    ),
+    Parameter(
+        "extra_args",
+        Kind.OBJECT,
+        "Arguments for the server's logits processors, as JSON.",
+        also=f"up to {MAX_EXTRA_ARGS_BYTES >> 10} KiB; refused where the server has no logits processors",
     ),
 )
 """Every sampling parameter, in the order of the fields of inference.proto."""

@@ -1,6 +1,7 @@
 """Sampling parameters, with vLLM's names, defaults and ranges."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -14,6 +15,10 @@ from pagewire.text import is_encodable
 
 if TYPE_CHECKING:
     from pagewire.v1 import inference_pb2
+
+
+MAX_WHOLE_DOUBLE = 2**53
+"""Whole numbers up to this are doubles."""
 
 
 class _Tracked:
@@ -80,6 +85,7 @@ class SamplingParams(_Tracked):
     bad_words: Sequence[str] | None = None
     structured_outputs: StructuredOutputsParams | None = None
     truncate_prompt_tokens: int | None = None
+    extra_args: Mapping[str, Any] | None = None
 
     @classmethod
     def from_optional(cls, **given: Any) -> "SamplingParams":
@@ -125,6 +131,8 @@ class SamplingParams(_Tracked):
                     raise _out_of_range(name, token_id, "token ids")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise _out_of_range("allowed_token_ids", self.allowed_token_ids, "at least one token id, or None for all")
+        if self.extra_args is not None and not (isinstance(self.extra_args, Mapping) and _is_json(self.extra_args)):
+            raise _out_of_range("extra_args", self.extra_args, "a dictionary of what JSON can express")
         if self.logit_bias is not None:
             if not isinstance(self.logit_bias, Mapping):
                 raise _out_of_range("logit_bias", self.logit_bias, "numbers by token id")
@@ -160,7 +168,7 @@ class SamplingParams(_Tracked):
                 given[descriptor.name] = _unrounded(value)
             elif kind is Kind.BIASES:
                 given[descriptor.name] = {token_id: _unrounded(bias) for token_id, bias in value.items()}
-            elif kind is not Kind.MESSAGE:
+            elif kind not in (Kind.MESSAGE, Kind.OBJECT):
                 given[descriptor.name] = list(value) if kind in (Kind.TEXTS, Kind.TOKEN_IDS) else value
         return cls(**given)
 
@@ -179,6 +187,8 @@ class SamplingParams(_Tracked):
             if field.name in _CONTAINERS:  # They may have been filled since.
                 if value and field.name == "logit_bias":
                     message.logit_bias.update(value)
+                elif value and field.name == "extra_args":
+                    message.extra_args.update(value)
                 elif value:
                     getattr(message, field.name).extend(_as_list(value))
             elif field.name == "structured_outputs":
@@ -194,7 +204,6 @@ class SamplingParams(_Tracked):
 
 _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
-    "extra_args": ({},),
     "flat_logprobs": (False,),
     "guided_decoding": (),
     "logits_processors": ([],),
@@ -243,7 +252,7 @@ _NUMBERS = tuple(BY_NAME[name] for name in _SERVED if BY_NAME[name].kind in (Kin
 _TEXTS = tuple(name for name in _SERVED if BY_NAME[name].kind is Kind.TEXTS)
 _TOKEN_IDS = tuple(name for name in _SERVED if BY_NAME[name].kind is Kind.TOKEN_IDS)
 _LISTS = (*_TEXTS, *_TOKEN_IDS)
-_CONTAINERS = (*_LISTS, "logit_bias")
+_CONTAINERS = (*_LISTS, "logit_bias", "extra_args")
 _PLAIN_TYPES = {bool, int, float, str, type(None)}
 SamplingParams.__doc__ = f"{SamplingParams.__doc__}\n    Attributes:\n" + "".join(
     f"        {name}: {BY_NAME[name].description}{_NOTES.get(name, '')}\n" for name in _SERVED
@@ -263,6 +272,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON can express it, with numbers that are doubles."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_encodable(key) and _is_json(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_json, value))
+    if isinstance(value, str):
+        return is_encodable(value)
+    if isinstance(value, int):  # True and False among them
+        return abs(value) <= MAX_WHOLE_DOUBLE
+    return value is None or (isinstance(value, float) and math.isfinite(value))
 
 
 def _unrounded(value: float) -> float:

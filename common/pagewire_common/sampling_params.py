@@ -6,8 +6,10 @@ What each parameter may be is in pagewire.parameter_table.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pagewire.parameter_table import MAX_LOGIT_BIAS_ENTRIES, PARAMETERS, Kind, Range
+from pagewire.parameter_table import MAX_EXTRA_ARGS_BYTES, MAX_LOGIT_BIAS_ENTRIES, PARAMETERS, Kind, Range
 from pagewire.v1.inference_pb2 import SamplingParams
+
+from pagewire_common.json_struct import depth, plain
 
 DEFAULTS = SamplingParams()
 """Every default of the table. Not to be changed."""
@@ -22,6 +24,8 @@ _NUMBERS = tuple(
 """Name and range of each number, and whether it may be absent from resolved parameters."""
 _TOKEN_LISTS = tuple(parameter.name for parameter in PARAMETERS if parameter.kind is Kind.TOKEN_IDS)
 _BIASES = next(parameter.accepted for parameter in PARAMETERS if parameter.kind is Kind.BIASES)
+
+MAX_EXTRA_ARGS_DEPTH = 16
 
 RESOLVED = frozenset((*(parameter.name for parameter in PARAMETERS if parameter.kind is Kind.FLOAT), "top_k", "seed"))
 """Fields that the parameters of an admitted sequence always set: what a shard reads of every sequence."""
@@ -60,6 +64,8 @@ def faults(
         if name != "stop_token_ids" and (description := token_fault(getattr(params, name), vocab_size)):
             yield name, description
     yield from _bias_faults(params, vocab_size)
+    if params.HasField("extra_args"):
+        yield from _extra_args_faults(params)
 
 
 def token_fault(token_ids: Sequence[int], vocab_size: int) -> str | None:
@@ -71,6 +77,20 @@ def token_fault(token_ids: Sequence[int], vocab_size: int) -> str | None:
         return None
     token_id = next(token_id for token_id in token_ids if token_id >= vocab_size)
     return f"holds token {token_id}; accepted: token ids below the vocabulary size, {vocab_size}"
+
+
+def _extra_args_faults(params: SamplingParams) -> Iterator[tuple[str, str]]:
+    num_bytes = params.extra_args.ByteSize()
+    if num_bytes > MAX_EXTRA_ARGS_BYTES:
+        yield "extra_args", f"takes {num_bytes:,} bytes; accepted: up to {MAX_EXTRA_ARGS_BYTES:,}"
+    elif depth(params.extra_args) > MAX_EXTRA_ARGS_DEPTH:
+        # Plans hold it, some messages deeper, and protobuf reads no more than a hundred.
+        yield "extra_args", f"nests objects and arrays more than {MAX_EXTRA_ARGS_DEPTH} deep"
+    else:
+        try:
+            plain(params.extra_args)
+        except ValueError as error:
+            yield "extra_args", str(error)
 
 
 def _bias_faults(params: SamplingParams, vocab_size: int) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ RouterError
 +-- RequestFailed           the server cannot compute this request
     +-- StepFailed          steps with this request fail, also when it runs alone
     +-- NoFiniteLogits      the model gave no finite logits for the request's next token
+    +-- ProcessorFailed     a logits processor of the server failed for the request
 """
 
 import enum
@@ -165,6 +166,12 @@ class NoFiniteLogits(RequestFailed):
     reason = "NO_FINITE_LOGITS"
 
 
+class ProcessorFailed(RequestFailed):
+    """A logits processor of the server failed for the request."""
+
+    reason = "PROCESSOR_FAILED"
+
+
 STATUS_CODES: dict[type[RouterError], StatusCode] = {
     InvalidRequest: StatusCode.INVALID_ARGUMENT,
     RequestTooLong: StatusCode.INVALID_ARGUMENT,
@@ -182,6 +189,7 @@ STATUS_CODES: dict[type[RouterError], StatusCode] = {
     RequestFailed: StatusCode.INTERNAL,
     StepFailed: StatusCode.INTERNAL,
     NoFiniteLogits: StatusCode.INTERNAL,
+    ProcessorFailed: StatusCode.INTERNAL,
 }
 
 

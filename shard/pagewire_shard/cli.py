@@ -85,6 +85,10 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -113,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_service_options(parser.add_argument_group("service"))
     _add_engine_options(parser.add_argument_group("engine"))
     _add_grammar_options(parser.add_argument_group("structured output"))
+    _add_processor_options(parser.add_argument_group("code of your own"))
     return parser
 
 
@@ -221,6 +226,13 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="threads for CPU kernels (default: all cores, less one for a small model)",
     )
+
+
+def _add_processor_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--logits-processors", type=_names, default=DEFAULTS.logits_processors, metavar="NAME,...",
+        help="logits processors to run, in this order: MODULE:CLASS or FILE.py:CLASS (default: none)",
+    )  # fmt: skip
 
 
 def _add_grammar_options(group: argparse._ArgumentGroup) -> None:

@@ -60,6 +60,8 @@ class ShardConfig:
     """Fields that replace those of the model's config.json; objects are merged."""
     cpu_threads: int | None = None
     """Threads for CPU kernels; None: all cores, less one for the router when the model is small."""
+    logits_processors: tuple[str, ...] = ()
+    """Logits processors to run, as MODULE:CLASS or FILE.py:CLASS."""
     structured_outputs: bool = True
     """Serve grammars, which takes some 10 us a token of the vocabulary at start."""
     grammar_compile_timeout_s: float = 2.0

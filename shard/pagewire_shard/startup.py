@@ -17,7 +17,6 @@ from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.engine import Engine
-from pagewire_shard.engine.runner import Runner
 from pagewire_shard.errors import BadOption, PoolTooSmall, UnsupportedArchitecture
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_sizes import GraphSizes, graph_sizes
@@ -29,6 +28,9 @@ from pagewire_shard.layers.cache_layout import CacheLayout, plan_layout
 from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.limits import CPU_CORE_FLOPS, Asked, DeviceFacts, Limits, ModelFacts, choose_limits, gpu_flops
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
+from pagewire_shard.logits_processors.interface import ModelConfig, ProcessorConfig, SchedulerConfig
+from pagewire_shard.logits_processors.loading import load_processors
+from pagewire_shard.sampling.processing import LogitsProcessing
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes, gram
         state = _state(limits, layout, device)
     caches = layout.allocate(num_blocks, limits.block_size, loaded.cache_dtype, device)
     runner = _runner(config, loaded, limits, state, caches)
+    runner.sampler.processing = _processing(config, loaded, limits, device)
     warm_up(runner, limits.block_size)
     info = _describe(config, loaded, limits, layout, num_blocks, device, model_digest)
     print(_start_line(config, loaded, limits, layout, num_blocks), file=sys.stderr, flush=True)
@@ -85,6 +88,16 @@ def _start_line(config: ShardConfig, loaded: LoadedModel, limits: Limits, layout
         num_long = num_blocks * limits.max_model_len // num_held
         held += f" of short sequences, {num_long:,} of sequences of {limits.max_model_len:,}"
     return f"{config.model_name}: {limits.line()}; {held}; {loaded.precision}"
+
+
+def _processing(
+    config: ShardConfig, loaded: LoadedModel, limits: Limits, device: torch.device
+) -> LogitsProcessing | None:
+    if not config.logits_processors:
+        return None
+    model = ModelConfig(config.model_name, limits.max_model_len, loaded.model.spec.vocab_size)
+    processor_config = ProcessorConfig(model, SchedulerConfig(limits.max_num_seqs))
+    return LogitsProcessing(load_processors(config.logits_processors), processor_config, device)
 
 
 def _state(limits: Limits, layout: CacheLayout, device: torch.device) -> DeviceState:
@@ -183,7 +196,7 @@ def _graph_sizes(config: ShardConfig, limits: Limits) -> GraphSizes | None:
 
 def _runner(
     config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState, caches: list[KVCache]
-) -> Runner:
+) -> ModelRunner:
     if state.device.type == "cpu":
         return ModelRunner(loaded.model, state, caches, limits.block_size)
     from pagewire_shard.execution.gpu_runner import gpu_runner
@@ -305,5 +318,6 @@ def _describe(
         incarnation=secrets.randbits(64),
         protocol_major=PROTOCOL_MAJOR,
         protocol_minor=PROTOCOL_MINOR,
+        logits_processors=config.logits_processors,
         cache_groups=[shard_pb2.CacheGroup(window=g.window, num_tables=g.num_tables) for g in layout.groups],
     )

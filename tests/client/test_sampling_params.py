@@ -65,6 +65,7 @@ def test_every_field_reaches_the_wire():
         "truncate_prompt_tokens": -1,
     }
     constraint = StructuredOutputsParams(regex="a")
+    given["extra_args"] = {"token": 3, "words": ["a", {"b": None}], "weight": 0.5}
     assert {*given, "structured_outputs"} == {field.name for field in dataclasses.fields(SamplingParams)}
     message = SamplingParams(**given, structured_outputs=constraint).to_proto()
     assert message == pb.SamplingParams(**given, structured_outputs=pb.StructuredOutputs(regex="a"))
@@ -228,7 +229,7 @@ def test_stop_strings_need_text():
     [
         {"structured_outputs": {"json": {}}},
         {"guided_decoding": {"choice": ["a"]}},
-        {"extra_args": {"x": 1}},
+        {"logits_processors": [print]},
         {"flat_logprobs": True},
         {"best_of": 2},
     ],
@@ -254,3 +255,16 @@ def test_min_tokens_are_compared_with_a_max_tokens_that_is_given():
     params.max_tokens = 16
     with pytest.raises(InvalidRequest, match="at most max_tokens, which is 16"):
         params.to_proto()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{1: "a"}, {"a": object()}, {"a": [float("nan")]}, {"a": 2**60}, {"a": "\ud800"}, ["a"]]
+)
+def test_extra_args_are_what_json_expresses(wrong):
+    with pytest.raises(InvalidRequest, match=r"sampling_params\.extra_args: .*JSON"):
+        SamplingParams(extra_args=wrong)
+    given = {"a": [1]}
+    params = SamplingParams(extra_args=given)
+    given["a"].append(2)
+    assert params.extra_args == {"a": [1]}
+    assert SamplingParams(extra_args={}).to_proto() == SamplingParams().to_proto()

@@ -78,7 +78,15 @@ def test_every_field_has_a_flag():
         ),
         *("--tls-cert", "c", "--tls-key", "d", "--tls-client-ca", "e"),
         *("--tool-call-parser", "hermes", "--reasoning-parser", "qwen3", "--hf-overrides", '{"a": 1}'),
-        *("--no-structured-outputs", "--coerce-one-of", "--lenient-json-schemas", "--grammar-compile-timeout", "1.5"),
+        *(
+            "--logits-processors",
+            "a:B",
+            "--no-structured-outputs",
+            "--coerce-one-of",
+            "--lenient-json-schemas",
+            "--grammar-compile-timeout",
+            "1.5",
+        ),
         *("--grammar-compile-memory", "64MiB", "--grammar-cache-memory", "1GiB"),
     )
     changed = [field.name for field in fields(ServeConfig) if getattr(config, field.name) != field.default]

@@ -11,7 +11,7 @@ from pagewire.parameter_table import BY_NAME, PARAMETERS, Kind, Parameter, Range
 from pagewire.v1 import inference_pb2
 
 PROTO = Path(__file__).resolve().parents[2] / "protos" / "pagewire" / "v1" / "inference.proto"
-FIELD = re.compile(r"((?:^  //.*\n)+)^  (?:optional |repeated )?([\w<>, ]+?) (\w+) = \d+;", re.MULTILINE)
+FIELD = re.compile(r"((?:^  //.*\n)+)^  (?:optional |repeated )?([\w<>., ]+?) (\w+) = \d+;", re.MULTILINE)
 WIRE_TYPES = {
     Kind.INT: ("int32", "int64"),
     Kind.FLOAT: ("float",),
@@ -20,6 +20,7 @@ WIRE_TYPES = {
     Kind.TOKEN_IDS: ("uint32",),
     Kind.BIASES: ("map<uint32, float>",),
     Kind.MESSAGE: ("StructuredOutputs",),
+    Kind.OBJECT: ("google.protobuf.Struct",),
 }
 
 

@@ -220,5 +220,5 @@ def test_an_answer_is_what_a_parameter_asks_for(name: str, complete: Complete) -
 
 
 def test_no_parameter_is_left_out() -> None:
-    # Grammars have tests of their own.
-    assert {*DISTRIBUTIONS, *CHECKS, "structured_outputs"} == {parameter.name for parameter in PARAMETERS}
+    # Grammars and logits processors have tests of their own.
+    assert {*DISTRIBUTIONS, *CHECKS, "structured_outputs", "extra_args"} == {parameter.name for parameter in PARAMETERS}

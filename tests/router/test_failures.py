@@ -2,7 +2,14 @@
 
 import pytest
 from pagewire.v1 import shard_pb2
-from pagewire_router.errors import GrammarFailed, InvalidRequest, NoFiniteLogits, StatusCode, status_code
+from pagewire_router.errors import (
+    GrammarFailed,
+    InvalidRequest,
+    NoFiniteLogits,
+    ProcessorFailed,
+    StatusCode,
+    status_code,
+)
 from pagewire_router.groups.failures import failure_error, refusal_error
 from pagewire_router.scheduling.grammars import Refusal
 from pagewire_router.scheduling.sequence import SequenceGroup
@@ -44,3 +51,13 @@ def test_a_sequence_without_a_next_token(failure, expected):
     assert type(error) is expected
     assert "structured_outputs" in error.message
     assert expected is GrammarFailed or "structured_outputs" not in failure_error(make_request([1]), failure).message
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(StatusCode.INVALID_ARGUMENT, InvalidRequest), (StatusCode.INTERNAL, ProcessorFailed)]
+)
+def test_what_a_logits_processor_says(code, expected):
+    failure = shard_pb2.RowFailure(code=code, message="target_token is no integer")
+    error = failure_error(make_request([1]), shard_pb2.STOP_REASON_PROCESSOR, failure)
+    assert (type(error), status_code(error)) == (expected, code)
+    assert error.message.endswith("target_token is no integer")

@@ -56,6 +56,10 @@ def column(sampler: Sampler, name: str) -> list[float]:
     return sampler._columns.column(name).tolist()
 
 
+def choose(sampler: Sampler, logits: torch.Tensor, slots: list[int], masks: TokenMasks | None = None) -> torch.Tensor:
+    return sampler.choose(logits, UPLOAD(slots), sampler.stages(slots), masks)
+
+
 def test_every_parameter_arrives_in_the_column_of_its_name() -> None:
     values = {"temperature": 0.5, "top_p": 0.25, "min_p": 0.125, "top_k": 7, "repetition_penalty": 1.5}
     values |= {"presence_penalty": 0.75, "frequency_penalty": -0.5}
@@ -99,12 +103,12 @@ def test_rows_sample_what_their_masks_and_their_parameters_both_allow() -> None:
         make_sequence(2, temperature=0, allowed_token_ids=[3, 5], bad_words=[[3, 5], [9, 3]]),
     )
     logits = torch.arange(VOCAB_SIZE, dtype=torch.float32).repeat(3, 1)
-    assert sampler.sample(logits.clone(), [0, 1, 2], UPLOAD)[0].tolist() == [49, 7, 5]
+    assert choose(sampler, logits.clone(), [0, 1, 2]).tolist() == [49, 7, 5]
     bits = torch.tensor([[1 << 3 | 1 << 7, 1 << 1], [1 << 3, 0]], dtype=torch.int32)
     masks = TokenMasks(bits, torch.tensor([0, 1, -1]))
-    assert sampler.sample(logits.clone(), [0, 1, 2], UPLOAD, masks)[0].tolist() == [33, 3, 5]
+    assert choose(sampler, logits.clone(), [0, 1, 2], masks).tolist() == [33, 3, 5]
     masks = TokenMasks(bits, torch.tensor([-1, -1, 1]))
-    assert sampler.sample(logits.clone(), [0, 1, 2], UPLOAD, masks)[0].tolist() == [49, 7, 3]
+    assert choose(sampler, logits.clone(), [0, 1, 2], masks).tolist() == [49, 7, 3]
 
 
 def test_columns_have_room_for_as_many_biases_and_bad_words_as_a_request_may_have() -> None:
@@ -137,11 +141,11 @@ def test_the_next_sequence_of_a_slot_has_nothing_of_the_one_before() -> None:
     sampler = filled(make_sequence(1, temperature=0, logit_bias={7: 100}, presence_penalty=1, logprobs=3, min_tokens=3))
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, 4] = 1.0
-    tokens, raw = sampler.sample(logits.clone(), [1], UPLOAD)
+    tokens, raw = choose(sampler, logits.clone(), [1]), sampler.raw_logits(logits, [1], UPLOAD)
     assert (tokens.tolist(), raw and raw.nums) == ([7], [3])
     sampler.admit(make_sequence(1, temperature=0))
     fill(sampler)
-    tokens, raw = sampler.sample(logits.clone(), [1], UPLOAD)
+    tokens, raw = choose(sampler, logits.clone(), [1]), sampler.raw_logits(logits, [1], UPLOAD)
     assert (tokens.tolist(), raw, sampler.stages([1])) == ([4], None, Stage(0))
 
 
@@ -149,7 +153,7 @@ def test_logprobs_are_those_of_the_logits_before_biases() -> None:
     sampler = filled(make_sequence(0), make_sequence(2, temperature=0, logit_bias={9: 100}, logprobs=1))
     logits = torch.randn(2, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
     expected = logits.log_softmax(-1)[1]
-    tokens, raw = sampler.sample(logits.clone(), [0, 2], UPLOAD)
+    tokens, raw = choose(sampler, logits.clone(), [0, 2]), sampler.raw_logits(logits, [0, 2], UPLOAD)
     assert raw is not None
     assert raw.rows == [1]
     (gathered,) = raw.gather(tokens)

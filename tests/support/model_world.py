@@ -3,6 +3,7 @@
 import queue
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,9 @@ from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.grammar.grammars import Grammars, Prepared
 from pagewire_shard.layers.cache_layout import plan_layout
 from pagewire_shard.layers.forward_batch import KVCache
+from pagewire_shard.logits_processors import LogitsProcessor, ModelConfig, ProcessorConfig, SchedulerConfig
 from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.sampling.processing import LogitsProcessing
 from scheduling_world import make_request, shard_info
 
 CPU = torch.device("cpu")
@@ -43,6 +46,8 @@ class EngineWorld:
         """Log-probabilities of the prompts of requests that asked for them, in the order in which they came."""
         self.failed: list[SequenceGroup] = []
         """Requests that had no next token."""
+        self.row_failures: dict[SequenceGroup, shard_pb2.RowFailure] = {}
+        """What logits processors said of them."""
         self._window = window
         self._pending: deque[LaunchedStep] = deque()
         self._now = 0.0
@@ -71,6 +76,8 @@ class EngineWorld:
                 self.logprobs.setdefault(progress.sequence, []).extend(progress.logprobs)
             if progress.failure:
                 self.failed.append(progress.sequence.group)
+                if progress.row_failure is not None:
+                    self.row_failures[progress.sequence.group] = progress.row_failure
                 self.scheduler.end(progress.sequence.group)
         return True
 
@@ -120,6 +127,7 @@ class ModelWorld(EngineWorld):
         device: torch.device = CPU,
         dtype: torch.dtype = torch.float32,
         grammars: Grammars | None = None,
+        processors: Items[type[LogitsProcessor]] = (),
     ) -> None:
         layout = plan_layout(model.spec.layers, limits.max_model_len if limits.groups != PLAIN else 0)
         assert layout.groups == limits.groups, "limits.groups are PLAIN or the model's"
@@ -133,4 +141,10 @@ class ModelWorld(EngineWorld):
         info = shard_info(limits, model.spec.vocab_size)
         pool = BlockPool(limits.num_blocks, limits.block_size)
         self.runner = make_runner(model, state, caches, limits.block_size)
+        if processors:
+            info.logits_processors.extend(each.__name__ for each in processors)
+            config = ProcessorConfig(
+                ModelConfig("model", limits.max_model_len, model.spec.vocab_size), SchedulerConfig(limits.max_num_seqs)
+            )
+            self.runner.sampler.processing = LogitsProcessing(processors, config, device)  # type: ignore[attr-defined]
         super().__init__(Engine(info, self.runner, pool, grammars), limits, window, grammars)

@@ -1,6 +1,7 @@
 """Flags that describe a request: which model, how urgent, and how to sample."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def _add_parameter(group: argparse._ArgumentGroup, parameter: Parameter, max_tok
         add(flag, type=_token_ids, metavar="ID,...", default=suppress, help=meaning)
     elif kind is Kind.BIASES:
         add(flag, type=_biases, metavar="ID=BIAS,...", default=suppress, help=meaning)
+    elif kind is Kind.OBJECT:
+        add(flag, type=_object, metavar="JSON", default=suppress, help=meaning)
 
 
 def _add_constraints(group: argparse._ArgumentGroup) -> None:
@@ -96,6 +99,13 @@ def _read(name: str, path: str) -> str:
 
 def _token_ids(words: str) -> list[int]:
     return [int(word) for word in words.split(",")]
+
+
+def _object(words: str) -> dict[str, Any]:
+    value = json.loads(words)
+    if not isinstance(value, dict):
+        raise ValueError("no object")
+    return value
 
 
 def _biases(words: str) -> dict[int, float]:

@@ -22,6 +22,7 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
         "--kv-cache-memory": config.kv_cache_memory_bytes,
         "--cpu-threads": config.cpu_threads,
         "--hf-overrides": config.hf_overrides,
+        "--logits-processors": config.logits_processors,
         "--gpu-memory-utilization": config.gpu_memory_utilization,
         "--grammar-compile-timeout": config.grammar_compile_timeout_s,
         "--grammar-compile-memory": config.grammar_compile_memory_bytes,

@@ -89,6 +89,8 @@ class ServeConfig:
     """Fields that replace those of the model's config.json, as a JSON object."""
     cpu_threads: int | None = None
     """Threads for a shard's CPU kernels."""
+    logits_processors: str | None = None
+    """Logits processors that shards run, separated by commas: MODULE:CLASS or FILE.py:CLASS."""
     structured_outputs: bool = True
     """Whether shards serve grammars."""
     grammar_compile_timeout_s: float | None = None

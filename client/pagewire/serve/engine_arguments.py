@@ -5,6 +5,8 @@ An argument that is None counts as not given.
 """
 
 import json
+import os
+import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -115,6 +117,27 @@ def _load_format(value: Any) -> Mapping[str, Any]:
     return {"load_format": "auto" if value in ("safetensors", "hf") else value}
 
 
+def _logits_processors(value: Any) -> Mapping[str, Any]:
+    """Names classes, so that shards can load them."""
+    listed = [value] if isinstance(value, str | type) else list(value)
+    return {"logits_processors": ",".join(map(_name_of_class, listed))} if listed else {}
+
+
+def _name_of_class(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, type):
+        raise ValueError("accepted: classes, and names as MODULE:CLASS or FILE.py:CLASS")
+    if "<locals>" in value.__qualname__:
+        raise ValueError("it is defined within a function, where shards cannot find it; accepted: classes of a module")
+    file = getattr(sys.modules.get(value.__module__), "__file__", None)
+    if file is None:
+        raise ValueError("its module has no file, from which shards could load it; accepted: classes of a module")
+    # By its file, unless it is part of a package: a shard may look for modules in other folders.
+    place = value.__module__ if "." in value.__module__ else os.path.abspath(file)
+    return f"{place}:{value.__qualname__}"
+
+
 def _served_model_name(value: Any) -> Mapping[str, Any]:
     names = [value] if isinstance(value, str) else list(value)
     if len(names) != 1 or not isinstance(names[0], str):
@@ -134,6 +157,7 @@ MEANING: dict[str, Translation] = {
     "enforce_eager": _flag("cuda_graphs", inverted=True),
     "kv_cache_memory_bytes": _renamed("kv_cache_memory"),
     "load_format": _load_format,
+    "logits_processors": _logits_processors,
     "max_model_len": _max_model_len,
     "served_model_name": _served_model_name,
 }
@@ -174,7 +198,6 @@ REFUSED: dict[str, Translation] = {
     "hf_config_path": _only(why="the configuration is the one in the model's folder"),
     "hf_token": _only(why=_ENVIRONMENT),
     "kv_cache_dtype": _only("auto", why="keys and values have the type of the activations"),
-    "logits_processors": _only([], why=_NOT_SERVED),
     "logprobs_mode": _only("raw_logprobs", why="log-probabilities are of the model's own distribution"),
     "mm_processor_kwargs": _only({}, why="prompts are text"),
     "model_impl": _only("auto", "vllm", why="models are pagewire's own"),

@@ -245,6 +245,12 @@ MODEL_OPTIONS: tuple[Option, ...] = (
         "tool_call_parser", "format of the model's tool calls, such as hermes (default: as its files say)", str, "NAME"
     ),
     Option("reasoning_parser", "format of its reasoning, such as deepseek_r1 (default: as its files say)", str, "NAME"),
+    Option(
+        "logits_processors",
+        "logits processors to run, in this order: MODULE:CLASS or FILE.py:CLASS (default: none)",
+        str,
+        "NAME,...",
+    ),
     Option("cpu_threads", "threads for CPU kernels (default: all cores, less one for a small model)", positive, "N"),
 )
 

@@ -70,6 +70,8 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     """The model gave no finite logits for its next token, so that none was sampled."""
     STOP_REASON_GRAMMAR: _StopReason.ValueType  # 4
     """Its grammar allowed no token, or its state outgrew the shard's limits, so that none was sampled."""
+    STOP_REASON_PROCESSOR: _StopReason.ValueType  # 5
+    """A logits processor does not take its arguments, or has failed, so that none was sampled."""
 
 class StopReason(_StopReason, metaclass=_StopReasonEnumTypeWrapper):
     """Whether and why a sequence has stopped."""
@@ -84,6 +86,8 @@ STOP_REASON_ERROR: StopReason.ValueType  # 3
 """The model gave no finite logits for its next token, so that none was sampled."""
 STOP_REASON_GRAMMAR: StopReason.ValueType  # 4
 """Its grammar allowed no token, or its state outgrew the shard's limits, so that none was sampled."""
+STOP_REASON_PROCESSOR: StopReason.ValueType  # 5
+"""A logits processor does not take its arguments, or has failed, so that none was sampled."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
 
 @_typing.final
@@ -765,6 +769,7 @@ class StepResult(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     PROMPT_SCORES_FIELD_NUMBER: _builtins.int
     ROW_SCORES_FIELD_NUMBER: _builtins.int
+    ROW_FAILURES_FIELD_NUMBER: _builtins.int
     NUM_SHARED_WINDOW_BLOCKS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The plan's number."""
@@ -850,6 +855,10 @@ class StepResult(_message.Message):
         whose model gave no finite logits: it stops with STOP_REASON_ERROR.
         """
 
+    @_builtins.property
+    def row_failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowFailure]:
+        """For rows that stop with STOP_REASON_PROCESSOR: one entry each, in order of the run."""
+
     def __init__(
         self,
         *,
@@ -871,11 +880,12 @@ class StepResult(_message.Message):
         error: Global___PlanError | None = ...,
         prompt_scores: _abc.Iterable[Global___PromptScores] | None = ...,
         row_scores: _abc.Iterable[Global___RowScores] | None = ...,
+        row_failures: _abc.Iterable[Global___RowFailure] | None = ...,
         num_shared_window_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hashes_added", b"cache_hashes_added", "cache_hashes_removed", b"cache_hashes_removed", "error", b"error", "first_run_indices", b"first_run_indices", "free_blocks", b"free_blocks", "logprobs", b"logprobs", "next_write_block_shared", b"next_write_block_shared", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_known_tokens", b"num_known_tokens", "num_sampled_tokens", b"num_sampled_tokens", "num_shared_window_blocks", b"num_shared_window_blocks", "prompt_scores", b"prompt_scores", "row_scores", b"row_scores", "sampled_token_ids", b"sampled_token_ids", "state_digest", b"state_digest", "step", b"step", "stop_reasons", b"stop_reasons", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hashes_added", b"cache_hashes_added", "cache_hashes_removed", b"cache_hashes_removed", "error", b"error", "first_run_indices", b"first_run_indices", "free_blocks", b"free_blocks", "logprobs", b"logprobs", "next_write_block_shared", b"next_write_block_shared", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_known_tokens", b"num_known_tokens", "num_sampled_tokens", b"num_sampled_tokens", "num_shared_window_blocks", b"num_shared_window_blocks", "prompt_scores", b"prompt_scores", "row_failures", b"row_failures", "row_scores", b"row_scores", "sampled_token_ids", b"sampled_token_ids", "state_digest", b"state_digest", "step", b"step", "stop_reasons", b"stop_reasons", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -970,6 +980,36 @@ class RowScores(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RowScores: _TypeAlias = RowScores  # noqa: Y015
+
+@_typing.final
+class RowFailure(_message.Message):
+    """Why a logits processor ended a sequence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_INDEX_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    run_index: _builtins.int
+    """Index into the run."""
+    code: _builtins.int
+    """A gRPC status code. INVALID_ARGUMENT: it does not take the sequence's extra_args; INTERNAL: it failed."""
+    message: _builtins.str
+    """For the client."""
+    def __init__(
+        self,
+        *,
+        run_index: _builtins.int = ...,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "run_index", b"run_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowFailure: _TypeAlias = RowFailure  # noqa: Y015
 
 @_typing.final
 class PlanError(_message.Message):
@@ -1200,6 +1240,7 @@ class ShardInfo(_message.Message):
     CACHE_GROUPS_FIELD_NUMBER: _builtins.int
     LEASE_HOLDER_FIELD_NUMBER: _builtins.int
     WAITING_ROUTERS_FIELD_NUMBER: _builtins.int
+    LOGITS_PROCESSORS_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """Shards of one group share it."""
     tp_rank: _builtins.int
@@ -1264,6 +1305,10 @@ class ShardInfo(_message.Message):
     def waiting_routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other routers that have asked for the lease in the last seconds, in order of their names. Set by GetInfo alone."""
 
+    @_builtins.property
+    def logits_processors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the logits processors that it runs, in their order."""
+
     def __init__(
         self,
         *,
@@ -1295,10 +1340,11 @@ class ShardInfo(_message.Message):
         cache_groups: _abc.Iterable[Global___CacheGroup] | None = ...,
         lease_holder: _builtins.str = ...,
         waiting_routers: _abc.Iterable[_builtins.str] | None = ...,
+        logits_processors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "cache_groups", b"cache_groups", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "lease_holder", b"lease_holder", "max_bad_word_tokens", b"max_bad_word_tokens", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "max_scores", b"max_scores", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "serves_grammars", b"serves_grammars", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size", "waiting_routers", b"waiting_routers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "cache_groups", b"cache_groups", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "lease_holder", b"lease_holder", "logits_processors", b"logits_processors", "max_bad_word_tokens", b"max_bad_word_tokens", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "max_scores", b"max_scores", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "serves_grammars", b"serves_grammars", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size", "waiting_routers", b"waiting_routers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,10 +1,10 @@
 """Turns the ChatPrompt that a client has sent into the conversation that a template is applied to, and checks it."""
 
-import math
 from typing import Any
 
 from google.protobuf import struct_pb2
 from pagewire.v1 import inference_pb2
+from pagewire_common.json_struct import plain
 
 from pagewire_router.admission.json_text import JsonError, parse_json
 from pagewire_router.admission.validation import Violations
@@ -185,28 +185,8 @@ def _read_json(text: str, field: str, kind: type, violations: Violations) -> Any
 
 def _read_struct(struct: struct_pb2.Struct, field: str, violations: Violations) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = _plain(struct)
-    except JsonError as error:
+        value: dict[str, Any] = plain(struct)
+    except ValueError as error:
         violations.add(field, str(error))
         return {}
     return value
-
-
-def _plain(value: Any) -> Any:
-    """A Struct as Python values; protobuf itself bounds its depth. Raises JsonError.
-
-    Its numbers are all doubles: whole ones become integers, as they were in JSON.
-    """
-    if isinstance(value, struct_pb2.Struct):
-        return {key: _plain(entry) for key, entry in value.fields.items()}
-    if isinstance(value, struct_pb2.ListValue):
-        return [_plain(entry) for entry in value.values]
-    kind = value.WhichOneof("kind")
-    if kind in (None, "null_value"):
-        return None
-    content = getattr(value, kind)
-    if kind == "number_value":
-        if not math.isfinite(content):
-            raise JsonError(f"holds {content}, which is no number of JSON")
-        return int(content) if content.is_integer() else content
-    return _plain(content) if kind in ("struct_value", "list_value") else content

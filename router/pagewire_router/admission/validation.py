@@ -44,6 +44,8 @@ class Limits:
     """Most tokens of all bad words together; 0: the shards serve none."""
     serves_grammars: bool = False
     """Whether the shards serve structured_outputs."""
+    has_processors: bool = False
+    """Whether the shards run logits processors, which extra_args are for."""
     max_beam_width: int = 0
     """Most beams of a search; 0: the shards serve none."""
     defaults: inference_pb2.SamplingParams = field(default_factory=lambda: DEFAULTS, repr=False)
@@ -94,6 +96,7 @@ class Limits:
             eos_token_ids=tuple(token_id for token_id in model.eos_token_ids if token_id < model.vocab_size),
             max_bad_word_tokens=model.max_bad_word_tokens,
             serves_grammars=model.serves_grammars,
+            has_processors=bool(model.logits_processors),
             max_beam_width=min(MAX_BEAM_WIDTH, model.max_num_seqs) if scores else 0,
             defaults=DEFAULTS if model_defaults is None else with_defaults(model_defaults),
         )
@@ -132,6 +135,8 @@ def resolve_sampling_params(
             f"{prefix}n", f"is {params.n}; accepted: 1 when temperature is 0, for all sequences would be equal"
         )
     check_stops(params, limits, violations, prefix)
+    if params.HasField("extra_args") and not limits.has_processors:
+        violations.add(f"{prefix}extra_args", "is given, but the server has no logits processors; leave it out")
     if params.bad_words:
         _check_bad_words(params, limits, violations, prefix)
     params.top_k = max(0, params.top_k)

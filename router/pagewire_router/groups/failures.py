@@ -8,6 +8,7 @@ from pagewire_router.errors import (
     GrammarTooCostly,
     InvalidRequest,
     NoFiniteLogits,
+    ProcessorFailed,
     RequestFailed,
     RouterError,
     StatusCode,
@@ -34,8 +35,17 @@ def refusal_error(refusal: Refusal) -> RouterError:
             return RequestFailed(f"{field}: the shard cannot prepare it: {refusal.message}")
 
 
-def failure_error(request: Request, failure: "shard_pb2.StopReason.ValueType") -> RouterError:
-    """The error of a request for which a shard could not sample a token."""
+def failure_error(
+    request: Request, failure: "shard_pb2.StopReason.ValueType", row_failure: shard_pb2.RowFailure | None = None
+) -> RouterError:
+    """The error of a request for which a shard could not sample a token.
+
+    row_failure: what a logits processor said, if it was one.
+    """
+    if row_failure is not None:
+        if row_failure.code == StatusCode.INVALID_ARGUMENT:
+            return InvalidRequest([FieldViolation("sampling_params.extra_args", row_failure.message)])
+        return ProcessorFailed(row_failure.message)
     if failure == shard_pb2.STOP_REASON_GRAMMAR:
         description = (
             "allows no token behind what has been generated, or has become more complex there than this server allows"

@@ -484,7 +484,7 @@ class GroupLoop:
             sink.on_beams(progress.hypotheses, group.num_cached_tokens or 0)
             self._groups.pop(group.request, None)
         else:
-            self._fail(group, failure_error(group.request, progress.failure))
+            self._fail(group, failure_error(group.request, progress.failure, progress.row_failure))
 
     def _drain(self) -> None:
         logger.info("shard group %s drains", self.info.group_id)

@@ -72,6 +72,7 @@ FIELDS = FieldTable(
     parameter_field("temperature"),
     parameter_field("top_p"),
     parameter_field("top_k"),
+    parameter_field("extra_args", "vllm_xargs"),
     Field("stop_sequences", STRINGS, "Strings that end the output when generated.", sets="stop"),
     Field("stream", BOOLEAN, "Answers with server-sent events."),
     Field("thread", Kind({"type": "object"}, _refuse_thread), "Not served: nothing is stored.", only=()),

@@ -46,6 +46,7 @@ _KINDS = {
     ParameterKind.TEXTS: STRING_OR_STRINGS,
     ParameterKind.TOKEN_IDS: TOKEN_IDS,
     ParameterKind.BIASES: LOGIT_BIAS,
+    ParameterKind.OBJECT: OBJECT,
 }
 
 
@@ -104,9 +105,14 @@ STREAM_OPTIONS = FieldTable(
     Field("include_obfuscation", BOOLEAN, "Accepted; nothing is added to events.", only=(False, True)),
 )
 
-_OF_THE_ROUTE = frozenset(("max_tokens", "logprobs", "prompt_logprobs", "detokenize", "structured_outputs"))
+_OF_THE_ROUTE = frozenset(
+    ("max_tokens", "logprobs", "prompt_logprobs", "detokenize", "structured_outputs", "extra_args")
+)
 """Parameters that each route sets in its own way, or that are the front's own."""
-SAMPLING = tuple(parameter_field(parameter.name) for parameter in PARAMETERS if parameter.name not in _OF_THE_ROUTE)
+SAMPLING = (
+    *(parameter_field(parameter.name) for parameter in PARAMETERS if parameter.name not in _OF_THE_ROUTE),
+    parameter_field("extra_args", "vllm_xargs"),
+)
 """Fields that set a sampling parameter of the same name. Admission checks their ranges."""
 
 REQUEST: tuple[Field, ...] = (
@@ -167,7 +173,6 @@ REFUSED: tuple[Field, ...] = (
     Field("ec_transfer_params", ANYTHING, "Not served.", only=()),
     Field("logits_processors", ANYTHING, "Not served.", only=([],)),
     Field("kv_transfer_params", ANYTHING, "Not served.", only=()),
-    Field("vllm_xargs", ANYTHING, "Not served.", only=({},)),
     Field("repetition_detection", ANYTHING, "Not served.", only=()),
     Field("thinking_token_budget", INTEGER, "Not served.", only=()),
     *(Field(name, ANYTHING, "Not served; use structured_outputs.", only=()) for name in _OTHER_CONSTRAINTS),

@@ -238,16 +238,23 @@ class Progress:
     finish_reason: "inference_pb2.FinishReason.ValueType"
     """Set if the shard stopped it."""
     failure: "shard_pb2.StopReason.ValueType" = shard_pb2.STOP_REASON_UNSPECIFIED
-    """Why the sequence has no next token: STOP_REASON_ERROR or STOP_REASON_GRAMMAR."""
+    """Why the sequence has no next token: STOP_REASON_ERROR, STOP_REASON_GRAMMAR or STOP_REASON_PROCESSOR."""
+    row_failure: shard_pb2.RowFailure | None = None
+    """What the logits processor said, if it was one."""
     prompt_scores: shard_pb2.PromptScores | None = None
     """Log-probabilities of the next tokens of its request's prompt, and nothing else."""
     hypotheses: list[Hypothesis] | None = None
     """What its request, a beam search that is over, is answered."""
 
     @staticmethod
-    def failed(sequence: Sequence, failure: "shard_pb2.StopReason.ValueType") -> "Progress":
+    def failed(
+        sequence: Sequence,
+        failure: "shard_pb2.StopReason.ValueType",
+        row_failure: shard_pb2.RowFailure | None = None,
+    ) -> "Progress":
         """Returns the progress of a sequence that has no next token."""
-        return Progress(sequence, [], None, inference_pb2.FINISH_REASON_ABORT, failure=failure)
+        abort = inference_pb2.FINISH_REASON_ABORT
+        return Progress(sequence, [], None, abort, failure=failure, row_failure=row_failure)
 
 
 def take_prompt_scores(plan: PlanInFlight, result: shard_pb2.StepResult) -> list[Progress]:

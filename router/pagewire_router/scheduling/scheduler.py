@@ -52,7 +52,8 @@ RECHECK_S = 0.1
 
 _UNFINISHED = inference_pb2.FINISH_REASON_UNSPECIFIED
 _STOP, _LENGTH = inference_pb2.FINISH_REASON_STOP, inference_pb2.FINISH_REASON_LENGTH
-_STOP_TOKEN, _FAILURES = shard_pb2.STOP_REASON_TOKEN, (shard_pb2.STOP_REASON_ERROR, shard_pb2.STOP_REASON_GRAMMAR)
+_STOP_TOKEN = shard_pb2.STOP_REASON_TOKEN
+_FAILURES = (shard_pb2.STOP_REASON_ERROR, shard_pb2.STOP_REASON_GRAMMAR, shard_pb2.STOP_REASON_PROCESSOR)
 
 
 class Scheduler:
@@ -477,7 +478,8 @@ class Scheduler:
                 reason = self._stopped(sequence, stop) if stop else _UNFINISHED
                 progress.append(Progress(sequence, token_ids, logprobs.get(row), reason))
             elif stop in _FAILURES:
-                progress.append(Progress.failed(sequence, stop))
+                row_failure = next((each for each in result.row_failures if each.run_index == row), None)
+                progress.append(Progress.failed(sequence, stop, row_failure))
         self.tokens.generated += start - num_dropped
         for group in missed:
             group.is_misguessed = True

@@ -14,8 +14,8 @@ Called from the step thread only. A plan is checked and applied in this order:
   5. run       blocks for the new tokens, as many as there can be if all drafts are accepted (copied first if shared;
                sequence_blocks.py)
   6. index     blocks that are full and known become findable; what slid out of windows is given back
-               (grouped_blocks.py); then the batch goes to the runner; if a grammar constrains a row, its forward pass
-               alone (constraints.py)
+               (grouped_blocks.py); then the batch goes to the runner; if a grammar constrains a row (constraints.py)
+               or logits processors read the tokens, its forward pass alone
 
 A plan that cannot be applied raises PlanRefused before step 4, so that nothing of it is applied; it ends the epoch. The
 index never names a block whose content was not computed: only a step that breaks can leave such blocks behind, and
@@ -84,12 +84,16 @@ class Engine:
     def __init__(
         self, info: shard_pb2.ShardInfo, runner: Runner, pool: BlockPool, grammars: Grammars | None = None
     ) -> None:
-        """grammars: those that admissions may name; None: they may name none."""
+        """grammars: those that admissions may name; None: they may name none.
+
+        The runner has logits processors if the info names some.
+        """
         self.info = info
         self.pool = pool
         self._constraints = None if grammars is None else Constraints(grammars)
         self._num_constrained = 0
         """Sequences that a grammar constrains."""
+        self._has_processors = bool(info.logits_processors)
         self._runner = runner
         self._blocks = _blocks(info, pool)
         self._check = PlanCheck(info)
@@ -164,28 +168,37 @@ class Engine:
         self._blocks.after_run(changes)
         self._describe(launched)
         launched.result.timings.prepare_us = int((time.perf_counter() - started) * 1e6)
-        if self._num_constrained and any(sequence.constraint is not None for sequence in batch.sequences):
-            self._launch_constrained(launched, batch)
+        if self._needs_tokens(batch):
+            self._launch_forward(launched, batch)
         else:
             launched.pending_tokens = self._runner.launch(batch)
         self._effects.append(launched)
         return launched
 
-    def _launch_constrained(self, launched: LaunchedStep, batch: RunBatch) -> None:
+    def _needs_tokens(self, batch: RunBatch) -> bool:
+        """Whether what the batch may sample follows from tokens that may still be on their way."""
+        if self._has_processors:
+            return any(batch.sample_lens) or self._is_constrained(batch)
+        return self._is_constrained(batch)
+
+    def _is_constrained(self, batch: RunBatch) -> bool:
+        return bool(self._num_constrained) and any(sequence.constraint is not None for sequence in batch.sequences)
+
+    def _launch_forward(self, launched: LaunchedStep, batch: RunBatch) -> None:
         """Launches a forward pass alone. Beside it, its masks are filled, if all tokens before it are on the host."""
-        assert self._constraints is not None
         launched.batch = batch
-        if all(step.is_ready() for step in self._effects):
+        if self._constraints is not None and self._is_constrained(batch) and all(s.is_ready() for s in self._effects):
             self._take_tokens_before(launched)
             launched.masks = self._constraints.begin(batch)
         self._runner.forward(batch)
 
     def sample(self, launched: LaunchedStep) -> None:
         """Samples a step that awaits tokens: waits for those of the steps before it, and for the masks they lead to."""
-        assert self._constraints is not None
         assert launched.batch is not None, f"step {launched.step} awaits no tokens"
         self._take_tokens_before(launched)
-        masks = self._constraints.masks(launched.batch) if launched.masks is None else launched.masks.result()
+        masks = launched.masks.result() if launched.masks is not None else None
+        if masks is None and self._constraints is not None and self._is_constrained(launched.batch):
+            masks = self._constraints.masks(launched.batch)
         launched.pending_tokens = self._runner.sample(launched.batch, masks)
         launched.batch = launched.masks = None
 
@@ -201,7 +214,7 @@ class Engine:
             tokens = launched.pending_tokens.wait()
             if len(tokens.num_tokens) < len(launched.rows):
                 tokens = _spread(tokens, launched.rows)
-            if self._num_constrained:
+            if self._num_constrained or self._has_processors:
                 _note_tokens(launched.rows, tokens)
             launched.tokens = tokens
         return launched.tokens
@@ -224,6 +237,7 @@ class Engine:
         result.logprobs.extend(tokens.logprobs)
         result.row_scores.extend(tokens.row_scores)
         result.prompt_scores.extend(tokens.prompt_scores)
+        result.row_failures.extend(tokens.row_failures)
         result.timings.forward_us, result.timings.sample_us = tokens.forward_us, tokens.sample_us
         return result
 
@@ -281,7 +295,13 @@ class Engine:
             num_prompt = parent.num_prompt_tokens
             num_shared = max(0, fork.num_tokens - num_prompt)
             child.constraint = self._constraints.forked(parent.constraint, child.token_ids[num_prompt:], num_shared)
-        return child
+        return self._noting(child)
+
+    def _noting(self, sequence: Sequence) -> Sequence:
+        """The sequence, which begins to note its tokens if something reads them."""
+        if self._has_processors:
+            sequence.output_ids = sequence.token_ids[sequence.num_prompt_tokens :]
+        return sequence
 
     def _admitted(self, admit: shard_pb2.Admit) -> Sequence:
         sequence = admitted(admit, self.info.max_model_len)
@@ -292,7 +312,7 @@ class Engine:
                 sequence.constraint = self._constraints.of(admit)
             except LookupError as error:
                 raise malformed(f"admit of seq_id {admit.seq_id}: {error}") from None
-        return sequence
+        return self._noting(sequence)
 
     def _check_room(self, changes: StepChanges, step: int) -> None:
         if changes.num_tokens > self.info.max_num_batched_tokens:
@@ -404,7 +424,8 @@ def _blocks(info: shard_pb2.ShardInfo, pool: BlockPool) -> SequenceBlocks:
 
 
 def _note_tokens(rows: list[Row], tokens: StepTokens) -> None:
-    """Tells constraints what their sequences have sampled, and names the reason where they have kept one from it."""
+    """Tells constraints and processors what their sequences have sampled, and names the reason where a constraint has
+    kept one from it."""
     end = 0
     for row, ((sequence, _, _), num_sampled) in enumerate(zip(rows, tokens.num_sampled, strict=True)):
         start, end = end, end + num_sampled
@@ -413,6 +434,11 @@ def _note_tokens(rows: list[Row], tokens: StepTokens) -> None:
             if constraint.has_failed and tokens.stop_reasons[row] == shard_pb2.STOP_REASON_ERROR:
                 tokens.stop_reasons[row] = shard_pb2.STOP_REASON_GRAMMAR
             constraint.note(tokens.sampled_token_ids[start:end], tokens.stop_reasons[row])
+        if sequence.output_ids is not None:
+            # In place: processors hold the list.
+            sequence.output_ids += tokens.sampled_token_ids[start:end]
+            if tokens.stop_reasons[row]:
+                sequence.output_ids = None
 
 
 def _spread(tokens: StepTokens, rows: list[Row]) -> StepTokens:
@@ -424,6 +450,8 @@ def _spread(tokens: StepTokens, rows: list[Row]) -> StepTokens:
         scores.run_index = ran[scores.run_index]
     for prompt_scores in tokens.prompt_scores:
         prompt_scores.run_index = ran[prompt_scores.run_index]
+    for failure in tokens.row_failures:
+        failure.run_index = ran[failure.run_index]
     spread = replace(
         tokens,
         num_computed_tokens=[sequence.reported_computed for sequence, _, _ in rows],

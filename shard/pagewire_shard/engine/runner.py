@@ -104,6 +104,8 @@ class StepTokens:
     """For each row that was scored, in order; run_index is the row."""
     prompt_scores: list[shard_pb2.PromptScores] = field(default_factory=list)
     """For each row that asked for them and computed prompt tokens, in order; run_index is the row."""
+    row_failures: list[shard_pb2.RowFailure] = field(default_factory=list)
+    """For each row that a logits processor ended, in order; run_index is the row."""
     forward_us: int = 0
     sample_us: int = 0
 

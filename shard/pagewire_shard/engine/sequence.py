@@ -46,6 +46,9 @@ class Sequence:
     none. Children of forks want none: their parent's steps yield them."""
     constraint: "Constraint | None" = None
     """Where it stands in its grammar; None: it has none."""
+    output_ids: list[int] | None = None
+    """Tokens behind the prompt that are on the host, also those whose effects are still to come; None: nothing reads
+    them, or the sequence has stopped."""
     blocks: list[int] = field(default_factory=list)
     """The block table; of a model with several, the first one."""
     other_tables: Items[list[int]] = ()

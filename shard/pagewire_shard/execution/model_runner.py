@@ -147,14 +147,21 @@ class ModelRunner:
         prompt_scores = self.prompt_scorer.score(batch, hidden)
         rows = [row for row, samples in enumerate(batch.sample_lens) if samples]
         sampled, sample_rows, logprobs, scores = slots[:0], None, None, None
+        failures: list[shard_pb2.RowFailure] = []
         uploaded = None if masks is None else UploadedMasks(masks, self.uplink.upload)
         if rows or batch.scored:
             logits = self._last_logits(hidden, [*rows, *batch.scored], lens)
             scores = pending_scores(self.sampler, logits[len(rows) :], batch, self.uplink, uploaded)
         if rows:
-            slots_of_rows = [batch.slots[row] for row in rows]
-            row_masks = None if uploaded is None else uploaded.of(rows)
-            sampled, raw = self.sampler.sample(logits[: len(rows)], slots_of_rows, self.uplink.upload, row_masks)
+            slots_of_rows, upload = [batch.slots[row] for row in rows], self.uplink.upload
+            row_masks, logits = None if uploaded is None else uploaded.of(rows), logits[: len(rows)]
+            raw = self.sampler.raw_logits(logits, slots_of_rows, upload)
+            if self.sampler.processing is not None:
+                failures = self.sampler.processing.process(logits, [batch.sequences[row] for row in rows], upload)
+            for failure in failures:
+                failure.run_index = rows[failure.run_index]
+            stages = self.sampler.stages(slots_of_rows)
+            sampled = self.sampler.choose(logits, upload(slots_of_rows), stages, row_masks)
             logprobs = pending_logprobs(raw, sampled, rows)
         if len(rows) < len(lens):
             entries = accumulate(batch.sample_lens, initial=0)
@@ -162,7 +169,7 @@ class ModelRunner:
                 [entry if samples else -1 for entry, samples in zip(entries, batch.sample_lens, strict=False)]
             )
         report = append_sampled(self.state, slots, query_lens, sampled, sample_rows)
-        return StepOutput(report, logprobs, scores, prompt_scores)
+        return StepOutput(report, logprobs, scores, prompt_scores, failures)
 
     def _prepare(self, batch: RunBatch, slots: torch.Tensor, query_lens: torch.Tensor | None) -> ForwardBatch:
         num_tokens = sum(batch.query_lens)

@@ -16,6 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from pagewire.v1 import shard_pb2
 from pagewire_kernels.append_tokens import FIRST_TOKEN
 from pagewire_kernels.paged_attention import SharedPrefixes
 from pagewire_kernels.prepare_inputs import PreparedInputs, StepRows, prepare_inputs
@@ -194,19 +195,28 @@ class StepGraphs:
         scores = self._scores(batch, uplink, uploaded)
         row_masks = None if uploaded is None else uploaded.of(range(num_rows), graphs.num_rows - num_rows)
         prompt_scores = None if batch.is_decode else prompt_scorer.score(batch, self._all_hidden)
+        failures = self._process(batch, uplink)
         downlink.before_next_report()
         if row_masks is not None or self._sampler.has_rare_stages(batch.slots):
             token_ids = self._sample(graphs, self._sampler.stages(batch.slots), row_masks)
         else:
             graphs.sample()
             token_ids = graphs.token_ids
-        return StepOutput(graphs.report, pending_logprobs(raw, token_ids, range(num_rows)), scores, prompt_scores)
+        logprobs = pending_logprobs(raw, token_ids, range(num_rows))
+        return StepOutput(graphs.report, logprobs, scores, prompt_scores, failures)
 
     def _scores(self, batch: RunBatch, uplink: Uplink, masks: UploadedMasks | None) -> PendingScores | None:
         if not batch.scored:
             return None
         logits = self._logits.index_select(0, uplink.upload(batch.scored))
         return pending_scores(self._sampler, logits, batch, uplink, masks)
+
+    def _process(self, batch: RunBatch, uplink: Uplink) -> list[shard_pb2.RowFailure]:
+        """Has logits processors change the logits of the rows that sample."""
+        if self._sampler.processing is None:
+            return []
+        sequences = [sequence if n else None for sequence, n in zip(batch.sequences, batch.sample_lens, strict=True)]
+        return self._sampler.processing.process(self._logits[: len(sequences)], sequences, uplink.upload)
 
     def _graphs_of(self, num_rows: int) -> RowGraphs:
         return next(graphs for graphs in self._row_graphs if graphs.num_rows >= num_rows)

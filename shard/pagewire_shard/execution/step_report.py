@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,8 @@ class StepOutput:
     logprobs: PendingLogprobs | None = None
     scores: PendingScores | None = None
     prompt_scores: PendingPromptScores | None = None
+    failures: Items[shard_pb2.RowFailure] = ()
+    """Rows of the batch that logits processors have ended."""
 
     def to_host(self, report: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]) -> "StepOutput":
         """The same with this report, which is on its way already, and each other tensor copied."""
@@ -104,6 +107,7 @@ class StepOutput:
             self.logprobs and self.logprobs.to_host(copy),
             self.scores and self.scores.to_host(copy),
             self.prompt_scores and self.prompt_scores.to_host(copy),
+            self.failures,
         )
 
 
@@ -117,6 +121,8 @@ def step_tokens(output: StepOutput, num_rows: int, forward_us: int, sample_us: i
         row_scores, unsound = scores.to_messages()
         for row in unsound:
             lines[STOP_REASON][row] = shard_pb2.STOP_REASON_ERROR
+    for failure in output.failures:
+        lines[STOP_REASON][failure.run_index] = shard_pb2.STOP_REASON_PROCESSOR
     return StepTokens(
         num_computed_tokens=lines[NUM_COMPUTED],
         num_tokens=lines[NUM_TOKENS],
@@ -126,6 +132,7 @@ def step_tokens(output: StepOutput, num_rows: int, forward_us: int, sample_us: i
         logprobs=logprobs.to_messages(num_sampled) if logprobs else [],
         row_scores=row_scores,
         prompt_scores=prompt_scores.to_messages() if prompt_scores else [],
+        row_failures=list(output.failures),
         forward_us=forward_us,
         sample_us=sample_us,
     )

@@ -11,6 +11,7 @@ from pagewire_kernels.sequence_state import SequenceState
 
 from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.sampling.logprobs import RawLogits
+from pagewire_shard.sampling.processing import LogitsProcessing
 from pagewire_shard.sampling.row import SamplingRow, sampling_row
 from pagewire_shard.sampling.scores import Scores
 from pagewire_shard.slot_tables import SlotTables, Upload
@@ -33,6 +34,8 @@ class Sampler:
         """By slot, for sequences that want log-probabilities: how many of the most probable tokens."""
         self._admitted: dict[int, SamplingRow] = {}
         """By slot: what the next fill writes."""
+        self.processing: LogitsProcessing | None = None
+        """Logits processors, which change logits between raw_logits and choose; None: there are none."""
         self.tables = (columns.floats, columns.ints, columns.lists, columns.allowed, columns.bad_words)
         """What SlotTables has to know of."""
 
@@ -79,22 +82,6 @@ class Sampler:
         """Whether some row of a batch needs RARE_STAGES."""
         return bool(self._rare_slots) and not self._rare_slots.isdisjoint(slots)
 
-    def sample(
-        self, logits: torch.Tensor, slots: Items[int], upload: Upload, masks: TokenMasks | None = None
-    ) -> tuple[torch.Tensor, RawLogits | None]:
-        """Samples one token for each row.
-
-        Args:
-            logits: [num_rows, vocab_size]; may be changed.
-            slots: Each row's slot.
-            masks: The tokens that rows may sample; None: all rows any.
-
-        Returns:
-            The tokens, as choose has them, and what their log-probabilities are gathered from.
-        """
-        raw = self.raw_logits(logits, slots, upload)
-        return self.choose(logits, upload(slots), self.stages(slots), masks), raw
-
     def choose(
         self, logits: torch.Tensor, slots: torch.Tensor, stages: Stage, masks: TokenMasks | None = None
     ) -> torch.Tensor:
@@ -102,7 +89,7 @@ class Sampler:
 
         Args:
             slots: [num_rows] int64.
-            masks: As sample has them. A captured graph takes none.
+            masks: The tokens that rows may sample; None: all rows any. A captured graph takes none.
             stages: At least what the rows need. On a GPU only which RARE_STAGES are among them matters.
 
         Returns:
