@@ -92,7 +92,7 @@ FLOORS = {
                 "layer_norm",
             ),
             *("packed_linear", "paged_attention", "prepare_inputs", "reshape_and_cache", "rms_norm", "rotary"),
-            *("sample", "write_runs"),
+            *("gated_rms_norm", "mamba2", "sample", "write_runs"),
         ),
         ("rotary_and_cache",),
         ("latent_and_cache", "latent_attention"),

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pagewire_kernels.activation import gelu_and_mul, silu_and_mul, xielu
+from pagewire_kernels.gated_rms_norm import gated_rms_norm
+from pagewire_kernels.gated_rms_norm import reference as gated_rms_norm_reference
 from pagewire_kernels.layer_norm import layer_norm
 from pagewire_kernels.rms_norm import reference, rms_norm
 
@@ -54,6 +56,39 @@ def test_rms_norm_with_a_float32_weight_is_gemmas(dtype):
     torch.nn.init.normal_(norm.weight)
     x = torch.randn(6, 48, dtype=dtype)
     assert torch.equal(reference.rms_norm(x, 1.0 + norm.weight.float(), 1e-6), norm(x))
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize(("num_tokens", "width", "group_size", "has_one_weight"), [
+    (1, 7, 7, False), (5, 96, 24, False), (300, 40, 8, True), (3, 5000, 5000, True)
+])  # fmt: skip
+def test_gated_rms_norm(num_tokens, width, group_size, has_one_weight, norm_first, poisoned_memory):
+    x, gate = torch.randn(num_tokens, width + 3)[:, :width], torch.randn(num_tokens, width + 9)[:, 9:]
+    weight = torch.randn(group_size if has_one_weight else width)
+    out = gated_rms_norm(x, gate, weight, 1e-5, group_size, norm_first=norm_first)
+    doubles = (x.double(), gate.double(), weight.double())
+    expected = gated_rms_norm_reference.gated_rms_norm(*doubles, 1e-5, group_size, norm_first)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+    assert out.is_contiguous()
+
+
+def test_gated_rms_norm_is_that_of_transformers():
+    from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1RMSNormGated
+    from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
+
+    x, gate = torch.randn(6, 48), torch.randn(6, 48)
+    after = MambaRMSNormGated(48, group_size=16, eps=1e-5)
+    before = FalconH1RMSNormGated(48, eps=1e-5, n_groups=3, norm_before_gate=True)
+    for norm, norm_first in ((after, False), (before, True)):
+        torch.nn.init.normal_(norm.weight)
+        out = gated_rms_norm(x, gate, norm.weight.detach(), 1e-5, 16, norm_first=norm_first)
+        torch.testing.assert_close(out, norm(x, gate), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "weight"), [(40, 40), (48, 32)])
+def test_gated_rms_norm_refuses_what_does_not_fit(width, weight):
+    with pytest.raises(ValueError, match="do not fit"):
+        gated_rms_norm(torch.ones(2, width), torch.ones(2, width), torch.ones(weight), 1e-5, 16, norm_first=True)
 
 
 def test_layer_norm():

@@ -9,6 +9,7 @@ import torch
 from interpreter import HAS_GPU, run_in_interpreter, runs_kernels, starts_interpreter
 from pagewire_kernels.activation import reference as activation_reference
 from pagewire_kernels.copy_blocks import reference as copy_reference
+from pagewire_kernels.gated_rms_norm import reference as gated_rms_norm_reference
 from pagewire_kernels.layer_norm import reference as layer_norm_reference
 from pagewire_kernels.rms_norm import reference as rms_norm_reference
 from pagewire_kernels.rotary_and_cache import RotaryInputs
@@ -58,6 +59,22 @@ def test_rms_norm_with_a_float32_weight_rounds_once():
     # Of what was rounded before it was scaled, a quarter would differ.
     assert (alone.cpu() == expected).float().mean() > 0.98
     assert (added.cpu() == expected_added).float().mean() > 0.98
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize(
+    ("width", "group_size", "has_one_weight"), [(96, 24, False), (40, 8, True), (2500, 2500, True)]
+)
+def test_gated_rms_norm(width, group_size, has_one_weight, norm_first, dtype):
+    from pagewire_kernels.gated_rms_norm import triton as kernel
+
+    x, gate = randn(5, width + 3, dtype=dtype)[:, :width], randn(5, width + 9, dtype=dtype)[:, 9:]
+    weight = randn(group_size if has_one_weight else width, dtype=dtype)
+    tensors = (x.to(DEVICE), gate.to(DEVICE), weight.to(DEVICE))
+    out = kernel.gated_rms_norm(*tensors, 1e-5, group_size, norm_first)
+    assert_same(out, gated_rms_norm_reference.gated_rms_norm(x, gate, weight, 1e-5, group_size, norm_first), dtype)
 
 
 @runs_kernels
