@@ -425,6 +425,18 @@ MIXTURES: dict[str, transformers.PretrainedConfig] = {
     ),
 }
 CASES |= MIXTURES
+MAMBA2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 12, "mamba_chunk_size": 8}
+GRANITE_HYBRID: dict[str, Any] = {
+    **LLAMA,
+    **MAMBA2,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "shared_intermediate_size": 20,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
 LFM2: dict[str, Any] = {**LLAMA, "num_hidden_layers": 3, "num_key_value_heads": 2, "eos_token_id": 2}
 RECURRENT: dict[str, transformers.PretrainedConfig] = {
     "lfm2": transformers.Lfm2Config(**LFM2, layer_types=["conv", "full_attention", "conv"], block_multiple_of=8),
@@ -444,6 +456,22 @@ RECURRENT: dict[str, transformers.PretrainedConfig] = {
         num_experts_per_tok=2,
         moe_intermediate_size=20,
         routed_scaling_factor=1.5,
+    ),
+    "granite-hybrid": transformers.GraniteMoeHybridConfig(
+        **GRANITE_HYBRID,
+        layer_types=["mamba", "attention", "mamba"],
+        num_local_experts=5,
+        mamba_n_groups=2,
+        position_embedding_type="rope",
+    ),
+    "granite-hybrid-dense": transformers.GraniteMoeHybridConfig(
+        **GRANITE_HYBRID,
+        layer_types=["mamba", "mamba", "attention"],
+        num_local_experts=0,
+        mamba_proj_bias=True,
+        mamba_conv_bias=False,
+        time_step_limit=[0.4, 0.9],
+        tie_word_embeddings=True,
     ),
 }
 """Of families with layers that keep a state of each sequence."""

@@ -44,6 +44,8 @@ class Mamba2Inputs:
     gate: torch.Tensor | None = None
     """[num_tokens, num_heads, head_dim], laid out as x, x's dtype: the output is multiplied by its SiLU; None: it is
     not."""
+    max_query_len: int = 2
+    """Upper bound of the numbers of new tokens. 1: every sequence has exactly one."""
     num_decodes: int = 0
     """The first num_decodes sequences have exactly one new token each."""
     row_counts: torch.Tensor | None = None

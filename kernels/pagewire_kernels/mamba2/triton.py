@@ -241,15 +241,17 @@ def mamba2(inputs: Mamba2Inputs) -> torch.Tensor:
     if not 0 <= num_decodes <= min(num_seqs, num_tokens):
         raise ValueError(f"{num_decodes} decodes in a batch of {num_seqs} sequences and {num_tokens} tokens")
     out = torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=inputs.x.device)
-    if inputs.row_counts is not None:
-        # Decodes may be as many as there are sequences and tokens; the prompts' launch covers the sequences beyond.
-        most_decodes, least_decodes = min(num_seqs, num_tokens), 0
+    if inputs.max_query_len == 1:
+        first_prompt = most_decodes = num_seqs
+    elif inputs.row_counts is None:
+        first_prompt = most_decodes = num_decodes
     else:
-        most_decodes = least_decodes = num_decodes
+        # Any number of the sequences may be decodes.
+        first_prompt, most_decodes = 0, min(num_seqs, num_tokens)
     if most_decodes:
         _run_decodes(inputs, out, most_decodes)
-    if least_decodes < num_seqs and num_tokens:
-        _run_prompts(inputs, out, least_decodes)
+    if first_prompt < num_seqs and num_tokens:
+        _run_prompts(inputs, out, first_prompt)
     return out
 
 

@@ -5,7 +5,9 @@ from typing import Literal
 
 import torch
 
-Role = Literal["linear", "table", "norm", "experts", "heads", "router", "correction", "vector", "conv"]
+Role = Literal[
+    "linear", "table", "norm", "experts", "heads", "router", "correction", "vector", "float32_vector", "conv"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +21,9 @@ class Parameter:
     role: Role
     """linear: multiplies; table: rows are looked up; norm: scale of a norm; experts: the matrices of all experts of a
     layer, one under the other; heads: those of all heads, likewise; router: multiplies, always in float32; correction:
-    added to a router's scores, in float32; vector: numbers of another kind; conv: a row for each channel, what a
-    convolution multiplies the channel's last inputs by, which checkpoints store as [channels, 1, width]."""
+    added to a router's scores, in float32; vector: numbers of another kind; float32_vector: such numbers in float32;
+    conv: a row for each channel, what a convolution multiplies the channel's last inputs by, which checkpoints store as
+    [channels, 1, width]."""
     parts: tuple[int, ...]
     """Rows of each part."""
     in_features: int = 0

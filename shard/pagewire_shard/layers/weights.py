@@ -55,6 +55,7 @@ class Weights:
             "heads": precision.linear_weights,
             "router": torch.float32,
             "correction": torch.float32,
+            "float32_vector": torch.float32,
         }.get(parameter.role, precision.activations)
         return plain_tensors(parameter, weight, precision.activations)
 

@@ -87,7 +87,7 @@ def load_model(
         if load_format == "dummy":
             fill_randomly(weights, spec, seed)
         else:
-            read_weights(files, spec, family.names, weights, reads_mxfp4=mxfp4.METHOD in family.quantizations)
+            read_weights(files, spec, family.names_of(spec), weights, reads_mxfp4=mxfp4.METHOD in family.quantizations)
         model = Decoder(own_spec, weights)
     return LoadedModel(
         model=model,

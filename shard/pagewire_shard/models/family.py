@@ -27,7 +27,8 @@ class Family:
 
     spec: Callable[[ConfigFields], DecoderSpec]
     """Reads a configuration. Raises UnsupportedArchitecture naming the field that the decoder does not support."""
-    names: NameMap
+    names: NameMap | Callable[[DecoderSpec], NameMap]
+    """The names of a checkpoint's tensors, or what they are for a decoder, where they differ."""
     model_type: str
     """The family's model_type in config.json."""
     defaults: Mapping[str, object]
@@ -38,6 +39,10 @@ class Family:
     """Quantization methods, as config.json names them, whose weights are dequantized while they are read."""
     text_section: str | None = None
     """Object of a multimodal model's configuration that describes its text model; None: there is none."""
+
+    def names_of(self, spec: DecoderSpec) -> NameMap:
+        """The names that checkpoints of this decoder have."""
+        return self.names if isinstance(self.names, NameMap) else self.names(spec)
 
     def complete(self, fields: ConfigFields) -> ConfigFields:
         """The fields with this family's defaults."""

@@ -2,6 +2,7 @@
 perhaps a shared one."""
 
 from dataclasses import replace
+from typing import Any
 
 from pagewire_kernels.fused_moe import RouterSpec
 
@@ -37,12 +38,13 @@ MOE_NAMES = replace(
 )
 
 
-def _granite(fields: ConfigFields) -> DecoderSpec:
+def granite(fields: ConfigFields, *, has_rope: bool = True) -> DecoderSpec:
+    """A dense decoder with Granite's multipliers; without has_rope heads are not rotated."""
     bias = fields.flag("attention_bias")
     windows = [0] * fields.integer("num_hidden_layers")
     spec = llama_spec(fields, windows=windows, qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
-    attention_scale = fields.number("attention_multiplier")
-    spec = with_mixers(spec, lambda _, attention: replace(attention, scale=attention_scale))
+    changes: dict[str, Any] = {"scale": fields.number("attention_multiplier")} | ({} if has_rope else {"rope": None})
+    spec = with_mixers(spec, lambda _, attention: replace(attention, **changes))
     residual_scale = fields.number("residual_multiplier")
     return replace(
         spec,
@@ -52,7 +54,8 @@ def _granite(fields: ConfigFields) -> DecoderSpec:
     )
 
 
-def _granite_moe(fields: ConfigFields) -> DecoderSpec:
+def read_mixture(fields: ConfigFields) -> FeedForwardSpec:
+    """A mixture of experts, beside a shared one if shared_intermediate_size is given."""
     check_silu(fields)
     num_experts = fields.integer("num_local_experts")
     moe = MoeSpec(
@@ -60,15 +63,18 @@ def _granite_moe(fields: ConfigFields) -> DecoderSpec:
         intermediate_size=fields.integer("intermediate_size"),
         router=RouterSpec(read_top_k(fields, num_experts), renormalise=True),
     )
-    feed_forward: FeedForwardSpec = moe
-    if fields.number("shared_intermediate_size", 0):
-        shared = MlpSpec(fields.integer("shared_intermediate_size"), "silu", gated=True, bias=False)
-        feed_forward = SharedExpertSpec(moe, shared, is_weighted=False)
-    spec = _granite(fields)
+    if not fields.number("shared_intermediate_size", 0):
+        return moe
+    shared = MlpSpec(fields.integer("shared_intermediate_size"), "silu", gated=True, bias=False)
+    return SharedExpertSpec(moe, shared, is_weighted=False)
+
+
+def _granite_moe(fields: ConfigFields) -> DecoderSpec:
+    feed_forward, spec = read_mixture(fields), granite(fields)
     return replace(spec, layers=tuple(replace(layer, feed_forward=feed_forward) for layer in spec.layers))
 
 
-GRANITE = Family(_granite, LLAMA_NAMES, "granite", DEFAULTS)
+GRANITE = Family(granite, LLAMA_NAMES, "granite", DEFAULTS)
 GRANITE_MOE = Family(_granite_moe, MOE_NAMES, "granitemoe", MOE_DEFAULTS)
 GRANITE_MOE_SHARED = Family(
     _granite_moe, MOE_NAMES, "granitemoeshared", {**MOE_DEFAULTS, "shared_intermediate_size": 0}

@@ -24,6 +24,7 @@ from pagewire_shard.models.gpt_neox import GPT_NEOX, PERSIMMON
 from pagewire_shard.models.gpt_oss import GPT_OSS
 from pagewire_shard.models.gptj import CODEGEN, GPTJ
 from pagewire_shard.models.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
+from pagewire_shard.models.granite_hybrid import GRANITE_MOE_HYBRID
 from pagewire_shard.models.helium import HELIUM
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.hunyuan import HUNYUAN, HUNYUAN_MOE, HY_V3
@@ -85,6 +86,7 @@ FAMILIES: dict[str, Family] = {
     "GlmForCausalLM": GLM,
     "GraniteForCausalLM": GRANITE,
     "GraniteMoeForCausalLM": GRANITE_MOE,
+    "GraniteMoeHybridForCausalLM": GRANITE_MOE_HYBRID,
     "GraniteMoeSharedForCausalLM": GRANITE_MOE_SHARED,
     "HYV3ForCausalLM": HY_V3,
     "HeliumForCausalLM": HELIUM,

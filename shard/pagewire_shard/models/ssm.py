@@ -1,0 +1,91 @@
+"""Readers of what configurations say of Mamba-2 layers, and the names that their weights have."""
+
+import math
+from collections.abc import Sequence
+
+from pagewire_shard.models.hf_config import ConfigFields
+
+LAYER_TYPES = {"mamba": "mamba", "linear_attention": "mamba", "attention": "attention", "full_attention": "attention"}
+"""Spellings of transformers 4 and 5 -> the kind of layer."""
+
+
+def ssm_modules(module: str) -> dict[str, tuple[str, int | None]]:
+    """Module within a layer -> parameter, for Mamba-2 layers whose module is `module`."""
+    names = {"in_proj": "ssm_in", "conv1d": "conv", "norm": "ssm_norm", "out_proj": "ssm_out"}
+    return {f"{module}.{name}": (parameter, None) for name, parameter in names.items()}
+
+
+def ssm_tensors(module: str) -> dict[str, str]:
+    """Tensor within a layer -> parameter, likewise."""
+    return {f"{module}.A_log": "log_decay", f"{module}.D": "skip", f"{module}.dt_bias": "dt_bias"}
+
+
+def read_hybrid_layers(fields: ConfigFields, name: str, kinds: Sequence[str] = ("mamba", "attention")) -> list[str]:
+    """The kind of each layer, from a list of layer types; those beyond LAYER_TYPES are spelled as their kind."""
+    stated = fields.texts(name) or ()
+    layers = [LAYER_TYPES.get(layer_type, layer_type) for layer_type in stated]
+    if set(layers) - set(kinds):
+        raise fields.unsupported(name, ", ".join([*LAYER_TYPES, *(kind for kind in kinds if kind not in LAYER_TYPES)]))
+    return layers
+
+
+def read_dt_limits(fields: ConfigFields, name: str = "time_step_limit") -> tuple[float, float]:
+    """Bounds of a step's length; null: none. JSON has no infinity, and so it is written in several ways."""
+    value = fields.raw(name)
+    if value is None:
+        return 0.0, math.inf
+    if not isinstance(value, list) or len(value) != 2:
+        raise fields.malformed(name, "must be a list of two numbers")
+    low, high = (_number(fields, name, item) for item in value)
+    return low, high
+
+
+def _number(fields: ConfigFields, name: str, item: object) -> float:
+    if isinstance(item, dict):
+        item = item.get("__float__")
+    if item in ("Infinity", "inf"):
+        return math.inf
+    if isinstance(item, bool) or not isinstance(item, int | float) or not item >= 0:
+        raise fields.malformed(name, "must be a list of two numbers that are not negative")
+    return float(item)
+
+
+def check_conv_activation(fields: ConfigFields, name: str) -> None:
+    """Raises UnsupportedArchitecture if the convolution's activation is not SiLU."""
+    if fields.text(name) not in ("silu", "swish"):
+        raise fields.unsupported(name, "silu, swish")
+
+
+def read_inner_heads(fields: ConfigFields, heads: str, head_dim: str, inner_size: int) -> tuple[int, int]:
+    """Number and width of the heads, where the width may be "auto".
+
+    Args:
+        heads, head_dim: Names of the fields.
+        inner_size: Width of all heads together.
+    """
+    num_heads = fields.integer(heads)
+    if inner_size % num_heads:
+        raise fields.malformed(heads, f"must divide the width of all heads, {inner_size}")
+    width = inner_size // num_heads
+    if fields.raw(head_dim) not in (None, "auto") and fields.integer(head_dim) != width:
+        raise fields.malformed(head_dim, f"must be {inner_size} / {num_heads}, the width of all heads by their number")
+    return num_heads, width
+
+
+def check_groups(fields: ConfigFields, name: str, num_heads: int) -> int:
+    """The number of groups of heads."""
+    num_groups = fields.integer(name)
+    if num_heads % num_groups:
+        raise fields.malformed(name, f"must divide the number of heads, {num_heads}")
+    return num_groups
+
+
+def read_scales(fields: ConfigFields, name: str, count: int) -> tuple[float, ...]:
+    """A list of `count` numbers; null: ones."""
+    value = fields.raw(name)
+    if value is None:
+        return (1.0,) * count
+    is_list = isinstance(value, list) and len(value) == count
+    if not is_list or not all(isinstance(item, int | float) and math.isfinite(item) for item in value):
+        raise fields.malformed(name, f"must be a list of {count} numbers")
+    return tuple(map(float, value))
