@@ -10,7 +10,8 @@ def gated_rms_norm(
     """x / sqrt(mean(x**2) + eps) * weight over each group, of x * silu(gate), or times silu(gate)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     activated = F.silu(gate.to(dtype))
-    groups = (x.to(dtype) if norm_first else x.to(dtype) * activated).unflatten(1, (-1, group_size))
+    wide = x.to(dtype) if norm_first else x.to(dtype) * activated
+    groups = wide.reshape(len(x), -1, group_size)
     normalised = groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)
-    out = (normalised * weight.to(dtype).view(-1, group_size)).flatten(1)
+    out = (normalised * weight.to(dtype).view(-1, group_size)).view(x.shape)
     return (out * activated if norm_first else out).to(x.dtype)

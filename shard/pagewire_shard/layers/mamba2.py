@@ -131,12 +131,14 @@ class Mamba2:
             )
         )
         heads, b, c = convolved.split_with_sizes(list(sizes[1:4]), dim=1)
+        by_head = (len(x), spec.num_heads, spec.head_dim)
+        by_group = (len(x), spec.num_groups, spec.state_size)
         out = mamba2(
             Mamba2Inputs(
-                x=heads.unflatten(1, (spec.num_heads, spec.head_dim)),
+                x=heads.view(by_head),
                 dt=dt,
-                b=b.unflatten(1, (spec.num_groups, spec.state_size)),
-                c=c.unflatten(1, (spec.num_groups, spec.state_size)),
+                b=b.view(by_group),
+                c=c.view(by_group),
                 decay=self._decay,
                 skip=self._skip,
                 dt_bias=self._dt_bias,
@@ -146,7 +148,7 @@ class Mamba2:
                 query_start_loc=batch.query_start_loc,
                 dt_min=spec.dt_limits[0],
                 dt_max=spec.dt_limits[1],
-                gate=None if spec.norm != "none" else gate.unflatten(1, (spec.num_heads, spec.head_dim)),
+                gate=None if spec.norm != "none" else gate.view(by_head),
                 max_query_len=batch.max_query_len,
                 num_decodes=batch.num_decodes,
                 row_counts=batch.row_counts,

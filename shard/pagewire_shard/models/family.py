@@ -27,8 +27,7 @@ class Family:
 
     spec: Callable[[ConfigFields], DecoderSpec]
     """Reads a configuration. Raises UnsupportedArchitecture naming the field that the decoder does not support."""
-    names: NameMap | Callable[[DecoderSpec], NameMap]
-    """The names of a checkpoint's tensors, or what they are for a decoder, where they differ."""
+    names: NameMap
     model_type: str
     """The family's model_type in config.json."""
     defaults: Mapping[str, object]
@@ -37,12 +36,14 @@ class Family:
     """Alias -> name of a field, as in the configuration class's attribute_map."""
     quantizations: tuple[str, ...] = ()
     """Quantization methods, as config.json names them, whose weights are dequantized while they are read."""
+    names_by_spec: Callable[[DecoderSpec], NameMap] | None = None
+    """The names of a decoder's tensors, where they depend on more than the family; None: they do not."""
     text_section: str | None = None
     """Object of a multimodal model's configuration that describes its text model; None: there is none."""
 
     def names_of(self, spec: DecoderSpec) -> NameMap:
         """The names that checkpoints of this decoder have."""
-        return self.names if isinstance(self.names, NameMap) else self.names(spec)
+        return self.names_by_spec(spec) if self.names_by_spec else self.names
 
     def complete(self, fields: ConfigFields) -> ConfigFields:
         """The fields with this family's defaults."""

@@ -106,4 +106,4 @@ def _names(spec: DecoderSpec) -> NameMap:
     return DENSE_NAMES if isinstance(spec.layers[0].feed_forward, MlpSpec) else NAMES
 
 
-GRANITE_MOE_HYBRID = Family(_granite_hybrid, _names, "granitemoehybrid", DEFAULTS)
+GRANITE_MOE_HYBRID = Family(_granite_hybrid, NAMES, "granitemoehybrid", DEFAULTS, names_by_spec=_names)

@@ -138,6 +138,14 @@ class ConfigFields:
             raise self.malformed(name, "must be a list of integers")
         return tuple(cast("list[int]", items))
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers, empty if absent."""
+        value = self.raw(name)
+        items = [] if value is None else value
+        if not isinstance(items, list) or not all(isinstance(i, int | float) and math.isfinite(i) for i in items):
+            raise self.malformed(name, "must be a list of finite numbers")
+        return tuple(float(item) for item in items)
+
     def section(self, name: str) -> "ConfigFields":
         """A nested object, empty if absent."""
         value = self.raw(name)

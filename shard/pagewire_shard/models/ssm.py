@@ -81,11 +81,8 @@ def check_groups(fields: ConfigFields, name: str, num_heads: int) -> int:
 
 
 def read_scales(fields: ConfigFields, name: str, count: int) -> tuple[float, ...]:
-    """A list of `count` numbers; null: ones."""
-    value = fields.raw(name)
-    if value is None:
-        return (1.0,) * count
-    is_list = isinstance(value, list) and len(value) == count
-    if not is_list or not all(isinstance(item, int | float) and math.isfinite(item) for item in value):
-        raise fields.malformed(name, f"must be a list of {count} numbers")
-    return tuple(map(float, value))
+    """A list of `count` numbers; absent: ones."""
+    scales = fields.numbers(name) or (1.0,) * count
+    if len(scales) != count:
+        raise fields.malformed(name, f"must have {count} entries")
+    return scales
