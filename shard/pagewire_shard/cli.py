@@ -47,11 +47,10 @@ def config_from(arguments: argparse.Namespace) -> ShardConfig:
     from pagewire_shard.errors import BadOption
     from pagewire_shard.loading.model_source import model_name
 
-    if arguments.tp_size != 1 or arguments.tp_rank != 0 or arguments.rendezvous:
-        raise BadOption(
-            f"--tp-size {arguments.tp_size} --tp-rank {arguments.tp_rank}: tensor parallelism is not served; "
-            "accepted are --tp-size 1 --tp-rank 0, without --rendezvous"
-        )
+    if not 0 <= arguments.tp_rank < arguments.tp_size:
+        raise BadOption(f"--tp-rank {arguments.tp_rank}: must be from 0 to --tp-size - 1, {arguments.tp_size - 1}")
+    if arguments.tp_size > 1 and arguments.rendezvous is None:
+        raise BadOption(f"--tp-size {arguments.tp_size} needs --rendezvous, the address where its ranks meet")
     if (arguments.tls_cert is None) != (arguments.tls_key is None):
         raise BadOption("--tls-cert and --tls-key need each other")
     if arguments.tls_client_ca is not None and arguments.tls_cert is None:
@@ -93,6 +92,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not text.startswith("unix:") and not (host and port.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; accepted are HOST:PORT and unix:PATH")
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -163,7 +169,18 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--group-id", default=DEFAULTS.group_id, metavar="ID", help="shards of one group share it")
     group.add_argument("--tp-rank", type=int, default=DEFAULTS.tp_rank, metavar="R", help="tensor-parallel rank")
     group.add_argument("--tp-size", type=_positive, default=DEFAULTS.tp_size, metavar="N", help="tensor-parallel size")
-    group.add_argument("--rendezvous", metavar="HOST:PORT", help="where the ranks of a group meet")
+    group.add_argument(
+        "--rendezvous", type=_address, metavar="ADDR",
+        help="where the ranks of a group meet: HOST:PORT or unix:PATH on which rank 0 listens",
+    )  # fmt: skip
+    group.add_argument(
+        "--rendezvous-timeout", dest="rendezvous_timeout_s", type=_seconds, default=DEFAULTS.rendezvous_timeout_s,
+        metavar="S", help="how long a rank waits for the others to come (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--group-watch", dest="group_watch_s", type=_seconds, default=DEFAULTS.group_watch_s, metavar="S",
+        help="how long a rank may be silent before the others end for it (default %(default)s)",
+    )  # fmt: skip
     group.add_argument(
         "--lease-term", dest="lease_term_s", type=_seconds, default=DEFAULTS.lease_term_s, metavar="S",
         help="a router that is silent for so long loses the shard (default %(default)s)",

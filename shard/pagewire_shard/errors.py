@@ -8,6 +8,7 @@ ShardError
 |   +-- CorruptTokenizer         there are tokenizer files, but no tokenizer comes out of them
 |   +-- PoolTooSmall             the block pool cannot hold one block, or one sequence of --max-model-len
 |   +-- BadOption                an option's value cannot be served here
+|   +-- GroupFailed              the ranks of a shard group cannot meet
 +-- StreamError                  ends a plan stream
     +-- InvalidMessage           the message is malformed, or it is not its turn
     +-- ProtocolMismatch         the router speaks another major version
@@ -72,6 +73,12 @@ class BadOption(ModelError):
     """An option's value cannot be served here."""
 
     reason = "BAD_OPTION"
+
+
+class GroupFailed(ModelError):
+    """The ranks of a shard group cannot meet."""
+
+    reason = "GROUP_FAILED"
 
 
 class StreamError(ShardError):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from pagewire_shard.errors import ModelError
 from pagewire_shard.grammar.grammars import Grammars
 from pagewire_shard.grammar.limits import GrammarLimits
 from pagewire_shard.loading.model_source import model_digest, resolve_model
+from pagewire_shard.parallel.shard_group import ShardGroup
+from pagewire_shard.stepping.group_steps import FollowingSteps, LeadingSteps
 from pagewire_shard.stepping.step_engine import StepEngine
 from pagewire_shard.stepping.step_observer import StepObserver
 from pagewire_shard.stepping.step_thread import StepThread
@@ -38,12 +41,13 @@ def run(config: ShardConfig) -> int:
     model_dir.set_running_or_notify_cancel()
     tracing = _open_tracing(config)
     grammars = _grammars(config)
-    steps = StepThread(lambda: _build(config, model_dir, grammars), _observer(tracing))
+    group = ShardGroup(config) if config.tp_size > 1 else None
+    steps = _steps(lambda: _build(config, model_dir, grammars, group), _observer(tracing), group)
     # First of all: importing torch and loading weights take longest.
     steps.start()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, model_dir, steps, grammars))
+            runner.run(_serve(config, model_dir, steps, grammars, group))
     except ModelError as error:
         print(f"error: {error.message}", file=sys.stderr)
         status = 1
@@ -53,7 +57,19 @@ def run(config: ShardConfig) -> int:
     return status
 
 
-def _build(config: ShardConfig, model_dir: "Future[Path]", grammars: Grammars | None) -> StepEngine[Any]:
+def _steps(build: Callable[[], StepEngine[Any]], observer: StepObserver | None, group: ShardGroup | None) -> StepThread:
+    if group is None:
+        return StepThread(build, observer)
+    if group.ranks.rank == 0:
+        return LeadingSteps(build, observer, group.pass_on, group.lose)
+    steps = FollowingSteps(build, observer, group.lose)
+    group.on_entry = steps.take_entry
+    return steps
+
+
+def _build(
+    config: ShardConfig, model_dir: "Future[Path]", grammars: Grammars | None, group: ShardGroup | None
+) -> StepEngine[Any]:
     """Builds the engine on the step thread, since fetching a model takes long and probes need answers meanwhile."""
     try:
         directory = resolve_model(config.model, config.load_format)
@@ -64,10 +80,17 @@ def _build(config: ShardConfig, model_dir: "Future[Path]", grammars: Grammars | 
     from pagewire_shard.startup import build_engine
 
     dummy_seed = config.seed if config.load_format == "dummy" else None
-    return build_engine(config, directory, model_digest(directory, dummy_seed, config.hf_overrides), grammars)
+    digest = model_digest(directory, dummy_seed, config.hf_overrides)
+    return build_engine(config, directory, digest, grammars, group)
 
 
-async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThread, grammars: Grammars | None) -> None:
+async def _serve(
+    config: ShardConfig,
+    model_dir: "Future[Path]",
+    steps: StepThread,
+    grammars: Grammars | None,
+    group: ShardGroup | None,
+) -> None:
     from pagewire_shard.service.server import ShardServer
 
     shutdown = Shutdown(with_parent=config.exit_with_parent)
@@ -86,6 +109,8 @@ async def _serve(config: ShardConfig, model_dir: "Future[Path]", steps: StepThre
         opening.cancel()
         stopping.cancel()
         await server.stop(0.0 if shutdown.is_parent_gone else config.drain_grace_s)
+        if group is not None:
+            group.leave()
 
 
 async def _open(server: "ShardServer", config: ShardConfig) -> None:

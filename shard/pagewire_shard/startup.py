@@ -31,6 +31,8 @@ from pagewire_shard.loading.model_loader import LoadedModel, load_model
 from pagewire_shard.logits_processors.interface import ModelConfig, ProcessorConfig, SchedulerConfig
 from pagewire_shard.logits_processors.loading import load_processors
 from pagewire_shard.sampling.processing import LogitsProcessing
+from pagewire_shard.parallel.collectives import Collectives
+from pagewire_shard.parallel.shard_group import ShardGroup
 
 logger = logging.getLogger(__name__)
 
@@ -45,27 +47,37 @@ SMALL_MODEL_BYTES = 64 << 20
 GPU_BLOCK_SIZES = (16, 32, 64, 128)
 
 
-def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes, grammars: Grammars | None = None) -> Engine:
+def build_engine(
+    config: ShardConfig,
+    model_dir: Path,
+    model_digest: bytes,
+    grammars: Grammars | None = None,
+    group: ShardGroup | None = None,
+) -> Engine:
     """Loads the model and allocates everything a shard needs.
 
-    grammars: those that admissions may name.
+    Args:
+        grammars: Those that admissions may name.
+        group: The shard's place among the ranks of its group, which all build their engines at the same time; None: the
+            shard is alone.
 
     Raises:
         ModelError: the model cannot be served; the message says why.
     """
     device = _device(config)
     if device.type == "cpu":
-        _set_cpu_threads(config.cpu_threads or os.cpu_count() or 1)
-    loaded = _load(config, model_dir, device)
+        _set_cpu_threads(config.cpu_threads or max(1, (os.cpu_count() or 1) // config.tp_size))
+    collectives = group.join(device) if group is not None else None
+    loaded = _load(config, model_dir, device, collectives)
     if device.type == "cpu" and config.cpu_threads is None and loaded.weight_bytes < SMALL_MODEL_BYTES:
-        _set_cpu_threads(max(1, (os.cpu_count() or 1) - 1))
-    limits = _limits(config, loaded, device)
+        _set_cpu_threads(max(1, ((os.cpu_count() or 1) - 1) // config.tp_size))
+    limits = _agreed_limits(_limits(config, loaded, device), device, collectives)
     layout = plan_layout(loaded.model.spec.layers, limits.max_model_len)
     if layout.has_states:
         raise UnsupportedArchitecture(f"{config.model}: layers with recurrent state are not served yet")
     loaded.model.layer_tables = layout.layer_tables
     state = _state(limits, layout, device)
-    num_blocks = _num_blocks(config, loaded, limits, layout, state)
+    num_blocks = _least(_num_blocks(config, loaded, limits, layout, state), device, collectives)
     if _max_len(limits, layout, num_blocks) < limits.max_model_len:
         limits = _lowered(config, limits, layout, num_blocks)
         del state  # before the smaller one is allocated
@@ -74,9 +86,28 @@ def build_engine(config: ShardConfig, model_dir: Path, model_digest: bytes, gram
     runner = _runner(config, loaded, limits, state, caches)
     runner.sampler.processing = _processing(config, loaded, limits, device)
     warm_up(runner, limits.block_size)
+    if group is not None:
+        _least(0, device, collectives)  # all have come so far
+        group.all_have_loaded()
     info = _describe(config, loaded, limits, layout, num_blocks, device, model_digest)
     print(_start_line(config, loaded, limits, layout, num_blocks), file=sys.stderr, flush=True)
     return Engine(info, runner, BlockPool(num_blocks, limits.block_size), grammars)
+
+
+def _least(value: int, device: torch.device, collectives: Collectives | None) -> int:
+    """The least value of all ranks, which then go on with the same."""
+    if collectives is None:
+        return value
+    return int(collectives.all_gather(torch.tensor([value], device=device)).min())
+
+
+def _agreed_limits(limits: Limits, device: torch.device, collectives: Collectives | None) -> Limits:
+    """The limits that all ranks can keep, where their devices differ."""
+    return replace(
+        limits,
+        max_num_seqs=_least(limits.max_num_seqs, device, collectives),
+        max_num_batched_tokens=_least(limits.max_num_batched_tokens, device, collectives),
+    )
 
 
 def _start_line(config: ShardConfig, loaded: LoadedModel, limits: Limits, layout: CacheLayout, num_blocks: int) -> str:
@@ -123,7 +154,7 @@ def _device(config: ShardConfig) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _load(config: ShardConfig, model_dir: Path, device: torch.device) -> LoadedModel:
+def _load(config: ShardConfig, model_dir: Path, device: torch.device, collectives: Collectives | None) -> LoadedModel:
     try:
         return load_model(
             model_dir,
@@ -132,6 +163,7 @@ def _load(config: ShardConfig, model_dir: Path, device: torch.device) -> LoadedM
             load_format=config.load_format,
             seed=config.seed,
             hf_overrides=config.hf_overrides,
+            collectives=collectives,
         )
     except torch.OutOfMemoryError:
         free, total = torch.cuda.mem_get_info(device)

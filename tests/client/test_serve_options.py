@@ -186,7 +186,7 @@ def test_what_is_out_of_range_is_refused(words, capsys):
 
 def test_the_command_lines_of_the_children():
     config = ServeConfig(model="m", max_num_seqs=4, kv_cache_memory_bytes=1024, metrics_port=0, http_port=0)
-    shard = " ".join(shard_command(config, 1, 0, "unix:/s")[1:])
+    shard = " ".join(shard_command(config, 1, 0, "unix:/s", "unix:/r")[1:])
     assert shard == (
         "-m pagewire_shard --model m --served-model-name m --listen unix:/s --group-id 1 --tp-rank 0 --tp-size 1 "
         "--device auto --dtype auto --load-format auto --seed 0 --drain-grace 30.0 --max-num-seqs 4 "
@@ -205,14 +205,14 @@ def test_the_command_lines_of_the_children():
     router = " ".join(router_command(bounded, ["unix:/a"], "h:1", "unix:/h"))
     assert "--step-timeout 9.0 --shard-wait 0.0" in router
     named = parse("m", "--served-model-name", "n")
-    assert "--model m --served-model-name n" in " ".join(shard_command(named, 0, 0, "unix:/s"))
+    assert "--model m --served-model-name n" in " ".join(shard_command(named, 0, 0, "unix:/s", "unix:/r"))
     grammars = parse("--grammar-compile-timeout", "1.5", "--grammar-cache-memory", "1KiB", "--lenient-json-schemas")
-    shard = shard_parser().parse_args(shard_command(grammars, 0, 0, "unix:/s")[3:])
+    shard = shard_parser().parse_args(shard_command(grammars, 0, 0, "unix:/s", "unix:/r")[3:])
     assert (shard.grammar_compile_timeout_s, shard.grammar_cache_memory_bytes) == (1.5, 1024)
     assert (shard.lenient_json_schemas, shard.coerce_one_of, shard.structured_outputs) == (True, False, True)
-    assert "--no-structured-outputs" in shard_command(parse("--no-structured-outputs"), 0, 0, "unix:/s")
+    assert "--no-structured-outputs" in shard_command(parse("--no-structured-outputs"), 0, 0, "unix:/s", "unix:/r")
     overridden = parse("--hf-overrides", '{"rope_scaling": {"factor": 2}}')
-    shard = shard_parser().parse_args(shard_command(overridden, 0, 0, "unix:/s")[3:])
+    shard = shard_parser().parse_args(shard_command(overridden, 0, 0, "unix:/s", "unix:/r")[3:])
     assert shard.hf_overrides == {"rope_scaling": {"factor": 2}}
     sampling = parse("--generation-config", "vllm", "--max-logprobs", "-1")
     assert "--generation-config vllm --max-logprobs -1" in " ".join(router_command(sampling, ["unix:/a"], "h:1", "h:2"))

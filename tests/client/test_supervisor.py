@@ -49,7 +49,7 @@ from pagewire.serve.supervisor import Supervisor
 child, log, shard, router = sys.argv[1:5]
 config = ServeConfig(port=4321, replicas=2, drain_grace_s=5, exit_with_parent="orphan" in sys.argv)
 
-def shard_command(config, replica, tp_rank, listen):
+def shard_command(config, replica, tp_rank, listen, rendezvous):
     return [sys.executable, child, f"shard{replica}", listen, log, shard]
 
 def router_command(config, shards, listen, health):

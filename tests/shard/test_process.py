@@ -77,13 +77,23 @@ def shard_process(tiny_llama: Path) -> Iterator[tuple[subprocess.Popen[str], str
     [
         (["--model", "/no/such/model"], ["/no/such/model", "no such directory", "hub id"]),
         (["--model", "{tmp}"], ["config.json"]),
-        (["--tp-size", "2"], ["--tp-size 2", "not served"]),
+        (["--tp-size", "2"], ["--tp-size 2", "needs --rendezvous"]),
+        (["--tp-size", "2", "--tp-rank", "2"], ["--tp-rank 2", "from 0 to", "1"]),
         (["--model", "{tiny}", "--load-format", "dummy", "--listen", "127.0.0.1:{taken}"], ["{taken}", "taken"]),
         (["--model", "{tiny}"], ["safetensors"]),
         (["--model", "{tiny}", "--load-format", "dummy", "--max-model-len", "9999"], ["9999", "128"]),
         (["--model", "{tiny}", "--load-format", "dummy", "--kv-cache-memory", "1KB"], ["--kv-cache-memory"]),
     ],
-    ids=["no-model", "no-config", "tensor-parallel", "port-taken", "no-weights", "too-long", "pool-too-small"],
+    ids=[
+        "no-model",
+        "no-config",
+        "no-rendezvous",
+        "no-such-rank",
+        "port-taken",
+        "no-weights",
+        "too-long",
+        "pool-too-small",
+    ],
 )
 def test_an_error_at_start_is_one_line_and_status_1(tmp_path, tiny_llama, arguments, named):
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pagewire.serve.config import ServeConfig
 from pagewire.serve.sockets import metrics_socket
 
-ShardCommand = Callable[[ServeConfig, int, int, str], list[str]]
-"""Makes the command of a shard from the configuration, the replica, the tensor-parallel rank and the address."""
+ShardCommand = Callable[[ServeConfig, int, int, str, str], list[str]]
+"""Makes the command of a shard from the configuration, the replica, the tensor-parallel rank, the address, and the
+address where the ranks of the replica meet."""
 RouterCommand = Callable[[ServeConfig, Sequence[str], str, str], list[str]]
 """Makes the command of a router from the configuration, the shards' addresses, its own and its health service's."""
 
 
-def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) -> list[str]:
+def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str, rendezvous: str) -> list[str]:
     """Returns the command that starts one shard."""
     optional = {
         "--max-model-len": config.max_model_len,
@@ -36,6 +37,7 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str) 
         *("--group-id", str(replica)),
         *("--tp-rank", str(tp_rank)),
         *("--tp-size", str(config.tensor_parallel_size)),
+        *(("--rendezvous", rendezvous) if config.tensor_parallel_size > 1 else ()),
         *("--device", config.device),
         *("--dtype", config.dtype),
         *(() if config.cuda_graphs else ("--no-cuda-graphs",)),

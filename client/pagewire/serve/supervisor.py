@@ -3,7 +3,8 @@
 Start: all processes start at once; the router waits for its shards. A child that ends before the router is ready fails
 the start with its own message. Later, a child that ends is started again on the same address: the router connects to
 the new shard and resumes its sequences, and a new router finds the shards with their caches. A child that hangs after
-it was ready is killed and started again.
+it was ready is killed and started again. The ranks of a shard group cannot go on without each other: when one ends, the
+others are killed, and all are started again.
 
 Stop: on SIGTERM, SIGINT or the parent's end, the router drains and releases the shards, then the shards end. Children
 are given the grace, and MARGIN_S more before they are killed, so that clients get answers. A second signal kills all
@@ -54,7 +55,6 @@ class _Role:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables added to those of this process."""
     child: Child | None = None
-    keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> Child:
         self.child = await Child.start(self.command, self.environment)
@@ -86,8 +86,10 @@ class Supervisor:
         self._min_backoff_s = min_backoff_s
         self._grace_s = config.drain_grace_s
         self._stop = asyncio.Event()
-        self._shards: list[_Role] = []
+        self._groups: list[list[_Role]] = []
+        """The ranks of each shard group."""
         self._router = _Role("router", (), "")
+        self._keepers: list[asyncio.Task[None]] = []
 
     async def run(self) -> int:
         """Serves until told to stop. Returns the exit status: 0 after a stop, 1 if the start failed."""
@@ -114,18 +116,24 @@ class Supervisor:
         return failure
 
     def _roles(self) -> list[_Role]:
-        return [*self._shards, self._router]
+        return [*self._shards(), self._router]
+
+    def _shards(self) -> list[_Role]:
+        return [role for group in self._groups for role in group]
 
     def _assign(self, directory: Path) -> list[str]:
         """Sets the command of every role. Returns the shards' addresses."""
         addresses = []
         for replica in range(self._config.replicas):
+            group: list[_Role] = []
             for tp_rank in range(self._config.tensor_parallel_size):
                 address = f"unix:{directory / f'shard-{replica}-{tp_rank}.sock'}"
                 addresses.append(address)
-                command = self._shard_command(self._config, replica, tp_rank, address)
-                environment = shard_environment(len(self._shards), self._config.gpus)
-                self._shards.append(_Role(f"shard {replica}.{tp_rank}", command, address, environment))
+                rendezvous = f"unix:{directory / f'group-{replica}.sock'}"
+                command = self._shard_command(self._config, replica, tp_rank, address, rendezvous)
+                environment = shard_environment(len(addresses) - 1, self._config.gpus)
+                group.append(_Role(f"shard {replica}.{tp_rank}", command, address, environment))
+            self._groups.append(group)
         self._router.health = f"unix:{directory / 'health.sock'}"
         listen = f"unix:{directory / SOCKET}" if self._config.private_socket else self._config.listen
         self._router.command = self._router_command(self._config, addresses, listen, self._router.health)
@@ -163,32 +171,43 @@ class Supervisor:
             print(f"pagewire http on {http_address}", flush=True)
             if sys.stdout.isatty():
                 print(_what_http_is_for(config, http_address), flush=True)
-        for role in self._roles():
-            role.keeper = asyncio.create_task(self._keep(role))
+        self._keepers = [asyncio.create_task(self._keep(roles)) for roles in (*self._groups, [self._router])]
         await self._stop.wait()
 
-    async def _keep(self, role: _Role) -> None:
-        """Starts a child again whenever it ends."""
+    async def _keep(self, roles: Sequence[_Role]) -> None:
+        """Starts children again whenever one of them ends: a router, a shard, or the ranks of a group."""
         loop = asyncio.get_running_loop()
         backoff_s = self._min_backoff_s
+        what = "it" if len(roles) == 1 else "all ranks of its group"
         while True:
-            assert role.child is not None
             started_s = loop.time()
-            watch = asyncio.create_task(self._kill_if_hung(role))
-            try:
-                status = await role.child.wait()
-            finally:
-                watch.cancel()
+            role, child, status = await self._first_end(roles)
             if loop.time() - started_s > STABLE_S:
                 backoff_s = self._min_backoff_s
-            why = f" ({role.child.error})" if role.child.error else ""
-            _log(f"the {role.name} ended with status {status}{why}; starting it again in {backoff_s:g} s")
+            why = f" ({child.error})" if child.error else ""
+            _log(f"the {role.name} ended with status {status}{why}; starting {what} again in {backoff_s:g} s")
+            await _kill_all(roles)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-            try:
-                await role.start()
-            except OSError as exc:  # out of processes or memory, which may pass
-                _log(f"cannot start the {role.name}: {exc}")
+            for role in roles:
+                try:
+                    await role.start()
+                except OSError as exc:  # out of processes or memory, which may pass
+                    _log(f"cannot start the {role.name}: {exc}")
+
+    async def _first_end(self, roles: Sequence[_Role]) -> tuple[_Role, Child, int]:
+        """Waits until one of the children ends, and kills those that hang. Returns which ended, and its status."""
+        watches = [asyncio.create_task(self._kill_if_hung(role)) for role in roles]
+        ends = {asyncio.create_task(role.child.wait()): role for role in roles if role.child is not None}
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*watches, *ends):
+                task.cancel()
+        end = next(task for task in ends if task in done)
+        child = ends[end].child
+        assert child is not None
+        return ends[end], child, end.result()
 
     async def _kill_if_hung(self, role: _Role) -> None:
         """Probes a child from the time it is ready, since loading may take any time."""
@@ -201,13 +220,12 @@ class Supervisor:
 
     async def _shut_down(self) -> None:
         """Stops the router first, so that it drains and releases the shards, then the shards."""
-        for role in self._roles():
-            if role.keeper is not None:
-                role.keeper.cancel()
+        for keeper in self._keepers:
+            keeper.cancel()
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._grace_s
         await _stop_all([self._router], self._grace_s + MARGIN_S)
-        await _stop_all(self._shards, max(deadline_s - loop.time(), min(self._grace_s, SHARD_GRACE_S)) + MARGIN_S)
+        await _stop_all(self._shards(), max(deadline_s - loop.time(), min(self._grace_s, SHARD_GRACE_S)) + MARGIN_S)
 
     def _watch_for_stop(self) -> None:
         loop = asyncio.get_running_loop()
@@ -233,6 +251,13 @@ class Supervisor:
                 if role.child is not None:
                     role.child.kill()
         self._stop.set()
+
+
+async def _kill_all(roles: Sequence[_Role]) -> None:
+    for role in roles:
+        if role.child is not None:
+            role.child.kill()
+    await asyncio.gather(*(role.child.wait() for role in roles if role.child is not None))
 
 
 async def _stop_all(roles: Sequence[_Role], timeout_s: float) -> None:

@@ -4,7 +4,8 @@ isort:skip_file
 The internal contract: how a router drives the shards that own the devices.
 
 A shard is one process that owns one device: one (tensor-parallel rank, pipeline stage). The shards that together
-hold one model replica are a shard group. A router streams the same step plans to every shard of a group.
+hold one model replica are a shard group. A router streams step plans to the first rank of a group, which passes them on
+as they are, so that all ranks run the same plans; each rank answers on a stream of its own.
 """
 
 from collections import abc as _abc

@@ -365,7 +365,7 @@ class GroupLoop:
                         break
                     plan.epoch.CopyFrom(welcome.epoch)
                     self._sent_s.append(time.monotonic())
-                    await write_all(calls, encode_plan(plan))
+                    await write_all(calls[:1], encode_plan(plan))  # rank 0 passes it on
                 self._wakeup.clear()
                 if not (self._stopping or self._renew_due):
                     await self._wakeup.wait()

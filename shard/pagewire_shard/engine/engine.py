@@ -104,6 +104,8 @@ class Engine:
         self._last_step = 0
         self._highest_seq_id = -1
         self._digest = b""
+        self._new_tokens: list[int] = []
+        """Tokens that have taken effect and are not in the digest yet."""
         self.end_epoch()
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
@@ -128,6 +130,7 @@ class Engine:
         self._last_step = 0
         self._highest_seq_id = -1
         self._digest = b""
+        self._new_tokens.clear()
         self.pool.take_index_changes()
         return [self.pool.num_free]
 
@@ -333,6 +336,7 @@ class Engine:
             launched = self._effects.popleft()
             tokens = self._take_tokens(launched)
             sampled, end = tokens.sampled_token_ids, 0
+            self._new_tokens += sampled
             for i, ((sequence, _, sample_len), num_sampled, stop) in enumerate(
                 zip(launched.rows, tokens.num_sampled, tokens.stop_reasons, strict=True)
             ):
@@ -405,6 +409,8 @@ class Engine:
         result.cache_hashes_removed.extend(removed)
         state += added
         state += removed
+        state += self._new_tokens
+        self._new_tokens.clear()
         result.free_blocks.append(self.pool.num_free)
         self._digest = hashlib.blake2b(self._digest + array("Q", state).tobytes(), digest_size=8).digest()
         result.state_digest = int.from_bytes(self._digest, "little")

@@ -126,7 +126,7 @@ class ExecuteService:
             self._released.set()
 
     async def _serve(self, stream: PlanStream, max_inflight: int, context: RawContext) -> None:
-        start = await asyncio.wrap_future(self._steps.begin_epoch(stream, max_inflight))
+        start = await asyncio.wrap_future(self._steps.begin_epoch(stream, max_inflight, stream.epoch.counter))
         if stream is self._stream:
             self._lease.renew(stream.epoch)
         stream.open_with([self._welcome(stream, max_inflight, start), *snapshot_messages(start.cached_hashes)])

@@ -13,6 +13,7 @@ import logging
 import queue
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,16 @@ class _Launched:
     """Tokens of the sequences that its plan admitted."""
 
 
+@dataclass(frozen=True, slots=True)
+class GroupRole:
+    """A shard's part in a group of several ranks, which all run the same steps."""
+
+    reports_tokens: bool
+    """Whether results hold tokens; else they hold what the router compares with the results of the rank that does."""
+    on_broken: Callable[[str], None]
+    """Takes why a step broke; does not return. The other ranks may wait in that step for ever, so the group is lost."""
+
+
 class StepLoop:
     """Runs plans on an engine, in the thread that calls run()."""
 
@@ -48,8 +59,11 @@ class StepLoop:
         commands: "queue.SimpleQueue[Command]",
         stats: StepStats,
         observer: StepObserver | None = None,
+        role: GroupRole | None = None,
     ) -> None:
+        """role: in a group of several ranks; None: the shard is alone."""
         self._engine = engine
+        self._role = role
         self._observer = observer
         self._commands = commands
         self._stats = stats
@@ -130,6 +144,8 @@ class StepLoop:
             start = EpochStart(free_blocks, self._engine.cached_hashes())
         except Exception as error:  # a device that broke earlier shows it here
             logger.exception("no epoch can begin")
+            if self._role is not None:
+                self._role.on_broken(f"no epoch can begin: {_one_line(error)}")
             self._stats.failed = self._stats.broken = True
             self._launched.clear()
             command.reply.set_exception(ShardUnavailable(f"the shard cannot begin an epoch: {_one_line(error)}"))
@@ -161,12 +177,17 @@ class StepLoop:
         launched = self._launched.popleft()
         result = self._engine.collect(launched.pending)
         result.timings.queue_us = launched.queue_us
-        self._post(shard_pb2.ShardMessage(result=result))
+        self._post_result(result)
         self._last_step = result.step
         if self._observer is not None:
             self._observer.on_result(result)
         self._stats.add(result, num_tokens=launched.pending.num_tokens, num_queried_tokens=launched.num_queried_tokens)
         self._progress()
+
+    def _post_result(self, result: shard_pb2.StepResult) -> None:
+        if self._role is not None and not self._role.reports_tokens:
+            result = shard_pb2.StepResult(step=result.step, state_digest=result.state_digest)
+        self._post(shard_pb2.ShardMessage(result=result))
 
     def _refuse(self, step: int, refusal: PlanRefused) -> None:
         self._stats.num_refused_plans += 1
@@ -181,6 +202,8 @@ class StepLoop:
         self._stats.num_failed_steps += 1
         self._stats.num_failed_in_a_row += 1
         self._log_failure(error)
+        if self._role is not None:
+            self._role.on_broken(f"step {self._last_step + 1} broke: {_one_line(error)}")
         self._launched.clear()
         failure = StepFailed(f"step {self._last_step + 1} broke: {_one_line(error)}")
         self._post(_error_message(self._last_step + 1, failure))
@@ -207,6 +230,8 @@ class StepLoop:
 
     def _end(self, error: StreamError | None = None) -> None:
         """Ends the current epoch: plans that wait are dropped; running steps are waited for, their results dropped."""
+        if self._role is not None and error is None and not self._stopped:
+            self._run_waiting_plans()
         if self._sink is None:
             return
         self._sink = None
@@ -218,6 +243,13 @@ class StepLoop:
         self._stats.free_blocks = self._engine.end_epoch()
         self._stats.num_cached_blocks = len(self._engine.cached_hashes())
         self._progress()
+
+    def _run_waiting_plans(self) -> None:
+        """In a group, where other ranks may have begun to run them. A refusal ends the epoch, on all at one plan."""
+        while self._plans:
+            if len(self._launched) == self._max_inflight:
+                self._collect()
+            self._launch(self._plans.popleft())
 
     def _on_progress(self) -> None:
         """From within a step: steps may take long on a CPU."""

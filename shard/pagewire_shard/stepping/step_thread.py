@@ -11,7 +11,7 @@ from pagewire.v1 import shard_pb2
 
 from pagewire_shard.stepping.step_commands import BeginEpoch, Command, EndEpoch, EpochSink, EpochStart, RunPlan, Stop
 from pagewire_shard.stepping.step_engine import StepEngine
-from pagewire_shard.stepping.step_loop import StepLoop
+from pagewire_shard.stepping.step_loop import GroupRole, StepLoop
 from pagewire_shard.stepping.step_observer import StepObserver
 from pagewire_shard.stepping.step_stats import StepStats
 
@@ -22,12 +22,19 @@ class StepThread:
     A daemon thread: a step that hangs for ever must not keep the process from ending.
     """
 
-    def __init__(self, build_engine: Callable[[], StepEngine[Any]], observer: StepObserver | None = None) -> None:
+    def __init__(
+        self,
+        build_engine: Callable[[], StepEngine[Any]],
+        observer: StepObserver | None = None,
+        role: GroupRole | None = None,
+    ) -> None:
+        """role: in a group of several ranks; None: the shard is alone."""
         self.ready: Future[shard_pb2.ShardInfo] = Future()
         """The engine's info, once it is built; or the error that kept it from being built."""
         self.stats = StepStats()
         self._build_engine = build_engine
         self._observer = observer
+        self._role = role
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="step", daemon=True)
 
@@ -35,8 +42,11 @@ class StepThread:
         """Starts building the engine."""
         self._thread.start()
 
-    def begin_epoch(self, sink: EpochSink, max_inflight: int) -> "Future[EpochStart]":
-        """Ends the current epoch after its running steps and begins the sink's. Fails with ShardUnavailable."""
+    def begin_epoch(self, sink: EpochSink, max_inflight: int, epoch: int = 0) -> "Future[EpochStart]":
+        """Ends the current epoch after its running steps and begins the sink's. Fails with ShardUnavailable.
+
+        epoch: its number, by which the ranks of a group know it.
+        """
         reply: Future[EpochStart] = Future()
         # A call that is cancelled while it waits must not cancel what the step thread is about to answer.
         reply.set_running_or_notify_cancel()
@@ -74,4 +84,4 @@ class StepThread:
             self.ready.set_exception(error)
             return
         self.ready.set_result(engine.info)
-        StepLoop(engine, self._commands, self.stats, self._observer).run()
+        StepLoop(engine, self._commands, self.stats, self._observer, self._role).run()
