@@ -30,9 +30,9 @@ from pagewire_shard.limits import CPU_CORE_FLOPS, Asked, DeviceFacts, Limits, Mo
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
 from pagewire_shard.logits_processors.interface import ModelConfig, ProcessorConfig, SchedulerConfig
 from pagewire_shard.logits_processors.loading import load_processors
-from pagewire_shard.sampling.processing import LogitsProcessing
 from pagewire_shard.parallel.collectives import Collectives
 from pagewire_shard.parallel.shard_group import ShardGroup
+from pagewire_shard.sampling.processing import LogitsProcessing
 
 logger = logging.getLogger(__name__)
 
