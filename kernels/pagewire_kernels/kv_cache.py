@@ -19,13 +19,37 @@ def allocate(
     Raises:
         ValueError: the device is a CPU and dtype is not float32.
     """
-    if device.type != "cpu":
-        shape = (num_blocks, block_size, num_kv_heads, head_dim)
-        return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
-    if dtype is not torch.float32:
+    if device.type == "cpu" and dtype is not torch.float32:
         raise ValueError(f"the KV cache of a CPU is float32, not {dtype}")
-    key_cache = torch.empty((num_blocks, num_kv_heads, head_dim, block_size), dtype=dtype)
-    return key_cache, torch.empty((num_blocks, num_kv_heads, block_size, head_dim), dtype=dtype)
+    keys, values = _block_shapes(block_size, num_kv_heads, head_dim, device)
+    return (
+        torch.empty((num_blocks, *keys), dtype=dtype, device=device),
+        torch.empty((num_blocks, *values), dtype=dtype, device=device),
+    )
+
+
+def part_of(cache: KVCache, num_parts: int, part: int, block_size: int, num_kv_heads: int, head_dim: int) -> KVCache:
+    """One of num_parts equal caches of smaller blocks that the blocks of a cache are divided into.
+
+    Block num_parts * b of it is within block b of the cache; the other ones are those of other parts.
+    """
+    shapes = _block_shapes(block_size, num_kv_heads, head_dim, cache[0].device)
+    size = block_size * num_kv_heads * head_dim
+    num_blocks = len(cache[0]) * num_parts - (num_parts - 1)
+    keys, values = (
+        whole.view(-1).narrow(0, part * size, num_blocks * size).view(num_blocks, *shape)
+        for whole, shape in zip(cache, shapes, strict=True)
+    )
+    return keys, values
+
+
+def _block_shapes(
+    block_size: int, num_kv_heads: int, head_dim: int, device: torch.device
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Of one block's keys and of its values."""
+    if device.type == "cpu":
+        return (num_kv_heads, head_dim, block_size), (num_kv_heads, block_size, head_dim)
+    return (block_size, num_kv_heads, head_dim), (block_size, num_kv_heads, head_dim)
 
 
 def block_bytes(block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

@@ -82,8 +82,9 @@ def build_engine(
         limits = _lowered(config, limits, layout, num_blocks)
         del state  # before the smaller one is allocated
         state = _state(limits, layout, device)
-    caches = layout.allocate(num_blocks, limits.block_size, loaded.cache_dtype, device)
-    runner = _runner(config, loaded, limits, state, caches)
+    places = layout.allocate_places(num_blocks, limits.block_size, loaded.cache_dtype, device)
+    caches = layout.layers_in(places, limits.block_size, loaded.cache_dtype, device)
+    runner = _runner(config, loaded, limits, state, caches, places)
     runner.sampler.processing = _processing(config, loaded, limits, device)
     warm_up(runner, limits.block_size)
     if group is not None:
@@ -132,8 +133,7 @@ def _processing(
 
 
 def _state(limits: Limits, layout: CacheLayout, device: torch.device) -> DeviceState:
-    num_tables = sum(group.num_tables for group in layout.groups)
-    return DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device, num_tables)
+    return DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device, layout.table_parts)
 
 
 def _groups(limits: Limits, layout: CacheLayout) -> CacheGroups:
@@ -227,13 +227,18 @@ def _graph_sizes(config: ShardConfig, limits: Limits) -> GraphSizes | None:
 
 
 def _runner(
-    config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState, caches: list[KVCache]
+    config: ShardConfig,
+    loaded: LoadedModel,
+    limits: Limits,
+    state: DeviceState,
+    caches: list[KVCache],
+    places: list[KVCache],
 ) -> ModelRunner:
     if state.device.type == "cpu":
-        return ModelRunner(loaded.model, state, caches, limits.block_size)
+        return ModelRunner(loaded.model, state, caches, limits.block_size, places=places)
     from pagewire_shard.execution.gpu_runner import gpu_runner
 
-    runner = gpu_runner(loaded.model, state, caches, limits.block_size, _graph_sizes(config, limits))
+    runner = gpu_runner(loaded.model, state, caches, limits.block_size, _graph_sizes(config, limits), places)
     # Takes the memory that a step needs beside its graphs, such as that of log-probabilities.
     run_largest_step(
         runner,

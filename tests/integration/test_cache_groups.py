@@ -18,6 +18,8 @@ from subject import NUM_TOKENS, PROMPT_LENS, Subject, subject
 WINDOW = 11
 GROUPS = (CacheGroup(0, 1), CacheGroup(WINDOW, 5))
 """Of six layers the last attends to all tokens; a block of the pool has room for one layer."""
+GEMMA4_GROUPS = (CacheGroup(0, 1), CacheGroup(WINDOW, 2))
+"""Of four layers that have keys and values, three have the window."""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,33 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture(scope="module")
+def gemma4(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """Heads of layers without a window are twice as large, so that a block has room for two layers with one."""
+    directory = tmp_path_factory.mktemp("gemma4")
+    config = transformers.Gemma4TextConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        global_head_dim=32,
+        max_position_embeddings=MAX_LEN,
+        sliding_window=WINDOW,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCAB_SIZE,
+        layer_types=["sliding_attention"] * 3 + ["full_attention", "sliding_attention", "full_attention"],
+        num_kv_shared_layers=2,
+    )
+    model = random_model(config)
+    model.save_pretrained(directory)
+    reference = ReferenceModel(model)
+    greedy = [reference.generate(prompt, NUM_TOKENS) for prompt in random_prompts(PROMPT_LENS)]
+    return Subject("gemma4", reference, load_model(Path(directory), device=CPU, dtype="float32").model, greedy)
+
+
+@pytest.fixture(scope="module")
 def mistral(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """Every layer has the window."""
     return subject("mistral", tmp_path_factory.mktemp("mistral"))
@@ -62,9 +91,9 @@ def check(comparison: Comparison, expected: list[Expected], groups: list, how: s
             comparison.check(one, output(group, sequence.index), f"prompt of {len(one.prompt)}, {how}")
 
 
-def alone(block_size: int, chunk: int, n: int = 1) -> int:
+def alone(block_size: int, chunk: int, n: int = 1, groups: tuple[CacheGroup, ...] = GROUPS) -> int:
     """Blocks for the longest request alone."""
-    limits = GroupLimits(0, block_size, 16, chunk, MAX_LEN, GROUPS)
+    limits = GroupLimits(0, block_size, 16, chunk, MAX_LEN, groups)
     return limits.num_blocks_alone(make_request([1] * max(PROMPT_LENS), max_tokens=NUM_TOKENS, n=n))
 
 
@@ -115,6 +144,32 @@ def test_parallel_samples_are_forked_from_a_prompt_longer_than_the_window(
     groups = submit(world, gemma3, n=2)
     world.run()
     check(comparison, gemma3.greedy, groups, f"n=2, {num_blocks} blocks")
+
+
+@pytest.mark.parametrize("num_blocks", [pytest.param(500, marks=pytest.mark.slow), None])
+def test_layers_whose_caches_differ_in_shape_yield_what_generate_yields(
+    gemma4: Subject, comparison: Comparison, num_blocks: int | None
+) -> None:
+    """With copies of blocks that parallel samples write to, and in a pool that preempts."""
+    small = alone(4, 16, n=2, groups=GEMMA4_GROUPS)
+    world = gemma4.world(block_size=4, max_num_batched_tokens=16, num_blocks=num_blocks or small, groups=GEMMA4_GROUPS)
+    for how in ("first", "cached"):
+        groups = submit(world, gemma4, n=2)
+        world.run()
+        check(comparison, gemma4.greedy, groups, f"caches of two shapes, {how}, {num_blocks} blocks")
+    assert (world.scheduler.num_preemptions > 0) == (num_blocks is None)
+
+
+def test_blocks_that_slid_out_of_layers_with_smaller_caches_are_free(gemma4: Subject) -> None:
+    world = gemma4.world(block_size=4, num_blocks=1000, groups=GEMMA4_GROUPS)
+    [prompt] = random_prompts((100,), seed=5)
+    world.submit(prompt, temperature=0.0, max_tokens=40)
+    for _ in range(20):
+        world.step()
+    num_tokens = world.engine._sequences[1].num_computed_tokens
+    assert num_tokens > 110
+    assert 1000 - world.engine.pool.num_free <= -(-num_tokens // 4) + 2 * (-(-WINDOW // 4) + 1)
+    world.run()
 
 
 def test_blocks_that_slid_out_are_free_while_the_sequence_runs(gemma3: Subject) -> None:

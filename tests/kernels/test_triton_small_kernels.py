@@ -221,7 +221,8 @@ def test_rotation_and_cache_write(num_heads, num_kv_heads, head_dim, rotary_dim,
 def test_blocks_are_copied_in_all_layers(block_size, head_dim, dtype):
     from pagewire_kernels.copy_blocks import triton as kernel
 
-    layers = [tuple(randn(6, block_size, 3, head_dim, dtype=dtype) * (i + 2) for i in range(2)) for _ in range(2)]
+    # Of two layers, whose blocks are of different sizes.
+    layers = [tuple(randn(6, block_size, n, head_dim, dtype=dtype) * (i + 2) for i in range(2)) for n in (3, 6)]
     copies = torch.tensor([0, 3, 0]), torch.tensor([1, 2, 5])
     on_device = [tuple(cache.to(DEVICE, copy=True) for cache in layer) for layer in layers]
     kernel.copy_blocks(on_device, *(ids.to(DEVICE) for ids in copies))

@@ -7,7 +7,7 @@ import torch
 from pagewire_common.cache_groups import CacheGroup
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.block import LayerSpec
-from pagewire_shard.layers.cache_layout import MAX_TABLES, plan_layout
+from pagewire_shard.layers.cache_layout import MAX_TABLES, CacheLayout, LayerCache, plan_layout
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
 
@@ -26,7 +26,7 @@ def test_a_model_of_one_window_has_one_table_and_a_cache_for_each_layer(
     layout = plan_layout(layers(*windows), max_model_len=1000)
     assert layout.groups == (group,)
     assert layout.layer_tables == (0,) * 4
-    assert layout.layer_caches == (0, 1, 2, 3)
+    assert layout.layer_caches == tuple(LayerCache(place) for place in range(4))
 
 
 def test_a_window_as_long_as_the_longest_sequence_is_none() -> None:
@@ -57,9 +57,68 @@ def test_layers_of_one_table_have_caches_of_their_own() -> None:
     assert num_bytes == 3 * layout.block_bytes(4, torch.float32)
 
 
-def test_layers_whose_caches_differ_in_shape_keep_all_tokens_in_one_table() -> None:
-    [window] = layers(64)
-    other = replace(window, mixer=replace(ATTENTION, head_dim=16))
-    layout = plan_layout([window, other], max_model_len=1000)
+def shaped(window: int, num_kv_heads: int, head_dim: int, cache_of: int | None = None) -> LayerSpec:
+    sizes = {"num_heads": num_kv_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    mixer = replace(ATTENTION, sliding_window=window, cache_of=cache_of, **sizes)
+    return LayerSpec(mixer, MLP, NormSpec("rms", 1e-6))
+
+
+GEMMA4_E4B = [shaped(512, 2, 256) if (i + 1) % 6 else shaped(0, 2, 512) for i in range(24)] + [
+    shaped(512, 2, 256, cache_of=22) if (i + 1) % 6 else shaped(0, 2, 512, cache_of=23) for i in range(24, 42)
+]
+GEMMA4_31B = [shaped(1024, 16, 256) if (i + 1) % 6 else shaped(0, 4, 512) for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "num_places", "tables", "parts"),
+    [(GEMMA4_E4B, 4, (1, 3), (1, 2)), (GEMMA4_31B, 5, (1, 10), (2, 1))],
+    ids=["E4B", "31B"],
+)
+def test_gemma_4_keeps_all_tokens_in_its_larger_heads_alone(
+    shapes: list[LayerSpec], num_places: int, tables: tuple[int, int], parts: tuple[int, int]
+) -> None:
+    layout = plan_layout(shapes, max_model_len=131072)
+    assert len(layout.specs) == num_places
+    assert tuple(group.num_tables for group in layout.groups) == tables
+    assert layout.table_parts == tuple(p for p, num in zip(parts, tables, strict=True) for _ in range(num))
+
+
+@pytest.mark.parametrize(("window_heads", "full_heads"), [(1, 2), (4, 2), (2, 2)])
+def test_caches_of_several_shapes_share_the_blocks_of_the_pool(window_heads: int, full_heads: int) -> None:
+    """What each layer writes to a block of its table is where no other layer writes to another block."""
+    num_blocks, block_size, device = 5, 4, torch.device("cpu")
+    full, window = shaped(0, full_heads, 16), shaped(64, window_heads, 8)
+    layout = plan_layout([window, window, full, window, window, full, window], max_model_len=100_000)
+    places = layout.allocate_places(num_blocks, block_size, torch.float32, device)
+    caches = layout.layers_in(places, block_size, torch.float32, device)
+    assert sum(t.nbytes for place in places for t in place) == num_blocks * layout.block_bytes(
+        block_size, torch.float32
+    )
+    for place in places:
+        for tensor in place:
+            tensor.zero_()
+    # Each table has a block of its own.
+    for layer, (cache, table) in enumerate(zip(caches, layout.layer_tables, strict=True)):
+        for tensor in cache:
+            assert tensor[layout.table_parts[table] * table].shape.numel() == layers_size(layout, layer, block_size)
+            tensor[layout.table_parts[table] * table] = layer + 1
+    for layer, (cache, table) in enumerate(zip(caches, layout.layer_tables, strict=True)):
+        assert all((tensor[layout.table_parts[table] * table] == layer + 1).all() for tensor in cache)
+    # A block of the pool is one row of every place, which is what a copy of it copies.
+    for table in set(layout.layer_tables):
+        for place in places:
+            for tensor in place:
+                found = set(tensor[table].flatten().tolist()) - {0.0}
+                assert found <= {layer + 1 for layer, each in enumerate(layout.layer_tables) if each == table}
+
+
+def layers_size(layout: CacheLayout, layer: int, block_size: int) -> int:
+    spec = layout.layer_specs[layer]
+    assert spec is not None
+    return spec.block_bytes(block_size, torch.float32) // 8
+
+
+def test_caches_that_do_not_divide_each_other_keep_all_tokens_in_one_table() -> None:
+    layout = plan_layout([shaped(64, 2, 8), shaped(0, 3, 8)], max_model_len=1000)
     assert layout.groups == (CacheGroup(0),)
-    assert layout.layer_caches == (0, 1)
+    assert layout.layer_caches == (LayerCache(0), LayerCache(1))

@@ -32,7 +32,9 @@ def test_such_layers_take_no_room_in_a_block(tmp_path: Path) -> None:
     layout = plan_layout(layers, max_model_len=64)
     caches = layout.allocate(3, 8, torch.float32, CPU)
     # Layer 3 has a window as layer 2 has, layer 4 has none, as layer 1.
-    assert caches[3][0] is caches[2][0]
-    assert caches[4][0] is caches[1][0]
-    own = {tensor.data_ptr(): tensor.nbytes for cache in caches for tensor in cache}
-    assert sum(own.values()) == 3 * layout.block_bytes(8, torch.float32)
+    for reader, owner in ((3, 2), (4, 1)):
+        assert [tensor.data_ptr() for tensor in caches[reader]] == [tensor.data_ptr() for tensor in caches[owner]]
+        assert layout.layer_tables[reader] == layout.layer_tables[owner]
+    # Two layers with a window and one without, whose heads are twice as large.
+    assert [group.num_tables for group in layout.groups] == [1, 1]
+    assert len(layout.specs) == 1

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 from pagewire.v1 import shard_pb2
-from pagewire_common.cache_groups import PLAIN, table_windows
+from pagewire_common.cache_groups import PLAIN
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
@@ -19,7 +19,6 @@ from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.grammar.grammars import Grammars, Prepared
 from pagewire_shard.layers.cache_layout import plan_layout
-from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.logits_processors import LogitsProcessor, ModelConfig, ProcessorConfig, SchedulerConfig
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.sampling.processing import LogitsProcessing
@@ -27,7 +26,8 @@ from scheduling_world import make_request, shard_info
 
 CPU = torch.device("cpu")
 
-MakeRunner = Callable[[Decoder, DeviceState, list[KVCache], int], Runner]
+MakeRunner = Callable[..., Runner]
+"""Of a decoder, the device state, the layers' caches, the size of a block, and perhaps what the caches are views of."""
 """Makes a runner on the state's device; the last argument is the block size."""
 
 
@@ -132,15 +132,17 @@ class ModelWorld(EngineWorld):
         layout = plan_layout(model.spec.layers, limits.max_model_len if limits.groups != PLAIN else 0)
         assert layout.groups == limits.groups, "limits.groups are PLAIN or the model's"
         model.layer_tables = layout.layer_tables
-        caches = layout.allocate(limits.num_blocks, limits.block_size, dtype, device)
-        for cache in caches:
+        places = layout.allocate_places(limits.num_blocks, limits.block_size, dtype, device)
+        for cache in places:
             for tensor in cache:
                 tensor.fill_(torch.nan)
-        num_tables = len(table_windows(layout.groups))
-        state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device, num_tables)
+        caches = layout.layers_in(places, limits.block_size, dtype, device)
+        parts = layout.table_parts
+        state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device, parts)
         info = shard_info(limits, model.spec.vocab_size)
         pool = BlockPool(limits.num_blocks, limits.block_size)
-        self.runner = make_runner(model, state, caches, limits.block_size)
+        shared = {} if max(parts) == 1 else {"places": places}
+        self.runner = make_runner(model, state, caches, limits.block_size, **shared)
         if processors:
             info.logits_processors.extend(each.__name__ for each in processors)
             config = ProcessorConfig(

@@ -14,8 +14,7 @@ def copy_blocks(caches: Sequence[tuple[torch.Tensor, ...]], source_ids: torch.Te
     """Copies block source_ids[i] to block target_ids[i] in every layer's caches, in place.
 
     Args:
-        caches: For each layer its tensors, such as keys and values; blocks are their first dimension, and on a GPU of
-            one size in all of them.
+        caches: For each layer its tensors, such as keys and values; blocks are their first dimension.
         source_ids: [num_copies] int64, on the caches' device; none is a target.
         target_ids: [num_copies] int64, distinct.
 

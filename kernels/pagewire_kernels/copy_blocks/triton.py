@@ -43,12 +43,18 @@ def _offset_table(addresses: tuple[int, ...], device: torch.device) -> torch.Ten
 
 
 def copy_blocks(caches: Sequence[tuple[torch.Tensor, ...]], source_ids: torch.Tensor, target_ids: torch.Tensor) -> None:
-    """See the package."""
-    tensors = [cache for layer in caches for cache in layer]
-    block_bytes = tensors[0][0].nbytes
+    """See the package; a launch for each size of blocks."""
+    by_size: dict[int, list[torch.Tensor]] = {}
+    for cache in (cache for layer in caches for cache in layer):
+        if not cache.is_contiguous():
+            raise ValueError("the caches must be contiguous")
+        by_size.setdefault(cache[0].nbytes, []).append(cache)
+    for block_bytes, tensors in by_size.items():
+        _copy(tensors, block_bytes, source_ids, target_ids)
+
+
+def _copy(tensors: list[torch.Tensor], block_bytes: int, source_ids: torch.Tensor, target_ids: torch.Tensor) -> None:
     addresses = tuple(cache.data_ptr() for cache in tensors)
-    if any(not cache.is_contiguous() or cache[0].nbytes != block_bytes for cache in tensors):
-        raise ValueError("the caches must be contiguous and their blocks equally large")
     if block_bytes % _UNIT_BYTES or any(address % _UNIT_BYTES for address in addresses):
         raise ValueError(f"blocks must be aligned to {_UNIT_BYTES} bytes")
     num_copies = source_ids.shape[0]

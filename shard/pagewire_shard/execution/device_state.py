@@ -45,9 +45,14 @@ class DeviceState:
     """
 
     def __init__(
-        self, num_slots: int, max_model_len: int, block_size: int, device: torch.device, num_tables: int = 1
+        self,
+        num_slots: int,
+        max_model_len: int,
+        block_size: int,
+        device: torch.device,
+        table_parts: Items[int] = (1,),
     ) -> None:
-        """num_tables: block tables of each sequence; see layers/cache_layout.py."""
+        """table_parts: of each block table of a sequence; see layers/cache_layout.py."""
         self.device = device
         self.num_slots = num_slots
         self.max_model_len = max_model_len
@@ -58,8 +63,10 @@ class DeviceState:
         max_blocks = -(-max_model_len // block_size)
         self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
         """[num_slots + 1, max_blocks]: block ids in order; beyond the sequence's blocks arbitrary."""
-        self.other_block_tables = [torch.zeros_like(self.block_tables) for _ in range(num_tables - 1)]
+        self.other_block_tables = [torch.zeros_like(self.block_tables) for _ in table_parts[1:]]
         """The same for each table but the first."""
+        self._table_parts = tuple(table_parts)
+        """By table: its caches' blocks within one block of the pool. Their ids are so many times the pool's."""
         self.ints = torch.zeros(num_rows, 4, dtype=torch.int64, device=device)
         """[num_slots + 1, 4]: counts and limits; columns above."""
         self.stop_token_ids = torch.full((num_rows, MAX_STOP_TOKENS), -1, dtype=torch.int32, device=device)
@@ -118,22 +125,27 @@ class DeviceState:
         for slot, index, block in updates:
             row = rows.get(slot)
             if row is None:
-                tables.write(self.block_tables, slot, [block], index)
+                tables.write(self.block_tables, slot, self._ids(0, [block]), index)
             else:
                 row.blocks[index : index + 1] = [block]
         for table, slot, index, block in other_updates:
             row = rows.get(slot)
             if row is None:
-                tables.write(self.other_block_tables[table - 1], slot, [block], index)
+                tables.write(self.other_block_tables[table - 1], slot, self._ids(table, [block]), index)
             else:
                 row.other_blocks[table - 1][index : index + 1] = [block]
         for slot, row in rows.items():
             tables.write(self.token_ids, slot, row.token_ids)
-            tables.write(self.block_tables, slot, row.blocks)
-            for block_tables, blocks in zip(self.other_block_tables, row.other_blocks, strict=False):
-                tables.write(block_tables, slot, blocks)
+            tables.write(self.block_tables, slot, self._ids(0, row.blocks))
+            for table, blocks in enumerate(row.other_blocks, 1):
+                tables.write(self.other_block_tables[table - 1], slot, self._ids(table, blocks))
             tables.write(self.ints, slot, row.ints)
             tables.write(self.stop_token_ids, slot, row.stop_token_ids)
+
+    def _ids(self, table: int, blocks: list[int]) -> list[int]:
+        """What the table's caches call these blocks of the pool."""
+        num_parts = self._table_parts[table]
+        return blocks if num_parts == 1 else [num_parts * block for block in blocks]
 
     def _ints(self, sequence: Sequence) -> list[int]:
         values = [0] * self.ints.shape[1]

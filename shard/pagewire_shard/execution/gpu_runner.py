@@ -35,9 +35,10 @@ class GraphRunner(ModelRunner):
         capturer: Capturer,
         sizes: GraphSizes,
         sharing: PrefixSharing | None = None,
+        places: list[KVCache] | None = None,
     ) -> None:
         """Captures steps of these sizes."""
-        super().__init__(model, state, kv_caches, block_size, uplink, downlink, sharing)
+        super().__init__(model, state, kv_caches, block_size, uplink, downlink, sharing, places)
         self.graphs = StepGraphs(model, state, self.sampler, kv_caches, block_size, sizes, sharing)
         self.graphs.capture(capturer)
 
@@ -54,18 +55,24 @@ class GraphRunner(ModelRunner):
 
 
 def gpu_runner(
-    model: Decoder, state: DeviceState, kv_caches: list[KVCache], block_size: int, sizes: GraphSizes | None
+    model: Decoder,
+    state: DeviceState,
+    kv_caches: list[KVCache],
+    block_size: int,
+    sizes: GraphSizes | None,
+    places: list[KVCache] | None = None,
 ) -> ModelRunner:
     """The runner for a CUDA device, which must be the current one.
 
     Args:
         sizes: Steps to capture; None: every step is run operation after operation.
+        places: See ModelRunner.
     """
     uplink, downlink = PinnedUplink(state.device), PinnedDownlink(state.num_slots)
     sharing = prefix_sharing(model, state, kv_caches, block_size)
     if sizes is None:
-        return ModelRunner(model, state, kv_caches, block_size, uplink, downlink, sharing)
-    return GraphRunner(model, state, kv_caches, block_size, uplink, downlink, CudaCapturer(), sizes, sharing)
+        return ModelRunner(model, state, kv_caches, block_size, uplink, downlink, sharing, places)
+    return GraphRunner(model, state, kv_caches, block_size, uplink, downlink, CudaCapturer(), sizes, sharing, places)
 
 
 def prefix_sharing(

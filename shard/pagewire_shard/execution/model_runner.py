@@ -61,9 +61,11 @@ class ModelRunner:
         uplink: Uplink | None = None,
         downlink: Downlink | None = None,
         sharing: PrefixSharing | None = None,
+        places: list[KVCache] | None = None,
     ) -> None:
         """uplink, downlink: the copies to and from a device; None: the device is a CPU. sharing: None: each sequence's
-        attention reads all of its keys."""
+        attention reads all of its keys. places: what the layers' caches are views of (layers/cache_layout.py); None:
+        the caches themselves."""
         self.model = model
         self.state = state
         self.sampler = Sampler(state.sequences, model.spec.vocab_size)
@@ -74,8 +76,8 @@ class ModelRunner:
         self.sharing = sharing
         self.prompt_scorer = PromptScorer(self._logits_at, self.uplink.upload)
         self._tables = SlotTables((*state.tables, *self.sampler.tables))
-        self._distinct_caches = list({id(cache[0]): cache for cache in kv_caches}.values())
-        """Layers of different block tables share caches."""
+        self._places = places if places is not None else list({id(cache[0]): cache for cache in kv_caches}.values())
+        """Layers of different block tables share them."""
         self._passed: ForwardPass | None = None
         """The forward pass of the step that is yet to be sampled."""
         self._admitted: dict[int, SlotRow] = {}
@@ -130,7 +132,7 @@ class ModelRunner:
         self._tables.flush(self.uplink.upload)
         if batch.copies:
             copies = self.uplink.upload([block for blocks in zip(*batch.copies, strict=True) for block in blocks])
-            copy_blocks(self._distinct_caches, *copies.view(2, -1).unbind(0))
+            copy_blocks(self._places, *copies.view(2, -1).unbind(0))
 
     def _forward(self, batch: RunBatch) -> None:
         assert max(batch.sample_lens) <= 1, "nobody makes drafts yet"

@@ -40,6 +40,11 @@ class KeyValueCacheSpec:
         """See CacheSpec."""
         return kv_cache.allocate(num_blocks, block_size, self.num_kv_heads, self.head_dim, dtype, device)
 
+    def part_of(self, cache: KVCache, num_parts: int, part: int, block_size: int) -> KVCache:
+        """Such a cache in a part of each block of another one; see kv_cache.part_of."""
+        keys, values = cache
+        return kv_cache.part_of((keys, values), num_parts, part, block_size, self.num_kv_heads, self.head_dim)
+
 
 @dataclass(frozen=True, slots=True)
 class LatentCacheSpec:

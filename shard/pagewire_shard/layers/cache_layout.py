@@ -1,30 +1,43 @@
 """How the layers' caches share the blocks of one pool.
 
-Layers with the same window are a cache group (pagewire_common/cache_groups.py). A block of the pool has room for a
-fixed number of layers, so that blocks of all groups are equally large: a group with more layers has several block
-tables. A model of one window has one table, and a block of it has room for all layers.
+Layers with the same window are a cache group (pagewire_common/cache_groups.py). A block of the pool has a fixed number
+of places, each for one layer of the largest cache, or for several of a smaller one. Blocks of all groups are therefore
+equally large, and a group with more layers has several block tables. A model of one window has one table, and a block
+of it has a place for every layer.
+
+A place is a tensor pair, and layers of different tables share it: they write to different blocks. Where a layer takes
+one of n parts of a place, its cache is a view of the place in blocks an n-th as large, and block b of the pool is block
+n * b of the view.
 
 Recurrent state is no matter of blocks: it has slots of its own, one for each sequence and some for checkpoints
 (docs/architecture.md, "Cache groups").
-
-A cache is then one tensor pair for each of the layers that a block has room for, and layers of different tables share
-it: they write to different blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from pagewire_common.cache_groups import CacheGroup
 
 from pagewire_shard.layers.block import LayerSpec
-from pagewire_shard.layers.cache import CacheSpec, SharedCacheSpec, StateSpec
+from pagewire_shard.layers.cache import CacheSpec, KeyValueCacheSpec, SharedCacheSpec, StateSpec
 from pagewire_shard.layers.forward_batch import KVCache
 
-MAX_TABLES = 8
+MAX_TABLES = 12
 """Most block tables of a model. Each takes some microseconds in every step and in every block that a sequence fills."""
+MIN_SAVING = 0.02
+"""Share of the bytes that more tables must save."""
 TYPICAL_LEN = 32768
 """Tokens of the sequence whose blocks are to be as few as possible, if the model takes so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """Where a layer has its cache."""
+
+    place: int
+    part: int = 0
+    """Of the parts of the place, as many as its table's layers make of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +48,15 @@ class CacheLayout:
     """Those that have block tables."""
     layer_tables: tuple[int, ...]
     """For each layer its block table, counted over all groups in their order; 0 if it has no blocks."""
-    layer_caches: tuple[int | None, ...]
-    """For each layer its cache, which it shares with one layer of each other table; None: it has no blocks."""
+    layer_caches: tuple[LayerCache | None, ...]
+    """For each layer its cache, which it shares with one layer of each other table, or with the layer whose keys and
+    values it reads; None: it has no blocks."""
+    layer_specs: tuple[CacheSpec | None, ...]
+    """What each layer's cache holds."""
     specs: tuple[CacheSpec, ...]
-    """What each cache holds."""
+    """What each place holds."""
+    table_parts: tuple[int, ...]
+    """For each table the number of parts that its layers make of a place."""
     states: tuple[StateSpec | None, ...]
     """What each layer keeps of a sequence in a state slot."""
 
@@ -48,75 +66,155 @@ class CacheLayout:
         return any(self.states)
 
     def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
-        """Bytes that one block of the pool takes in all caches."""
+        """Bytes that one block of the pool takes in all places."""
         return sum(spec.block_bytes(block_size, dtype) for spec in self.specs)
 
     def state_bytes(self, dtype: torch.dtype) -> int:
         """Bytes that one state slot takes in all layers."""
         return sum(state.slot_bytes(dtype) for state in self.states if state is not None)
 
-    def allocate(
-        self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device, num_states: int = 0
+    def allocate_places(
+        self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> list[KVCache]:
-        """The cache of each layer, uninitialised.
+        """The tensors of each place, uninitialised."""
+        return [spec.allocate(num_blocks, block_size, dtype, device) for spec in self.specs]
+
+    def layers_in(
+        self, places: Sequence[KVCache], block_size: int, dtype: torch.dtype, device: torch.device, num_states: int = 0
+    ) -> list[KVCache]:
+        """The cache of each layer: its blocks' tensors in the places, and its state's, uninitialised.
 
         num_states: State slots; there is one more, for padding.
         """
-        caches = [spec.allocate(num_blocks, block_size, dtype, device) for spec in self.specs]
         states = [() if state is None else state.allocate(num_states + 1, dtype, device) for state in self.states]
-        return [
-            (*(() if cache is None else caches[cache]), *state)
-            for cache, state in zip(self.layer_caches, states, strict=True)
-        ]
+        blocks: list[KVCache] = []
+        for cache, spec, table in zip(self.layer_caches, self.layer_specs, self.layer_tables, strict=True):
+            num_parts = self.table_parts[table]
+            if cache is None:
+                blocks.append(())
+            elif isinstance(spec, KeyValueCacheSpec) and num_parts > 1:
+                blocks.append(spec.part_of(places[cache.place], num_parts, cache.part, block_size))
+            else:
+                blocks.append(places[cache.place])
+        return [(*block, *state) for block, state in zip(blocks, states, strict=True)]
+
+    def allocate(
+        self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device, num_states: int = 0
+    ) -> list[KVCache]:
+        """The cache of each layer, in places of its own; see layers_in."""
+        places = self.allocate_places(num_blocks, block_size, dtype, device)
+        return self.layers_in(places, block_size, dtype, device, num_states)
 
 
 def plan_layout(layers: Sequence[LayerSpec], max_model_len: int) -> CacheLayout:
     """The layout that takes fewest bytes for a long sequence.
 
-    Layers whose caches differ in more than the window are kept in one table, which keeps all tokens. A model without
-    blocks has a table of blocks of no bytes, by which its prefixes are named.
+    Layers of one window whose caches differ in shape, or whose sizes do not divide the largest one, have everything
+    kept in one table. A model without blocks has a table of blocks of no bytes, by which its prefixes are named.
     """
     specs = {i: spec for i, layer in enumerate(layers) if (spec := layer.mixer.cache) is not None}
-    windows = {i: window if (window := layers[i].mixer.window) < max_model_len else 0 for i in specs}
+    owners = {i: spec.layer if isinstance(spec, SharedCacheSpec) else i for i, spec in specs.items()}
+    own = {i: spec for i, spec in specs.items() if owners[i] == i}
+    windows = {i: window if (window := layers[i].mixer.window) < max_model_len else 0 for i in own}
     states = tuple(layer.mixer.state for layer in layers)
-    counts = {window: list(windows.values()).count(window) for window in sorted(set(windows.values()))}
-    if len(counts) <= 1:
-        return _one_table(specs, next(iter(counts), 0), states)
-    per_block = _layers_per_block(counts, min(max_model_len, TYPICAL_LEN))
-    if len(set(specs.values())) > 1 or per_block is None:
-        return _one_table(specs, 0, states)
-    groups = tuple(CacheGroup(window, -(-num_layers // per_block)) for window, num_layers in counts.items())
-    first_tables = {group.window: sum(g.num_tables for g in groups[:i]) for i, group in enumerate(groups)}
-    seen = dict.fromkeys(counts, 0)
-    tables, caches = [0] * len(layers), list[int | None]([None] * len(layers))
-    for i, window in windows.items():
-        tables[i], caches[i] = first_tables[window] + seen[window] // per_block, seen[window] % per_block
-        seen[window] += 1
-    return CacheLayout(groups, tuple(tables), tuple(caches), tuple(specs.values())[:per_block], states)
+    kinds = sorted(set(windows.values()))
+    if len(kinds) <= 1:
+        return _one_table(own, owners, kinds[0] if kinds else 0, states)
+    shapes = {window: {spec for i, spec in own.items() if windows[i] == window} for window in kinds}
+    parts = _parts(shapes)
+    counts = {window: list(windows.values()).count(window) for window in kinds}
+    num_places = None if parts is None else _num_places(counts, parts, min(max_model_len, TYPICAL_LEN))
+    if parts is None or num_places is None:
+        return _one_table(own, owners, 0, states)
+    return _grouped(own, owners, windows, parts, num_places, states)
 
 
-def _one_table(specs: dict[int, CacheSpec], window: int, states: tuple[StateSpec | None, ...]) -> CacheLayout:
-    """specs: By layer."""
-    owners = [i for i, spec in specs.items() if not isinstance(spec, SharedCacheSpec)]
-    caches: list[int | None] = [None] * len(states)
-    for i, spec in specs.items():
-        caches[i] = owners.index(spec.layer if isinstance(spec, SharedCacheSpec) else i)
-    own = tuple(specs[i] for i in owners)
-    return CacheLayout((CacheGroup(window),), (0,) * len(states), tuple(caches), own, states)
+def _parts(shapes: Mapping[int, set[CacheSpec]]) -> dict[int, int] | None:
+    """By window the number of parts that its layers make of a place; None: blocks cannot be equally large."""
+    if all(len(specs) == 1 for specs in shapes.values()) and len(set.union(*shapes.values())) == 1:
+        return dict.fromkeys(shapes, 1)
+    sizes = {}
+    for window, specs in shapes.items():
+        spec = next(iter(specs))
+        if len(specs) > 1 or not isinstance(spec, KeyValueCacheSpec):
+            return None
+        sizes[window] = spec.num_kv_heads * spec.head_dim
+    largest = max(sizes.values())
+    if any(largest % size for size in sizes.values()):
+        return None
+    return {window: largest // size for window, size in sizes.items()}
 
 
-def _layers_per_block(counts: dict[int, int], num_tokens: int) -> int | None:
-    """Layers that a block has room for; None: one table for all layers takes less.
+def _num_places(counts: Mapping[int, int], parts: Mapping[int, int], num_tokens: int) -> int | None:
+    """Places of a block; None: one table for all layers takes less.
 
     Args:
         counts: Number of layers by window.
+        parts: Of a place, by window.
         num_tokens: Length of the sequence for which most is to be saved.
     """
-    best, least = None, sum(counts.values()) * num_tokens
-    # Where several take the same, the one with the fewest tables.
-    for per_block in range(max(counts.values()), 0, -1):
-        tables = {window: -(-num_layers // per_block) for window, num_layers in counts.items()}
+    best, least = None, sum(num_layers / parts[window] for window, num_layers in counts.items()) * num_tokens
+    # Of those that take nearly the same, the one with the fewest tables.
+    for num_places in range(max(-(-num_layers // parts[window]) for window, num_layers in counts.items()), 0, -1):
+        tables = {window: -(-num_layers // (num_places * parts[window])) for window, num_layers in counts.items()}
         kept = sum(num * min(window or num_tokens, num_tokens) for window, num in tables.items())
-        if sum(tables.values()) <= MAX_TABLES and kept * per_block < least:
-            best, least = per_block, kept * per_block
+        if sum(tables.values()) <= MAX_TABLES and kept * num_places < (1 - MIN_SAVING) * least:
+            best, least = num_places, kept * num_places
     return best
+
+
+def _grouped(
+    own: Mapping[int, CacheSpec],
+    owners: Mapping[int, int],
+    windows: Mapping[int, int],
+    parts: Mapping[int, int],
+    num_places: int,
+    states: tuple[StateSpec | None, ...],
+) -> CacheLayout:
+    """The layout with a group for each window; own, windows: by layer that has a cache of its own."""
+    kinds = sorted(set(windows.values()))
+    groups: list[CacheGroup] = []
+    tables, caches = [0] * len(states), list[LayerCache | None]([None] * len(states))
+    for window in kinds:
+        first = sum(group.num_tables for group in groups)
+        members = [i for i in own if windows[i] == window]
+        per_table = num_places * parts[window]
+        for index, i in enumerate(members):
+            tables[i] = first + index // per_table
+            caches[i] = LayerCache(index % per_table // parts[window], index % parts[window])
+        groups.append(CacheGroup(window, -(-len(members) // per_table)))
+    for i, owner in owners.items():
+        tables[i], caches[i] = tables[owner], caches[owner]
+    largest = next(spec for i, spec in own.items() if parts[windows[i]] == 1)
+    return CacheLayout(
+        groups=tuple(groups),
+        layer_tables=tuple(tables),
+        layer_caches=tuple(caches),
+        layer_specs=_of_layers(own, owners, len(states)),
+        specs=(largest,) * num_places,
+        table_parts=tuple(parts[group.window] for group in groups for _ in range(group.num_tables)),
+        states=states,
+    )
+
+
+def _one_table(
+    own: Mapping[int, CacheSpec], owners: Mapping[int, int], window: int, states: tuple[StateSpec | None, ...]
+) -> CacheLayout:
+    """The layout with a place for each layer; own: by layer."""
+    places = {i: LayerCache(place) for place, i in enumerate(own)}
+    caches = tuple(places[owners[i]] if i in owners else None for i in range(len(states)))
+    return CacheLayout(
+        groups=(CacheGroup(window),),
+        layer_tables=(0,) * len(states),
+        layer_caches=caches,
+        layer_specs=_of_layers(own, owners, len(states)),
+        specs=tuple(own.values()),
+        table_parts=(1,),
+        states=states,
+    )
+
+
+def _of_layers(
+    own: Mapping[int, CacheSpec], owners: Mapping[int, int], num_layers: int
+) -> tuple[CacheSpec | None, ...]:
+    return tuple(own[owners[i]] if i in owners else None for i in range(num_layers))
