@@ -181,7 +181,7 @@ def test_a_refused_turn_counts_as_not_said(background_fake):
 @pytest.mark.parametrize("words", [[], ["unknown"], ["serve", "--no-such-flag"]])
 def test_wrong_usage_ends_with_one_line_and_status_2(words):
     done = subprocess.run(
-        [sys.executable, "-m", "pagewire", *words], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "pagewire", *words], capture_output=True, text=True, check=False, timeout=180
     )
     assert done.returncode == 2
     assert done.stderr.startswith("pagewire: error: ")
@@ -213,7 +213,7 @@ def _shell(command: str, target: str) -> "subprocess.CompletedProcess[bytes]":
         env={**os.environ, **words},
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
 
 

@@ -9,7 +9,7 @@ HEAVY = {"grpc", "google.protobuf", "asyncio", "rich", "argparse"}
 
 def modules_after(statement: str) -> set[str]:
     script = f"import sys\n{statement}\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=180)
     return set(done.stdout.splitlines()[-1].split())
 
 

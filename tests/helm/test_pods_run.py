@@ -85,7 +85,7 @@ def ask_over_http(base_url: str, api_key: str | None = None, tls: ssl.SSLContext
         headers["authorization"] = f"Bearer {api_key}"
     body = json.dumps({"prompt": "Hello, my name is", "max_tokens": 8, "ignore_eos": True}).encode()
     request = urllib.request.Request(f"{base_url}/v1/completions", body, headers)
-    with urllib.request.urlopen(request, timeout=60, context=tls) as answer:
+    with urllib.request.urlopen(request, timeout=180, context=tls) as answer:
         return str(json.load(answer)["choices"][0]["text"])
 
 

@@ -29,7 +29,7 @@ def complete(cluster: Cluster) -> Iterator[Complete]:
             fields = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True} | given
             params = inference_pb2.SamplingParams(**fields)
             request = inference_pb2.GenerateRequest(text=prompt, sampling_params=params, return_prompt_token_ids=True)
-            return stub.Complete(request, timeout=60)
+            return stub.Complete(request, timeout=180)
 
         yield call
 

@@ -124,7 +124,7 @@ def test_an_llm_leaves_no_processes_and_no_files(opt: Path, temporary: Path, end
             eventually(lambda: processes_of(opt) == [process.pid], "its server is gone")
             assert not list(temporary.glob("pagewire*"))
             process.kill()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     finally:
         process.kill()
     expected = 3 if end == "left by an exception" else -signal.SIGKILL

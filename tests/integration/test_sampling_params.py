@@ -71,12 +71,12 @@ def test_the_models_defaults_are_the_same_in_python_on_the_command_line_and_for_
     with grpc.insecure_channel(tight.address) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
         request = inference_pb2.GenerateRequest(text=TEXT, sampling_params=inference_pb2.SamplingParams(seed=3))
-        assert list(stub.Complete(request, timeout=60).completions[0].token_ids) == expected.token_ids
-        without = stub.Complete(inference_pb2.GenerateRequest(text=TEXT), timeout=60)
+        assert list(stub.Complete(request, timeout=180).completions[0].token_ids) == expected.token_ids
+        without = stub.Complete(inference_pb2.GenerateRequest(text=TEXT), timeout=180)
         assert len(without.completions[0].token_ids) <= 7
     command = [sys.executable, "-m", "pagewire", "complete", TEXT, "--server", tight.address, "--seed", "3"]
     command += ["--max-tokens", "7", "--no-stream"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=180).stdout
     assert printed == f"{expected.text}\n"
 
 

@@ -49,7 +49,7 @@ def ask_over_http(address: str) -> None:
     """One request that streams its answer, and one for a model that is not served."""
     for model, status in (("demo", 200), ("another", 404)):
         body = {"model": model, "prompt": [5] * 4, "max_tokens": 8, "stream": True}
-        connection = http.client.HTTPConnection(address, timeout=60)
+        connection = http.client.HTTPConnection(address, timeout=180)
         connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
         answer = connection.getresponse()
         answer.read()

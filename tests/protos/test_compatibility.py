@@ -22,7 +22,7 @@ BREAKING_CHANGES = {
 def breaking(protos: Path) -> subprocess.CompletedProcess[str]:
     """buf's verdict on a folder of protos."""
     command = [require_tool(BUF), "breaking", protos, "--against", ROOT / "protos" / "released.binpb"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 
 def changed_protos(directory: Path, old: str, new: str) -> Path:

@@ -27,7 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, descriptor_pb2.
     """The compiled protos with their comments, by file name."""
     output = tmp_path_factory.mktemp("protos") / "set.binpb"
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}", "--include_source_info"]
-    subprocess.run([*command, f"--descriptor_set_out={output}", *map(str, PROTOS)], check=True, timeout=60)
+    subprocess.run([*command, f"--descriptor_set_out={output}", *map(str, PROTOS)], check=True, timeout=180)
     parsed = descriptor_pb2.FileDescriptorSet.FromString(output.read_bytes())
     return {file.name: file for file in parsed.file}
 

@@ -135,7 +135,7 @@ def test_the_process_ends_whatever_a_thread_does():
         "asyncio.run(main())\n"
         "threads.close()\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=180, check=False).returncode == 0
 
 
 async def test_closing_refuses_texts_that_wait_and_those_to_come(gate):

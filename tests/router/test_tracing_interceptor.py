@@ -24,7 +24,7 @@ from pagewire_router.grpc_front.tracing_interceptor import TracingInterceptor
 from pagewire_router.tracing.request_attributes import MAX_CHARS
 
 SERVICE = "test.v1.Echo"
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 HEADERS = (("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"), ("tracestate", "vendor=x"), ("baggage", "tenant=a"))
 

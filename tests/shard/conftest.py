@@ -20,7 +20,7 @@ from pagewire_shard.grammar.grammars import Grammars
 from pagewire_shard.service.server import ShardServer
 from pagewire_shard.stepping.step_thread import StepThread
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from pagewire_shard.stepping.group_steps import FollowingSteps, LeadingSteps
 
 from tests.shard.test_step_thread import ListSink, plan, until
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 class Pair:

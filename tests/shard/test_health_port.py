@@ -85,7 +85,7 @@ def test_probes_are_answered_while_the_model_is_fetched(tmp_path: Path) -> None:
 
                     def check(service: str) -> int:
                         request = health_pb2.HealthCheckRequest(service=service)
-                        status: int = stub.Check(request, wait_for_ready=True, timeout=60).status
+                        status: int = stub.Check(request, wait_for_ready=True, timeout=180).status
                         return status
 
                     assert check("liveness") == SERVING

@@ -31,7 +31,7 @@ TINY_LLAMA = {
     "hidden_act": "silu",
     "eos_token_id": 2,
 }
-TIMEOUT_S = 60
+TIMEOUT_S = 180
 
 
 def command(*arguments: str) -> list[str]:

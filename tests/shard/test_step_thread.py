@@ -332,6 +332,6 @@ async def test_gauges_are_true_after_an_epoch_that_ends_between_steps(serve_shar
     await router.hello()
     await router.plan(1)
     await router.result()
-    assert shard.steps.stats.free_blocks == [9]
+    await shard.until(lambda: shard.steps.stats.free_blocks == [9])
     router.call.cancel()
     await shard.until(lambda: shard.steps.stats.free_blocks == [10])

@@ -27,7 +27,7 @@ READY = re.compile(r" ready on (\S+)")
 HTTP = re.compile(r" http on (\S+)")
 
 
-def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
     """Waits until the condition holds."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
@@ -223,7 +223,7 @@ def num_blocks_of(shard_address: str) -> int:
 
 def read_metrics(port: int) -> dict[str, float]:
     """The samples of a /metrics page on this machine, by name and labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=180) as response:
         lines = response.read().decode().splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
     return {name: float(value) for name, value in pairs}

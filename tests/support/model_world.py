@@ -88,7 +88,7 @@ class EngineWorld:
                 assert self._grammars is not None
                 done: queue.Queue[Prepared] = queue.Queue()
                 self._grammars.prepare(message.prepare.name, message.prepare.grammar, done.put)
-                answer = done.get(timeout=60)
+                answer = done.get(timeout=180)
                 code, _ = answer.code.value
                 self.scheduler.on_prepared(shard_pb2.Prepared(name=answer.name, code=code, message=answer.message))
 
