@@ -117,6 +117,7 @@ class AsyncClient:
         request = build_request(
             as_prompt(prompt), sampling_params, options, return_prompt_token_ids=return_prompt_token_ids
         )
+        request.resumes = True
         attempts = self._attempts(timeout_s)
         received = Received()
         while True:

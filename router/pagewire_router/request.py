@@ -75,6 +75,8 @@ class Request:
     """Token sequences that are not generated."""
     indices: Sequence[int] | None = None
     """Those of its n sequences that it has; None: all of them. See groups/request_parts.py."""
+    resumes: bool = False
+    """Its client resumes the request at another router if this one ends its stream."""
     received: Mapping[int, list[int]] | None = None
     """A resumed request: by index of the sequence, the tokens that its client has; None: it is not resumed."""
     num_received_scores: int = 0

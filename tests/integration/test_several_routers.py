@@ -6,7 +6,9 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
 from live_shards import Answer, LiveShard, ask, check, live_router, live_shard
+from pagewire_router.errors import Unavailable
 from pagewire_router.groups.dispatcher import Dispatcher
 from pagewire_router.request import Request
 
@@ -26,6 +28,7 @@ def num_driven(router: Dispatcher) -> int:
 
 async def die(router: Dispatcher) -> None:
     """Its streams break without a word, and it does not come back."""
+    router._is_stopping = True  # Its tasks may end.
     for group in router.groups:
         group.stop()
         for rank in group.ranks:
@@ -56,12 +59,73 @@ async def test_a_second_router_gets_half_of_the_groups_and_all_when_the_first_di
         check(request, await answer.end())
 
 
+async def test_a_router_that_is_told_to_stop_hands_over_what_clients_resume_and_finishes_the_rest(
+    tmp_path: Path,
+) -> None:
+    async with AsyncExitStack() as stack:
+        addresses = [shard.address for shard in await shards(stack, tmp_path, 2)]
+        async with live_router(*addresses) as alone:
+            await until(lambda: num_driven(alone) == 2, "it drives all groups")
+            request, answer = ask(alone, 1, 60, resumes=True)
+            await alone.drain(30)
+            check(request, await answer.end())
+        first = await stack.enter_async_context(live_router(*addresses))
+        second = await stack.enter_async_context(live_router(*addresses))
+        await until(lambda: num_driven(first) + num_driven(second) == 2, "all groups are driven", 90)
+        await until(lambda: num_driven(first) == num_driven(second) == 1, "each drives one")
+        kept, kept_answer = ask(first, 2, 300)
+        _, moved_answer = ask(first, 3, 300, resumes=True)
+        await kept_answer.begun()
+        await moved_answer.begun()
+        await until(lambda: knows_of(first, second), "the first knows that the second drives a group")
+        draining = asyncio.create_task(first.drain(60))
+        await moved_answer.end()
+        assert isinstance(moved_answer.error, Unavailable)
+        assert not kept_answer.done.is_set()
+        check(kept, await kept_answer.end())
+        await draining
+        again, answer = ask(second, 3, 300)
+        check(again, await answer.end())
+        assert answer.token_ids[: len(moved_answer.token_ids)] == moved_answer.token_ids
+
+
+async def test_requests_whose_router_has_lost_its_only_shard_are_handed_to_the_router_that_has_another(
+    tmp_path: Path,
+) -> None:
+    async with AsyncExitStack() as stack:
+        both = await shards(stack, tmp_path, 2)
+        routers = [await stack.enter_async_context(live_router(*(shard.address for shard in both))) for _ in range(2)]
+        await until(lambda: [num_driven(router) for router in routers] == [1, 1], "each drives one", 90)
+        first, second = routers
+        await until(lambda: knows_of(first, second), "the first knows that the second drives a group")
+        (group,) = [group for group in first.groups if group.is_serving]
+        (lost,) = [shard for shard in both if shard.group_id == group.info.group_id]
+        _, waiting = ask(first, 2, 300)
+        _, moved = ask(first, 3, 300, resumes=True)
+        await waiting.begun()
+        await moved.begun()
+        await lost.die()
+        await moved.end()
+        assert isinstance(moved.error, Unavailable)
+        assert not waiting.done.is_set(), "its client would have to begin anew: it waits for the shard"
+        with pytest.raises(Unavailable, match="another router"):
+            ask(first, 4, resumes=True)
+        request, answer = ask(second, 3, 300)
+        check(request, await answer.end())
+
+
+def knows_of(router: Dispatcher, other: Dispatcher) -> bool:
+    holders = {member.info.lease_holder for member in router._directory.members if member.info is not None}
+    return other._router_id in holders
+
+
 async def check_both(*routers: Dispatcher) -> None:
     asked: list[tuple[Request, Answer]] = [ask(router, 3, 20) for router in routers]
     for request, answer in asked:
         check(request, await answer.end())
 
 
+@pytest.mark.slow  # Takes seconds; the tests above show what it is made of.
 async def test_a_router_that_stops_leaves_its_groups_to_the_others(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         addresses = [shard.address for shard in await shards(stack, tmp_path, 3)]

@@ -124,7 +124,7 @@ def test_requests_fail_when_their_group_is_not_expected_back_and_no_other_serves
     fleet.dispatcher.submit(request)
     fleet.go_down(group, is_expected_back=False)
     assert [type(error) for error in request.sink.errors] == [Unavailable]
-    assert not group.has_requests
+    assert not group.requests
 
 
 def test_an_aborted_request_leaves_the_queue_wherever_it_is():

@@ -43,13 +43,13 @@ def test_a_request_that_has_moved_expires_where_it_is():
     for group in first.give_up_all():
         second.adopt(group)
     first.end_expired(11.0)
-    assert second.has_requests
+    assert second.requests
     assert second.scheduler.schedule(9.0) is not None, "it runs there"
     first.end_expired(12.0)
     assert request.sink.errors == []
     second.end_expired(12.0)
     assert [type(error) for error in request.sink.errors] == [DeadlineExceeded]
-    assert not second.has_requests
+    assert not second.requests
 
 
 def test_a_request_expires_while_its_group_is_down():
@@ -140,7 +140,7 @@ def test_all_requests_are_handed_over(num_waiting):
     for request in requests:
         loop.submit(request)
     assert {group.request for group in loop.give_up_all()} == set(requests)
-    assert not loop.has_requests
+    assert not loop.requests
     assert len(loop.scheduler.waiting) == 0
 
 

@@ -21,7 +21,7 @@ import grpc
 import psutil
 from pagewire.v1 import shard_pb2, shard_pb2_grpc
 
-READY_TIMEOUT_S = 90.0
+READY_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 30.0
 READY = re.compile(r" ready on (\S+)")
 HTTP = re.compile(r" http on (\S+)")

@@ -148,10 +148,11 @@ class Answer(NullSink):
         return self
 
 
-def ask(router: Dispatcher, number: int = 0, num_tokens: int = 300) -> tuple[Request, Answer]:
+def ask(router: Dispatcher, number: int = 0, num_tokens: int = 300, *, resumes: bool = False) -> tuple[Request, Answer]:
     """Submits a request without a deadline."""
     prompt = [1 + number % 5, 1 + number // 5, 3, 4, 5]
     request = make_request(prompt, eos=False, max_tokens=num_tokens, ignore_eos=True)
+    request.resumes = resumes
     request.sink = answer = Answer()
     router.submit(request)
     return request, answer

@@ -119,6 +119,7 @@ class GenerateRequest(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     RETURN_PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    RESUMES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client; unique among the requests that are alive. Empty: the router picks one."""
     model: _builtins.str
@@ -135,6 +136,10 @@ class GenerateRequest(_message.Message):
     """Adds the tokenizer's special tokens (such as BOS) to a text prompt. Default true."""
     return_prompt_token_ids: _builtins.bool
     """Returns the prompt's token ids in Started, and the text of a conversation. Default false."""
+    resumes: _builtins.bool
+    """The client resumes the stream if it breaks. A router that is told to stop then ends it with UNAVAILABLE at once if
+    another router can go on with it, where it would else finish it. For Generate alone. Default false.
+    """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids, used as they are."""
@@ -171,10 +176,11 @@ class GenerateRequest(_message.Message):
         adapter: _builtins.str | None = ...,
         add_special_tokens: _builtins.bool | None = ...,
         return_prompt_token_ids: _builtins.bool | None = ...,
+        resumes: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_add_special_tokens", b"_add_special_tokens", "_cache_salt", b"_cache_salt", "_model", b"_model", "_priority", b"_priority", "_resume", b"_resume", "_return_prompt_token_ids", b"_return_prompt_token_ids", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "beam_search_params", b"beam_search_params", "cache_salt", b"cache_salt", "chat", b"chat", "decoding", b"decoding", "model", b"model", "priority", b"priority", "prompt", b"prompt", "resume", b"resume", "return_prompt_token_ids", b"return_prompt_token_ids", "sampling_params", b"sampling_params", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_add_special_tokens", b"_add_special_tokens", "_cache_salt", b"_cache_salt", "_model", b"_model", "_priority", b"_priority", "_resume", b"_resume", "_resumes", b"_resumes", "_return_prompt_token_ids", b"_return_prompt_token_ids", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "beam_search_params", b"beam_search_params", "cache_salt", b"cache_salt", "chat", b"chat", "decoding", b"decoding", "model", b"model", "priority", b"priority", "prompt", b"prompt", "resume", b"resume", "resumes", b"resumes", "return_prompt_token_ids", b"return_prompt_token_ids", "sampling_params", b"sampling_params", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_add_special_tokens", b"_add_special_tokens", "_cache_salt", b"_cache_salt", "_model", b"_model", "_priority", b"_priority", "_resume", b"_resume", "_return_prompt_token_ids", b"_return_prompt_token_ids", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "beam_search_params", b"beam_search_params", "cache_salt", b"cache_salt", "chat", b"chat", "decoding", b"decoding", "model", b"model", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume", b"resume", "return_prompt_token_ids", b"return_prompt_token_ids", "sampling_params", b"sampling_params", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_add_special_tokens", b"_add_special_tokens", "_cache_salt", b"_cache_salt", "_model", b"_model", "_priority", b"_priority", "_resume", b"_resume", "_resumes", b"_resumes", "_return_prompt_token_ids", b"_return_prompt_token_ids", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "beam_search_params", b"beam_search_params", "cache_salt", b"cache_salt", "chat", b"chat", "decoding", b"decoding", "model", b"model", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume", b"resume", "resumes", b"resumes", "return_prompt_token_ids", b"return_prompt_token_ids", "sampling_params", b"sampling_params", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adapter: _TypeAlias = _typing.Literal["adapter"]  # noqa: Y015
     _WhichOneofArgType__adapter: _TypeAlias = _typing.Literal["_adapter", b"_adapter"]  # noqa: Y015
@@ -188,6 +194,8 @@ class GenerateRequest(_message.Message):
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__resume: _TypeAlias = _typing.Literal["resume"]  # noqa: Y015
     _WhichOneofArgType__resume: _TypeAlias = _typing.Literal["_resume", b"_resume"]  # noqa: Y015
+    _WhichOneofReturnType__resumes: _TypeAlias = _typing.Literal["resumes"]  # noqa: Y015
+    _WhichOneofArgType__resumes: _TypeAlias = _typing.Literal["_resumes", b"_resumes"]  # noqa: Y015
     _WhichOneofReturnType__return_prompt_token_ids: _TypeAlias = _typing.Literal["return_prompt_token_ids"]  # noqa: Y015
     _WhichOneofArgType__return_prompt_token_ids: _TypeAlias = _typing.Literal["_return_prompt_token_ids", b"_return_prompt_token_ids"]  # noqa: Y015
     _WhichOneofReturnType_decoding: _TypeAlias = _typing.Literal["sampling_params", "beam_search_params"]  # noqa: Y015
@@ -206,6 +214,8 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resume) -> _WhichOneofReturnType__resume | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resumes) -> _WhichOneofReturnType__resumes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__return_prompt_token_ids) -> _WhichOneofReturnType__return_prompt_token_ids | None: ...
     @_typing.overload

@@ -159,6 +159,7 @@ class ShardMessage(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     CACHE_SNAPSHOT_FIELD_NUMBER: _builtins.int
     PREPARED_FIELD_NUMBER: _builtins.int
+    BEAT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """The lease is granted. Always first."""
@@ -183,6 +184,10 @@ class ShardMessage(_message.Message):
     def prepared(self) -> Global___Prepared:
         """The answer to a Prepare."""
 
+    @_builtins.property
+    def beat(self) -> Global___Beat:
+        """From the process, as often as Hello has asked for."""
+
     def __init__(
         self,
         *,
@@ -192,12 +197,13 @@ class ShardMessage(_message.Message):
         draining: Global___Draining | None = ...,
         cache_snapshot: Global___CacheSnapshot | None = ...,
         prepared: Global___Prepared | None = ...,
+        beat: Global___Beat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_snapshot", b"cache_snapshot", "draining", b"draining", "heartbeat", b"heartbeat", "message", b"message", "prepared", b"prepared", "result", b"result", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "cache_snapshot", b"cache_snapshot", "draining", b"draining", "heartbeat", b"heartbeat", "message", b"message", "prepared", b"prepared", "result", b"result", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_snapshot", b"cache_snapshot", "draining", b"draining", "heartbeat", b"heartbeat", "message", b"message", "prepared", b"prepared", "result", b"result", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "cache_snapshot", b"cache_snapshot", "draining", b"draining", "heartbeat", b"heartbeat", "message", b"message", "prepared", b"prepared", "result", b"result", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "result", "heartbeat", "draining", "cache_snapshot", "prepared"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "result", "heartbeat", "draining", "cache_snapshot", "prepared", "beat"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -242,6 +248,7 @@ class Hello(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     MIN_FREE_MS_FIELD_NUMBER: _builtins.int
+    BEAT_MS_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Names the router in refusals and logs."""
     protocol_major: _builtins.int
@@ -256,6 +263,8 @@ class Hello(_message.Message):
     """Takes the lease only if it has been free for so long: asked by a router that drives more groups than another one,
     which thus comes first.
     """
+    beat_ms: _builtins.int
+    """Asks for a Beat every so often. 0: for none."""
     @_builtins.property
     def epoch(self) -> Global___Epoch:
         """For ranks other than 0: the epoch that rank 0 granted."""
@@ -270,10 +279,11 @@ class Hello(_message.Message):
         epoch: Global___Epoch | None = ...,
         force: _builtins.bool = ...,
         min_free_ms: _builtins.int = ...,
+        beat_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "force", b"force", "max_inflight", b"max_inflight", "min_free_ms", b"min_free_ms", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_ms", b"beat_ms", "epoch", b"epoch", "force", b"force", "max_inflight", b"max_inflight", "min_free_ms", b"min_free_ms", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "router_id", b"router_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1139,6 +1149,23 @@ class Heartbeat(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class Beat(_message.Message):
+    """From the process, whatever the thread that runs steps does: while beats come, the process runs and the network is whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Beat: _TypeAlias = Beat  # noqa: Y015
 
 @_typing.final
 class Draining(_message.Message):

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	pagewire "pagewire.example/pagewire/v1"
 )
@@ -19,6 +20,7 @@ func resuming(
 	ctx context.Context, client pagewire.InferenceClient, request *pagewire.GenerateRequest,
 	receive func(*pagewire.GenerateResponse),
 ) error {
+	request.Resumes = proto.Bool(true)
 	received := map[uint32]*pagewire.ResumedSequence{}
 	for fruitless := 0; ; fruitless++ {
 		err := stream(ctx, client, request, func(response *pagewire.GenerateResponse) {

@@ -12,7 +12,7 @@ export async function* resuming(generate, request) {
     const { modelDigest, promptDigest, seed } = started ?? {};
     const resume = started && { modelDigest, promptDigest, seed, sequences: [...sequences.values()] };
     try {
-      for await (const { event } of generate({ ...request, resume })) {
+      for await (const { event } of generate({ ...request, resume, resumes: true })) {
         if (event.case === "started") {
           if (started) continue; // A resumed stream begins with it again.
           started = event.value;

@@ -28,6 +28,8 @@ from pagewire_router.request import Request
 logger = logging.getLogger(__name__)
 
 NO_SHARD_RETRY_S = 1.0
+HAND_OVER_RETRY_S = 0.1
+"""When a client that knows one address alone comes back: by then it may lead to the other router."""
 START_PATIENCE_S = 30.0
 STOP_TIMEOUT_S = 2.0
 
@@ -92,6 +94,8 @@ class Dispatcher:
         if self._is_draining:
             raise Unavailable("the router drains", retry_after_s=1.0)
         self._check_room(request)
+        if request.resumes and not self._able() and self._others_serve():
+            raise _elsewhere("no shard group serves here")
         usable, now = self._usable(), time.monotonic()
         try:
             for part in split(request, [group.scheduler.limits for group in usable], self.abort):
@@ -140,10 +144,24 @@ class Dispatcher:
     async def drain(self, grace_s: float) -> None:
         """See RequestRunner."""
         self._is_draining = True
+        self._hand_over_requests()
         loop = asyncio.get_running_loop()
         end_s = loop.time() + grace_s
         while (self.num_waiting or self.num_running) and loop.time() < end_s:
             await asyncio.sleep(0.02)
+
+    def _hand_over_requests(self) -> None:
+        """Ends the requests whose clients resume them, if another router can go on with them at once: it drives groups,
+        or gets these, since no other request is left here."""
+        num_driven = self._sharing.num_driven_by_others(self._groups)
+        all_resume = all(request.resumes for group in self._groups for request in group.requests)
+        if num_driven or (num_driven == 0 and all_resume):
+            for group in self._groups:
+                group.fail_resumed_elsewhere(_elsewhere("the router stops"))
+
+    def _others_serve(self) -> bool:
+        """Whether other routers drive groups, as far as their shards have said."""
+        return bool(self._sharing.num_driven_by_others(self._groups))
 
     async def stop(self) -> None:
         """See RequestRunner."""
@@ -220,6 +238,7 @@ class Dispatcher:
             step_timeout_s=self._config.step_timeout_s,
             shard_wait_s=self._config.shard_wait_s,
             patience_s=lambda: self._sharing.patience_s(self._groups),
+            has_elsewhere=lambda: len(self._able()) > 1 or self._others_serve(),
             on_change=self._on_change,
             on_step=self.stats.add,
         )
@@ -243,7 +262,7 @@ class Dispatcher:
         gone = {member.client: member for member in members if member.is_gone(now_s)}
         has_hope = any(member.is_listed for member in members)
         for group in list(self._groups):
-            if group.is_serving or gone.keys().isdisjoint(group.ranks) or (group.has_requests and has_hope):
+            if group.is_serving or gone.keys().isdisjoint(group.ranks) or (group.requests and has_hope):
                 continue
             logger.warning("shard group %s is gone", group.info.group_id)
             group.fail_all(Unavailable("the shards are gone", retry_after_s=NO_SHARD_RETRY_S))
@@ -328,11 +347,14 @@ class Dispatcher:
         """Moves the waiting requests of groups that are down or drain to groups that serve, if there are any."""
         able = self._able()
         for group in self._groups:
-            if not group.has_requests or group in able:
+            if not group.requests or group in able:
                 continue
             if able:
                 self._move(group, able)
-            elif not group.is_expected_back:
+                continue
+            if self._others_serve():
+                group.fail_resumed_elsewhere(_elsewhere("the shards are away"))
+            if not group.is_expected_back:
                 group.fail_all(Unavailable(group.why_away, retry_after_s=NO_SHARD_RETRY_S))
 
     def _end_expired(self) -> None:
@@ -350,6 +372,11 @@ class Dispatcher:
                 moved.request.sink.on_failed(error)
             else:
                 other.adopt(moved)
+
+
+def _elsewhere(why: str) -> Unavailable:
+    """The error of a request that its client resumes at another router."""
+    return Unavailable(f"{why}; another router goes on with the request", retry_after_s=HAND_OVER_RETRY_S)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

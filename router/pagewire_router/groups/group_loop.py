@@ -14,10 +14,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 
 import grpc
-from pagewire.v1 import inference_pb2, shard_pb2
+from pagewire.v1 import shard_pb2
 
 from pagewire_router.errors import (
     DeadlineExceeded,
@@ -27,6 +27,7 @@ from pagewire_router.errors import (
     StepFailed,
     Unavailable,
 )
+from pagewire_router.groups.delivery import deliver
 from pagewire_router.groups.failures import failure_error, refusal_error
 from pagewire_router.groups.repeating import Repeating
 from pagewire_router.groups.retry_delay import retry_delay_s
@@ -43,12 +44,12 @@ from pagewire_router.groups.shard_client import (
     write_all,
 )
 from pagewire_router.groups.shard_deaths import ShardDeaths
+from pagewire_router.groups.silence_watch import CHECK_S, SilenceWatch
 from pagewire_router.groups.stall_watch import StallWatch
 from pagewire_router.groups.timeline_observer import TimelineObserver, note_failover, note_queued
-from pagewire_router.request import OutputSink, Request
+from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.forecast import Estimate
-from pagewire_router.scheduling.plans import Progress
 from pagewire_router.scheduling.prefix_index import PrefixIndex
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import ProtocolError, SequenceGroup
@@ -79,12 +80,18 @@ class GroupLoop:
         step_timeout_s: float = math.inf,
         shard_wait_s: float = math.inf,
         patience_s: Callable[[], float] = float,
+        has_elsewhere: Callable[[], bool] = bool,
         on_change: Callable[["GroupLoop"], None],
         on_step: Callable[[shard_pb2.StepResult, float], None],
     ) -> None:
-        """step_timeout_s, shard_wait_s: see RouterConfig. patience_s says how long the lease must have been free before
-        this router takes it. on_change is called when the group comes up, drains, goes
-        down or is no longer waited for; on_step with each result and the round trip of its plan in seconds."""
+        """
+        Args:
+            step_timeout_s, shard_wait_s: see RouterConfig.
+            patience_s: says how long the lease must have been free before this router takes it.
+            has_elsewhere: says whether requests could run on another group.
+            on_change: called when the group comes up, drains, goes down or is no longer waited for.
+            on_step: called with each result and the round trip of its plan in seconds.
+        """
         self.info = info
         self.scheduler = Scheduler(GroupLimits.of(info), TimelineObserver(), len(ranks))
         self.is_serving = False
@@ -106,6 +113,7 @@ class GroupLoop:
         self._max_inflight = max_inflight
         self._shard_wait_s = shard_wait_s
         self._patience_s = patience_s
+        self._has_elsewhere = has_elsewhere
         self._on_change = on_change
         self._on_step = on_step
         self._groups: dict[Request, SequenceGroup] = {}
@@ -115,6 +123,7 @@ class GroupLoop:
         self._last_result_s = 0.0
         self._digests: dict[int, int] = {}
         self._progress = StallWatch(len(ranks), step_timeout_s)
+        self._silence = SilenceWatch(len(ranks))
         self._away_since_s = 0.0
         """time.monotonic() when the group last went down."""
         self._stopping = False
@@ -143,9 +152,9 @@ class GroupLoop:
         return self.scheduler.prefixes
 
     @property
-    def has_requests(self) -> bool:
-        """Whether requests run or wait here."""
-        return bool(self._groups)
+    def requests(self) -> KeysView[Request]:
+        """The requests that run or wait here."""
+        return self._groups.keys()
 
     # Requests.
 
@@ -189,6 +198,11 @@ class GroupLoop:
     def fail_all(self, error: RouterError) -> None:
         """Ends all requests with an error."""
         for group in list(self._groups.values()):
+            self._fail(group, error)
+
+    def fail_resumed_elsewhere(self, error: RouterError) -> None:
+        """Ends the requests whose clients resume them."""
+        for group in [group for group in self._groups.values() if group.request.resumes]:
             self._fail(group, error)
 
     def _fail(self, group: SequenceGroup, error: RouterError) -> None:
@@ -324,6 +338,7 @@ class GroupLoop:
                 "shard group %s was slow, it does not hang: it may take %g s now; raise --step-timeout",
                 *(self.info.group_id, self._progress.allowed_s),
             )
+        self._silence.start(welcome.epoch.incarnation, time.monotonic())
         self.is_draining = False
         self.is_expected_back = True
         self.epoch = welcome.epoch.counter
@@ -352,6 +367,7 @@ class GroupLoop:
         renew = shard_pb2.RouterMessage(renew_lease=shard_pb2.RenewLease(epoch=welcome.epoch)).SerializeToString()
         renewal = Repeating(loop, welcome.lease_term_ms / 3000, self._renew)
         tick = Repeating(loop, TICK_S, lambda: self._tick(welcome.epoch.incarnation, stalled))
+        listen = Repeating(loop, CHECK_S, lambda: self._listen(welcome.epoch.incarnation, stalled))
         try:
             while not (self._stopping or (self.is_draining and not self.scheduler.running)):
                 if self._renew_due:
@@ -373,6 +389,7 @@ class GroupLoop:
         finally:
             renewal.cancel()
             tick.cancel()
+            listen.cancel()
 
     def _next_plan(self, now: float) -> shard_pb2.StepPlan | None:
         self.end_expired(now)
@@ -393,6 +410,12 @@ class GroupLoop:
         if self.scheduler.has_work():
             self._wakeup.set()
 
+    def _listen(self, incarnation: int, stalled: "asyncio.Future[None]") -> None:
+        silence = self._silence.check(time.monotonic())
+        if silence is not None and not stalled.done() and self._has_elsewhere():
+            self._silence.note_silence(incarnation)
+            stalled.set_exception(Unavailable(str(silence)))
+
     # Up: results.
 
     async def _receive(self, call: RawCall, rank: int) -> None:
@@ -401,9 +424,13 @@ class GroupLoop:
             data = await call.read()
             if not isinstance(data, bytes):
                 raise Unavailable(f"the plan stream of rank {rank} ended: {await call.details()}")
-            now_s = progress.heard_s[rank] = time.monotonic()
+            now_s = self._silence.heard_s[rank] = time.monotonic()
             message = shard_pb2.ShardMessage.FromString(data)
             kind = message.WhichOneof("message")
+            if kind == "beat":
+                self._silence.has_beats = True
+                continue
+            progress.heard_s[rank] = now_s
             if kind == "result":
                 self._take_result(message.result, rank, now_s)
             elif kind == "prepared":
@@ -427,11 +454,15 @@ class GroupLoop:
         took_s, self._last_result_s = now_s - max(sent_s, self._last_result_s), now_s
         self._progress.result_s = now_s
         for progress in self.scheduler.update(result):
+            group = progress.sequence.group
             try:
-                self._deliver(progress)
+                if progress.failure:
+                    self._fail(group, failure_error(group.request, progress.failure, progress.row_failure))
+                elif deliver(progress, self.scheduler):
+                    self._groups.pop(group.request, None)
             except Exception:  # a bug of ours in one request's output must not end the others'
-                logger.exception("request %s fails", progress.sequence.group.request.request_id)
-                self._fail(progress.sequence.group, RequestFailed("the server cannot write this request's output"))
+                logger.exception("request %s fails", group.request.request_id)
+                self._fail(group, RequestFailed("the server cannot write this request's output"))
         self.scheduler.forecast.on_step(now_s, took_s, self.scheduler.last_completed)
         self._on_step(result, now_s - sent_s)
         self._wakeup.set()
@@ -454,37 +485,6 @@ class GroupLoop:
         elif expected != result.state_digest:
             self.num_digest_mismatches += 1
             raise ProtocolError(f"the ranks disagree after step {result.step}")
-
-    def _deliver(self, progress: Progress) -> None:
-        sequence = progress.sequence
-        group, reason = sequence.group, progress.finish_reason
-        sink = group.request.sink
-        stop_token_id = None
-        if not progress.token_ids:
-            self._deliver_other(progress, sink)
-            return
-        if sink.on_tokens(sequence.index, progress.token_ids, progress.logprobs):
-            reason = inference_pb2.FINISH_REASON_STOP
-            self.scheduler.finish(sequence, reason)
-        elif (
-            reason == inference_pb2.FINISH_REASON_STOP and progress.token_ids[-1] in group.request.params.stop_token_ids
-        ):
-            stop_token_id = progress.token_ids[-1]
-        if reason:
-            sink.on_finished(sequence.index, reason, stop_token_id, group.num_cached_tokens or 0)
-            if group.is_finished:
-                self._groups.pop(group.request, None)
-
-    def _deliver_other(self, progress: Progress, sink: OutputSink) -> None:
-        """Delivers what is not the next tokens of a sequence."""
-        group = progress.sequence.group
-        if progress.prompt_scores is not None:
-            sink.on_prompt_scores(progress.prompt_scores)
-        elif progress.hypotheses is not None:
-            sink.on_beams(progress.hypotheses, group.num_cached_tokens or 0)
-            self._groups.pop(group.request, None)
-        else:
-            self._fail(group, failure_error(group.request, progress.failure, progress.row_failure))
 
     def _drain(self) -> None:
         logger.info("shard group %s drains", self.info.group_id)

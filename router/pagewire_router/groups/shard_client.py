@@ -14,6 +14,7 @@ from pagewire_common.rpc_status import DETAILS_KEY
 from pagewire_common.tls import TlsFiles
 
 from pagewire_router.errors import Unavailable
+from pagewire_router.groups.silence_watch import BEAT_S
 
 FILES_TIMEOUT_S = 60.0
 GOODBYE_TIMEOUT_S = 1.0
@@ -135,6 +136,7 @@ class ShardClient:
             max_inflight=max_inflight,
             epoch=epoch,
             min_free_ms=int(min_free_s * 1000),
+            beat_ms=int(BEAT_S * 1000),
         )
         try:
             return PlanStreamOpened(call, await self._welcome(call, hello))

@@ -65,6 +65,12 @@ class Sharing:
         num_driven = sum(group.is_serving and not group.is_draining for group in groups)
         return 0.0 if num_driven <= min(self._num_driven_of(groups).values()) else ADOPT_AFTER_S
 
+    def num_driven_by_others(self, groups: Sequence[Driven]) -> int | None:
+        """How many groups all other routers together drive; None: there is no other router."""
+        num_driven = self._num_driven_of(groups)
+        del num_driven[self._router_id]
+        return num_driven.total() if num_driven else None
+
     def surplus(self, groups: Sequence[AnyDriven], now_s: float) -> AnyDriven | None:
         """The group to hand back now; None: there is none."""
         mine = [group for group in groups if group.is_serving and not group.is_draining]

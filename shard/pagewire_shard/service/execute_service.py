@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 MAX_INFLIGHT_LIMIT = 4
 STALL_CHECK_INTERVAL_S = 1.0
+MIN_BEAT_S = 0.05
 ABANDONED_TERMS = 3
 """A router that has not renewed its lease for so many terms is given up, also if no other wants to drive the shard."""
 LATE_TIMER_S = 0.5
@@ -76,7 +77,7 @@ class ExecuteService:
             hello = parse_hello(await context.read())
             stream = self._open(hello)
             try:
-                await self._serve(stream, hello.max_inflight, context)
+                await self._serve(stream, hello, context)
             finally:
                 self._close(stream)
         except StreamError as error:
@@ -125,17 +126,20 @@ class ExecuteService:
             self._preparations.end_epoch()
             self._released.set()
 
-    async def _serve(self, stream: PlanStream, max_inflight: int, context: RawContext) -> None:
-        start = await asyncio.wrap_future(self._steps.begin_epoch(stream, max_inflight, stream.epoch.counter))
+    async def _serve(self, stream: PlanStream, hello: shard_pb2.Hello, context: RawContext) -> None:
+        epoch = stream.epoch.counter
+        start = await asyncio.wrap_future(self._steps.begin_epoch(stream, hello.max_inflight, epoch))
         if stream is self._stream:
             self._lease.renew(stream.epoch)
-        stream.open_with([self._welcome(stream, max_inflight, start), *snapshot_messages(start.cached_hashes)])
+        stream.open_with([self._welcome(stream, hello.max_inflight, start), *snapshot_messages(start.cached_hashes)])
         async with asyncio.TaskGroup() as group:
             helpers = [
                 group.create_task(self._read(stream, context)),
                 group.create_task(watch_lease(self._lease, stream)),
                 group.create_task(self._watch_progress(stream)),
             ]
+            if hello.beat_ms:
+                helpers.append(group.create_task(_beat(stream, max(hello.beat_ms / 1000, MIN_BEAT_S))))
             try:
                 await stream.write_to(context)
             except StreamError as error:
@@ -224,6 +228,14 @@ async def watch_lease(lease: Lease, stream: PlanStream) -> None:
         if lease.remaining_s == 0:
             break
     stream.close(LeaseLost(f"the lease lapsed: not renewed for {ABANDONED_TERMS * lease.term_s:g} s"))
+
+
+async def _beat(stream: PlanStream, interval_s: float) -> None:
+    """Says again and again that the process runs."""
+    message = shard_pb2.ShardMessage(beat=shard_pb2.Beat()).SerializeToString()
+    while True:
+        await asyncio.sleep(interval_s)
+        stream.put_if_idle(message)
 
 
 def parse(data: object) -> shard_pb2.RouterMessage:

@@ -69,6 +69,11 @@ class PlanStream:
             self._outbox.append(message)
             self._wakeup.set()
 
+    def put_if_idle(self, message: bytes) -> None:
+        """Queues a message unless others wait, which say as much."""
+        if not self._outbox:
+            self.put(message)
+
     def close(self, error: StreamError | None = None) -> None:
         """Ends the call after what is queued: with the error's status, or with OK. The first close counts."""
         if not self._closed:
