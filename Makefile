@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.set-up
 
-.PHONY: help setup demo serve test test-delivery test-slow test-gpu test-operate check fmt docs docs-serve protos bench clean
+.PHONY: help setup demo serve test test-delivery test-slow test-gpu test-operate chaos check fmt docs docs-serve protos bench clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-gpu: $(STAMP) ## Run the tests that need a CUDA device.
 test-operate: $(STAMP) ## Install trace and metrics backends, helm and compilers, and run the tests that need them.
 	@tools/operate/setup.sh
 	@$(PY) -m pytest -m operate --verbose --junitxml=.operate/results.xml; $(PY) tools/operate/report.py .operate/results.xml
+
+chaos: $(STAMP) ## Break every process and connection under load; print and write what was lost, and the pauses.
+	@$(PY) tests/chaos/run.py
 
 check: $(STAMP) ## Check format, lint, types, structure and generated stubs.
 	@tools/check.sh

@@ -18,31 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from chaos_faults import FAULTS, Chaos, Fault, chaos_cluster  # noqa: E402
-from chaos_load import Answer, Load, Row, Spec, specs, undisturbed  # noqa: E402
+from chaos_faults import FAULTS, chaos_cluster, try_fault  # noqa: E402
+from chaos_load import Row, specs, undisturbed  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "chaos.json"
 HEADER = "| fault | requests | lost | differing | pause p50 s | pause max s |\n| --- | --- | --- | --- | --- | --- |"
-
-
-async def try_fault(
-    chaos: Chaos, name: str, fault: Fault, asked: list[Spec], expected: list[Answer], num_requests: int
-) -> Row:
-    """Runs the load, and the fault when all streams have begun: again and again if many requests are wanted."""
-    load = Load(chaos.targets, asked, expected)
-    running = asyncio.create_task(load.run(num_requests))
-    await asyncio.sleep(0)
-    await load.all_begun()
-    num_disturbed = load.begin_fault()
-    while True:
-        await fault(chaos)
-        if load.num_left <= 0:
-            break
-        await asyncio.sleep(1)
-    load.end_faults()
-    await running
-    await chaos.heal()
-    return load.row(name, num_disturbed)
 
 
 async def run(args: argparse.Namespace) -> list[Row]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cluster import Cluster, shards_and_router, start_router
 from pagewire import (
     AsyncClient,
@@ -113,6 +114,7 @@ async def kill_and_start_again(cluster: Cluster) -> None:
     await asyncio.to_thread(cluster.router.wait_ready)
 
 
+@pytest.mark.slow  # tests/chaos has a smaller one.
 async def test_streams_of_every_kind_go_on_when_the_router_is_killed() -> None:
     with shards_and_router(Path("demo"), *FLAGS) as cluster:
         try:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chaos_load import Answer, Load, Row, Spec
 from chaos_proxy import ChaosProxy, chaos_proxy
 from cluster import Service, free_port
 
@@ -198,3 +199,23 @@ FAULTS: dict[str, Fault] = {
     "rolling restart of every process": restart_all_in_turn,
     "two routers contend": contend,
 }
+
+
+async def try_fault(
+    chaos: Chaos, name: str, fault: Fault, asked: list[Spec], expected: list[Answer], num_requests: int
+) -> Row:
+    """Runs the load, and the fault when all streams have begun: again and again if many requests are wanted."""
+    load = Load(chaos.targets, asked, expected)
+    running = asyncio.create_task(load.run(num_requests))
+    await asyncio.sleep(0)
+    await load.all_begun()
+    num_disturbed = load.begin_fault()
+    while True:
+        await fault(chaos)
+        if load.num_left <= 0:
+            break
+        await asyncio.sleep(1)
+    load.end_faults()
+    await running
+    await chaos.heal()
+    return load.row(name, num_disturbed)
