@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from pagewire_kernels.cpu import simd_ir
 from pagewire_kernels.cpu.simd_ir import (
     F32,
+    I32,
     I64,
     LANES,
     VECTOR,
@@ -31,6 +32,8 @@ from pagewire_kernels.cpu.simd_ir import (
 
 MASKED = -1e30
 """Score of a masked key, in place of minus infinity, so that the arithmetic stays finite."""
+_LINE_BYTES = 64
+"""A line of the caches."""
 _HOST_FEATURES = llvm.get_host_cpu_features().flatten()
 _FEATURES = (_HOST_FEATURES if config.CPU_FEATURES is None else config.CPU_FEATURES).split(",")
 """Features of the CPU that numba compiles for: this one, unless numba's settings name others, or none ("")."""
@@ -48,6 +51,28 @@ def exp(typingctx: Any, x: Any) -> Any:
         return simd_ir.exp(builder, arguments[0])
 
     return types.float32(types.float32), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any, num_bytes: Any) -> Any:
+    """Has the second-level cache fetch num_bytes from `address`, and does not wait. Any address is allowed.
+
+    A core waits for few lines of its first-level cache at a time; the second level takes twice as many.
+    """
+
+    def codegen(context: Any, builder: Builder, signature: Any, arguments: list[Value]) -> Value:
+        address, num_bytes = arguments
+        pointer = ir.IntType(8).as_pointer()
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        read, second_level, data = (ir.Constant(I32, flag) for flag in (0, 2, 1))
+        zero, line = ir.Constant(I64, 0), ir.Constant(I64, _LINE_BYTES)
+        with cgutils.for_range_slice(builder, zero, num_bytes, line) as (offset, _):
+            place = builder.inttoptr(builder.add(address, offset), pointer)
+            builder.call(function, [place, read, second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 def make_gemm_tile(num_rows: int, num_columns: int, *, accumulate: bool, num_chains: int = 1) -> Callable[..., None]:

@@ -15,7 +15,7 @@ Tuples that travel together, of int64:
 import numpy as np
 from numba import carray, float32, njit
 
-from pagewire_kernels.cpu.simd import MASKED, exp, row_exp, row_max, row_slope, row_softcap
+from pagewire_kernels.cpu.simd import MASKED, exp, prefetch, row_exp, row_max, row_slope, row_softcap
 from pagewire_kernels.cpu.simd_ir import LANES
 from pagewire_kernels.cpu.team import FASTMATH, pointer
 from pagewire_kernels.paged_attention.cpu_products import add_values, score_keys
@@ -103,6 +103,17 @@ def _add_strip(shape, cache, table, scratch, begin, end, first_visible):
         add_values(weights, strip, values + 4 * skipped * padded_dim, num_keys, num_rows, sums, padded_dim)
 
 
+@njit(nogil=True, error_model="numpy", cache=True)
+def prefetch_keys(shape, cache, table, begin, end):
+    """Has the keys and values from begin to end fetched, in whole blocks."""
+    key_cache, value_cache, block_stride, head_offset, block_size = cache
+    num_bytes = 4 * shape[2] * block_size
+    for index in range(begin // block_size, (end + block_size - 1) // block_size):
+        offset = 4 * (np.int64(table[index]) * block_stride + head_offset)
+        prefetch(key_cache + offset, num_bytes)
+        prefetch(value_cache + offset, num_bytes)
+
+
 @njit(nogil=True, fastmath=FASTMATH, error_model="numpy", cache=True)
 def attend_tile(
     shape, cache, table, scratch, states, query, query_stride, out, out_stride, position, options, slopes, sinks
@@ -133,9 +144,11 @@ def attend_tile(
     sums[:] = 0
     end = position + num_rows // group_size
     first_visible = max(0, position - window + 1) if window > 0 else 0
+    prefetch_keys(shape, cache, table, first_visible, min(first_visible // strip * strip + strip, end))
     for strip_begin in range(first_visible // strip * strip, end, strip):
         strip_end = min(strip_begin + strip, end)
         num_vectors = (strip_end - strip_begin + LANES - 1) // LANES
+        prefetch_keys(shape, cache, table, strip_end, min(strip_end + strip, end))
         _score_strip(shape, cache, table, scratch, strip_begin, strip_end, first_visible)
         for row in range(num_rows):
             row_scores = scores + 4 * row * strip
