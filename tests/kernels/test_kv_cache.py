@@ -1,5 +1,9 @@
 """Cache layouts, writes to the cache, rotary embedding and block copies."""
 
+import mmap
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from pagewire_kernels import kv_cache
@@ -47,6 +51,20 @@ def test_allocated_caches_have_the_cpu_layout_and_the_stated_size():
     assert key_cache.shape == (5, 3, 64, 16)
     assert value_cache.shape == (5, 3, 16, 64)
     assert key_cache.nbytes + value_cache.nbytes == 5 * kv_cache.block_bytes(16, 3, 64, torch.float32)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has no huge pages")
+def test_the_caches_of_a_cpu_ask_for_huge_pages():
+    cache, _ = kv_cache.allocate(4096, 16, 2, 32, torch.float32, CPU)
+    cache.fill_(1.0)
+    flags = None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if mapping := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(address, 16) for address in mapping.groups())
+        elif line.startswith("VmFlags:") and begin <= cache.data_ptr() < end:
+            flags = line.split()
+    assert flags is not None
+    assert "hg" in flags, flags
 
 
 def test_half_precision_caches_are_refused_on_a_cpu():

@@ -59,7 +59,7 @@ class LatentCacheSpec:
 
     def allocate(self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """See CacheSpec."""
-        return (torch.empty((num_blocks, block_size, self.width), dtype=dtype, device=device),)
+        return (kv_cache.empty((num_blocks, block_size, self.width), dtype, device),)
 
 
 @dataclass(frozen=True, slots=True)
