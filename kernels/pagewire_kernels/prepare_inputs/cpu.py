@@ -1,36 +1,66 @@
-"""prepare_inputs on a CPU: all rows at once."""
+"""prepare_inputs on a CPU: the reference's loop, compiled. Made of torch's operators it would take far longer to
+call than to compute."""
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numba import njit
 
+from pagewire_kernels.cpu.compile_cache import use_compile_cache
 from pagewire_kernels.prepare_inputs.inputs import PreparedInputs, StepRows
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+use_compile_cache()
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _prepare(state, columns, slots, query_lens, block_size, by_token, starts, seq_lens, tables):
+    """state: (ints, token_ids, block_tables); columns: (num_computed, stop_reason); by_token: the outputs that have an
+    element for each token."""
+    ints, token_ids, block_tables = state
+    num_computed, stop_reason = columns
+    input_ids, positions, slot_mapping = by_token
+    input_ids[:], positions[:], slot_mapping[:] = 0, 0, -1
+    starts[0] = 0
+    for row in range(slots.size):
+        slot, first, query_len = slots[row], starts[row], query_lens[row]
+        starts[row + 1] = first + query_len
+        for i in range(tables.shape[1]):
+            tables[row, i] = block_tables[slot, i]
+        seq_lens[row] = 0
+        if ints[slot, stop_reason] != 0:
+            continue
+        begin = ints[slot, num_computed]
+        seq_lens[row] = begin + query_len
+        for i in range(query_len):
+            position = begin + i
+            input_ids[first + i] = token_ids[slot, position]
+            positions[first + i] = position
+            block = np.int64(block_tables[slot, position // block_size])
+            slot_mapping[first + i] = block * block_size + position % block_size
 
 
 def prepare_inputs(rows: StepRows) -> PreparedInputs:
     """See the package."""
-    state, slots, query_lens, block_size = rows.state, rows.slots, rows.query_lens, rows.block_size
-    ints = state.ints.index_select(0, slots)
-    void = ints[:, state.columns.stop_reason] != 0
-    computed = ints[:, state.columns.num_computed].masked_fill(void, 0)
-    lens = torch.ones_like(slots) if query_lens is None else query_lens.long()
-    query_start_loc = F.pad(lens.cumsum(0), (1, 0))
-    if query_lens is None:
-        token_slots, positions = slots, computed
-    else:
-        row = torch.arange(len(slots)).repeat_interleave(lens)
-        offsets = torch.arange(len(row)) - query_start_loc[row]
-        token_slots, void_tokens = slots[row], void[row]
-        positions = (computed[row] + offsets).masked_fill_(void_tokens, 0)
-        void = void_tokens
-    blocks = state.block_tables[token_slots, positions // block_size].long()
-    slot_mapping = (blocks * block_size + positions % block_size).masked_fill_(void, -1)
-    input_ids = state.token_ids[token_slots, positions].long().masked_fill_(void, 0)
-    num_padding = rows.num_tokens - len(positions)
-    return PreparedInputs(
-        input_ids=F.pad(input_ids, (0, num_padding)),
-        positions=F.pad(positions, (0, num_padding)),
-        slot_mapping=F.pad(slot_mapping, (0, num_padding), value=-1),
-        query_start_loc=query_start_loc.to(torch.int32),
-        seq_lens=(computed + lens).masked_fill_(ints[:, state.columns.stop_reason] != 0, 0).to(torch.int32),
-        block_tables=state.block_tables[:, : rows.max_blocks].index_select(0, slots),
+    state, columns, num_rows = rows.state, rows.state.columns, len(rows.slots)
+    query_lens = np.ones(num_rows, np.int64) if rows.query_lens is None else rows.query_lens.long().numpy()
+    inputs = PreparedInputs(
+        input_ids=torch.empty(rows.num_tokens, dtype=torch.int64),
+        positions=torch.empty(rows.num_tokens, dtype=torch.int64),
+        slot_mapping=torch.empty(rows.num_tokens, dtype=torch.int64),
+        query_start_loc=torch.empty(num_rows + 1, dtype=torch.int32),
+        seq_lens=torch.empty(num_rows, dtype=torch.int32),
+        block_tables=torch.empty((num_rows, rows.max_blocks), dtype=torch.int32),
     )
+    _prepare(
+        (state.ints.numpy(), state.token_ids.numpy(), state.block_tables.numpy()),
+        (columns.num_computed, columns.stop_reason),
+        rows.slots.numpy(),
+        query_lens,
+        rows.block_size,
+        (inputs.input_ids.numpy(), inputs.positions.numpy(), inputs.slot_mapping.numpy()),
+        inputs.query_start_loc.numpy(),
+        inputs.seq_lens.numpy(),
+        inputs.block_tables.numpy(),
+    )
+    return inputs
