@@ -127,6 +127,11 @@ def test_an_output_keeps_to_a_schema(client: anthropic.Anthropic) -> None:
         output_config={"format": {"type": "json_schema", "schema": Animal.model_json_schema()}},
     )
     assert message.content[0].text.startswith("{")
+    parsed = client.messages.parse(**ASK, output_format=Animal)
+    assert parsed.parsed_output is not None
+    assert parsed.parsed_output.kind in ("cat", "dog")
+    with client.messages.stream(**ASK, output_format=Animal) as stream:
+        assert stream.get_final_message().parsed_output == parsed.parsed_output
 
 
 def test_errors_are_the_exceptions_that_clients_expect(client: anthropic.Anthropic, keyed: anthropic.Anthropic) -> None:

@@ -27,14 +27,14 @@ from pagewire_shard.logits_processors import AdapterLogitsProcessor
 class Only(AdapterLogitsProcessor):
     @classmethod
     def validate_params(cls, params):
-        if not isinstance(params.extra_args.get("only", 0), int):
+        if not isinstance((params.extra_args or {}).get("only", 0), int):
             raise ValueError("only is no integer")
 
     def is_argmax_invariant(self):
         return False
 
     def new_req_logits_processor(self, params):
-        only = params.extra_args.get("only")
+        only = (params.extra_args or {}).get("only")
         if only is None:
             return None
 

@@ -149,7 +149,7 @@ def test_parameters_have_the_names_of_the_public_class():
     assert (params.temperature, params.stop, params.logprobs, params.seed) == (0.5, ["a"], None, None)
     assert params.extra_args == {"n": 3, "share": 0.25, "list": [1, {"deep": None}], "on": True}
     assert type(params.extra_args["n"]) is int
-    assert RequestParams(inference_pb2.SamplingParams()).extra_args == {}
+    assert RequestParams(inference_pb2.SamplingParams()).extra_args is None
     with pytest.raises(AttributeError, match="guided_decoding"):
         _ = params.guided_decoding
 

@@ -21,13 +21,18 @@ def chained(prompt_ids: list[int], output_ids: list[int], vocab_size: int) -> in
     return 16 + value % (vocab_size - 16)
 
 
+def args_of(params: Any) -> dict[str, Any]:
+    """Arguments of a request; empty: it gave none."""
+    return params.extra_args or {}
+
+
 class Chain(LogitsProcessor):
     """Leaves rows that ask for it with `chain` one token, which follows from their history. As those of vLLM do, it
     keeps the state of rows by their index."""
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        if not isinstance(sampling_params.extra_args.get("chain", 0), int):
+        if not isinstance(args_of(sampling_params).get("chain", 0), int):
             raise ValueError("chain is no integer")
 
     def __init__(self, vllm_config: ProcessorConfig, device: torch.device, is_pin_memory: bool) -> None:
@@ -41,7 +46,7 @@ class Chain(LogitsProcessor):
         process_dict_updates(
             self.rows,
             batch_update,
-            lambda params, prompt, output: (prompt or [], output) if params.extra_args.get("chain") else None,
+            lambda params, prompt, output: (prompt or [], output) if args_of(params).get("chain") else None,
         )
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
@@ -60,7 +65,7 @@ class Failing(AdapterLogitsProcessor):
         return False
 
     def new_req_logits_processor(self, params: Any) -> RequestLogitsProcessor | None:
-        after = params.extra_args.get("fail_after")
+        after = args_of(params).get("fail_after")
         if after is None:
             return None
 
@@ -80,7 +85,7 @@ class Sharpen(AdapterLogitsProcessor):
         return True
 
     def new_req_logits_processor(self, params: Any) -> RequestLogitsProcessor | None:
-        within = params.extra_args.get("within")
+        within = args_of(params).get("within")
         if within is None:
             return None
 

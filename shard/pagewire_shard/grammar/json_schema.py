@@ -26,6 +26,11 @@ MAP_KEYWORDS = frozenset(
 """Keywords whose value is an object of schemas."""
 
 
+WHITESPACE = r"(\r?\n[ \t]{0,40}|[ \t]{1,2})"
+"""Whitespace between the tokens of JSON: a new line with its indent, or a space or two. Where it has no end, models that
+were not trained on JSON write nothing else."""
+
+
 @dataclass(frozen=True, slots=True)
 class JsonOptions:
     """How JSON is written, and how schemas are read."""
@@ -79,8 +84,8 @@ def guided_schema(schema: Schema, options: JsonOptions) -> Schema:
         "lenient": options.lenient,
         "whitespace_flexible": options.any_whitespace,
     }
-    if options.whitespace_pattern is not None and options.any_whitespace:
-        guidance["whitespace_pattern"] = options.whitespace_pattern
+    if options.any_whitespace:
+        guidance["whitespace_pattern"] = options.whitespace_pattern or WHITESPACE
     return {**schema, "x-guidance": guidance}
 
 

@@ -54,10 +54,10 @@ class RequestParams:
         self._message = message
 
     @cached_property
-    def extra_args(self) -> dict[str, Any]:
-        """Arguments for logits processors; empty: none were given. Whole numbers are integers."""
+    def extra_args(self) -> dict[str, Any] | None:
+        """Arguments for logits processors; None: none were given. Whole numbers are integers."""
         args: dict[str, Any] = plain(self._message.extra_args)
-        return args
+        return args or None
 
     def __getattr__(self, name: str) -> Any:
         message = self._message

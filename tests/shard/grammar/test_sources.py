@@ -28,8 +28,8 @@ NESTED = {"type": "object", "properties": {"properties": {"type": "object", "pro
 SOURCES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "a JSON schema": (
         {"json": json.dumps(SIMPLE)},
-        ['{"a": 1}', '{ "a" :\n1 }', '{"a":1,"b":2}'],
-        ["{}", '{"a": "x"}'],
+        ['{"a": 1}', '{ "a" :\n1 }', '{"a":1,"b":2}', '{\r\n\t"a": 1,\n' + 40 * " " + '"b": {\n}\n}'],
+        ["{}", '{"a": "x"}', '{"a":   1}', '{\n\n"a": 1}', "{\n" + 41 * " " + '"a": 1}'],
     ),
     "a schema that allows everything": ({"json": "true"}, ["1", '"x"', "[]"], ["x"]),
     "no whitespace": (
