@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from chart import VALUE_SETS, Object, of_kind, one, render, values_of
 
-KINDS = ("HTTPRoute", "GRPCRoute", "Ingress")
+KINDS = ("HTTPRoute", "GRPCRoute", "Ingress", "BackendTLSPolicy")
 
 
 def port_of(objects: list[Object], name: str) -> Object:
@@ -37,6 +37,22 @@ def test_routes_of_both_kinds_have_host_names_of_their_own(rendered: dict[str, l
     (grpc,) = of_kind(rendered["gateway"], "GRPCRoute")
     assert http["spec"]["hostnames"] == ["llm.example.com"]
     assert grpc["spec"]["hostnames"] == ["grpc.llm.example.com"]
+
+
+def test_a_gateway_speaks_tls_to_the_router_where_that_is_asked_for(
+    rendered: dict[str, list[Object]], helm: Path
+) -> None:
+    policy = one(rendered["gateway"], "BackendTLSPolicy", "pagewire-router")["spec"]
+    (target,) = policy["targetRefs"]
+    service = one(rendered["gateway"], "Service", "pagewire-router")["metadata"]
+    assert target == {"group": "", "kind": "Service", "name": service["name"]}
+    assert policy["validation"] == {
+        "hostname": f"{service['name']}.{service['namespace']}.svc.cluster.local",
+        "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "router-ca"}],
+    }
+    flags = "tls.router.existingSecret=a,backendTLSPolicy.enabled=true,backendTLSPolicy.hostname=llm.internal"
+    (known,) = of_kind(render(helm, "--set", flags), "BackendTLSPolicy")
+    assert known["spec"]["validation"] == {"hostname": "llm.internal", "wellKnownCACertificates": "System"}
 
 
 def test_a_gateway_ends_no_stream_before_the_router_does(rendered: dict[str, list[Object]]) -> None:

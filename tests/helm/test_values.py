@@ -73,6 +73,7 @@ def test_the_schema_refuses(helm: Path, setting: str, named: list[str]) -> None:
             "httpRoute.enabled: there is no HTTP",
         ),
         ("ingress.enabled=true,router.service.httpPort=0", "ingress.enabled: there is no HTTP"),
+        ("backendTLSPolicy.enabled=true", "backendTLSPolicy.enabled: the router has no TLS"),
         (
             "httpRoute.enabled=true,httpRoute.parentRefs[0].name=a,grpcRoute.enabled=true,grpcRoute.parentRefs[0].name=a",
             "grpcRoute.hostnames: a gateway accepts",

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import httpx2
 import pytest
 from cluster import Cluster, shards_and_router
 from pagewire import AsyncClient, DeadlineExceeded, SamplingParams, TokenDelta, Unavailable
@@ -39,19 +40,24 @@ async def check_drains(cluster: Cluster, pid: int) -> None:
         with pytest.raises(Unavailable) as refused:
             await client.complete({"prompt_token_ids": PROMPT}, SHORT)
         assert refused.value.retry_after_s
+        async with httpx2.AsyncClient(base_url=f"http://{cluster.router.http_address()}") as http:
+            body = {"prompt": PROMPT, "max_tokens": 2}
+            answer = await http.post("/v1/completions", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
         assert not running.done(), "the stream is too short to see anything drain"
         assert await running == LONG.max_tokens
 
 
 async def test_a_router_that_is_told_to_stop_finishes_what_runs(model: Path) -> None:
-    with shards_and_router(model, *FLAGS, router_flags=["--drain-grace", "60"]) as cluster:
+    with shards_and_router(model, *FLAGS, router_flags=["--drain-grace", "60", "--http-port", "0"]) as cluster:
         await check_drains(cluster, cluster.router.pid)
         assert cluster.router.process.wait(30) == 0, cluster.log()
         assert "Traceback" not in cluster.log()
 
 
 async def test_a_shard_that_is_told_to_stop_finishes_what_runs(model: Path) -> None:
-    with shards_and_router(model, *FLAGS, "--drain-grace", "60") as cluster:
+    with shards_and_router(model, *FLAGS, "--drain-grace", "60", router_flags=["--http-port", "0"]) as cluster:
         await check_drains(cluster, cluster.shards[0].pid)
         assert cluster.shards[0].process.wait(30) == 0, cluster.log()
         assert "Traceback" not in cluster.log()

@@ -5,6 +5,7 @@ import random
 
 import pytest
 from canitoolcall.fixtures import load_families, load_fixtures
+from pagewire.v1 import inference_pb2
 from pagewire_router.parsing.choice import OutputParsers, choose_format
 from pagewire_router.parsing.events import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart
 from transformers.cli.serving.utils import _RESPONSE_TEMPLATE_FALLBACKS
@@ -152,3 +153,30 @@ def test_a_template_that_cannot_be_used_is_left_aside(template, caplog):
 def test_a_named_format_comes_before_the_template():
     template = template_of(content=CONTENT)
     assert choose_format("hermes", "auto", templates={}, tokens=(), response_template=template).template is None
+
+
+@pytest.mark.parametrize("family", FAMILIES.values())
+def test_constraints_begin_behind_the_reasoning_that_a_template_describes(family):
+    parsers = OutputParsers(
+        choose_format("auto", "auto", templates={}, tokens=(), response_template=TEMPLATES[family]), {}
+    )
+    marks = {"qwen2": ("<think>", "</think>"), "qwen3_5": ("<think>", "</think>"), "gemma4": parsers.reasoning_marks}
+    outputs = inference_pb2.StructuredOutputs(json_object=True)
+    parsers.let_reason(outputs, is_call=False)
+    assert (outputs.reasoning_start, outputs.reasoning_end) == parsers.reasoning_marks == marks[family]
+    opening, closing = marks[family]
+    reader = parsers.reasoning_reader(prompt="")
+    events = reader.feed(f'{opening}\nhm{closing}{{"a": 1}}') + reader.finish(stopped=True)
+    assert "".join(event.text for event in events if isinstance(event, ContentDelta)) == '{"a": 1}'
+    own = inference_pb2.StructuredOutputs(json_object=True, reasoning_end="</own>")
+    parsers.let_reason(own, is_call=False)
+    assert (own.reasoning_start, own.reasoning_end) == ("", "</own>")
+
+
+def test_reasoning_that_patterns_mark_holds_no_constraint_back():
+    fields = {"thinking": {"open_pattern": "<t[0-9]>", "close": "</t>"}, "content": {}}
+    template = {"start_anchor": "<a>", "fields": fields}
+    parsers = OutputParsers(choose_format("auto", "auto", templates={}, tokens=(), response_template=template), {})
+    outputs = inference_pb2.StructuredOutputs(json_object=True)
+    parsers.let_reason(outputs, is_call=False)
+    assert outputs == inference_pb2.StructuredOutputs(json_object=True)

@@ -46,7 +46,11 @@ RESOURCES: dict[str, dict[str, str]] = {
         "prometheusrules": "PrometheusRule",
     },
     "keda.sh/v1alpha1": {"scaledobjects": "ScaledObject"},
-    "gateway.networking.k8s.io/v1": {"httproutes": "HTTPRoute", "grpcroutes": "GRPCRoute"},
+    "gateway.networking.k8s.io/v1": {
+        "httproutes": "HTTPRoute",
+        "grpcroutes": "GRPCRoute",
+        "backendtlspolicies": "BackendTLSPolicy",
+    },
     "leaderworkerset.x-k8s.io/v1": {"leaderworkersets": "LeaderWorkerSet"},
 }
 PATH = re.compile(

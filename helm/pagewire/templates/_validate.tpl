@@ -54,6 +54,9 @@
 {{- $errors = append $errors (printf "%s.parentRefs: needed with %s.enabled, such as [{name: gateway}]" $name $name) -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.backendTLSPolicy.enabled (not .Values.tls.router.existingSecret) -}}
+{{- $errors = append $errors "backendTLSPolicy.enabled: the router has no TLS without tls.router.existingSecret" -}}
+{{- end -}}
 {{- if and .Values.httpRoute.enabled .Values.grpcRoute.enabled -}}
 {{- $shared := list -}}
 {{- range .Values.grpcRoute.hostnames }}{{ if has . $.Values.httpRoute.hostnames }}{{ $shared = append $shared . }}{{ end }}{{ end -}}

@@ -114,7 +114,7 @@ class Turn:
             self._constrain(params.structured_outputs, parsers)
         if parsers is not None and params.HasField("structured_outputs"):
             parsers.let_reason(params.structured_outputs, is_call=self.calls_are_marked)
-        if parsers is not None and (self.is_parsed or parsers.format.reasoning is not None):
+        if parsers is not None and (self.is_parsed or parsers.reasoning_marks is not None):
             # Marks of reasoning and calls may be special tokens.
             self.skips_special_tokens = not params.HasField("skip_special_tokens") or params.skip_special_tokens
             params.skip_special_tokens = False
@@ -156,7 +156,7 @@ class Turn:
     def _forced_call(self, parsers: OutputParsers | None, started: inference_pb2.Started) -> OutputReader:
         """The reader of a call that is made as JSON, which may stand behind reasoning."""
         call = _ForcedCall(None if self.tool_choice == REQUIRED else self.tool_choice)
-        if parsers is None or parsers.format.reasoning is None:
+        if parsers is None or parsers.reasoning_marks is None:
             return call
         parser = parsers.reasoning_reader(prompt=started.prompt_text)
         return _ReaderBehindReasoning(parser, parsers.reasoning_tokens(prompt=started.prompt_text), self, call)

@@ -179,11 +179,18 @@ class OutputParsers:
 
         is_call: it is what constraint() has returned; otherwise it is about the content.
         """
-        reasoning = self.format.reasoning
         if self.format.is_harmony:
             let_analyse(outputs, is_call=is_call)
-        elif reasoning is not None and not outputs.HasField("reasoning_end"):
-            outputs.reasoning_start, outputs.reasoning_end = reasoning.opening, reasoning.closings[0]
+        elif (marks := self.reasoning_marks) is not None and not outputs.HasField("reasoning_end"):
+            outputs.reasoning_start, outputs.reasoning_end = marks
+
+    @property
+    def reasoning_marks(self) -> tuple[str, str] | None:
+        """What opens and what closes the reasoning; None: there is none, or it has no such marks."""
+        if self.format.template is not None:
+            return self.format.template.reasoning_marks
+        reasoning = self.format.reasoning
+        return None if reasoning is None else (reasoning.opening, reasoning.closings[0])
 
     def reasoning_tokens(self, *, prompt: str) -> ReasoningTokens:
         """Counts the reasoning of one output, see new()."""
@@ -194,7 +201,8 @@ class OutputParsers:
     def reasoning_reader(self, *, prompt: str, skip_special_tokens: bool = True) -> Parser:
         """A parser of what is not content, for outputs whose content has another form than the model's own."""
         hidden = self._hidden if skip_special_tokens else ()
-        return Parser(OutputFormat(reasoning=self.format.reasoning), prompt=prompt, hidden=hidden)
+        format = OutputFormat(reasoning=self.format.reasoning, template=self.format.template)
+        return Parser(format, prompt=prompt, hidden=hidden)
 
     def new(
         self, *, tools: Sequence[Mapping[str, Any]] = (), prompt: str = "", skip_special_tokens: bool = True

@@ -35,6 +35,8 @@ class Delimiter:
     pattern: Any
     is_final: bool
     """A match cannot become longer by text that follows."""
+    literals: tuple[str, ...] = ()
+    """The texts that match; empty: a pattern says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,16 @@ class ResponseTemplate:
             raise TemplateUnusable("response_template has no start_anchor")
         return cls(fields, anchor.pattern)
 
+    @property
+    def reasoning_marks(self) -> tuple[str, str] | None:
+        """What opens and what closes the reasoning, without whitespace around it; None: there is none, or patterns say
+        it."""
+        for field in self.fields:
+            ends = [end.literals[0].strip() for end in (field.opening, field.closing) if end and end.literals]
+            if field.name in _REASONING and len(ends) == 2 and all(ends):
+                return ends[0], ends[1]
+        return None
+
 
 def _field(name: str, spec: Any) -> TemplateField:
     if not isinstance(spec, Mapping):
@@ -113,7 +125,8 @@ def _delimiter(scope: str, spec: Mapping[str, Any], key: str) -> Delimiter | Non
         raise TemplateUnusable(f"{scope}: {key} is neither a text nor a list of texts")
     ordered = sorted(set(literals), key=len, reverse=True)
     can_grow = any(a != b and a.startswith(b) for a in ordered for b in ordered)
-    return Delimiter(regex.compile("|".join(map(regex.escape, ordered)), regex.DOTALL), is_final=not can_grow)
+    pattern = regex.compile("|".join(map(regex.escape, ordered)), regex.DOTALL)
+    return Delimiter(pattern, is_final=not can_grow, literals=tuple(literals))
 
 
 class TemplateReader:
