@@ -170,6 +170,10 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--tp-rank", type=int, default=DEFAULTS.tp_rank, metavar="R", help="tensor-parallel rank")
     group.add_argument("--tp-size", type=_positive, default=DEFAULTS.tp_size, metavar="N", help="tensor-parallel size")
     group.add_argument(
+        "--enable-expert-parallel", action=argparse.BooleanOptionalAction, default=DEFAULTS.enable_expert_parallel,
+        help="give each rank some of a mixture's experts, in place of a part of every expert (default: a part)",
+    )  # fmt: skip
+    group.add_argument(
         "--rendezvous", type=_address, metavar="ADDR",
         help="where the ranks of a group meet: HOST:PORT or unix:PATH on which rank 0 listens",
     )  # fmt: skip

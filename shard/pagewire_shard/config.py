@@ -34,6 +34,8 @@ class ShardConfig:
     """Tensor-parallel rank, from 0."""
     tp_size: int = 1
     """Tensor-parallel size."""
+    enable_expert_parallel: bool = False
+    """Each rank has some of a mixture's experts, in place of a part of every expert."""
     rendezvous: str | None = None
     """Where the ranks of a group meet: HOST:PORT or unix:PATH of rank 0; None: there is one rank."""
     rendezvous_timeout_s: float = 600.0

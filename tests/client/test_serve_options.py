@@ -48,7 +48,8 @@ def test_no_arguments_mean_the_defaults():
 def test_every_field_has_a_flag():
     config = parse(
         *("model-dir", "--served-model-name", "m", "--host", "::1", "--port", "0", "--metrics-port", "1"),
-        *("--tensor-parallel-size", "2", "--replicas", "3", "--device", "cpu", "--dtype", "float16"),
+        *("--tensor-parallel-size", "2", "--enable-expert-parallel", "--replicas", "3"),
+        *("--device", "cpu", "--dtype", "float16"),
         *("--max-model-len", "4", "--max-num-seqs", "5", "--max-num-batched-tokens", "6", "--block-size", "8"),
         *("--kv-cache-memory", "1KiB", "--no-cuda-graphs", "--load-format", "dummy", "--seed", "9"),
         *(

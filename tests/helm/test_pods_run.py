@@ -14,14 +14,14 @@ from pathlib import Path
 import grpc
 import pytest
 from certificates import Authority, Issued
-from chart import NAMESPACE, Object, pod_of
-from cluster import eventually, read_metrics
+from chart import NAMESPACE, Object, of_kind, pod_of, render, values_of
+from cluster import eventually, free_port, read_metrics
 from otlp_receiver import OtlpReceiver, otlp_receiver
 from pagewire import Client, SamplingParams, TokenDelta, Unauthenticated
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
 from pod_process import LOOPBACK, Node, PodProcess, service_name
 
-GRPC, HTTP, SHARD_GRPC, METRICS = 50051, 8000, 50052, 9400
+GRPC, HTTP, SHARD_GRPC, METRICS, RENDEZVOUS = 50051, 8000, 50052, 9400, 29500
 API_KEY = "a key of this test"
 
 
@@ -229,3 +229,48 @@ def test_the_router_finishes_what_runs_before_it_ends(secured: tuple[RunningRele
         eventually(lambda: not release.router.probe("readinessProbe"), "a router that drains is not ready")
         assert num_tokens + sum(len(delta.token_ids) for delta in deltas) == 600
     assert release.router.stop() == 0, release.log
+
+
+def test_the_ranks_of_a_leader_worker_set_serve_together_and_restart_together(helm: Path, tmp_path: Path) -> None:
+    objects = render(helm, "--values", values_of("default"), "--set", "shard.tensorParallelSize=2")
+    node = Node(tmp_path)
+    node.filled["/var/cache/pagewire"] = kernel_cache(node.directory)
+    router_port, shard_ports = node.expose(service_name(objects, "router"), GRPC), [free_port(), free_port()]
+    # The name of the set's headless service stands for both pods.
+    target = f"{one_of(objects, 'LeaderWorkerSet')}.{NAMESPACE}.svc.cluster.local"
+    node.names[f"{target}:{SHARD_GRPC}"] = ",".join(f"{LOOPBACK}:{port}" for port in shard_ports)
+    node.expose("leader", RENDEZVOUS)
+
+    def rank(stack: ExitStack, index: int, attempt: int) -> PodProcess:
+        prefix = "leaderworkerset.sigs.k8s.io"
+        pod = PodProcess(
+            node,
+            pod_of(objects, "shard"),
+            f"shard-{index}-{attempt}",
+            {SHARD_GRPC: shard_ports[index]},
+            {f"{prefix}/group-index": "0", f"{prefix}/worker-index": str(index)},
+            {"LWS_LEADER_ADDRESS": "leader"},
+        )
+        stack.callback(pod.stop)
+        return pod
+
+    with ExitStack() as stack:
+        router = PodProcess(node, pod_of(objects, "router"), "router-0", {GRPC: router_port})
+        stack.callback(router.stop)
+        for attempt in range(2):
+            ranks = [rank(stack, index, attempt) for index in range(2)]
+            for each in ranks:
+                each.wait_ready()
+            router.wait_ready()
+            with Client(f"{LOOPBACK}:{router_port}", timeout_s=60) as client:
+                assert sum(len(delta.token_ids) for delta in stream(client, 16)) == 16
+            ranks[1].process.kill()
+            # RecreateGroupOnPodRestart makes all pods of the group anew, because no rank goes on without the others.
+            assert ranks[0].process.wait(30) == 1, ranks[0].log
+            assert "rank 1 has ended" in ranks[0].log
+
+
+def one_of(objects: list[Object], kind: str) -> str:
+    """The name of the one object of a kind."""
+    (found,) = of_kind(objects, kind)
+    return str(found["metadata"]["name"])

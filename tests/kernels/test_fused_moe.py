@@ -87,7 +87,7 @@ def check(
     from pagewire_kernels.fused_moe import triton as kernel
 
     poisoned_memory()
-    out = kernel.fused_moe(*tensors, router, correction, biases, gate, scales, config)
+    out = kernel.fused_moe(*tensors, router, correction, biases, gate, scales, config=config)
     assert out.dtype is tensors[0].dtype
     assert relative_error(out, tensors, router, correction, biases, gate, scales) <= TOLERANCES[tensors[0].dtype]
 
@@ -146,6 +146,27 @@ def test_biases_and_gates(has_biases: bool, gate: Gate, dtype: torch.dtype) -> N
 def test_a_factor_of_each_expert(dtype: torch.dtype) -> None:
     scales = torch.linspace(0.3, 2.0, 6, device=DEVICE).to(dtype)
     check(inputs(21, 48, 40, 6, dtype), BEST_2, scales=scales)
+
+
+@runs_kernels
+@pytest.mark.parametrize(("num_tokens", "top_k"), [(5, 3), (70, 3), (70, 1)])
+def test_ranks_that_hold_some_experts_each_add_up_to_all(num_tokens: int, top_k: int) -> None:
+    from pagewire_kernels.fused_moe import triton as kernel
+
+    tensors = inputs(num_tokens, 32, 20, 6, torch.float32)
+    x, logits, gate_up, down = tensors
+    biases = (torch.linspace(-1, 1, 6 * 40, device=DEVICE).view(6, 40), torch.ones(6, 32, device=DEVICE))
+    scales = torch.linspace(0.3, 2.0, 6, device=DEVICE)
+    router, total = RouterSpec(top_k, renormalise=True), torch.zeros_like(x)
+    for first in (0, 2, 4):
+        held = slice(first, first + 2)
+        own = gate_up[held], down[held]
+        poisoned_memory()
+        options = {"biases": (biases[0][held], biases[1][held]), "scales": scales, "first_expert": first}
+        out = kernel.fused_moe(x, logits, *own, router, config=SMALL, **options)
+        torch.testing.assert_close(out, reference.fused_moe(x, logits, *own, router, **options))
+        total += out
+    assert relative_error(total, tensors, router, biases=biases, scales=scales) <= TOLERANCES[torch.float32]
 
 
 @runs_kernels

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from pagewire_shard.errors import BadOption
+from pagewire_shard.layers.block import Shared, part_for_rank
 from pagewire_shard.layers.cache import CacheSpec, KeyValueCacheSpec
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
 from pagewire_shard.models.decoder import Decoder
@@ -14,11 +15,13 @@ from pagewire_shard.parallel.collectives import Collectives
 from pagewire_shard.parallel.ranks import CannotShare, Ranks
 from thread_ranks import on_all_ranks
 
-from tests.shard.test_models import CASES, LLAMA, VOCAB_SIZE, PagedModel, random_model, random_prompts
+from tests.shard.test_models import CASES, LLAMA, MIXTURES, VOCAB_SIZE, PagedModel, random_model, random_prompts
 
 CPU = torch.device("cpu")
 SIZES = {"llama-mqa-odd-heads": (3,), "falcon-rw": (3,), "bloom-odd-heads": (5,), "mpt-clipped-odd-heads": (2, 3)}
 """Numbers of ranks of the cases that 2 and 4 cannot share out."""
+NOT_BY_EXPERT = ("phimoe", "ernie4-5-moe", "hunyuan-moe")
+"""Mixtures of five experts, and the one of the default suite."""
 NUM_NEW = 8
 TWO_RANKS = ("gpt-oss", "olmo2")
 """Cases of the default suite: biases, sinks, copied key-value heads, experts, norms over all heads."""
@@ -37,14 +40,24 @@ def continued(model: Decoder, chunk: int) -> tuple[list[torch.Tensor], list[list
     return logits, [sequence.tokens[-NUM_NEW:] for sequence in sequences]
 
 
-def check_equals_transformers(case: str, size: int, directory: Path) -> None:
+def unshared_mixers(directory: Path) -> set[str]:
+    """Kinds of the model's mixers that ranks cannot share out."""
+    spec = load_model(directory, device=CPU, dtype="float32").model.spec
+    return {type(layer.mixer).__name__ for layer in spec.layers if not isinstance(layer.mixer, Shared)}
+
+
+def check_equals_transformers(case: str, size: int, directory: Path, *, by_expert: bool = False) -> None:
     reference = random_model(CASES[case])
     reference.save_pretrained(directory)
 
     def run(collectives: Collectives) -> tuple[list[torch.Tensor], list[list[int]]]:
         return continued(load_model(directory, device=CPU, dtype="float32", collectives=collectives).model, chunk=7)
 
-    on_ranks = on_all_ranks(size, run)
+    if unshared := unshared_mixers(directory):
+        with pytest.raises(BadOption, match=f"layers of {unshared.pop()} .* cannot be shared out"):
+            on_all_ranks(size, run)
+        return
+    on_ranks = on_all_ranks(size, run, by_expert=by_expert)
     for index, prompt in enumerate(random_prompts()):
         tokens = torch.tensor([prompt + on_ranks[0][1][index]])
         with torch.no_grad():
@@ -65,6 +78,13 @@ def test_two_ranks_equal_transformers(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("case", "size"), [(case, size) for case in CASES for size in SIZES.get(case, (2, 4))])
 def test_every_family_equals_transformers(case: str, size: int, tmp_path: Path) -> None:
     check_equals_transformers(case, size, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "case", ["phimoe", *(pytest.param(case, marks=pytest.mark.slow) for case in MIXTURES if case not in NOT_BY_EXPERT)]
+)
+def test_ranks_that_share_experts_out_equal_transformers(case: str, tmp_path: Path) -> None:
+    check_equals_transformers(case, 2, tmp_path, by_expert=True)
 
 
 def test_dummy_weights_are_the_same_model_on_any_number_of_ranks(tmp_path: Path) -> None:
@@ -131,7 +151,5 @@ class RecurrentSpec:
 
 
 def test_a_mixer_that_is_not_shared_out_is_refused_by_name() -> None:
-    from pagewire_shard.layers.block import part_for_rank
-
-    with pytest.raises(CannotShare, match="layers of RecurrentSpec, which run on one device only"):
+    with pytest.raises(CannotShare, match="layers of RecurrentSpec"):
         part_for_rank(RecurrentSpec(), Ranks(0, 2))

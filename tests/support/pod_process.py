@@ -47,9 +47,24 @@ class Node:
 class PodProcess:
     """One pod's container as a process, started when it is made. Ends with stop()."""
 
-    def __init__(self, node: Node, pod: Pod, name: str, ports: Mapping[int, int] | None = None) -> None:
-        """name: of the pod. ports: local ones by those of the container; the others are taken as they are free."""
+    def __init__(
+        self,
+        node: Node,
+        pod: Pod,
+        name: str,
+        ports: Mapping[int, int] | None = None,
+        labels: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            name: Of the pod.
+            ports: Local ones by those of the container; the others are taken as they are free.
+            labels: What a controller adds to the pod's labels.
+            variables: What it adds to the container's.
+        """
         self.name = name
+        self._labels, self._added = labels or {}, variables or {}
         self._node, self._pod = node, pod
         self._directory = node.directory / name
         self._directory.mkdir()
@@ -128,7 +143,7 @@ class PodProcess:
         return dict(sorted(paths.items(), key=lambda pair: -len(pair[0])))
 
     def _variables(self) -> dict[str, str]:
-        variables: dict[str, str] = {}
+        variables = dict(self._added)
         for variable in self._pod.container.get("env", []):
             if "value" in variable:
                 variables[variable["name"]] = expand(variable["value"], variables)
@@ -142,6 +157,7 @@ class PodProcess:
             kind, resource = source["resourceFieldRef"]["resource"].split(".")
             return str(math.ceil(cores(self._pod.container["resources"][kind][resource])))
         fields = {
+            **{f"metadata.labels['{name}']": value for name, value in self._labels.items()},
             "metadata.name": self.name,
             "metadata.namespace": NAMESPACE,
             "spec.nodeName": "node-0",

@@ -33,14 +33,14 @@ class ThreadCollectives(Collectives):
         return self.all_gather(x).sum(0)
 
 
-def on_all_ranks(size: int, function: Callable[[Collectives], T]) -> list[T]:
+def on_all_ranks(size: int, function: Callable[[Collectives], T], *, by_expert: bool = False) -> list[T]:
     """What the function returns on each rank."""
     barrier = threading.Barrier(size, timeout=TIMEOUT_S)
     places: list[torch.Tensor | None] = [None] * size
 
     def run(rank: int) -> T:
         try:
-            return function(ThreadCollectives(Ranks(rank, size), barrier, places))
+            return function(ThreadCollectives(Ranks(rank, size, by_expert), barrier, places))
         except BaseException:
             barrier.abort()
             raise

@@ -59,6 +59,8 @@ class ServeConfig:
     """How long requests wait for shards that have gone; None: the router decides."""
     tensor_parallel_size: int = 1
     """Shards in each replica."""
+    enable_expert_parallel: bool = False
+    """Whether each shard of a replica has some of a mixture's experts, in place of a part of every expert."""
     replicas: int = 1
     """Number of shard groups; each holds the whole model."""
     device: str = "auto"

@@ -216,7 +216,7 @@ REFUSED: dict[str, Translation] = {
         _names(
             """
         additional_config allowed_local_media_path decode_context_parallel_size device_ids disable_sliding_window
-        enable_dbo enable_elastic_ep enable_eplb enable_expert_parallel enable_fault_tolerance enable_lora
+        enable_dbo enable_elastic_ep enable_eplb enable_fault_tolerance enable_lora
         enable_mm_embeds enable_prompt_embeds enable_return_routed_experts enable_sleep_mode kv_events_config
         kv_offloading_size kv_sharing_fast_prefill kv_transfer_config model_loader_extra_config node_rank nnodes
         pooler_config prefill_context_parallel_size profiler_config quantization_config reasoning_config

@@ -156,6 +156,11 @@ class Option:
 MODEL_OPTIONS: tuple[Option, ...] = (
     Option("served_model_name", "name that clients see (default: MODEL as given)", metavar="NAME"),
     Option("tensor_parallel_size", "shards in each replica (default: 1)", positive, "N"),
+    Option(
+        "enable_expert_parallel",
+        "give each shard some of a mixture's experts, in place of a part of every expert (default: no)",
+        bool,
+    ),
     Option("replicas", "copies of the model (default: 1)", positive, "N"),
     Option("device", "where to run (default: auto: a GPU if there is one)", choices=("auto", "cpu", "cuda")),
     Option(

@@ -17,6 +17,7 @@ def fused_moe(
     biases: tuple[torch.Tensor, torch.Tensor] | None = None,
     gate: Gate = "silu",
     scales: torch.Tensor | None = None,
+    first_expert: int = 0,
 ) -> torch.Tensor:
     """Computes one expert after another over the tokens that chose it; sums in float32 and rounds once."""
     weights, experts = route(router_logits, router, correction)
@@ -24,7 +25,7 @@ def fused_moe(
         weights = weights * scales.float()[experts]
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in range(len(gate_up)):
-        tokens, places = torch.where(experts == expert)
+        tokens, places = torch.where(experts == first_expert + expert)
         if not len(tokens):
             continue
         up_bias, down_bias = (bias[expert] for bias in biases) if biases else (None, None)

@@ -3,6 +3,7 @@
 Four launches for few tokens; for many, whose routing takes a launch and a memset more, six.
 """
 
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -195,6 +196,7 @@ def fused_moe(
     biases: tuple[torch.Tensor, torch.Tensor] | None = None,
     gate: Gate = "silu",
     scales: torch.Tensor | None = None,
+    first_expert: int = 0,
     config: MoeConfig | None = None,
 ) -> torch.Tensor:
     """See the package.
@@ -203,7 +205,7 @@ def fused_moe(
         config: tile configuration; None: the tuning table's choice.
     """
     num_tokens, hidden = x.shape
-    num_experts, top_k = len(gate_up), router.top_k
+    num_experts, top_k = router_logits.shape[1], router.top_k
     if x.stride(1) != 1 or router_logits.stride(1) != 1:
         raise ValueError("rows of x and of router_logits must be contiguous")
     if not all(tensor.is_contiguous() for tensor in (gate_up, down, *(biases or ()))):
@@ -219,6 +221,10 @@ def fused_moe(
     routing = route(router_logits, router, correction, config.block_m)
     # With one expert for each token there is nothing to add up.
     by_pair = out if top_k == 1 else torch.empty((num_tokens * top_k, hidden), dtype=x.dtype, device=x.device)
+    if len(gate_up) < num_experts:
+        routing = _held(routing, first_expert, len(gate_up))
+        scales = None if scales is None else scales[first_expert:]
+        by_pair.zero_()
     up_bias, down_bias = biases or (None, None)
     experts = _Experts(gate_up, down, up_bias, down_bias, gate, scales)
     _products(x, experts, by_pair, routing, router.weighs_inputs, config)
@@ -228,6 +234,17 @@ def fused_moe(
             by_pair, out, HIDDEN=hidden, TOP_K=top_k, COLUMNS=columns, **launch_options(x.device)
         )
     return out
+
+
+def _held(routing: Routing, first_expert: int, num_held: int) -> Routing:
+    """The same with experts counted from first_expert on, and without rows of those beyond num_held."""
+    experts = routing.block_experts - first_expert
+    is_held = (experts >= 0) & (experts < num_held)
+    return replace(
+        routing,
+        block_experts=torch.where(is_held, experts, 0),
+        block_num_rows=torch.where(is_held, routing.block_num_rows, 0),
+    )
 
 
 class _Experts(NamedTuple):

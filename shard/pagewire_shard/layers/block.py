@@ -87,7 +87,7 @@ class Shared(Protocol):
 def part_for_rank(spec: SpecT, ranks: Ranks) -> SpecT:
     """for_rank of a spec. Raises CannotShare, with the kind's name, if it has none."""
     if not isinstance(spec, Shared):
-        raise CannotShare(f"layers of {type(spec).__name__}, which run on one device only")
+        raise CannotShare(f"layers of {type(spec).__name__}")
     return spec.for_rank(ranks)
 
 

@@ -35,6 +35,10 @@ class MoeSpec:
     """How every expert combines its gate with what it gates."""
     expert_scales: bool = False
     """Whether the checkpoint has a factor of each expert's weight."""
+    first_held: int = 0
+    """The first expert that is held."""
+    num_held: int | None = None
+    """Experts that are held; those that the router chooses of the others add nothing. None: all."""
 
     @property
     def active_share(self) -> float:
@@ -44,12 +48,13 @@ class MoeSpec:
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See FeedForwardSpec."""
         # Gate and up of the first expert, then of the second, and so on.
-        up_parts = (self.intermediate_size,) * (2 * self.num_experts)
+        num_held = self.held_experts
+        up_parts = (self.intermediate_size,) * (2 * num_held)
         router_role: Role = "router" if self.float32_router else "linear"
         parameters = {
             "router": Parameter(router_role, (self.num_experts,), hidden_size, self.bias),
             "experts_up": Parameter("experts", up_parts, hidden_size, self.bias),
-            "experts_down": Parameter("experts", (hidden_size,) * self.num_experts, self.intermediate_size, self.bias),
+            "experts_down": Parameter("experts", (hidden_size,) * num_held, self.intermediate_size, self.bias),
         }
         if self.has_correction:
             parameters["correction"] = Parameter("correction", (self.num_experts,))
@@ -57,8 +62,16 @@ class MoeSpec:
             parameters["expert_scales"] = Parameter("vector", (self.num_experts,))
         return parameters
 
+    @property
+    def held_experts(self) -> int:
+        """Number of experts that are held."""
+        return self.num_experts if self.num_held is None else self.num_held
+
     def for_rank(self, ranks: Ranks) -> "MoeSpec":
-        """See Shared: each rank has some of every expert's inner units."""
+        """See Shared: each rank has some of the experts, or some of every expert's inner units."""
+        if ranks.by_expert:
+            num_held = ranks.share(self.num_experts, "experts")
+            return replace(self, first_held=ranks.rank * num_held, num_held=num_held)
         return replace(self, intermediate_size=ranks.share(self.intermediate_size, "units of each expert"))
 
     def build(self, weights: LayerWeights) -> "Mixture":
@@ -71,8 +84,8 @@ class MoeSpec:
         correction = weights.tensors("correction")["weight"] if self.has_correction else None
         scales = weights.tensors("expert_scales")["weight"] if self.expert_scales else None
         if weights.weights.precision.device.type == "cpu":
-            ups = weights.expert_linears("experts_up", self.num_experts)
-            downs = weights.expert_linears("experts_down", self.num_experts)
+            ups = weights.expert_linears("experts_up", self.held_experts)
+            downs = weights.expert_linears("experts_down", self.held_experts)
             return MixtureOfLinears(self, router, correction, scales, ups, downs)
         return MixtureOfExperts(
             self, router, correction, scales, weights.tensors("experts_up"), weights.tensors("experts_down")
@@ -181,12 +194,13 @@ class MixtureOfExperts:
         self._router = router
         self._correction = correction
         self._scales = scales
+        self._first = spec.first_held
         self._up, self._down = (
-            each["weight"].view(spec.num_experts, -1, each["weight"].shape[1]) for each in (up, down)
+            each["weight"].view(spec.held_experts, -1, each["weight"].shape[1]) for each in (up, down)
         )
         self._biases: tuple[torch.Tensor, torch.Tensor] | None = None
         if spec.bias:
-            self._biases = up["bias"].view(spec.num_experts, -1), down["bias"].view(spec.num_experts, -1)
+            self._biases = up["bias"].view(spec.held_experts, -1), down["bias"].view(spec.held_experts, -1)
         self._gate = spec.gate
 
     def __call__(self, x: torch.Tensor, routed_by: torch.Tensor | None = None) -> torch.Tensor:
@@ -201,6 +215,7 @@ class MixtureOfExperts:
             biases=self._biases,
             gate=self._gate,
             scales=self._scales,
+            first_expert=self._first,
         )
 
 
@@ -222,6 +237,7 @@ class MixtureOfLinears:
         self._correction = correction
         self._scales = None if scales is None else scales.float()
         self._experts = [(_gated(up, spec.gate), down) for up, down in zip(ups, downs, strict=True)]
+        self._first = spec.first_held
 
     def __call__(self, x: torch.Tensor, routed_by: torch.Tensor | None = None) -> torch.Tensor:
         """See Mixture."""
@@ -229,7 +245,7 @@ class MixtureOfLinears:
         if self._scales is not None:
             weights = weights * self._scales[experts]
         out = torch.zeros_like(x)
-        for index, (up, down) in enumerate(self._experts):
+        for index, (up, down) in enumerate(self._experts, self._first):
             tokens, places = torch.where(experts == index)
             if not len(tokens):
                 continue

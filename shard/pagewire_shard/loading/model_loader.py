@@ -3,7 +3,7 @@
 import logging
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +103,17 @@ def _own_spec(spec: DecoderSpec, ranks: Ranks, architecture: str) -> DecoderSpec
     try:
         return spec.for_rank(ranks)
     except CannotShare as error:
-        sizes = [size for size in range(1, MAX_TENSOR_PARALLEL_SIZE + 1) if _can_share(spec, size)]
+        all_sizes = range(1, MAX_TENSOR_PARALLEL_SIZE + 1)
+        sizes = [size for size in all_sizes if _can_share(spec, replace(ranks, rank=0, size=size))]
         raise BadOption(
             f"--tensor-parallel-size {ranks.size}: the {error} of {architecture} cannot be shared out among so many "
             f"ranks; the model takes {', '.join(map(str, sizes))}"
         ) from None
 
 
-def _can_share(spec: DecoderSpec, size: int) -> bool:
+def _can_share(spec: DecoderSpec, ranks: Ranks) -> bool:
     try:
-        spec.for_rank(Ranks(0, size))
+        spec.for_rank(ranks)
     except CannotShare:
         return False
     return True

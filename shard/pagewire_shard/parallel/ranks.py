@@ -13,6 +13,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    by_expert: bool = False
+    """Each rank has some of a mixture's experts, in place of some of the inner units of every expert."""
 
     @property
     def is_alone(self) -> bool:

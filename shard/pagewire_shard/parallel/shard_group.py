@@ -26,7 +26,7 @@ class ShardGroup:
 
     def __init__(self, config: ShardConfig) -> None:
         assert config.rendezvous is not None
-        self.ranks = Ranks(config.tp_rank, config.tp_size)
+        self.ranks = Ranks(config.tp_rank, config.tp_size, config.enable_expert_parallel)
         self._config = config
         self._rendezvous = config.rendezvous
         self._channel: GroupChannel | None = None
