@@ -11,9 +11,13 @@ _TABLE_STRIDE = 0x9E37_79B9_7F4A_7C15
 
 
 @lru_cache(maxsize=1024)
-def root_digest(cache_salt: str, adapter: str = "") -> Digest:
-    """The parent of a sequence's first block: sequences share blocks only within one salt and one adapter."""
-    return hashlib.sha256(_VERSION + adapter.encode() + b"\0" + cache_salt.encode()).digest()
+def root_digest(cache_salt: str, adapter: str = "", kind: str = "") -> Digest:
+    """The parent of a sequence's first block: sequences share blocks only within one salt, one adapter and one kind.
+
+    kind: Of sequences whose blocks differ from others' with the same tokens; "": those that routers guess prefixes of.
+    """
+    parts = [adapter, cache_salt, *([kind] if kind else [])]
+    return hashlib.sha256(_VERSION + b"\0".join(part.encode() for part in parts)).digest()
 
 
 def block_digests(parent: Digest, token_ids: list[int], block_size: int) -> list[Digest]:

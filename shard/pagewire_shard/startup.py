@@ -92,7 +92,7 @@ def build_engine(
         group.all_have_loaded()
     info = _describe(config, loaded, limits, layout, num_blocks, device, model_digest)
     print(_start_line(config, loaded, limits, layout, num_blocks), file=sys.stderr, flush=True)
-    return Engine(info, runner, BlockPool(num_blocks, limits.block_size), grammars)
+    return Engine(info, runner, BlockPool(num_blocks, limits.block_size), grammars, loaded.model.spec.longest_short)
 
 
 def _least(value: int, device: torch.device, collectives: Collectives | None) -> int:

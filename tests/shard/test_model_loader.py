@@ -346,8 +346,8 @@ def test_quantized_weights_are_known_by_their_tensors(model_dir: Path, name: str
     [
         ({"hidden_act": "quick_gelu"}, "hidden_act"),
         ({"hidden_act": "relu"}, "hidden_act"),
-        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "longrope"}}, "type"),
+        ({"rope_parameters": {"rope_type": "spiral", "factor": 2.0}}, "rope_type"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "spiral"}}, "type"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         (
             {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["full_attention", "linear_attention"]},
@@ -385,6 +385,8 @@ def test_what_the_decoder_does_not_implement_is_refused_by_name(
         ({"num_attention_heads": 3, "head_dim": None}, "hidden_size"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor"),
+        ({"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0] * 4}}, "short_factor"),
+        ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "short_factor"),
         ({"eos_token_id": "</s>"}, "eos_token_id"),
         ({"eos_token_id": [[2]]}, "eos_token_id"),
         ({"eos_token_id": {"id": 2}}, "eos_token_id"),

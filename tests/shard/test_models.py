@@ -13,6 +13,8 @@ from pagewire_shard.models.decoder import Decoder
 
 VOCAB_SIZE = 97
 PROMPT_LENS = (1, 23, 9)
+NUM_NEW = 12
+"""Tokens that sequences are continued by. A prompt that is short, where length matters, stays short."""
 
 LLAMA: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -75,7 +77,7 @@ QWEN3_MOE: dict[str, Any] = {
 }
 
 
-def rope(variant: str, **parameters: float) -> dict[str, Any]:
+def rope(variant: str, **parameters: float | list[float]) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": variant, "rope_theta": 1000.0, **parameters}}
 
 
@@ -137,6 +139,17 @@ CASES: dict[str, transformers.PretrainedConfig] = {
     ),
     "cwm": transformers.CwmConfig(**LAYERS_4, num_key_value_heads=2, head_dim=16, sliding_window=6, eos_token_id=2),
     "phi3": transformers.Phi3Config(**PHI3, num_key_value_heads=2, **rope("default", partial_rotary_factor=0.5)),
+    "phi3-longrope": transformers.Phi3Config(
+        **PHI3 | {"original_max_position_embeddings": 22},
+        num_key_value_heads=2,
+        **rope(
+            "longrope",
+            partial_rotary_factor=0.75,
+            short_factor=[1.0, 1.2, 1.5],
+            long_factor=[1.5, 3.0, 6.0],
+            original_max_position_embeddings=22,
+        ),
+    ),
     "phi3-window-tied": transformers.Phi3Config(**PHI3, sliding_window=6, tie_word_embeddings=True),
     "gemma": transformers.GemmaConfig(**LLAMA, num_key_value_heads=1, head_dim=16, hidden_act="gelu"),
     "gemma2": transformers.Gemma2Config(**GEMMA, query_pre_attn_scalar=12, attn_logit_softcapping=3.0),
@@ -484,6 +497,7 @@ class Sequence:
 
     blocks: list[int]
     tokens: list[int]
+    max_len: int
     num_computed: int = 0
     state_slot: int = -1
     """Where its recurrent state is; -1: it has none yet."""
@@ -509,7 +523,7 @@ class PagedModel:
 
     def add(self, tokens: list[int], max_len: int = 40) -> Sequence:
         num_blocks = -(-max_len // self.block_size)
-        return Sequence([self.blocks.pop() for _ in range(num_blocks)], list(tokens))
+        return Sequence([self.blocks.pop() for _ in range(num_blocks)], list(tokens), len(tokens) + NUM_NEW)
 
     def compute(self, sequences: list[Sequence], chunk: int) -> None:
         """Computes all known tokens, at most `chunk` of each sequence in a step."""
@@ -548,6 +562,7 @@ class PagedModel:
             block_tables=torch.tensor([s.blocks for s in sequences], dtype=torch.int32),
             max_query_len=max(query_lens),
             max_seq_len=max(seq_lens),
+            max_lens=torch.tensor([s.max_len for s in sequences]) if self.model.spec.longest_short else None,
             read_slots=torch.tensor(read_slots, dtype=torch.int32),
             write_slots=torch.tensor([s.state_slot for s in sequences], dtype=torch.int32),
         )
@@ -624,7 +639,7 @@ def test_alibi_at_a_long_context(case: str, tmp_path: Path) -> None:
 
 
 def test_greedy_continuation_equals_generate(pair: Pair) -> None:
-    num_new = 12
+    num_new = NUM_NEW
     paged = PagedModel(pair.model)
     sequences = [paged.add(prompt) for prompt in random_prompts()]
     for _ in range(num_new):

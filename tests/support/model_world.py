@@ -149,4 +149,5 @@ class ModelWorld(EngineWorld):
                 ModelConfig("model", limits.max_model_len, model.spec.vocab_size), SchedulerConfig(limits.max_num_seqs)
             )
             self.runner.sampler.processing = LogitsProcessing(processors, config, device)  # type: ignore[attr-defined]
-        super().__init__(Engine(info, self.runner, pool, grammars), limits, window, grammars)
+        engine = Engine(info, self.runner, pool, grammars, model.spec.longest_short)
+        super().__init__(engine, limits, window, grammars)

@@ -62,8 +62,8 @@ class ReferenceModel:
     @torch.no_grad()
     def greedy_after(self, prompt: list[int], tokens: list[int]) -> Expected:
         """For each token of a greedy answer the right one, given those before it: one pass, however long it is."""
-        ids = torch.tensor([prompt + tokens], device=self._device)
-        logits = self.model(ids).logits[0, len(prompt) - 1 : -1].float().cpu()
+        ids = torch.tensor([prompt + tokens[:-1]], device=self._device)
+        logits = self.model(ids).logits[0, len(prompt) - 1 :].float().cpu()
         params = with_defaults(SamplingParams(temperature=0.0, max_tokens=len(tokens)))
         return Expected(prompt, logits.argmax(-1).tolist(), logits, params)
 

@@ -82,9 +82,14 @@ class Engine:
     """Host state of one shard: sequences, slots, block tables, and the steps whose effects are still to come."""
 
     def __init__(
-        self, info: shard_pb2.ShardInfo, runner: Runner, pool: BlockPool, grammars: Grammars | None = None
+        self,
+        info: shard_pb2.ShardInfo,
+        runner: Runner,
+        pool: BlockPool,
+        grammars: Grammars | None = None,
+        longest_short: int = 0,
     ) -> None:
-        """grammars: those that admissions may name; None: they may name none.
+        """grammars: those that admissions may name; None: they may name none. longest_short: see DecoderSpec.
 
         The runner has logits processors if the info names some.
         """
@@ -95,6 +100,7 @@ class Engine:
         """Sequences that a grammar constrains."""
         self._has_processors = bool(info.logits_processors)
         self._runner = runner
+        self._longest_short = longest_short
         self._blocks = _blocks(info, pool)
         self._check = PlanCheck(info)
         self._sequences: dict[int, Sequence] = {}
@@ -307,7 +313,7 @@ class Engine:
         return sequence
 
     def _admitted(self, admit: shard_pb2.Admit) -> Sequence:
-        sequence = admitted(admit, self.info.max_model_len)
+        sequence = admitted(admit, self.info.max_model_len, self._longest_short)
         if admit.grammar:
             try:
                 if self._constraints is None:

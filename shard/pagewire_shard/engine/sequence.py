@@ -184,20 +184,30 @@ def forked(parent: Sequence, fork: shard_pb2.Fork, block_size: int) -> Sequence:
     )
 
 
-def admitted(admit: shard_pb2.Admit, max_model_len: int) -> Sequence:
-    """A new sequence, before its cached prefix has been looked for."""
+LONG = "long"
+"""The kind of sequences whose keys are rotated as those of long ones."""
+
+
+def admitted(admit: shard_pb2.Admit, max_model_len: int, longest_short: int = 0) -> Sequence:
+    """A new sequence, before its cached prefix has been looked for.
+
+    longest_short: See DecoderSpec. Long sequences, whose keys differ from those of short ones, share blocks among
+    themselves.
+    """
     params = admit.sampling_params
+    max_len = min(admit.num_prompt_tokens + admit.stop.max_tokens, max_model_len)
+    is_long = longest_short and max_len - 1 > longest_short
     return Sequence(
         seq_id=admit.seq_id,
         slot=-1,
         token_ids=admit.token_ids[:],
         num_prompt_tokens=admit.num_prompt_tokens,
-        root=root_digest(admit.cache_salt, admit.adapter),
+        root=root_digest(admit.cache_salt, admit.adapter, LONG if is_long else ""),
         sampling_params=params,
         seed=params.seed,
         stop=admit.stop,
         bad_words=[word.ids[:] for word in admit.bad_words],
-        max_len=min(admit.num_prompt_tokens + admit.stop.max_tokens, max_model_len),
+        max_len=max_len,
         min_recompute_from=admit.min_recompute_from,
         num_scores=admit.num_scores,
         num_prompt_logprobs=params.prompt_logprobs if params.HasField("prompt_logprobs") else None,

@@ -96,6 +96,10 @@ class DeviceState:
         """The last row."""
         return self.num_slots
 
+    def max_lens(self, slots: torch.Tensor) -> torch.Tensor:
+        """[num_rows] int64 slots -> [num_rows] int64: the most tokens that their sequences may have."""
+        return self.ints[:, MAX_LEN].index_select(0, slots)
+
     def row(self, sequence: Sequence) -> SlotRow:
         """Returns the values of the sequence's slot at its admission."""
         return SlotRow(

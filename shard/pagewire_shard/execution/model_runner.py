@@ -78,6 +78,7 @@ class ModelRunner:
         self._tables = SlotTables((*state.tables, *self.sampler.tables))
         self._places = places if places is not None else list({id(cache[0]): cache for cache in kv_caches}.values())
         """Layers of different block tables share them."""
+        self._has_longrope = model.spec.longest_short > 0
         self._passed: ForwardPass | None = None
         """The forward pass of the step that is yet to be sampled."""
         self._admitted: dict[int, SlotRow] = {}
@@ -187,7 +188,8 @@ class ModelRunner:
         others = [prepare_inputs(replace(rows, state=state)) for state in self.state.others]
         is_shared = self.sharing is not None and self.sharing.plan(batch, self.uplink)
         shared = self.sharing.shared if self.sharing is not None and is_shared else None
-        return ForwardBatch.of(inputs, *lens, batch.num_decodes, shared=shared, others=others)
+        max_lens = self.state.max_lens(slots) if self._has_longrope else None
+        return ForwardBatch.of(inputs, *lens, batch.num_decodes, shared=shared, others=others, max_lens=max_lens)
 
     def _last_logits(self, hidden: torch.Tensor, rows: list[int], query_lens: list[int]) -> torch.Tensor:
         """[num_samples, vocab_size]: what follows each row's last token."""

@@ -239,7 +239,9 @@ class StepGraphs:
             lens = (num_tokens, self._state.max_model_len)
             # Always with the plan: an empty one costs a microsecond in each layer, less than graphs without it.
             shared = self._sharing.shared if self._sharing else None
-            batch = ForwardBatch.of(inputs, *lens, 0, rows.row_counts, shared, others)
+            batch = ForwardBatch.of(
+                inputs, *lens, 0, rows.row_counts, shared, others, max_lens=self._max_lens(num_rows)
+            )
             last = (inputs.query_start_loc[1:] - 1).clamp_(min=0)
             all_hidden.copy_(self._model.forward(batch, self._kv_caches))
             torch.index_select(all_hidden, 0, last, out=hidden)
@@ -253,7 +255,15 @@ class StepGraphs:
 
         def decode(shared: SharedPrefixes | None = None) -> None:
             inputs, *others = self._inputs(num_rows, num_rows, None)
-            batch = ForwardBatch.of(inputs, 1, self._state.max_model_len, num_rows, shared=shared, others=others)
+            batch = ForwardBatch.of(
+                inputs,
+                1,
+                self._state.max_model_len,
+                num_rows,
+                shared=shared,
+                others=others,
+                max_lens=self._max_lens(num_rows),
+            )
             self._model.compute_logits(self._model.forward(batch, self._kv_caches), out=logits)
 
         def project() -> None:
@@ -266,6 +276,10 @@ class StepGraphs:
         if self._sharing and num_rows in self._shared_sizes:
             works["decode_shared"] = partial(decode, self._sharing.shared)
         return works
+
+    def _max_lens(self, num_rows: int) -> torch.Tensor | None:
+        """See ForwardBatch."""
+        return self._state.max_lens(self._rows.slots[:num_rows]) if self._model.spec.longest_short else None
 
     def _inputs(self, num_tokens: int, num_rows: int, query_lens: torch.Tensor | None) -> list[PreparedInputs]:
         """By each of the block tables."""

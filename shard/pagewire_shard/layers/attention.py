@@ -263,7 +263,7 @@ class Attention:
                     query=query,
                     key=key,
                     value=value,
-                    positions=batch.positions,
+                    positions=batch.positions if batch.rotary_rows is None else batch.rotary_rows,
                     cos_sin_cache=self._cos_sin_cache,
                     key_cache=key_cache,
                     value_cache=value_cache,

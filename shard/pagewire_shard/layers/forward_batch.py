@@ -51,7 +51,11 @@ class ForwardBatch:
     layer_inputs: torch.Tensor | None = None
     """[num_tokens, num_layers, width], activations' dtype: what layers get beside the residual stream; the decoder adds
     it."""
-
+    max_lens: torch.Tensor | None = None
+    """[num_seqs] int64: the most tokens that each sequence may have; None: no rotary embedding depends on it."""
+    rotary_rows: torch.Tensor | None = None
+    """[num_tokens] int64: each token's row in tables of rotary embeddings, where that is not its position; the decoder
+    adds it."""
     position_scale: torch.Tensor | None = None
     """[num_tokens, 1, 1], activations' dtype: factors of the queries; the decoder adds it."""
 
@@ -66,6 +70,7 @@ class ForwardBatch:
         shared: SharedPrefixes | None = None,
         others: Items[PreparedInputs] = (),
         states: tuple[torch.Tensor, torch.Tensor] | None = None,
+        max_lens: torch.Tensor | None = None,
     ) -> "ForwardBatch":
         """Combines what the device looked up with what the host knows.
 
@@ -89,7 +94,21 @@ class ForwardBatch:
             others=tuple(cls.of(other, *lens) for other in others),
             read_slots=read_slots,
             write_slots=write_slots,
+            max_lens=max_lens,
         )
+
+
+def rotary_rows(batch: ForwardBatch, longest_short: int, num_positions: int) -> torch.Tensor:
+    """[num_tokens] int64: rows of tables with two rows for each position, the second half for long sequences.
+
+    A sequence is long from its first token on if it may come to compute more than longest_short tokens; the last one
+    that it may sample is not computed. So its keys are rotated alike however long it is when they are cached.
+    """
+    assert batch.max_lens is not None, "the runner gives them where they matter"
+    offsets = (batch.max_lens - 1 > longest_short) * num_positions
+    tokens = torch.arange(len(batch.positions), device=batch.positions.device)
+    sequences = torch.searchsorted(batch.query_start_loc[1:], tokens, right=True)
+    return batch.positions + offsets[sequences.clamp_(max=len(offsets) - 1)]
 
 
 KVCache = tuple[torch.Tensor, ...]

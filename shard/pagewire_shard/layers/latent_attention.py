@@ -166,7 +166,7 @@ class LatentAttention:
                 latent=latent,
                 norm_weight=self._latent_norm_weight,
                 eps=spec.norm.eps,
-                positions=batch.positions,
+                positions=batch.positions if batch.rotary_rows is None else batch.rotary_rows,
                 cos_sin_cache=self._cos_sin_cache,
                 cache=cache,
                 slot_mapping=batch.slot_mapping,

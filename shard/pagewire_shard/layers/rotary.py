@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-RopeVariant = Literal["default", "linear", "llama3", "yarn", "proportional"]
+RopeVariant = Literal["default", "linear", "llama3", "yarn", "proportional", "longrope"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,12 @@ class RopeSpec:
     factor: float = 1.0
     """How much the context is stretched; 1 for variant default."""
     original_max_position: int = 0
-    """Context length before the stretch; llama3 and yarn."""
+    """Context length before the stretch; llama3, yarn and longrope."""
+    short_factors: tuple[float, ...] = ()
+    """longrope: how much the wavelength of each pair of dimensions is stretched in sequences of at most
+    original_max_position tokens."""
+    long_factors: tuple[float, ...] = ()
+    """longrope: the same in longer ones."""
     low_freq_factor: float = 1.0
     """llama3: wavelengths above original_max_position / low_freq_factor are stretched in full."""
     high_freq_factor: float = 4.0
@@ -36,22 +41,32 @@ class RopeSpec:
     num_turning: int = 0
     """proportional: pairs of dimensions that turn, the first ones; the others stand still."""
     attention_factor: float = 1.0
-    """yarn: multiplies cosine and sine."""
+    """yarn and longrope: multiplies cosine and sine."""
     interleaved: bool = False
     """Pairs of dimensions are (0, 1), (2, 3), ... as in GPT-J, instead of (i, i + rotary_dim / 2) as in GPT-NeoX."""
 
+    @property
+    def longest_short(self) -> int:
+        """The most tokens of a sequence that is rotated by the short factors; 0: all sequences are rotated alike."""
+        return self.original_max_position if self.variant == "longrope" else 0
+
 
 def cos_sin_cache(rope: RopeSpec, num_positions: int, device: torch.device) -> torch.Tensor:
-    """[num_positions, rotary_dim] float32: the cosines of each position's rotary_dim / 2 angles, then their sines."""
+    """[num_positions, rotary_dim] float32: the cosines of each position's rotary_dim / 2 angles, then their sines.
+
+    With longrope twice as many rows: those of short sequences, then those of long ones.
+    """
     # Computed on the host in float32, as transformers does, so that every device rotates by the same angles.
     positions = torch.arange(num_positions, dtype=torch.float32)
     angles = positions[:, None] * inverse_frequencies(rope)
+    if rope.variant == "longrope":
+        angles = torch.cat((angles, positions[:, None] * _longrope(rope, rope.long_factors)))
     cache = torch.cat((angles.cos(), angles.sin()), dim=-1)
     return (cache * rope.attention_factor).to(device)
 
 
 def inverse_frequencies(rope: RopeSpec) -> torch.Tensor:
-    """[rotary_dim / 2] float32: radians per position."""
+    """[rotary_dim / 2] float32: radians per position; with longrope those of short sequences."""
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
     frequencies = rope.theta**exponents
     match rope.variant:
@@ -63,6 +78,8 @@ def inverse_frequencies(rope: RopeSpec) -> torch.Tensor:
             return _llama3(rope, 1.0 / frequencies)
         case "yarn":
             return _yarn(rope, frequencies)
+        case "longrope":
+            return _longrope(rope, rope.short_factors)
         case "proportional":
             inverse = 1.0 / frequencies / rope.factor
             inverse[rope.num_turning :] = 0.0
@@ -77,6 +94,12 @@ def _llama3(rope: RopeSpec, inverse: torch.Tensor) -> torch.Tensor:
     kept_share = (num_turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     kept_share = kept_share.clamp(0.0, 1.0)
     return (1 - kept_share) * inverse / rope.factor + kept_share * inverse
+
+
+def _longrope(rope: RopeSpec, factors: tuple[float, ...]) -> torch.Tensor:
+    """arXiv:2402.13753: a factor for each pair of dimensions."""
+    exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
+    return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rope.theta**exponents)
 
 
 def _yarn(rope: RopeSpec, frequencies: torch.Tensor) -> torch.Tensor:

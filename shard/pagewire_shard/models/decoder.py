@@ -13,13 +13,13 @@ import torch
 from pagewire_shard.layers.block import LayerSpec, Stream, normalise
 from pagewire_shard.layers.cache import SharedCacheSpec
 from pagewire_shard.layers.embedding import Embedding, LearnedPositions, vocabulary_embedding
-from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
+from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache, rotary_rows
 from pagewire_shard.layers.layer_input import LayerInputs, LayerInputsSpec
 from pagewire_shard.layers.linear import GatheredLinear
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.position_scale import PositionScaleSpec
-from pagewire_shard.layers.rotary import cos_sin_cache
+from pagewire_shard.layers.rotary import RopeSpec, cos_sin_cache
 from pagewire_shard.layers.weights import LayerWeights, Weights
 from pagewire_shard.parallel.ranks import ALONE, Ranks
 
@@ -80,6 +80,12 @@ class DecoderSpec:
     def _num_vocab_rows(self) -> int:
         """Rows of the token embeddings and of the output projection that the rank holds."""
         return self.ranks.padded_share(self.vocab_size, "tokens of the vocabulary")
+
+    @property
+    def longest_short(self) -> int:
+        """The most tokens of sequences that count as short (RopeSpec.longest_short); 0: length does not matter."""
+        ropes = (getattr(layer.mixer, "rope", None) for layer in self.layers)
+        return max((rope.longest_short for rope in ropes if isinstance(rope, RopeSpec)), default=0)
 
     @property
     def lm_head(self) -> Parameter:
@@ -183,6 +189,9 @@ class Decoder:
         if self._layer_inputs is not None:
             layer_inputs = self._layer_inputs(batch.input_ids, x)
             batches = tuple(replace(each, layer_inputs=layer_inputs) for each in batches)
+        if batch.max_lens is not None:
+            rows = rotary_rows(batch, self.spec.longest_short, self.spec.max_position)
+            batches = tuple(replace(each, rotary_rows=rows) for each in batches)
         if self.spec.position_scale is not None:
             scale = self.spec.position_scale.of(batch.positions).to(x.dtype)
             batches = tuple(replace(each, position_scale=scale) for each in batches)

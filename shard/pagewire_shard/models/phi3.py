@@ -26,6 +26,7 @@ DEFAULTS: dict[str, object] = {
     "intermediate_size": 8192,
     "num_key_value_heads": None,
     "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
     "rms_norm_eps": 1e-05,
     "partial_rotary_factor": 1.0,
     "sliding_window": None,
@@ -33,8 +34,18 @@ DEFAULTS: dict[str, object] = {
 }
 
 
+def _with_longrope(fields: ConfigFields) -> ConfigFields:
+    """The first releases call longrope su or yarn."""
+    name = "rope_scaling" if fields.raw("rope_scaling") else "rope_parameters"
+    scaling = fields.section(name)
+    if scaling.raw("rope_type" if "rope_type" in scaling else "type") in ("su", "yarn"):
+        return fields.replaced({name: {"rope_type": "longrope"}})
+    return fields
+
+
 def _phi3(fields: ConfigFields) -> DecoderSpec:
     windows = [read_window(fields)] * fields.integer("num_hidden_layers")
+    fields = _with_longrope(fields)
     return llama_spec(fields, windows=windows, qkv_bias=False, o_bias=False, is_partial=True)
 
 

@@ -12,6 +12,7 @@ from pagewire_shard.models.experts import MIXTRAL_NAMES, check_silu
 from pagewire_shard.models.family import Family, read_window
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_DEFAULTS, llama_spec
+from pagewire_shard.models.rope import scaling_of
 
 NAMES = replace(MIXTRAL_NAMES, layer_modules={**MIXTRAL_NAMES.layer_modules, "mlp.router": ("router", None)})
 NUM_CHOSEN = 2
@@ -40,6 +41,10 @@ def _phimoe(fields: ConfigFields) -> DecoderSpec:
         raise fields.malformed("num_local_experts", f"must be at least {NUM_CHOSEN}")
     router = RouterSpec(NUM_CHOSEN, "sparsemixer", tolerance=2 * fields.number("router_jitter_noise"))
     moe = MoeSpec(num_experts, fields.integer("intermediate_size"), router)
+    rope = scaling_of(fields)
+    if rope.raw("rope_type" if "rope_type" in rope else "type") == "longrope":
+        # With factors of its own of cosine and sine.
+        raise rope.unsupported("rope_type" if "rope_type" in rope else "type", "default, linear, llama3, yarn")
     bias = fields.flag("attention_bias")
     windows = [read_window(fields)] * fields.integer("num_hidden_layers")
     spec = llama_spec(fields, windows=windows, qkv_bias=bias, o_bias=bias)

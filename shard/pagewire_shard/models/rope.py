@@ -28,7 +28,7 @@ def read_rope(
         theta_field: Field of the configuration that holds the base if the object does not.
 
     Raises:
-        UnsupportedArchitecture: the variant is none of default, dynamic, linear, llama3, proportional, yarn.
+        UnsupportedArchitecture: the variant is none of default, dynamic, linear, llama3, longrope, proportional, yarn.
     """
     if scaling is None:
         scaling = scaling_of(fields)
@@ -55,6 +55,8 @@ def read_rope(
             )
         case "yarn":
             return _read_yarn(fields, scaling, theta, rotary_dim)
+        case "longrope":
+            return _read_longrope(fields, scaling, theta, rotary_dim)
         case "proportional":
             return RopeSpec(
                 theta,
@@ -64,8 +66,7 @@ def read_rope(
                 num_turning=int(scaling.positive_number("partial_rotary_factor", 1.0) * head_dim // 2),
             )
         case _:
-            # longrope changes the frequencies with the sequence's length, so cached keys would be wrong.
-            raise scaling.unsupported(type_field, "default, dynamic, linear, llama3, proportional, yarn")
+            raise scaling.unsupported(type_field, "default, dynamic, linear, llama3, longrope, proportional, yarn")
 
 
 def scaling_of(fields: ConfigFields) -> ConfigFields:
@@ -121,6 +122,27 @@ def _read_yarn(fields: ConfigFields, scaling: ConfigFields, theta: float, rotary
         beta_slow=scaling.number("beta_slow", 1.0),
         truncate=scaling.flag("truncate", True),
         attention_factor=scaling.number("attention_factor", _yarn_attention_factor(scaling, factor)),
+    )
+
+
+def _read_longrope(fields: ConfigFields, scaling: ConfigFields, theta: float, rotary_dim: int) -> RopeSpec:
+    original = original_max_position(fields, scaling)
+    factor = scaling.positive_number("factor", fields.integer("max_position_embeddings") / original)
+    stretch = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1.0 and original > 1 else 1.0
+    factors = []
+    for name in ("short_factor", "long_factor"):
+        factors.append(scaling.numbers(name))
+        if len(factors[-1]) != rotary_dim // 2 or min(factors[-1]) <= 0:
+            raise scaling.malformed(name, f"must be a list of {rotary_dim // 2} numbers above 0")
+    return RopeSpec(
+        theta,
+        rotary_dim,
+        "longrope",
+        factor,
+        original,
+        short_factors=factors[0],
+        long_factors=factors[1],
+        attention_factor=scaling.number("attention_factor", stretch),
     )
 
 
