@@ -45,6 +45,8 @@ HEALTH_TIMEOUT_S = 5.0
 MAX_TIMEOUT_S = 1e8
 """Three years. Longer timeouts count as none, because gRPC's clock would overflow."""
 INFERENCE = "pagewire.v1.Inference"
+SHARD_LOST = "SHARD_LOST"
+"""The reason of an error that says that a shard was lost while it ran the request."""
 
 
 class AsyncClient:
@@ -137,10 +139,11 @@ class AsyncClient:
                     finally:
                         call.cancel()
             except (grpc.aio.AioRpcError, Unavailable) as exc:
-                if received.has_progressed():
+                error = self._error(exc, address)
+                if received.has_progressed(shard_is_lost=error.reason == SHARD_LOST):
                     attempts.begin_anew()
                 can_go_on = received.can_resume or not received.has_output
-                delay_s = self._delay_s(exc, address, attempts, can_go_on=can_go_on)
+                delay_s = self._delay_s(error, address, attempts, can_go_on=can_go_on)
                 received.fill(request)
             await asyncio.sleep(delay_s)
 
@@ -387,17 +390,22 @@ class AsyncClient:
                     metadata = (*self._metadata, *headers)
                     return await call(connection, timeout=attempts.remaining_s(), metadata=metadata)
             except (grpc.aio.AioRpcError, Unavailable) as exc:
-                delay_s = self._delay_s(exc, address, attempts)
+                delay_s = self._delay_s(self._error(exc, address), address, attempts)
             await asyncio.sleep(delay_s)
 
-    def _delay_s(
-        self, exc: "grpc.aio.AioRpcError | Unavailable", address: str, attempts: Attempts, *, can_go_on: bool = True
-    ) -> float:
+    def _error(self, exc: "grpc.aio.AioRpcError | Unavailable", address: str) -> PagewireError:
+        """The error of a failed attempt at an address."""
+        if isinstance(exc, Unavailable):
+            return exc
+        error = from_rpc_error(exc, address)
+        error.__cause__ = exc
+        return error
+
+    def _delay_s(self, error: PagewireError, address: str, attempts: Attempts, *, can_go_on: bool = True) -> float:
         """How long to wait after a failed attempt at an address. Raises its error if that is final."""
-        error = exc if isinstance(exc, Unavailable) else from_rpc_error(exc, address)
         delay_s = attempts.delay_s(error) if can_go_on else None
         if delay_s is None:
-            raise error from (None if error is exc else exc)
+            raise error
         return 0.0 if self._servers.on_failed(address, error) else delay_s
 
     def _attempts(self, timeout_s: float | None) -> Attempts:

@@ -19,7 +19,14 @@ class _Sequence:
 class Received:
     """The events of one request so far. What is kept does not change with what callers do to the events."""
 
-    __slots__ = ("_num_events", "_num_prompt_logprobs", "_num_resumed_events", "_sequences", "_started")
+    __slots__ = (
+        "_num_events",
+        "_num_prompt_logprobs",
+        "_num_resumed_events",
+        "_num_shard_losses",
+        "_sequences",
+        "_started",
+    )
 
     def __init__(self) -> None:
         self._started: Started | None = None
@@ -27,6 +34,7 @@ class Received:
         self._num_prompt_logprobs = 0
         self._num_events = 0
         self._num_resumed_events = 0
+        self._num_shard_losses = 0
 
     @property
     def has_output(self) -> bool:
@@ -38,10 +46,14 @@ class Received:
         """Whether the server can go on with what has come; servers of before that say so by sending no digest."""
         return self._started is not None and bool(self._started.prompt_digest)
 
-    def has_progressed(self) -> bool:
-        """Whether anything has come since the last call."""
+    def has_progressed(self, *, shard_is_lost: bool) -> bool:
+        """The stream has broken. Returns whether anything has come since the last time.
+
+        shard_is_lost: whether a shard was lost that ran the request, which counts until something comes.
+        """
         has_progressed = self._num_events > self._num_resumed_events
         self._num_resumed_events = self._num_events
+        self._num_shard_losses = shard_is_lost + (0 if has_progressed else self._num_shard_losses)
         return has_progressed
 
     def take(self, event: Event) -> bool:
@@ -82,6 +94,7 @@ class Received:
             prompt_digest=self._started.prompt_digest,
             seed=self._started.seed,
             num_prompt_logprobs=self._num_prompt_logprobs,
+            num_shard_losses=self._num_shard_losses,
             sequences=[
                 inference_pb2.ResumedSequence(index=index, finished=True)
                 if sequence.is_finished

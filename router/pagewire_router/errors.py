@@ -13,6 +13,7 @@ RouterError
 +-- DeadlineExceeded        the request's deadline has passed
 +-- Unauthenticated         the call has no API key, or one that is not known
 +-- Unavailable             no shard group serves, or the router drains
+|   +-- ShardLost           a shard was lost while it ran the request, and another router can go on with it
 +-- Aborted                 the request was ended from outside
 +-- RequestFailed           the server cannot compute this request
     +-- StepFailed          steps with this request fail, also when it runs alone
@@ -142,6 +143,12 @@ class Unavailable(RouterError):
     reason = "UNAVAILABLE"
 
 
+class ShardLost(Unavailable):
+    """A shard was lost while it ran the request, and another router can go on with it."""
+
+    reason = "SHARD_LOST"
+
+
 class Aborted(RouterError):
     """The request was ended from outside."""
 
@@ -185,6 +192,7 @@ STATUS_CODES: dict[type[RouterError], StatusCode] = {
     DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     Unauthenticated: StatusCode.UNAUTHENTICATED,
     Unavailable: StatusCode.UNAVAILABLE,
+    ShardLost: StatusCode.UNAVAILABLE,
     Aborted: StatusCode.ABORTED,
     RequestFailed: StatusCode.INTERNAL,
     StepFailed: StatusCode.INTERNAL,

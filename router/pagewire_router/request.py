@@ -79,6 +79,8 @@ class Request:
     """Its client resumes the request at another router if this one ends its stream."""
     received: Mapping[int, list[int]] | None = None
     """A resumed request: by index of the sequence, the tokens that its client has; None: it is not resumed."""
+    num_shard_losses: int = 0
+    """A resumed request: shards that were lost in a row while they ran it, without a token in between."""
     num_received_scores: int = 0
     """A resumed request: positions of the prompt whose log-probabilities its client has."""
     other_parts: list["Request"] = field(default_factory=list)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from live_shards import Answer, LiveShard, ask, check, live_router, live_shard
-from pagewire_router.errors import Unavailable
+from pagewire_router.errors import ShardLost, StepFailed, Unavailable
 from pagewire_router.groups.dispatcher import Dispatcher
 from pagewire_router.request import Request
 
@@ -106,12 +106,18 @@ async def test_requests_whose_router_has_lost_its_only_shard_are_handed_to_the_r
         await moved.begun()
         await lost.die()
         await moved.end()
-        assert isinstance(moved.error, Unavailable)
+        assert isinstance(moved.error, ShardLost), "it was in flight"
         assert not waiting.done.is_set(), "its client would have to begin anew: it waits for the shard"
         with pytest.raises(Unavailable, match="another router"):
             ask(first, 4, resumes=True)
-        request, answer = ask(second, 3, 300)
-        check(request, await answer.end())
+        asked = [ask(second, number, 300) for number in range(4, 8)]
+        asked.append(ask(second, 3, 300, num_shard_losses=2))
+        (serving,) = [group for group in second.groups if group.is_serving]
+        assert len(serving.scheduler.suspects) == 1, "shards may die of it: it runs alone"
+        with pytest.raises(StepFailed):
+            ask(second, 3, 300, num_shard_losses=6)
+        for request, answer in asked:
+            check(request, await answer.end())
 
 
 def knows_of(router: Dispatcher, other: Dispatcher) -> bool:

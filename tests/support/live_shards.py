@@ -148,11 +148,13 @@ class Answer(NullSink):
         return self
 
 
-def ask(router: Dispatcher, number: int = 0, num_tokens: int = 300, *, resumes: bool = False) -> tuple[Request, Answer]:
+def ask(
+    router: Dispatcher, number: int = 0, num_tokens: int = 300, *, resumes: bool = False, num_shard_losses: int = 0
+) -> tuple[Request, Answer]:
     """Submits a request without a deadline."""
     prompt = [1 + number % 5, 1 + number // 5, 3, 4, 5]
     request = make_request(prompt, eos=False, max_tokens=num_tokens, ignore_eos=True)
-    request.resumes = resumes
+    request.resumes, request.num_shard_losses = resumes, num_shard_losses
     request.sink = answer = Answer()
     router.submit(request)
     return request, answer

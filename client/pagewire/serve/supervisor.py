@@ -32,6 +32,8 @@ from pagewire.serve.sockets import SOCKET, private_directory
 STDIN = 0
 MIN_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
+STEADY_S = 10.0
+"""A child that has run for this long is started again at once."""
 STABLE_S = 60.0
 """After a child has run for this long, its restart delay is reset."""
 ORPHAN_GRACE_S = 5.0
@@ -182,12 +184,14 @@ class Supervisor:
         while True:
             started_s = loop.time()
             role, child, status = await self._first_end(roles)
-            if loop.time() - started_s > STABLE_S:
+            ran_s = loop.time() - started_s
+            if ran_s > STABLE_S:
                 backoff_s = self._min_backoff_s
+            delay_s = 0.0 if ran_s > STEADY_S else backoff_s
             why = f" ({child.error})" if child.error else ""
-            _log(f"the {role.name} ended with status {status}{why}; starting {what} again in {backoff_s:g} s")
+            _log(f"the {role.name} ended with status {status}{why}; starting {what} again in {delay_s:g} s")
             await _kill_all(roles)
-            await asyncio.sleep(backoff_s)
+            await asyncio.sleep(delay_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             for role in roles:
                 try:

@@ -13,6 +13,7 @@ from pagewire_common.tls import channel_credentials
 
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import QueueFull, RequestTooLong, RouterError, Unavailable
+from pagewire_router.groups.failures import elsewhere
 from pagewire_router.groups.group_loop import GroupLoop
 from pagewire_router.groups.group_metrics import GroupMetrics
 from pagewire_router.groups.placement import place, place_in_time
@@ -28,8 +29,6 @@ from pagewire_router.request import Request
 logger = logging.getLogger(__name__)
 
 NO_SHARD_RETRY_S = 1.0
-HAND_OVER_RETRY_S = 0.1
-"""When a client that knows one address alone comes back: by then it may lead to the other router."""
 START_PATIENCE_S = 30.0
 STOP_TIMEOUT_S = 2.0
 
@@ -95,7 +94,7 @@ class Dispatcher:
             raise Unavailable("the router drains", retry_after_s=1.0)
         self._check_room(request)
         if request.resumes and not self._able() and self._others_serve():
-            raise _elsewhere("no shard group serves here")
+            raise elsewhere("no shard group serves here")
         usable, now = self._usable(), time.monotonic()
         try:
             for part in split(request, [group.scheduler.limits for group in usable], self.abort):
@@ -157,7 +156,7 @@ class Dispatcher:
         all_resume = all(request.resumes for group in self._groups for request in group.requests)
         if num_driven or (num_driven == 0 and all_resume):
             for group in self._groups:
-                group.fail_resumed_elsewhere(_elsewhere("the router stops"))
+                group.fail_resumed_elsewhere("the router stops")
 
     def _others_serve(self) -> bool:
         """Whether other routers drive groups, as far as their shards have said."""
@@ -353,7 +352,7 @@ class Dispatcher:
                 self._move(group, able)
                 continue
             if self._others_serve():
-                group.fail_resumed_elsewhere(_elsewhere("the shards are away"))
+                group.fail_resumed_elsewhere("the shards are away")
             if not group.is_expected_back:
                 group.fail_all(Unavailable(group.why_away, retry_after_s=NO_SHARD_RETRY_S))
 
@@ -372,11 +371,6 @@ class Dispatcher:
                 moved.request.sink.on_failed(error)
             else:
                 other.adopt(moved)
-
-
-def _elsewhere(why: str) -> Unavailable:
-    """The error of a request that its client resumes at another router."""
-    return Unavailable(f"{why}; another router goes on with the request", retry_after_s=HAND_OVER_RETRY_S)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

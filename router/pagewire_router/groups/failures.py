@@ -17,6 +17,8 @@ from pagewire_router.errors import (
 from pagewire_router.request import Request
 from pagewire_router.scheduling.grammars import Refusal
 
+HAND_OVER_RETRY_S = 0.1
+"""When a client that knows one address alone comes back: by then it may lead to the other router."""
 RETRY_AFTER_S = 1.0
 """When to ask again for a grammar that a shard could not prepare for a reason of its own."""
 
@@ -33,6 +35,11 @@ def refusal_error(refusal: Refusal) -> RouterError:
             return Unavailable(f"{field}: {refusal.message}", retry_after_s=RETRY_AFTER_S)
         case _:
             return RequestFailed(f"{field}: the shard cannot prepare it: {refusal.message}")
+
+
+def elsewhere(why: str, kind: type[Unavailable] = Unavailable) -> Unavailable:
+    """The error of a request that its client resumes at another router."""
+    return kind(f"{why}; another router goes on with the request", retry_after_s=HAND_OVER_RETRY_S)
 
 
 def failure_error(

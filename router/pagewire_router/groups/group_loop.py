@@ -24,11 +24,12 @@ from pagewire_router.errors import (
     QueueFull,
     RequestFailed,
     RouterError,
+    ShardLost,
     StepFailed,
     Unavailable,
 )
 from pagewire_router.groups.delivery import deliver
-from pagewire_router.groups.failures import failure_error, refusal_error
+from pagewire_router.groups.failures import elsewhere, failure_error, refusal_error
 from pagewire_router.groups.repeating import Repeating
 from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import (
@@ -57,9 +58,7 @@ from pagewire_router.scheduling.suspects import blame
 
 logger = logging.getLogger(__name__)
 
-MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
-HELD_BACKOFF_S = 0.4
-"""Longest wait before a lease is asked for again that another router holds: it is to be found soon after that dies."""
+MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 0.4
 CONNECT_TIMEOUT_S = 5.0
 TICK_S = 0.25
 """Time between two checks of deadlines and progress when no result comes."""
@@ -200,10 +199,10 @@ class GroupLoop:
         for group in list(self._groups.values()):
             self._fail(group, error)
 
-    def fail_resumed_elsewhere(self, error: RouterError) -> None:
-        """Ends the requests whose clients resume them."""
+    def fail_resumed_elsewhere(self, why: str) -> None:
+        """Ends the requests whose clients resume them at other routers."""
         for group in [group for group in self._groups.values() if group.request.resumes]:
-            self._fail(group, error)
+            self._fail(group, elsewhere(why, ShardLost if self._deaths.is_lost(group) else Unavailable))
 
     def _fail(self, group: SequenceGroup, error: RouterError) -> None:
         """Ends one request, unless that of another part has ended it."""
@@ -247,7 +246,6 @@ class GroupLoop:
                 # Our own lease may outlive a broken stream for a while: that is no reason to give up.
                 if error.holder != self._router_id:
                     self._expect_no_more("another router drives the shards")
-                backoff_s = min(backoff_s, HELD_BACKOFF_S)
             except (*CALL_ERRORS, RouterError, ProtocolError, TimeoutError) as error:
                 self._log_down(error)
             except Exception:  # a bug of ours must not end the group for good

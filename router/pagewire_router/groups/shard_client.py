@@ -31,7 +31,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A shard that was started again is found soon: its requests wait.
+    ("grpc.max_reconnect_backoff_ms", 300),
     ("grpc.max_receive_message_length", MAX_SHARD_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_SHARD_MESSAGE_BYTES),
 )

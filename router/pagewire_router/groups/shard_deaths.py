@@ -16,6 +16,10 @@ class ShardDeaths:
         """An epoch has ended without a reason, with these requests in flight."""
         self._lost = groups
 
+    def is_lost(self, group: SequenceGroup) -> bool:
+        """Whether the request was in flight when the last epoch ended without a reason."""
+        return group in self._lost
+
     def on_epoch(self, incarnation: int) -> None:
         """An epoch begins: if it is another process's, the last one has died. Condemns the requests that it died over
         too often."""

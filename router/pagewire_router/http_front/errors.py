@@ -15,6 +15,7 @@ from pagewire_router.errors import (
     RequestAlreadyExists,
     RequestTooLong,
     RouterError,
+    ShardLost,
     Unauthenticated,
     Unavailable,
 )
@@ -32,6 +33,7 @@ STATUSES: dict[type[RouterError], HTTPStatus] = {
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
     Unauthenticated: HTTPStatus.UNAUTHORIZED,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    ShardLost: HTTPStatus.SERVICE_UNAVAILABLE,
     Aborted: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """Errors that are not listed are ours: INTERNAL_SERVER_ERROR."""

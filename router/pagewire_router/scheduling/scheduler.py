@@ -40,7 +40,7 @@ from pagewire_router.scheduling.plans import PlanInFlight, Progress, TokenCounts
 from pagewire_router.scheduling.residents import Residents
 from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup
 from pagewire_router.scheduling.sequence_state import SequenceState
-from pagewire_router.scheduling.suspects import Queue, Suspects
+from pagewire_router.scheduling.suspects import Queue, Suspects, note_losses
 from pagewire_router.scheduling.waiting_queue import WaitingQueue
 
 MAX_PASSES = 32
@@ -147,9 +147,12 @@ class Scheduler:
 
         Raises:
             RequestTooLong: it could not run even if it were alone.
+            StepFailed: too many shards were lost over it.
         """
         group = SequenceGroup(request, self.limits.max_model_len)
         self.limits.check_fits(request)
+        if request.num_shard_losses:
+            note_losses(group)
         self.adopt(group)
         return group
 

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from pagewire.v1 import shard_pb2
 
+from pagewire_router.errors import StepFailed
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 
 
@@ -30,6 +31,9 @@ class Queue(Protocol):
 
 MAX_DEATHS = 2
 """Shard processes that may die over a request, without a token in between, before it is a suspect."""
+MAX_SHARD_LOSSES = 6
+"""Shards that may be lost over a request at one router after the other, without a token in between. More than deaths:
+connections that break count too, as long as it is not known whether the process has died."""
 MAX_LONE_DEATHS = 2
 """Shard processes that may die over a suspect while it runs alone."""
 
@@ -151,6 +155,14 @@ def suspect(group: SequenceGroup) -> None:
     """Makes a request a suspect until it has the tokens that its plans so far would have brought."""
     goals = [(s, min(max(s.num_tokens, len(s.token_ids) + 1), s.max_len)) for s in group.unfinished()]
     group.suspicion = Suspicion(goals, stays=group.cleared_at == group.num_output_tokens)
+
+
+def note_losses(group: SequenceGroup) -> None:
+    """Makes a suspect of a request over which other routers have lost shards. Raises StepFailed if too many were."""
+    if group.request.num_shard_losses >= MAX_SHARD_LOSSES:
+        raise StepFailed(f"{group.request.num_shard_losses} shards were lost while they ran this request")
+    if group.request.num_shard_losses >= MAX_DEATHS:
+        suspect(group)
 
 
 def note_death(group: SequenceGroup, *, alone: bool) -> bool:
