@@ -95,7 +95,7 @@ FLOORS = {
             *("gated_rms_norm", "mamba2", "sample", "write_runs"),
         ),
         ("rotary_and_cache",),
-        ("latent_and_cache", "latent_attention"),
+        ("gated_delta_net", "latent_and_cache", "latent_attention"),
     ),
 }
 # Rooms of the router that every front uses, or that requests run in: they must not know a transport.

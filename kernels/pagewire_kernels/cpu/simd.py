@@ -124,6 +124,32 @@ def make_gemm_tile(num_rows: int, num_columns: int, *, accumulate: bool, num_cha
     return gemm_tile  # type: ignore[no-any-return]
 
 
+def make_decayed_update(num_columns: int) -> Callable[..., None]:
+    """Builds C[depth, num_columns * LANES] = decay * C + x y, with a column x [depth] and a row y.
+
+    Arguments: addresses of x, y and C, which is contiguous, the depth and decay, a float32.
+    """
+
+    @intrinsic
+    def decayed_update(typingctx: Any, x: Any, y: Any, c: Any, depth: Any, decay: Any) -> Any:
+        def codegen(context: Any, builder: Builder, signature: Any, arguments: list[Value]) -> Value:
+            x, y, c, depth, decay = arguments
+            row = [load(builder, float_address(builder, y, j * LANES), VECTOR) for j in range(num_columns)]
+            decays, width = splat(builder, decay), ir.Constant(I64, num_columns * LANES)
+            with cgutils.for_range(builder, depth) as loop:
+                scalar = splat(builder, load(builder, float_address(builder, x, loop.index), F32))
+                c_row = float_address(builder, c, builder.mul(loop.index, width))
+                for j, column in enumerate(row):
+                    address = float_address(builder, c_row, j * LANES)
+                    old = builder.fmul(load(builder, address, VECTOR), decays)
+                    store(builder, multiply_add(builder, scalar, column, old), address)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4, types.float32), codegen
+
+    return decayed_update  # type: ignore[no-any-return]
+
+
 @intrinsic
 def row_softcap(typingctx: Any, row: Any, num_vectors: Any, cap: Any) -> Any:
     """Replaces each of num_vectors * LANES values x at `row` by cap * tanh(x / cap)."""
