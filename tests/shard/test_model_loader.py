@@ -91,8 +91,10 @@ def logits(model: Decoder) -> torch.Tensor:
         block_tables=torch.tensor([[0]], dtype=torch.int32),
         max_query_len=7,
         max_seq_len=7,
+        read_slots=torch.tensor([-1], dtype=torch.int32),
+        write_slots=torch.tensor([0], dtype=torch.int32),
     )
-    caches = model.spec.allocate_caches(1, 8, torch.float32, CPU)
+    caches = model.spec.allocate_caches(1, 8, torch.float32, CPU, num_states=1)
     return model.compute_logits(model.forward(batch, caches))
 
 

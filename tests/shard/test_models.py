@@ -451,7 +451,37 @@ GRANITE_HYBRID: dict[str, Any] = {
     "logits_scaling": 2.0,
 }
 LFM2: dict[str, Any] = {**LLAMA, "num_hidden_layers": 3, "num_key_value_heads": 2, "eos_token_id": 2}
+DELTA: dict[str, Any] = {
+    **LAYERS_4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 10,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "eos_token_id": 2,
+}
+DELTA_MOE: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 24,
+}
 RECURRENT: dict[str, transformers.PretrainedConfig] = {
+    "qwen3-next": transformers.Qwen3NextConfig(**DELTA, **DELTA_MOE),
+    "qwen3-next-dense-layers": transformers.Qwen3NextConfig(
+        **DELTA,
+        **DELTA_MOE,
+        layer_types=["full_attention", "linear_attention", "full_attention", "linear_attention"],
+        mlp_only_layers=[0, 3],
+        attention_bias=True,
+        norm_topk_prob=False,
+        linear_conv_kernel_dim=3,
+    ),
+    "qwen3-5": transformers.Qwen3_5TextConfig(**DELTA, tie_word_embeddings=True),
+    "qwen3-5-moe": transformers.Qwen3_5MoeTextConfig(
+        **{name: value for name, value in DELTA.items() if name != "intermediate_size"}, **DELTA_MOE
+    ),
     "lfm2": transformers.Lfm2Config(**LFM2, layer_types=["conv", "full_attention", "conv"], block_multiple_of=8),
     "lfm2-wide": transformers.Lfm2Config(
         **LFM2,

@@ -13,7 +13,7 @@ from pagewire_shard.loading.model_loader import load_model
 from safetensors.torch import load_file, save_file
 
 from tests.shard.test_model_loader import logits
-from tests.shard.test_models import CASES, random_model
+from tests.shard.test_models import CASES, DELTA, DELTA_MOE, random_model
 
 CPU = torch.device("cpu")
 
@@ -77,6 +77,14 @@ WRAPPED: dict[str, transformers.PretrainedConfig] = {
     ),
     "qwen3-vl": transformers.Qwen3VLConfig(
         text_config={**TEXT, **MROPE}, vision_config={**QWEN_VISION, "deepstack_visual_indexes": [0]}
+    ),
+    "qwen3-5-moe": transformers.Qwen3_5MoeConfig(
+        text_config={
+            **{name: value for name, value in DELTA.items() if name != "intermediate_size"},
+            **DELTA_MOE,
+            "rope_parameters": {**MROPE["rope_parameters"], "partial_rotary_factor": 0.5},
+        },
+        vision_config=QWEN_VISION,
     ),
 }
 

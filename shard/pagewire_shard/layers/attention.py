@@ -52,6 +52,8 @@ class AttentionSpec:
     """Values are the keys' projections, before their norm and rotation; v_norm is given then."""
     scaled_by_position: bool = False
     """Queries are multiplied by the decoder's position_scale."""
+    output_gate: bool = False
+    """What each head attends to is multiplied by the sigmoid of a product of its own, of the head's size."""
     qkv_bias: bool = False
     o_bias: bool = False
     qkv_clip: float = 0.0
@@ -84,9 +86,12 @@ class AttentionSpec:
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See MixerSpec."""
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        parts = (query_size, *(kv_size,) * (self._num_parts - 1))
+        # Checkpoints store queries and gates as one matrix.
+        queries = (query_size,) * (2 if self.output_gate else 1)
+        segments = (queries, *((kv_size,),) * (self._num_parts - 1))
+        parts = tuple(sum(sizes) for sizes in segments)
         parameters = {
-            "qkv": Parameter("linear", parts, hidden_size, self.qkv_bias),
+            "qkv": Parameter("linear", parts, hidden_size, self.qkv_bias, segments),
             "o": Parameter("linear", (hidden_size,), query_size, self.o_bias),
         }
         if self.sinks:
@@ -181,7 +186,9 @@ class Attention:
     def __init__(self, spec: AttentionSpec, weights: LayerWeights) -> None:
         self._head_dim = spec.head_dim
         self._num_kv_heads = spec.num_kv_heads
-        self._head_counts = [spec.num_heads, *[spec.num_kv_heads] * (spec._num_parts - 1)]
+        num_query_parts = 2 if spec.output_gate else 1
+        self._head_counts = [spec.num_heads] * num_query_parts + [spec.num_kv_heads] * (spec._num_parts - 1)
+        self._has_gate = spec.output_gate
         self._is_reader = spec.cache_of is not None
         self._scale = spec.scale
         self._scaled_by_position = spec.scaled_by_position
@@ -241,6 +248,7 @@ class Attention:
         heads = self._qkv(x).view(x.shape[0], -1, self._head_dim)
         slots = batch.slot_mapping
         query, *own = torch.split_with_sizes(heads, self._head_counts, dim=1)
+        gate = own.pop(0) if self._has_gate else None
         if self._is_reader:
             # The op that rotates queries wants keys and values too: of these nothing is written.
             key = value = query.new_zeros((len(query), self._num_kv_heads, self._head_dim))
@@ -294,4 +302,7 @@ class Attention:
             row_counts=batch.row_counts,
             shared=batch.shared,
         )
-        return self._o(paged_attention(inputs).view(x.shape[0], -1))
+        attended = paged_attention(inputs)
+        if gate is not None:
+            attended.mul_(torch.sigmoid(gate))
+        return self._o(attended.view(x.shape[0], -1))

@@ -23,6 +23,8 @@ DEFAULT_TEXT_TYPES: dict[str, str] = {
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl_text",
     "Qwen3VLForConditionalGeneration": "qwen3_vl_text",
     "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe_text",
+    "Qwen3_5ForConditionalGeneration": "qwen3_5_text",
+    "Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe_text",
 }
 """Architecture -> model_type of the text model where text_config does not state one."""
 _QWEN2_VL_DEFAULTS = {

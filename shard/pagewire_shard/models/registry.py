@@ -48,6 +48,7 @@ from pagewire_shard.models.qwen2 import QWEN2
 from pagewire_shard.models.qwen2_moe import QWEN2_MOE
 from pagewire_shard.models.qwen3 import QWEN3
 from pagewire_shard.models.qwen3_moe import QWEN3_MOE
+from pagewire_shard.models.qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from pagewire_shard.models.seed_oss import SEED_OSS
 from pagewire_shard.models.smollm3 import SMOLLM3
 from pagewire_shard.models.stablelm import STABLELM
@@ -118,6 +119,9 @@ FAMILIES: dict[str, Family] = {
     "Qwen2MoeForCausalLM": QWEN2_MOE,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
+    "Qwen3NextForCausalLM": QWEN3_NEXT,
+    "Qwen3_5ForCausalLM": QWEN3_5,
+    "Qwen3_5MoeForCausalLM": QWEN3_5_MOE,
     "SeedOssForCausalLM": SEED_OSS,
     "SmolLM3ForCausalLM": SMOLLM3,
     "SolarOpenForCausalLM": SOLAR_OPEN,
