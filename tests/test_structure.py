@@ -51,7 +51,7 @@ FLOORS = {
             "version",
             "garbage",
         ),
-        ("process_log", "sendable_text", "listen_address"),
+        ("process_log", "sendable_text", "listen_address", "loop_watchdog"),
         ("shutdown", "tls", "rpc_status", "http_endpoint", "health_endpoint", "tracing"),
     ),
     "pagewire_router": (

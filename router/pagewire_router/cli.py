@@ -328,6 +328,7 @@ async def _serve_shards(config: RouterConfig) -> int:
 async def serve(config: RouterConfig, runner: "RequestRunner") -> int:
     """Runs the router until it is told to stop; returns the exit status."""
     from pagewire_common.garbage import spare_long_lived_objects
+    from pagewire_common.loop_watchdog import LoopWatchdog
     from pagewire_common.shutdown import Shutdown
     from pagewire_common.tls import TlsError
 
@@ -337,6 +338,7 @@ async def serve(config: RouterConfig, runner: "RequestRunner") -> int:
     shutdown = Shutdown(with_parent=config.exit_with_parent)
     server = RouterServer(config, runner)
     ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(shutdown.requested.wait())]
+    watchdog = LoopWatchdog()
     try:
         address = await server.start()
         opening = asyncio.ensure_future(server.open())
@@ -344,6 +346,7 @@ async def serve(config: RouterConfig, runner: "RequestRunner") -> int:
         if opening.done():
             opening.result()
             spare_long_lived_objects()
+            watchdog.start()
             if server.http_address is not None:
                 print(f"pagewire-router http on {server.http_address}", flush=True)
             print(f"pagewire-router ready on {address}", flush=True)
@@ -364,3 +367,4 @@ async def serve(config: RouterConfig, runner: "RequestRunner") -> int:
         for end in ends:
             end.cancel()
         await server.stop()
+        watchdog.stop()

@@ -36,12 +36,21 @@ async def run(args: argparse.Namespace) -> list[Row]:
         for name in names:
             row = await try_fault(chaos, name, FAULTS[name], asked, expected, args.requests // len(names))
             rows.append(row)
+            keep(row, args.out)
             print(row.line(), flush=True)
             for what in (*row.errors, *row.differing):
                 print(f"    {what}", flush=True)
             if row.num_lost or row.num_differing:
                 print(chaos.log(), file=sys.stderr)
     return rows
+
+
+def keep(row: Row, path: Path) -> None:
+    """Writes a row beside those of other faults."""
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = {each["fault"]: each for each in [*kept, {**asdict(row), "machine": machine}]}
+    path.write_text(json.dumps({"rows": [rows[name] for name in FAULTS if name in rows]}, indent=1) + "\n")
 
 
 def main() -> int:
@@ -54,12 +63,6 @@ def main() -> int:
     parser.add_argument("faults", nargs="*", metavar="FAULT")
     args = parser.parse_args()
     rows = asyncio.run(run(args))
-    result = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "streams": args.streams,
-        "rows": [asdict(row) for row in rows],
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
     return int(any(row.num_lost or row.num_differing for row in rows))
 
 

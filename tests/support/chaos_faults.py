@@ -212,10 +212,9 @@ async def try_fault(
     num_disturbed = load.begin_fault()
     while True:
         await fault(chaos)
+        await chaos.heal()
         if load.num_left <= 0:
             break
-        await asyncio.sleep(1)
     load.end_faults()
     await running
-    await chaos.heal()
     return load.row(name, num_disturbed)
