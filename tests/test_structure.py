@@ -68,7 +68,7 @@ FLOORS = {
         ("__main__",),
     ),
     "pagewire_shard": (
-        ("errors", "config", "host_memory", "slot_tables"),
+        ("errors", "config", "host_memory", "slot_tables", "pool_sizes"),
         ("grammar", "logits_processors", "parallel"),
         ("engine", "layers", "limits", "tracing"),
         ("models", "stepping", "sampling"),

@@ -5,6 +5,9 @@ pool. A group has one block table or more, each for as many of its layers as a b
 takes a block of the pool in each of them. A group without a window keeps all tokens of a sequence. One with a window
 keeps the last `window` tokens that are computed and certain, and whatever lies behind them: the next token attends to
 fewer, and a child may be forked one token back.
+
+A group with recurrent state has no blocks. A sequence's state is one slot of a pool of its own, which always suffices:
+each sequence may read one slot and write another in a step, and there are as many (docs/architecture.md).
 """
 
 from collections.abc import Iterable
@@ -19,8 +22,12 @@ class CacheGroup:
     """Tokens that are kept; 0: all."""
     num_tables: int = 1
     """Blocks of the pool that a block of tokens takes."""
+    num_states: int = 0
+    """Slots of recurrent state; 0: the group has none, but blocks."""
 
 
+STATES_PER_SEQUENCE = 2
+"""State slots that there are for each sequence, at least: it reads one and writes another."""
 MIN_CHUNK = 512
 """Tokens of a sequence that a plan may compute at once however short the windows are."""
 PLAIN = (CacheGroup(),)
@@ -37,6 +44,16 @@ def table_windows(groups: Iterable[CacheGroup]) -> tuple[int, ...]:
     return tuple(group.window for group in groups for _ in range(group.num_tables))
 
 
+def num_states_of(groups: Iterable[CacheGroup]) -> int:
+    """State slots of a model's groups; 0: it has no recurrent state."""
+    return sum(group.num_states for group in groups)
+
+
+def chunk_len(num_computed: int, num_new: int, ends: Iterable[int]) -> int:
+    """How many of its next num_new tokens a run computes of a sequence whose chunks end at `ends`, ascending."""
+    return next((min(num_new, end - num_computed) for end in ends if end > num_computed), num_new)
+
+
 class CacheGroups:
     """The arithmetic of a model's cache groups."""
 
@@ -49,6 +66,8 @@ class CacheGroups:
         self.num_window_tables = sum(group.num_tables for group in self.windows)
         self.num_tables = self.num_full_tables + self.num_window_tables
         longest = max((group.window for group in self.windows), default=max_num_batched_tokens)
+        self.has_states = num_states_of(groups) > 0
+        """Whether there are layers with recurrent state."""
         self.max_chunk = min(max_num_batched_tokens, max(2 * longest, MIN_CHUNK))
         """Most tokens of one sequence that a plan computes. Tables with a window take blocks for all of them."""
 

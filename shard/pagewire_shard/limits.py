@@ -8,6 +8,8 @@ beyond that, streams that run only wait longer for a step with prompts in it. So
 from dataclasses import dataclass
 from typing import Literal
 
+from pagewire_shard.pool_sizes import most_seqs_with_states
+
 MAX_SEQS = {"cuda": 1024, "cpu": 256}
 """Most sequences that are chosen. On a CPU the products of 256 rows keep all cores busy."""
 LEAST_SEQS = 256
@@ -60,6 +62,8 @@ class ModelFacts:
     flops_per_token: float
     """Operations of the layers' matrix products, two for each weight that a token is multiplied with."""
     max_model_len: int
+    state_bytes: int = 0
+    """Bytes of a slot of recurrent state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +109,17 @@ def choose_limits(asked: Asked, device: DeviceFacts, model: ModelFacts) -> Limit
         num_tokens, tokens_reason = _choose_num_tokens(asked, device, model)
     num_seqs, seqs_reason = asked.max_num_seqs, GIVEN
     if num_seqs is None:
-        num_seqs, seqs_reason = _choose_num_seqs(num_tokens, _pool_tokens(asked, device, model), device, model)
+        num_seqs, seqs_reason = _choose_num_seqs(num_tokens, _pool_bytes(asked, device, model), device, model)
     reasons = (seqs_reason, tokens_reason, block_reason)
     return Limits(model.max_model_len, num_seqs, num_tokens, block_size, reasons)
 
 
-def _pool_tokens(asked: Asked, device: DeviceFacts, model: ModelFacts) -> int:
-    """Tokens that the KV cache will hold, about."""
+def _pool_bytes(asked: Asked, device: DeviceFacts, model: ModelFacts) -> int:
+    """Bytes that KV cache and recurrent states will take together, about."""
     num_bytes = asked.kv_cache_memory_bytes
     if num_bytes is None:
         num_bytes = round((device.memory_bytes - model.weight_bytes) * (1 - STEP_SHARE))
-    return max(num_bytes, 0) // max(model.kv_bytes_per_token, 1)
+    return max(num_bytes, 0)
 
 
 def _choose_num_tokens(asked: Asked, device: DeviceFacts, model: ModelFacts) -> tuple[int, str]:
@@ -130,8 +134,9 @@ def _choose_num_tokens(asked: Asked, device: DeviceFacts, model: ModelFacts) -> 
     return num_tokens, f"about {num_tokens / tokens_per_s:.2g} s on {device.name}"
 
 
-def _choose_num_seqs(num_tokens: int, pool_tokens: int, device: DeviceFacts, model: ModelFacts) -> tuple[int, str]:
+def _choose_num_seqs(num_tokens: int, pool_bytes: int, device: DeviceFacts, model: ModelFacts) -> tuple[int, str]:
     """The least of several bounds, which is also the reason."""
+    pool_tokens = pool_bytes // max(model.kv_bytes_per_token, 1)
     by_pool = min(max(pool_tokens // TYPICAL_LEN, LEAST_SEQS), pool_tokens // SHORT_LEN)
     bounds = [
         (MAX_SEQS[device.kind], f"the most for a {_KIND[device.kind]}"),
@@ -141,6 +146,9 @@ def _choose_num_seqs(num_tokens: int, pool_tokens: int, device: DeviceFacts, mod
     if device.kind == "cuda":
         num_rows = int(device.memory_bytes * STATE_SHARE) // (4 * model.max_model_len)
         bounds.append((num_rows, f"rows of {model.max_model_len:,} tokens each take memory"))
+    if model.state_bytes:
+        reason = f"states of {model.state_bytes:,} bytes each"
+        bounds.append((most_seqs_with_states(pool_bytes, model.state_bytes), reason))
     num_seqs, reason = min(bounds, key=lambda bound: bound[0])
     # Sizes of graphs and of tiles are multiples of 16.
     return (num_seqs // 16 * 16 if num_seqs > 16 else max(num_seqs, 1)), reason

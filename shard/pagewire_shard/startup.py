@@ -5,19 +5,19 @@ import os
 import secrets
 import sys
 from bisect import bisect_right
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import torch
 from pagewire.v1 import shard_pb2
-from pagewire_common.cache_groups import CacheGroups
+from pagewire_common.cache_groups import STATES_PER_SEQUENCE, CacheGroups
 from pagewire_common.protocol import MAX_SCORES, PROTOCOL_MAJOR, PROTOCOL_MINOR
 from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
 
 from pagewire_shard.config import ShardConfig
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.engine import Engine
-from pagewire_shard.errors import BadOption, PoolTooSmall, UnsupportedArchitecture
+from pagewire_shard.errors import BadOption, PoolTooSmall
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_sizes import GraphSizes, graph_sizes
 from pagewire_shard.execution.model_runner import ModelRunner
@@ -32,6 +32,7 @@ from pagewire_shard.logits_processors.interface import ModelConfig, ProcessorCon
 from pagewire_shard.logits_processors.loading import load_processors
 from pagewire_shard.parallel.collectives import Collectives
 from pagewire_shard.parallel.shard_group import ShardGroup
+from pagewire_shard.pool_sizes import PoolSizes, divide_pool, most_seqs_with_states
 from pagewire_shard.sampling.processing import LogitsProcessing
 
 logger = logging.getLogger(__name__)
@@ -73,26 +74,26 @@ def build_engine(
         _set_cpu_threads(max(1, ((os.cpu_count() or 1) - 1) // config.tp_size))
     limits = _agreed_limits(_limits(config, loaded, device), device, collectives)
     layout = plan_layout(loaded.model.spec.layers, limits.max_model_len)
-    if layout.has_states:
-        raise UnsupportedArchitecture(f"{config.model}: layers with recurrent state are not served yet")
     loaded.model.layer_tables = layout.layer_tables
     state = _state(limits, layout, device)
-    num_blocks = _least(_num_blocks(config, loaded, limits, layout, state), device, collectives)
-    if _max_len(limits, layout, num_blocks) < limits.max_model_len:
-        limits = _lowered(config, limits, layout, num_blocks)
+    chosen, pool = limits, _agreed_pool(_pool_sizes(config, loaded, limits, layout, state), device, collectives)
+    limits = replace(limits, max_num_seqs=pool.max_num_seqs)
+    if _max_len(limits, layout, pool.num_blocks) < limits.max_model_len:
+        limits = _lowered(config, limits, layout, pool.num_blocks)
+    if limits != chosen:
         del state  # before the smaller one is allocated
         state = _state(limits, layout, device)
-    places = layout.allocate_places(num_blocks, limits.block_size, loaded.cache_dtype, device)
-    caches = layout.layers_in(places, limits.block_size, loaded.cache_dtype, device)
+    places = layout.allocate_places(pool.num_blocks, limits.block_size, loaded.cache_dtype, device)
+    caches = layout.layers_in(places, limits.block_size, loaded.cache_dtype, device, pool.num_states)
     runner = _runner(config, loaded, limits, state, caches, places)
     runner.sampler.processing = _processing(config, loaded, limits, device)
     warm_up(runner, limits.block_size)
     if group is not None:
         _least(0, device, collectives)  # all have come so far
         group.all_have_loaded()
-    info = _describe(config, loaded, limits, layout, num_blocks, device, model_digest)
-    print(_start_line(config, loaded, limits, layout, num_blocks), file=sys.stderr, flush=True)
-    return Engine(info, runner, BlockPool(num_blocks, limits.block_size), grammars, loaded.model.spec.longest_short)
+    info = _describe(config, loaded, limits, layout, pool, device, model_digest)
+    print(_start_line(config, loaded, limits, layout, pool), file=sys.stderr, flush=True)
+    return Engine(info, runner, BlockPool(pool.num_blocks, limits.block_size), grammars, loaded.model.spec.longest_short)
 
 
 def _least(value: int, device: torch.device, collectives: Collectives | None) -> int:
@@ -111,7 +112,15 @@ def _agreed_limits(limits: Limits, device: torch.device, collectives: Collective
     )
 
 
-def _start_line(config: ShardConfig, loaded: LoadedModel, limits: Limits, layout: CacheLayout, num_blocks: int) -> str:
+def _agreed_pool(pool: PoolSizes, device: torch.device, collectives: Collectives | None) -> PoolSizes:
+    """The pools that all ranks have room for."""
+    if collectives is None:
+        return pool
+    return PoolSizes(*(_least(size, device, collectives) for size in astuple(pool)))
+
+
+def _start_line(config: ShardConfig, loaded: LoadedModel, limits: Limits, layout: CacheLayout, pool: PoolSizes) -> str:
+    num_blocks = pool.num_blocks
     groups, num_full = _groups(limits, layout), -(-limits.max_model_len // limits.block_size)
     num_tokens = num_blocks // groups.num_tables * limits.block_size
     held = f"the KV cache holds {num_tokens:,} tokens"
@@ -119,6 +128,8 @@ def _start_line(config: ShardConfig, loaded: LoadedModel, limits: Limits, layout
         num_held = groups.num_full_tables * num_full + groups.most_window_blocks(limits.max_model_len, 1)
         num_long = num_blocks * limits.max_model_len // num_held
         held += f" of short sequences, {num_long:,} of sequences of {limits.max_model_len:,}"
+    if pool.num_states:
+        held += f"; there are {pool.num_states:,} states, of which sequences take {limits.max_num_seqs:,}"
     return f"{config.model_name}: {limits.line()}; {held}; {loaded.precision}"
 
 
@@ -200,6 +211,7 @@ def _model_facts(loaded: LoadedModel, max_model_len: int) -> ModelFacts:
         kv_bytes_per_token=spec.block_bytes(1, loaded.cache_dtype),
         flops_per_token=2.0 * spec.num_active_weights,
         max_model_len=max_model_len,
+        state_bytes=spec.state_bytes(loaded.cache_dtype),
     )
 
 
@@ -265,10 +277,11 @@ def _lowered(config: ShardConfig, limits: Limits, layout: CacheLayout, num_block
     return replace(limits, max_model_len=max_model_len)
 
 
-def _num_blocks(
+def _pool_sizes(
     config: ShardConfig, loaded: LoadedModel, limits: Limits, layout: CacheLayout, state: DeviceState
-) -> int:
-    bytes_per_block = layout.block_bytes(limits.block_size, loaded.cache_dtype)
+) -> PoolSizes:
+    block_bytes = layout.block_bytes(limits.block_size, loaded.cache_dtype)
+    state_bytes = layout.state_bytes(loaded.cache_dtype)
     needed = _groups(limits, layout).blocks_alone(limits.max_model_len)
     if config.kv_cache_memory_bytes is not None:
         available = config.kv_cache_memory_bytes
@@ -276,13 +289,23 @@ def _num_blocks(
         available = _cpu_pool_bytes()
     else:
         available = _gpu_pool_bytes(config, loaded, limits, state)
-    num_blocks = max(available, 0) // bytes_per_block
+    max_num_seqs = limits.max_num_seqs
+    if state_bytes and config.max_num_seqs is None:
+        max_num_seqs = min(max_num_seqs, most_seqs_with_states(max(available, 0), state_bytes))
+    pool = divide_pool(
+        max(available, 0),
+        block_bytes,
+        state_bytes,
+        block_size=limits.block_size,
+        max_num_seqs=max_num_seqs,
+        blocks_of_longest=needed,
+    )
     least = needed if config.max_model_len is not None else _groups(limits, layout).blocks_alone(1)
-    if num_blocks < least:
-        fits = _max_len(limits, layout, num_blocks)
-        raise PoolTooSmall(_too_small(config, limits, available, fits, needed * bytes_per_block))
-    # More than all sequences at full length can never be used.
-    return min(num_blocks, needed * limits.max_num_seqs)
+    if pool.num_blocks < least:
+        fits = _max_len(limits, layout, pool.num_blocks)
+        needed_bytes = needed * block_bytes + STATES_PER_SEQUENCE * max_num_seqs * state_bytes
+        raise PoolTooSmall(_too_small(config, limits, available, fits, needed_bytes))
+    return pool
 
 
 def _too_small(config: ShardConfig, limits: Limits, available: int, fits: int, needed_bytes: int) -> str:
@@ -327,7 +350,7 @@ def _describe(
     loaded: LoadedModel,
     limits: Limits,
     layout: CacheLayout,
-    num_blocks: int,
+    pool: PoolSizes,
     device: torch.device,
     model_digest: bytes,
 ) -> shard_pb2.ShardInfo:
@@ -343,7 +366,7 @@ def _describe(
         dtype=loaded.dtype_name,
         device=str(device),
         block_size=limits.block_size,
-        num_blocks=[num_blocks],
+        num_blocks=[pool.num_blocks],
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=limits.max_model_len,
@@ -356,5 +379,8 @@ def _describe(
         protocol_major=PROTOCOL_MAJOR,
         protocol_minor=PROTOCOL_MINOR,
         logits_processors=config.logits_processors,
-        cache_groups=[shard_pb2.CacheGroup(window=g.window, num_tables=g.num_tables) for g in layout.groups],
+        cache_groups=[
+            *(shard_pb2.CacheGroup(window=group.window, num_tables=group.num_tables) for group in layout.groups),
+            *([shard_pb2.CacheGroup(num_states=pool.num_states)] if pool.num_states else []),
+        ],
     )

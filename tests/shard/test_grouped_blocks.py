@@ -58,7 +58,7 @@ def test_a_child_is_forked_from_all_tokens_or_all_but_the_last(num_tokens: int) 
 def test_a_fork_whose_window_has_been_given_back_is_refused() -> None:
     shard = rank(window=4)
     compute_prompt(shard)
-    with pytest.raises(PlanRefused, match="do not keep what num_tokens 6 needs any more") as refused:
+    with pytest.raises(PlanRefused, match="do not keep what num_tokens 6 needs") as refused:
         fork_at(shard, 6)
     assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
 

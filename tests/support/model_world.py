@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 from pagewire.v1 import shard_pb2
-from pagewire_common.cache_groups import PLAIN
+from pagewire_common.cache_groups import PLAIN, STATES_PER_SEQUENCE, CacheGroup, num_states_of
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
@@ -108,6 +108,7 @@ class EngineWorld:
                 break
         assert not self.scheduler.has_work(), "the scheduler is stuck"
         self.engine.pool.check_whole()
+        self.engine.states.check_whole()
         assert self.scheduler.free_blocks == self.scheduler.limits.num_blocks
 
 
@@ -129,14 +130,19 @@ class ModelWorld(EngineWorld):
         grammars: Grammars | None = None,
         processors: Items[type[LogitsProcessor]] = (),
     ) -> None:
-        layout = plan_layout(model.spec.layers, limits.max_model_len if limits.groups != PLAIN else 0)
-        assert layout.groups == limits.groups, "limits.groups are PLAIN or the model's"
+        """Without states in limits.groups a model that has some gets as many as its sequences need."""
+        blocks = tuple(group for group in limits.groups if not group.num_states)
+        layout = plan_layout(model.spec.layers, limits.max_model_len if blocks != PLAIN else 0)
+        assert layout.groups == blocks, "limits.groups are PLAIN or the model's"
         model.layer_tables = layout.layer_tables
+        if layout.has_states and blocks == limits.groups:
+            states = CacheGroup(0, 0, STATES_PER_SEQUENCE * limits.max_num_seqs)
+            limits = replace(limits, groups=(*blocks, states))
         places = layout.allocate_places(limits.num_blocks, limits.block_size, dtype, device)
-        for cache in places:
+        caches = layout.layers_in(places, limits.block_size, dtype, device, num_states_of(limits.groups))
+        for cache in caches:
             for tensor in cache:
                 tensor.fill_(torch.nan)
-        caches = layout.layers_in(places, limits.block_size, dtype, device)
         parts = layout.table_parts
         state = DeviceState(limits.max_num_seqs, limits.max_model_len, limits.block_size, device, parts)
         info = shard_info(limits, model.spec.vocab_size)

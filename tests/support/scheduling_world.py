@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 from pagewire.v1 import inference_pb2, shard_pb2
-from pagewire_common.cache_groups import table_windows
+from pagewire_common.cache_groups import num_states_of, table_windows
 from pagewire_common.sampling_params import with_defaults
 from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
 from pagewire_router.beams.search import BeamSearch
@@ -80,7 +80,11 @@ def shard_info(limits: GroupLimits, vocab_size: int, max_draft_tokens: int = 0) 
         max_draft_tokens=max_draft_tokens,
         max_scores=vocab_size,
         max_bad_word_tokens=MAX_BAD_WORD_TOKENS,
-        cache_groups=[shard_pb2.CacheGroup(window=g.window, num_tables=g.num_tables) for g in limits.groups],
+        block_size=limits.block_size,
+        cache_groups=[
+            shard_pb2.CacheGroup(window=g.window, num_tables=g.num_tables, num_states=g.num_states)
+            for g in limits.groups
+        ],
     )
 
 
@@ -88,12 +92,20 @@ class HashRunner:
     """Rows as the device has them: exact counts, stops known at once, void rows that write nowhere."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, max_model_len: int, eos_share: float, windows: tuple[int, ...] = (0,)
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        eos_share: float,
+        windows: tuple[int, ...] = (0,),
+        num_states: int = 0,
     ) -> None:
         """windows: By block table; 0: a token looks back on all before it."""
         self.block_size, self.max_model_len, self.eos_share = block_size, max_model_len, eos_share
         self.windows = windows
         self.cache = [[-1] * block_size for _ in range(num_blocks)]
+        self.states: list[object] = [None] * num_states
+        """By state slot: the hash of all tokens before it, and how many they are; garbage where a void row wrote."""
         self.rows: dict[int, dict] = {}
         self.num_computed_total = 0
         self.tokens_of_steps: list[int] = []
@@ -141,6 +153,8 @@ class HashRunner:
         for source, destination in batch.copies:
             self.cache[destination] = list(self.cache[source])
         self._break_if_poisoned(batch)
+        if self.states:
+            self._move_states_on(batch)
         self.begun = batch
 
     def sample(self, batch: RunBatch, masks: BatchMasks | None = None) -> StepTokens:
@@ -166,6 +180,23 @@ class HashRunner:
             ids, logprobs = zip(*best, strict=True)
             out.row_scores.append(shard_pb2.RowScores(run_index=place, token_ids=ids, logprobs=logprobs))
         return out
+
+    def _move_states_on(self, batch: RunBatch) -> None:
+        """Every row begins with the state behind what it has computed, and nobody writes what another one reads."""
+        live = {slot for slot in batch.read_slots if slot >= 0}
+        assert len(set(batch.write_slots)) == len(batch.slots)
+        for slot, query_len, read, write in zip(
+            batch.slots, batch.query_lens, batch.read_slots, batch.write_slots, strict=True
+        ):
+            assert write == read or write not in live
+            row = self.rows[slot]
+            if row["stop"]:
+                self.states[write] = "garbage of a row that has stopped"
+                continue
+            first, states = row["computed"], [(1, 0), *zip(chain(row["tokens"]), range(1, 1 << 20), strict=False)]
+            found = (1, 0) if read < 0 else self.states[read]
+            assert found == states[first], "the sequence does not begin with its state"
+            self.states[write] = states[first + query_len]
 
     def _apply_masks(self, batch: RunBatch, masks: BatchMasks | None) -> None:
         """Every mask must be that of the row's tokens. One that allows nothing stops the row."""
@@ -320,7 +351,12 @@ class Rank:
     ) -> None:
         info = shard_info(limits, vocab_size, max_draft_tokens)
         self.runner = make_runner(
-            limits.num_blocks, limits.block_size, limits.max_model_len, eos_share, table_windows(limits.groups)
+            limits.num_blocks,
+            limits.block_size,
+            limits.max_model_len,
+            eos_share,
+            table_windows(limits.groups),
+            num_states_of(limits.groups),
         )
         self.grammars = FakeGrammars()
         pool = BlockPool(limits.num_blocks, limits.block_size)
@@ -490,8 +526,15 @@ class World:
     def lose_cache(self) -> None:
         """The ranks forget their cached blocks without telling the router."""
         for rank in self.ranks:
-            rank.engine.pool.forget_all()
-            rank.engine.pool.take_index_changes()
+            for pool in (rank.engine.pool, rank.engine.states):
+                pool.forget_all()
+                pool.take_index_changes()
+
+    def lose_checkpoints(self) -> None:
+        """The ranks forget their checkpoints alone, without telling the router."""
+        for rank in self.ranks:
+            rank.engine.states.forget_all()
+            rank.engine.states.take_index_changes()
 
     def run(self, max_steps: int = 20_000) -> None:
         for _ in range(max_steps):
@@ -503,6 +546,7 @@ class World:
     def check_whole(self) -> None:
         for rank in self.ranks:
             rank.engine.pool.check_whole()
+            rank.engine.states.check_whole()
         assert self.scheduler.free_blocks == self.scheduler.limits.num_blocks
 
 

@@ -4,7 +4,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
-from pagewire_common.cache_groups import PLAIN, CacheGroup
+from pagewire_common.cache_groups import PLAIN, STATES_PER_SEQUENCE, CacheGroup
 from pagewire_router.beams.search import BeamSettings
 from pagewire_router.errors import RequestTooLong
 from pagewire_router.scheduling.block_ledger import GroupLimits
@@ -74,11 +74,16 @@ class LoseCache:
 
 
 @dataclass(frozen=True)
+class LoseCheckpoints:
+    """The shards' checkpoints are gone, their blocks are not, and the router learns nothing of it."""
+
+
+@dataclass(frozen=True)
 class LoseMirror:
     """The router forgets what the shards have cached: its guesses are too low."""
 
 
-Action = Submit | Steps | Abort | Draft | NewEpoch | LoseCache | LoseMirror
+Action = Submit | Steps | Abort | Draft | NewEpoch | LoseCache | LoseCheckpoints | LoseMirror
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def actions(max_prompt: int, max_tokens: int, max_n: int, max_drafts: int) -> tu
     )
     steps = st.builds(Steps, st.integers(1, 8))
     rare = [st.builds(Abort, st.integers(0, 9)), st.builds(Draft, st.integers(0, max_drafts)), st.just(NewEpoch())]
-    rare += [st.just(LoseCache()), st.just(LoseMirror())]
+    rare += [st.just(LoseCache()), st.just(LoseMirror()), st.just(LoseCheckpoints())]
     return submit, st.one_of(*[steps] * 8, *rare)
 
 
@@ -144,6 +149,7 @@ def workloads(
     *,
     max_drafts: int = 4,
     groups: st.SearchStrategy[tuple[CacheGroup, ...]] = st.just(PLAIN),  # noqa: B008
+    has_states: bool = False,
 ) -> Workload:
     """A small pool, shared prefixes, parallel sampling, drafts, late arrivals, aborts and lost shards, all at once."""
     block_size = draw(st.integers(1, 4))
@@ -158,6 +164,10 @@ def workloads(
         max_model_len=max_prompt + max_tokens + draw(st.sampled_from([0, 3])),
         groups=draw(groups),
     )
+    if has_states:
+        num_states = STATES_PER_SEQUENCE * max_num_seqs + draw(st.sampled_from([0, 0, 1, 8]))
+        limits = replace(limits, groups=(*limits.groups, CacheGroup(0, 0, num_states)))
+        max_drafts = 0
     alone = blocks_alone(limits, max_prompt, max_tokens, max_n)
     limits = replace(limits, num_blocks=alone + draw(st.sampled_from([0, 0, 1, 2, alone // 2, alone])))
     num_drafts = draw(st.integers(0, max_drafts))
@@ -201,6 +211,8 @@ def play(workload: Workload, num_ranks: int = 1) -> World:
                 world.new_epoch()
             case LoseCache():
                 world.lose_cache()
+            case LoseCheckpoints():
+                world.lose_checkpoints()
             case LoseMirror():
                 world.scheduler.prefixes.clear()
     world.run(2000)

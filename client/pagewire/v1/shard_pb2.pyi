@@ -573,7 +573,8 @@ class Fork(_message.Message):
     """Never used before in this epoch. Inherits the parent's prompt border, sampling parameters and stop conditions."""
     num_tokens: _builtins.int
     """The child shares the parent's first num_tokens tokens, all of which the parent has computed. In cache groups with a
-    window the parent must still have the last `window` of them; see Admit.fork_from.
+    window the parent must still have the last `window` of them, in those with states the state behind them: see
+    Admit.fork_from.
     """
     seed: _builtins.int
     """The child's own sampling seed."""
@@ -619,6 +620,7 @@ class Admit(_message.Message):
     NUM_SCORES_FIELD_NUMBER: _builtins.int
     BAD_WORDS_FIELD_NUMBER: _builtins.int
     FORK_FROM_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
     seq_id: _builtins.int
     """Never used before in this epoch."""
     num_prompt_tokens: _builtins.int
@@ -638,9 +640,9 @@ class Admit(_message.Message):
     num_scores: _builtins.int
     """How many tokens a run in mode SCORE returns; at most max_scores. 0: the sequence does not run in that mode."""
     fork_from: _builtins.int
-    """Children will be forked from so many of its tokens. Cache groups with a window keep what these children need, until
-    the first plan that forks one; cached blocks from this token on are not used. 0: none will be, or only from all
-    tokens that it has computed, or from all but the last of them.
+    """Children will be forked from so many of its tokens. Cache groups with a window or with states keep what these children
+    need, until the first plan that forks one; cached blocks from this token on are not used. 0: none will be, or only
+    from all tokens that it has computed, or, without states, from all but the last of them.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -667,6 +669,13 @@ class Admit(_message.Message):
         SamplingParams.bad_words says, tokenized by the router; max_bad_word_tokens in all.
         """
 
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where the state behind so many tokens is kept, to be found by other sequences: ascending multiples of block_size below
+        the number of token_ids. A run ends at the next of these, and at fork_from, however large its budget. Empty in a model
+        without states.
+        """
+
     def __init__(
         self,
         *,
@@ -683,10 +692,11 @@ class Admit(_message.Message):
         num_scores: _builtins.int = ...,
         bad_words: _abc.Iterable[_inference_pb2.TokenIds] | None = ...,
         fork_from: _builtins.int = ...,
+        checkpoints: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling_params", b"sampling_params", "stop", b"stop", "trace_context", b"trace_context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "bad_words", b"bad_words", "cache_salt", b"cache_salt", "fork_from", b"fork_from", "grammar", b"grammar", "min_recompute_from", b"min_recompute_from", "num_prompt_tokens", b"num_prompt_tokens", "num_scores", b"num_scores", "sampling_params", b"sampling_params", "seq_id", b"seq_id", "stop", b"stop", "token_ids", b"token_ids", "trace_context", b"trace_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "bad_words", b"bad_words", "cache_salt", b"cache_salt", "checkpoints", b"checkpoints", "fork_from", b"fork_from", "grammar", b"grammar", "min_recompute_from", b"min_recompute_from", "num_prompt_tokens", b"num_prompt_tokens", "num_scores", b"num_scores", "sampling_params", b"sampling_params", "seq_id", b"seq_id", "stop", b"stop", "token_ids", b"token_ids", "trace_context", b"trace_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -841,7 +851,8 @@ class StepResult(_message.Message):
     @_builtins.property
     def cache_hashes_added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Blocks that entered the prefix index (first 8 bytes of their hash, little-endian). To those of table t, counted from 0
-        over all cache groups, t * 0x9e3779b97f4a7c15 is added modulo 2^64.
+        over all cache groups, t * 0x9e3779b97f4a7c15 is added modulo 2^64. A checkpoint counts as a block of the table behind
+        the last.
         """
 
     @_builtins.property
@@ -1380,30 +1391,37 @@ Global___ShardInfo: _TypeAlias = ShardInfo  # noqa: Y015
 
 @_typing.final
 class CacheGroup(_message.Message):
-    """Layers whose cache has one shape and one lifetime. All groups draw their blocks from one pool."""
+    """Layers whose cache has one shape and one lifetime. All groups that have blocks draw them from one pool."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WINDOW_FIELD_NUMBER: _builtins.int
     NUM_TABLES_FIELD_NUMBER: _builtins.int
+    NUM_STATES_FIELD_NUMBER: _builtins.int
     window: _builtins.int
     """A sequence holds the blocks of its last `window` tokens that are computed and certain, and of those behind them. When
     a plan has been applied, each sequence that it runs or forks gives back the blocks before these. They stay in the
     prefix index until they are evicted. 0: it holds the blocks of all its tokens.
     """
     num_tables: _builtins.int
-    """Block tables, at least 1: a block of tokens takes a block of the pool in each. A prefix is found only as far as all
-    tables have the blocks that they keep of it.
+    """Block tables: a block of tokens takes a block of the pool in each. A prefix is found only as far as all tables have
+    the blocks that they keep of it. 0 if and only if there are states.
+    """
+    num_states: _builtins.int
+    """States that the shard has room for, of layers that keep one of each sequence, whatever its length: 2 * max_num_seqs at
+    least, so that a sequence that has a slot has what it needs of them. What sequences do not need is kept as checkpoints,
+    until it is evicted. A prefix is found only where there is a checkpoint. 0: the group's layers keep blocks.
     """
     def __init__(
         self,
         *,
         window: _builtins.int = ...,
         num_tables: _builtins.int = ...,
+        num_states: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_tables", b"num_tables", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_states", b"num_states", "num_tables", b"num_tables", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,18 +20,20 @@ def causal_conv(inputs: ConvInputs) -> torch.Tensor:
 
 
 def _decodes(inputs: ConvInputs, taps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    x, state, read_slots = inputs.x, inputs.state, inputs.read_slots
+    state, read_slots = inputs.state, inputs.read_slots
+    x = inputs.x[: len(read_slots)]
     before = state.index_select(0, read_slots.clamp(min=0))  # [num_seqs, width - 1, channels]
     begins = read_slots < 0
     if begins.any():
         before[begins] = 0
-    out = x.float() * taps[-1]
+    whole = torch.zeros(inputs.x.shape)
+    out = torch.mul(x, taps[-1], out=whole[: len(x)])
     for tap, row in zip(taps[:-1], before.unbind(1), strict=True):
         out += row * tap
     if bias is not None:
         out += bias
     state[inputs.write_slots.long()] = torch.cat((before[:, 1:], x[:, None].to(state.dtype)), dim=1)
-    return out
+    return whole
 
 
 def _sequences(inputs: ConvInputs, taps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

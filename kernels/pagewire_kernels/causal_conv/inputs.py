@@ -21,8 +21,8 @@ class ConvInputs:
     bias: torch.Tensor | None
     """[channels], weight's dtype."""
     state: torch.Tensor
-    """[num_slots, width - 1, channels], contiguous, x's dtype or a wider one: the inputs before a sequence's tokens, the
-    oldest first."""
+    """[num_slots, width - 1, channels], contiguous, of x's dtype or a wider one: the inputs before a sequence's tokens,
+    the oldest first."""
     read_slots: torch.Tensor
     """[num_seqs] int32; -1: the sequence begins, zeros are before its tokens."""
     write_slots: torch.Tensor
@@ -30,6 +30,6 @@ class ConvInputs:
     query_start_loc: torch.Tensor
     """[num_seqs + 1] int32: where each sequence's tokens start; one without tokens is padding and writes nothing."""
     max_query_len: int
-    """Most tokens of any sequence. 1: sequence i has token i alone, of as many tokens as sequences."""
+    """Most tokens of any sequence. 1: sequence i has token i alone, and what is behind them is padding."""
     activation: Literal["silu"] | None = None
     """Of the result."""

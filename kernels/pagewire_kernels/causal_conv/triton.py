@@ -173,7 +173,9 @@ def causal_conv(inputs: ConvInputs) -> torch.Tensor:
     (num_tokens, channels), num_seqs, width = x.shape, len(inputs.read_slots), inputs.weight.shape[1]
     if x.stride(1) != 1 or not (inputs.weight.is_contiguous() and state.is_contiguous()):
         raise ValueError("rows of x, the weight and the state must be contiguous")
-    out = torch.empty((num_tokens, channels), dtype=x.dtype, device=x.device)
+    is_decode = inputs.max_query_len == 1
+    make = torch.zeros if is_decode and num_tokens > num_seqs else torch.empty
+    out = make((num_tokens, channels), dtype=x.dtype, device=x.device)
     if num_tokens == 0:
         return out
     bias = inputs.weight if inputs.bias is None else inputs.bias
@@ -181,7 +183,7 @@ def causal_conv(inputs: ConvInputs) -> torch.Tensor:
     sizes = {"CHANNELS": channels, "WIDTH": width, **launch_options(x.device)}
     ends = {"HAS_BIAS": inputs.bias is not None, "SILU": inputs.activation == "silu"}
     grid = (num_seqs, triton.cdiv(channels, DECODE_COLUMNS))
-    if inputs.max_query_len == 1:
+    if is_decode:
         decode_kernel[grid](
             x, inputs.weight, bias, state, *slots, out, x.stride(0), **sizes, **ends, COLUMNS=DECODE_COLUMNS
         )

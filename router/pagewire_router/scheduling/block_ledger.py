@@ -14,6 +14,8 @@ In a model with several cache groups (pagewire_common/cache_groups.py) a block o
 table. In tables with a window a sequence gives blocks back while it runs. What it gives back others may still hold: so
 each sequence counts there for all blocks that it holds, as if none were shared, and `free` for as many less as the
 shard says are counted more than once. A fork counts as sharing nothing there until its result is back.
+
+States of recurrent layers are no blocks and are not counted: a shard has as many as max_num_seqs sequences can need.
 """
 
 from collections.abc import Iterable
@@ -59,7 +61,7 @@ class GroupLimits:
             max_num_seqs=info.max_num_seqs,
             max_num_batched_tokens=info.max_num_batched_tokens,
             max_model_len=info.max_model_len,
-            groups=tuple(CacheGroup(group.window, group.num_tables) for group in info.cache_groups) or PLAIN,
+            groups=tuple(CacheGroup(g.window, g.num_tables, g.num_states) for g in info.cache_groups) or PLAIN,
         )
 
     def cache_groups(self) -> CacheGroups:

@@ -4,9 +4,8 @@ A prefix counts as far as every table has the blocks that it keeps of it, as the
 """
 
 from pagewire_common.block_hash import PrefixHashes, max_cached_blocks, table_hash
-from pagewire_common.cache_groups import PLAIN, first_kept_block, table_windows
+from pagewire_common.cache_groups import first_kept_block
 
-from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.prefix_index import PrefixIndex
 
 _STRIDE = 32
@@ -60,8 +59,3 @@ class GroupedPrefixIndex(PrefixIndex):
                 if (i := next(missing, None)) is not None:
                     return i
         return None
-
-
-def prefix_index(limits: GroupLimits) -> PrefixIndex:
-    """The index for a shard group of these limits."""
-    return PrefixIndex() if limits.groups == PLAIN else GroupedPrefixIndex(table_windows(limits.groups))

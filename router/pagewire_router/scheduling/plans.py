@@ -6,6 +6,7 @@ from typing import Literal
 
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import PrefixHashes
+from pagewire_common.cache_groups import chunk_len
 
 from pagewire_router.beams.search import Hypothesis
 from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup, sequence_seed
@@ -119,6 +120,8 @@ class PlanInFlight:
         if request.beams is not None:
             admit.num_scores = request.beams.num_scores
         admit.fork_from = sequence.fork_from
+        if sequence.checkpoints:
+            admit.checkpoints.extend(sequence.checkpoints)
         if request.trace_context is not None:
             admit.trace_context.traceparent = request.trace_context.traceparent
             admit.trace_context.tracestate = request.trace_context.tracestate
@@ -133,8 +136,11 @@ class PlanInFlight:
             seed=sequence_seed(child.group.request.params.seed, child.index),
         )
 
-    def max_budget(self, sequence: Sequence, num_tokens: int) -> int:
-        """Returns how many of a sequence's next num_tokens tokens, one at least, the plan has room for."""
+    def max_budget(self, sequence: Sequence, num_computed: int, num_tokens: int) -> int:
+        """Returns how many of a sequence's next num_tokens tokens, one at least, the plan has room for, behind the
+        first num_computed."""
+        if sequence.chunk_ends:
+            num_tokens = chunk_len(num_computed, num_tokens, sequence.chunk_ends)
         num_tokens = min(num_tokens, self.num_tokens_left, self.max_chunk)
         num_scores = sequence.group.num_scores_per_token
         return num_tokens if num_scores == 0 else min(num_tokens, max(1, self.num_scores_left // num_scores))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pagewire_common.block_hash import PrefixHashes, max_cached_blocks
 
 from pagewire_router.scheduling.plans import Chunk, PlanInFlight
-from pagewire_router.scheduling.sequence import Sequence
+from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 
 MAX_NEW_HASHES = 4096
 """Blocks that are hashed for one plan, at most; it takes some milliseconds. What lies beyond counts as not cached."""
@@ -68,6 +68,15 @@ class PrefixIndex:
                 for value in hashes[chunk.first_block : chunk.end_block]:
                     if coming.get(value) == step:
                         del coming[value]
+
+    def num_cached_tokens(self, prefix: PrefixHashes, group: SequenceGroup) -> int:
+        """Number of a prompt's leading tokens that a shard would provide if it were admitted now."""
+        return group.num_usable_tokens(self.num_cached_blocks(prefix), prefix.block_size)
+
+    def checkpoints(self, prefix: PrefixHashes, num_cached_tokens: int) -> tuple[int, ...]:
+        """Where the state behind so many of a prompt's tokens is to be kept for others. None here: see
+        stateful_prefix_index.py."""
+        return ()
 
     def num_cached_blocks(self, prefix: PrefixHashes) -> int:
         """Number of a prompt's leading blocks that a shard would find if it were admitted now."""

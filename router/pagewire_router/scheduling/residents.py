@@ -26,6 +26,10 @@ class Residents:
         self.num_slots_used = 0
         """Sequences on the shard group, and those for which a slot is kept until they are forked."""
         self._limits = limits
+        groups = limits.cache_groups()
+        self._has_states = groups.has_states
+        self._keeps_for_forks = groups.has_states or bool(groups.windows)
+        """Whether shards keep what children need only if they are told so."""
         self.ledger = self._new_ledger(limits.num_blocks)
         self._forking: dict[SequenceGroup, None] = {}
         """Running requests with sequences that are still to be forked."""
@@ -83,11 +87,14 @@ class Residents:
             return False
         return num_logprobs + sum(running.num_many_logprobs for running in self.running) <= MAX_STEP_LOGPROBS
 
-    def admit(self, leader: Sequence, num_guessed_tokens: int, plan: PlanInFlight) -> None:
+    def admit(
+        self, leader: Sequence, num_guessed_tokens: int, plan: PlanInFlight, checkpoints: tuple[int, ...] = ()
+    ) -> None:
         """Admits a request by its leader; its other sequences get a slot and blocks now and are forked later.
 
         Args:
             num_guessed_tokens: leading tokens of the leader that are likely to be cached.
+            checkpoints: as Admit has them, of the leader.
         """
         group = leader.group
         unfinished = group.unfinished()
@@ -99,7 +106,7 @@ class Residents:
             if other is not leader:
                 self._reserve_for(other, group.num_shared_tokens())
         insort(self.running, group, key=lambda g: g.urgency)
-        self._admit_leader(leader, num_guessed_tokens, plan)
+        self._admit_leader(leader, num_guessed_tokens, plan, checkpoints)
 
     def _reserve_for(self, sequence: Sequence, num_shared: int) -> None:
         """Reserves blocks for a sequence that is to be forked."""
@@ -109,14 +116,15 @@ class Residents:
         num_blocks = self.ledger.num_blocks_to_fork(len(sequence.token_ids) + 1, num_shared)
         self.ledger.set(sequence, num_reserved=num_blocks, num_held=0)
 
-    def _admit_leader(self, leader: Sequence, num_guessed_tokens: int, plan: PlanInFlight) -> None:
+    def _admit_leader(
+        self, leader: Sequence, num_guessed_tokens: int, plan: PlanInFlight, checkpoints: tuple[int, ...]
+    ) -> None:
         """Admits a sequence and runs its first chunk, which has tokens set aside for what is not cached."""
         num_tokens = len(leader.token_ids)
         fork_from = 0
-        if self.ledger.has_windows and leader.group in self._forking:
+        if self._keeps_for_forks and leader.group in self._forking:
             fork_from = leader.group.num_shared_tokens()
             num_guessed_tokens = min(num_guessed_tokens, fork_from // self._limits.block_size * self._limits.block_size)
-        budget = plan.max_budget(leader, num_tokens - num_guessed_tokens)
         leader.on(SequenceEvent.ADMIT)
         leader.enter_shard(
             self._next_seq_id(),
@@ -125,6 +133,9 @@ class Residents:
             num_guessed_tokens=num_guessed_tokens,
         )
         leader.fork_from = fork_from
+        if self._has_states:
+            leader.end_chunks(checkpoints)
+        budget = plan.max_budget(leader, num_guessed_tokens, num_tokens - num_guessed_tokens)
         if budget == num_tokens:
             leader.settle(num_computed_tokens=0, num_tokens=num_tokens)
         self.ledger.set(leader, num_reserved=self.ledger.bound(leader, num_tokens), num_held=0)

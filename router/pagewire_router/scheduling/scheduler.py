@@ -34,12 +34,12 @@ from pagewire_router.scheduling.deadlines import Deadlines
 from pagewire_router.scheduling.drafts import UnverifiedDrafts, reserve_drafts
 from pagewire_router.scheduling.forecast import Forecast, Verdict
 from pagewire_router.scheduling.grammars import Grammars
-from pagewire_router.scheduling.grouped_prefix_index import prefix_index
 from pagewire_router.scheduling.observer import SchedulerObserver
 from pagewire_router.scheduling.plans import PlanInFlight, Progress, TokenCounts, take_prompt_scores
 from pagewire_router.scheduling.residents import Residents
 from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup
 from pagewire_router.scheduling.sequence_state import SequenceState
+from pagewire_router.scheduling.stateful_prefix_index import prefix_index
 from pagewire_router.scheduling.suspects import Queue, Suspects, note_losses
 from pagewire_router.scheduling.waiting_queue import WaitingQueue
 
@@ -322,7 +322,7 @@ class Scheduler:
                 num_remaining = sequence.num_admitted_tokens - num_computed
             else:
                 num_remaining = sequence.num_tokens - num_computed
-            budget = plan.max_budget(sequence, max(1, num_remaining))
+            budget = plan.max_budget(sequence, num_computed, max(1, num_remaining))
             num_computed_after = sequence.num_computed_after(budget)
             num_more = ledger.num_missing(sequence, num_computed_after)
             if num_more <= max(0, ledger.available):
@@ -364,11 +364,10 @@ class Scheduler:
 
     def _admit(self, leader: Sequence, plan: PlanInFlight) -> None:
         """Admits a request, charged for what is not likely to be cached."""
-        block_size = self.limits.block_size
-        num_cached_blocks = self.prefixes.num_cached_blocks(leader.hash_prefix(block_size))
-        num_guessed = leader.group.num_usable_tokens(num_cached_blocks, block_size)
+        prefix = leader.hash_prefix(self.limits.block_size)
+        num_guessed = self.prefixes.num_cached_tokens(prefix, leader.group)
         self.grammars.on_admit(leader.group, plan.step)
-        self._residents.admit(leader, num_guessed, plan)
+        self._residents.admit(leader, num_guessed, plan, self.prefixes.checkpoints(prefix, num_guessed))
         self.prefixes.expect(plan, leader, leader.num_guessed_tokens, leader.num_likely_computed_tokens)
 
     def _verdict(self, group: SequenceGroup, now: float) -> Verdict:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pagewire.v1 import inference_pb2
 from pagewire_common.block_hash import PrefixHashes
+from pagewire_common.cache_groups import chunk_len
 
 from pagewire_router.request import Request
 from pagewire_router.scheduling.beam_sequences import BeamSequences
@@ -75,6 +76,10 @@ class Sequence:
     """Tokens it had computed as of the last result."""
     prefix: PrefixHashes | None = None
     """Hashes of the blocks that it had when it was last admitted; None: it was forked."""
+    checkpoints: tuple[int, ...] = ()
+    """The shards keep the state behind so many of its tokens, to be found by others."""
+    chunk_ends: tuple[int, ...] = ()
+    """Where a run ends at the latest: what the state is needed behind, ascending."""
     num_guessed_tokens: int = 0
     """Tokens that a cached prefix is expected to provide; used while ADMITTED."""
     num_expected_tokens: int = 0
@@ -98,8 +103,8 @@ class Sequence:
     num_forked_tokens: int = 0
     """Tokens that it shared with its parent when it was forked; 0: it was not."""
     fork_from: int = 0
-    """Cache groups with a window keep what children need that are forked from so many of its tokens; 0: there are
-    none."""
+    """Cache groups with a window or with states keep what children need that are forked from so many of its tokens; 0:
+    there are none."""
 
     @property
     def is_finished(self) -> bool:
@@ -151,10 +156,19 @@ class Sequence:
         self.inflight_budgets.clear()
         self.next_write_block_shared = False
         self.last_fork_step = self.num_forked_tokens = self.fork_from = 0
+        self.checkpoints = self.chunk_ends = ()
+
+    def end_chunks(self, checkpoints: tuple[int, ...]) -> None:
+        """It enters a shard group with states, which keeps those at the checkpoints and at fork_from."""
+        self.checkpoints = checkpoints
+        self.chunk_ends = tuple(sorted({*checkpoints, self.fork_from} - {0}))
 
     def num_computed_after(self, budget: int) -> int:
         """Most tokens it has computed once a further plan has run it with this budget."""
-        return min(self.num_computed_tokens + budget, self.num_tokens)
+        num_computed = self.num_computed_tokens
+        if self.chunk_ends:
+            budget = chunk_len(num_computed, budget, self.chunk_ends)
+        return min(num_computed + budget, self.num_tokens)
 
     def run(self, budget: int) -> None:
         """A plan runs it: moves its counts ahead."""

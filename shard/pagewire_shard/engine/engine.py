@@ -33,7 +33,7 @@ from itertools import repeat
 
 import grpc
 from pagewire.v1 import shard_pb2
-from pagewire_common.cache_groups import CacheGroup, table_windows
+from pagewire_common.cache_groups import CacheGroup, num_states_of, table_windows
 
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.constraints import Constraints
@@ -42,6 +42,7 @@ from pagewire_shard.engine.plan_check import PlanCheck, malformed
 from pagewire_shard.engine.runner import BatchMasks, PendingTokens, RunBatch, Runner, StepTokens
 from pagewire_shard.engine.sequence import Sequence, admitted
 from pagewire_shard.engine.sequence_blocks import SequenceBlocks
+from pagewire_shard.engine.stateful_blocks import StatefulBlocks
 from pagewire_shard.engine.step_changes import Row, StepChanges
 from pagewire_shard.engine.step_prefixes import Loan
 from pagewire_shard.errors import PlanRefused
@@ -101,7 +102,10 @@ class Engine:
         self._has_processors = bool(info.logits_processors)
         self._runner = runner
         self._longest_short = longest_short
-        self._blocks = _blocks(info, pool)
+        num_states = num_states_of(groups := _groups(info))
+        self.states = BlockPool(num_states, pool.block_size)
+        """The slots of recurrent state, those of sequences and those of checkpoints."""
+        self._blocks = _blocks(table_windows(groups), pool, self.states)
         self._check = PlanCheck(info)
         self._sequences: dict[int, Sequence] = {}
         self._free_slots: list[int] = []
@@ -137,16 +141,18 @@ class Engine:
         self._highest_seq_id = -1
         self._digest = b""
         self._new_tokens.clear()
-        self.pool.take_index_changes()
+        for pool in (self.pool, self.states):
+            pool.take_index_changes()
         return [self.pool.num_free]
 
     def reset_cache(self) -> None:
-        """Forgets all cached blocks: a step failed, so what the index promises may not have been computed."""
-        self.pool.forget_all()
+        """Forgets all that is cached: a step failed, so what the index promises may not have been computed."""
+        for pool in (self.pool, self.states):
+            pool.forget_all()
 
     def cached_hashes(self) -> list[int]:
-        """The wire hashes of all cached blocks."""
-        return self.pool.cached_hashes()
+        """The wire hashes of all cached blocks, and of checkpoints."""
+        return self.pool.cached_hashes() + self.states.cached_hashes()
 
     def launch(self, plan: shard_pb2.StepPlan) -> LaunchedStep:
         """Applies a plan and starts its forward pass.
@@ -264,7 +270,8 @@ class Engine:
         drafts = plan.num_draft_tokens or repeat(0)
         if not admits:
             # The steady state: nobody borrows anything.
-            runs = zip(plan.run_seq_ids, plan.run_token_budgets, drafts, strict=False)
+            budgets = self._budgets(plan) if self.states.num_blocks else plan.run_token_budgets
+            runs = zip(plan.run_seq_ids, budgets, drafts, strict=False)
             rows = [((row := sequences.get(i) or new[i]), *row.next_row(budget, n)) for i, budget, n in runs]
             return self._with_modes(plan, StepChanges(children, admits, released, rows, loans))
         for seq_id, budget, num_drafts in zip(plan.run_seq_ids, plan.run_token_budgets, drafts, strict=False):
@@ -274,13 +281,21 @@ class Engine:
                 del unmatched[sequence]
                 if loan := prefixes.find(sequence):
                     loans[sequence] = loan
-            query_len, sample_len = sequence.next_row(budget, num_drafts)
+            query_len, sample_len = sequence.next_row(self._blocks.chunk_len(sequence, budget), num_drafts)
             rows.append((sequence, query_len, sample_len))
             if (is_new or query_len > 1) and sample_len <= 1:
                 prefixes.fill(sequence, query_len)
         for sequence in unmatched:  # Without a row it borrows nothing.
             self._blocks.prefixes().find(sequence)
         return self._with_modes(plan, StepChanges(children, admits, released, rows, loans))
+
+    def _budgets(self, plan: shard_pb2.StepPlan) -> list[int]:
+        """run_token_budgets of a plan without admissions, as far as the rows' chunks go."""
+        sequences, chunk_len = self._sequences, self._blocks.chunk_len
+        return [
+            chunk_len(sequence, budget) if (sequence := sequences.get(seq_id)) and sequence.chunk_ends else budget
+            for seq_id, budget in zip(plan.run_seq_ids, plan.run_token_budgets, strict=True)
+        ]
 
     def _with_modes(self, plan: shard_pb2.StepPlan, changes: StepChanges) -> StepChanges:
         """The changes with the plan's run_modes, which are SAMPLE so far. Raises PlanRefused."""
@@ -298,7 +313,7 @@ class Engine:
             raise malformed(f"fork of seq_id {parent.seq_id}: it has not computed num_tokens {fork.num_tokens}")
         child = self._blocks.fork(parent, fork)
         if child is None:
-            message = f"its cache groups with a window do not keep what num_tokens {fork.num_tokens} needs any more"
+            message = f"its cache groups do not keep what num_tokens {fork.num_tokens} needs"
             raise malformed(f"fork of seq_id {parent.seq_id}: {message}")
         if parent.constraint is not None and self._constraints is not None:
             num_prompt = parent.num_prompt_tokens
@@ -410,11 +425,12 @@ class Engine:
                 result.num_cached_tokens.append(sequence.num_cached_tokens)
         result.next_write_block_shared.extend(self._blocks.describe(launched.rows, state))
         result.num_shared_window_blocks = self._blocks.num_shared_window_blocks
-        added, removed = self.pool.take_index_changes()
-        result.cache_hashes_added.extend(added)
-        result.cache_hashes_removed.extend(removed)
-        state += added
-        state += removed
+        for pool in (self.pool, self.states) if self.states.num_blocks else (self.pool,):
+            added, removed = pool.take_index_changes()
+            result.cache_hashes_added.extend(added)
+            result.cache_hashes_removed.extend(removed)
+            state += added
+            state += removed
         state += self._new_tokens
         self._new_tokens.clear()
         result.free_blocks.append(self.pool.num_free)
@@ -430,8 +446,13 @@ class Engine:
         self._blocks.check_consistent(self._sequences)
 
 
-def _blocks(info: shard_pb2.ShardInfo, pool: BlockPool) -> SequenceBlocks:
-    windows = table_windows(CacheGroup(group.window, group.num_tables) for group in info.cache_groups)
+def _groups(info: shard_pb2.ShardInfo) -> list[CacheGroup]:
+    return [CacheGroup(group.window, group.num_tables, group.num_states) for group in info.cache_groups]
+
+
+def _blocks(windows: tuple[int, ...], pool: BlockPool, states: BlockPool) -> SequenceBlocks:
+    if states.num_blocks:
+        return StatefulBlocks(pool, windows, states)
     return SequenceBlocks(pool) if windows in ((), (0,)) else GroupedBlocks(pool, windows)
 
 

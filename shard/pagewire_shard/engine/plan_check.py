@@ -36,6 +36,8 @@ class PlanCheck:
         self._max_bad_word_tokens = info.max_bad_word_tokens
         self._max_draft_tokens = info.max_draft_tokens
         self._max_scores = info.max_scores
+        self._block_size = info.block_size
+        self._has_states = any(group.num_states for group in info.cache_groups)
 
     def check(self, plan: shard_pb2.StepPlan, sequences: Mapping[int, Sequence], highest_seq_id: int) -> None:
         """Checks everything but the step's number and the pool. sequences: those on the shard, by seq_id."""
@@ -87,10 +89,21 @@ class PlanCheck:
             raise malformed(f"{what}: adapter is not served")
         if admit.num_scores > self._max_scores:
             raise malformed(f"{what}: num_scores {admit.num_scores} exceeds max_scores {self._max_scores}")
+        if admit.checkpoints:
+            self._check_checkpoints(admit.checkpoints[:], num_tokens, what)
         self._check_stop(admit.stop, what)
         self._check_sampling_params(admit.sampling_params, what)
         if admit.bad_words:
             self._check_bad_words(admit.bad_words, what)
+
+    def _check_checkpoints(self, checkpoints: list[int], num_tokens: int, what: str) -> None:
+        if not self._has_states:
+            raise malformed(f"{what}: checkpoints of a model without recurrent state")
+        block_size = self._block_size
+        if checkpoints != sorted({*checkpoints} - {0}) or any(place % block_size for place in checkpoints):
+            raise malformed(f"{what}: checkpoints {_some(checkpoints)} are not ascending multiples of {block_size}")
+        if checkpoints[-1] >= num_tokens:
+            raise malformed(f"{what}: checkpoint {checkpoints[-1]} is not below the {num_tokens} token_ids")
 
     def _check_stop(self, stop: shard_pb2.StopConditions, what: str) -> None:
         if len(stop.token_ids) > MAX_STOP_TOKENS:

@@ -37,6 +37,11 @@ class RunBatch:
     """(table, slot, index, block): the same in block tables from 1 on, of models with several."""
     copies: list[tuple[int, int]] = field(default_factory=list)
     """(source, destination): blocks to copy before the step. No block is both."""
+    read_slots: list[int] = field(default_factory=list)
+    """For each row the state slot that it reads; -1: its state is zero. Empty in models without recurrent state, and
+    where no row has a state to begin with or to leave."""
+    write_slots: list[int] = field(default_factory=list)
+    """For each row the state slot that it writes: the one that it reads, or one that no other row reads or writes."""
 
     @property
     def is_decode(self) -> bool:

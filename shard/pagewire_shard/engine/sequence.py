@@ -58,6 +58,14 @@ class Sequence:
     are."""
     fork_from: int = 0
     """What children need that are forked from so many of its tokens is kept; 0: none will be."""
+    state_slot: int = -1
+    """Where its recurrent state is when everything launched so far is done; -1: it has none."""
+    fork_slot: int = -1
+    """Where the state behind its first fork_from tokens is kept; -1: it is not computed, or not needed any more."""
+    checkpoints: Items[int] = ()
+    """The state behind so many tokens is entered in the prefix index."""
+    chunk_ends: Items[int] = ()
+    """Where a run ends at the latest: what the state is needed behind, ascending. Not of children."""
     num_tokens: int = field(init=False)
     """Upper bound of the tokens known when everything launched so far is done. Beyond max_len only if some of them are
     unverified."""
@@ -212,4 +220,6 @@ def admitted(admit: shard_pb2.Admit, max_model_len: int, longest_short: int = 0)
         num_scores=admit.num_scores,
         num_prompt_logprobs=params.prompt_logprobs if params.HasField("prompt_logprobs") else None,
         fork_from=admit.fork_from,
+        checkpoints=(checkpoints := admit.checkpoints[:]),
+        chunk_ends=sorted({*checkpoints, admit.fork_from} - {0}),
     )

@@ -32,6 +32,10 @@ class SequenceBlocks:
         """Finds the prefixes of one plan."""
         return StepPrefixes(self._pool)
 
+    def chunk_len(self, sequence: Sequence, budget: int) -> int:
+        """How many tokens of a sequence a run with this budget computes at most."""
+        return budget
+
     def fork(self, parent: Sequence, fork: shard_pb2.Fork) -> Sequence | None:
         """The child, which names its parent's blocks and does not hold them yet; None: the parent has them no more."""
         return forked(parent, fork, self._block_size)

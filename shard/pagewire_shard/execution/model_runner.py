@@ -5,6 +5,7 @@ learn what the step before it sampled. A row that stopped in an earlier step whi
 its keys and values go nowhere and it yields no token. Nothing here waits for the device.
 """
 
+from array import array
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import replace
@@ -76,9 +77,13 @@ class ModelRunner:
         self.sharing = sharing
         self.prompt_scorer = PromptScorer(self._logits_at, self.uplink.upload)
         self._tables = SlotTables((*state.tables, *self.sampler.tables))
-        self._places = places if places is not None else list({id(cache[0]): cache for cache in kv_caches}.values())
+        if places is None:
+            places = list({id(cache[0]): cache for cache in block_caches(model, kv_caches)}.values())
+        self._places = places
         """Layers of different block tables share them."""
         self._has_longrope = model.spec.longest_short > 0
+        self.scrap_slot = scrap_slot(model, kv_caches)
+        """The state slot of rows whose state nobody needs; None: the model has no recurrent state."""
         self._passed: ForwardPass | None = None
         """The forward pass of the step that is yet to be sampled."""
         self._admitted: dict[int, SlotRow] = {}
@@ -131,7 +136,7 @@ class ModelRunner:
         self._admitted.clear()
         self.sampler.fill(self._tables)
         self._tables.flush(self.uplink.upload)
-        if batch.copies:
+        if batch.copies and self._places:
             copies = self.uplink.upload([block for blocks in zip(*batch.copies, strict=True) for block in blocks])
             copy_blocks(self._places, *copies.view(2, -1).unbind(0))
 
@@ -189,7 +194,17 @@ class ModelRunner:
         is_shared = self.sharing is not None and self.sharing.plan(batch, self.uplink)
         shared = self.sharing.shared if self.sharing is not None and is_shared else None
         max_lens = self.state.max_lens(slots) if self._has_longrope else None
-        return ForwardBatch.of(inputs, *lens, batch.num_decodes, shared=shared, others=others, max_lens=max_lens)
+        states = None if self.scrap_slot is None else self._upload_states(batch, self.scrap_slot)
+        return ForwardBatch.of(
+            inputs, *lens, batch.num_decodes, shared=shared, others=others, states=states, max_lens=max_lens
+        )
+
+    def _upload_states(self, batch: RunBatch, scrap_slot: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The state slots that rows read, and those that they write."""
+        slots = array("i", batch.read_slots or [-1] * len(batch.slots))
+        slots += array("i", batch.write_slots or [scrap_slot] * len(batch.slots))
+        reads, writes = self.uplink.upload(slots, torch.int32).view(2, -1).unbind(0)
+        return reads, writes
 
     def _last_logits(self, hidden: torch.Tensor, rows: list[int], query_lens: list[int]) -> torch.Tensor:
         """[num_samples, vocab_size]: what follows each row's last token."""
@@ -207,6 +222,19 @@ class ModelRunner:
             return 0
         step = 1 if num_rows <= 8 else 8 if num_rows <= 64 else 32
         return -num_rows % step
+
+
+def block_caches(model: Decoder, kv_caches: list[KVCache]) -> list[KVCache]:
+    """The caches that are made of blocks, without the states of layers that have both."""
+    num_states = [0 if (state := layer.mixer.state) is None else len(state.tensors) for layer in model.spec.layers]
+    caches = (cache[: len(cache) - num] for cache, num in zip(kv_caches, num_states, strict=True))
+    return [cache for cache in caches if cache]
+
+
+def scrap_slot(model: Decoder, kv_caches: list[KVCache]) -> int | None:
+    """The last state slot, which is no sequence's; None: the model has no recurrent state."""
+    layers = zip(model.spec.layers, kv_caches, strict=True)
+    return next((len(cache[-1]) - 1 for layer, cache in layers if layer.mixer.state is not None), None)
 
 
 def append_sampled(

@@ -28,7 +28,7 @@ from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_capture import Capturer, Work, garbage_collected_before
 from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.host_transfer import Downlink, Uplink
-from pagewire_shard.execution.model_runner import append_sampled, pending_logprobs, pending_scores
+from pagewire_shard.execution.model_runner import append_sampled, pending_logprobs, pending_scores, scrap_slot
 from pagewire_shard.execution.prefix_sharing import PrefixSharing
 from pagewire_shard.execution.step_report import PendingScores, StepOutput
 from pagewire_shard.execution.uploaded_rows import UploadedRows
@@ -94,8 +94,8 @@ class StepGraphs:
         self._block_size = block_size
         self._sharing = sharing
         self._shared_sizes = sizes.shared if sharing else ()
-        device, dtype, max_rows = state.device, kv_caches[0][0].dtype, sizes.rows[-1]
-        self._rows = UploadedRows(max_rows, state.void_slot, device)
+        device, dtype, max_rows = state.device, model.dtype, sizes.rows[-1]
+        self._rows = UploadedRows(max_rows, state.void_slot, device, scrap_slot(model, kv_caches))
         # Not memory of the graphs: what one graph leaves for the next, or for a copy that is still on its way.
         self._hidden = torch.zeros(max_rows, model.spec.hidden_size, dtype=dtype, device=device)
         max_tokens = sizes.mixed[-1][0] if sizes.mixed else 0
@@ -239,9 +239,8 @@ class StepGraphs:
             lens = (num_tokens, self._state.max_model_len)
             # Always with the plan: an empty one costs a microsecond in each layer, less than graphs without it.
             shared = self._sharing.shared if self._sharing else None
-            batch = ForwardBatch.of(
-                inputs, *lens, 0, rows.row_counts, shared, others, max_lens=self._max_lens(num_rows)
-            )
+            states, max_lens = rows.states(num_rows), self._max_lens(num_rows)
+            batch = ForwardBatch.of(inputs, *lens, 0, rows.row_counts, shared, others, states, max_lens)
             last = (inputs.query_start_loc[1:] - 1).clamp_(min=0)
             all_hidden.copy_(self._model.forward(batch, self._kv_caches))
             torch.index_select(all_hidden, 0, last, out=hidden)
@@ -263,6 +262,7 @@ class StepGraphs:
                 shared=shared,
                 others=others,
                 max_lens=self._max_lens(num_rows),
+                states=self._rows.states(num_rows),
             )
             self._model.compute_logits(self._model.forward(batch, self._kv_caches), out=logits)
 

@@ -19,7 +19,8 @@ _COUNTS_SIZE = 8
 class UploadedRows:
     """Slots and lengths of up to max_rows rows. Those behind a step's own are void: no tokens, the void slot."""
 
-    def __init__(self, max_rows: int, void_slot: int, device: torch.device) -> None:
+    def __init__(self, max_rows: int, void_slot: int, device: torch.device, scrap_slot: int | None = None) -> None:
+        """scrap_slot: The state slot of void rows; None: the model has no recurrent state."""
         self._max_rows = max_rows
         self._no_rows = array("q", [void_slot, 0, -1])
         self._buffer = torch.zeros(_COUNTS_SIZE + 3 * max_rows, dtype=torch.int64, device=device)
@@ -31,9 +32,22 @@ class UploadedRows:
         self.sample_rows.fill_(-1)
         self._uploaded: tuple[list[int], list[int], list[int]] = ([], [], [])
         """Slots, query lengths and sample lengths of the last upload."""
+        self._states: torch.Tensor | None = None
+        """[2, max_rows] int32: the state slots that rows read, and those that they write; -1: zero."""
+        self._no_state = array("i")
+        if scrap_slot is not None:
+            self._states = torch.full((2, max_rows), scrap_slot, dtype=torch.int32, device=device)
+            self._no_state = array("i", [scrap_slot])
+        self._uploaded_states: tuple[list[int], list[int]] = ([], [])
+
+    def states(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The state slots that the first rows read and write, as ForwardBatch.of takes them."""
+        return None if self._states is None else (self._states[0, :num_rows], self._states[1, :num_rows])
 
     def upload(self, batch: RunBatch, uplink: Uplink) -> None:
         """Makes the batch's rows those that graphs read. While nothing joins or leaves, decode steps have the same."""
+        if self._states is not None and (batch.read_slots, batch.write_slots) != self._uploaded_states:
+            self._upload_states(batch.read_slots, batch.write_slots, uplink, self._states)
         rows = (batch.slots, batch.query_lens, batch.sample_lens)
         if rows == self._uploaded:
             return
@@ -45,6 +59,11 @@ class UploadedRows:
         words += array("q", _sample_rows(batch.sample_lens)) + no_sample
         uplink.upload(words, out=self._buffer)
         self._uploaded = rows
+
+    def _upload_states(self, reads: list[int], writes: list[int], uplink: Uplink, out: torch.Tensor) -> None:
+        no_state = self._no_state * (self._max_rows - len(reads))
+        uplink.upload(array("i", reads) + no_state + array("i", writes) + no_state, torch.int32, out=out.view(-1))
+        self._uploaded_states = (reads, writes)
 
 
 def _sample_rows(sample_lens: list[int]) -> Iterable[int]:

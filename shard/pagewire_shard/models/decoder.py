@@ -124,6 +124,10 @@ class DecoderSpec:
         """Bytes that one block of the pool takes in the caches of all layers."""
         return sum(spec.block_bytes(block_size, dtype) for layer in self.layers if (spec := layer.mixer.cache))
 
+    def state_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that one state slot takes in all layers."""
+        return sum(state.slot_bytes(dtype) for layer in self.layers if (state := layer.mixer.state))
+
     def allocate_caches(
         self, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device, num_states: int = 1
     ) -> list[KVCache]:
@@ -146,6 +150,8 @@ class Decoder:
     def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
         self.spec = spec
         precision = weights.precision
+        self.dtype = precision.activations
+        """Of hidden states and logits."""
         table = weights.tensors["embed"]["weight"]
         self._embed = vocabulary_embedding(table, precision.activations, weights.collectives)
         self._embedding_scale = spec.embedding_scale
