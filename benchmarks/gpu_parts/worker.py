@@ -18,6 +18,7 @@ from machine import ROOT
 from gpu_parts import (
     attention_timings,
     ceilings,
+    delta_timings,
     engine_parts,
     few_rows,
     kernel_timings,
@@ -35,6 +36,7 @@ PARTS: tuple[Part, ...] = (
     *shared_prefix_timings.PARTS,
     *kernel_timings.PARTS,
     *few_rows.PARTS,
+    *delta_timings.PARTS,
     *engine_parts.PARTS,
     *service_parts.PARTS,
     *transformers_parts.PARTS,
