@@ -1,5 +1,7 @@
 """Every family shared out among ranks against transformers: ranks are threads here, each with its slices and caches."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,3 +155,65 @@ class RecurrentSpec:
 def test_a_mixer_that_is_not_shared_out_is_refused_by_name() -> None:
     with pytest.raises(CannotShare, match="layers of RecurrentSpec"):
         part_for_rank(RecurrentSpec(), Ranks(0, 2))
+
+
+PEAK = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from pagewire_shard.loading.model_loader import load_model
+from pagewire_shard.parallel.collectives import Alone
+from pagewire_shard.parallel.ranks import Ranks
+
+def own_memory():
+    # Not of mapped files: the system takes their pages back when it likes.
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) << 10
+
+class Silent(Alone):
+    def __init__(self, rank, size):
+        self.ranks = Ranks(rank, size)
+
+def load(**options):
+    collectives = Silent(int(sys.argv[2]), int(sys.argv[3]))
+    device = torch.device("cpu")
+    return load_model(Path(sys.argv[1]), device=device, dtype="float32", collectives=collectives, **options)
+
+# Whatever loading a model takes the first time in a process.
+small = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 64}
+load(load_format="dummy", hf_overrides=small)
+peak, before = 0, own_memory()
+def watch():
+    global peak
+    while True:
+        peak = max(peak, own_memory() - before)
+        time.sleep(0.001)
+threading.Thread(target=watch, daemon=True).start()
+loaded = load()
+time.sleep(0.01)
+print(peak, loaded.weight_bytes)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_takes_its_share_of_memory_while_it_reads_a_checkpoint(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=4000,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=6,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+
+    def load(rank: int, size: int) -> tuple[int, int]:
+        """Most memory while loading, and what the weights take afterwards, in bytes."""
+        words = [sys.executable, "-c", PEAK, str(tmp_path), str(rank), str(size)]
+        peak, held = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        return int(peak), int(held)
+
+    (peak_alone, held_alone), (peak, held) = load(0, 1), load(1, 4)
+    assert held <= held_alone / 4 * 1.05
+    assert peak <= peak_alone / 4 * 1.05 + (16 << 20)  # what the allocator rounds up to
