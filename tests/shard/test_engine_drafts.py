@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.block_hash import root_digest
+from pagewire_common.cache_groups import PLAIN, CacheGroup
 from pagewire_common.sampling_params import with_defaults
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_shard.engine.sequence import Sequence
@@ -19,6 +20,12 @@ from scheduling_world import EOS, Rank
 SAMPLING = with_defaults(inference_pb2.SamplingParams(seed=3))
 PROMPTS = st.lists(st.integers(1, 3), min_size=1, max_size=7)
 INDICES = st.integers(0, 5)
+CACHE_GROUPS = (
+    PLAIN,
+    (CacheGroup(3, 1),),
+    (CacheGroup(0, 1), CacheGroup(1, 1)),
+    (CacheGroup(0, 2), CacheGroup(4, 1), CacheGroup(7, 2)),
+)
 ROWS = st.lists(st.tuples(INDICES, st.integers(1, 6), st.integers(0, 4)), max_size=5)
 
 
@@ -30,10 +37,16 @@ class EngineMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 4),
         num_blocks=st.integers(8, 40),
         max_draft_tokens=st.integers(0, 4),
+        groups=st.sampled_from(CACHE_GROUPS),
     )
-    def start(self, window: int, block_size: int, num_blocks: int, max_draft_tokens: int) -> None:
+    def start(
+        self, window: int, block_size: int, num_blocks: int, max_draft_tokens: int, groups: tuple[CacheGroup, ...]
+    ) -> None:
+        num_tables = sum(group.num_tables for group in groups)
         limits = GroupLimits(
-            num_blocks=num_blocks,
+            # What slides out of windows is not counted on.
+            num_blocks=num_blocks if groups == PLAIN else 2 * num_tables * num_blocks,
+            groups=groups,
             block_size=block_size,
             max_num_seqs=6,
             max_num_batched_tokens=24,

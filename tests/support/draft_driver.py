@@ -75,6 +75,8 @@ class DraftDriver:
         self.plan = shard_pb2.StepPlan(step=1)
         self._rows: list[Driven] = []
         self._released: list[Driven] = []
+        self._num_tables = sum(group.num_tables for group in limits.groups)
+        self._num_full_tables = sum(group.num_tables for group in limits.groups if not group.window)
         self._free = limits.num_blocks
         self._last_seq_id = 0
         self._verified: set[int] = set()
@@ -82,10 +84,14 @@ class DraftDriver:
 
     @property
     def available(self) -> int:
-        """Free blocks less what the plans in flight and the next one may still take."""
+        """Free blocks less what the plans in flight and the next one may still take.
+
+        A table with a window may take what one without it does, and counts as if it held nothing.
+        """
         block_size = self.limits.block_size
         counted = self.on_shard + self._released
-        return self._free - sum(s.bound(block_size) - -(-s.computed // block_size) for s in counted)
+        bounds = sum(self._num_tables * s.bound(block_size) for s in counted)
+        return self._free - bounds + self._num_full_tables * sum(-(-s.computed // block_size) for s in counted)
 
     @property
     def num_planned_tokens(self) -> int:
@@ -94,13 +100,14 @@ class DraftDriver:
     def new(self, prompt: list[int], seed: int, max_tokens: int) -> Driven:
         """A request that fits into the pool alone."""
         limits = self.limits
-        limit = min(len(prompt) + max_tokens, limits.max_model_len, (limits.num_blocks - 1) * limits.block_size)
+        longest = (limits.num_blocks // self._num_tables - 1) * limits.block_size
+        limit = min(len(prompt) + max_tokens, limits.max_model_len, longest)
         prompt = prompt[: limit - 1]
         return Driven(0, prompt, len(prompt), limit, seed, len(prompt))
 
     def admit(self, sequence: Driven) -> bool:
         """Adds it to the next plan; False: there is no room."""
-        needed = -(-len(sequence.tokens) // self.limits.block_size)
+        needed = self._num_tables * -(-len(sequence.tokens) // self.limits.block_size)
         if len(self.on_shard) == self.limits.max_num_seqs or needed > self.available:
             return False
         sequence.seq_id = self._next_id()
@@ -123,12 +130,23 @@ class DraftDriver:
         return True
 
     def fork(self, parent: Driven, num_back: int, appended: list[int], seed: int) -> bool:
-        """Forks the parent num_back tokens before the last that the shard is sure to have; False: it cannot be."""
+        """Forks the parent num_back tokens before the last that the shard is sure to have; False: it cannot be.
+
+        Tables with a window keep what a child needs that shares all tokens that are computed and certain; every run in
+        flight computes one that is.
+        """
+        if self._num_tables > self._num_full_tables:
+            num_back = 0
+            if len(parent.runs) > 1:
+                return False
         shared = max(1, parent.settled - 1 + bool(parent.runs) - num_back)
         length = shared + len(appended)
         has_sampled = parent.settled > parent.num_brought and not parent.stop
         can = has_sampled and parent.num_prompt_tokens <= length < parent.limit
         needed = -(-length // self.limits.block_size) - shared // self.limits.block_size + 1
+        if self._num_tables > 1:
+            # The child's blocks in tables with a window count as if none were the parent's.
+            needed = self._num_tables * (-(-length // self.limits.block_size) + 1)
         if not can or len(self.on_shard) == self.limits.max_num_seqs or needed > self.available:
             return False
         tokens = parent.tokens[:shared] + appended
@@ -168,6 +186,7 @@ class DraftDriver:
     def run(self, sequence: Driven, budget: int, num_drafts: int) -> bool:
         """Adds a row to the next plan; False: it cannot be."""
         more = sequence.bound(self.limits.block_size, 1 + num_drafts) - sequence.bound(self.limits.block_size)
+        more *= self._num_tables
         num_tokens = self.num_planned_tokens + budget + num_drafts
         if any(sequence is row for row in self._rows) or more > max(0, self.available):
             return False
@@ -239,7 +258,10 @@ class DraftDriver:
             if pool.is_indexed(block):
                 held = set(rank.runner.cache[block])
                 assert REJECTED not in held
-                assert held <= self._verified, f"block {block} is in the index with unverified tokens"
+                # Each block table's caches hold something else.
+                assert {value & 0xFFFFFFFF for value in held} <= self._verified, (
+                    f"block {block} is in the index with unverified tokens"
+                )
 
     def _next_id(self) -> int:
         self._last_seq_id += 1
