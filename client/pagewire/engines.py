@@ -66,6 +66,7 @@ class _Engine:
         self, client: AsyncClient, request_id: str, prompt: PromptLike, params: SamplingParams, priority: int
     ) -> AsyncGenerator[Event, None]:
         (salted,) = self._llm.salted([as_prompt(prompt)])
+        params = self._llm.with_defaults(params)
         return client.generate(salted, params, request_id=request_id, priority=priority, return_prompt_token_ids=True)
 
 

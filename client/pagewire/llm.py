@@ -7,8 +7,9 @@ import os
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from pagewire.beam_search import BeamSearchOutput, BeamSearchParams
 from pagewire.client import Client
@@ -57,6 +58,7 @@ class LLM:
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
         self._model = DEFAULT_MODEL if model is None else _path("model", model)
         self._salt: str | None = None
+        self._constraint_defaults = _constraint_defaults(options)
         self._shares_prefixes = options.pop("enable_prefix_caching", None) is not False
         flags = _flags(self._model, options)
         # Whoever can talk to this server may run code as this user anyway.
@@ -93,7 +95,7 @@ class LLM:
         with progress_bar(len(listed), enabled=bool(use_tqdm)) as on_output:
             return self._client.complete_many(
                 listed,
-                sampling_params,
+                self.with_defaults(sampling_params),
                 priority=0 if priority is None else priority,
                 cache_salt=cache_salt,
                 on_output=on_output,
@@ -171,6 +173,13 @@ class LLM:
             prompts.append(prompt)
         return self.generate(prompts, sampling_params, use_tqdm, priority=priority)
 
+    def encode(self, *_args: Any, **_options: Any) -> NoReturn:
+        """Pooling is not served, by none of vLLM's names for it. Raises InvalidRequest."""
+        served = "generate, chat and beam_search are"
+        raise InvalidRequest.of_field("LLM", f"pooling is not served: encode, embed, classify, score, reward; {served}")
+
+    embed = classify = score = reward = encode
+
     def get_metrics(self) -> list[Metric]:
         """Returns the server's metrics as they stand, in the order of its page; docs/metrics.md explains them.
 
@@ -196,6 +205,18 @@ class LLM:
         """Makes later requests share no prefixes with earlier ones. Their blocks are evicted as room is needed."""
         self._salt = uuid.uuid4().hex
         return True
+
+    def with_defaults(self, params: Any) -> Any:
+        """Sampling parameters, one or several, with what structured_outputs_config says of those that constrain."""
+        if not self._constraint_defaults or params is None:
+            return params
+        if not isinstance(params, SamplingParams):
+            return [self.with_defaults(each) for each in params]
+        if (given := params.structured_outputs) is None:
+            return params
+        clone = params.clone()
+        clone.structured_outputs = replace(given, **self._constraint_defaults)
+        return clone
 
     def salted(self, prompts: list[Prompt], cache_salt: str | None = None) -> list[Prompt]:
         """The prompts with the salts by which they share cached prefixes, unless they share them with all others.
@@ -241,6 +262,19 @@ def _flags(model: str, options: dict[str, Any]) -> list[str]:
     if unused := without_effect(options):
         _log.info("Arguments without effect here: %s", ", ".join(unused))
     return model_flags(translate(options))
+
+
+def _constraint_defaults(options: dict[str, Any]) -> dict[str, bool]:
+    """Takes what requests say here out of vLLM's structured_outputs_config."""
+    config = options.get("structured_outputs_config")
+    if config is None:
+        return {}
+    given = dict(config if isinstance(config, Mapping) else vars(config))
+    defaults = {
+        name: True for name in ("disable_any_whitespace", "disable_additional_properties") if given.pop(name, 0)
+    }
+    options["structured_outputs_config"] = given
+    return defaults
 
 
 def _path(name: str, value: Any) -> str:

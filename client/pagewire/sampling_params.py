@@ -204,7 +204,7 @@ class SamplingParams(_Tracked):
 
 _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
-    "flat_logprobs": (False,),
+    "flat_logprobs": (True, False),
     "guided_decoding": (),
     "logits_processors": ([],),
     "logprob_token_ids": (),

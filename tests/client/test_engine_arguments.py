@@ -1,5 +1,7 @@
 """vLLM's engine arguments: taken with a meaning, taken without one, or refused by name."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,11 @@ from pagewire.serve.options import MODEL_OPTIONS, model_flags
         ({"data_parallel_size": 2}, {"replicas": 2}),
         ({"hf_overrides": {"rope_theta": 1e4}}, {"hf_overrides": '{"rope_theta": 10000.0}'}),
         ({"hf_overrides": {}}, {}),
+        ({"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": False}}, {}),
+        ({"structured_outputs_config": {"reasoning_parser": "deepseek_r1"}}, {"reasoning_parser": "deepseek_r1"}),
+        ({"logits_processors": []}, {}),
+        ({"logits_processors": ["a:B", "/c.py:D"]}, {"logits_processors": "a:B,/c.py:D"}),
+        ({"logits_processors": [json.JSONDecoder]}, {"logits_processors": "json.decoder:JSONDecoder"}),
         ({"enable_lora": False, "node_rank": 0, "nnodes": 1, "additional_config": {}}, {}),
         ({"enable_chunked_prefill": False, "convert": "auto", "kernel_config": {"enable_jit_warmup": False}}, {}),
         ({"enable_sleep_mode": False, "scheduling_policy": "priority", "logprobs_mode": "raw_logprobs"}, {}),
@@ -65,6 +72,9 @@ def test_arguments_mean_options(arguments, options):
     "arguments",
     [
         {"quantization": "awq"},
+        {"structured_outputs_config": {"enable_in_reasoning": True}},
+        {"logits_processors": [print]},
+        {"logits_processors": [type("Local", (), {"__qualname__": "f.<locals>.Local"})]},
         {"enable_prefix_caching": False},
         {"enable_lora": True},
         {"max_model_len": "many"},

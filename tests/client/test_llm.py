@@ -10,7 +10,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pagewire import LLM, Cancelled, InvalidRequest, SamplingParams, StartupError, server_process
+from pagewire import (
+    LLM,
+    Cancelled,
+    InvalidRequest,
+    SamplingParams,
+    StartupError,
+    StructuredOutputsParams,
+    server_process,
+)
 from pagewire.event_loop import background_loop
 from pagewire.prompts import fill_chat
 from pagewire.v1 import inference_pb2
@@ -285,3 +293,24 @@ def test_a_closed_llm_says_so_at_once():
     llm.close()
     with pytest.raises(Cancelled, match="closed"):
         llm.generate("a")
+
+
+def test_what_vllm_says_of_all_constraints_is_said_of_each(monkeypatch):
+    given = {"backend": "xgrammar", "disable_any_whitespace": True, "disable_additional_properties": False}
+    with LLM(model="any", structured_outputs_config=given) as llm:
+        sent: list[object] = []
+        monkeypatch.setattr(llm.client, "complete_many", lambda _prompts, params, **_: sent.append(params) or [])
+        constrained = SamplingParams(structured_outputs=StructuredOutputsParams(json={}))
+        llm.generate(["a", "b"], [constrained, SamplingParams()], use_tqdm=False)
+        llm.generate("a", use_tqdm=False)
+    assert sent[1] is None
+    assert sent[0][0].structured_outputs == StructuredOutputsParams(json={}, disable_any_whitespace=True)
+    assert sent[0][1].structured_outputs is None
+    assert constrained.structured_outputs == StructuredOutputsParams(json={}), "the caller's object stays as it is"
+    assert given["disable_any_whitespace"]
+
+
+@pytest.mark.parametrize("name", ["encode", "embed", "classify", "score", "reward"])
+def test_pooling_is_refused_by_name(llm, name):
+    with pytest.raises(InvalidRequest, match="pooling is not served"):
+        getattr(llm, name)(["a"])

@@ -230,7 +230,6 @@ def test_stop_strings_need_text():
         {"structured_outputs": {"json": {}}},
         {"guided_decoding": {"choice": ["a"]}},
         {"logits_processors": [print]},
-        {"flat_logprobs": True},
         {"best_of": 2},
     ],
     ids=str,

@@ -138,6 +138,16 @@ def _name_of_class(value: Any) -> str:
     return f"{place}:{value.__qualname__}"
 
 
+def _structured_outputs_config(value: Any) -> Mapping[str, Any]:
+    """Takes vLLM's object or dictionary, as far as it asks for nothing that requests say here."""
+    given = dict(value if isinstance(value, Mapping) else vars(value))
+    given.pop("backend", None)  # There is one.
+    options = {"reasoning_parser": given.pop("reasoning_parser", None)}
+    if wrong := sorted(name for name, asked in given.items() if asked):
+        raise ValueError(f"{', '.join(wrong)} is not served; structured_outputs of a request have such fields")
+    return {name: asked for name, asked in options.items() if asked}
+
+
 def _served_model_name(value: Any) -> Mapping[str, Any]:
     names = [value] if isinstance(value, str) else list(value)
     if len(names) != 1 or not isinstance(names[0], str):
@@ -160,6 +170,7 @@ MEANING: dict[str, Translation] = {
     "logits_processors": _logits_processors,
     "max_model_len": _max_model_len,
     "served_model_name": _served_model_name,
+    "structured_outputs_config": _structured_outputs_config,
 }
 """Arguments that an option of pagewire expresses."""
 
@@ -181,7 +192,8 @@ WITHOUT_EFFECT = tuple(
         optimization_level performance_mode prefix_caching_hash_algo pt_load_map_location ray_workers_use_nsight
         renderer_num_workers safetensors_load_strategy safetensors_prefetch_block_size
         safetensors_prefetch_num_threads scheduler_reserve_full_isl show_hidden_metrics_for_version
-        skip_mm_profiling stream_interval swap_space trust_remote_code use_fp64_gumbel use_tqdm_on_load
+        skip_mm_profiling skip_tokenizer_init stream_interval swap_space trust_remote_code use_fp64_gumbel
+        use_tqdm_on_load
         """
     )
 )
@@ -220,8 +232,8 @@ REFUSED: dict[str, Translation] = {
         enable_mm_embeds enable_prompt_embeds enable_return_routed_experts enable_sleep_mode kv_events_config
         kv_offloading_size kv_sharing_fast_prefill kv_transfer_config model_loader_extra_config node_rank nnodes
         pooler_config prefill_context_parallel_size profiler_config quantization_config reasoning_config
-        scheduler_cls skip_tokenizer_init spec_method spec_model spec_tokens speculative_config
-        structured_outputs_config weight_transfer_config worker_cls worker_extension_cls
+        scheduler_cls spec_method spec_model spec_tokens speculative_config
+        weight_transfer_config worker_cls worker_extension_cls
         """
         ),
         _unserved,

@@ -27,8 +27,8 @@ MAP_KEYWORDS = frozenset(
 
 
 WHITESPACE = r"(\r?\n[ \t]{0,40}|[ \t]{1,2})"
-"""Whitespace between the tokens of JSON: a new line with its indent, or a space or two. Where it has no end, models that
-were not trained on JSON write nothing else."""
+"""Whitespace between the tokens of JSON: a new line with its indent, or a space or two. Where it has no end, models
+that were not trained on JSON write nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
