@@ -16,6 +16,7 @@ from docs_pages import (
     http_tables,
     metrics_tables,
     proto_reference,
+    reliability_table,
     sampling_table,
 )
 
@@ -24,6 +25,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "benchmarks.md": benchmark_tables.page,
     "http.md": http_tables.page,
     "metrics.md": metrics_tables.page,
+    "reliability.md": reliability_table.page,
     "sampling.md": sampling_table.page,
     "reference/pagewire.md": cli_reference.client_page,
     "reference/pagewire-router.md": cli_reference.router_page,

@@ -10,8 +10,8 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,10 +46,10 @@ async def run(args: argparse.Namespace) -> list[Row]:
 
 
 def keep(row: Row, path: Path) -> None:
-    """Writes a row beside those of other faults."""
-    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    """Writes a row beside those of other faults, which may be of another day."""
+    run = {"date": time.strftime("%F", time.gmtime()), "num_cores": os.cpu_count(), "load_average": os.getloadavg()[1]}
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = {each["fault"]: each for each in [*kept, {**asdict(row), "machine": machine}]}
+    rows = {each["fault"]: each for each in [*kept, {**asdict(row), **run}]}
     path.write_text(json.dumps({"rows": [rows[name] for name in FAULTS if name in rows]}, indent=1) + "\n")
 
 

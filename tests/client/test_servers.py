@@ -33,9 +33,11 @@ async def server(address: str = "127.0.0.1:0", *, is_serving: bool = True):
         await grpc_server.stop(None)
 
 
-def stands_by(fake: FakeInference) -> None:
+def stands_by(fake: FakeInference, retry_after_s: float = 1.0) -> None:
     async def refuse(request, context):
-        await fake.refuse(context, "UNAVAILABLE", "no shard group serves", reason="UNAVAILABLE", retry_after_s=1.0)
+        await fake.refuse(
+            context, "UNAVAILABLE", "no shard group serves", reason="UNAVAILABLE", retry_after_s=retry_after_s
+        )
 
     async def refuse_stream(request, context):
         await refuse(request, context)
@@ -107,8 +109,8 @@ async def test_a_stream_is_resumed_at_another_server_when_its_own_dies():
 
 async def test_when_no_server_serves_the_policy_decides():
     async with server() as one, server() as other:
-        stands_by(one)
-        stands_by(other)
+        stands_by(one, 0.05)
+        stands_by(other, 0.05)
         policy = RetryPolicy(max_unavailable_attempts=3)
         async with AsyncClient([one.target, other.target], retry=policy) as client:
             with pytest.raises(Unavailable, match="no shard group serves"):

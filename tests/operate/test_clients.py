@@ -67,12 +67,9 @@ class TestExampleClient(ExampleClientContract):
     """All of the contract, in every language."""
 
 
+@pytest.mark.parametrize("client", ["go", "node"], indirect=True)
 class TestResumingClient(ResumingClientContract):
     """What Go's and JavaScript's clients do beyond it."""
-
-    @pytest.fixture(scope="class", params=["go", "node"])
-    def client(self, request: pytest.FixtureRequest) -> ExampleClient:
-        return build_client(request.param)
 
 
 def says(errors: str, start: str) -> bool:

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 from pagewire.v1 import inference_pb2
-from pagewire_router.admission.generation_config import model_defaults
+from pagewire_router.admission.generation_config import model_defaults, served_digest
 
 PARAMS = inference_pb2.SamplingParams
 FIELDS = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "max_new_tokens": 3, "min_p": 0.05}
@@ -69,3 +69,14 @@ async def test_vllms_defaults_may_be_asked_for(serve, byte_level_files) -> None:
         assert [params.temperature, params.top_k, params.top_p, params.max_tokens] == [1.0, 0, 1.0, 16]
         model = await router.stub.GetModel(inference_pb2.GetModelRequest())
         assert not model.default_sampling_params.ListFields()
+
+
+def test_the_digest_that_clients_get_tells_other_defaults_apart() -> None:
+    """A stream is not resumed where absent parameters mean something else."""
+    digests = [
+        served_digest(b"model", model_defaults(files_of(fields)))
+        for fields in ({}, {"temperature": 1.0}, {"temperature": 0.6}, {"temperature": 0.7}, {"temperature": 0.6})
+    ]
+    assert digests[0] == digests[1] == b"model"
+    assert digests[2] == digests[4]
+    assert len(set(digests)) == 3

@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts each connection when enough has come back through it: a network that breaks again and again."""
+"""A TCP proxy that cuts each connection when enough has come back through it: each time twice as much."""
 
 import asyncio
 import threading
@@ -15,15 +15,26 @@ class CuttingProxy:
         self.address = ""
         self.num_cut = 0
         """Connections that were cut so far."""
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection."""
         other_reader, other_writer = await asyncio.open_connection(self._host, int(self._port))
+        writers = {writer, other_writer}
+        self._writers |= writers
         there = asyncio.create_task(self._pump(reader, other_writer, None))
-        self.num_cut += await self._pump(other_reader, writer, self._after_bytes)
-        there.cancel()
-        for each in (writer, other_writer):
+        if await self._pump(other_reader, writer, self._after_bytes):
+            self.num_cut += 1
+            self._after_bytes *= 2
+        self._writers -= writers
+        for each in writers:
             each.transport.abort()
+        await there
+
+    def cut_all(self) -> None:
+        """Ends all connections."""
+        for writer in self._writers:
+            writer.transport.abort()
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, left: int | None) -> bool:
         """Passes bytes on until the connection ends or so many have passed. Returns whether it was cut."""
@@ -56,10 +67,10 @@ def cutting_proxy(target: str, *, after_bytes: int) -> Iterator[CuttingProxy]:
 
     async def end() -> None:
         server.close()
+        proxy.cut_all()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=10)
 
     try:
         yield proxy

@@ -85,12 +85,12 @@ class ResumingClientContract:
     ) -> None:
         with Client(cluster.address, timeout_s=60) as python:
             expected = python.complete(TEXT, SamplingParams(temperature=0.0, max_tokens=64))
-        with cutting_proxy(cluster.address, after_bytes=900) as proxy:
+        with cutting_proxy(cluster.address, after_bytes=400) as proxy:
             run = client.run("--address", proxy.address, "complete", TEXT)
         assert run.returncode == 0, run.stderr + cluster.log()
         assert run.stdout == expected.outputs.text + "\n"
         assert f"{len(expected.outputs[0].token_ids)} completion, " in run.stderr
-        assert proxy.num_cut >= 2
+        assert proxy.num_cut >= 1
 
 
 class ExampleClientContract:

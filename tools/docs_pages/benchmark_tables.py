@@ -20,6 +20,8 @@ BEGIN, END = "<!-- results: written by tools/generate_docs.py -->\n", "<!-- end 
 BESIDE = ("<!-- beside vLLM: written by tools/generate_docs.py -->\n", "<!-- end of beside vLLM -->\n")
 OPENING = "beside-"
 """Files whose names begin so are one section, which opens the page."""
+ELSEWHERE = ("chaos",)
+"""Files that other pages show."""
 ROUTER = "router"
 """Files with this first word are one section."""
 
@@ -32,7 +34,7 @@ Result = Mapping[str, Any]
 def page() -> str:
     """The page, its sections of results as the files are now."""
     paths = sorted(RESULTS.glob("*.json"), key=lambda path: (_rank(path.stem), path.stem))
-    results = {path.stem: json.loads(path.read_text()) for path in paths}
+    results = {path.stem: json.loads(path.read_text()) for path in paths if path.stem not in ELSEWHERE}
     opening = {stem: result for stem, result in results.items() if stem.startswith(OPENING)}
     sections = _sections({stem: result for stem, result in results.items() if stem not in opening})
     text = _replaced(PAGE.read_text(), *BESIDE, beside_section(opening))

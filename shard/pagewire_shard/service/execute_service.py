@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from pagewire.v1 import shard_pb2
 from pagewire_common.protocol import PROTOCOL_MAJOR
 
-from pagewire_shard.errors import InvalidMessage, LeaseLost, ProtocolMismatch, ShardUnavailable, StreamError
+from pagewire_shard.errors import InvalidMessage, LeaseHeld, LeaseLost, ProtocolMismatch, ShardUnavailable, StreamError
 from pagewire_shard.service.lease import EpochId, Lease
 from pagewire_shard.service.plan_stream import PlanStream, RawContext, snapshot_messages
 from pagewire_shard.service.preparations import Preparations
@@ -82,7 +82,9 @@ class ExecuteService:
                 self._close(stream)
         except StreamError as error:
             self.num_failures[error.reason] += 1
-            logger.info("plan stream ends: %s", error.message)
+            # Routers that stand by ask several times a second.
+            level = logging.DEBUG if isinstance(error, LeaseHeld) else logging.INFO
+            logger.log(level, "plan stream ends: %s", error.message)
             await abort(context, error)
 
     async def drain(self, grace_s: float) -> None:
