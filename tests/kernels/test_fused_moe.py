@@ -130,13 +130,17 @@ def test_a_correction_decides_the_choice_and_not_the_weights(scoring: str, num_t
 
 @runs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gate", ["silu", "gelu_tanh", ClampedSwiglu(1.702, 7.0), ClampedSwiglu(2.0, 0.5)], ids=str)
+@pytest.mark.parametrize(
+    "gate", ["silu", "gelu_tanh", "relu2", ClampedSwiglu(1.702, 7.0), ClampedSwiglu(2.0, 0.5)], ids=str
+)
 @pytest.mark.parametrize("has_biases", [False, True])
 def test_biases_and_gates(has_biases: bool, gate: Gate, dtype: torch.dtype) -> None:
     tensors = inputs(21, 48, 40, 6, dtype)
     tensors[0][3] *= 30  # beyond the limit
+    if gate == "relu2":
+        tensors = (*tensors[:2], tensors[2][:, :40].contiguous(), tensors[3])
     generator = torch.Generator(DEVICE).manual_seed(1)
-    sizes = [2 * tensors[3].shape[2], tensors[3].shape[1]]
+    sizes = [tensors[2].shape[1], tensors[3].shape[1]]
     up_bias, down_bias = (torch.randn(6, size, generator=generator, device=DEVICE).to(dtype) for size in sizes)
     check(tensors, BEST_2, biases=(up_bias, down_bias) if has_biases else None, gate=gate)
 

@@ -450,6 +450,24 @@ GRANITE_HYBRID: dict[str, Any] = {
     "residual_multiplier": 0.5,
     "logits_scaling": 2.0,
 }
+NEMOTRON_H: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "ssm_state_size": 12,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 12,
+    "n_groups": 2,
+    "chunk_size": 8,
+    "n_routed_experts": 6,
+    "moe_intermediate_size": 20,
+    "moe_shared_expert_intermediate_size": 28,
+    "routed_scaling_factor": 1.5,
+}
 LFM2: dict[str, Any] = {**LLAMA, "num_hidden_layers": 3, "num_key_value_heads": 2, "eos_token_id": 2}
 DELTA: dict[str, Any] = {
     **LAYERS_4,
@@ -515,6 +533,78 @@ RECURRENT: dict[str, transformers.PretrainedConfig] = {
         mamba_conv_bias=False,
         time_step_limit=[0.4, 0.9],
         tie_word_embeddings=True,
+    ),
+    "nemotron-h": transformers.NemotronHConfig(
+        **NEMOTRON_H, layers_block_type=["mamba", "mlp", "attention", "moe", "mamba", "moe"], n_group=2
+    ),
+    "nemotron-h-latent-experts": transformers.NemotronHConfig(
+        **NEMOTRON_H, hybrid_override_pattern="ME*E", moe_latent_size=24, use_bias=True
+    ),
+    "nemotron-h-dense": transformers.NemotronHConfig(**NEMOTRON_H, hybrid_override_pattern="M-*-", mlp_bias=True),
+    "falcon-h1": transformers.FalconH1Config(
+        **LLAMA,
+        **MAMBA2,
+        num_key_value_heads=2,
+        mamba_d_ssm=64,
+        mlp_multipliers=[0.7, 1.5],
+        ssm_multipliers=[0.5, 1.5, 2.0, 0.7, 1.2],
+        ssm_in_multiplier=1.3,
+        ssm_out_multiplier=0.6,
+        attention_in_multiplier=1.4,
+        attention_out_multiplier=0.8,
+        key_multiplier=0.9,
+        embedding_multiplier=2.0,
+        lm_head_multiplier=0.4,
+    ),
+    "falcon-h1-norm-before-gate": transformers.FalconH1Config(
+        **LLAMA,
+        **{**MAMBA2, "mamba_d_head": "auto"},
+        num_key_value_heads=2,
+        mamba_d_ssm=96,
+        mamba_n_groups=2,
+        mamba_rms_norm=True,
+        mamba_proj_bias=True,
+        projectors_bias=False,
+        attention_bias=True,
+        tie_word_embeddings=True,
+    ),
+    "falcon-h1-norm-of-gated": transformers.FalconH1Config(
+        **LLAMA,
+        **MAMBA2,
+        num_key_value_heads=2,
+        mamba_d_ssm=None,
+        mamba_rms_norm=True,
+        mamba_norm_before_gate=False,
+        projectors_bias=True,
+    ),
+    "bamba": transformers.BambaConfig(
+        **{**LLAMA, "num_hidden_layers": 3}, **MAMBA2, num_key_value_heads=2, attn_layer_indices=[1], mamba_n_groups=4
+    ),
+    "mamba2": transformers.Mamba2Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_heads=8,
+        head_dim=8,
+        state_size=12,
+        n_groups=2,
+        num_hidden_layers=3,
+        chunk_size=8,
+        eos_token_id=2,
+    ),
+    "mamba2-tied-biases": transformers.Mamba2Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_heads=4,
+        head_dim=16,
+        state_size=12,
+        n_groups=1,
+        num_hidden_layers=2,
+        conv_kernel=3,
+        chunk_size=8,
+        use_bias=True,
+        tie_word_embeddings=True,
+        time_step_limit=(0.1, 0.5),
+        eos_token_id=2,
     ),
 }
 """Of families with layers that keep a state of each sequence."""
@@ -702,4 +792,5 @@ def test_a_void_row_leaves_the_others_alone(pair: Pair) -> None:
     torch.testing.assert_close(logits, torch.stack(expected.logits), rtol=1e-4, atol=1e-4)
     layers = beside.model.spec.layers
     blocks = next((caches for layer, caches in zip(layers, beside.caches, strict=True) if layer.mixer.cache), ())
-    assert all(cache[void.blocks].isnan().all() for cache in blocks)
+    # Keys and values, or latents; states come behind.
+    assert all(cache[void.blocks].isnan().all() for cache in blocks[:2])

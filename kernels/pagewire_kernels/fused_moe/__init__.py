@@ -6,11 +6,11 @@ from functools import cache
 import torch
 
 from pagewire_kernels.fused_moe import reference
-from pagewire_kernels.fused_moe.gate import ClampedSwiglu, Gate, apply_gate
+from pagewire_kernels.fused_moe.gate import ClampedSwiglu, Gate, activate, num_parts
 from pagewire_kernels.fused_moe.reference import route
 from pagewire_kernels.fused_moe.router import RouterSpec
 
-__all__ = ["ClampedSwiglu", "Gate", "RouterSpec", "apply_gate", "fused_moe", "route"]
+__all__ = ["ClampedSwiglu", "Gate", "RouterSpec", "activate", "fused_moe", "num_parts", "route"]
 
 
 def fused_moe(
@@ -31,14 +31,14 @@ def fused_moe(
         x: [num_tokens, hidden], rows contiguous.
         router_logits: [num_tokens, num_experts], any float type; scores and choice are in float32.
         gate_up: [num_held, 2 * intermediate, hidden], gate above up, contiguous, x's dtype; of all experts, or of some
-            that follow each other. Those of the others add nothing to the sum.
+            that follow each other. Those of the others add nothing to the sum. Without a gate: intermediate rows.
         down: [num_held, hidden, intermediate], contiguous, x's dtype.
         router: How the experts are chosen and weighed.
         correction: [num_experts] float32, added to the scores for the choice alone (arXiv:2412.19437, section 2.1.2);
             None: nothing is.
-        biases: Those of gate_up [num_held, 2 * intermediate] and of down [num_held, hidden], contiguous, x's dtype;
+        biases: Those of gate_up, [num_held, its rows], and of down, [num_held, hidden], contiguous, x's dtype;
             None: there are none.
-        gate: How an expert combines its gate with what it gates.
+        gate: How an expert activates its first product.
         scales: [num_experts], any float type, multiplies each expert's weight; None: nothing does.
         first_expert: The first one of those in gate_up.
 

@@ -1,4 +1,4 @@
-"""How an expert combines its gate with what it gates."""
+"""How an expert activates its first product: mostly a gate beside what it gates."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,11 +15,26 @@ class ClampedSwiglu:
     limit: float
 
 
-Gate = Literal["silu", "gelu_tanh"] | ClampedSwiglu
-"""silu(gate) * up, the same with the tanh form of GELU, or the clamped form."""
+Gate = Literal["silu", "gelu_tanh", "relu2"] | ClampedSwiglu
+"""silu(gate) * up, the same with the tanh form of GELU, or the clamped form; relu2 has no gate: relu(up)**2."""
 
 
-def apply_gate(gate: torch.Tensor, up: torch.Tensor, kind: Gate) -> torch.Tensor:
+def num_parts(kind: Gate) -> int:
+    """Matrices in an expert's first product."""
+    return 1 if kind == "relu2" else 2
+
+
+def activate(projected: torch.Tensor, kind: Gate) -> torch.Tensor:
+    """An expert's first product, [..., num_parts * size], gate before up -> [..., size]."""
+    if kind == "relu2":
+        return torch.relu(projected).square()
+    gate, up = projected.chunk(2, dim=-1)
+    return apply_gate(gate, up, kind)
+
+
+def apply_gate(
+    gate: torch.Tensor, up: torch.Tensor, kind: Literal["silu", "gelu_tanh"] | ClampedSwiglu
+) -> torch.Tensor:
     """[..., size] each -> [..., size]."""
     if kind == "silu":
         return F.silu(gate) * up

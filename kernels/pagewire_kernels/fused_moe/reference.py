@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from pagewire_kernels.fused_moe.gate import Gate, apply_gate
+from pagewire_kernels.fused_moe.gate import Gate, activate
 from pagewire_kernels.fused_moe.router import RouterSpec
 
 
@@ -31,8 +31,8 @@ def fused_moe(
         up_bias, down_bias = (bias[expert] for bias in biases) if biases else (None, None)
         weight = weights[tokens, places, None]
         rows = x[tokens] * weight.to(x.dtype) if router.weighs_inputs else x[tokens]
-        gates, values = F.linear(rows, gate_up[expert], up_bias).chunk(2, dim=-1)
-        y = F.linear(apply_gate(gates, values, gate), down[expert], down_bias).float()
+        activated = activate(F.linear(rows, gate_up[expert], up_bias), gate)
+        y = F.linear(activated, down[expert], down_bias).float()
         out.index_add_(0, tokens, y if router.weighs_inputs else y * weight)
     return out.to(x.dtype)
 

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire_kernels.fused_moe.gate import ClampedSwiglu, Gate
+from pagewire_kernels.fused_moe.gate import ClampedSwiglu, Gate, num_parts
 from pagewire_kernels.fused_moe.router import RouterSpec
 from pagewire_kernels.fused_moe.triton_route import Routing, route
 from pagewire_kernels.gpu.dependent_launch import launch_options, release_next, wait_for_previous
@@ -54,6 +54,7 @@ def moe_up_kernel(
     ALPHA: tl.constexpr,
     LIMIT: tl.constexpr,
     IS_GELU: tl.constexpr,
+    IS_GATED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -62,10 +63,12 @@ def moe_up_kernel(
 ):
     """Grid: (num_blocks * cdiv(SIZE, BLOCK_N),); one program makes BLOCK_N columns of act(gate) * up for a block.
 
-    act is SiLU, with IS_GELU the tanh form of GELU; LIMIT > 0: ClampedSwiglu in its place. bias_ptr: [num_experts,
-    2 * SIZE], or None. weights_ptr: of the pairs, [num_pairs], which multiply the rows of x; None: nothing does.
+    act is SiLU, with IS_GELU the tanh form of GELU; LIMIT > 0: ClampedSwiglu in its place; without IS_GATED there is one
+    matrix, up, and out is relu(up)**2. bias_ptr: [num_experts, 2 * SIZE], [num_experts, SIZE] without a gate, or None.
+    weights_ptr: of the pairs, [num_pairs], which multiply the rows of x; None: nothing does.
     Rows of x are gathered by their pairs; rows of out, [num_blocks * BLOCK_M, SIZE], stand in the order of the blocks.
     """
+    NUM_ROWS: tl.constexpr = (2 if IS_GATED else 1) * SIZE
     block, column_tile = _tile_of(num_blocks, tl.cdiv(SIZE, BLOCK_N), GROUP_M)
     wait_for_previous(PDL)
     num_rows = tl.load(block_num_rows_ptr + block)
@@ -80,7 +83,7 @@ def moe_up_kernel(
     is_column = column < SIZE
     inner = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + token[:, None] * stride_x + inner[None, :]
-    gate_ptrs = gate_up_ptr + (expert * 2 * SIZE + column)[:, None] * HIDDEN + inner[None, :]
+    gate_ptrs = gate_up_ptr + (expert * NUM_ROWS + column)[:, None] * HIDDEN + inner[None, :]
     gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, HIDDEN, BLOCK_K):
@@ -88,9 +91,11 @@ def moe_up_kernel(
         x = tl.load(x_ptrs + start, mask=is_row[:, None] & is_inner, other=0.0)  # [BLOCK_M, BLOCK_K]
         weight_mask = is_column[:, None] & is_inner
         gate_weight = tl.load(gate_ptrs + start, mask=weight_mask, other=0.0)  # [BLOCK_N, BLOCK_K]
-        up_weight = tl.load(gate_ptrs + start + SIZE * HIDDEN, mask=weight_mask, other=0.0)
+        if IS_GATED:
+            up_weight = tl.load(gate_ptrs + start + SIZE * HIDDEN, mask=weight_mask, other=0.0)
         gate = tl.dot(x, tl.trans(gate_weight), gate, input_precision="ieee")
-        up = tl.dot(x, tl.trans(up_weight), up, input_precision="ieee")
+        if IS_GATED:
+            up = tl.dot(x, tl.trans(up_weight), up, input_precision="ieee")
     release_next(PDL)
     if weights_ptr is not None:
         # A factor of the rows is one of the products.
@@ -98,10 +103,14 @@ def moe_up_kernel(
         gate *= weight
         up *= weight
     if bias_ptr is not None:
-        biases_ptr = bias_ptr + expert * (2 * SIZE) + column
+        biases_ptr = bias_ptr + expert * NUM_ROWS + column
         gate += tl.load(biases_ptr, mask=is_column, other=0.0).to(tl.float32)[None, :]
-        up += tl.load(biases_ptr + SIZE, mask=is_column, other=0.0).to(tl.float32)[None, :]
-    if LIMIT > 0:
+        if IS_GATED:
+            up += tl.load(biases_ptr + SIZE, mask=is_column, other=0.0).to(tl.float32)[None, :]
+    if not IS_GATED:
+        gate = tl.maximum(gate, 0.0)
+        out = gate * gate
+    elif LIMIT > 0:
         gate = tl.minimum(gate, LIMIT)
         up = tl.minimum(tl.maximum(up, -LIMIT), LIMIT)
         out = gate * tl.sigmoid(gate * ALPHA) * (up + 1.0)
@@ -287,6 +296,7 @@ def _products(
         ALPHA=clamp.alpha if clamp else 0.0,
         LIMIT=clamp.limit if clamp else 0.0,
         IS_GELU=experts.gate == "gelu_tanh",
+        IS_GATED=num_parts(experts.gate) == 2,
         BLOCK_M=config.block_m,
         BLOCK_N=config.up_n,
         BLOCK_K=config.up_k,

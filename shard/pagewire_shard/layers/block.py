@@ -1,4 +1,4 @@
-"""One layer of the decoder: a mixer, a feed-forward block, and norms and residual around them in one of seven wirings.
+"""One layer of the decoder: a mixer, a feed-forward block, and norms and residual around them in one of nine wirings.
 
 A block takes the residual stream and the output of the block before, which is not yet added to it: the next norm adds
 the two, so that the addition needs no pass over memory of its own.
@@ -30,7 +30,9 @@ the layer's cache."""
 FeedForward = Callable[[torch.Tensor], torch.Tensor]
 """[num_tokens, hidden] -> [num_tokens, hidden]: each token by itself."""
 
-Wiring = Literal["pre", "post", "parallel", "parallel_norms", "output", "sandwich", "sandwich_own_norms"]
+Wiring = Literal[
+    "pre", "post", "parallel", "parallel_norms", "output", "sandwich", "sandwich_own_norms", "mixer", "feed_forward"
+]
 
 
 class MixerSpec(Protocol):
@@ -242,6 +244,36 @@ class SandwichOwnNormsBlock:
         return self._feed_forward_out_norm(self._feed_forward(x)), x
 
 
+class MixerBlock:
+    """x + mixer(norm(x)): a layer without feed-forward block."""
+
+    norm_places: ClassVar = ("norm",)
+
+    def __init__(self, mixer: Mixer, feed_forward: FeedForward, norm: Norm) -> None:
+        """feed_forward: Is not called."""
+        self._mixer = mixer
+        self._norm = norm
+
+    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+        x, residual = normalise(self._norm, stream)
+        return self._mixer(x, batch, kv_cache), residual
+
+
+class FeedForwardBlock:
+    """x + feed_forward(norm(x)): a layer without mixer."""
+
+    norm_places: ClassVar = ("norm",)
+
+    def __init__(self, mixer: Mixer, feed_forward: FeedForward, norm: Norm) -> None:
+        """mixer: Is not called."""
+        self._feed_forward = feed_forward
+        self._norm = norm
+
+    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+        x, residual = normalise(self._norm, stream)
+        return self._feed_forward(x), residual
+
+
 class EndingBlock:
     """(x + side_input(x)) * scale, of the residual stream x behind another block."""
 
@@ -259,9 +291,10 @@ class EndingBlock:
         return (x if self._scale is None else x * self._scale), None
 
 
+OneNormBlock = ParallelBlock | MixerBlock | FeedForwardBlock
 TwoNormBlock = PreNormBlock | PostNormBlock | ParallelNormsBlock | OutputNormBlock
 
-BLOCKS: dict[Wiring, type[TwoNormBlock | ParallelBlock | SandwichBlock | SandwichOwnNormsBlock]] = {
+BLOCKS: dict[Wiring, type[TwoNormBlock | OneNormBlock | SandwichBlock | SandwichOwnNormsBlock]] = {
     "pre": PreNormBlock,
     "post": PostNormBlock,
     "parallel": ParallelBlock,
@@ -269,6 +302,8 @@ BLOCKS: dict[Wiring, type[TwoNormBlock | ParallelBlock | SandwichBlock | Sandwic
     "output": OutputNormBlock,
     "sandwich": SandwichBlock,
     "sandwich_own_norms": SandwichOwnNormsBlock,
+    "mixer": MixerBlock,
+    "feed_forward": FeedForwardBlock,
 }
 
 

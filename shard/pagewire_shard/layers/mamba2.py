@@ -1,7 +1,7 @@
 """Mamba-2: of each sequence its state is a matrix for each head, and the last inputs of a convolution."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from pagewire_shard.layers.cache import StateSpec, StateTensor
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights
+from pagewire_shard.parallel.ranks import CannotShare, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,9 @@ class Mamba2Spec:
     norm: Literal["gated", "before_gate", "none"] = "gated"
     """Whether the norm follows the gate, precedes it, or there is none."""
     bias: bool = False
-    """Of the products."""
+    """Whether the product of the hidden state has a bias."""
+    out_bias: bool = False
+    """Whether the output projection has one."""
     conv_bias: bool = True
     dt_limits: tuple[float, float] = (0.0, math.inf)
     """Bounds of a step's length."""
@@ -72,7 +75,7 @@ class Mamba2Spec:
         parameters = {
             "ssm_in": Parameter("linear", self.parts, hidden_size, self.bias),
             "conv": Parameter("conv", self.parts[1:4], self.conv_width, self.conv_bias),
-            "ssm_out": Parameter("linear", (hidden_size,), self.inner_size, self.bias),
+            "ssm_out": Parameter("linear", (hidden_size,), self.inner_size, self.out_bias),
         }
         # The rates at which heads decay are stored as the logarithms of their magnitudes.
         vectors = ("log_decay", "skip", "dt_bias")
@@ -80,6 +83,13 @@ class Mamba2Spec:
         if self.norm != "none":
             parameters["ssm_norm"] = Parameter("norm", (self.inner_size,))
         return parameters
+
+    def for_rank(self, ranks: Ranks) -> "Mamba2Spec":
+        """See Shared: each rank has some of the heads, and the groups that these are in."""
+        num_groups = ranks.share_or_copy(self.num_groups, "groups of state space heads")
+        if num_groups * ranks.size > self.num_groups and self.norm != "none":
+            raise CannotShare(f"norms over {self.num_groups} groups of state space heads")
+        return replace(self, num_heads=ranks.share(self.num_heads, "state space heads"), num_groups=num_groups)
 
     def build(self, weights: LayerWeights) -> "Mamba2":
         """See MixerSpec."""

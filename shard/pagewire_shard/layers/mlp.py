@@ -21,6 +21,10 @@ class MlpSpec:
     gated: bool
     """down(activation(gate(x)) * up(x)) rather than down(activation(up(x)))."""
     bias: bool
+    gate_scale: float = 1.0
+    """Multiplies the gate, before its activation."""
+    output_scale: float = 1.0
+    """Multiplies what the block yields."""
 
     @property
     def active_share(self) -> float:
@@ -60,15 +64,19 @@ class Mlp:
         activate: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         """activate: an activation with weights; None: the one that the spec names."""
-        if spec.gated:
+        if spec.gate_scale != 1.0:
+            self._activated_up = _scaled_gate(up, spec)
+        elif spec.gated:
             self._activated_up = gated(up, spec.activation)
         else:
             self._activated_up = _activated(up, activate or PLAIN[spec.activation])
         self._down = down
+        self._output_scale = spec.output_scale
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden] -> [num_tokens, hidden]."""
-        return self._down(self._activated_up(x))
+        out = self._down(self._activated_up(x))
+        return out if self._output_scale == 1.0 else out.mul_(self._output_scale)
 
 
 def gated(up: Linear, activation: Activation) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -78,6 +86,17 @@ def gated(up: Linear, activation: Activation) -> Callable[[torch.Tensor], torch.
         return fused
     activate = GATED[activation]
     return lambda x: activate(up(x))
+
+
+def _scaled_gate(up: Linear, spec: MlpSpec) -> Callable[[torch.Tensor], torch.Tensor]:
+    activate = GATED[spec.activation]
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        both = up(x)
+        both[:, : spec.intermediate_size].mul_(spec.gate_scale)
+        return activate(both)
+
+    return call
 
 
 def _activated(up: Linear, activate: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

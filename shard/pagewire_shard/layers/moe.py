@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from pagewire_kernels.fused_moe import Gate, RouterSpec, apply_gate, fused_moe, route
+from pagewire_kernels.fused_moe import Gate, RouterSpec, activate, fused_moe, num_parts, route
 
 from pagewire_shard.layers.block import FeedForward
 from pagewire_shard.layers.linear import Linear
@@ -18,7 +18,7 @@ from pagewire_shard.parallel.ranks import Ranks
 
 @dataclass(frozen=True, slots=True)
 class MoeSpec:
-    """A mixture of experts in place of a dense feed-forward block; each expert is gated."""
+    """A mixture of experts in place of a dense feed-forward block; as a rule each expert is gated."""
 
     num_experts: int
     intermediate_size: int
@@ -32,7 +32,10 @@ class MoeSpec:
     bias: bool = False
     """Whether router and experts have biases."""
     gate: Gate = "silu"
-    """How every expert combines its gate with what it gates."""
+    """How every expert activates its first product, which mostly has a gate."""
+    latent_size: int = 0
+    """The experts' inputs and outputs are of this size, projected from and to the hidden size; 0: there is no such
+    projection."""
     expert_scales: bool = False
     """Whether the checkpoint has a factor of each expert's weight."""
     first_held: int = 0
@@ -49,13 +52,17 @@ class MoeSpec:
         """See FeedForwardSpec."""
         # Gate and up of the first expert, then of the second, and so on.
         num_held = self.held_experts
-        up_parts = (self.intermediate_size,) * (2 * num_held)
+        up_parts = (self.intermediate_size,) * (num_parts(self.gate) * num_held)
+        size = self.latent_size or hidden_size
         router_role: Role = "router" if self.float32_router else "linear"
         parameters = {
             "router": Parameter(router_role, (self.num_experts,), hidden_size, self.bias),
-            "experts_up": Parameter("experts", up_parts, hidden_size, self.bias),
-            "experts_down": Parameter("experts", (hidden_size,) * num_held, self.intermediate_size, self.bias),
+            "experts_up": Parameter("experts", up_parts, size, self.bias),
+            "experts_down": Parameter("experts", (size,) * num_held, self.intermediate_size, self.bias),
         }
+        if self.latent_size:
+            parameters["latent_in"] = Parameter("linear", (size,), hidden_size)
+            parameters["latent_out"] = Parameter("linear", (hidden_size,), size)
         if self.has_correction:
             parameters["correction"] = Parameter("correction", (self.num_experts,))
         if self.expert_scales:
@@ -83,13 +90,18 @@ class MoeSpec:
         router = weights.linear("router")
         correction = weights.tensors("correction")["weight"] if self.has_correction else None
         scales = weights.tensors("expert_scales")["weight"] if self.expert_scales else None
+        mixture: Mixture
         if weights.weights.precision.device.type == "cpu":
             ups = weights.expert_linears("experts_up", self.held_experts)
             downs = weights.expert_linears("experts_down", self.held_experts)
-            return MixtureOfLinears(self, router, correction, scales, ups, downs)
-        return MixtureOfExperts(
-            self, router, correction, scales, weights.tensors("experts_up"), weights.tensors("experts_down")
-        )
+            mixture = MixtureOfLinears(self, router, correction, scales, ups, downs)
+        else:
+            mixture = MixtureOfExperts(
+                self, router, correction, scales, weights.tensors("experts_up"), weights.tensors("experts_down")
+            )
+        if not self.latent_size:
+            return mixture
+        return LatentMixture(mixture, weights.linear("latent_in"), weights.linear("latent_out"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +269,20 @@ class MixtureOfLinears:
         return out
 
 
+class LatentMixture:
+    """A mixture of experts of another width than the residual stream; the router scores the stream itself."""
+
+    def __init__(self, mixture: Mixture, to_latent: Linear, from_latent: Linear) -> None:
+        self._mixture = mixture
+        self._to_latent = to_latent
+        self._from_latent = from_latent
+
+    def __call__(self, x: torch.Tensor, routed_by: torch.Tensor | None = None) -> torch.Tensor:
+        """See Mixture."""
+        return self._from_latent(self._mixture(self._to_latent(x), x if routed_by is None else routed_by))
+
+
 def _gated(up: Linear, kind: Gate) -> Callable[[torch.Tensor], torch.Tensor]:
     if kind == "silu" or kind == "gelu_tanh":
         return gated(up, kind)
-
-    def clamped(x: torch.Tensor) -> torch.Tensor:
-        gate, value = up(x).chunk(2, dim=-1)
-        return apply_gate(gate, value, kind)
-
-    return clamped
+    return lambda x: activate(up(x), kind)

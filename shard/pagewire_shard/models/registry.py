@@ -4,6 +4,7 @@ from difflib import get_close_matches
 
 from pagewire_shard.errors import UnsupportedArchitecture
 from pagewire_shard.models.apertus import APERTUS
+from pagewire_shard.models.bamba import BAMBA
 from pagewire_shard.models.bloom import BLOOM
 from pagewire_shard.models.cohere import COHERE, COHERE2
 from pagewire_shard.models.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
@@ -13,6 +14,7 @@ from pagewire_shard.models.ernie4_5_moe import ERNIE4_5_MOE
 from pagewire_shard.models.exaone4 import EXAONE4
 from pagewire_shard.models.exaone_moe import EXAONE_MOE
 from pagewire_shard.models.falcon import FALCON
+from pagewire_shard.models.falcon_h1 import FALCON_H1
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT, VAULT_GEMMA
 from pagewire_shard.models.gemma4 import GEMMA4, GEMMA4_TEXT
@@ -30,6 +32,7 @@ from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.hunyuan import HUNYUAN, HUNYUAN_MOE, HY_V3
 from pagewire_shard.models.lfm2 import LFM2, LFM2_MOE
 from pagewire_shard.models.llama import CWM, INTERNLM3, LLAMA, MINISTRAL, MISTRAL
+from pagewire_shard.models.mamba2 import MAMBA2
 from pagewire_shard.models.minicpm3 import MINICPM3
 from pagewire_shard.models.minimax_m2 import MINIMAX_M2
 from pagewire_shard.models.ministral3 import MINISTRAL3
@@ -37,6 +40,7 @@ from pagewire_shard.models.mistral4 import MISTRAL4
 from pagewire_shard.models.mixtral import MIXTRAL
 from pagewire_shard.models.mpt import MPT
 from pagewire_shard.models.multimodal import DEFAULT_TEXT_TYPES, text_part
+from pagewire_shard.models.nemotron_h import NEMOTRON_H
 from pagewire_shard.models.olmo2 import OLMO2, OLMO3
 from pagewire_shard.models.olmoe import OLMOE
 from pagewire_shard.models.opt import OPT
@@ -57,6 +61,7 @@ from pagewire_shard.models.youtu import YOUTU
 FAMILIES: dict[str, Family] = {
     "ApertusForCausalLM": APERTUS,
     "ArceeForCausalLM": ARCEE,
+    "BambaForCausalLM": BAMBA,
     "BloomForCausalLM": BLOOM,
     "CodeGenForCausalLM": CODEGEN,
     "Cohere2ForCausalLM": COHERE2,
@@ -70,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     "Exaone4ForCausalLM": EXAONE4,
     "ExaoneMoeForCausalLM": EXAONE_MOE,
     "FalconForCausalLM": FALCON,
+    "FalconH1ForCausalLM": FALCON_H1,
     "GPT2LMHeadModel": GPT2,
     "GptOssForCausalLM": GPT_OSS,
     "GPTBigCodeForCausalLM": GPT_BIGCODE,
@@ -98,6 +104,7 @@ FAMILIES: dict[str, Family] = {
     "Lfm2MoeForCausalLM": LFM2_MOE,
     "LlamaForCausalLM": LLAMA,
     "MPTForCausalLM": MPT,
+    "Mamba2ForCausalLM": MAMBA2,
     "MiniCPM3ForCausalLM": MINICPM3,
     "MiniMaxM2ForCausalLM": MINIMAX_M2,
     "Ministral3ForCausalLM": MINISTRAL3,
@@ -107,6 +114,7 @@ FAMILIES: dict[str, Family] = {
     "MixtralForCausalLM": MIXTRAL,
     "MptForCausalLM": MPT,
     "NemotronForCausalLM": NEMOTRON,
+    "NemotronHForCausalLM": NEMOTRON_H,
     "OPTForCausalLM": OPT,
     "Olmo2ForCausalLM": OLMO2,
     "Olmo3ForCausalLM": OLMO3,

@@ -1,12 +1,28 @@
 """Readers of what configurations say of Mamba-2 layers, and the names that their weights have."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from pagewire_shard.layers.mamba2 import Mamba2Spec
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.hf_config import ConfigFields
 
 LAYER_TYPES = {"mamba": "mamba", "linear_attention": "mamba", "attention": "attention", "full_attention": "attention"}
 """Spellings of transformers 4 and 5 -> the kind of layer."""
+
+MAMBA_DEFAULTS: dict[str, object] = {
+    "mamba_n_heads": 128,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 256,
+    "mamba_d_head": "auto",
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_conv_bias": True,
+    "mamba_proj_bias": False,
+    "time_step_limit": None,
+}
+"""Of Granite, Bamba and Falcon-H1."""
 
 
 def ssm_modules(module: str) -> dict[str, tuple[str, int | None]]:
@@ -86,3 +102,32 @@ def read_scales(fields: ConfigFields, name: str, count: int) -> tuple[float, ...
     if len(scales) != count:
         raise fields.malformed(name, f"must have {count} entries")
     return scales
+
+
+def read_mamba(fields: ConfigFields, inner_size: int, activation: str = "hidden_act") -> Mamba2Spec:
+    """The Mamba-2 layers of configurations whose fields begin with mamba_.
+
+    Args:
+        inner_size: Width of all heads together.
+        activation: Field that names the convolution's activation.
+    """
+    check_conv_activation(fields, activation)
+    num_heads, head_dim = read_inner_heads(fields, "mamba_n_heads", "mamba_d_head", inner_size)
+    return Mamba2Spec(
+        num_heads=num_heads,
+        head_dim=head_dim,
+        num_groups=check_groups(fields, "mamba_n_groups", num_heads),
+        state_size=fields.integer("mamba_d_state"),
+        conv_width=fields.integer("mamba_d_conv"),
+        norm_eps=fields.number("rms_norm_eps"),
+        bias=fields.flag("mamba_proj_bias"),
+        out_bias=fields.flag("mamba_proj_bias"),
+        conv_bias=fields.flag("mamba_conv_bias"),
+        dt_limits=read_dt_limits(fields),
+    )
+
+
+def with_mamba(spec: DecoderSpec, mamba: Mamba2Spec, is_mamba: Callable[[int], bool]) -> DecoderSpec:
+    """The decoder with Mamba-2 in the layers whose index is_mamba takes."""
+    layers = (replace(layer, mixer=mamba) if is_mamba(i) else layer for i, layer in enumerate(spec.layers))
+    return replace(spec, layers=tuple(layers))

@@ -37,6 +37,7 @@ def _aot_cases(
             "ALPHA": 1.702 if is_gpt_oss else 0.0,
             "LIMIT": 7.0 if is_gpt_oss else 0.0,
             "IS_GELU": is_gemma4,
+            "IS_GATED": name != "nemotron-3-nano",
             "weights_ptr": None,
             "BLOCK_N": config.up_n,
             "BLOCK_K": config.up_k,
@@ -84,6 +85,12 @@ AOT_CASES = (
         for target in TARGETS
         for rows in (1, 512)
         for case in _aot_cases("gemma4-26b-a4b", 2816, 704, 8, rows, target)
+    ),
+    *(
+        case
+        for target in TARGETS
+        for rows in (1, 512)
+        for case in _aot_cases("nemotron-3-nano", 2688, 1856, 6, rows, target)
     ),
     AotCase(
         "sum-qwen3-30b-a3b",
