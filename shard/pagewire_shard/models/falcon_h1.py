@@ -1,7 +1,7 @@
 """Falcon-H1: attention and Mamba-2 side by side in every layer, and multipliers nearly everywhere."""
 
 from dataclasses import replace
-from typing import cast
+from typing import Literal, cast
 
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.block import LayerSpec
@@ -87,10 +87,12 @@ def _read_ssm(fields: ConfigFields, hidden_size: int) -> Mamba2Spec:
     inner_size = fields.integer("mamba_d_ssm", fields.integer("mamba_expand") * hidden_size)
     input_scale = _input_scale(fields, "ssm_in_multiplier", "mamba_proj_bias")
     gate, x, b, c, dt = (input_scale * scale for scale in read_scales(fields, "ssm_multipliers", 5))
-    norms = {True: "before_gate", False: "gated"}
+    norm: Literal["gated", "before_gate", "none"] = "none"
+    if fields.flag("mamba_rms_norm"):
+        norm = "before_gate" if fields.flag("mamba_norm_before_gate") else "gated"
     return replace(
         read_mamba(fields, inner_size),
-        norm=norms[fields.flag("mamba_norm_before_gate")] if fields.flag("mamba_rms_norm") else "none",
+        norm=norm,
         out_bias=fields.flag("projectors_bias"),
         input_scales=(gate, x, b, c, dt),
     )
