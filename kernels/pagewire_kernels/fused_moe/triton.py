@@ -63,9 +63,9 @@ def moe_up_kernel(
 ):
     """Grid: (num_blocks * cdiv(SIZE, BLOCK_N),); one program makes BLOCK_N columns of act(gate) * up for a block.
 
-    act is SiLU, with IS_GELU the tanh form of GELU; LIMIT > 0: ClampedSwiglu in its place; without IS_GATED there is one
-    matrix, up, and out is relu(up)**2. bias_ptr: [num_experts, 2 * SIZE], [num_experts, SIZE] without a gate, or None.
-    weights_ptr: of the pairs, [num_pairs], which multiply the rows of x; None: nothing does.
+    act is SiLU, with IS_GELU the tanh form of GELU; LIMIT > 0: ClampedSwiglu in its place; without IS_GATED
+    there is one matrix, up, and out is relu(up)**2. bias_ptr: [num_experts, 2 * SIZE], [num_experts, SIZE] without a
+    gate, or None. weights_ptr: of the pairs, [num_pairs], which multiply the rows of x; None: nothing does.
     Rows of x are gathered by their pairs; rows of out, [num_blocks * BLOCK_M, SIZE], stand in the order of the blocks.
     """
     NUM_ROWS: tl.constexpr = (2 if IS_GATED else 1) * SIZE
