@@ -7,7 +7,6 @@ import os
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -212,10 +211,11 @@ class LLM:
             return params
         if not isinstance(params, SamplingParams):
             return [self.with_defaults(each) for each in params]
-        if (given := params.structured_outputs) is None:
+        if params.structured_outputs is None:
             return params
         clone = params.clone()
-        clone.structured_outputs = replace(given, **self._constraint_defaults)
+        for name in self._constraint_defaults:
+            setattr(clone.structured_outputs, name, True)
         return clone
 
     def salted(self, prompts: list[Prompt], cache_salt: str | None = None) -> list[Prompt]:
@@ -264,15 +264,13 @@ def _flags(model: str, options: dict[str, Any]) -> list[str]:
     return model_flags(translate(options))
 
 
-def _constraint_defaults(options: dict[str, Any]) -> dict[str, bool]:
-    """Takes what requests say here out of vLLM's structured_outputs_config."""
+def _constraint_defaults(options: dict[str, Any]) -> list[str]:
+    """Takes what requests say here out of vLLM's structured_outputs_config, and returns what is switched on."""
     config = options.get("structured_outputs_config")
     if config is None:
-        return {}
+        return []
     given = dict(config if isinstance(config, Mapping) else vars(config))
-    defaults = {
-        name: True for name in ("disable_any_whitespace", "disable_additional_properties") if given.pop(name, 0)
-    }
+    defaults = [name for name in ("disable_any_whitespace", "disable_additional_properties") if given.pop(name, False)]
     options["structured_outputs_config"] = given
     return defaults
 
