@@ -93,7 +93,8 @@ def build_engine(
         group.all_have_loaded()
     info = _describe(config, loaded, limits, layout, pool, device, model_digest)
     print(_start_line(config, loaded, limits, layout, pool), file=sys.stderr, flush=True)
-    return Engine(info, runner, BlockPool(pool.num_blocks, limits.block_size), grammars, loaded.model.spec.longest_short)
+    blocks = BlockPool(pool.num_blocks, limits.block_size)
+    return Engine(info, runner, blocks, grammars, loaded.model.spec.longest_short)
 
 
 def _least(value: int, device: torch.device, collectives: Collectives | None) -> int:

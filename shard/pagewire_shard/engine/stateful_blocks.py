@@ -83,6 +83,7 @@ class StatefulBlocks(GroupedBlocks):
         """See SequenceBlocks."""
         super().release(sequence)
         self._states.release(list(_slots(sequence)))
+        sequence.state_slot = sequence.fork_slot = -1  # The plan that releases it may fork it too.
 
     def end_epoch(self) -> None:
         """See SequenceBlocks."""

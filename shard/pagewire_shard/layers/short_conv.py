@@ -1,6 +1,6 @@
 """A gated short convolution (LFM2): of each sequence its state is the convolution's last inputs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pagewire_kernels.causal_conv import ConvInputs, causal_conv
@@ -9,6 +9,7 @@ from pagewire_shard.layers.cache import StateSpec, StateTensor
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights
+from pagewire_shard.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,16 @@ class ShortConvSpec:
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See MixerSpec."""
         return {
-            "conv_in": Parameter("linear", (3 * self.channels,), hidden_size, self.bias),
+            "conv_in": Parameter(
+                "linear", (3 * self.channels,), hidden_size, self.bias, segments=((self.channels,) * 3,)
+            ),
             "conv": Parameter("conv", (self.channels,), self.width, self.bias),
             "conv_out": Parameter("linear", (hidden_size,), self.channels, self.bias),
         }
+
+    def for_rank(self, ranks: Ranks) -> "ShortConvSpec":
+        """See Shared: each rank has some of the channels."""
+        return replace(self, channels=ranks.share(self.channels, "channels of the convolution"))
 
     def build(self, weights: LayerWeights) -> "ShortConv":
         """See MixerSpec."""
