@@ -229,6 +229,14 @@ def test_the_checkpoints_own_dtype_counts_where_the_configuration_is_silent(tmp_
     assert load(model_dir).dtype_name == "float16"
 
 
+@pytest.mark.parametrize(
+    ("name", "stated"), [("dtype", "bfloat16"), ("torch_dtype", "bfloat16"), ("torch_dtype", "torch.bfloat16")]
+)
+def test_both_spellings_of_the_dtype_are_read(model_dir: Path, name: str, stated: str) -> None:
+    edit_config(model_dir, **{"dtype": None, "torch_dtype": None, name: stated})
+    assert described(model_dir).checkpoint_dtype == "bfloat16"
+
+
 def test_dummy_weights_need_only_config_json_and_depend_on_the_seed(model_dir: Path) -> None:
     (model_dir / "model.safetensors").unlink()
     first, again, other = (load(model_dir, load_format="dummy", seed=seed).model for seed in (1, 1, 2))
