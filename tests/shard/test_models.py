@@ -467,6 +467,7 @@ NEMOTRON_H: dict[str, Any] = {
     "moe_intermediate_size": 20,
     "moe_shared_expert_intermediate_size": 28,
     "routed_scaling_factor": 1.5,
+    "time_step_min": 1e-6,  # transformers raises a prompt's steps to it, which the models were not trained with
 }
 LFM2: dict[str, Any] = {**LLAMA, "num_hidden_layers": 3, "num_key_value_heads": 2, "eos_token_id": 2}
 DELTA: dict[str, Any] = {

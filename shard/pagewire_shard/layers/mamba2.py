@@ -1,10 +1,12 @@
 """Mamba-2: of each sequence its state is a matrix for each head, and the last inputs of a convolution."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pagewire_kernels.causal_conv import ConvInputs, causal_conv
 from pagewire_kernels.gated_rms_norm import gated_rms_norm
 from pagewire_kernels.mamba2 import Mamba2Inputs, mamba2
@@ -13,7 +15,11 @@ from pagewire_shard.layers.cache import StateSpec, StateTensor
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.layers.parameter import Parameter
 from pagewire_shard.layers.weights import LayerWeights
-from pagewire_shard.parallel.ranks import CannotShare, Ranks
+from pagewire_shard.parallel.collectives import Collectives
+from pagewire_shard.parallel.ranks import Ranks
+
+GatedNorm = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""[num_tokens, inner_size] and the gate, likewise -> the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,8 @@ class Mamba2Spec:
     """Bounds of a step's length."""
     input_scales: tuple[float, float, float, float, float] | None = None
     """Multiply gate, x, b, c and dt; None: nothing does."""
+    ranks_per_group: int = 1
+    """Ranks that have heads of the same group."""
 
     @property
     def inner_size(self) -> int:
@@ -87,13 +95,40 @@ class Mamba2Spec:
     def for_rank(self, ranks: Ranks) -> "Mamba2Spec":
         """See Shared: each rank has some of the heads, and the groups that these are in."""
         num_groups = ranks.share_or_copy(self.num_groups, "groups of state space heads")
-        if num_groups * ranks.size > self.num_groups and self.norm != "none":
-            raise CannotShare(f"norms over {self.num_groups} groups of state space heads")
-        return replace(self, num_heads=ranks.share(self.num_heads, "state space heads"), num_groups=num_groups)
+        return replace(
+            self,
+            num_heads=ranks.share(self.num_heads, "state space heads"),
+            num_groups=num_groups,
+            ranks_per_group=num_groups * ranks.size // self.num_groups,
+        )
 
     def build(self, weights: LayerWeights) -> "Mamba2":
         """See MixerSpec."""
         return Mamba2(self, weights)
+
+
+class AllRanksGatedNorm:
+    """A gated norm of one group, whose columns several ranks share out."""
+
+    def __init__(self, spec: Mamba2Spec, weight: torch.Tensor, collectives: Collectives) -> None:
+        """weight: this rank's, [inner_size]."""
+        self._eps = spec.norm_eps
+        self._norm_first = spec.norm == "before_gate"
+        self._group_size = len(weight) * spec.ranks_per_group
+        self._weight = weight.float()
+        self._all_reduce = collectives.all_reduce
+        self._num_groups = collectives.ranks.size // spec.ranks_per_group
+        self._group = collectives.ranks.rank // spec.ranks_per_group
+
+    def __call__(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, inner_size] each -> the same."""
+        activated = F.silu(gate.float())
+        wide = x.float() if self._norm_first else x.float() * activated
+        squares = wide.new_zeros((len(x), self._num_groups))
+        squares[:, self._group] = wide.square().sum(1)
+        mean_square = self._all_reduce(squares)[:, self._group] / self._group_size
+        out = wide * torch.rsqrt(mean_square + self._eps)[:, None] * self._weight
+        return (out * activated if self._norm_first else out).to(x.dtype)
 
 
 class Mamba2:
@@ -108,13 +143,23 @@ class Mamba2:
             weights.tensors(name)["weight"] for name in ("log_decay", "skip", "dt_bias")
         )
         self._decay = -log_decay.exp()
-        self._norm_weight = None if spec.norm == "none" else weights.tensors("ssm_norm")["weight"]
+        self._norm = self._gated_norm(weights)
         self._scales: torch.Tensor | None = None
         """[sum of parts], multiplies what the product yields; None: nothing does."""
         if spec.input_scales is not None:
             scales = [torch.full((size,), scale) for size, scale in zip(spec.parts, spec.input_scales, strict=True)]
             precision = weights.weights.precision
             self._scales = torch.cat(scales).to(precision.device, precision.activations)
+
+    def _gated_norm(self, weights: LayerWeights) -> GatedNorm | None:
+        spec = self._spec
+        if spec.norm == "none":
+            return None
+        weight = weights.tensors("ssm_norm")["weight"]
+        if spec.ranks_per_group > 1:
+            return AllRanksGatedNorm(spec, weight, weights.weights.collectives)
+        group_size, norm_first = spec.inner_size // spec.num_groups, spec.norm == "before_gate"
+        return lambda x, gate: gated_rms_norm(x, gate, weight, spec.norm_eps, group_size, norm_first=norm_first)
 
     def __call__(self, x: torch.Tensor, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """[num_tokens, hidden] -> [num_tokens, hidden]."""
@@ -164,8 +209,4 @@ class Mamba2:
                 row_counts=batch.row_counts,
             )
         ).flatten(1)
-        if self._norm_weight is not None:
-            group_size = spec.inner_size // spec.num_groups
-            norm_first = spec.norm == "before_gate"
-            out = gated_rms_norm(out, gate, self._norm_weight, spec.norm_eps, group_size, norm_first=norm_first)
-        return self._out(out)
+        return self._out(out if self._norm is None else self._norm(out, gate))

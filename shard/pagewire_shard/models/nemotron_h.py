@@ -1,7 +1,5 @@
 """Nemotron-H: layers of one part each: Mamba-2, attention without positions, a dense block or a mixture of experts."""
 
-import math
-
 from pagewire_kernels.fused_moe import RouterSpec
 
 from pagewire_shard.layers.absent import NoFeedForwardSpec, NoMixerSpec
@@ -19,6 +17,7 @@ from pagewire_shard.models.names import NameMap
 from pagewire_shard.models.ssm import (
     check_conv_activation,
     check_groups,
+    read_dt_limits,
     read_hybrid_layers,
     ssm_modules,
     ssm_tensors,
@@ -75,7 +74,7 @@ DEFAULTS: dict[str, object] = {
     "conv_kernel": 4,
     "use_conv_bias": True,
     "use_bias": False,
-    "time_step_min": 0.001,
+    "time_step_limit": None,
     "n_routed_experts": 8,
     "moe_intermediate_size": 7688,
     "moe_shared_expert_intermediate_size": 7688,
@@ -115,8 +114,9 @@ def _mamba(fields: ConfigFields) -> Mamba2Spec:
         bias=fields.flag("use_bias"),
         out_bias=fields.flag("use_bias"),
         conv_bias=fields.flag("use_conv_bias"),
-        # As transformers has it; time_step_limit is not used.
-        dt_limits=(fields.number("time_step_min"), math.inf),
+        # transformers takes time_step_min for the least step of a prompt, and none for decodes. The models were trained
+        # without, and NVIDIA's own code reads this field.
+        dt_limits=read_dt_limits(fields),
     )
 
 
