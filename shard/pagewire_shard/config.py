@@ -40,7 +40,7 @@ class ShardConfig:
     """Where the ranks of a group meet: HOST:PORT or unix:PATH of rank 0; None: there is one rank."""
     rendezvous_timeout_s: float = 600.0
     """How long a rank waits for the others to come: their pods may start at different times."""
-    group_watch_s: float = 2.0
+    group_watch_s: float = 2.5
     """How long a rank that has loaded may be silent before the others take it for lost."""
     device: Device = "auto"
     """Where to run; auto: cuda if there is one."""

@@ -103,6 +103,8 @@ async def _serve(
         if opening.done():
             opening.result()
             spare_long_lived_objects()
+            if group is not None:
+                group.say_ready()
             print(f"pagewire-shard ready on {address}", flush=True)
             await stopping
     finally:

@@ -88,9 +88,6 @@ def build_engine(
     runner = _runner(config, loaded, limits, state, caches, places)
     runner.sampler.processing = _processing(config, loaded, limits, device)
     warm_up(runner, limits.block_size)
-    if group is not None:
-        _least(0, device, collectives)  # all have come so far
-        group.all_have_loaded()
     info = _describe(config, loaded, limits, layout, pool, device, model_digest)
     print(_start_line(config, loaded, limits, layout, pool), file=sys.stderr, flush=True)
     blocks = BlockPool(pool.num_blocks, limits.block_size)

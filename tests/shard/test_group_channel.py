@@ -61,7 +61,7 @@ def test_ranks_meet_and_hear_what_rank_0_passes_on_in_order(all_meet: Callable) 
     for _, heard in ranks[1:]:
         eventually(lambda heard=heard: heard.entries == entries, "all entries have come")
     for each, _ in ranks:
-        each.expect_beats()
+        each.say_ready()
     threading.Event().wait(3 * WATCH_S)
     assert not any(heard.lost for _, heard in ranks), "ranks that say that they are alive are not lost"
 
@@ -74,13 +74,13 @@ def test_the_end_of_a_rank_is_noticed_at_once(all_meet: Callable) -> None:
     assert not ranks[2][1].lost, "that is rank 0's to tell, by its own end"
 
 
-def test_a_silent_rank_is_lost_once_all_have_loaded(all_meet: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_rank_is_lost_once_it_has_loaded(all_meet: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = all_meet(2)
     monkeypatch.setattr(ranks[1][0], "_beat_once", lambda: None)
     threading.Event().wait(3 * WATCH_S)
     assert not ranks[0][1].lost, "a rank that loads may be silent"
     for each, _ in ranks:
-        each.expect_beats()
+        each.say_ready()
     eventually(lambda: bool(ranks[0][1].lost), "rank 0 has noticed", timeout_s=10 * WATCH_S)
     assert ranks[0][1].lost[0].startswith("rank 1 has been silent for")
     assert not ranks[1][1].lost

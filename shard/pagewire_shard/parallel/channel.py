@@ -8,6 +8,7 @@ a thread of this module, whatever else the process does.
 import contextlib
 import json
 import logging
+import select
 import socket
 import struct
 import threading
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 HEADER = struct.Struct("!BI")
 """Kind and length of a frame."""
-GREETING, BEAT, ENTRY, FAREWELL = range(4)
+GREETING, BEAT, ENTRY, READY, FAREWELL = range(5)
 CONNECT_RETRY_S = 0.05
 MAX_FRAME_BYTES = 1 << 30
 
@@ -36,6 +37,8 @@ class _Peer:
     rank: int
     socket: socket.socket
     heard_s: float = field(default_factory=time.monotonic)
+    is_ready: bool = False
+    """It has loaded, so that it can say that it is alive."""
     has_left: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -62,10 +65,9 @@ class GroupChannel:
         Args:
             on_entry: Takes what rank 0 passes on, in order.
             on_lost: Told once which rank is lost and why.
-            watch_s: Longest silence of a rank. Until expect_beats, only the end of a connection counts.
+            watch_s: Longest silence of a rank that has said that it is ready.
         """
         self._on_entry, self._on_lost, self._watch_s = on_entry, on_lost, watch_s
-        self._expects_beats = False
         # A rank that is stopped reads nothing: sending to it must not wait for ever.
         patience = struct.pack("ll", int(watch_s), int(watch_s % 1 * 1e6))
         for peer in self._peers:
@@ -73,12 +75,11 @@ class GroupChannel:
             threading.Thread(target=self._listen, args=(peer,), name=f"rank-{peer.rank}", daemon=True).start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
-    def expect_beats(self) -> None:
-        """From now on silence counts: all ranks have loaded, which may keep a process from saying anything."""
-        now_s = time.monotonic()
+    def say_ready(self) -> None:
+        """From now on silence of this rank counts: it has loaded, which may keep a process from saying anything."""
         for peer in self._peers:
-            peer.heard_s = now_s
-        self._expects_beats = True
+            with contextlib.suppress(OSError):  # _listen sees its end
+                peer.send(READY)
 
     def pass_on(self, entry: bytes) -> None:
         """Sends an entry to all other ranks; only on rank 0."""
@@ -111,6 +112,8 @@ class GroupChannel:
                 peer.heard_s = time.monotonic()
                 if kind == ENTRY:
                     self._on_entry(payload)
+                elif kind == READY:
+                    peer.is_ready = True
                 elif kind == FAREWELL:
                     peer.has_left = True
         except (OSError, EOFError, ValueError) as error:
@@ -123,14 +126,12 @@ class GroupChannel:
             self._beat_once()
             time.sleep(interval_s)
             now_s = time.monotonic()
-            if not self._expects_beats:
-                continue
-            if now_s - before_s > 4 * interval_s:
-                # It was this process that stood still.
-                for peer in self._peers:
-                    peer.heard_s = now_s
+            # A gap in the beats of this process, which stood still itself, says nothing about the others.
+            stood_still = now_s - before_s > 4 * interval_s
             for peer in self._peers:
-                if now_s - peer.heard_s > self._watch_s:
+                if stood_still or (now_s - peer.heard_s > self._watch_s and _has_unread(peer.socket)):
+                    peer.heard_s = now_s
+                elif peer.is_ready and now_s - peer.heard_s > self._watch_s:
                     self._lose(peer, f"has been silent for {now_s - peer.heard_s:.1f} s")
 
     def _beat_once(self) -> None:
@@ -246,6 +247,14 @@ def _connect(rendezvous: str, deadline_s: float) -> socket.socket:
 def _host_and_port(rendezvous: str) -> tuple[str, int]:
     host, _, port = rendezvous.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def _has_unread(connection: socket.socket) -> bool:
+    """Whether something has come that no thread has found the time to read."""
+    try:
+        return bool(select.select([connection], [], [], 0)[0])
+    except (OSError, ValueError):  # it was closed: _listen sees its end
+        return False
 
 
 def _ready(connection: socket.socket) -> socket.socket:

@@ -52,10 +52,10 @@ class ShardGroup:
         channel.start(lambda entry: self.on_entry(entry), self.lose, config.group_watch_s)
         return process_collectives(store, self.ranks, device, channel.address)
 
-    def all_have_loaded(self) -> None:
-        """From now on a silent rank is a lost one."""
+    def say_ready(self) -> None:
+        """This rank has loaded: from now on the others take its silence for its end."""
         assert self._channel is not None
-        self._channel.expect_beats()
+        self._channel.say_ready()
 
     def pass_on(self, entry: bytes) -> None:
         """Sends an entry to all other ranks; only on rank 0."""
