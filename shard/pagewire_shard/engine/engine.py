@@ -281,7 +281,8 @@ class Engine:
                 del unmatched[sequence]
                 if loan := prefixes.find(sequence):
                     loans[sequence] = loan
-            query_len, sample_len = sequence.next_row(self._blocks.chunk_len(sequence, budget), num_drafts)
+            most = self._blocks.chunk_len(sequence, budget) if sequence.chunk_ends else budget
+            query_len, sample_len = sequence.next_row(most, num_drafts)
             rows.append((sequence, query_len, sample_len))
             if (is_new or query_len > 1) and sample_len <= 1:
                 prefixes.fill(sequence, query_len)
