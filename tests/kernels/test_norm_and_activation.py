@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from pagewire_kernels.activation import gelu_and_mul, silu_and_mul, xielu
+from pagewire_kernels.activation import gelu_and_mul, sigmoid, silu_and_mul, xielu
+from pagewire_kernels.cpu.elementwise import silu_
 from pagewire_kernels.gated_rms_norm import gated_rms_norm
 from pagewire_kernels.gated_rms_norm import reference as gated_rms_norm_reference
 from pagewire_kernels.layer_norm import layer_norm
@@ -107,6 +108,23 @@ def test_gated_activations(size, magnitude):
     torch.testing.assert_close(silu_and_mul(x), F.silu(gate) * up, **tolerance)
     torch.testing.assert_close(gelu_and_mul(x), F.gelu(gate) * up, **tolerance)
     torch.testing.assert_close(gelu_and_mul(x, "tanh"), F.gelu(gate, approximate="tanh") * up, **tolerance)
+
+
+@pytest.mark.parametrize(("function", "expected"), [(sigmoid, torch.sigmoid), (silu_, F.silu)])
+def test_an_element_has_the_same_bits_wherever_it_is(function, expected):
+    """torch's functions fail this: the last elements of a tensor, which fill no vector, are computed in another way."""
+    x = torch.cat((torch.randn(5000) * 4, torch.tensor([-200.0, 200.0, 0.0])))
+    out = function(x.clone())
+    torch.testing.assert_close(out, expected(x), atol=1e-6, rtol=1e-6)
+    for size in (1, 3, 16, 19):
+        assert torch.equal(torch.cat([function(part.clone()) for part in x[:2000].split(size)]), out[:2000])
+
+
+def test_sigmoid_takes_any_layout_and_leaves_its_input():
+    x = torch.randn(7, 6, 5)
+    before = x.clone()
+    torch.testing.assert_close(sigmoid(x[:, 1:3]), torch.sigmoid(x[:, 1:3]), atol=1e-6, rtol=1e-6)
+    assert torch.equal(x, before)
 
 
 def test_xielu_is_that_of_transformers():

@@ -1,4 +1,4 @@
-"""Activations of the MLP: a gate's activation times the other half, and xIELU, which has weights of its own."""
+"""Activations: a gate's activation times the other half, xIELU, which has weights of its own, and the sigmoid."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,7 +9,7 @@ import torch
 from pagewire_kernels.activation import reference
 from pagewire_kernels.activation.reference import XIELU_LINEAR
 
-__all__ = ["XIELU_LINEAR", "gelu_and_mul", "silu_and_mul", "xielu"]
+__all__ = ["XIELU_LINEAR", "gelu_and_mul", "sigmoid", "silu_and_mul", "xielu"]
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
@@ -66,6 +66,24 @@ def xielu(x: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
 
         return triton_kernel(x, slopes)
     return reference.xielu(x, slopes)
+
+
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """1 / (1 + exp(-x)) of a tensor of any shape; on a CPU an element's bits depend on the element alone.
+
+    Returns:
+        x's shape and dtype.
+    """
+    if x.is_cpu and x.dtype is torch.float32:
+        return _cpu_sigmoid()(x.clone(memory_format=torch.contiguous_format))
+    return torch.sigmoid(x)
+
+
+@cache
+def _cpu_sigmoid() -> Callable[[torch.Tensor], torch.Tensor]:
+    from pagewire_kernels.cpu.elementwise import sigmoid_
+
+    return sigmoid_
 
 
 @cache

@@ -4,9 +4,9 @@ Products and sums are operations of their own, so that a token's bits do not dep
 """
 
 import torch
-import torch.nn.functional as F
 
 from pagewire_kernels.causal_conv.inputs import ConvInputs
+from pagewire_kernels.cpu.elementwise import silu_
 
 
 def causal_conv(inputs: ConvInputs) -> torch.Tensor:
@@ -15,7 +15,7 @@ def causal_conv(inputs: ConvInputs) -> torch.Tensor:
     bias = None if inputs.bias is None else inputs.bias.float()
     out = _decodes(inputs, taps, bias) if inputs.max_query_len == 1 else _sequences(inputs, taps, bias)
     if inputs.activation is not None:
-        F.silu(out, inplace=True)
+        silu_(out)
     return out.to(inputs.x.dtype)
 
 

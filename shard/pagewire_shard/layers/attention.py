@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from pagewire_kernels.activation import sigmoid
 from pagewire_kernels.paged_attention import AttentionInputs, paged_attention
 from pagewire_kernels.reshape_and_cache import reshape_and_cache
 from pagewire_kernels.rotary_and_cache import RotaryInputs, rotary_and_cache
@@ -304,5 +305,5 @@ class Attention:
         )
         attended = paged_attention(inputs)
         if gate is not None:
-            attended.mul_(torch.sigmoid(gate))
+            attended.mul_(sigmoid(gate))
         return self._o(attended.view(x.shape[0], -1))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from pagewire_kernels.activation import sigmoid
 from pagewire_kernels.fused_moe import Gate, RouterSpec, activate, fused_moe, num_parts, route
 
 from pagewire_shard.layers.block import FeedForward
@@ -135,7 +136,7 @@ class SharedExpertSpec:
         if not self.is_weighted:
             return weights.summed(lambda x: experts(x) + shared(x))
         weight = weights.linear("shared_weight")
-        return weights.summed(lambda x: experts(x) + shared(x) * torch.sigmoid(weight(x)))
+        return weights.summed(lambda x: experts(x) + shared(x) * sigmoid(weight(x)))
 
 
 class Mixture(Protocol):
