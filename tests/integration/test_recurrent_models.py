@@ -1,4 +1,4 @@
-"""A model with layers that keep a state of each sequence (LFM2), as generate() of transformers has it."""
+"""Models with layers that keep a state of each sequence (LFM2, Qwen3-Next), as generate() of transformers has them."""
 
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,37 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
+SLOW = ("attention-free", "delta-net")
 LAYER_TYPES = {"hybrid": ["conv", "full_attention", "conv", "conv"], "attention-free": ["conv"] * 4}
 
 
-@pytest.fixture(scope="module", params=["hybrid", pytest.param("attention-free", marks=pytest.mark.slow)])
-def lfm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def delta_net() -> transformers.PretrainedConfig:
+    """A model of gated delta nets, attention and experts."""
+    return transformers.Qwen3NextConfig(
+        **{name: value for name, value in CONFIG.items() if name != "block_multiple_of"},
+        head_dim=16,
+        linear_key_head_dim=12,
+        linear_value_head_dim=10,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=20,
+        shared_expert_intermediate_size=24,
+    )
+
+
+@pytest.fixture(scope="module", params=["hybrid", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     directory = tmp_path_factory.mktemp(request.param)
-    model = random_model(transformers.Lfm2Config(**CONFIG, layer_types=LAYER_TYPES[request.param]))
+    layer_types = LAYER_TYPES.get(request.param)
+    model = random_model(transformers.Lfm2Config(**CONFIG, layer_types=layer_types) if layer_types else delta_net())
     model.save_pretrained(directory)
     if request.param == "attention-free":
         model.generation_config.use_cache = False  # transformers' cache asks a layer with attention for its length.
     reference = ReferenceModel(model)
     greedy = [reference.generate(prompt, NUM_TOKENS) for prompt in random_prompts(PROMPT_LENS)]
-    return Subject("lfm2", reference, load_model(Path(directory), device=CPU, dtype="float32").model, greedy)
+    return Subject(request.param, reference, load_model(Path(directory), device=CPU, dtype="float32").model, greedy)
 
 
 @pytest.fixture(scope="module")
@@ -63,46 +81,48 @@ def check(comparison: Comparison, subject: Subject, groups: list[SequenceGroup],
 
 @pytest.mark.parametrize(("block_size", "chunk"), [(3, 7), (16, 512)])
 def test_a_batch_yields_what_generate_yields_and_again_from_checkpoints(
-    lfm2: Subject, comparison: Comparison, block_size: int, chunk: int
+    subject: Subject, comparison: Comparison, block_size: int, chunk: int
 ) -> None:
     groups = (CacheGroup(), CacheGroup(0, 0, 64))
-    world = lfm2.world(block_size=block_size, max_num_batched_tokens=chunk, num_blocks=2000, groups=groups)
+    world = subject.world(block_size=block_size, max_num_batched_tokens=chunk, num_blocks=2000, groups=groups)
     for how in ("first", "cached"):
-        requests = submit(world, lfm2)
+        requests = submit(world, subject)
         world.run()
-        check(comparison, lfm2, requests, f"{how}, blocks of {block_size}, chunks of {chunk}")
+        check(comparison, subject, requests, f"{how}, blocks of {block_size}, chunks of {chunk}")
     assert [group.num_cached_tokens for group in requests] == [(n - 1) // block_size * block_size for n in PROMPT_LENS]
 
 
-def test_a_pool_that_preempts_all_the_time_changes_nothing(lfm2: Subject, comparison: Comparison) -> None:
-    world = lfm2.world(block_size=4, max_num_batched_tokens=16, num_blocks=23)
-    requests = submit(world, lfm2)
+def test_a_pool_that_preempts_all_the_time_changes_nothing(subject: Subject, comparison: Comparison) -> None:
+    world = subject.world(block_size=4, max_num_batched_tokens=16, num_blocks=23)
+    requests = submit(world, subject)
     world.run()
-    check(comparison, lfm2, requests, "preempted")
+    check(comparison, subject, requests, "preempted")
     assert world.scheduler.num_preemptions > 0
 
 
 @pytest.mark.parametrize("num_blocks", [500, 35])
-def test_parallel_samples_begin_with_the_prompts_state(lfm2: Subject, comparison: Comparison, num_blocks: int) -> None:
-    world = lfm2.world(block_size=4, max_num_batched_tokens=16, num_blocks=num_blocks, window=3)
-    requests = submit(world, lfm2, n=2)
+def test_parallel_samples_begin_with_the_prompts_state(
+    subject: Subject, comparison: Comparison, num_blocks: int
+) -> None:
+    world = subject.world(block_size=4, max_num_batched_tokens=16, num_blocks=num_blocks, window=3)
+    requests = submit(world, subject, n=2)
     world.run()
-    check(comparison, lfm2, requests, f"n=2, {num_blocks} blocks")
+    check(comparison, subject, requests, f"n=2, {num_blocks} blocks")
 
 
 @pytest.mark.parametrize("sizes", [(16,), (1, 3)])
-def test_padded_steps_leave_no_state_behind(lfm2: Subject, comparison: Comparison, sizes: tuple[int, ...]) -> None:
+def test_padded_steps_leave_no_state_behind(subject: Subject, comparison: Comparison, sizes: tuple[int, ...]) -> None:
     """What is captured on a GPU. Sizes up to 3 leave most steps to the plain runner."""
-    world = lfm2.world(make_runner=with_graphs(*sizes), num_blocks=200, block_size=4)
+    world = subject.world(make_runner=with_graphs(*sizes), num_blocks=200, block_size=4)
     if sizes[-1] == 16:
         forbid_eager_steps(world)
     for how in ("first", "cached"):
-        requests = submit(world, lfm2)
+        requests = submit(world, subject)
         world.run()
-        check(comparison, lfm2, requests, f"graphs of {sizes} rows, {how}")
+        check(comparison, subject, requests, f"graphs of {sizes} rows, {how}")
 
 
-def test_log_probabilities_are_the_same_alone_and_in_a_batch_and_from_a_checkpoint(lfm2: Subject) -> None:
+def test_log_probabilities_are_the_same_alone_and_in_a_batch_and_from_a_checkpoint(subject: Subject) -> None:
     """Bit by bit, in float32."""
     options = {"temperature": 0.0, "max_tokens": NUM_TOKENS, "logprobs": 1}
 
@@ -111,11 +131,11 @@ def test_log_probabilities_are_the_same_alone_and_in_a_batch_and_from_a_checkpoi
         return [[entry.logprob for entry in world.logprobs[group.sequences[0]]] for group in groups]
 
     alone = []
-    for expected in lfm2.greedy:
-        world = lfm2.world()
+    for expected in subject.greedy:
+        world = subject.world()
         alone += logprobs(world, [world.submit(expected.prompt, **options)])
-    world = lfm2.world(max_num_batched_tokens=32)
-    batched, cached = (logprobs(world, [world.submit(e.prompt, **options) for e in lfm2.greedy]) for _ in range(2))
+    world = subject.world(max_num_batched_tokens=32)
+    batched, cached = (logprobs(world, [world.submit(e.prompt, **options) for e in subject.greedy]) for _ in range(2))
     assert batched == alone
     assert cached == alone
 
