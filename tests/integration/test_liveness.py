@@ -224,7 +224,11 @@ async def test_streams_that_end_while_plans_are_written_are_no_bugs(
                     check(request, answer)
                 else:
                     assert isinstance(answer.error, Unavailable), "the rogue held the lease"
-    assert not [record for record in caplog.records if record.exc_info], caplog.text
+    # gRPC's poller serves all loops of the process, and may tell of a call of an earlier test, whose loop is closed.
+    failures = [
+        record for record in caplog.records if record.exc_info and "PollerCompletionQueue" not in record.message
+    ]
+    assert not failures, caplog.text
 
 
 async def test_a_router_whose_loop_has_died_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
