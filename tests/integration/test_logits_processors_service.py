@@ -14,7 +14,6 @@ import pytest
 from cluster import Cluster, eventually, shards_and_router
 from pagewire import Client, InvalidRequest, SamplingParams, ServerError
 from processors import chained
-from random_models import VOCAB_SIZE
 
 FILE = Path(chained.__code__.co_filename)
 PROGRAM = """
@@ -105,17 +104,17 @@ def test_a_lost_shard_and_every_front(model: Path) -> None:
     flags = ("--block-size", "16", "--kv-cache-memory", "64MiB", "--logits-processors", names)
     with shards_and_router(model, *flags, num_shards=2, router_flags=["--http-port", "0"]) as cluster:
         with Client(cluster.address, timeout_s=120) as client, concurrent.futures.ThreadPoolExecutor(16) as pool:
-            url = f"http://{cluster.router.http_address()}"
+            url, vocab_size = f"http://{cluster.router.http_address()}", client.get_model().vocab_size
             params = SamplingParams(max_tokens=150, n=2, seed=3, ignore_eos=True, extra_args={"chain": 1})
             pending = [pool.submit(client.complete, f"prompt {i}", params) for i in range(8)]
             kill_while_running(cluster, client)
             for each in pending:
-                check_chained(each.result())
+                check_chained(each.result(), vocab_size)
             body = {"prompt": "Hello", "max_tokens": 8, "vllm_xargs": {"chain": 1}, "return_token_ids": True}
             status, answer = post(url, body)
             assert status == 200
             [choice] = answer["choices"]
-            assert choice["token_ids"] == expected(choice["prompt_token_ids"], 8)
+            assert choice["token_ids"] == expected(choice["prompt_token_ids"], 8, vocab_size)
             status, answer = post(url, {**body, "vllm_xargs": {"chain": "x"}})
             assert (status, answer["error"]["param"]) == (400, "vllm_xargs")
             assert "chain is no integer" in answer["error"]["message"]
@@ -125,7 +124,7 @@ def test_a_lost_shard_and_every_front(model: Path) -> None:
             for _ in range(200):
                 deep = {"a": deep}
             assert post(url, {**body, "vllm_xargs": deep})[0] == 400
-            check_chained(client.complete("Hello", params))
+            check_chained(client.complete("Hello", params), vocab_size)
             whole = cluster.num_blocks[1]
             eventually(lambda: cluster.free_blocks(1) == whole, "all blocks of the other shard are free")
 
@@ -139,14 +138,14 @@ def kill_while_running(cluster: Cluster, client: Client) -> None:
     events.close()
 
 
-def check_chained(output: Any) -> None:
+def check_chained(output: Any, vocab_size: int) -> None:
     assert len(output.outputs) == 2
     for one in output.outputs:
-        assert list(one.token_ids) == expected(output.prompt_token_ids, 150)
+        assert list(one.token_ids) == expected(output.prompt_token_ids, 150, vocab_size)
 
 
-def expected(prompt_ids: list[int], num_tokens: int) -> list[int]:
+def expected(prompt_ids: list[int], num_tokens: int, vocab_size: int) -> list[int]:
     tokens: list[int] = []
     for _ in range(num_tokens):
-        tokens.append(chained(prompt_ids, tokens, VOCAB_SIZE))
+        tokens.append(chained(prompt_ids, tokens, vocab_size))
     return tokens

@@ -79,13 +79,12 @@ def test_guidellm(path: str, server: Server, tmp_path: Path) -> None:
     )
     (benchmark,) = json.loads((tmp_path / "result.json").read_text())["benchmarks"]
     metrics = benchmark["metrics"]
-    assert metrics["request_totals"] == {
-        "successful": NUM_REQUESTS,
-        "errored": 0,
-        "incomplete": 0,
-        "total": NUM_REQUESTS,
-    }
-    assert (
-        round(metrics["output_token_count"]["successful"]["total_sum"]) == outputs == NUM_REQUESTS * NUM_OUTPUT_TOKENS
-    )
-    assert round(metrics["prompt_token_count"]["successful"]["total_sum"]) == prompts
+    assert outputs == NUM_REQUESTS * NUM_OUTPUT_TOKENS
+    # On a busy machine guidellm ends before it has counted its last answer.
+    num_counted = metrics["request_totals"]["successful"]
+    assert NUM_REQUESTS - 1 <= num_counted <= NUM_REQUESTS
+    totals = {"successful": num_counted, "errored": 0, "incomplete": 0, "total": num_counted}
+    assert metrics["request_totals"] == totals
+    assert round(metrics["output_token_count"]["successful"]["total_sum"]) == num_counted * NUM_OUTPUT_TOKENS
+    if num_counted == NUM_REQUESTS:
+        assert round(metrics["prompt_token_count"]["successful"]["total_sum"]) == prompts
