@@ -157,7 +157,11 @@ class ModelRunner:
         sampled, sample_rows, logprobs, scores = slots[:0], None, None, None
         failures: list[shard_pb2.RowFailure] = []
         uploaded = None if masks is None else UploadedMasks(masks, self.uplink.upload)
-        if rows or batch.scored:
+        # Then every token of the step is the last one of a row that samples.
+        is_decode = len(rows) == sum(lens)
+        if is_decode:
+            logits = self.model.compute_logits(hidden)
+        elif rows or batch.scored:
             logits = self._last_logits(hidden, [*rows, *batch.scored], lens)
             scores = pending_scores(self.sampler, logits[len(rows) :], batch, self.uplink, uploaded)
         if rows:
@@ -169,7 +173,7 @@ class ModelRunner:
             for failure in failures:
                 failure.run_index = rows[failure.run_index]
             stages = self.sampler.stages(slots_of_rows)
-            sampled = self.sampler.choose(logits, upload(slots_of_rows), stages, row_masks)
+            sampled = self.sampler.choose(logits, slots if is_decode else upload(slots_of_rows), stages, row_masks)
             logprobs = pending_logprobs(raw, sampled, rows)
         if len(rows) < len(lens):
             entries = accumulate(batch.sample_lens, initial=0)
