@@ -79,7 +79,7 @@ def check(comparison: Comparison, subject: Subject, groups: list[SequenceGroup],
             comparison.check(one, output(group, sequence.index), f"prompt of {len(one.prompt)}, {how}")
 
 
-@pytest.mark.parametrize(("block_size", "chunk"), [(3, 7), (16, 512)])
+@pytest.mark.parametrize(("block_size", "chunk"), [(3, 7), pytest.param(16, 512, marks=pytest.mark.slow)])
 def test_a_batch_yields_what_generate_yields_and_again_from_checkpoints(
     subject: Subject, comparison: Comparison, block_size: int, chunk: int
 ) -> None:
@@ -100,7 +100,7 @@ def test_a_pool_that_preempts_all_the_time_changes_nothing(subject: Subject, com
     assert world.scheduler.num_preemptions > 0
 
 
-@pytest.mark.parametrize("num_blocks", [500, 35])
+@pytest.mark.parametrize("num_blocks", [pytest.param(500, marks=pytest.mark.slow), 35])
 def test_parallel_samples_begin_with_the_prompts_state(
     subject: Subject, comparison: Comparison, num_blocks: int
 ) -> None:
@@ -110,7 +110,7 @@ def test_parallel_samples_begin_with_the_prompts_state(
     check(comparison, subject, requests, f"n=2, {num_blocks} blocks")
 
 
-@pytest.mark.parametrize("sizes", [(16,), (1, 3)])
+@pytest.mark.parametrize("sizes", [(16,), pytest.param((1, 3), marks=pytest.mark.slow)])
 def test_padded_steps_leave_no_state_behind(subject: Subject, comparison: Comparison, sizes: tuple[int, ...]) -> None:
     """What is captured on a GPU. Sizes up to 3 leave most steps to the plain runner."""
     world = subject.world(make_runner=with_graphs(*sizes), num_blocks=200, block_size=4)
@@ -145,6 +145,7 @@ def test_hardly_any_choice_was_a_near_tie(comparison: Comparison) -> None:
     assert comparison.num_near_ties <= comparison.num_tokens // 1000
 
 
+@pytest.mark.slow
 def test_the_service_counts_cached_tokens_up_to_checkpoints(tmp_path: Path) -> None:
     model = write_model(
         tmp_path, transformers.Lfm2Config(**CONFIG | {"vocab_size": 400}, layer_types=LAYER_TYPES["hybrid"])

@@ -23,14 +23,14 @@ def stateful(window: int) -> st.SearchStrategy[Workload]:
     return workloads(window, groups=GROUPS, has_states=True)
 
 
-@pytest.mark.parametrize("window", [1, 2, 4])
-@settings(max_examples=50, deadline=None)
+@pytest.mark.parametrize("window", [2, *(pytest.param(window, marks=pytest.mark.slow) for window in (1, 3, 4))])
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_workloads_yield_every_token_once_and_leave_both_pools_whole(window: int, data: st.DataObject) -> None:
     play(data.draw(stateful(window)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(workload=st.integers(1, 4).flatmap(stateful))
 def test_ranks_that_learn_of_tokens_at_different_times_stay_identical(workload: Workload) -> None:
     play(workload, num_ranks=2)
@@ -39,9 +39,9 @@ def test_ranks_that_learn_of_tokens_at_different_times_stay_identical(workload: 
 @pytest.mark.parametrize(
     "reached",
     [
-        lambda world: world.scheduler.num_preemptions > 0,
-        lambda world: world.scheduler.tokens.prompt_cached > 0,
-        lambda world: world.num_missed > 0,
+        pytest.param(lambda world: world.scheduler.num_preemptions > 0, marks=pytest.mark.slow),
+        pytest.param(lambda world: world.scheduler.tokens.prompt_cached > 0, marks=pytest.mark.slow),
+        pytest.param(lambda world: world.num_missed > 0, marks=pytest.mark.slow),
     ],
 )
 def test_workloads_reach_what_is_rare(reached: Callable[[World], bool]) -> None:
