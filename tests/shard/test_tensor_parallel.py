@@ -20,7 +20,11 @@ from thread_ranks import on_all_ranks
 from tests.shard.test_models import CASES, LLAMA, MIXTURES, VOCAB_SIZE, PagedModel, random_model, random_prompts
 
 CPU = torch.device("cpu")
-SIZES = {"llama-mqa-odd-heads": (3,), "falcon-rw": (3,), "bloom-odd-heads": (5,), "mpt-clipped-odd-heads": (2, 3)}
+SIZES = {
+    **{"llama-mqa-odd-heads": (3,), "falcon-rw": (3,), "bloom-odd-heads": (5,), "mpt-clipped-odd-heads": (2, 3)},
+    # Delta nets of two key heads.
+    **dict.fromkeys(("qwen3-next", "qwen3-next-dense-layers", "qwen3-5", "qwen3-5-moe"), (2,)),
+}
 """Numbers of ranks of the cases that 2 and 4 cannot share out."""
 NOT_BY_EXPERT = ("phimoe", "ernie4-5-moe", "hunyuan-moe")
 """Mixtures of five experts, and the one of the default suite."""
