@@ -21,7 +21,10 @@ from tests.shard.test_models import CASES, LLAMA, MIXTURES, VOCAB_SIZE, PagedMod
 
 CPU = torch.device("cpu")
 SIZES = {
-    **{"llama-mqa-odd-heads": (3,), "falcon-rw": (3,), "bloom-odd-heads": (5,), "mpt-clipped-odd-heads": (2, 3)},
+    "llama-mqa-odd-heads": (3,),
+    "falcon-rw": (3,),
+    "bloom-odd-heads": (5,),
+    "mpt-clipped-odd-heads": (2, 3),
     # Delta nets of two key heads.
     **dict.fromkeys(("qwen3-next", "qwen3-next-dense-layers", "qwen3-5", "qwen3-5-moe"), (2,)),
 }
