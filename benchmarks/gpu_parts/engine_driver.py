@@ -23,7 +23,8 @@ from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_shard.config import ShardConfig
-from pagewire_shard.engine.engine import Engine, LaunchedStep
+from pagewire_shard.engine.engine import Engine
+from pagewire_shard.engine.launched_step import LaunchedStep
 from pagewire_shard.startup import build_engine
 
 from gpu_parts.part import Bench

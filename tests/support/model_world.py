@@ -13,7 +13,8 @@ from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
 from pagewire_shard.engine.block_pool import BlockPool
-from pagewire_shard.engine.engine import Engine, LaunchedStep
+from pagewire_shard.engine.engine import Engine
+from pagewire_shard.engine.launched_step import LaunchedStep
 from pagewire_shard.engine.runner import Runner
 from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.model_runner import ModelRunner

@@ -26,7 +26,8 @@ from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import SequenceGroup, sequence_seed
 from pagewire_shard.engine.block_pool import BlockPool
-from pagewire_shard.engine.engine import Engine, LaunchedStep
+from pagewire_shard.engine.engine import Engine
+from pagewire_shard.engine.launched_step import LaunchedStep
 from pagewire_shard.engine.runner import BatchMasks, RunBatch, StepTokens
 from pagewire_shard.engine.sequence import Sequence
 

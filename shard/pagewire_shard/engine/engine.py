@@ -27,8 +27,6 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from itertools import repeat
 
 import grpc
@@ -38,8 +36,9 @@ from pagewire_common.cache_groups import CacheGroup, num_states_of, table_window
 from pagewire_shard.engine.block_pool import BlockPool
 from pagewire_shard.engine.constraints import Constraints
 from pagewire_shard.engine.grouped_blocks import GroupedBlocks
+from pagewire_shard.engine.launched_step import LaunchedStep
 from pagewire_shard.engine.plan_check import PlanCheck, malformed
-from pagewire_shard.engine.runner import BatchMasks, PendingTokens, RunBatch, Runner, StepTokens
+from pagewire_shard.engine.runner import RunBatch, Runner
 from pagewire_shard.engine.sequence import Sequence, admitted
 from pagewire_shard.engine.sequence_blocks import SequenceBlocks
 from pagewire_shard.engine.stateful_blocks import StatefulBlocks
@@ -47,36 +46,6 @@ from pagewire_shard.engine.step_changes import Row, StepChanges
 from pagewire_shard.engine.step_prefixes import Loan
 from pagewire_shard.errors import PlanRefused
 from pagewire_shard.grammar.grammars import Grammars
-
-
-@dataclass(slots=True, eq=False)
-class LaunchedStep:
-    """A launched step whose tokens are on their way to the host."""
-
-    step: int
-    rows: list[Row]
-    """The plan's run, in its order. Those that compute nothing are not in the runner's batch."""
-    result: shard_pb2.StepResult
-    """What is known at launch."""
-    pending_tokens: PendingTokens | None = None
-    """Set when the runner has launched it."""
-    num_tokens: int = 0
-    """Tokens it computes."""
-    tokens: StepTokens | None = None
-    """Set when they have been waited for."""
-    batch: RunBatch | None = None
-    """Set while the forward pass has been launched without the sampling; see constraints.py."""
-    masks: "Future[BatchMasks] | None" = None
-    """The masks of the batch, where they are filled beside the forward pass."""
-
-    @property
-    def awaits_tokens(self) -> bool:
-        """It is sampled by Engine.sample, when the tokens of the steps before it are on the host."""
-        return self.batch is not None
-
-    def is_ready(self) -> bool:
-        """The tokens are on the host."""
-        return self.tokens is not None or (self.pending_tokens is not None and self.pending_tokens.is_ready())
 
 
 class Engine:
@@ -220,41 +189,17 @@ class Engine:
     def _take_tokens_before(self, launched: LaunchedStep) -> None:
         for step in self._effects:
             if step.step < launched.step:
-                self._take_tokens(step)
+                step.take_tokens(self._notes_tokens())
 
-    def _take_tokens(self, launched: LaunchedStep) -> StepTokens:
-        """Waits for a step's tokens, once, and notes them for the next masks."""
-        if launched.tokens is None:
-            assert launched.pending_tokens is not None, f"step {launched.step} was not launched"
-            tokens = launched.pending_tokens.wait()
-            if len(tokens.num_tokens) < len(launched.rows):
-                tokens = _spread(tokens, launched.rows)
-            if self._num_constrained or self._has_processors:
-                _note_tokens(launched.rows, tokens)
-            launched.tokens = tokens
-        return launched.tokens
+    def _notes_tokens(self) -> bool:
+        """Whether something on the host reads sampled tokens before they take effect."""
+        return self._has_processors or bool(self._num_constrained)
 
     def collect(self, launched: LaunchedStep) -> shard_pb2.StepResult:
         """Waits for a step's tokens and builds its result. Steps are collected in order."""
         if launched.awaits_tokens:
             self.sample(launched)
-        tokens = self._take_tokens(launched)
-        result = launched.result
-        for (sequence, _, _), computed, known, stop in zip(
-            launched.rows, tokens.num_computed_tokens, tokens.num_tokens, tokens.stop_reasons, strict=True
-        ):
-            sequence.reported_computed, sequence.reported_known, sequence.reported_stop = computed, known, stop
-        result.num_computed_tokens.extend(tokens.num_computed_tokens)
-        result.num_known_tokens.extend(tokens.num_tokens)
-        result.num_sampled_tokens.extend(tokens.num_sampled)
-        result.sampled_token_ids.extend(tokens.sampled_token_ids)
-        result.stop_reasons.extend(tokens.stop_reasons)
-        result.logprobs.extend(tokens.logprobs)
-        result.row_scores.extend(tokens.row_scores)
-        result.prompt_scores.extend(tokens.prompt_scores)
-        result.row_failures.extend(tokens.row_failures)
-        result.timings.forward_us, result.timings.sample_us = tokens.forward_us, tokens.sample_us
-        return result
+        return launched.finish(self._notes_tokens())
 
     def _work_out(self, plan: shard_pb2.StepPlan) -> StepChanges:
         """What the plan changes; changes nothing. Raises PlanRefused."""
@@ -356,7 +301,7 @@ class Engine:
     def _apply_effects(self, up_to_step: int) -> None:
         while self._effects and self._effects[0].step <= up_to_step:
             launched = self._effects.popleft()
-            tokens = self._take_tokens(launched)
+            tokens = launched.take_tokens(self._notes_tokens())
             sampled, end = tokens.sampled_token_ids, 0
             self._new_tokens += sampled
             for i, ((sequence, _, sample_len), num_sampled, stop) in enumerate(
@@ -455,47 +400,3 @@ def _blocks(windows: tuple[int, ...], pool: BlockPool, states: BlockPool) -> Seq
     if states.num_blocks:
         return StatefulBlocks(pool, windows, states)
     return SequenceBlocks(pool) if windows in ((), (0,)) else GroupedBlocks(pool, windows)
-
-
-def _note_tokens(rows: list[Row], tokens: StepTokens) -> None:
-    """Tells constraints and processors what their sequences have sampled, and names the reason where a constraint has
-    kept one from it."""
-    end = 0
-    for row, ((sequence, _, _), num_sampled) in enumerate(zip(rows, tokens.num_sampled, strict=True)):
-        start, end = end, end + num_sampled
-        constraint = sequence.constraint
-        if constraint is not None:
-            if constraint.has_failed and tokens.stop_reasons[row] == shard_pb2.STOP_REASON_ERROR:
-                tokens.stop_reasons[row] = shard_pb2.STOP_REASON_GRAMMAR
-            constraint.note(tokens.sampled_token_ids[start:end], tokens.stop_reasons[row])
-        if sequence.output_ids is not None:
-            # In place: processors hold the list.
-            sequence.output_ids += tokens.sampled_token_ids[start:end]
-            if tokens.stop_reasons[row]:
-                sequence.output_ids = None
-
-
-def _spread(tokens: StepTokens, rows: list[Row]) -> StepTokens:
-    """Gives rows that did not run their entries: nothing sampled, counts as last reported."""
-    ran = [i for i, (_, query_len, _) in enumerate(rows) if query_len]
-    for logprobs in tokens.logprobs:
-        logprobs.run_index = ran[logprobs.run_index]
-    for scores in tokens.row_scores:
-        scores.run_index = ran[scores.run_index]
-    for prompt_scores in tokens.prompt_scores:
-        prompt_scores.run_index = ran[prompt_scores.run_index]
-    for failure in tokens.row_failures:
-        failure.run_index = ran[failure.run_index]
-    spread = replace(
-        tokens,
-        num_computed_tokens=[sequence.reported_computed for sequence, _, _ in rows],
-        num_tokens=[sequence.reported_known for sequence, _, _ in rows],
-        stop_reasons=[sequence.reported_stop for sequence, _, _ in rows],
-        num_sampled=[0] * len(rows),
-    )
-    for row, i in enumerate(ran):
-        spread.num_computed_tokens[i] = tokens.num_computed_tokens[row]
-        spread.num_tokens[i] = tokens.num_tokens[row]
-        spread.stop_reasons[i] = tokens.stop_reasons[row]
-        spread.num_sampled[i] = tokens.num_sampled[row]
-    return spread
