@@ -29,6 +29,7 @@ from pagewire_router.errors import (
     Unavailable,
 )
 from pagewire_router.groups.delivery import deliver
+from pagewire_router.groups.digests import Digests
 from pagewire_router.groups.failures import elsewhere, failure_error, refusal_error
 from pagewire_router.groups.repeating import Repeating
 from pagewire_router.groups.retry_delay import retry_delay_s
@@ -103,8 +104,7 @@ class GroupLoop:
         """Reason given to requests that are refused because the group is down."""
         self.num_failovers = 0
         """Number of epochs that ended without Goodbye."""
-        self.num_digest_mismatches = 0
-        """Number of steps after which the ranks' state digests differed."""
+        self.digests = Digests(len(ranks))
         self.epoch = 0
         """Counter of the last lease that was granted."""
         self.ranks = ranks
@@ -120,7 +120,6 @@ class GroupLoop:
         self._renew_due = False
         self._sent_s: deque[float] = deque()
         self._last_result_s = 0.0
-        self._digests: dict[int, int] = {}
         self._progress = StallWatch(len(ranks), step_timeout_s)
         self._silence = SilenceWatch(len(ranks))
         self._away_since_s = 0.0
@@ -330,7 +329,7 @@ class GroupLoop:
         self._fail_condemned()
         self.scheduler.reset(welcome.free_blocks[0], welcome.max_inflight)
         self._sent_s.clear()
-        self._digests.clear()
+        self.digests.clear()
         if self._progress.start(welcome.epoch.incarnation, time.monotonic()):
             logger.warning(
                 "shard group %s was slow, it does not hang: it may take %g s now; raise --step-timeout",
@@ -445,7 +444,7 @@ class GroupLoop:
             self._blame(result)
             raise Unavailable(f"step {result.step} failed: {result.error.message}")
         if len(self.ranks) > 1:
-            self._check_digest(result)
+            self.digests.check(result.step, result.state_digest)
         if rank != 0 or not self.scheduler.num_inflight:
             return  # Of a plan sent before everything was handed over.
         sent_s = self._sent_s.popleft()
@@ -475,14 +474,6 @@ class GroupLoop:
         if culprit is not None:
             message = f"a step with this request failed, and again with nothing else in it: {result.error.message}"
             self._fail(culprit, StepFailed(message))
-
-    def _check_digest(self, result: shard_pb2.StepResult) -> None:
-        expected = self._digests.pop(result.step, None)
-        if expected is None:
-            self._digests[result.step] = result.state_digest
-        elif expected != result.state_digest:
-            self.num_digest_mismatches += 1
-            raise ProtocolError(f"the ranks disagree after step {result.step}")
 
     def _drain(self) -> None:
         logger.info("shard group %s drains", self.info.group_id)

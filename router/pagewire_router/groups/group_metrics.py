@@ -117,7 +117,7 @@ def _counts_of(group: GroupLoop) -> dict[str, int]:
     return {
         "preemptions": group.scheduler.num_preemptions,
         "failovers": group.num_failovers,
-        "digest_mismatches": group.num_digest_mismatches,
+        "digest_mismatches": group.digests.num_mismatches,
         "prompt_computed": tokens.prompt_computed,
         "prompt_cached": tokens.prompt_cached,
         "generation": tokens.generated,
