@@ -1,6 +1,9 @@
 """The connections between the ranks of a group: how they meet, what is passed on, and ranks that are lost."""
 
+import contextlib
 import logging
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from cluster import eventually, free_port
+from google.protobuf.message import DecodeError
 from pagewire_shard.errors import GroupFailed
 from pagewire_shard.parallel import channel
 from pagewire_shard.parallel.channel import GroupChannel, meet
@@ -84,6 +88,37 @@ def test_a_silent_rank_is_lost_once_it_has_loaded(all_meet: Callable, monkeypatc
     eventually(lambda: bool(ranks[0][1].lost), "rank 0 has noticed", timeout_s=10 * WATCH_S)
     assert ranks[0][1].lost[0].startswith("rank 1 has been silent for")
     assert not ranks[1][1].lost
+
+
+@pytest.mark.parametrize("error", [struct.error("short"), DecodeError("bad"), AssertionError("odd")], ids=repr)
+def test_an_entry_that_a_rank_cannot_take_loses_the_peer(all_meet: Callable, error: Exception) -> None:
+    """The thread that listens ends: a group that went on would wait in a collective for plans that nobody reads."""
+
+    def refuse(entry: bytes) -> None:
+        raise error
+
+    ranks = all_meet(2)
+    ranks[1][0]._on_entry = refuse
+    ranks[0][0].pass_on(b"entry")
+    eventually(lambda: bool(ranks[1][1].lost), "rank 1 has told", timeout_s=5.0)
+    assert ranks[1][1].lost == [f"rank 0 has sent what rank 1 cannot take ({error!r})"]
+
+
+def test_a_rank_that_takes_no_beats_is_lost() -> None:
+    """What was sent may have ended within a frame: nothing that follows it could be read."""
+    own, other = socket.socketpair()
+    with own, other:
+        own.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                own.send(bytes(4096))
+        own.setblocking(True)
+        heard = Told()
+        rank = GroupChannel(Ranks(0, 2), [channel._Peer(1, own)], {}, "")
+        rank.start(heard.entries.append, heard.lost.append, WATCH_S)
+        eventually(lambda: bool(heard.lost), "rank 0 has noticed", timeout_s=5.0)
+        assert heard.lost[0].startswith("rank 1 cannot be reached")
+        rank.leave()
 
 
 def test_a_rank_that_leaves_hears_of_no_other(all_meet: Callable) -> None:

@@ -116,8 +116,11 @@ class GroupChannel:
                     peer.is_ready = True
                 elif kind == FAREWELL:
                     peer.has_left = True
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError) as error:
             self._lose(peer, "has left" if peer.has_left else f"has ended ({error})")
+        except Exception as error:  # whatever it was: nobody listens from now on, and a collective would wait for ever
+            logger.debug("a frame of rank %d", peer.rank, exc_info=True)
+            self._lose(peer, f"has sent what rank {self.ranks.rank} cannot take ({error!r})")
 
     def _beat(self) -> None:
         interval_s = self._watch_s / 8
@@ -138,6 +141,8 @@ class GroupChannel:
         for peer in self._peers:
             try:
                 peer.send(BEAT)
+            except BlockingIOError as error:  # it may have got a part of the frame, and can read nothing that follows
+                self._lose(peer, f"cannot be reached: {error}")
             except OSError:
                 logger.debug("rank %d does not take beats", peer.rank)  # _listen sees its end
 
