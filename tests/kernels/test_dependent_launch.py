@@ -69,7 +69,8 @@ def test_machine_code_touches_no_memory_before_the_wait_but_weights() -> None:
     found, failed = aot.measure(jobs, num_processes=2)
     assert not failed
     early = {cases[key].kernel.fn.__name__ for (key, _), resources in found.items() if resources.before_wait}
-    assert early == {"few_rows_linear_kernel"}
+    # The latter is causal_conv's, which loads its last taps.
+    assert early == {"few_rows_linear_kernel", "decode_kernel"}
 
 
 def test_devices_without_it_are_not_asked_for_it() -> None:

@@ -63,16 +63,16 @@ def may_come_back(error):
 
 
 def workers():
-    """Children that have ended count too, until their parent has taken note. Other tests of this process may have left
-    one that compiles grammars."""
-    return [child for child in psutil.Process().children() if not compiles_grammars(child)]
+    """Children that have ended count too, until their parent has taken note. Those of other tests of this process do
+    not: one that compiles grammars, or multiprocessing's."""
+    return [child for child in psutil.Process().children() if renders_or_has_ended(child)]
 
 
-def compiles_grammars(process):
+def renders_or_has_ended(process):
     try:
-        return any("compile_worker" in word for word in process.cmdline())
+        return any("template_worker" in word for word in process.cmdline())
     except psutil.ZombieProcess:
-        return False
+        return True
 
 
 async def all_gone():

@@ -111,7 +111,7 @@ def test_a_step_that_breaks_before_its_writes_leaves_none_to_the_next_epoch() ->
             return super().upload(*args, **kwargs)
 
     state, uplink = make_state(), BrokenOnce()
-    model = SimpleNamespace(spec=SimpleNamespace(vocab_size=16, layers=()))
+    model = SimpleNamespace(spec=SimpleNamespace(vocab_size=16, layers=(), longest_short=0))
     runner = ModelRunner(model, state, [], 8, uplink=uplink)
     runner.admit(make_sequence(1, 9, 1))
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -89,12 +89,15 @@ DEFAULTS: dict[str, object] = {
 }
 ALIASES = {"layer_types": "layers_block_type", "num_local_experts": "n_routed_experts"}
 _KINDS = ("mamba", "attention", "mlp", "moe")
+_DEFAULT_LAYERS = ["mamba", "moe", "attention", "mlp"]
 _PATTERN = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 
 
 def _read_layers(fields: ConfigFields) -> list[str]:
-    if "layers_block_type" in fields or "hybrid_override_pattern" not in fields:
+    if fields.texts("layers_block_type") is not None:
         return read_hybrid_layers(fields, "layers_block_type", _KINDS)
+    if "hybrid_override_pattern" not in fields:
+        return _DEFAULT_LAYERS
     pattern = fields.text("hybrid_override_pattern")
     if set(pattern) - set(_PATTERN):
         raise fields.unsupported("hybrid_override_pattern", " ".join(_PATTERN))
