@@ -45,8 +45,8 @@ HEALTH_TIMEOUT_S = 5.0
 MAX_TIMEOUT_S = 1e8
 """Three years. Longer timeouts count as none, because gRPC's clock would overflow."""
 INFERENCE = "pagewire.v1.Inference"
-SHARD_LOST = "SHARD_LOST"
-"""The reason of an error that says that a shard was lost while it ran the request."""
+SHARD_LOSS_TOKEN = "shard_loss_token"
+"""Metadata of an error that says that a shard was lost while it ran the request: what the next server is told of it."""
 
 
 class AsyncClient:
@@ -140,7 +140,7 @@ class AsyncClient:
                         call.cancel()
             except (grpc.aio.AioRpcError, Unavailable) as exc:
                 error = self._error(exc, address)
-                if received.has_progressed(shard_is_lost=error.reason == SHARD_LOST):
+                if received.has_progressed(shard_loss_token=error.metadata.get(SHARD_LOSS_TOKEN, "")):
                     attempts.begin_anew()
                 can_go_on = received.can_resume or not received.has_output
                 delay_s = self._delay_s(error, address, attempts, can_go_on=can_go_on)

@@ -16,7 +16,8 @@ PagewireError
 Callers never see a grpc.RpcError: it is the __cause__ of what they see.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pagewire.proxies import proxy_in_use
@@ -38,13 +39,22 @@ class FieldViolation:
 class PagewireError(Exception):
     """Base class of the errors that this package raises on purpose."""
 
-    def __init__(self, message: str, *, reason: str = "", retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        retry_after_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason
         """Stable and machine-readable, from the server's ErrorInfo; empty if it sent none."""
         self.retry_after_s = retry_after_s
         """Seconds to wait before trying again, from the server's RetryInfo; None if it sent none."""
+        self.metadata = dict(metadata or {})
+        """What else the server's ErrorInfo says."""
 
 
 class InvalidRequest(PagewireError, ValueError):
@@ -128,6 +138,7 @@ class _Details:
     violations: tuple[FieldViolation, ...] = ()
     reason: str = ""
     retry_after_s: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def from_rpc_error(error: "grpc.aio.AioRpcError", target: str) -> PagewireError:
@@ -147,7 +158,7 @@ def from_rpc_error(error: "grpc.aio.AioRpcError", target: str) -> PagewireError:
         message = f"no pagewire server answers at {target}{through}: {message}"
     if kind is InvalidRequest:
         return InvalidRequest(message, violations=details.violations, reason=details.reason)
-    return kind(message, reason=details.reason, retry_after_s=details.retry_after_s)
+    return kind(message, reason=details.reason, retry_after_s=details.retry_after_s, metadata=details.metadata)
 
 
 def _read_details(error: "grpc.aio.AioRpcError") -> _Details:
@@ -168,5 +179,6 @@ def _read_details(error: "grpc.aio.AioRpcError") -> _Details:
             delay = error_details_pb2.RetryInfo.FromString(packed.value).retry_delay
             details.retry_after_s = delay.seconds + delay.nanos * 1e-9
         elif packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            details.reason = error_details_pb2.ErrorInfo.FromString(packed.value).reason
+            info = error_details_pb2.ErrorInfo.FromString(packed.value)
+            details.reason, details.metadata = info.reason, info.metadata
     return details

@@ -23,8 +23,8 @@ class Received:
         "_num_events",
         "_num_prompt_logprobs",
         "_num_resumed_events",
-        "_num_shard_losses",
         "_sequences",
+        "_shard_loss_token",
         "_started",
     )
 
@@ -34,7 +34,7 @@ class Received:
         self._num_prompt_logprobs = 0
         self._num_events = 0
         self._num_resumed_events = 0
-        self._num_shard_losses = 0
+        self._shard_loss_token = ""
 
     @property
     def has_output(self) -> bool:
@@ -46,14 +46,16 @@ class Received:
         """Whether the server can go on with what has come; servers of before that say so by sending no digest."""
         return self._started is not None and bool(self._started.prompt_digest)
 
-    def has_progressed(self, *, shard_is_lost: bool) -> bool:
+    def has_progressed(self, *, shard_loss_token: str) -> bool:
         """The stream has broken. Returns whether anything has come since the last time.
 
-        shard_is_lost: whether a shard was lost that ran the request, which counts until something comes.
+        shard_loss_token: what the server says if a shard was lost that ran the request, which holds until something
+        comes; otherwise empty.
         """
         has_progressed = self._num_events > self._num_resumed_events
         self._num_resumed_events = self._num_events
-        self._num_shard_losses = shard_is_lost + (0 if has_progressed else self._num_shard_losses)
+        if shard_loss_token or has_progressed:
+            self._shard_loss_token = shard_loss_token
         return has_progressed
 
     def take(self, event: Event) -> bool:
@@ -94,7 +96,7 @@ class Received:
             prompt_digest=self._started.prompt_digest,
             seed=self._started.seed,
             num_prompt_logprobs=self._num_prompt_logprobs,
-            num_shard_losses=self._num_shard_losses,
+            shard_loss_token=self._shard_loss_token,
             sequences=[
                 inference_pb2.ResumedSequence(index=index, finished=True)
                 if sequence.is_finished

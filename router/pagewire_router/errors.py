@@ -148,6 +148,11 @@ class ShardLost(Unavailable):
 
     reason = "SHARD_LOST"
 
+    def __init__(self, message: str, *, token: str, retry_after_s: float | None = None) -> None:
+        """token: What the client gives the other router, so that shards are not lost over it for ever."""
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.token = token
+
 
 class Aborted(RouterError):
     """The request was ended from outside."""

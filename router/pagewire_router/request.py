@@ -79,8 +79,11 @@ class Request:
     """Its client resumes the request at another router if this one ends its stream."""
     received: Mapping[int, list[int]] | None = None
     """A resumed request: by index of the sequence, the tokens that its client has; None: it is not resumed."""
+    shard_loss_token: str = ""
+    """A resumed request: what its client says of shards that were lost; see groups/shard_losses.py."""
     num_shard_losses: int = 0
-    """A resumed request: shards that were lost in a row while they ran it, without a token in between."""
+    """A resumed request: shards that were lost in a row while they ran it, without a token in between, as routers have
+    said."""
     num_received_scores: int = 0
     """A resumed request: positions of the prompt whose log-probabilities its client has."""
     other_parts: list["Request"] = field(default_factory=list)
@@ -98,6 +101,12 @@ class Request:
         """The tokens that sequence `index` begins with: the prompt, and those that its client has."""
         received = None if self.received is None else self.received.get(index)
         return self.prompt_token_ids + received if received else self.prompt_token_ids
+
+    @property
+    def num_received_tokens(self) -> int:
+        """Output tokens that its client has of its sequences."""
+        received = self.received or {}
+        return sum(len(received.get(index, ())) for index in self.sequence_indices)
 
     @property
     def num_sequences(self) -> int:

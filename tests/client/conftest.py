@@ -21,11 +21,13 @@ def packed(message) -> any_pb2.Any:
     return result
 
 
-async def refuse(context, code: str, message: str, *, reason="", retry_after_s=None, violations=()) -> None:
+async def refuse(
+    context, code: str, message: str, *, reason="", retry_after_s=None, violations=(), metadata=None
+) -> None:
     """Ends a call as the router does: a status with google.rpc details."""
     details = []
     if reason:
-        details.append(packed(error_details_pb2.ErrorInfo(reason=reason, domain="pagewire")))
+        details.append(packed(error_details_pb2.ErrorInfo(reason=reason, domain="pagewire", metadata=metadata)))
     if retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(retry_after_s * 1e9))

@@ -269,18 +269,22 @@ async def test_a_stream_is_resumed_until_nothing_comes_for_as_long_as_the_policy
     assert list(fake.requests[-1].resume.sequences[0].token_ids) == [1] * 6
 
 
-async def test_shards_that_were_lost_over_a_request_are_told_until_something_comes(fake, client):
+async def test_what_a_server_says_of_lost_shards_is_told_the_next_until_something_comes(fake, client):
     async def lose(request, context):
         yield pb.GenerateResponse(started=pb.Started(prompt_digest=b"prompt"))
-        if len(fake.requests) == 3:
+        number = len(fake.requests)
+        if number in (3, 5):
             yield pb.GenerateResponse(delta=pb.Delta(text="a", token_ids=[1]))
-        reason = "UNAVAILABLE" if len(fake.requests) == 5 else "SHARD_LOST"
-        if len(fake.requests) < 6:
-            await fake.refuse(context, "UNAVAILABLE", "the shards are away", reason=reason, retry_after_s=0.01)
+        details = {"reason": "UNAVAILABLE"}
+        if number not in (2, 5):
+            details = {"reason": "SHARD_LOST", "metadata": {"shard_loss_token": f"lost {number}"}}
+        if number < 6:
+            await fake.refuse(context, "UNAVAILABLE", "the shards are away", retry_after_s=0.01, **details)
 
     fake.generate = lose
     await collect(client.generate("x"))
-    assert [request.resume.num_shard_losses for request in fake.requests] == [0, 1, 2, 1, 2, 2]
+    tokens = [request.resume.shard_loss_token for request in fake.requests]
+    assert tokens == ["", "lost 1", "lost 1", "lost 3", "lost 4", ""]
 
 
 async def test_what_a_caller_does_to_events_does_not_change_what_is_resumed(fake, client):

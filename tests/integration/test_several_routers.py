@@ -101,21 +101,26 @@ async def test_requests_whose_router_has_lost_its_only_shard_are_handed_to_the_r
         (group,) = [group for group in first.groups if group.is_serving]
         (lost,) = [shard for shard in both if shard.group_id == group.info.group_id]
         _, waiting = ask(first, 2, 300)
-        _, moved = ask(first, 3, 300, resumes=True)
+        request, moved = ask(first, 3, 300, resumes=True)
         await waiting.begun()
         await moved.begun()
         await lost.die()
         await moved.end()
         assert isinstance(moved.error, ShardLost), "it was in flight"
+        assert second._losses.read(moved.error.token, request) == 1, "since its last token"
         assert not waiting.done.is_set(), "its client would have to begin anew: it waits for the shard"
         with pytest.raises(Unavailable, match="another router"):
             ask(first, 4, resumes=True)
         asked = [ask(second, number, 300) for number in range(4, 8)]
-        asked.append(ask(second, 3, 300, num_shard_losses=2))
         (serving,) = [group for group in second.groups if group.is_serving]
+        incarnation = group._deaths.incarnation
+        for number, token in ((8, first._losses.write(2, request, incarnation)), (3, f"02{'a5' * 16}")):
+            asked.append(ask(second, number, 300, shard_loss_token=token))
+        assert not serving.scheduler.suspects, "no router has said that shards were lost over this request"
+        asked.append(ask(second, 3, 300, shard_loss_token=first._losses.write(2, request, incarnation)))
         assert len(serving.scheduler.suspects) == 1, "shards may die of it: it runs alone"
         with pytest.raises(StepFailed):
-            ask(second, 3, 300, num_shard_losses=6)
+            ask(second, 3, 300, shard_loss_token=first._losses.write(6, request, incarnation))
         for request, answer in asked:
             check(request, await answer.end())
 

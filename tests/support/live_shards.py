@@ -149,12 +149,12 @@ class Answer(NullSink):
 
 
 def ask(
-    router: Dispatcher, number: int = 0, num_tokens: int = 300, *, resumes: bool = False, num_shard_losses: int = 0
+    router: Dispatcher, number: int = 0, num_tokens: int = 300, *, resumes: bool = False, shard_loss_token: str = ""
 ) -> tuple[Request, Answer]:
     """Submits a request without a deadline."""
     prompt = [1 + number % 5, 1 + number // 5, 3, 4, 5]
     request = make_request(prompt, eos=False, max_tokens=num_tokens, ignore_eos=True)
-    request.resumes, request.num_shard_losses = resumes, num_shard_losses
+    request.resumes, request.shard_loss_token = resumes, shard_loss_token
     request.sink = answer = Answer()
     router.submit(request)
     return request, answer

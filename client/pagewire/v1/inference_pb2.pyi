@@ -880,7 +880,7 @@ class Resume(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     PROMPT_DIGEST_FIELD_NUMBER: _builtins.int
     NUM_PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
-    NUM_SHARD_LOSSES_FIELD_NUMBER: _builtins.int
+    SHARD_LOSS_TOKEN_FIELD_NUMBER: _builtins.int
     model_digest: _builtins.bytes
     """From Started."""
     seed: _builtins.int
@@ -889,9 +889,10 @@ class Resume(_message.Message):
     """From Started."""
     num_prompt_logprobs: _builtins.int
     """How many positions of the prompt have come in PromptLogprobs."""
-    num_shard_losses: _builtins.int
-    """How often in a row its stream has ended with the reason SHARD_LOST and nothing received. A request that shards die
-    of is thus run alone, and ended in time.
+    shard_loss_token: _builtins.str
+    """From the ErrorInfo of the last attempt that ended with the reason SHARD_LOST, if nothing has been received since: its
+    metadata "shard_loss_token", as it came. Routers count by it how many shards were lost in a row over a request: one
+    that shards die of is run alone, and ended in time. What no router of the deployment has written is ignored.
     """
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumedSequence]:
@@ -905,11 +906,11 @@ class Resume(_message.Message):
         seed: _builtins.int = ...,
         prompt_digest: _builtins.bytes = ...,
         num_prompt_logprobs: _builtins.int = ...,
-        num_shard_losses: _builtins.int = ...,
+        shard_loss_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_digest", b"model_digest", "num_prompt_logprobs", b"num_prompt_logprobs", "num_shard_losses", b"num_shard_losses", "prompt_digest", b"prompt_digest", "seed", b"seed", "sequences", b"sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_digest", b"model_digest", "num_prompt_logprobs", b"num_prompt_logprobs", "prompt_digest", b"prompt_digest", "seed", b"seed", "sequences", b"sequences", "shard_loss_token", b"shard_loss_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1313,7 +1313,9 @@ class ShardInfo(_message.Message):
     max_logprobs: _builtins.int
     """Most log-probabilities that a sequence may ask for."""
     incarnation: _builtins.int
-    """Picked at random when the process starts."""
+    """Picked at random when the process starts. Clients do not learn it: routers seal with it what they tell each other by
+    way of clients.
+    """
     protocol_major: _builtins.int
     """The protocol the shard speaks."""
     protocol_minor: _builtins.int

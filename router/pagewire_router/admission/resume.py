@@ -87,7 +87,7 @@ async def resume_request(resume: inference_pb2.Resume, request: Request, output:
     Raises InvalidRequest if the client has text that its tokens do not make.
     """
     violations = Violations()
-    request.num_shard_losses = resume.num_shard_losses
+    request.shard_loss_token = resume.shard_loss_token
     request.num_received_scores = resume.num_prompt_logprobs
     output.pass_over_prompt(resume.num_prompt_logprobs)
     received: dict[int, list[int]] = {}

@@ -21,6 +21,7 @@ from pagewire_router.groups.request_parts import split
 from pagewire_router.groups.retry_delay import retry_delay_s
 from pagewire_router.groups.shard_client import ShardClient, describe, geometry
 from pagewire_router.groups.shard_directory import REFRESH_S, ShardDirectory, ShardMember
+from pagewire_router.groups.shard_losses import ShardLosses
 from pagewire_router.groups.shard_resolver import Resolver, ShardAddress
 from pagewire_router.groups.sharing import Sharing
 from pagewire_router.groups.step_stats import StepStats
@@ -54,6 +55,7 @@ class Dispatcher:
         self._router_id = f"router-{secrets.token_hex(4)}"
         self._groups: list[GroupLoop] = []
         self._sharing = Sharing(self._router_id)
+        self._losses = ShardLosses()
         self.collector = GroupMetrics(self._groups, self.stats)
         self.histograms = (self.stats.round_trip_s,)
         self._directory = ShardDirectory(
@@ -93,6 +95,8 @@ class Dispatcher:
         if self._is_draining:
             raise Unavailable("the router drains", retry_after_s=1.0)
         self._check_room(request)
+        if request.shard_loss_token:
+            request.num_shard_losses = self._losses.read(request.shard_loss_token, request)
         if request.resumes and not self._able() and self._others_serve():
             raise elsewhere("no shard group serves here")
         usable, now = self._usable(), time.monotonic()
@@ -209,6 +213,7 @@ class Dispatcher:
         self._changed.set()
         if not self._is_model_known or self._is_stopping:
             return
+        self._losses.meet(member.info.incarnation for member in self._directory.members if member.info is not None)
         complete = self._directory.complete_groups(self.model.model_digest).values()
         self._sharing.update(members[0].info for members in complete if members[0].info is not None)
         for members in complete:
@@ -238,6 +243,7 @@ class Dispatcher:
             shard_wait_s=self._config.shard_wait_s,
             patience_s=lambda: self._sharing.patience_s(self._groups),
             has_elsewhere=lambda: len(self._able()) > 1 or self._others_serve(),
+            losses=self._losses,
             on_change=self._on_change,
             on_step=self.stats.add,
         )

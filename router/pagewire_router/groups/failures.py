@@ -11,6 +11,7 @@ from pagewire_router.errors import (
     ProcessorFailed,
     RequestFailed,
     RouterError,
+    ShardLost,
     StatusCode,
     Unavailable,
 )
@@ -37,9 +38,15 @@ def refusal_error(refusal: Refusal) -> RouterError:
             return RequestFailed(f"{field}: the shard cannot prepare it: {refusal.message}")
 
 
-def elsewhere(why: str, kind: type[Unavailable] = Unavailable) -> Unavailable:
-    """The error of a request that its client resumes at another router."""
-    return kind(f"{why}; another router goes on with the request", retry_after_s=HAND_OVER_RETRY_S)
+def elsewhere(why: str, shard_loss_token: str = "") -> Unavailable:
+    """The error of a request that its client resumes at another router.
+
+    shard_loss_token: If a shard was lost while it ran the request: what the other router has to know of that.
+    """
+    message = f"{why}; another router goes on with the request"
+    if shard_loss_token:
+        return ShardLost(message, token=shard_loss_token, retry_after_s=HAND_OVER_RETRY_S)
+    return Unavailable(message, retry_after_s=HAND_OVER_RETRY_S)
 
 
 def failure_error(

@@ -24,7 +24,6 @@ from pagewire_router.errors import (
     QueueFull,
     RequestFailed,
     RouterError,
-    ShardLost,
     StepFailed,
     Unavailable,
 )
@@ -46,6 +45,7 @@ from pagewire_router.groups.shard_client import (
     write_all,
 )
 from pagewire_router.groups.shard_deaths import ShardDeaths
+from pagewire_router.groups.shard_losses import ShardLosses
 from pagewire_router.groups.silence_watch import CHECK_S, SilenceWatch
 from pagewire_router.groups.stall_watch import StallWatch
 from pagewire_router.groups.timeline_observer import TimelineObserver, note_failover, note_queued
@@ -55,7 +55,7 @@ from pagewire_router.scheduling.forecast import Estimate
 from pagewire_router.scheduling.prefix_index import PrefixIndex
 from pagewire_router.scheduling.scheduler import Scheduler
 from pagewire_router.scheduling.sequence import ProtocolError, SequenceGroup
-from pagewire_router.scheduling.suspects import blame
+from pagewire_router.scheduling.suspects import blame, count_losses
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class GroupLoop:
         shard_wait_s: float = math.inf,
         patience_s: Callable[[], float] = float,
         has_elsewhere: Callable[[], bool] = bool,
+        losses: ShardLosses | None = None,
         on_change: Callable[["GroupLoop"], None],
         on_step: Callable[[shard_pb2.StepResult, float], None],
     ) -> None:
@@ -89,6 +90,7 @@ class GroupLoop:
             step_timeout_s, shard_wait_s: see RouterConfig.
             patience_s: says how long the lease must have been free before this router takes it.
             has_elsewhere: says whether requests could run on another group.
+            losses: writes what clients are told about lost shards.
             on_change: called when the group comes up, drains, goes down or is no longer waited for.
             on_step: called with each result and the round trip of its plan in seconds.
         """
@@ -128,6 +130,7 @@ class GroupLoop:
         self._why_goodbye = ""
         self._is_down_logged = False
         self._deaths = ShardDeaths()
+        self._losses = losses or ShardLosses()
 
     @property
     def load(self) -> int:
@@ -201,7 +204,10 @@ class GroupLoop:
     def fail_resumed_elsewhere(self, why: str) -> None:
         """Ends the requests whose clients resume them at other routers."""
         for group in [group for group in self._groups.values() if group.request.resumes]:
-            self._fail(group, elsewhere(why, ShardLost if self._deaths.is_lost(group) else Unavailable))
+            token = ""
+            if self._deaths.is_lost(group):
+                token = self._losses.write(count_losses(group), group.request, self._deaths.incarnation)
+            self._fail(group, elsewhere(why, token))
 
     def _fail(self, group: SequenceGroup, error: RouterError) -> None:
         """Ends one request, unless that of another part has ended it."""

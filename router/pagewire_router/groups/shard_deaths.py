@@ -10,7 +10,8 @@ class ShardDeaths:
     def __init__(self) -> None:
         self._lost: list[SequenceGroup] = []
         """Requests that were in flight when the last epoch ended without a reason."""
-        self._incarnation = 0  # Of the shard process that was driven last.
+        self.incarnation = 0
+        """Of the shard process that was driven last; 0: none was."""
 
     def on_lost(self, groups: list[SequenceGroup]) -> None:
         """An epoch has ended without a reason, with these requests in flight."""
@@ -24,9 +25,9 @@ class ShardDeaths:
         """An epoch begins: if it is another process's, the last one has died. Condemns the requests that it died over
         too often."""
         lost, self._lost = [group for group in self._lost if not group.is_finished], []
-        if self._incarnation not in (0, incarnation):
+        if self.incarnation not in (0, incarnation):
             alone = len(lost) == 1 and lost[0].suspicion is not None
             for group in lost:
                 if note_death(group, alone=alone):
                     group.is_condemned = True
-        self._incarnation = incarnation
+        self.incarnation = incarnation

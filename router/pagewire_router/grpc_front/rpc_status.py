@@ -5,7 +5,7 @@ from typing import NoReturn
 import grpc
 from pagewire_common.rpc_status import AbortableContext, abort_with, new_status
 
-from pagewire_router.errors import InvalidRequest, RouterError, status_code
+from pagewire_router.errors import InvalidRequest, RouterError, ShardLost, status_code
 
 DOMAIN = "pagewire"
 
@@ -19,6 +19,7 @@ async def abort(context: AbortableContext, error: RouterError) -> NoReturn:
         error.message,
         reason=error.reason,
         domain=DOMAIN,
+        metadata={"shard_loss_token": error.token} if isinstance(error, ShardLost) else None,
         retry_after_s=error.retry_after_s,
         violations=((violation.field, violation.description) for violation in violations),
     )

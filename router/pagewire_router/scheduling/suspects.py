@@ -165,6 +165,17 @@ def note_losses(group: SequenceGroup) -> None:
         suspect(group)
 
 
+def count_losses(group: SequenceGroup) -> int:
+    """How many shards were lost in a row over a request that has just lost one, those of other routers included.
+
+    A beam search, of which the client gets nothing before its end, begins anew at each router.
+    """
+    request = group.request
+    if group.beams is None and group.num_output_tokens > request.num_received_tokens:
+        return 1
+    return 1 + request.num_shard_losses
+
+
 def note_death(group: SequenceGroup, *, alone: bool) -> bool:
     """Counts a shard process that died over the request. Returns whether too many died over it alone."""
     if group.deaths is None or group.deaths.num_tokens != group.num_output_tokens:
