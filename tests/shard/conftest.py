@@ -54,7 +54,7 @@ class FakeEngine:
         self.log: list[str] = []
         self.launched: list[FakeStep] = []
         self.refusals: dict[int, PlanRefused] = {}
-        self.bugs: dict[int, Exception] = {}
+        self.bugs: dict[int, BaseException] = {}
         self.awaiting: set[int] = set()
         """Steps that are sampled when the tokens of the steps before them are there."""
         self.may_launch = threading.Event()

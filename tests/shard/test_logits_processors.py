@@ -188,6 +188,21 @@ class Unbuildable(Chain):
         raise OSError("no table")
 
 
+@pytest.mark.parametrize("last_line", ["sys.exit(3)", "argparse.ArgumentParser().parse_args(['--no-such'])"])
+def test_a_program_that_ends_when_it_is_loaded_is_an_option_that_is_refused(tmp_path, last_line):
+    (tmp_path / "program.py").write_text(f"import argparse, sys\nclass A: pass\n{last_line}\n")
+    with pytest.raises(BadOption, match="program.py:A: it cannot be loaded: SystemExit: [23]"):
+        load_processors([f"{tmp_path}/program.py:A"])
+
+
+def test_one_that_exits_ends_its_own_row():
+    rows = [sequence(1, fail_after=0, exits=True), sequence(2, chain=1)]
+    logits = torch.zeros(2, 40)
+    [failure] = processing(Failing, Chain).process(logits, rows, upload)
+    assert (failure.run_index, failure.message) == (0, "a logits processor failed with SystemExit")
+    assert int(logits[1].argmax()) == chained([1, 2], [], 40)
+
+
 def test_one_that_cannot_be_built_keeps_the_shard_from_starting():
     with pytest.raises(BadOption, match="OSError: no table"):
         processing(Unbuildable)

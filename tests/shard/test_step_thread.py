@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 
@@ -169,6 +170,27 @@ async def test_an_engine_that_cannot_be_built_says_why():
     with pytest.raises(ValueError, match="no such device"):
         await asyncio.wrap_future(steps.ready)
     assert steps.join(10)
+
+
+async def test_code_that_exits_while_the_engine_is_built_keeps_the_shard_from_starting():
+    steps = StepThread(lambda: sys.exit("no table"))
+    steps.start()
+    with pytest.raises(RuntimeError, match="SystemExit: no table"):
+        await asyncio.wrap_future(steps.ready)
+
+
+async def test_code_that_exits_within_a_step_breaks_the_step_and_not_the_thread(start, fake_engine):
+    engine, broken, sink = fake_engine(), ListSink(), ListSink()
+    engine.bugs[1] = SystemExit(2)
+    steps = start(engine)
+    steps.begin_epoch(broken, 1)
+    steps.submit(broken, plan(1))
+    await until(lambda: broken.error is not None)
+    assert "step 1 broke: SystemExit: 2" in str(broken.error)
+    engine.bugs.clear()
+    steps.begin_epoch(sink, 1)
+    steps.submit(sink, plan(1))
+    await until(lambda: sink.results)
 
 
 async def test_heartbeats_stop_and_health_turns_while_a_step_hangs(serve_shard, monkeypatch):

@@ -32,7 +32,7 @@ def _load(name: str) -> type:
         raise BadOption(f"{FLAG} {name}: accepted: MODULE:CLASS or FILE.py:CLASS")
     try:
         found = reduce(getattr, path.split("."), _module(place))
-    except Exception as error:  # whatever a module can raise
+    except (Exception, SystemExit) as error:  # whatever a module can raise; programs end in sys.exit()
         raise BadOption(f"{FLAG} {name}: it cannot be loaded: {type(error).__name__}: {error}") from error
     # By what it can do: one that is written for vLLM has a base class of vLLM's.
     if not isinstance(found, type) or not all(callable(getattr(found, method, None)) for method in _METHODS):

@@ -21,6 +21,8 @@ from pagewire_shard.slot_tables import Upload
 
 _log = logging.getLogger(__name__)
 _INVALID: int = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+_RAISED = Exception, SystemExit
+"""Whatever code of others can raise."""
 _INTERNAL: int = grpc.StatusCode.INTERNAL.value[0]
 
 
@@ -37,7 +39,7 @@ class LogitsProcessing:
         """Sequences of the last batch, whose parameters have been checked."""
         try:
             self._processors = self._build()
-        except Exception as error:  # whatever code of others can raise
+        except _RAISED as error:
             _log.debug("a logits processor cannot be built", exc_info=True)
             raise BadOption(f"--logits-processors: {type(error).__name__}: {error}") from error
 
@@ -68,7 +70,7 @@ class LogitsProcessing:
         try:
             update = self._order.advance(live_sequences, _described)
             changed = _run(self._processors, given, live_sequences, update)
-        except Exception:  # whatever code of others can raise
+        except _RAISED:
             changed, failed = self._run_one_by_one(given, live_sequences)
             failures += [shard_pb2.RowFailure(run_index=rows[i], code=_INTERNAL, message=why) for i, why in failed]
         if index is None:
@@ -99,7 +101,7 @@ class LogitsProcessing:
             try:
                 if validate := getattr(each, "validate_params", None):
                     validate(params)
-            except Exception as error:
+            except _RAISED as error:
                 if isinstance(error, ValueError):
                     return str(error)
                 _log.exception("%s cannot check the parameters of a sequence", each.__qualname__)
@@ -119,7 +121,7 @@ class LogitsProcessing:
             update = BatchUpdate(1, [], [_described(sequence, 0)], [])
             try:
                 changed[row] = _run(self._build(), logits[row : row + 1], [sequence], update)[0]
-            except Exception as error:  # whatever code of others can raise
+            except _RAISED as error:
                 _log.exception("a logits processor has failed for a sequence")
                 changed[row] = float("nan")
                 failed.append((row, f"a logits processor failed with {type(error).__name__}"))

@@ -85,7 +85,7 @@ class StepLoop:
                 self._take_commands()
                 self._do_next()
                 self._show_alive()
-            except Exception as error:  # whatever a model or a device can raise
+            except BaseException as error:  # whatever a model or a device can raise; this thread has to go on
                 self._break(error)
             self._stats.busy = bool(self._plans or self._launched)
 
@@ -142,7 +142,7 @@ class StepLoop:
             self._end()
             free_blocks = self._engine.begin_epoch(command.max_inflight)
             start = EpochStart(free_blocks, self._engine.cached_hashes())
-        except Exception as error:  # a device that broke earlier shows it here
+        except BaseException as error:  # a device that broke earlier shows it here
             logger.exception("no epoch can begin")
             if self._role is not None:
                 self._role.on_broken(f"no epoch can begin: {_one_line(error)}")
@@ -196,7 +196,7 @@ class StepLoop:
         self._post(_error_message(step, refusal))
         self._fail(refusal)
 
-    def _break(self, error: Exception) -> None:
+    def _break(self, error: BaseException) -> None:
         """After an unexpected error: steps that were launched are lost with it."""
         self._stats.failed = True
         self._stats.num_failed_steps += 1
@@ -211,10 +211,10 @@ class StepLoop:
             self._fail(failure)
             self._engine.reset_cache()
             self._stats.num_cached_blocks = 0
-        except Exception:  # the device may be gone for good
+        except BaseException:  # the device may be gone for good
             logger.exception("the engine cannot be cleared")
 
-    def _log_failure(self, error: Exception) -> None:
+    def _log_failure(self, error: BaseException) -> None:
         """With a traceback, unless the step before failed too."""
         if self._stats.num_failed_in_a_row == 1:
             logger.error("the epoch broke after step %d", self._last_step, exc_info=error)
@@ -282,7 +282,7 @@ def _error_message(step: int, error: StreamError) -> shard_pb2.ShardMessage:
     return shard_pb2.ShardMessage(result=result)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """The type and the first line of an error, short enough for a status message."""
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:500]

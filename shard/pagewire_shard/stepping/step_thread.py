@@ -83,5 +83,8 @@ class StepThread:
         except Exception as error:  # handed over to whoever waits for `ready`
             self.ready.set_exception(error)
             return
+        except BaseException as error:  # such as SystemExit, which would end the event loop that waits, without a word
+            self.ready.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+            return
         self.ready.set_result(engine.info)
         StepLoop(engine, self._commands, self.stats, self._observer, self._role).run()
