@@ -109,6 +109,31 @@ def test_a_failure_ends_its_own_row_and_leaves_the_others_what_they_had(dtype, c
     assert "this is not for clients" in caplog.text
 
 
+def test_one_that_fails_for_batches_alone_is_logged_once_and_built_once_for_each_sequence(caplog):
+    built = []
+
+    class Single(Chain):
+        def __init__(self, *args):
+            super().__init__(*args)
+            built.append(self)
+
+        def apply(self, logits):
+            assert len(logits) == 1, "one row at a time"
+            return super().apply(logits)
+
+    stage = processing(Single)
+    rows = [sequence(i, prompt=(i, 2), chain=1) for i in range(2)]
+    for step in range(4):
+        batch = rows if step < 3 else [rows[1], sequence(2, prompt=(2, 2), chain=1)]
+        logits = torch.zeros(2, 40)
+        assert stage.process(logits, batch, upload) == []
+        assert logits.argmax(1).tolist() == [chained([each.seq_id, 2], each.output_ids, 40) for each in batch]
+        for each in batch:
+            each.output_ids.append(0)
+    assert len(built) == 1 + 3, "the first one, and one for each sequence"
+    assert caplog.text.count("AssertionError: one row at a time") == 1
+
+
 def test_parameters_that_are_not_accepted_end_the_row_before_processors_see_it():
     stage = processing(Chain)
     logits = torch.zeros(2, 40)

@@ -2,7 +2,8 @@
 
 What processors are told of a sequence is its parameters and its tokens, so it is sampled when all tokens before are on
 the host (engine.py). One that fails is tried on each row alone, to find whose sequence it fails for; that one ends, and
-the processors are built anew for the others.
+the processors are built anew for the others. If it fails for none, it cannot take them together: from then on each
+sequence has processors of its own.
 """
 
 import logging
@@ -35,6 +36,9 @@ class LogitsProcessing:
         self._config = config
         self._device = device
         self._order = BatchOrder[Sequence]()
+        self._own: dict[Sequence, list[LogitsProcessor]] = {}
+        """Processors that know one sequence of the last batch each, once they cannot take batches."""
+        self._takes_batches = True
         self._accepted: set[Sequence] = set()
         """Sequences of the last batch, whose parameters have been checked."""
         try:
@@ -67,12 +71,8 @@ class LogitsProcessing:
         rows, live_sequences = [row for row, _ in live], [sequence for _, sequence in live]
         index = None if len(rows) == len(sequences) else upload(rows)
         given = logits if index is None else logits.index_select(0, index)
-        try:
-            update = self._order.advance(live_sequences, _described)
-            changed = _run(self._processors, given, live_sequences, update)
-        except _RAISED:
-            changed, failed = self._run_one_by_one(given, live_sequences)
-            failures += [shard_pb2.RowFailure(run_index=rows[i], code=_INTERNAL, message=why) for i, why in failed]
+        changed, failed = self._run_all(given, live_sequences)
+        failures += [shard_pb2.RowFailure(run_index=rows[i], code=_INTERNAL, message=why) for i, why in failed]
         if index is None:
             logits.copy_(changed)
         else:
@@ -108,24 +108,46 @@ class LogitsProcessing:
                 return f"{each.__qualname__} cannot check them"
         return None
 
+    def _run_all(self, logits: torch.Tensor, sequences: Items[Sequence]) -> tuple[torch.Tensor, list[tuple[int, str]]]:
+        """The changed logits, and which rows have failed, with what their clients are told."""
+        if not self._takes_batches:
+            return self._run_one_by_one(logits, sequences)
+        try:
+            update = self._order.advance(sequences, _described)
+            return _run(self._processors, logits, sequences, update), []
+        except _RAISED as error:
+            changed, failed = self._run_one_by_one(logits, sequences)
+            if failed:
+                # Whatever they had become is gone: new ones know no row.
+                self._processors, self._order, self._own = self._build(), BatchOrder(), {}
+            else:
+                self._takes_batches = False
+                _log.error(
+                    "a logits processor has failed for a batch of %d and for none of its rows alone: from now on each "
+                    "sequence has processors of its own, which takes longer",
+                    len(sequences),
+                    exc_info=error,
+                )
+            return changed, failed
+
     def _run_one_by_one(
         self, logits: torch.Tensor, sequences: Items[Sequence]
     ) -> tuple[torch.Tensor, list[tuple[int, str]]]:
-        """The same by processors that know one row alone, and which rows have failed, with what their clients are told.
-
-        Those that stay are built anew and know no row: whatever they had become is gone.
-        """
+        """The same by processors that know one row alone; those of sequences that were in the last batch stay."""
         changed = logits.to(torch.float32, copy=True)
         failed: list[tuple[int, str]] = []
+        before, self._own = self._own, {}
         for row, sequence in enumerate(sequences):
-            update = BatchUpdate(1, [], [_described(sequence, 0)], [])
             try:
-                changed[row] = _run(self._build(), logits[row : row + 1], [sequence], update)[0]
+                update: BatchUpdate | None = None
+                if (processors := before.get(sequence)) is None:
+                    update, processors = BatchUpdate(1, [], [_described(sequence, 0)], []), self._build()
+                changed[row] = _run(processors, logits[row : row + 1], [sequence], update)[0]
+                self._own[sequence] = processors
             except _RAISED as error:
                 _log.exception("a logits processor has failed for a sequence")
                 changed[row] = float("nan")
                 failed.append((row, f"a logits processor failed with {type(error).__name__}"))
-        self._processors, self._order = self._build(), BatchOrder()
         return changed, failed
 
 
