@@ -172,7 +172,7 @@ def _add_bounds(group: argparse._ArgumentGroup, defaults: RouterConfig) -> None:
         type=_positive,
         metavar="N",
         default=defaults.max_queued_tokens,
-        help="prompt tokens that may wait",
+        help="tokens that may wait: of prompts, and of answers that are resumed",
     )
     add(
         "--max-receive-message-bytes",

@@ -51,7 +51,7 @@ class RouterConfig:
     max_queued_requests: int = 4096
     """Requests that may wait before new ones are refused."""
     max_queued_tokens: int = 4 * 1024 * 1024
-    """Prompt tokens that may wait before new requests are refused."""
+    """Tokens of prompts, and of answers that are resumed, that may wait before new requests are refused."""
     max_inflight: int = 2
     """Plans that may be outstanding on a shard group, 1 to 4."""
     step_timeout_s: float = 30.0

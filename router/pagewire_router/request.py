@@ -105,8 +105,13 @@ class Request:
     @property
     def num_received_tokens(self) -> int:
         """Output tokens that its client has of its sequences."""
-        received = self.received or {}
-        return sum(len(received.get(index, ())) for index in self.sequence_indices)
+        received = self.received
+        return sum(len(received.get(index, ())) for index in self.sequence_indices) if received else 0
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Tokens that it comes with: the prompt, and those that its client has of its sequences."""
+        return len(self.prompt_token_ids) + self.num_received_tokens
 
     @property
     def num_sequences(self) -> int:

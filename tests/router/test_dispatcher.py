@@ -85,8 +85,23 @@ def test_prompts_of_so_many_tokens_wait_but_a_single_one_may_be_longer():
     fleet = Fleet(max_queued_tokens=10)
     fleet.add_group("g")
     fleet.dispatcher.submit(new_request(num_prompt=20))
-    with pytest.raises(QueueFull, match="20 prompt tokens wait, at most 10 may"):
+    with pytest.raises(QueueFull, match="20 tokens wait, at most 10 may"):
         fleet.dispatcher.submit(new_request())
+
+
+def test_tokens_that_clients_resume_with_count_as_those_of_prompts_do():
+    fleet = Fleet(max_queued_tokens=40)
+    group = fleet.add_group("g")
+    requests = [new_request(max_tokens=30) for _ in range(3)]
+    for request in requests:
+        request.received = {0: [1] * 20}
+    fleet.dispatcher.submit(requests[0])
+    with pytest.raises(QueueFull, match="23 tokens wait, at most 40 may"):
+        fleet.dispatcher.submit(requests[1])
+    fleet.dispatcher.submit(new_request(num_prompt=17))
+    fleet.dispatcher.abort(requests[0])
+    assert group.scheduler.num_waiting_tokens == 17
+    fleet.dispatcher.submit(requests[2])
 
 
 def test_what_no_group_could_run_is_refused():

@@ -332,8 +332,8 @@ class Dispatcher:
         num_tokens = sum(group.scheduler.num_waiting_tokens for group in self._groups)
         if num_waiting >= self._config.max_queued_requests:
             what = f"{num_waiting} requests wait, at most {self._config.max_queued_requests} may"
-        elif num_waiting and num_tokens + len(request.prompt_token_ids) > self._config.max_queued_tokens:
-            what = f"{num_tokens} prompt tokens wait, at most {self._config.max_queued_tokens} may"
+        elif num_waiting and num_tokens + request.num_known_tokens > self._config.max_queued_tokens:
+            what = f"{num_tokens} tokens wait, at most {self._config.max_queued_tokens} may"
         else:
             return
         raise QueueFull(what, retry_after_s=retry_delay_s(self._half_queue_s()))

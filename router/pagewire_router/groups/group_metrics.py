@@ -18,7 +18,7 @@ GROUP_GAUGES: tuple[tuple[str, str, Callable[[GroupLoop], float]], ...] = (
     ("requests_queued", "Requests that wait for the group.", lambda group: group.num_waiting),
     (
         "tokens_queued",
-        "Prompt tokens of requests that wait for it.",
+        "Tokens that the requests that wait for it have come with.",
         lambda group: group.scheduler.num_waiting_tokens,
     ),
     ("plans_inflight", "Step plans whose results are not back.", lambda group: group.scheduler.num_inflight),
@@ -92,7 +92,11 @@ class GroupMetrics(Collector):
         for name, documentation, value in (
             ("requests_queued", "Requests that wait to be admitted.", sum(s.num_waiting for s in schedulers)),
             ("requests_running", "Requests admitted to shard groups.", sum(len(s.running) for s in schedulers)),
-            ("tokens_queued", "Prompt tokens that wait.", sum(s.num_waiting_tokens for s in schedulers)),
+            (
+                "tokens_queued",
+                "Tokens that the requests that wait have come with.",
+                sum(s.num_waiting_tokens for s in schedulers),
+            ),
             ("kv_cache_usage_ratio", "Share of all blocks that sequences hold, 0 to 1.", usage_of(self._groups)),
         ):
             yield GaugeMetricFamily(f"pagewire_{name}", documentation, value=value)

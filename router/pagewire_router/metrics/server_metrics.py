@@ -31,7 +31,7 @@ class ServerMetrics(Collector):
             ("ready", "1 if a new request would run: /readyz.", self._is_ready()),
             ("draining", "1 if the router was told to stop and finishes what runs.", self._is_draining()),
             ("max_queued_requests", "Requests that may wait.", self._config.max_queued_requests),
-            ("max_queued_tokens", "Prompt tokens that may wait.", self._config.max_queued_tokens),
+            ("max_queued_tokens", "Tokens that may wait.", self._config.max_queued_tokens),
         ):
             yield GaugeMetricFamily(f"pagewire_{name}", documentation, value=value)
 

@@ -64,8 +64,8 @@ class Grammars:
         self._messages: list[shard_pb2.RouterMessage] = []
         self._retries: list[str] = []
         """Grammars to ask for again once there is room."""
-        self.num_prompt_tokens = 0
-        """Prompt tokens of the requests that wait."""
+        self.num_tokens = 0
+        """Tokens that the requests that wait have come with."""
         self.max_unused = MAX_UNUSED
         self.refusals: list[Refusal] = []
         """Requests that were refused, until somebody ends them."""
@@ -90,7 +90,7 @@ class Grammars:
         """Removes and returns the requests that wait."""
         groups = list(self._waiting)
         self._waiting.clear()
-        self.num_prompt_tokens = 0
+        self.num_tokens = 0
         return groups
 
     def holds(self, group: SequenceGroup) -> bool:
@@ -107,7 +107,7 @@ class Grammars:
         if grammar.is_ready:
             return False
         self._waiting[group] = None
-        self.num_prompt_tokens += group.num_prompt_tokens
+        self.num_tokens += group.request.num_known_tokens
         if grammar.refusal is not None and not self._awaits_another_attempt(grammar):
             self._refuse(group, grammar.refusal)
         return True
@@ -233,4 +233,4 @@ class Grammars:
     def _leave(self, group: SequenceGroup) -> None:
         if group in self._waiting:
             del self._waiting[group]
-            self.num_prompt_tokens -= group.num_prompt_tokens
+            self.num_tokens -= group.request.num_known_tokens

@@ -116,8 +116,8 @@ class Scheduler:
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Prompt tokens of the requests that wait, suspects excepted."""
-        return self.waiting.num_prompt_tokens + self.grammars.num_prompt_tokens
+        """Tokens that the requests that wait have come with, suspects excepted."""
+        return self.waiting.num_tokens + self.grammars.num_tokens
 
     def reset(self, free_blocks: int, max_inflight: int = 1) -> None:
         """A new epoch: the shard group knows no sequences. What ran waits to be admitted again.

@@ -41,8 +41,8 @@ class WaitingQueue:
         """Those that ask for many log-probabilities, which may be left in the queue while others are taken."""
         self._order = itertools.count()
         self._entries: dict[SequenceGroup, int] = {}
-        self.num_prompt_tokens = 0
-        """Prompt tokens of all that wait."""
+        self.num_tokens = 0
+        """Tokens that all who wait have come with."""
         self.num_sequences = 0
         self._expected: defaultdict[int, float] = defaultdict(float)
         """Tokens that waiting requests are expected to yield, by bins of their keys; no bin is empty."""
@@ -106,7 +106,7 @@ class WaitingQueue:
         return bool(heap)
 
     def _count(self, group: SequenceGroup, sign: int) -> None:
-        self.num_prompt_tokens += sign * len(group.request.prompt_token_ids)
+        self.num_tokens += sign * group.request.num_known_tokens
         self.num_sequences += sign * group.request.num_sequences
         index = int(group.queue_key // BIN_S)
         self._num_in_bin[index] += sign
