@@ -160,6 +160,18 @@ def test_a_plan_that_needs_more_states_than_there_are_is_refused_as_a_whole() ->
     assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_a_plan_whose_hit_takes_the_last_free_state_is_refused() -> None:
+    shard = Shard(num_states=2)
+    shard.plan({1: 6}, admits=[admit(1, checkpoints=(6,))])
+    other = admit(2)
+    other.token_ids[:] = [5, *PROMPT[1:]]
+    shard.plan({2: 64}, release_seq_ids=[1], admits=[other])
+    assert (shard.engine.states.num_free, shard.engine.states.num_cached) == (1, 1)
+    with pytest.raises(PlanRefused) as refused:
+        shard.plan({3: 64}, admits=[admit(3)])
+    assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 @pytest.mark.parametrize("checkpoints", [(3,), (4, 2), (4, 4), (12,), (0,)])
 def test_checkpoints_that_are_no_ascending_ends_of_blocks_are_refused(checkpoints: tuple[int, ...]) -> None:
     with pytest.raises(PlanRefused, match="checkpoint") as refused:

@@ -61,7 +61,8 @@ class StatefulBlocks(GroupedBlocks):
     def fits(self, changes: StepChanges) -> bool:
         """See SequenceBlocks."""
         num_free = self._states.num_free
-        return super().fits(changes) and (len(changes.rows) <= num_free or self._num_states(changes) <= num_free)
+        num_at_most = len(changes.rows) + len(changes.admitted)  # A hit takes a slot, and its row writes to another.
+        return super().fits(changes) and (num_at_most <= num_free or self._num_states(changes) <= num_free)
 
     def _num_states(self, changes: StepChanges) -> int:
         """Free slots that a plan needs, if every row writes to a new one."""
