@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from model_world import CPU, MakeRunner, ModelWorld
-from pagewire.v1 import inference_pb2
+from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire.v1.inference_pb2 import Choice, StructuredOutputs
 from pagewire_router.admission.structured_outputs import grammar_name
 from pagewire_router.scheduling.block_ledger import GroupLimits
@@ -217,3 +217,22 @@ def test_a_request_that_its_parameters_leave_no_token_fails_alone(decoder: Decod
     world.run()
     assert world.failed == [stuck]
     assert company.sequences[0].finish_reason == STOP
+
+
+@pytest.mark.parametrize("options", [{"allowed_token_ids": [5]}, {}], ids=["the request", "the grammar"])
+def test_a_prompt_stays_cached_when_its_constraint_leaves_no_token(
+    decoder: Decoder, grammars: Grammars, monkeypatch: pytest.MonkeyPatch, options: dict[str, list[int]]
+) -> None:
+    world = new_world(decoder, grammars, block_size=4)
+    constraint = StructuredOutputs(regex="[ab]{12}")
+    submit(world, PROMPTS[1], None, max_tokens=1)
+    world.run()
+    with monkeypatch.context() as failing:
+        if not options:
+            failing.setattr(grammars, "fill_masks", lambda matchers, bits: range(len(matchers)))
+        stuck = submit(world, PROMPTS[1], constraint, **options)
+        world.run()
+    assert world.failures == {stuck: shard_pb2.STOP_REASON_GRAMMAR}
+    again = submit(world, PROMPTS[1], constraint)
+    world.run()
+    assert stuck.num_cached_tokens == again.num_cached_tokens == 16

@@ -45,13 +45,18 @@ class EngineWorld:
         """Log-probabilities of sequences that asked for them, one for each token."""
         self.prompt_scores: dict[SequenceGroup, list[shard_pb2.PromptScores]] = {}
         """Log-probabilities of the prompts of requests that asked for them, in the order in which they came."""
-        self.failed: list[SequenceGroup] = []
-        """Requests that had no next token."""
+        self.failures: dict[SequenceGroup, int] = {}
+        """Why requests had no next token, a StopReason."""
         self.row_failures: dict[SequenceGroup, shard_pb2.RowFailure] = {}
         """What logits processors said of them."""
         self._window = window
         self._pending: deque[LaunchedStep] = deque()
         self._now = 0.0
+
+    @property
+    def failed(self) -> list[SequenceGroup]:
+        """Requests that had no next token."""
+        return list(self.failures)
 
     def submit(self, prompt: list[int], *, eos_token_ids: tuple[int, ...] = (), **options: object) -> SequenceGroup:
         """Queues a request; options are SamplingParams' and Request's."""
@@ -76,7 +81,7 @@ class EngineWorld:
             if progress.logprobs:
                 self.logprobs.setdefault(progress.sequence, []).extend(progress.logprobs)
             if progress.failure:
-                self.failed.append(progress.sequence.group)
+                self.failures[progress.sequence.group] = progress.failure
                 if progress.row_failure is not None:
                     self.row_failures[progress.sequence.group] = progress.row_failure
                 self.scheduler.end(progress.sequence.group)

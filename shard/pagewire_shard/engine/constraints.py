@@ -30,6 +30,8 @@ class Constraint:
     """The grammar's, as plans have it."""
     matcher: Matcher
     stop: shard_pb2.StopConditions
+    allowed: npt.NDArray[np.int32] | None = None
+    """The mask of the only tokens that the request allows; None: it allows all."""
     pending: list[int] = field(default_factory=list)
     """Tokens behind the prompt that the matcher has not taken in."""
     num_taken: int = 0
@@ -37,7 +39,8 @@ class Constraint:
     has_stopped: bool = False
     """The sequence has stopped: rows in flight are void."""
     has_failed: bool = False
-    """No token was allowed, or a limit was reached: the sequence has no next token."""
+    """No token was allowed, by the grammar and the request together, or a limit was reached: the sequence has no next
+    token."""
 
     def note(self, token_ids: Items[int], stop: int) -> None:
         """The sequence has sampled tokens. stop: the reason why it has stopped; 0: it has not."""
@@ -58,7 +61,8 @@ class Constraints:
     def of(self, admit: shard_pb2.Admit) -> Constraint:
         """The constraint of an admitted sequence, which may have tokens already. Raises GrammarNotReady."""
         matcher = self._grammars.matcher(admit.grammar, admit.stop.token_ids)
-        return Constraint(admit.grammar, matcher, admit.stop, admit.token_ids[admit.num_prompt_tokens :])
+        allowed = self._mask_of(ids) if (ids := admit.sampling_params.allowed_token_ids) else None
+        return Constraint(admit.grammar, matcher, admit.stop, allowed, admit.token_ids[admit.num_prompt_tokens :])
 
     def forked(self, parent: Constraint, token_ids: list[int], num_shared: int) -> Constraint:
         """The constraint of a child.
@@ -71,7 +75,7 @@ class Constraints:
             matcher, num_taken = parent.matcher.fork(), parent.num_taken
         else:
             matcher, num_taken = self._grammars.matcher(parent.name, parent.stop.token_ids), 0
-        return Constraint(parent.name, matcher, parent.stop, token_ids[num_taken:], num_taken)
+        return Constraint(parent.name, matcher, parent.stop, parent.allowed, token_ids[num_taken:], num_taken)
 
     def begin(self, batch: RunBatch) -> Future[BatchMasks]:
         """Starts to fill the masks of a batch on another thread. Neither its sequences nor others may change."""
@@ -104,7 +108,14 @@ class Constraints:
         for row, constraint in enumerate(constraints):
             if constraint.num_taken < constraint.stop.min_tokens:
                 _take_stops(bits[row], constraint.stop.token_ids)
+            if constraint.allowed is not None and not (bits[row] & constraint.allowed).any():
+                constraint.has_failed = True
         return bits
+
+    def _mask_of(self, token_ids: Items[int]) -> npt.NDArray[np.int32]:
+        is_allowed = np.zeros(self._grammars.num_mask_words * _WORD_BITS, dtype=np.bool_)
+        is_allowed[list(token_ids)] = True
+        return np.packbits(is_allowed, bitorder="little").view(np.int32)
 
 
 def _take_stops(mask: npt.NDArray[np.int32], stop_token_ids: Items[int]) -> None:

@@ -316,7 +316,7 @@ class Engine:
                     sequence.token_ids.extend(sampled[start:end])
                 if stop:
                     sequence.stop_at(tokens.num_tokens[i], tokens.num_computed_tokens[i])
-                    if stop in (shard_pb2.STOP_REASON_ERROR, shard_pb2.STOP_REASON_GRAMMAR):
+                    if stop == shard_pb2.STOP_REASON_ERROR:
                         self._blocks.forget(sequence)
                     else:
                         self._blocks.index_full(sequence)
