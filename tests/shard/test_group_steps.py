@@ -68,9 +68,9 @@ async def test_plans_that_were_passed_on_are_run_by_all_when_the_streams_end(pai
         pair.leader.submit(sinks[0], plan(step))
     pair.follower.end_epoch(sinks[1])
     pair.leader.end_epoch(sinks[0])
-    await until(lambda: pair.run()[0][-1] == "end")
+    await until(lambda: pair.run()[0][-1:] == ["end"])
     pair.engines[1].may_launch.set()
-    await until(lambda: pair.run()[1][-1] == "end")
+    await until(lambda: pair.run()[1][-1:] == ["end"])
     assert pair.run() == [["begin 3", "launch 1", "launch 2", "launch 3", "end"]] * 2
     assert not sinks[1].results, "its stream had ended"
 
