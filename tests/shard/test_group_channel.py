@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from pagewire_shard.errors import GroupFailed
 from pagewire_shard.parallel import channel
 from pagewire_shard.parallel.channel import GroupChannel, meet
+from pagewire_shard.parallel.peer import Peer
 from pagewire_shard.parallel.ranks import Ranks
 
 WATCH_S = 0.3
@@ -36,16 +37,16 @@ def rendezvous(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def all_meet(rendezvous: str) -> Iterator[Callable[[int], list[tuple[GroupChannel, Told]]]]:
+def all_meet(rendezvous: str) -> Iterator[Callable[..., list[tuple[GroupChannel, Told]]]]:
     """Lets a number of ranks meet and start."""
     started: list[GroupChannel] = []
 
-    def start(size: int) -> list[tuple[GroupChannel, Told]]:
+    def start(size: int, watch_s: float = WATCH_S) -> list[tuple[GroupChannel, Told]]:
         with ThreadPoolExecutor(size) as pool:
             ranks = pool.map(lambda rank: meet(rendezvous, Ranks(rank, size), "g", {"port": 7}, 10.0), range(size))
         told = [(each, Told()) for each in ranks]
         for each, heard in told:
-            each.start(heard.entries.append, heard.lost.append, WATCH_S)
+            each.start(heard.entries.append, heard.lost.append, watch_s)
             started.append(each)
         return told
 
@@ -104,6 +105,25 @@ def test_an_entry_that_a_rank_cannot_take_loses_the_peer(all_meet: Callable, err
     assert ranks[1][1].lost == [f"rank 0 has sent what rank 1 cannot take ({error!r})"]
 
 
+def test_entries_wait_for_a_slow_rank_while_rank_0_goes_on(all_meet: Callable) -> None:
+    """Rank 0 passes entries on where it also renews its lease and sends results."""
+    ranks = all_meet(3, 2.0)
+    may_take, taken = threading.Event(), ranks[1][1].entries
+
+    def take(entry: bytes) -> None:
+        assert may_take.wait(60.0)
+        taken.append(entry)
+
+    ranks[1][0]._on_entry = take
+    entries = [bytes([i]) * 300_000 for i in range(8)]
+    for entry in entries:
+        ranks[0][0].pass_on(entry)
+    may_take.set()
+    for _, heard in ranks[1:]:
+        eventually(lambda heard=heard: heard.entries == entries, "all entries have come", timeout_s=10.0)
+    assert not any(heard.lost for _, heard in ranks)
+
+
 def test_a_rank_that_takes_no_beats_is_lost() -> None:
     """What was sent may have ended within a frame: nothing that follows it could be read."""
     own, other = socket.socketpair()
@@ -114,7 +134,7 @@ def test_a_rank_that_takes_no_beats_is_lost() -> None:
                 own.send(bytes(4096))
         own.setblocking(True)
         heard = Told()
-        rank = GroupChannel(Ranks(0, 2), [channel._Peer(1, own)], {}, "")
+        rank = GroupChannel(Ranks(0, 2), [Peer(1, own)], {}, "")
         rank.start(heard.entries.append, heard.lost.append, WATCH_S)
         eventually(lambda: bool(heard.lost), "rank 0 has noticed", timeout_s=5.0)
         assert heard.lost[0].startswith("rank 1 cannot be reached")

@@ -14,43 +14,24 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pagewire_shard.errors import GroupFailed
+from pagewire_shard.parallel.peer import BEAT, ENTRY, FAREWELL, GREETING, READY, Peer, frame, receive
 from pagewire_shard.parallel.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-HEADER = struct.Struct("!BI")
-"""Kind and length of a frame."""
-GREETING, BEAT, ENTRY, READY, FAREWELL = range(5)
 CONNECT_RETRY_S = 0.05
-MAX_FRAME_BYTES = 1 << 30
-
-
-@dataclass(eq=False)
-class _Peer:
-    """Another rank."""
-
-    rank: int
-    socket: socket.socket
-    heard_s: float = field(default_factory=time.monotonic)
-    is_ready: bool = False
-    """It has loaded, so that it can say that it is alive."""
-    has_left: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def send(self, kind: int, payload: bytes = b"") -> None:
-        with self.lock:
-            self.socket.sendall(HEADER.pack(kind, len(payload)) + payload)
+FAREWELL_S = 0.5
+"""Longest wait for ranks that read slowly, so that they are told that this one leaves."""
 
 
 class GroupChannel:
     """One rank's end: rank 0 has a connection to each other rank, those one to rank 0."""
 
-    def __init__(self, ranks: Ranks, peers: list[_Peer], greeting: dict[str, Any], address: str) -> None:
+    def __init__(self, ranks: Ranks, peers: list[Peer], greeting: dict[str, Any], address: str) -> None:
         self.ranks = ranks
         self.greeting = greeting
         """What rank 0 told all others when they met."""
@@ -72,31 +53,25 @@ class GroupChannel:
         patience = struct.pack("ll", int(watch_s), int(watch_s % 1 * 1e6))
         for peer in self._peers:
             peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
-            threading.Thread(target=self._listen, args=(peer,), name=f"rank-{peer.rank}", daemon=True).start()
+            for job, name in ((self._listen, f"rank-{peer.rank}"), (self._send_rest, f"to-rank-{peer.rank}")):
+                threading.Thread(target=job, args=(peer,), name=name, daemon=True).start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def say_ready(self) -> None:
         """From now on silence of this rank counts: it has loaded, which may keep a process from saying anything."""
-        for peer in self._peers:
-            with contextlib.suppress(OSError):  # _listen sees its end
-                peer.send(READY)
+        self._send_all(frame(READY))
 
     def pass_on(self, entry: bytes) -> None:
-        """Sends an entry to all other ranks; only on rank 0."""
-        for peer in self._peers:
-            try:
-                peer.send(ENTRY, entry)
-            except OSError as error:
-                self._lose(peer, f"cannot be reached: {error}")
+        """Sends an entry to all other ranks, without waiting for them; only on rank 0."""
+        self._send_all(frame(ENTRY, entry))
 
     def leave(self) -> None:
         """This rank ends on purpose: the others are told, and their ends mean nothing any more."""
         self._leaving = True
+        self._send_all(frame(FAREWELL))
+        deadline_s = time.monotonic() + FAREWELL_S
         for peer in self._peers:
-            try:
-                peer.send(FAREWELL)
-            except OSError:
-                logger.debug("rank %d is gone already", peer.rank)
+            peer.flush(deadline_s)
 
     def close(self) -> None:
         """Closes the connections; the others notice."""
@@ -105,10 +80,10 @@ class GroupChannel:
                 peer.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it
             peer.socket.close()
 
-    def _listen(self, peer: _Peer) -> None:
+    def _listen(self, peer: Peer) -> None:
         try:
             while True:
-                kind, payload = _receive(peer.socket)
+                kind, payload = receive(peer.socket)
                 peer.heard_s = time.monotonic()
                 if kind == ENTRY:
                     self._on_entry(payload)
@@ -138,16 +113,26 @@ class GroupChannel:
                     self._lose(peer, f"has been silent for {now_s - peer.heard_s:.1f} s")
 
     def _beat_once(self) -> None:
+        self._send_all(frame(BEAT))
+
+    def _send_all(self, data: bytes) -> None:
         for peer in self._peers:
             try:
-                peer.send(BEAT)
-            except BlockingIOError as error:  # it may have got a part of the frame, and can read nothing that follows
-                self._lose(peer, f"cannot be reached: {error}")
-            except OSError:
-                logger.debug("rank %d does not take beats", peer.rank)  # _listen sees its end
+                peer.send(data)
+            except OSError as error:  # _listen sees its end
+                logger.debug("rank %d takes nothing: %s", peer.rank, error)
 
-    def _lose(self, peer: _Peer, why: str) -> None:
-        if not self._leaving:
+    def _send_rest(self, peer: Peer) -> None:
+        try:
+            peer.send_rest()
+        except BlockingIOError as error:
+            self._lose(peer, f"cannot be reached: {error}")
+        except OSError as error:  # _listen sees its end
+            logger.debug("rank %d takes nothing: %s", peer.rank, error)
+
+    def _lose(self, peer: Peer, why: str) -> None:
+        if not (self._leaving or peer.is_lost):
+            peer.is_lost = True
             self._on_lost(f"rank {peer.rank} {why}")
 
 
@@ -172,7 +157,7 @@ def meet(rendezvous: str, ranks: Ranks, group_id: str, greeting: dict[str, Any],
 
 
 def _gather(rendezvous: str, own: dict[str, Any], greeting: dict[str, Any], deadline_s: float) -> GroupChannel:
-    peers: dict[int, _Peer] = {}
+    peers: dict[int, Peer] = {}
     with _listener(rendezvous) as listener:
         while len(peers) < own["size"] - 1:
             listener.settimeout(max(deadline_s - time.monotonic(), 0.001))
@@ -195,9 +180,9 @@ def _gather(rendezvous: str, own: dict[str, Any], greeting: dict[str, Any], dead
             # A rank that comes twice has been started again.
             if (before := peers.pop(said["rank"], None)) is not None:
                 before.socket.close()
-            peers[said["rank"]] = _Peer(said["rank"], _ready(connection))
+            peers[said["rank"]] = Peer(said["rank"], _ready(connection))
     for peer in peers.values():
-        peer.send(GREETING, json.dumps(greeting).encode())
+        peer.socket.sendall(frame(GREETING, json.dumps(greeting).encode()))
     address = _own_address(next(iter(peers.values())).socket)
     return GroupChannel(Ranks(0, own["size"]), [peers[rank] for rank in sorted(peers)], greeting, address)
 
@@ -207,15 +192,14 @@ def _join(rendezvous: str, own: dict[str, Any], deadline_s: float) -> GroupChann
         try:
             connection = _connect(rendezvous, deadline_s)
             connection.settimeout(max(deadline_s - time.monotonic(), 0.001))
-            payload = json.dumps(own).encode()
-            connection.sendall(HEADER.pack(GREETING, len(payload)) + payload)
+            connection.sendall(frame(GREETING, json.dumps(own).encode()))
             greeting = _receive_greeting(connection)
         except (ConnectionError, EOFError):  # rank 0 has ended, and may be started again
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(CONNECT_RETRY_S)
         else:
-            peer = _Peer(0, _ready(connection))
+            peer = Peer(0, _ready(connection))
             return GroupChannel(Ranks(own["rank"], own["size"]), [peer], greeting, _own_address(connection))
 
 
@@ -274,25 +258,8 @@ def _own_address(connection: socket.socket) -> str:
 
 
 def _receive_greeting(connection: socket.socket) -> dict[str, Any]:
-    kind, payload = _receive(connection)
+    kind, payload = receive(connection)
     said = json.loads(payload) if kind == GREETING else None
     if not isinstance(said, dict):
         raise ValueError("it does not greet as a rank does")
     return said
-
-
-def _receive(connection: socket.socket) -> tuple[int, bytes]:
-    kind, length = HEADER.unpack(_read(connection, HEADER.size))
-    if length > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {length} bytes")
-    return kind, _read(connection, length)
-
-
-def _read(connection: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        part = connection.recv(length - len(data))
-        if not part:
-            raise EOFError("its connection was closed")
-        data += part
-    return bytes(data)
