@@ -16,6 +16,7 @@ async def check(fault: str, *, num_streams: int, num_tokens: int, num_each: int)
     assert row.num_disturbed == num_streams
 
 
+@pytest.mark.slow
 async def test_streams_of_every_kind_outlast_the_only_router() -> None:
     await check("router killed", num_streams=8, num_tokens=60, num_each=1)
 
