@@ -168,15 +168,34 @@ def test_what_has_another_shape_is_a_failure():
 
 
 def test_parameters_have_the_names_of_the_public_class():
-    message = inference_pb2.SamplingParams(temperature=0.5, stop=["a"])
+    message = inference_pb2.SamplingParams(temperature=0.5, allowed_token_ids=[3])
     message.extra_args.update({"n": 3, "share": 0.25, "list": [1, {"deep": None}], "on": True})
     params = RequestParams(message)
-    assert (params.temperature, params.stop, params.logprobs, params.seed) == (0.5, ["a"], None, None)
+    assert (params.temperature, params.allowed_token_ids, params.logprobs, params.seed) == (0.5, [3], None, None)
     assert params.extra_args == {"n": 3, "share": 0.25, "list": [1, {"deep": None}], "on": True}
     assert type(params.extra_args["n"]) is int
     assert RequestParams(inference_pb2.SamplingParams()).extra_args is None
     with pytest.raises(AttributeError, match="guided_decoding"):
         _ = params.guided_decoding
+
+
+def test_what_the_router_resolves_is_known_as_tokens_or_refused_by_name():
+    seen = []
+
+    class Reading(Chain):
+        @classmethod
+        def validate_params(cls, sampling_params):
+            seen.append(sampling_params)
+
+    row = sequence()
+    row.stop, row.bad_words = shard_pb2.StopConditions(token_ids=[2, 7]), [[5], [6, 8]]
+    processing(Reading).process(torch.zeros(1, 40), [row], upload)
+    [params] = seen
+    assert (params.stop_token_ids, params.all_stop_token_ids) == ([2, 7], {2, 7})
+    assert params.bad_words_token_ids == [[5], [6, 8]]
+    for name in ("stop", "bad_words", "structured_outputs"):
+        with pytest.raises(AttributeError, match=f"on a shard have no '{name}'"):
+            getattr(params, name)
 
 
 def test_classes_are_found_by_module_and_by_file(tmp_path):

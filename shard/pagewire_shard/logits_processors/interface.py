@@ -46,12 +46,44 @@ class ProcessorConfig:
     """No drafts are verified where processors run."""
 
 
+_KEPT_BY_THE_ROUTER = {
+    "stop": "text is looked at by the router alone",
+    "bad_words": "their tokens are in bad_words_token_ids",
+    "structured_outputs": "a grammar constrains the logits behind processors",
+}
+"""Parameters that no shard gets, and why."""
+
+
 class RequestParams:
     """A request's sampling parameters, under the names of pagewire.SamplingParams. Those that it left out have the
-    server's defaults; those without a default are None."""
+    server's defaults; those without a default are None. `stop`, `bad_words` and `structured_outputs` raise
+    AttributeError: the router keeps them."""
 
-    def __init__(self, message: inference_pb2.SamplingParams) -> None:
+    def __init__(
+        self,
+        message: inference_pb2.SamplingParams,
+        stop_token_ids: Items[int] = (),
+        bad_words_token_ids: Items[Items[int]] = (),
+    ) -> None:
+        """Takes the parameters, and what a shard has in another form: see Admit.stop and Admit.bad_words."""
         self._message = message
+        self._stop_token_ids = stop_token_ids
+        self._bad_words_token_ids = bad_words_token_ids
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """All tokens that stop the sequence: those of the request, and those of the model unless they are ignored."""
+        return list(self._stop_token_ids)
+
+    @property
+    def all_stop_token_ids(self) -> set[int]:
+        """The same as a set, as in vLLM."""
+        return set(self._stop_token_ids)
+
+    @property
+    def bad_words_token_ids(self) -> list[list[int]] | None:
+        """The tokens of each bad word, as in vLLM; None: there are none."""
+        return [list(word) for word in self._bad_words_token_ids] or None
 
     @cached_property
     def extra_args(self) -> dict[str, Any] | None:
@@ -60,6 +92,8 @@ class RequestParams:
         return args or None
 
     def __getattr__(self, name: str) -> Any:
+        if reason := _KEPT_BY_THE_ROUTER.get(name):
+            raise AttributeError(f"sampling parameters on a shard have no {name!r}: {reason}")
         message = self._message
         field = message.DESCRIPTOR.fields_by_name.get(name)
         if field is None:

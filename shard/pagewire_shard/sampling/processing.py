@@ -96,7 +96,7 @@ class LogitsProcessing:
         return failures
 
     def _refusal(self, sequence: Sequence) -> str | None:
-        params = RequestParams(sequence.sampling_params)
+        params = _params(sequence)
         for each in self._classes:
             try:
                 if validate := getattr(each, "validate_params", None):
@@ -174,7 +174,11 @@ def _run(
 def _described(sequence: Sequence, index: int) -> AddedRequest:
     assert sequence.output_ids is not None
     prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
-    return index, RequestParams(sequence.sampling_params), prompt_ids, sequence.output_ids
+    return index, _params(sequence), prompt_ids, sequence.output_ids
+
+
+def _params(sequence: Sequence) -> RequestParams:
+    return RequestParams(sequence.sampling_params, sequence.stop.token_ids, sequence.bad_words)
 
 
 def _checked(processor: LogitsProcessor, logits: torch.Tensor) -> torch.Tensor:
