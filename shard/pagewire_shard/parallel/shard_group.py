@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 
 LOST_STATUS = 1
 """Exit status of a rank that cannot go on without another."""
-LOCALHOST = "127.0.0.1"
 
 
 class ShardGroup:
@@ -36,21 +35,17 @@ class ShardGroup:
 
     def join(self, device: torch.device) -> Collectives:
         """Meets the other ranks. Raises GroupFailed if they do not come."""
-        from pagewire_shard.parallel.process_group import dist, process_collectives
+        from pagewire_shard.parallel.process_group import process_collectives
+        from pagewire_shard.parallel.store import host_store, join_store
 
-        config, timeout = self._config, timedelta(seconds=self._config.rendezvous_timeout_s)
-        store, greeting = None, {}
-        if self.ranks.rank == 0:
-            store = dist.TCPStore(LOCALHOST, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-            greeting = {"store_port": store.port}
-        channel = meet(self._rendezvous, self.ranks, config.group_id, greeting, config.rendezvous_timeout_s)
-        self._channel = channel
+        config, ranks, rendezvous = self._config, self.ranks, self._rendezvous
+        timeout = timedelta(seconds=config.rendezvous_timeout_s)
+        store, greeting = host_store(rendezvous, ranks, timeout) if ranks.rank == 0 else (None, {})
+        channel = self._channel = meet(rendezvous, ranks, config.group_id, greeting, config.rendezvous_timeout_s)
         if store is None:
-            is_local = self._rendezvous.startswith("unix:")
-            host = LOCALHOST if is_local else self._rendezvous.rpartition(":")[0].strip("[]")
-            store = dist.TCPStore(host, channel.greeting["store_port"], timeout=timeout)
+            store = join_store(rendezvous, ranks, channel.greeting, timeout)
         channel.start(lambda entry: self.on_entry(entry), self.lose, config.group_watch_s)
-        return process_collectives(store, self.ranks, device, channel.address)
+        return process_collectives(store, ranks, device, channel.address)
 
     def say_ready(self) -> None:
         """This rank has loaded: from now on the others take its silence for its end."""
