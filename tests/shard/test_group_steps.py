@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from pagewire.v1 import shard_pb2
-from pagewire_shard.errors import PlanRefused, StaleEpoch
+from pagewire_shard.errors import InvalidMessage, PlanRefused, StaleEpoch
 from pagewire_shard.stepping.group_steps import FollowingSteps, LeadingSteps
 
 from tests.shard.test_step_thread import ListSink, plan, until
@@ -51,11 +51,18 @@ async def test_the_other_rank_runs_what_rank_0_runs_and_reports_its_digest_alone
     assert start.free_blocks == [10]
     for step in (1, 2, 3):
         pair.leader.submit(sinks[0], plan(step))
-        pair.follower.submit(sinks[1], plan(step))  # from a router that sends plans to all ranks
     await until(lambda: len(sinks[0].results) == len(sinks[1].results) == 3)
     assert pair.run() == [["begin 2", "launch 1", "launch 2", "launch 3"]] * 2
     assert list(sinks[0].results[0].sampled_token_ids) == [1]
     assert sinks[1].results == [shard_pb2.StepResult(step=step) for step in (1, 2, 3)]
+
+
+def test_a_plan_on_the_stream_of_another_rank_is_refused(pair: Pair) -> None:
+    sinks = [ListSink(), ListSink()]
+    pair.leader.begin_epoch(sinks[0], 2, 1)
+    pair.follower.begin_epoch(sinks[1], 2, 1).result(TIMEOUT_S)
+    with pytest.raises(InvalidMessage, match="step 1 comes to another rank than 0"):
+        pair.follower.submit(sinks[1], plan(1))
 
 
 async def test_plans_that_were_passed_on_are_run_by_all_when_the_streams_end(pair: Pair) -> None:

@@ -114,8 +114,7 @@ class ExecuteService:
         self._preparations.end_epoch()
         self._stream = PlanStream(hello.router_id, epoch)
         self._released.clear()
-        # The router counts by the results of the first rank; the others may be behind it.
-        self._max_outstanding = hello.max_inflight if self._grants_lease else 2 * hello.max_inflight
+        self._max_outstanding = hello.max_inflight
         logger.info("router %r leads, epoch %s", hello.router_id, epoch)
         return self._stream
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pagewire.v1 import shard_pb2
 
-from pagewire_shard.errors import StaleEpoch, StreamError
+from pagewire_shard.errors import InvalidMessage, StaleEpoch, StreamError
 from pagewire_shard.stepping.step_commands import BeginEpoch, Command, EndEpoch, EpochSink, EpochStart, RunPlan
 from pagewire_shard.stepping.step_engine import StepEngine
 from pagewire_shard.stepping.step_loop import GroupRole
@@ -89,7 +89,8 @@ class FollowingSteps(StepThread):
         return followed.start
 
     def submit(self, sink: EpochSink, plan: shard_pb2.StepPlan) -> None:
-        """Ignores a plan that a router sends here: it comes from rank 0."""
+        """Refuses a plan that a router sends here, with InvalidMessage: this rank's come from rank 0."""
+        raise InvalidMessage(f"step {plan.step} comes to another rank than 0, which passes plans on")
 
     def end_epoch(self, sink: EpochSink) -> None:
         """Has the sink take no more messages; the epoch itself is rank 0's to end."""
