@@ -55,6 +55,7 @@ class FakeEngine:
         self.launched: list[FakeStep] = []
         self.refusals: dict[int, PlanRefused] = {}
         self.bugs: dict[int, BaseException] = {}
+        self.grammars: Grammars | None = None
         self.awaiting: set[int] = set()
         """Steps that are sampled when the tokens of the steps before them are there."""
         self.may_launch = threading.Event()
@@ -65,12 +66,18 @@ class FakeEngine:
         self.on_progress = on_progress
 
     def begin_epoch(self, max_inflight: int) -> list[int]:
+        self._drop_names()
         self.log.append(f"begin {max_inflight}")
         return [10]
 
     def end_epoch(self) -> list[int]:
+        self._drop_names()
         self.log.append("end")
         return [10]
+
+    def _drop_names(self) -> None:
+        if self.grammars is not None:
+            self.grammars.end_epoch()
 
     def reset_cache(self) -> None:
         self.log.append("reset cache")
@@ -214,6 +221,7 @@ async def serve_shard(config: ShardConfig, model_dir: Path) -> AsyncIterator[Ser
             engine: FakeEngine | None = None, grammars: Grammars | None = None, **changes: object
         ) -> ServedShard:
             engine = engine or FakeEngine()
+            engine.grammars = grammars
             steps = StepThread(lambda: engine)
             steps.start()
             found: Future[Path] = Future()

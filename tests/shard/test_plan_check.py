@@ -210,6 +210,16 @@ def check_next_epoch(rank: Rank) -> None:
     assert tokens == expected_output(request, 0, LIMITS.max_model_len, 0.0)
 
 
+def test_grammars_are_prepared_for_one_epoch() -> None:
+    rank, plan = started(), shard_pb2.StepPlan(step=1, admits=[admit(1, grammar="g")])
+    rank.new_epoch(1)
+    rank.grammars.ready.add("g")
+    rank.take(plan)
+    rank.engine.end_epoch()
+    refused = refusal_of(rank, plan)
+    assert "grammar g is not ready" in refused.message
+
+
 def test_the_plan_is_good_before_it_is_corrupted() -> None:
     rank = started()
     rank.results.clear()

@@ -101,8 +101,6 @@ class EngineWorld:
     def new_epoch(self) -> None:
         """The plan stream breaks and is opened again: plans in flight are lost, cached blocks are not."""
         self._pending.clear()
-        if self._grammars is not None:
-            self._grammars.end_epoch()
         [free] = self.engine.begin_epoch(self._window)
         self.scheduler.reset(free, self._window)
         self.scheduler.prefixes.update(self.engine.cached_hashes(), ())

@@ -322,6 +322,9 @@ class FakeGrammars:
     def __init__(self) -> None:
         self.ready: set[str] = set()
 
+    def end_epoch(self) -> None:
+        self.ready.clear()
+
     def matcher(self, name: str, end_token_ids: object) -> FakeMatcher:
         if name not in self.ready:
             raise LookupError(f"grammar {name} is not ready")

@@ -58,6 +58,10 @@ class Constraints:
         self._thread = ThreadPoolExecutor(1, "masks")
         """Fills masks beside a forward pass that occupies the step thread."""
 
+    def end_epoch(self) -> None:
+        """The names of the epoch's grammars are void."""
+        self._grammars.end_epoch()
+
     def of(self, admit: shard_pb2.Admit) -> Constraint:
         """The constraint of an admitted sequence, which may have tokens already. Raises GrammarNotReady."""
         matcher = self._grammars.matcher(admit.grammar, admit.stop.token_ids)

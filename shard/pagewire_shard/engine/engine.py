@@ -97,13 +97,18 @@ class Engine:
         return self.end_epoch()
 
     def end_epoch(self) -> list[int]:
-        """Drops all sequences; cached blocks stay. Returns the free blocks of each cache group."""
+        """Drops all sequences and the names of grammars; cached blocks stay.
+
+        Returns the free blocks of each cache group.
+        """
         self._blocks.end_epoch()
         for sequence in self._sequences.values():
             self._blocks.release(sequence)
         self._sequences.clear()
         self._num_constrained = 0
         self._effects.clear()
+        if self._constraints is not None:
+            self._constraints.end_epoch()
         self._runner.end_epoch()
         self._free_slots = list(range(self.info.max_num_seqs - 1, -1, -1))
         self._last_step = 0

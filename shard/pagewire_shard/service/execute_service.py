@@ -111,7 +111,6 @@ class ExecuteService:
             epoch = self._lease.obey(hello.router_id, EpochId(hello.epoch.incarnation, hello.epoch.counter))
         if self._stream is not None:
             self._stream.close(LeaseLost(f"the lease was taken by router {hello.router_id!r}"))
-        self._preparations.end_epoch()
         self._stream = PlanStream(hello.router_id, epoch)
         self._released.clear()
         self._max_outstanding = hello.max_inflight
@@ -124,7 +123,6 @@ class ExecuteService:
         self._steps.end_epoch(stream)
         if self._stream is stream:
             self._stream = None
-            self._preparations.end_epoch()
             self._released.set()
 
     async def _serve(self, stream: PlanStream, hello: shard_pb2.Hello, context: RawContext) -> None:

@@ -13,7 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 class Preparations:
-    """Passes the router's wishes on. Called on the event loop; nothing here waits."""
+    """Passes the router's wishes on. Called on the event loop; nothing here waits.
+
+    The names end with the epoch of the engine, on the step thread: plans that wait there may still name them when the
+    stream has broken.
+    """
 
     def __init__(self, grammars: Grammars | None) -> None:
         """grammars: None: this shard serves no grammars, and every Prepare is answered so."""
@@ -35,11 +39,6 @@ class Preparations:
         """No plan will name these again."""
         if self._grammars is not None:
             self._grammars.forget(message.names)
-
-    def end_epoch(self) -> None:
-        """The names of the epoch are void."""
-        if self._grammars is not None:
-            self._grammars.end_epoch()
 
 
 def answer(stream: PlanStream, prepared: Prepared) -> None:

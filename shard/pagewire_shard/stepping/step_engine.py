@@ -41,13 +41,18 @@ class StepEngine(Protocol[PendingT]):
         """
 
     def begin_epoch(self, max_inflight: int) -> list[int]:
-        """Drops all sequences, cached blocks stay. max_inflight: plans that may be pending, from now on.
+        """Drops all sequences and the names of grammars; cached blocks stay.
+
+        max_inflight: plans that may be pending, from now on.
 
         Returns the free blocks, cached ones that nobody uses included, for each cache group.
         """
 
     def end_epoch(self) -> list[int]:
-        """Drops all sequences, cached blocks stay. Returns the free blocks, as begin_epoch."""
+        """Drops all sequences and the names of grammars; cached blocks stay.
+
+        Returns the free blocks, as begin_epoch.
+        """
 
     def reset_cache(self) -> None:
         """Forgets all cached blocks: a step broke, so their content may never have been computed."""

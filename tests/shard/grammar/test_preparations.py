@@ -71,6 +71,25 @@ async def test_names_end_with_the_epoch(serve_shard):
     assert grammars.matcher("g", (EOS,)), "the end of the first call must not void names of the second"
 
 
+async def test_names_hold_until_the_step_thread_is_behind_the_plans_that_it_has(serve_shard):
+    """In a group they run on all ranks, also when the stream to one of them has ended."""
+    grammars = Grammars()
+    shard = await serve_shard(grammars=grammars)
+    router = shard.router()
+    await router.hello()
+    assert (await prepare(router, "g", regex="a+")).code == 0
+    shard.engine.may_launch.clear()
+    await router.plan(1)
+    await shard.until(lambda: shard.engine.log[-1] == "launch 1")
+    await router.send(goodbye=shard_pb2.Goodbye(reason="test"))
+    assert (await router.error()).code() is grpc.StatusCode.OK
+    assert grammars.matcher("g", (EOS,))
+    shard.engine.may_launch.set()
+    await shard.until(lambda: shard.engine.log[-1] == "end")
+    with pytest.raises(GrammarNotReady):
+        grammars.matcher("g", (EOS,))
+
+
 @pytest.mark.parametrize("without", ["tokenizer", "end of sequence"])
 async def test_a_shard_that_cannot_serve_grammars_says_so(serve_shard, model_dir: Path, without: str):
     if without == "tokenizer":
