@@ -94,7 +94,7 @@ def test_the_queue_knows_what_is_ahead_of_a_newcomer() -> None:
     assert queue.num_expected_tokens == 200
     while queue.pop():
         pass
-    assert (queue.num_expected_tokens, queue.num_sequences, queue.num_prompt_tokens) == (0, 0, 0)
+    assert (queue.num_expected_tokens, queue.num_sequences, queue.num_tokens) == (0, 0, 0)
 
 
 def test_the_delay_is_the_wait_with_a_bound_and_never_less() -> None:
