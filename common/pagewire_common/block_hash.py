@@ -14,10 +14,20 @@ _TABLE_STRIDE = 0x9E37_79B9_7F4A_7C15
 def root_digest(cache_salt: str, adapter: str = "", kind: str = "") -> Digest:
     """The parent of a sequence's first block: sequences share blocks only within one salt, one adapter and one kind.
 
-    kind: Of sequences whose blocks differ from others' with the same tokens; "": those that routers guess prefixes of.
+    kind: As sequence_kind() has it.
     """
     parts = [adapter, cache_salt, *([kind] if kind else [])]
     return hashlib.sha256(_VERSION + b"\0".join(part.encode() for part in parts)).digest()
+
+
+def sequence_kind(max_len: int, longest_short: int) -> str:
+    """What tells the blocks of a sequence from those of others with the same tokens.
+
+    Args:
+        max_len: The most tokens that it may have. The last one is sampled, but never computed.
+        longest_short: As ShardInfo has it.
+    """
+    return "long" if longest_short and max_len - 1 > longest_short else ""
 
 
 def block_digests(parent: Digest, token_ids: list[int], block_size: int) -> list[Digest]:
@@ -59,14 +69,16 @@ def max_cached_blocks(num_tokens: int, block_size: int) -> int:
 class PrefixHashes:
     """The wire hashes of a prompt's full blocks, each computed once, when it is first asked for."""
 
-    __slots__ = ("_digest", "_hashes", "_token_ids", "block_size", "num_tokens")
+    __slots__ = ("_digest", "_hashes", "_token_ids", "block_size", "kind", "num_tokens")
 
-    def __init__(self, token_ids: list[int], block_size: int, cache_salt: str = "", adapter: str = "") -> None:
+    def __init__(
+        self, token_ids: list[int], block_size: int, cache_salt: str = "", adapter: str = "", kind: str = ""
+    ) -> None:
         """Tokens that are appended to the list later do not count."""
         self.num_tokens = len(token_ids)
-        self.block_size = block_size
+        self.block_size, self.kind = block_size, kind
         self._token_ids = token_ids
-        self._digest = root_digest(cache_salt, adapter)
+        self._digest = root_digest(cache_salt, adapter, kind)
         self._hashes: list[int] = []
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pagewire.v1 import inference_pb2, shard_pb2
-from pagewire_common.block_hash import PrefixHashes
+from pagewire_common.block_hash import PrefixHashes, sequence_kind
 
 from pagewire_router.beams.search import BeamSettings, Hypothesis
 from pagewire_router.errors import RouterError
@@ -118,8 +118,14 @@ class Request:
         """Sequences that run at a time, at most."""
         return len(self.sequence_indices) if self.beams is None else self.beams.width
 
-    def prefix(self, block_size: int) -> PrefixHashes:
+    def prefix(self, block_size: int, longest_short: int = 0) -> PrefixHashes:
         """Returns the hashes of the prompt's blocks, the same object each time, so that none is computed twice."""
-        if self._prefix is None or self._prefix.block_size != block_size:
-            self._prefix = PrefixHashes(self.prompt_token_ids, block_size, self.cache_salt)
-        return self._prefix
+        kind, prefix = self.kind(longest_short), self._prefix
+        if prefix is None or prefix.block_size != block_size or prefix.kind != kind:
+            prefix = PrefixHashes(self.prompt_token_ids, block_size, self.cache_salt, kind=kind)
+            self._prefix = prefix
+        return prefix
+
+    def kind(self, longest_short: int) -> str:
+        """What tells its sequences' blocks from others'; see sequence_kind()."""
+        return sequence_kind(len(self.prompt_token_ids) + self.params.max_tokens, longest_short)

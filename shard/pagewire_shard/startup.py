@@ -91,7 +91,7 @@ def build_engine(
     info = _describe(config, loaded, limits, layout, pool, device, model_digest)
     print(_start_line(config, loaded, limits, layout, pool), file=sys.stderr, flush=True)
     blocks = BlockPool(pool.num_blocks, limits.block_size)
-    return Engine(info, runner, blocks, grammars, loaded.model.spec.longest_short)
+    return Engine(info, runner, blocks, grammars)
 
 
 def _least(value: int, device: torch.device, collectives: Collectives | None) -> int:
@@ -377,6 +377,7 @@ def _describe(
         protocol_major=PROTOCOL_MAJOR,
         protocol_minor=PROTOCOL_MINOR,
         logits_processors=config.logits_processors,
+        longest_short=loaded.model.spec.longest_short,
         cache_groups=[
             *(shard_pb2.CacheGroup(window=group.window, num_tables=group.num_tables) for group in layout.groups),
             *([shard_pb2.CacheGroup(num_states=pool.num_states)] if pool.num_states else []),

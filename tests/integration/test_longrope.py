@@ -37,18 +37,19 @@ def test_short_and_long_sequences_of_one_prompt_are_each_as_transformers_has_the
 ) -> None:
     """transformers computes all tokens anew with the long factors when a sequence becomes long."""
     prompt = random_prompts()[2] + [5]
-    comparison, num_cached = Comparison(), []
+    comparison, num_cached, num_guessed = Comparison(), [], []
     # The last token that is sampled is not computed.
     for max_tokens in (LONGEST_SHORT + 1 - len(prompt), LONGEST_SHORT + 2 - len(prompt), 30):
         for n in (1, 2):
             group = world.submit(prompt, temperature=0.0, max_tokens=max_tokens, n=n)
             world.run()
             num_cached.append(group.num_cached_tokens)
+            num_guessed.append(group.sequences[0].num_guessed_tokens)
             for sequence in group.sequences:
                 tokens = output(group, sequence.index)
                 assert len(tokens) == max_tokens
                 comparison.check(reference.greedy_after(prompt, tokens), tokens, f"{max_tokens} tokens")
-    assert num_cached == [0, 8, 0, 8, 8, 8]
+    assert num_cached == num_guessed == [0, 8, 0, 8, 8, 8]
 
 
 def test_prompts_of_any_length_in_one_batch(world: ModelWorld, reference: ReferenceModel) -> None:

@@ -108,7 +108,7 @@ def test_the_delay_is_the_wait_with_a_bound_and_never_less() -> None:
 class Group:
     """A shard group with a known estimate."""
 
-    block_size = 4
+    block_size, longest_short = 4, 0
 
     def __init__(self, load: int, estimate: Estimate | None) -> None:
         self.load, self.prefixes, self._estimate = load, PrefixIndex(), estimate

@@ -13,9 +13,9 @@ PROMPT = [1, 2, 3, 4] * 4
 class Group:
     block_size = BLOCK_SIZE
 
-    def __init__(self, load, num_cached=0, cache_salt=""):
-        self.load, self.prefixes = load, PrefixIndex()
-        self.prefixes.update(PrefixHashes(PROMPT, BLOCK_SIZE, cache_salt).first(num_cached), ())
+    def __init__(self, load, num_cached=0, cache_salt="", kind="", longest_short=0):
+        self.load, self.prefixes, self.longest_short = load, PrefixIndex(), longest_short
+        self.prefixes.update(PrefixHashes(PROMPT, BLOCK_SIZE, cache_salt, kind=kind).first(num_cached), ())
 
 
 def test_without_a_cached_prefix_the_least_busy_group_is_chosen():
@@ -37,3 +37,10 @@ def test_a_cached_prefix_does_not_outweigh_a_long_queue():
 def test_a_prefix_that_was_cached_with_another_salt_does_not_count(cache_salt, chosen):
     groups = [Group(0), Group(1, 4)]
     assert place(make_request(PROMPT, cache_salt=cache_salt), groups) is groups[chosen]
+
+
+@pytest.mark.parametrize(("max_tokens", "chosen"), [(5, 0), (6, 1)])
+def test_what_long_sequences_have_cached_counts_for_long_ones(max_tokens, chosen):
+    """The last token is not computed."""
+    groups = [Group(0, 3, longest_short=20), Group(0, 4, kind="long", longest_short=20)]
+    assert place(make_request(PROMPT, max_tokens=max_tokens), groups) is groups[chosen]

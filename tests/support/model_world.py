@@ -142,6 +142,7 @@ class ModelWorld(EngineWorld):
         if layout.has_states and blocks == limits.groups:
             states = CacheGroup(0, 0, STATES_PER_SEQUENCE * limits.max_num_seqs)
             limits = replace(limits, groups=(*blocks, states))
+        limits = replace(limits, longest_short=model.spec.longest_short)
         places = layout.allocate_places(limits.num_blocks, limits.block_size, dtype, device)
         caches = layout.layers_in(places, limits.block_size, dtype, device, num_states_of(limits.groups))
         for cache in caches:
@@ -159,5 +160,5 @@ class ModelWorld(EngineWorld):
                 ModelConfig("model", limits.max_model_len, model.spec.vocab_size), SchedulerConfig(limits.max_num_seqs)
             )
             self.runner.sampler.processing = LogitsProcessing(processors, config, device)  # type: ignore[attr-defined]
-        engine = Engine(info, self.runner, pool, grammars, model.spec.longest_short)
+        engine = Engine(info, self.runner, pool, grammars)
         super().__init__(engine, limits, window, grammars)

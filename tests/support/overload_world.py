@@ -58,6 +58,10 @@ class TimedGroup(World):
     def block_size(self) -> int:
         return self.scheduler.limits.block_size
 
+    @property
+    def longest_short(self) -> int:
+        return self.scheduler.limits.longest_short
+
     def estimate(self, request: Request, now: float) -> Estimate | None:
         return self.scheduler.forecast.estimate(request, now)
 

@@ -82,6 +82,7 @@ def shard_info(limits: GroupLimits, vocab_size: int, max_draft_tokens: int = 0) 
         max_scores=vocab_size,
         max_bad_word_tokens=MAX_BAD_WORD_TOKENS,
         block_size=limits.block_size,
+        longest_short=limits.longest_short,
         cache_groups=[
             shard_pb2.CacheGroup(window=g.window, num_tables=g.num_tables, num_states=g.num_states)
             for g in limits.groups

@@ -1280,6 +1280,7 @@ class ShardInfo(_message.Message):
     LEASE_HOLDER_FIELD_NUMBER: _builtins.int
     WAITING_ROUTERS_FIELD_NUMBER: _builtins.int
     LOGITS_PROCESSORS_FIELD_NUMBER: _builtins.int
+    LONGEST_SHORT_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """Shards of one group share it."""
     tp_rank: _builtins.int
@@ -1330,6 +1331,10 @@ class ShardInfo(_message.Message):
     """Longest list of Admit's bad words, in tokens of all of them together."""
     lease_holder: _builtins.str
     """The router that drives the shard; empty: none does. Set by GetInfo alone."""
+    longest_short: _builtins.int
+    """Sequences that may come to compute more tokens than this have other keys than shorter ones, and share no blocks with
+    them. 0: length does not matter.
+    """
     @_builtins.property
     def num_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Blocks in the pool. One entry: all cache groups share it."""
@@ -1382,10 +1387,11 @@ class ShardInfo(_message.Message):
         lease_holder: _builtins.str = ...,
         waiting_routers: _abc.Iterable[_builtins.str] | None = ...,
         logits_processors: _abc.Iterable[_builtins.str] | None = ...,
+        longest_short: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "cache_groups", b"cache_groups", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "lease_holder", b"lease_holder", "logits_processors", b"logits_processors", "max_bad_word_tokens", b"max_bad_word_tokens", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "max_scores", b"max_scores", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "serves_grammars", b"serves_grammars", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size", "waiting_routers", b"waiting_routers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block_size", b"block_size", "cache_groups", b"cache_groups", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "group_id", b"group_id", "incarnation", b"incarnation", "lease_holder", b"lease_holder", "logits_processors", b"logits_processors", "longest_short", b"longest_short", "max_bad_word_tokens", b"max_bad_word_tokens", "max_draft_tokens", b"max_draft_tokens", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "max_scores", b"max_scores", "model", b"model", "model_digest", b"model_digest", "num_blocks", b"num_blocks", "pp_rank", b"pp_rank", "pp_size", b"pp_size", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "serves_grammars", b"serves_grammars", "tp_rank", b"tp_rank", "tp_size", b"tp_size", "vocab_size", b"vocab_size", "waiting_routers", b"waiting_routers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

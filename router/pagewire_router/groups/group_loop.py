@@ -148,6 +148,11 @@ class GroupLoop:
         return self.info.block_size
 
     @property
+    def longest_short(self) -> int:
+        """As ShardInfo has it."""
+        return self.info.longest_short
+
+    @property
     def prefixes(self) -> PrefixIndex:
         """What the group's prefix cache holds."""
         return self.scheduler.prefixes

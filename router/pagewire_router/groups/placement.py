@@ -32,6 +32,10 @@ class Candidate(Protocol):
     def block_size(self) -> int:
         """Tokens in a block."""
 
+    @property
+    def longest_short(self) -> int:
+        """As ShardInfo has it."""
+
     def estimate(self, request: Request, now: float) -> Estimate | None:
         """When a request would run that is submitted now; None: that is not known."""
 
@@ -45,7 +49,7 @@ def place(request: Request, groups: Sequence[AnyCandidate]) -> AnyCandidate:
         return groups[0]
     least = min(group.load for group in groups)
     near = [group for group in groups if group.load <= least + LOAD_WINDOW_SEQUENCES]
-    prefix = request.prefix(near[0].block_size)
+    prefix = request.prefix(near[0].block_size, near[0].longest_short)
     return max(near, key=lambda group: (group.prefixes.num_cached_blocks(prefix), -group.load))
 
 

@@ -210,6 +210,7 @@ def geometry(info: shard_pb2.ShardInfo) -> shard_pb2.ShardInfo:
         max_num_seqs=info.max_num_seqs,
         max_num_batched_tokens=info.max_num_batched_tokens,
         max_model_len=info.max_model_len,
+        longest_short=info.longest_short,
     )
 
 

@@ -51,6 +51,8 @@ class GroupLimits:
     """Tokens one plan may compute."""
     max_model_len: int
     groups: tuple[CacheGroup, ...] = PLAIN
+    longest_short: int = 0
+    """As ShardInfo has it."""
 
     @staticmethod
     def of(info: shard_pb2.ShardInfo) -> "GroupLimits":
@@ -62,6 +64,7 @@ class GroupLimits:
             max_num_batched_tokens=info.max_num_batched_tokens,
             max_model_len=info.max_model_len,
             groups=tuple(CacheGroup(g.window, g.num_tables, g.num_states) for g in info.cache_groups) or PLAIN,
+            longest_short=info.longest_short,
         )
 
     def cache_groups(self) -> CacheGroups:

@@ -364,7 +364,7 @@ class Scheduler:
 
     def _admit(self, leader: Sequence, plan: PlanInFlight) -> None:
         """Admits a request, charged for what is not likely to be cached."""
-        prefix = leader.hash_prefix(self.limits.block_size)
+        prefix = leader.hash_prefix(self.limits.block_size, self.limits.longest_short)
         num_guessed = self.prefixes.num_cached_tokens(prefix, leader.group)
         self.grammars.on_admit(leader.group, plan.step)
         self._residents.admit(leader, num_guessed, plan, self.prefixes.checkpoints(prefix, num_guessed))

@@ -128,12 +128,12 @@ class Sequence:
         """A beam with one token more, which is to be forked from this one."""
         return Sequence(self.group, index, [*self.token_ids, token_id], self.max_len, SequenceState.FORKING)
 
-    def hash_prefix(self, block_size: int) -> PrefixHashes:
+    def hash_prefix(self, block_size: int, longest_short: int = 0) -> PrefixHashes:
         """Sets and returns the hashes of the blocks that it has now."""
         request = self.group.request
-        self.prefix = request.prefix(block_size)
+        self.prefix = request.prefix(block_size, longest_short)
         if len(self.token_ids) > self.prefix.num_tokens:
-            self.prefix = PrefixHashes(self.token_ids, block_size, request.cache_salt)
+            self.prefix = PrefixHashes(self.token_ids, block_size, request.cache_salt, kind=self.prefix.kind)
         return self.prefix
 
     @property

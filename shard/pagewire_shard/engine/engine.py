@@ -57,9 +57,8 @@ class Engine:
         runner: Runner,
         pool: BlockPool,
         grammars: Grammars | None = None,
-        longest_short: int = 0,
     ) -> None:
-        """grammars: those that admissions may name; None: they may name none. longest_short: see DecoderSpec.
+        """grammars: those that admissions may name; None: they may name none.
 
         The runner has logits processors if the info names some.
         """
@@ -70,7 +69,6 @@ class Engine:
         """Sequences that a grammar constrains."""
         self._has_processors = bool(info.logits_processors)
         self._runner = runner
-        self._longest_short = longest_short
         num_states = num_states_of(groups := _groups(info))
         self.states = BlockPool(num_states, pool.block_size)
         """The slots of recurrent state, those of sequences and those of checkpoints."""
@@ -279,7 +277,7 @@ class Engine:
         return sequence
 
     def _admitted(self, admit: shard_pb2.Admit) -> Sequence:
-        sequence = admitted(admit, self.info.max_model_len, self._longest_short)
+        sequence = admitted(admit, self.info.max_model_len, self.info.longest_short)
         if admit.grammar:
             try:
                 if self._constraints is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pagewire.v1 import inference_pb2, shard_pb2
-from pagewire_common.block_hash import Digest, block_digests, max_cached_blocks, root_digest
+from pagewire_common.block_hash import Digest, block_digests, max_cached_blocks, root_digest, sequence_kind
 
 if TYPE_CHECKING:
     from pagewire_shard.engine.constraints import Constraint
@@ -192,25 +192,16 @@ def forked(parent: Sequence, fork: shard_pb2.Fork, block_size: int) -> Sequence:
     )
 
 
-LONG = "long"
-"""The kind of sequences whose keys are rotated as those of long ones."""
-
-
 def admitted(admit: shard_pb2.Admit, max_model_len: int, longest_short: int = 0) -> Sequence:
-    """A new sequence, before its cached prefix has been looked for.
-
-    longest_short: See DecoderSpec. Long sequences, whose keys differ from those of short ones, share blocks among
-    themselves.
-    """
+    """A new sequence, before its cached prefix has been looked for."""
     params = admit.sampling_params
     max_len = min(admit.num_prompt_tokens + admit.stop.max_tokens, max_model_len)
-    is_long = longest_short and max_len - 1 > longest_short
     return Sequence(
         seq_id=admit.seq_id,
         slot=-1,
         token_ids=admit.token_ids[:],
         num_prompt_tokens=admit.num_prompt_tokens,
-        root=root_digest(admit.cache_salt, admit.adapter, LONG if is_long else ""),
+        root=root_digest(admit.cache_salt, admit.adapter, sequence_kind(max_len, longest_short)),
         sampling_params=params,
         seed=params.seed,
         stop=admit.stop,
