@@ -131,7 +131,8 @@ def test_one_that_fails_ends_its_request_and_no_other(llama: Subject, plain: lis
     late = world.submit(PROMPTS[2], max_tokens=NUM_TOKENS, extra_args={"fail_after": 5})
     groups = submit_all(world)
     world.run()
-    failed, world.failed = set(world.failed), []
+    failed = set(world.failed)
+    world.failures.clear()
     check(world, groups, plain)
     assert failed == {refused, late}
     assert (world.row_failures[refused].code, world.row_failures[refused].message) == (3, "chain is no integer")
@@ -156,7 +157,8 @@ def test_grammars_hold_beside_them(llama: Subject, plain: list[int], grammars: G
     # A processor and a grammar that leave nothing together.
     torn = world.submit(PROMPTS[0], max_tokens=40, seed=1, extra_args={"chain": 1}, **constrained)
     world.run()
-    failed, world.failed = set(world.failed), []
+    failed = set(world.failed)
+    world.failures.clear()
     check(world, groups, plain)
     text = decode.decode(output(free))
     assert text.strip("ab") == "c"
