@@ -43,7 +43,7 @@ class Received:
 
     @property
     def can_resume(self) -> bool:
-        """Whether the server can go on with what has come; servers of before that say so by sending no digest."""
+        """Whether the server can go on with what has come; older servers send no digest, and cannot."""
         return self._started is not None and bool(self._started.prompt_digest)
 
     def has_progressed(self, *, shard_loss_token: str) -> bool:

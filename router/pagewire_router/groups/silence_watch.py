@@ -38,7 +38,7 @@ class SilenceWatch:
         """Time of the last message of each rank."""
         self.allowed_s = ALLOWED_S
         self.has_beats = False
-        """A beat has come in this epoch: shards of before send none."""
+        """A beat has come in this epoch. Older versions of the shard send none."""
         self._checked_s = 0.0
         self._silent_incarnation: int | None = None
 

@@ -34,7 +34,7 @@ def sliced_parameters(spec: DecoderSpec, ranks: Ranks) -> dict[str, SlicedParame
 def copy_rows(
     value: torch.Tensor, runs: Sequence[Run], columns: Run | None, order: torch.Tensor | None, place: torch.Tensor
 ) -> None:
-    """Copies some rows and columns of `value` to `place`, one run of rows after the other; what is left of it is 0.
+    """Copies some rows and columns of `value` to `place`, one run of rows after the other; zeroes the rest of `place`.
 
     Args:
         value: [num_rows] or [num_rows, num_columns]; or with one more dimension before these, whose entries count one

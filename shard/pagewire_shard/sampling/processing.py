@@ -59,7 +59,7 @@ class LogitsProcessing:
         Returns:
             Why rows have failed; run_index is the row of the logits.
         """
-        # A sequence without has stopped, in a step that was launched before this one.
+        # A sequence without output_ids has stopped in a step that was launched before this one.
         live = [(row, each) for row, each in enumerate(sequences) if each is not None and each.output_ids is not None]
         failures = self._refused(live)
         if failures:
