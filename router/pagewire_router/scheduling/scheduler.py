@@ -37,6 +37,7 @@ from pagewire_router.scheduling.grammars import Grammars
 from pagewire_router.scheduling.observer import SchedulerObserver
 from pagewire_router.scheduling.plans import PlanInFlight, Progress, TokenCounts, take_prompt_scores
 from pagewire_router.scheduling.residents import Residents
+from pagewire_router.scheduling.result_rows import take_rows
 from pagewire_router.scheduling.sequence import ProtocolError, Sequence, SequenceGroup
 from pagewire_router.scheduling.sequence_state import SequenceState
 from pagewire_router.scheduling.stateful_prefix_index import prefix_index
@@ -49,11 +50,6 @@ MAX_LOOK_AHEAD = 8
 """Waiting requests that are looked at in one step beyond those admitted."""
 RECHECK_S = 0.1
 """A waiting request that might have become hopeless, and has not, is looked at again after so long."""
-
-_UNFINISHED = inference_pb2.FINISH_REASON_UNSPECIFIED
-_STOP, _LENGTH = inference_pb2.FINISH_REASON_STOP, inference_pb2.FINISH_REASON_LENGTH
-_STOP_TOKEN = shard_pb2.STOP_REASON_TOKEN
-_FAILURES = (shard_pb2.STOP_REASON_ERROR, shard_pb2.STOP_REASON_GRAMMAR, shard_pb2.STOP_REASON_PROCESSOR)
 
 
 class Scheduler:
@@ -437,52 +433,8 @@ class Scheduler:
         return scored + progress if scored else progress
 
     def _take_rows(self, plan: PlanInFlight, result: shard_pb2.StepResult) -> list[Progress]:
-        logprobs: dict[int, list[shard_pb2.SequenceLogprobs]] = {}
-        for entry in result.logprobs:
-            logprobs.setdefault(entry.run_index, []).append(entry)
-        sampled = list(result.sampled_token_ids)
-        start = num_dropped = 0
-        running = SequenceState.RUNNING
-        missed: list[SequenceGroup] = []
-        progress: list[Progress] = []
-        for row, (sequence, num_computed, num_tokens, num_sampled, stop, shared) in enumerate(
-            zip(
-                plan.sequences,
-                result.num_computed_tokens,
-                result.num_known_tokens,
-                result.num_sampled_tokens,
-                result.stop_reasons,
-                result.next_write_block_shared,
-                strict=True,
-            )
-        ):
-            sequence.num_inflight_runs -= 1
-            if sequence.state is running:
-                sequence.num_reported_computed_tokens = num_computed
-                if num_computed > sequence.num_held_tokens or shared != sequence.next_write_block_shared:
-                    self._residents.on_row(sequence, num_computed, shared, result.step)
-            elif sequence.state is SequenceState.ADMITTED:
-                if sequence.num_missed_tokens(num_computed) and not sequence.group.is_misguessed:
-                    missed.append(sequence.group)
-                sequence.settle(num_computed, num_tokens)
-                self._residents.on_row(sequence, num_computed, shared, result.step)
-            else:
-                if sequence.num_inflight_runs == 0:
-                    self._residents.ledger.forget(sequence)
-                if sequence.is_finished:
-                    num_dropped += num_sampled
-                    start += num_sampled
-                    continue
-            if num_sampled:
-                token_ids = sampled[start : start + num_sampled]
-                start += num_sampled
-                sequence.append(token_ids, num_tokens - num_sampled)
-                reason = self._stopped(sequence, stop) if stop else _UNFINISHED
-                progress.append(Progress(sequence, token_ids, logprobs.get(row), reason))
-            elif stop in _FAILURES:
-                row_failure = next((each for each in result.row_failures if each.run_index == row), None)
-                progress.append(Progress.failed(sequence, stop, row_failure))
-        self.tokens.generated += start - num_dropped
+        progress, missed, num_generated = take_rows(plan, result, self._residents, self.finish)
+        self.tokens.generated += num_generated
         for group in missed:
             group.is_misguessed = True
             self.tokens.forget_first_run(group)
@@ -492,9 +444,3 @@ class Scheduler:
         if plan.drafting:
             self._unverified.on_result(plan, result, self._residents.ledger)
         return progress
-
-    def _stopped(self, sequence: Sequence, stop: int) -> "inference_pb2.FinishReason.ValueType":
-        """The shard has stopped a sequence. Returns the finish reason."""
-        reason = _STOP if stop == _STOP_TOKEN else _LENGTH
-        self.finish(sequence, reason)
-        return reason
