@@ -48,9 +48,9 @@ class Family:
             limits = replace(limits, num_blocks=max(map(limits.num_blocks_alone, requests)))
         return ModelWorld(self.model, limits, 2)
 
-    def run(self, world: ModelWorld) -> list[SequenceGroup]:
-        """Runs all prompts at once, one of them with n = 2, and checks every token."""
-        prompts = numbered_prompts()
+    def run(self, world: ModelWorld, num_copies: int = 1) -> list[SequenceGroup]:
+        """Runs all prompts at once, so many times each, one of them with n = 2, and checks every token."""
+        prompts = numbered_prompts() * num_copies
         groups = [world.submit(prompt, temperature=0.0, max_tokens=NUM_TOKENS, n=n) for prompt, n in prompts]
         world.run()
         comparison = Comparison()
@@ -82,7 +82,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("block_size", [8, 16])
 def test_chunks_and_cached_prefixes_yield_the_same(family: Family, block_size: int) -> None:
-    world = family.world(block_size, num_blocks=64)
+    world = family.world(block_size, num_blocks=128)
     family.run(world)
     cached = family.run(world)
     assert max(group.num_cached_tokens for group in cached) > 0
@@ -91,5 +91,6 @@ def test_chunks_and_cached_prefixes_yield_the_same(family: Family, block_size: i
 @pytest.mark.parametrize("block_size", [8, 16])
 def test_preemption_changes_nothing(family: Family, block_size: int) -> None:
     world = family.world(block_size)
-    family.run(world)
+    # A sequence within its window grows no more, so it takes many short ones to fill the pool.
+    family.run(world, num_copies=4)
     assert world.scheduler.num_preemptions > 0
