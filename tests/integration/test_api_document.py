@@ -1,5 +1,9 @@
 """What schemathesis makes of /openapi.json finds neither faults of the server nor answers that the document lacks."""
 
+import json
+
+import httpx2
+import jsonschema
 import pytest
 import schema_fuzz
 from cluster import serve
@@ -16,6 +20,26 @@ def test_some_requests_of_each_operation(http_url: str):
     reports = schema_fuzz.fuzz(http_url, num_cases=8, seed=1)
     check(reports)
     assert {report.operation.split()[1] for report in reports} >= {*GENERATING, "/tokenize", "/v1/models"}
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt", "chunk"),
+    [
+        ("/v1/completions", {"prompt": "Once"}, "CompletionChunk"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Once"}]}, "ChatCompletionChunk"),
+    ],
+)
+def test_chunks_with_the_usage_so_far_are_in_the_document(http_url: str, path: str, prompt: dict, chunk: str):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {**prompt, "max_tokens": 3, "stream": True, "stream_options": options}
+    answer = httpx2.post(http_url + path, json=body, timeout=60)
+    *events, done = (line.removeprefix("data: ") for line in answer.text.splitlines() if line)
+    assert done == "[DONE]"
+    document = httpx2.get(http_url + "/openapi.json", timeout=60).json()
+    chunks = [json.loads(event) for event in events]
+    for each in chunks:
+        jsonschema.validate(each, {**document, "$ref": f"#/components/schemas/{chunk}"})
+    assert chunks[-1]["usage"]["completion_tokens"] == 3
 
 
 @pytest.mark.slow

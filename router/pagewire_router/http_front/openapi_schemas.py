@@ -158,14 +158,10 @@ MESSAGES_PARTS: Schema = {
 }
 
 # Answers
-_USAGE = object_with(
-    {
-        "prompt_tokens": COUNT,
-        "completion_tokens": COUNT,
-        "total_tokens": COUNT,
-        "prompt_tokens_details": object_with({"cached_tokens": COUNT}),
-    }
-)
+_TOKEN_COUNTS: Schema = {"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT}
+_CACHED_TOKENS = object_with({"cached_tokens": COUNT})
+_USAGE = object_with({**_TOKEN_COUNTS, "prompt_tokens_details": _CACHED_TOKENS})
+_USAGE_SO_FAR = object_with(_TOKEN_COUNTS, prompt_tokens_details=_CACHED_TOKENS)
 _FINISH_REASON = nullable(one_of("stop", "length", "tool_calls", "abort"))
 _STOP_REASON: Schema = {"type": ["string", "integer", "null"]}
 _TEXT_LOGPROBS = nullable(
@@ -291,7 +287,8 @@ COMPONENTS: dict[str, Schema] = {
     ),
     "CompletionChunk": _or_error(
         object_with(
-            {**_HEAD, "object": one_of("text_completion"), "choices": array_of(_TEXT_CHOICE)}, usage=nullable(_USAGE)
+            {**_HEAD, "object": one_of("text_completion"), "choices": array_of(_TEXT_CHOICE)},
+            usage=nullable(_USAGE_SO_FAR),
         )
     ),
     "ChatCompletion": object_with(
@@ -310,7 +307,7 @@ COMPONENTS: dict[str, Schema] = {
                 "object": one_of("chat.completion.chunk"),
                 "choices": array_of(object_with({**_CHAT_CHOICE, "delta": _DELTA}, token_ids=OF_TOKENS)),
             },
-            usage=nullable(_USAGE),
+            usage=nullable(_USAGE_SO_FAR),
             prompt_token_ids=OF_TOKENS,
         )
     ),
