@@ -50,6 +50,8 @@ FLOORS = {
             "protobuf_bytes",
             "version",
             "garbage",
+            "patience",
+            "health_state",
         ),
         ("process_log", "sendable_text", "listen_address", "loop_watchdog"),
         ("shutdown", "tls", "rpc_status", "http_endpoint", "health_endpoint", "tracing"),

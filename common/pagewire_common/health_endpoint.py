@@ -9,7 +9,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 LIVENESS = "liveness"
-"""Service name whose status says that the process runs. All other names say whether the service is ready."""
+"""Service name whose status says that the process runs."""
+STARTUP = "startup"
+"""Service name whose status says that the service has been ready once: not before, it loads. All other names say
+whether it is ready."""
 POLL_S = 0.2
 """Time between two checks of the state."""
 _log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ class HealthEndpoint:
         self._is_alive = is_alive
         self._poll_s = poll_s
         self._published: tuple[bool, bool] | None = None
+        self._has_started = False
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -73,7 +77,9 @@ class HealthEndpoint:
         if self._published is not None and self._published[0] != is_ready:
             _log.info("Health is now %s", "SERVING" if is_ready else "NOT_SERVING")
         self._published = state
-        for name, is_so in (("", is_ready), (self._service_name, is_ready), (LIVENESS, is_alive)):
+        self._has_started |= is_ready
+        states = {"": is_ready, self._service_name: is_ready, LIVENESS: is_alive, STARTUP: self._has_started}
+        for name, is_so in states.items():
             statuses = health_pb2.HealthCheckResponse
             await self.servicer.set(name, statuses.SERVING if is_so else statuses.NOT_SERVING)
 

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
 
+from pagewire_common.health_state import HealthState
+
 MAX_HEADER_BYTES = 16 * 1024
 REQUEST_TIMEOUT_S = 30.0
 """A client that has not sent its request by then is dropped. A busy machine takes seconds to read one, too."""
@@ -15,20 +17,22 @@ Page = Callable[[], tuple[HTTPStatus, str, bytes]]
 
 
 def process_pages(
-    *, render_metrics: Callable[[], bytes], is_alive: Callable[[], bool], is_ready: Callable[[], bool]
+    *, render_metrics: Callable[[], bytes], is_alive: Callable[[], bool], state: Callable[[], HealthState]
 ) -> dict[str, Page]:
     """The pages that every process has, by path."""
     return {
         "/metrics": lambda: (HTTPStatus.OK, METRICS_CONTENT_TYPE, render_metrics()),
-        "/healthz": lambda: _probe_page("alive", is_alive()),
-        "/readyz": lambda: _probe_page("ready", is_ready()),
+        "/healthz": lambda: _probe_page(is_alive(), "alive" if is_alive() else "not alive"),
+        "/readyz": lambda: _readiness_page(state()),
     }
 
 
-def _probe_page(state: str, is_so: bool) -> tuple[HTTPStatus, str, bytes]:
-    if is_so:
-        return HTTPStatus.OK, TEXT_CONTENT_TYPE, f"{state}\n".encode()
-    return HTTPStatus.SERVICE_UNAVAILABLE, TEXT_CONTENT_TYPE, f"not {state}\n".encode()
+def _readiness_page(state: HealthState) -> tuple[HTTPStatus, str, bytes]:
+    return _probe_page(state.is_ready, f"{'ready' if state.is_ready else 'not ready'}: {state}")
+
+
+def _probe_page(is_so: bool, text: str) -> tuple[HTTPStatus, str, bytes]:
+    return HTTPStatus.OK if is_so else HTTPStatus.SERVICE_UNAVAILABLE, TEXT_CONTENT_TYPE, f"{text}\n".encode()
 
 
 class HttpEndpoint:

@@ -8,17 +8,20 @@ global lock; then only probes from outside notice.
 import asyncio
 import faulthandler
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
+
+from pagewire_common.patience import Checks
 
 TIMEOUT_S = 10.0
 EXIT_STATUS = 70
 """EX_SOFTWARE of sysexits.h."""
 TURN_S = 0.5
 LATE_S = 1.0
-"""A check that is late by so much says that the whole process stood still: the loop is given its time anew."""
+"""A check that is late by so much says that the whole process stood still."""
+LAST_WORDS_S = 1.0
+"""Longest time to say where it hangs: a standard error that nobody reads may be what the loop hangs in."""
 
 
 class LoopWatchdog:
@@ -56,11 +59,12 @@ class LoopWatchdog:
 
     def _watch(self) -> None:
         seen, since_s = self._num_turns, self._clock()
-        checked_s = since_s
+        checks = Checks(TURN_S, LATE_S)
+        checks.start(since_s)
         while not self._stopped.wait(TURN_S):
             now_s = self._clock()
-            is_late, checked_s = now_s - checked_s > TURN_S + LATE_S, now_s
-            if is_late or self._num_turns != seen:
+            since_s += checks.lost_s(now_s)
+            if self._num_turns != seen:
                 seen, since_s = self._num_turns, now_s
             elif now_s - since_s >= self._timeout_s:
                 self._end(now_s - since_s)
@@ -69,6 +73,14 @@ class LoopWatchdog:
 
 def _end_process(hung_s: float) -> None:
     """Says where it hangs, and ends the process without a word to anybody: nobody could be told."""
-    print(f"the event loop has hung for {hung_s:.1f} s; the process ends", file=sys.stderr, flush=True)
-    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    saying = threading.Thread(target=_say_where, args=(hung_s,), daemon=True)
+    saying.start()
+    saying.join(LAST_WORDS_S)
     os._exit(EXIT_STATUS)
+
+
+def _say_where(hung_s: float) -> None:
+    message = f"the event loop has hung for {hung_s:.1f} s; the process ends\n"
+    # Not by sys.stderr, whose lock a thread may hold that hangs in it.
+    os.write(2, message.encode())
+    faulthandler.dump_traceback(file=2, all_threads=True)

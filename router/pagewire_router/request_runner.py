@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from pagewire.v1 import shard_pb2
+from pagewire_common.health_state import HealthState
 from pagewire_common.histogram import Histogram
 from prometheus_client.registry import Collector
 
@@ -30,8 +31,8 @@ class RequestRunner(Protocol):
         """Tokenizer and configuration files of the model, by name. To be read after start()."""
 
     @property
-    def is_ready(self) -> bool:
-        """Whether a new request would run."""
+    def state(self) -> HealthState:
+        """What it does, for probes."""
 
     @property
     def num_waiting(self) -> int:

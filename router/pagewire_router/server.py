@@ -8,6 +8,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pagewire_common.health_endpoint import HealthEndpoint
+from pagewire_common.health_state import HealthState
 from pagewire_common.http_endpoint import HttpEndpoint, process_pages
 from pagewire_common.listen_address import host_of, is_local, with_port
 from pagewire_common.model_files import TOKENIZER_FILE
@@ -91,7 +92,7 @@ class RouterServer:
         self._runner = runner
         self._metrics = Metrics()
         self._metrics.add(runner.collector, runner.histograms)
-        self._metrics.add(ServerMetrics(config, is_ready=self._is_serving, is_draining=lambda: self._is_draining))
+        self._metrics.add(ServerMetrics(config, self._state))
         max_floor_s = config.coalesce_max_ms / 1000
         self._pacer = Pacer(asyncio.get_running_loop(), max_floor_s=max_floor_s, budget=WriteBudget())
         # Events over HTTP cost less than gRPC's messages: the same rule lets more of them go out.
@@ -113,7 +114,7 @@ class RouterServer:
         if config.http_port is not None:
             self._http_front = self._new_http_front(config)
         self._probes = HttpEndpoint(
-            process_pages(render_metrics=self._metrics.render, is_alive=lambda: True, is_ready=self._is_serving)
+            process_pages(render_metrics=self._metrics.render, is_alive=lambda: True, state=self._state)
         )
         self._service: InferenceService | None = None
         self._tokenizer: Tokenizer | None = None
@@ -291,8 +292,13 @@ class RouterServer:
             _log.warning("Whoever reaches %s may call: there are no API keys, and no TLS", config.listen)
         return None
 
+    def _state(self) -> HealthState:
+        if self._is_draining:
+            return HealthState.DRAINING
+        return self._runner.state if self._is_open else HealthState.LOADING
+
     def _is_serving(self) -> bool:
-        return self._is_open and self._runner.is_ready and not self._is_draining
+        return self._state().is_ready
 
 
 def _open_tracing(config: RouterConfig) -> "Tracing | None":

@@ -195,7 +195,7 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--stall-timeout", dest="stall_timeout_s", type=_seconds, default=DEFAULTS.stall_timeout_s, metavar="S",
-        help="no progress for so long while work waits: not ready (default %(default)s)",
+        help="no progress for so long while work waits: not alive (default %(default)s)",
     )  # fmt: skip
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
     group.add_argument(

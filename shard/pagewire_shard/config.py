@@ -89,6 +89,6 @@ class ShardConfig:
     trace_exporters: tuple[str, ...] = ()
     """Names of the OpenTelemetry exporters that traces go to; empty: no tracing. The SDK reads the rest of OTEL_*."""
     stall_timeout_s: float = 60.0
-    """Work that waits for so long without any progress makes the shard NOT_SERVING."""
+    """Work that waits for so long without any progress makes the shard not alive: it is best started again."""
     exit_with_parent: bool = False
     """Stop when standard input ends: the parent process is gone."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 from pagewire_common.garbage import spare_long_lived_objects
+from pagewire_common.loop_watchdog import LoopWatchdog
 from pagewire_common.shutdown import Shutdown
 
 from pagewire_shard.config import ShardConfig
@@ -97,12 +98,14 @@ async def _serve(
     server = ShardServer(config, model_dir, steps, grammars)
     stopping = asyncio.ensure_future(shutdown.requested.wait())
     opening = asyncio.ensure_future(_open(server, config))
+    watchdog = LoopWatchdog()
     try:
         address = await server.start()
         await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
             opening.result()
             spare_long_lived_objects()
+            watchdog.start()
             if group is not None:
                 group.say_ready()
             print(f"pagewire-shard ready on {address}", flush=True)
@@ -111,6 +114,7 @@ async def _serve(
         opening.cancel()
         stopping.cancel()
         await server.stop(0.0 if shutdown.is_parent_gone else config.drain_grace_s)
+        watchdog.stop()
         if group is not None:
             group.leave()
 

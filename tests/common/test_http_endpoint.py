@@ -8,6 +8,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
+from pagewire_common.health_state import HealthState
 from pagewire_common.http_endpoint import MAX_HEADER_BYTES, HttpEndpoint, process_pages
 
 
@@ -16,7 +17,7 @@ class Process:
     """What the pages tell of."""
 
     is_alive: bool = True
-    is_ready: bool = True
+    state: HealthState = HealthState.IDLE
     port: int = 0
 
     async def ask(self, request: bytes) -> tuple[int, str, str]:
@@ -37,7 +38,7 @@ class Process:
 async def process() -> AsyncIterator[Process]:
     process = Process()
     pages = process_pages(
-        render_metrics=lambda: b"up 1\n", is_alive=lambda: process.is_alive, is_ready=lambda: process.is_ready
+        render_metrics=lambda: b"up 1\n", is_alive=lambda: process.is_alive, state=lambda: process.state
     )
     endpoint = HttpEndpoint(pages)
     process.port = await endpoint.start("127.0.0.1", 0)
@@ -47,9 +48,12 @@ async def process() -> AsyncIterator[Process]:
 
 async def test_probes_are_told_the_state_of_the_process(process: Process) -> None:
     assert await process.get("/healthz") == (200, "alive\n")
-    assert await process.get("/readyz?x=1") == (200, "ready\n")
-    process.is_ready = False
-    assert await process.get("/readyz") == (503, "not ready\n")
+    assert await process.get("/readyz?x=1") == (200, "ready: idle\n")
+    process.state = HealthState.BUSY
+    assert await process.get("/readyz") == (200, "ready: busy\n")
+    for state in HealthState.LOADING, HealthState.STALLED, HealthState.FAILED:
+        process.state = state
+        assert await process.get("/readyz") == (503, f"not ready: {state}\n")
     assert await process.get("/healthz") == (200, "alive\n")
     process.is_alive = False
     assert await process.get("/healthz") == (503, "not alive\n")
@@ -64,7 +68,7 @@ async def test_metrics_have_the_content_type_that_prometheus_expects(process: Pr
 async def test_head_has_the_header_alone(process: Process) -> None:
     status, head, body = await process.ask(b"HEAD /readyz HTTP/1.1\r\n\r\n")
     assert (status, body) == (200, "")
-    assert "Content-Length: 6\r\n" in head
+    assert "Content-Length: 12\r\n" in head
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,16 @@ def test_a_process_whose_loop_hangs_ends_and_says_where():
     assert "line 9 in main" in run.stderr
 
 
+def test_a_process_that_hangs_in_a_log_that_nobody_reads_ends_too():
+    """Its last words would hang as well."""
+    hanging = HANGING.replace("time.sleep(100)", "sys.stderr.write('x' * 10_000_000)").replace("time\n", "sys\n", 1)
+    with subprocess.Popen([sys.executable, "-c", hanging], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.wait(60) == EXIT_STATUS
+        finally:
+            process.kill()
+
+
 async def test_a_loop_that_turns_or_is_stopped_is_left_alone(monkeypatch):
     monkeypatch.setattr(loop_watchdog, "TURN_S", 0.01)
     ended: list[float] = []

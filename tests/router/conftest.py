@@ -10,6 +10,7 @@ import grpc
 import pytest
 import tokenizers
 from pagewire.v1 import inference_pb2, inference_pb2_grpc, shard_pb2
+from pagewire_common.health_state import HealthState
 from pagewire_common.histogram import Histogram
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import RouterError
@@ -119,6 +120,10 @@ class FakeRunner:
     aborted: list[Request] = field(default_factory=list)
     drained: bool = False
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+
+    @property
+    def state(self) -> HealthState:
+        return HealthState.IDLE if self.is_ready else HealthState.FAILED
 
     async def start(self) -> None:
         pass

@@ -1,11 +1,14 @@
 """What the dispatcher does with requests: where they go, when they are refused or moved. The groups have no shards."""
 
+import time
+
 import pytest
 from pagewire.v1 import shard_pb2
+from pagewire_common.patience import NOTICE_S
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import QueueFull, RequestTooLong, Unavailable
 from pagewire_router.groups.dispatcher import Dispatcher
-from pagewire_router.groups.group_loop import GroupLoop
+from pagewire_router.groups.group_loop import AVOID_S, GroupLoop
 from scheduling_world import NullSink, make_request
 
 
@@ -69,6 +72,26 @@ def test_requests_wait_for_a_group_that_will_be_back():
     fleet.go_down(group, is_expected_back=True)
     fleet.dispatcher.submit(new_request())
     assert group.num_waiting == 1
+
+
+def test_a_group_that_has_just_failed_or_is_stuck_is_avoided():
+    fleet = Fleet()
+    first, second = fleet.add_group("first"), fleet.add_group("second")
+    for group in (first, second):
+        group.progress.start(1, time.monotonic())
+    first._failed_s = time.monotonic()
+    for _ in range(3):
+        fleet.dispatcher.submit(new_request())
+    assert (first.num_waiting, second.num_waiting) == (0, 3)
+    first._failed_s -= AVOID_S
+    fleet.dispatcher.submit(new_request())
+    assert (first.num_waiting, second.num_waiting) == (1, 3)
+    first.progress.start(1, time.monotonic() - 2 * NOTICE_S)
+    fleet.dispatcher.submit(new_request())
+    assert (first.num_waiting, second.num_waiting) == (1, 4)
+    second._failed_s = time.monotonic()
+    fleet.dispatcher.submit(new_request())
+    assert (first.num_waiting, second.num_waiting) == (2, 4), "there is no better one"
 
 
 def test_so_many_requests_wait_and_no_more():

@@ -75,7 +75,7 @@ async def test_pages_for_probes_follow_the_engine(serve):
     async with serve(config={"metrics_port": 0}) as router:
         port = router.server.metrics_port
         assert await http(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == (200, "alive\n")
-        assert await http(port, b"GET /readyz HTTP/1.1\r\n\r\n") == (200, "ready\n")
+        assert await http(port, b"GET /readyz HTTP/1.1\r\n\r\n") == (200, "ready: idle\n")
         router.runner.is_ready = False
         assert (await http(port, b"GET /readyz HTTP/1.1\r\n\r\n"))[0] == 503
 

@@ -56,11 +56,11 @@ def test_processes_that_were_only_slow_are_allowed_twice_the_time_each_time():
     it = watch()
     allowed = []
     for _ in range(6):
-        it.note_silence(1)
+        it.patience.give_up(1)
         it.start(1, 200.0)
-        allowed.append(it.allowed_s)
+        allowed.append(it.patience.allowed_s)
     assert allowed[0] == 2 * ALLOWED_S
     assert allowed[-1] == MAX_ALLOWED_S
-    it.note_silence(1)
+    it.patience.give_up(1)
     it.start(2, 300.0)
-    assert it.allowed_s == ALLOWED_S, "another process"
+    assert it.patience.allowed_s == ALLOWED_S, "another process"

@@ -5,15 +5,18 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from cluster import eventually, free_port
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from health_probe import NOT_SERVING, SERVING, probe, states, until_states
+from pagewire.v1 import shard_pb2
 from pagewire_shard.errors import BadOption
 from pagewire_shard.service.server import ShardServer
 from pagewire_shard.stepping.step_thread import StepThread
@@ -31,7 +34,7 @@ async def test_a_shard_that_loads_is_alive_and_not_ready(config, fake_engine):
     await server.start()
     try:
         assert await states(local(server.health_port), SERVICE) == [NOT_SERVING, NOT_SERVING, SERVING]
-        assert await probe(local(server.health_port), "liveness") == SERVING
+        assert await probe(local(server.health_port), "startup") == NOT_SERVING
     finally:
         await server.stop(0.0)
 
@@ -46,6 +49,26 @@ async def test_a_stalled_shard_is_neither_ready_nor_alive(serve_shard):
     await router.plan(1)
     await until_states(local(port), SERVICE, [NOT_SERVING, NOT_SERVING, NOT_SERVING])
     shard.engine.may_launch.set()
+    await until_states(local(port), SERVICE, [SERVING, SERVING, SERVING])
+
+
+async def test_a_shard_whose_router_does_not_read_is_not_ready(
+    serve_shard: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagewire_shard.service.readiness.NOTICE_S", 0.5)
+    shard = await serve_shard(health_port=0)
+    port = shard.server.health_port
+    router = shard.router()
+    await router.hello()
+    stream = shard.server._execute_service._stream
+    for _ in range(20):
+        stream.put(
+            shard_pb2.ShardMessage(cache_snapshot={"hashes": range(1 << 63, (1 << 63) + 100_000)}).SerializeToString()
+        )
+    await until_states(local(port), SERVICE, [NOT_SERVING, NOT_SERVING, SERVING])
+    assert await probe(local(port), "startup") == SERVING
+    for _ in range(20):
+        await router.receive("cache_snapshot")
     await until_states(local(port), SERVICE, [SERVING, SERVING, SERVING])
 
 

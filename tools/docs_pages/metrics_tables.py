@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pagewire.v1 import shard_pb2
+from pagewire_common.health_state import HealthState
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -46,7 +47,7 @@ def router_metrics() -> str:
         [], INFO, router_id="", max_inflight=2, on_change=lambda _: None, on_step=lambda _result, _seconds: None
     )
     metrics = Metrics()
-    metrics.add(ServerMetrics(RouterConfig(shards=("shard:50052",)), is_ready=lambda: True, is_draining=lambda: False))
+    metrics.add(ServerMetrics(RouterConfig(shards=("shard:50052",)), lambda: HealthState.IDLE))
     metrics.add(PacingMetrics(Pacer(asyncio.new_event_loop(), max_floor_s=0.05, budget=WriteBudget())))
     http = metrics_of_routes(has_page=True)
     metrics.add(http, http.rendered)

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Mapping
 
 import grpc
 from pagewire.v1 import shard_pb2
+from pagewire_common.health_state import HealthState
 from pagewire_common.tls import channel_credentials
 
 from pagewire_router.config import RouterConfig
@@ -66,6 +67,7 @@ class Dispatcher:
         self._ending: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._is_model_known = False
+        self._has_served = False
         self._is_draining = False
         self._is_stopping = False
         self._failure: asyncio.Future[None] | None = None
@@ -78,7 +80,21 @@ class Dispatcher:
     @property
     def is_ready(self) -> bool:
         """Whether a new request would run."""
-        return not self._is_draining and bool(self._able())
+        return self.state.is_ready
+
+    @property
+    def state(self) -> HealthState:
+        """See RequestRunner."""
+        if self._is_draining:
+            return HealthState.DRAINING
+        able, now = self._able(), time.monotonic()
+        if not able and self._others_serve():
+            return HealthState.STANDBY
+        if not able:
+            return HealthState.FAILED if self._has_served else HealthState.LOADING
+        if all(group.progress.stuck(now) for group in able):
+            return HealthState.STALLED
+        return HealthState.BUSY if any(group.load for group in able) else HealthState.IDLE
 
     @property
     def num_waiting(self) -> int:
@@ -319,7 +335,7 @@ class Dispatcher:
 
     def _usable(self) -> list[GroupLoop]:
         """The groups that a request may go to: those that serve, otherwise those that broke and will be back."""
-        usable = self._able() or [g for g in self._groups if g.is_expected_back and not g.is_draining]
+        usable = _dependable(self._able()) or [g for g in self._groups if g.is_expected_back and not g.is_draining]
         if not usable:
             raise Unavailable("no shard group serves", retry_after_s=NO_SHARD_RETRY_S)
         return usable
@@ -344,8 +360,9 @@ class Dispatcher:
         waits_s = [group.scheduler.forecast.wait_for_all_s(now) for group in self._able()]
         return min((wait_s / 2 for wait_s in waits_s if wait_s is not None), default=None)
 
-    def _on_change(self, _group: GroupLoop) -> None:
+    def _on_change(self, group: GroupLoop) -> None:
         """Called when a group has come up, drains or has gone down."""
+        self._has_served |= group.is_serving
         self._reconcile()
 
     def _move_requests(self) -> None:
@@ -355,7 +372,7 @@ class Dispatcher:
             if not group.requests or group in able:
                 continue
             if able:
-                self._move(group, able)
+                self._move(group, _dependable(able))
                 continue
             if self._others_serve():
                 group.fail_resumed_elsewhere("the shards are away")
@@ -377,6 +394,12 @@ class Dispatcher:
                 moved.request.sink.on_failed(error)
             else:
                 other.adopt(moved)
+
+
+def _dependable(groups: list[GroupLoop]) -> list[GroupLoop]:
+    """Those of the groups that get on and have not just failed; if there is none, all."""
+    now = time.monotonic()
+    return [group for group in groups if group.is_dependable(now)] or groups
 
 
 async def _end(task: asyncio.Task[None]) -> None:

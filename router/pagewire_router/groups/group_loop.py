@@ -19,14 +19,7 @@ from collections.abc import Callable, KeysView
 import grpc
 from pagewire.v1 import shard_pb2
 
-from pagewire_router.errors import (
-    DeadlineExceeded,
-    QueueFull,
-    RequestFailed,
-    RouterError,
-    StepFailed,
-    Unavailable,
-)
+from pagewire_router.errors import DeadlineExceeded, QueueFull, RequestFailed, RouterError, StepFailed, Unavailable
 from pagewire_router.groups.delivery import deliver
 from pagewire_router.groups.digests import Digests
 from pagewire_router.groups.failures import elsewhere, failure_error, refusal_error
@@ -47,7 +40,7 @@ from pagewire_router.groups.shard_client import (
 from pagewire_router.groups.shard_deaths import ShardDeaths
 from pagewire_router.groups.shard_losses import ShardLosses
 from pagewire_router.groups.silence_watch import CHECK_S, SilenceWatch
-from pagewire_router.groups.stall_watch import StallWatch
+from pagewire_router.groups.stall_watch import TICK_S, StallWatch
 from pagewire_router.groups.timeline_observer import TimelineObserver, note_failover, note_queued
 from pagewire_router.request import Request
 from pagewire_router.scheduling.block_ledger import GroupLimits
@@ -61,8 +54,8 @@ logger = logging.getLogger(__name__)
 
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 0.4
 CONNECT_TIMEOUT_S = 5.0
-TICK_S = 0.25
-"""Time between two checks of deadlines and progress when no result comes."""
+AVOID_S = 5.0
+"""Time after a failure for which other groups are preferred: what fails often does so again soon."""
 DRAINED_WAIT_S = 15.0
 """Longest time that requests wait for shards that were told to stop: they may be restarted."""
 
@@ -122,8 +115,11 @@ class GroupLoop:
         self._renew_due = False
         self._sent_s: deque[float] = deque()
         self._last_result_s = 0.0
-        self._progress = StallWatch(len(ranks), step_timeout_s)
+        self.progress = StallWatch(len(ranks), step_timeout_s)
+        """Tells whether it gets on."""
         self._silence = SilenceWatch(len(ranks))
+        self._failed_s = -math.inf
+        """time.monotonic() when an epoch last ended without Goodbye."""
         self._away_since_s = 0.0
         """time.monotonic() when the group last went down."""
         self._stopping = False
@@ -141,6 +137,10 @@ class GroupLoop:
     def num_waiting(self) -> int:
         """Number of requests that wait to be admitted, suspects and those whose grammar is not ready included."""
         return self.scheduler.num_waiting
+
+    def is_dependable(self, now: float) -> bool:
+        """Whether it gets on, and has not failed for a while."""
+        return self.progress.stuck(now) is None and now - self._failed_s >= AVOID_S
 
     @property
     def block_size(self) -> int:
@@ -332,6 +332,7 @@ class GroupLoop:
                 call.cancel()
             if not self._stopping and not self.is_draining:
                 self.num_failovers += 1
+                self._failed_s = time.monotonic()
                 self._deaths.on_lost(self.scheduler.groups_in_flight())
             note_failover(self.scheduler.running)
 
@@ -341,10 +342,10 @@ class GroupLoop:
         self.scheduler.reset(welcome.free_blocks[0], welcome.max_inflight)
         self._sent_s.clear()
         self.digests.clear()
-        if self._progress.start(welcome.epoch.incarnation, time.monotonic()):
+        if self.progress.start(welcome.epoch.incarnation, time.monotonic()):
             logger.warning(
                 "shard group %s was slow, it does not hang: it may take %g s now; raise --step-timeout",
-                *(self.info.group_id, self._progress.allowed_s),
+                *(self.info.group_id, self.progress.patience.allowed_s),
             )
         self._silence.start(welcome.epoch.incarnation, time.monotonic())
         self.is_draining = False
@@ -411,9 +412,10 @@ class GroupLoop:
 
     def _tick(self, incarnation: int, stalled: "asyncio.Future[None]") -> None:
         oldest_plan_s = self._sent_s[0] if self._sent_s else None
-        stall = self._progress.check(time.monotonic(), oldest_plan_s)
+        has_work = bool(self.scheduler.running) or self.num_waiting > self.scheduler.grammars.num_waiting
+        stall = self.progress.check(time.monotonic(), oldest_plan_s, has_work=has_work)
         if stall is not None and not stalled.done():
-            self._progress.note_stall(incarnation)
+            self.progress.patience.give_up(incarnation)
             stalled.set_exception(Unavailable(str(stall)))
         if self.scheduler.has_work():
             self._wakeup.set()
@@ -421,13 +423,12 @@ class GroupLoop:
     def _listen(self, incarnation: int, stalled: "asyncio.Future[None]") -> None:
         silence = self._silence.check(time.monotonic())
         if silence is not None and not stalled.done() and self._has_elsewhere():
-            self._silence.note_silence(incarnation)
+            self._silence.patience.give_up(incarnation)
             stalled.set_exception(Unavailable(str(silence)))
 
     # Up: results.
 
     async def _receive(self, call: RawCall, rank: int) -> None:
-        progress = self._progress
         while True:
             data = await call.read()
             if not isinstance(data, bytes):
@@ -438,7 +439,7 @@ class GroupLoop:
             if kind == "beat":
                 self._silence.has_beats = True
                 continue
-            progress.heard_s[rank] = now_s
+            self.progress.heard_s[rank] = now_s
             if kind == "result":
                 self._take_result(message.result, rank, now_s)
             elif kind == "prepared":
@@ -460,7 +461,7 @@ class GroupLoop:
             return  # Of a plan sent before everything was handed over.
         sent_s = self._sent_s.popleft()
         took_s, self._last_result_s = now_s - max(sent_s, self._last_result_s), now_s
-        self._progress.result_s = now_s
+        self.progress.result_s = now_s
         for progress in self.scheduler.update(result):
             group = progress.sequence.group
             try:

@@ -4,11 +4,12 @@ Pure: times are passed in, in seconds of one monotonic clock.
 
 Each shard sends a beat every BEAT_S besides what else it has to say, whatever its steps do. While other groups serve,
 requests need not wait until gRPC's pings find out, which takes 5 to 10 s: a group that has said nothing for a while is
-given up, and its requests go on elsewhere. If its processes were only slow, that has cost a prefill, and they are
-allowed twice the time.
+given up, and its requests go on elsewhere. If its processes were only slow, that has cost a prefill.
 """
 
 from dataclasses import dataclass
+
+from pagewire_common.patience import Checks, Patience
 
 BEAT_S = 0.15
 ALLOWED_S = 0.6
@@ -36,34 +37,23 @@ class SilenceWatch:
     def __init__(self, num_ranks: int) -> None:
         self.heard_s = [0.0] * num_ranks
         """Time of the last message of each rank."""
-        self.allowed_s = ALLOWED_S
         self.has_beats = False
         """A beat has come in this epoch. Older versions of the shard send none."""
-        self._checked_s = 0.0
-        self._silent_incarnation: int | None = None
+        self.patience = Patience(ALLOWED_S, MAX_ALLOWED_S)
+        self._checks = Checks(CHECK_S, LATE_S)
 
     def start(self, incarnation: int, now_s: float) -> None:
         """An epoch begins on the shards whose rank 0 has this incarnation."""
-        if incarnation == self._silent_incarnation:
-            self.allowed_s = min(2 * self.allowed_s, MAX_ALLOWED_S)
-        elif self._silent_incarnation is not None:
-            self.allowed_s = ALLOWED_S
-        self._silent_incarnation = None
+        self.patience.start(incarnation)
         self.has_beats = False
-        self._checked_s = now_s
+        self._checks.start(now_s)
         self.heard_s = [now_s] * len(self.heard_s)
 
     def check(self, now_s: float) -> Silence | None:
         """The rank that is silent; None: none is. To be called every CHECK_S."""
-        late_s = now_s - self._checked_s - CHECK_S
-        self._checked_s = now_s
-        if late_s > LATE_S:
-            self.heard_s = [min(heard_s + late_s, now_s) for heard_s in self.heard_s]
+        if lost_s := self._checks.lost_s(now_s):
+            self.heard_s = [min(heard_s + lost_s, now_s) for heard_s in self.heard_s]
         for rank, heard_s in enumerate(self.heard_s) if self.has_beats else ():
-            if now_s - heard_s > self.allowed_s:
+            if now_s - heard_s > self.patience.allowed_s:
                 return Silence(rank, now_s - heard_s)
         return None
-
-    def note_silence(self, incarnation: int) -> None:
-        """The shards of this incarnation are given up because they say nothing."""
-        self._silent_incarnation = incarnation

@@ -1,19 +1,24 @@
-"""Tells whether the shards of a group make progress, by the messages of their plan streams.
+"""Tells whether a group makes progress, by the messages of its plan streams and by what waits for it.
 
 Pure: times are passed in, in seconds of one monotonic clock.
 
 A shard's step thread sends a heartbeat every second, but while plans wait or run only if something has moved since the
-last one: a layer, a launch, a result. A rank that is silent for `allowed_s` therefore hangs, whether or not it has
-plans. A plan that has no result although heartbeats come is given PLAN_PATIENCE times as long.
+last one: a layer, a launch, a result. A rank that is silent for as long as it is allowed therefore hangs, with plans or
+without. A plan that has no result although heartbeats come is given PLAN_PATIENCE times as long. And while
+requests wait or run, plans are to be made: if there is none for so long, the shard has no room for any of them, though
+nothing runs there. A new epoch gives it all of its room back.
 
-A shard that hangs grants no lease until it is restarted. One that grants a new lease was slow, not hung. To give it up
-after the same time again could repeat the same step for ever, so it is allowed twice the time.
+Health asks much earlier whether a group gets on: see stuck().
 """
 
 from dataclasses import dataclass
 
-LATE_CHECK_S = 1.0
-"""A check later than this means that the router itself stood still, and has yet to read what shards have sent."""
+from pagewire_common.patience import NOTICE_S, Checks, Patience
+
+TICK_S = 0.25
+"""Time between two checks."""
+LATE_S = 0.75
+"""A check so late says that the router itself stood still, and has yet to read what shards have sent."""
 PLAN_PATIENCE = 4.0
 MAX_GROWTH = 4.0
 """Most multiples of step_timeout_s that a slow shard is allowed."""
@@ -21,13 +26,17 @@ MAX_GROWTH = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """A rank that makes no progress."""
+    """A group that makes no progress."""
 
-    rank: int
+    rank: int | None
+    """The rank that is silent; None: all of them speak, but no plan can be made."""
     silent_s: float
-    """Time since its step thread was last heard of, or since its oldest plan without a result was sent."""
+    """Time since its step thread was last heard of, since its oldest plan without a result was sent, or since a plan
+    was last under way."""
 
     def __str__(self) -> str:
+        if self.rank is None:
+            return f"requests wait, and no step could be planned for {self.silent_s:.1f} s"
         return f"rank {self.rank} has made no progress for {self.silent_s:.1f} s"
 
 
@@ -39,39 +48,46 @@ class StallWatch:
         """Time of the last message of each rank."""
         self.result_s = 0.0
         """Time of the last result."""
-        self.allowed_s = step_timeout_s
-        self._step_timeout_s = step_timeout_s
-        self._checked_s = 0.0
-        self._stalled_incarnation: int | None = None
+        self.patience = Patience(step_timeout_s, MAX_GROWTH * step_timeout_s)
+        self._checks = Checks(TICK_S, LATE_S)
+        self._planned_s = 0.0
+        """Time of the last check at which a plan was under way, or nothing waited for one."""
 
     def start(self, incarnation: int, now_s: float) -> bool:
         """An epoch begins on the shards whose rank 0 has this incarnation. Returns whether they were slow, not hung."""
-        was_slow = incarnation == self._stalled_incarnation
-        if was_slow:
-            self.allowed_s = min(2 * self.allowed_s, MAX_GROWTH * self._step_timeout_s)
-        elif self._stalled_incarnation is not None:
-            self.allowed_s = self._step_timeout_s
-        self._stalled_incarnation = None
-        self._checked_s = self.result_s = now_s
+        self._checks.start(now_s)
+        self.result_s = self._planned_s = now_s
         self.heard_s = [now_s] * len(self.heard_s)
-        return was_slow
+        return self.patience.start(incarnation)
 
-    def check(self, now_s: float, oldest_plan_s: float | None) -> Stall | None:
-        """The rank that hangs; None: none does. oldest_plan_s: time when the oldest plan without result was sent."""
-        late_s = now_s - self._checked_s
-        self._checked_s = now_s
-        if late_s > LATE_CHECK_S:
-            self.result_s = min(self.result_s + late_s, now_s)
-            self.heard_s = [min(heard_s + late_s, now_s) for heard_s in self.heard_s]
+    def check(self, now_s: float, oldest_plan_s: float | None, *, has_work: bool = False) -> Stall | None:
+        """How the group hangs; None: it does not. To be called every TICK_S.
+
+        Args:
+            oldest_plan_s: time when the oldest plan without result was sent; None: no plan is under way.
+            has_work: requests run, or wait for nothing but a plan.
+        """
+        if lost_s := self._checks.lost_s(now_s):
+            self.result_s = min(self.result_s + lost_s, now_s)
+            self._planned_s = min(self._planned_s + lost_s, now_s)
+            self.heard_s = [min(heard_s + lost_s, now_s) for heard_s in self.heard_s]
+        if oldest_plan_s is not None or not has_work:
+            self._planned_s = now_s
+        return self._stall(now_s, oldest_plan_s, self.patience.allowed_s)
+
+    def stuck(self, now_s: float) -> Stall | None:
+        """How the group has got on too little for NOTICE_S; None: it gets on, or has nothing to do.
+
+        Nothing is given up for that: the group may only be slow.
+        """
+        return self._stall(now_s, None, NOTICE_S)
+
+    def _stall(self, now_s: float, oldest_plan_s: float | None, allowed_s: float) -> Stall | None:
         for rank, heard_s in enumerate(self.heard_s):
-            if now_s - heard_s > self.allowed_s:
+            if now_s - heard_s > allowed_s:
                 return Stall(rank, now_s - heard_s)
         if oldest_plan_s is not None:
             waited_s = now_s - max(oldest_plan_s, self.result_s)
-            if waited_s > PLAN_PATIENCE * self.allowed_s:
-                return Stall(0, waited_s)
-        return None
-
-    def note_stall(self, incarnation: int) -> None:
-        """The shards of this incarnation are given up because they make no progress."""
-        self._stalled_incarnation = incarnation
+            return Stall(0, waited_s) if waited_s > PLAN_PATIENCE * allowed_s else None
+        waited_s = now_s - max(self._planned_s, self.result_s)
+        return Stall(None, waited_s) if waited_s > allowed_s else None

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 
+from pagewire_common.health_state import HealthState
 from pagewire_common.histogram import Histogram
 from pagewire_common.version import version
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -17,19 +18,20 @@ LAG_INTERVAL_S = 0.25
 class ServerMetrics(Collector):
     """Gauges that are read when they are scraped."""
 
-    def __init__(self, config: RouterConfig, *, is_ready: Callable[[], bool], is_draining: Callable[[], bool]) -> None:
+    def __init__(self, config: RouterConfig, state: Callable[[], HealthState]) -> None:
+        """state: what the router does."""
         self._config = config
-        self._is_ready = is_ready
-        self._is_draining = is_draining
+        self._state = state
 
     def collect(self) -> Iterator[Metric]:
         """Yields the metrics."""
         info = GaugeMetricFamily("pagewire_info", "1; the router's version.", labels=["version"])
         info.add_metric([version()], 1)
         yield info
+        state = self._state()
         for name, documentation, value in (
-            ("ready", "1 if a new request would run: /readyz.", self._is_ready()),
-            ("draining", "1 if the router was told to stop and finishes what runs.", self._is_draining()),
+            ("ready", "1 if a new request would run: /readyz.", state.is_ready),
+            ("draining", "1 if the router was told to stop and finishes what runs.", state is HealthState.DRAINING),
             ("max_queued_requests", "Requests that may wait.", self._config.max_queued_requests),
             ("max_queued_tokens", "Tokens that may wait.", self._config.max_queued_tokens),
         ):

@@ -66,6 +66,10 @@ class ExecuteService:
         """The shard was told to stop."""
         return self._draining
 
+    def unread_s(self) -> float:
+        """For how long the router has not read what is written to it; see PlanStream."""
+        return 0.0 if self._stream is None else self._stream.unread_s()
+
     def describe_lease(self, info: shard_pb2.ShardInfo) -> None:
         """Fills in who drives the shard and who would."""
         info.lease_holder = self._lease.holder or ""

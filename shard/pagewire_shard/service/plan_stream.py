@@ -1,6 +1,7 @@
 """One router's Execute call: the queue of messages to the router, and the end of the call."""
 
 import asyncio
+import time
 from collections import deque
 from typing import NoReturn, Protocol
 
@@ -45,6 +46,17 @@ class PlanStream:
         self._num_plans = 0
         self._num_results = 0
         self._error: StreamError | None = None
+        self._num_taken = 0
+        self._seen = (0, 0.0)
+        """_num_taken as unread_s() last saw it, and when it saw it first."""
+
+    def unread_s(self) -> float:
+        """For how long the oldest message has waited to be written, as far as calls of this method have seen it: the
+        router does not read. To be called now and then."""
+        now_s = time.monotonic()
+        if not self._outbox or self._seen[0] != self._num_taken:
+            self._seen = self._num_taken, now_s
+        return now_s - self._seen[1]
 
     def take_plan(self, step: int, max_outstanding: int) -> None:
         """Counts a plan that has arrived. Raises PlanRefused if too many wait for their results already."""
@@ -89,6 +101,7 @@ class PlanStream:
         """Writes until the stream is closed and everything is written; then raises the error it was closed with."""
         while True:
             while self._outbox:
+                self._num_taken += 1
                 await context.write(self._outbox.popleft())
             if self._closed:
                 break

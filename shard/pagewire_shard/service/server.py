@@ -50,7 +50,7 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 CANCEL_GRACE_S = 1.0
-HEALTH_POLL_S = 1.0
+HEALTH_POLL_S = 0.25
 
 
 class ShardServer:
@@ -63,7 +63,7 @@ class ShardServer:
         self._config = config
         self._steps = steps
         self._grammars = grammars
-        self._readiness = Readiness(steps, config.stall_timeout_s)
+        self._readiness = Readiness(steps, config.stall_timeout_s, self._unread_s)
         self._model_files = asyncio.ensure_future(_collect(model_dir, config.model))
         self._grammars_opened = asyncio.ensure_future(self._open_grammars(model_dir))
         self._service = ShardService(self._model_files)
@@ -123,6 +123,9 @@ class ShardServer:
             await asyncio.to_thread(self._grammars.close)
         await self._health.stop()
 
+    def _unread_s(self) -> float:
+        return 0.0 if self._execute_service is None else self._execute_service.unread_s()
+
     async def _open_grammars(self, model_dir: "Future[Path]") -> Grammars | None:
         """The grammars, ready to use, if the model's tokenizer allows it.
 
@@ -171,7 +174,7 @@ class ShardServer:
         host = host_of(self._config.listen)
         self._metrics = ShardMetrics(self._steps.stats, self._readiness.is_ready)
         pages = process_pages(
-            render_metrics=self._metrics.render, is_alive=self._readiness.is_alive, is_ready=self._readiness.is_ready
+            render_metrics=self._metrics.render, is_alive=self._readiness.is_alive, state=self._readiness.state
         )
         self._http = HttpEndpoint(pages)
         try:
