@@ -8,7 +8,7 @@ WORKDIR /source
 COPY pyproject.toml constraints.txt ./
 COPY docker/requirements.py docker/
 RUN python -m venv /opt/pagewire \
-    && python docker/requirements.py router > requirements.txt \
+    && python docker/requirements.py router jwt > requirements.txt \
     && /opt/pagewire/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY client client

@@ -21,6 +21,10 @@ NEEDS = (
     ("--shard-tls-cert", "--shard-tls-key"),
     ("--shard-tls-key", "--shard-tls-cert"),
     ("--shard-tls-cert", "--shard-tls-ca"),
+    ("--jwt-jwks", "--jwt-issuer"),
+    ("--jwt-jwks", "--jwt-audience"),
+    ("--jwt-issuer", "--jwt-jwks"),
+    ("--jwt-audience", "--jwt-jwks"),
 )
 """Flags that make no sense without another."""
 MIN_STEP_TIMEOUT_S = 2.0
@@ -83,6 +87,10 @@ def parse_config(arguments: Sequence[str] | None = None) -> RouterConfig:
         shard_tls_cert=options.shard_tls_cert,
         shard_tls_key=options.shard_tls_key,
         api_keys=options.api_keys,
+        jwt_jwks=options.jwt_jwks,
+        jwt_issuer=options.jwt_issuer or "",
+        jwt_audience=options.jwt_audience or "",
+        client_limits=options.client_limits,
         trust_request_chat_template=options.trust_request_chat_template,
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
@@ -257,7 +265,11 @@ def _add_security_options(group: argparse._ArgumentGroup) -> None:
     add("--shard-tls-ca", metavar="FILE", help="PEM authorities of the shards' certificates; turns TLS to shards on")
     add("--shard-tls-cert", metavar="FILE", help="PEM certificate chain to show shards")
     add("--shard-tls-key", metavar="FILE", help="PEM private key of --shard-tls-cert")
-    add("--api-keys", metavar="FILE", help="keys that calls must carry, one on each line; read again when it changes")
+    add("--api-keys", metavar="FILE", help="keys that calls may carry, one on each line; read again when it changes")
+    add("--jwt-jwks", metavar="FILE", help="public keys (JWKS) of tokens that calls may carry; read again likewise")
+    add("--jwt-issuer", metavar="ISS", help="issuer that tokens must have; needed with --jwt-jwks")
+    add("--jwt-audience", metavar="AUD", help="audience that tokens must be for; needed with --jwt-jwks")
+    add("--client-limits", metavar="FILE", help="limits of single clients, in TOML; read again when it changes")
     add(
         "--http-cors-origin",
         action="append",

@@ -47,7 +47,16 @@ class RouterConfig:
     shard_tls_key: str | None = None
     """PEM file of its private key."""
     api_keys: str | None = None
-    """File of the keys that calls must carry, one on each line; read again when it changes. None: calls need none."""
+    """File of the keys that calls may carry, one on each line, with a name behind it; read again when it changes."""
+    jwt_jwks: str | None = None
+    """File of the public keys (JWKS) of tokens that calls may carry; read again when it changes. If neither keys nor
+    tokens are given, calls need none."""
+    jwt_issuer: str = ""
+    """Who has issued tokens: their claim `iss`."""
+    jwt_audience: str = ""
+    """Who tokens are for: what their claim `aud` must have."""
+    client_limits: str | None = None
+    """File of the limits of single clients, see admission/client_limits.py; None: there are none."""
     max_queued_requests: int = 4096
     """Requests that may wait before new ones are refused."""
     max_queued_tokens: int = 4 * 1024 * 1024

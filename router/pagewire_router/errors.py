@@ -10,8 +10,9 @@ RouterError
 +-- PromptChanged           a request is resumed whose prompt has become another one
 +-- RequestAlreadyExists    the id belongs to a request that is alive
 +-- QueueFull               the queue is full, or too long for the deadline: come back later
++-- RateLimited             the client uses more than it may: come back later
 +-- DeadlineExceeded        the request's deadline has passed
-+-- Unauthenticated         the call has no API key, or one that is not known
++-- Unauthenticated         the call has no API key or token, or one that is not valid here
 +-- Unavailable             no shard group serves, or the router drains
 |   +-- ShardLost           a shard was lost while it ran the request, and another router can go on with it
 +-- Aborted                 the request was ended from outside
@@ -125,6 +126,12 @@ class QueueFull(RouterError):
     reason = "QUEUE_FULL"
 
 
+class RateLimited(RouterError):
+    """The client uses more than it may; retry_after_s says when to come back."""
+
+    reason = "RATE_LIMITED"
+
+
 class DeadlineExceeded(RouterError):
     """The request's deadline has passed."""
 
@@ -132,7 +139,7 @@ class DeadlineExceeded(RouterError):
 
 
 class Unauthenticated(RouterError):
-    """The call has no API key, or one that is not known."""
+    """The call has no API key or token, or one that is not valid here."""
 
     reason = "API_KEY_INVALID"
 
@@ -194,6 +201,7 @@ STATUS_CODES: dict[type[RouterError], StatusCode] = {
     PromptChanged: StatusCode.FAILED_PRECONDITION,
     RequestAlreadyExists: StatusCode.ALREADY_EXISTS,
     QueueFull: StatusCode.RESOURCE_EXHAUSTED,
+    RateLimited: StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     Unauthenticated: StatusCode.UNAUTHENTICATED,
     Unavailable: StatusCode.UNAVAILABLE,

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from pagewire.v1 import inference_pb2
 
 from pagewire_router.admission.admission import Admission
 from pagewire_router.admission.call import Call
+from pagewire_router.admission.client_limits import ClientLimits, Usage
 from pagewire_router.admission.generation_config import model_defaults, served_digest
 from pagewire_router.admission.resume import prompt_digest
 from pagewire_router.admission.validation import (
@@ -38,6 +39,8 @@ from pagewire_router.text.text_threads import CHARS_PER_TOKEN
 from pagewire_router.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
+_UNLIMITED: AbstractContextManager[None] = nullcontext()
+"""The usage of a request where clients have no limits."""
 
 
 class OutputWriter(Protocol):
@@ -130,12 +133,15 @@ class Inference:
         pacer: Pacer,
         metrics: Metrics,
         template_process: TemplateProcess | None = None,
+        limits: ClientLimits | None = None,
     ) -> None:
         """
         Args:
             tokenizer: None if the model came without one; then only token ids are served.
             template_process: renders chat templates that clients send; None: such templates are refused.
+            limits: of single clients; None: there are none.
         """
+        self._client_limits = limits
         self._config = config
         self._runner = runner
         self._model = runner.model
@@ -172,13 +178,13 @@ class Inference:
         """
         request_id = self._reserve_id(message.request_id)
         try:
-            with (pacer or self._pacer).open() as stream:
+            with self._usage(call) as usage, (pacer or self._pacer).open() as stream:
                 request, output = await self._admission.admit(message, request_id, call, stream)
-                timer = self._submit(request, output)
+                timer = self._submit(request, output, usage)
                 try:
                     yield GenerateStream(self._started(message, request), output, stream, timer)
                 finally:
-                    self._end(request, output, timer)
+                    self._end(request, output, timer, usage)
         finally:
             self._live_request_ids.discard(request_id)
 
@@ -189,14 +195,15 @@ class Inference:
         end = _EndListener()
         request_id = self._reserve_id(message.request_id)
         try:
-            request, output = await self._admission.admit(message, request_id, call, end)
-            timer = self._submit(request, output)
-            try:
-                while not output.is_done:
-                    await end.wait()
-                timer.on_written(output.num_tokens)
-            finally:
-                self._end(request, output, timer)
+            with self._usage(call) as usage:
+                request, output = await self._admission.admit(message, request_id, call, end)
+                timer = self._submit(request, output, usage)
+                try:
+                    while not output.is_done:
+                        await end.wait()
+                    timer.on_written(output.num_tokens)
+                finally:
+                    self._end(request, output, timer, usage)
         finally:
             self._live_request_ids.discard(request_id)
         if output.error is not None:
@@ -281,14 +288,23 @@ class Inference:
         self._live_request_ids.add(request_id)
         return request_id
 
-    def _submit(self, request: Request, output: OutputBuffer) -> RequestTimer:
+    def _usage(self, call: Call) -> AbstractContextManager[Usage | None]:
+        """Counts a request of the caller. Raises RateLimited."""
+        return _UNLIMITED if self._client_limits is None else self._client_limits.request(call.caller)
+
+    def _submit(self, request: Request, output: OutputBuffer, usage: Usage | None) -> RequestTimer:
         """Submits the request, unless it is resumed and all of it was known. What was submitted must go to _end()."""
+        if usage is not None:
+            request.weight = usage.weight
+            usage.on_prompt(len(request.prompt_token_ids))
         if not output.is_done:
             self._runner.submit(request)
         return RequestTimer(self._metrics, request)
 
-    def _end(self, request: Request, output: OutputBuffer, timer: RequestTimer) -> None:
+    def _end(self, request: Request, output: OutputBuffer, timer: RequestTimer, usage: Usage | None) -> None:
         """Aborts the request if its client has gone before it has ended, and observes its end."""
+        if usage is not None:
+            usage.on_generated(output.num_tokens)
         if not output.is_done:
             self._runner.abort(request)
         timer.on_end(output)

@@ -58,6 +58,10 @@ class Request:
     """time.monotonic() after which the client takes no answer; None: no deadline."""
     priority: int = 0
     """Lower runs first."""
+    client: str = ""
+    """Who shares the device with other clients while requests wait."""
+    weight: float = 1.0
+    """The client's share, relative to that of others."""
     cache_salt: str = ""
     beams: BeamSettings | None = None
     """How to search; None: the request is no beam search. Where params say the same, the values agree."""

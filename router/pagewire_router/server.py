@@ -14,9 +14,12 @@ from pagewire_common.listen_address import host_of, is_local, with_port
 from pagewire_common.model_files import TOKENIZER_FILE
 from pagewire_common.tls import TlsError, server_credentials
 
-from pagewire_router.admission.api_keys import ApiKeys, ApiKeysError
+from pagewire_router.admission.api_keys import ApiKeys
+from pagewire_router.admission.client_limits import ClientLimits
+from pagewire_router.admission.credentials import Credentials, Tokens
+from pagewire_router.admission.reloaded_file import FileError
 from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
-from pagewire_router.grpc_front.calls import ApiKeyInterceptor, ServiceHandler
+from pagewire_router.grpc_front.calls import CredentialsInterceptor, ServiceHandler
 from pagewire_router.grpc_front.inference_service import SERVICE_NAME, InferenceService
 from pagewire_router.inference import Inference
 from pagewire_router.metrics.pacing_metrics import PacingMetrics
@@ -107,7 +110,10 @@ class RouterServer:
             SERVICE_NAME, "the router looks for shards", self._metrics.count_refused, self._pacer.on_call
         )
         self._health = HealthEndpoint(SERVICE_NAME, is_ready=self._is_serving)
-        self._api_keys = None if config.api_keys is None else ApiKeys(config.api_keys)
+        self._credentials = _credentials(config)
+        self._limits = None if config.client_limits is None else ClientLimits(config.client_limits)
+        if self._limits is not None:
+            self._metrics.add(self._limits.metrics)
         self._tracing = _open_tracing(config)
         self._grpc = grpc.aio.server(options=channel_options(config), interceptors=self._interceptors())
         self._http_front: HttpFront | None = None
@@ -135,11 +141,12 @@ class RouterServer:
         Probes are answered from now on; calls are told to come back until open() has let them in.
         """
         await self._start_probes()
-        if self._api_keys is not None:
-            try:
-                self._api_keys.read()
-            except ApiKeysError as error:
-                raise ServerError(str(error)) from None
+        try:
+            for files in (self._credentials, self._limits):
+                if files is not None:
+                    files.read()
+        except FileError as error:
+            raise ServerError(str(error)) from None
         address = self._bind()
         await self._start_http()
         self._grpc.add_generic_rpc_handlers((self._handler,))
@@ -189,7 +196,7 @@ class RouterServer:
         from pagewire_router.http_front.front import HttpFront
 
         tracer = None if self._tracing is None else self._tracing.tracer
-        return HttpFront(config, self._metrics, self._api_keys, self._http_pacer, self._is_serving, tracer)
+        return HttpFront(config, self._metrics, self._credentials, self._http_pacer, self._is_serving, tracer)
 
     async def _start_http(self) -> None:
         host, port = host_of(self._config.listen), self._config.http_port
@@ -254,18 +261,18 @@ class RouterServer:
             from pagewire_router.grpc_front.tracing_interceptor import TracingInterceptor
 
             interceptors.append(TracingInterceptor(self._tracing.tracer, SERVICE_NAME, METHODS, self._config.listen))
-        if self._api_keys is not None:
-            interceptors.append(ApiKeyInterceptor(self._api_keys, OPEN_SERVICES, self._metrics.count_refused))
+        if self._credentials is not None:
+            interceptors.append(CredentialsInterceptor(self._credentials, OPEN_SERVICES, self._metrics.count_refused))
         return interceptors
 
     def _new_inference(self) -> Inference:
         runner, process = self._runner, self._template_process
-        return Inference(self._config, runner, self._tokenizer, self._pacer, self._metrics, process)
+        return Inference(self._config, runner, self._tokenizer, self._pacer, self._metrics, process, self._limits)
 
     def _bind(self) -> str:
         listen = self._config.listen
         try:
-            credentials = self._credentials()
+            credentials = self._tls_credentials()
             if credentials is None:
                 port = self._grpc.add_insecure_port(listen)
             else:
@@ -278,17 +285,17 @@ class RouterServer:
             raise ServerError(f"cannot listen on {listen}: the address is taken or not ours")
         return with_port(listen, port)
 
-    def _credentials(self) -> grpc.ServerCredentials | None:
+    def _tls_credentials(self) -> grpc.ServerCredentials | None:
         config = self._config
         if config.tls_cert is not None and config.tls_key is not None:
-            if config.api_keys is None and config.tls_client_ca is None and not is_local(config.listen):
+            if self._credentials is None and config.tls_client_ca is None and not is_local(config.listen):
                 _log.warning(
                     "Whoever reaches %s may call: there are no API keys, and no --tls-client-ca", config.listen
                 )
             return server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
-        if config.api_keys is not None and not config.listen.startswith("unix:"):
+        if self._credentials is not None and not config.listen.startswith("unix:"):
             _log.warning("API keys travel unencrypted: use --tls-cert, or end TLS in front of the router")
-        if config.api_keys is None and not is_local(config.listen):
+        if self._credentials is None and not is_local(config.listen):
             _log.warning("Whoever reaches %s may call: there are no API keys, and no TLS", config.listen)
         return None
 
@@ -299,6 +306,22 @@ class RouterServer:
 
     def _is_serving(self) -> bool:
         return self._state().is_ready
+
+
+def _credentials(config: RouterConfig) -> Credentials | None:
+    """What calls have to carry; None: nothing. Raises ServerError."""
+    if config.api_keys is None and config.jwt_jwks is None:
+        return None
+    keys = None if config.api_keys is None else ApiKeys(config.api_keys)
+    return Credentials(keys, None if config.jwt_jwks is None else _tokens(config, config.jwt_jwks))
+
+
+def _tokens(config: RouterConfig, jwks: str) -> Tokens:
+    try:
+        from pagewire_router.admission.json_web_tokens import JsonWebTokens
+    except ImportError as error:
+        raise ServerError(f"--jwt-jwks needs the package {error.name}: pip install 'pagewire[jwt]'") from None
+    return JsonWebTokens(jwks, config.jwt_issuer, config.jwt_audience)
 
 
 def _open_tracing(config: RouterConfig) -> "Tracing | None":

@@ -65,6 +65,7 @@ def test_every_field_has_a_flag():
             "--private-socket",
         ),
         *("--health-port", "3", "--max-request-time", "2.5", "--api-keys", "k", "--trust-request-chat-template"),
+        *("--jwt-jwks", "j", "--jwt-issuer", "i", "--jwt-audience", "a", "--client-limits", "l"),
         *("--step-timeout", "9", "--shard-wait", "4", "--generation-config", "vllm", "--max-logprobs", "-1"),
         *(
             "--http-port",

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from pagewire.v1 import inference_pb2
-from pagewire_router.admission import api_keys
+from pagewire_router.admission import reloaded_file
 from pagewire_router.config import RouterConfig
 from pagewire_router.server import RouterServer, ServerError
 
@@ -28,7 +28,7 @@ def keys_file(tmp_path):
 
 @pytest.fixture(autouse=True)
 def read_always(monkeypatch):
-    monkeypatch.setattr(api_keys, "REREAD_S", 0.0)
+    monkeypatch.setattr(reloaded_file, "REREAD_S", 0.0)
 
 
 async def complete(router, authorization):
@@ -119,7 +119,9 @@ async def test_a_file_that_cannot_be_read_again_locks_nobody_out_and_shows_no_ke
         keys_file.unlink()
         assert await is_let_in(router, "first-key")
         assert not await is_let_in(router, "guessed-key")
-        told = [record.levelname for record in caplog.records if record.name == "pagewire_router.admission.api_keys"]
+        told = [
+            record.levelname for record in caplog.records if record.name == "pagewire_router.admission.reloaded_file"
+        ]
         assert told == ["ERROR"], "said once"
         keys_file.write_text("third-key")
         assert await is_let_in(router, "third-key")

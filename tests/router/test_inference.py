@@ -13,6 +13,7 @@ import pytest
 from pagewire.v1 import inference_pb2
 from pagewire_router.admission.api_keys import ApiKeys
 from pagewire_router.admission.call import Call
+from pagewire_router.admission.credentials import Credentials
 from pagewire_router.caller import Caller
 from pagewire_router.config import RouterConfig
 from pagewire_router.errors import (
@@ -251,11 +252,11 @@ async def test_tokenize_and_detokenize_are_inverse(new_runner):
 
 def test_a_key_in_a_header_tells_its_owner(tmp_path):
     (tmp_path / "keys").write_text("the-key\n")
-    keys = ApiKeys(str(tmp_path / "keys"))
+    keys = Credentials(ApiKeys(str(tmp_path / "keys")), None)
     keys.read()
-    digest = keys.check("Bearer the-key")
-    assert digest == hashlib.sha256(b"the-key").hexdigest()
-    assert Caller.of("ipv4:10.0.0.1:1000", digest).owner == Caller.of("ipv4:10.0.0.2:1000", digest).owner
+    identity = keys.check("Bearer the-key")
+    assert identity == (hashlib.sha256(b"the-key").hexdigest(), "")
+    assert Caller.of("ipv4:10.0.0.1:1000", identity).owner == Caller.of("ipv4:10.0.0.2:1000", identity).owner
     with pytest.raises(Unauthenticated) as refused:
         keys.check("Bearer another")
     assert status_code(refused.value) == StatusCode.UNAUTHENTICATED

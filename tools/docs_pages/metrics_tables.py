@@ -36,6 +36,7 @@ def router_metrics() -> str:
     from pagewire_router.groups.group_metrics import GroupMetrics
     from pagewire_router.groups.step_stats import StepStats
     from pagewire_router.http_front.front import metrics_of_routes
+    from pagewire_router.metrics.client_metrics import ClientMetrics
     from pagewire_router.metrics.pacing_metrics import PacingMetrics
     from pagewire_router.metrics.request_metrics import Metrics
     from pagewire_router.metrics.server_metrics import ServerMetrics
@@ -48,6 +49,7 @@ def router_metrics() -> str:
     )
     metrics = Metrics()
     metrics.add(ServerMetrics(RouterConfig(shards=("shard:50052",)), lambda: HealthState.IDLE))
+    metrics.add(ClientMetrics())
     metrics.add(PacingMetrics(Pacer(asyncio.new_event_loop(), max_floor_s=0.05, budget=WriteBudget())))
     http = metrics_of_routes(has_page=True)
     metrics.add(http, http.rendered)

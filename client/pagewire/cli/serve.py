@@ -101,9 +101,13 @@ def _add_security(group: argparse._ArgumentGroup) -> None:
         ("--tls-cert", "PEM certificate chain to show clients; read again when it changes"),
         ("--tls-key", "PEM private key of --tls-cert"),
         ("--tls-client-ca", "PEM authorities of which clients must show a certificate"),
-        ("--api-keys", "keys that calls must carry, one on each line; read again when it changes"),
+        ("--api-keys", "keys that calls may carry, one on each line; read again when it changes"),
+        ("--jwt-jwks", "public keys (JWKS) of tokens that calls may carry; read again when it changes"),
+        ("--client-limits", "limits of single clients, in TOML; read again when it changes"),
     ):
         group.add_argument(flag, metavar="FILE", default=argparse.SUPPRESS, help=text)
+    group.add_argument("--jwt-issuer", metavar="ISS", default=argparse.SUPPRESS, help="issuer that tokens must have")
+    group.add_argument("--jwt-audience", metavar="AUD", default=argparse.SUPPRESS, help="audience of tokens")
     group.add_argument(
         "--http-cors-origin",
         dest="http_cors_origins",

@@ -40,7 +40,15 @@ class ServeConfig:
     tls_client_ca: str | None = None
     """PEM file of the authorities that must have signed a client's certificate; None: clients need none."""
     api_keys: str | None = None
-    """File of the keys that calls must carry, one on each line."""
+    """File of the keys that calls may carry, one on each line."""
+    jwt_jwks: str | None = None
+    """File of the public keys (JWKS) of tokens that calls may carry."""
+    jwt_issuer: str | None = None
+    """Issuer that tokens must have."""
+    jwt_audience: str | None = None
+    """Audience that tokens must be for."""
+    client_limits: str | None = None
+    """File of the limits of single clients, in TOML."""
     trust_request_chat_template: bool = False
     """Take chat templates from clients."""
     generation_config: str | None = None

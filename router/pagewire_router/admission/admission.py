@@ -104,6 +104,7 @@ class Admission:
             arrival_s=call.arrival_s,
             deadline_s=self._deadline_s(call),
             priority=message.priority,
+            client=call.caller.owner,
             resumes=message.resumes,
             cache_salt=message.cache_salt,
             grammar=grammar_name(params.structured_outputs) if params.HasField("structured_outputs") else "",

@@ -1,4 +1,4 @@
-"""Handles calls before the service sees them: checks API keys, notes arrivals, refuses calls.
+"""Handles calls before the service sees them: checks keys and tokens, notes arrivals, refuses calls.
 
 gRPC looks for the handler of a call in the task that will run it. What interceptors and handlers learn of a call is
 therefore kept in context variables, and put together by new_call().
@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 
-from pagewire_router.admission.api_keys import ApiKeys
 from pagewire_router.admission.call import Call
-from pagewire_router.caller import Caller
+from pagewire_router.admission.credentials import Credentials
+from pagewire_router.caller import Caller, Identity
 from pagewire_router.errors import RouterError, Unauthenticated, Unavailable
 from pagewire_router.grpc_front.rpc_status import end_with
 from pagewire_router.timeline import TraceContext
@@ -26,7 +26,7 @@ NOT_OPEN_RETRY_S = 1.0
 """When to come back to a service that is not open yet."""
 
 _arrival_s: ContextVar[float] = ContextVar("arrival_s")
-_key_digest: ContextVar[str] = ContextVar("key_digest", default="")
+_identity: ContextVar[Identity | None] = ContextVar("identity", default=None)
 current_trace: ContextVar[CallTrace | None] = ContextVar("current_trace", default=None)
 """The trace of the call that this task serves; None: the call is not traced."""
 
@@ -44,7 +44,7 @@ def new_call(context: Context, *, is_tracing: bool) -> Call:
     else:
         trace_context = None if is_tracing else _sent_trace_context(context)
     return Call(
-        caller=Caller.of(context.peer(), _key_digest.get()),
+        caller=Caller.of(context.peer(), _identity.get()),
         arrival_s=_arrival_s.get(),
         deadline_s=None if remaining_s is None else time.monotonic() + remaining_s,
         trace_context=trace_context,
@@ -95,12 +95,12 @@ class ServiceHandler(grpc.GenericRpcHandler):
         return None
 
 
-class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
-    """Lets calls through that carry a known key, and calls to open services."""
+class CredentialsInterceptor(grpc.aio.ServerInterceptor):
+    """Lets calls through that carry a known key or a valid token, and calls to open services."""
 
-    def __init__(self, keys: ApiKeys, open_services: tuple[str, ...], count: Count) -> None:
-        """open_services: full names of the services that need no key, such as health."""
-        self._keys = keys
+    def __init__(self, credentials: Credentials, open_services: tuple[str, ...], count: Count) -> None:
+        """open_services: full names of the services that need none, such as health."""
+        self._credentials = credentials
         self._open = tuple(f"/{service}/" for service in open_services)
         self._count = count
 
@@ -114,7 +114,7 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
         if not method.startswith(self._open):
             headers = dict(handler_call_details.invocation_metadata or ())
             try:
-                _key_digest.set(self._keys.check(str(headers.get("authorization", ""))))
+                _identity.set(self._credentials.check(str(headers.get("authorization", ""))))
             except Unauthenticated as error:
                 return refusing_handler(method, error, self._count)
         return await continuation(handler_call_details)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from pagewire_router.admission.api_keys import ApiKeys
 from pagewire_router.admission.call import Call
-from pagewire_router.caller import Caller
+from pagewire_router.admission.credentials import Credentials
+from pagewire_router.caller import Caller, Identity
 from pagewire_router.errors import Unavailable
 from pagewire_router.http_front.body import BodyReader, ClientGone, Receive
 from pagewire_router.http_front.cors import Cors
@@ -63,7 +63,7 @@ class HttpApp:
         paths: Iterable[str],
         why_closed: str,
         max_body_bytes: int,
-        api_keys: ApiKeys | None,
+        credentials: Credentials | None,
         cors: Cors,
         on_call: Callable[[], None],
         tracing: "HttpTracing | None",
@@ -78,7 +78,7 @@ class HttpApp:
         self._closed = frozenset(paths)
         self._why_closed = why_closed
         self._reader = BodyReader(max_body_bytes)
-        self._api_keys = api_keys
+        self._credentials = credentials
         self._cors = cors
         self._on_call = on_call
         self._tracing = tracing
@@ -145,9 +145,9 @@ class HttpApp:
             if route is None:
                 await exchange.answer(HTTPStatus.NO_CONTENT, b"", self._cors.preflight_headers(exchange.headers))
                 return
-            key_digest = self._check_key(exchange) if route.needs_key else ""
+            identity = self._identify(exchange) if route.needs_key else None
             exchange.call = Call(
-                caller=Caller.of(peer, key_digest),
+                caller=Caller.of(peer, identity),
                 arrival_s=arrival_s,
                 trace_context=self._trace_context(exchange, trace),
                 trace=trace,
@@ -198,15 +198,15 @@ class HttpApp:
             raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, message, code="method_not_allowed")
         return route
 
-    def _check_key(self, exchange: Exchange) -> str:
-        """The digest of the request's API key; empty if none are needed. Raises Unauthenticated."""
-        if self._api_keys is None:
-            return ""
+    def _identify(self, exchange: Exchange) -> Identity | None:
+        """Who asks, by the request's key or token; None if none are needed. Raises Unauthenticated."""
+        if self._credentials is None:
+            return None
         authorization = exchange.headers.get(b"authorization", b"")
         if not authorization and (key := exchange.headers.get(b"x-api-key")):
             authorization = b"Bearer " + key
         # Keys are compared as the file has them, in UTF-8.
-        return self._api_keys.check(authorization.decode(errors="replace"))
+        return self._credentials.check(authorization.decode(errors="replace"))
 
     def _trace_context(self, exchange: Exchange, trace: CallTrace | None) -> TraceContext | None:
         if trace is not None:

@@ -12,6 +12,7 @@ from pagewire_router.errors import (
     InvalidRequest,
     ModelNotFound,
     QueueFull,
+    RateLimited,
     RequestAlreadyExists,
     RequestTooLong,
     RouterError,
@@ -30,6 +31,7 @@ STATUSES: dict[type[RouterError], HTTPStatus] = {
     ModelNotFound: HTTPStatus.NOT_FOUND,
     RequestAlreadyExists: HTTPStatus.CONFLICT,
     QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+    RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
     Unauthenticated: HTTPStatus.UNAUTHORIZED,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -40,6 +42,7 @@ STATUSES: dict[type[RouterError], HTTPStatus] = {
 _CODES: dict[type[RouterError], str] = {
     RequestTooLong: "context_length_exceeded",
     Unauthenticated: "invalid_api_key",
+    RateLimited: "rate_limit_exceeded",
 }
 """Codes that OpenAI's clients know; other errors have their `reason` in lower case."""
 MIN_RETRY_AFTER_S = 1

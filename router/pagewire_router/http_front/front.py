@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pagewire_common.listen_address import host_of
 
-from pagewire_router.admission.api_keys import ApiKeys
+from pagewire_router.admission.credentials import Credentials
 from pagewire_router.config import RouterConfig
 from pagewire_router.http_front.app import OTHER_ROUTE, HttpApp
 from pagewire_router.http_front.connection_limit import ConnectionLimit, allowed_connections
@@ -37,7 +37,7 @@ class HttpFront:
         self,
         config: RouterConfig,
         metrics: Metrics,
-        api_keys: ApiKeys | None,
+        credentials: Credentials | None,
         pacer: Pacer,
         is_ready: Callable[[], bool],
         tracer: "Tracer | None",
@@ -63,7 +63,7 @@ class HttpFront:
             paths=(*PATHS, STATS) if config.http_page else PATHS,
             why_closed="the router looks for shards",
             max_body_bytes=config.http_max_body_bytes,
-            api_keys=api_keys,
+            credentials=credentials,
             cors=Cors(config.http_cors_origins),
             on_call=pacer.on_call,
             tracing=tracing,
