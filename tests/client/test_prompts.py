@@ -78,6 +78,7 @@ def test_keys_that_are_not_served_are_refused_by_name_unless_none(key):
         [1.5, 2],
         [None],
         [True, False],
+        [1, True],
         b"abc",
         {1, 2},
     ],
