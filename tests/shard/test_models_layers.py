@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 import transformers
 from pagewire_shard.layers import linear
 from pagewire_shard.layers.attention import AttentionSpec
-from pagewire_shard.layers.block import LayerSpec
+from pagewire_shard.layers.block import BLOCKS, EndingBlock, LayerSpec, Wiring
 from pagewire_shard.layers.latent_attention import LatentAttentionSpec
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
@@ -173,3 +173,25 @@ def test_the_caches_are_what_each_layers_mixer_declares() -> None:
     caches = spec.allocate_caches(3, 4, torch.float32, CPU)
     assert [tuple(cache[-1].shape) for cache in caches] == [(3, 4, 4, 8), (3, 1, 4, 16), (3, 4, 26)]
     assert 3 * spec.block_bytes(4, torch.float32) == sum(tensor.nbytes for cache in caches for tensor in cache)
+
+
+@pytest.mark.parametrize("wiring", get_args(Wiring))
+def test_a_block_yields_the_tokens_that_are_wanted_and_no_others(wiring: Wiring) -> None:
+    """Its mixer has all of them all the same."""
+    torch.manual_seed(0)
+    mixing, feeding = torch.randn(8, 8), torch.randn(8, 8)
+    norms = [NormSpec("rms", 1e-6).build({"weight": torch.rand(8) + 0.5}) for _ in BLOCKS[wiring].norm_places]
+
+    def mixer(x: torch.Tensor, *_: object) -> torch.Tensor:
+        return x.cumsum(0) @ mixing
+
+    block: Any = BLOCKS[wiring](mixer, lambda x: (x @ feeding).tanh(), *norms)
+    ending = EndingBlock(block, lambda x, inputs: x * inputs[:, 0], torch.tensor(0.5))
+    stream = torch.randn(5, 8), None if wiring == "post" else torch.randn(5, 8)
+    batch: Any = type("Batch", (), {"layer_inputs": torch.randn(5, 1, 8)})
+    kept = torch.tensor([4, 1, 1])
+    for each in (block, ending):
+        for all_tokens, wanted in zip(each(stream, batch, ()), each(stream, batch, (), kept), strict=True):
+            assert (wanted is None) == (all_tokens is None)
+            if all_tokens is not None:
+                torch.testing.assert_close(wanted, all_tokens[kept])

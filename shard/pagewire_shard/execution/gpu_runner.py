@@ -43,14 +43,14 @@ class GraphRunner(ModelRunner):
         self.graphs.capture(capturer)
 
     def _forward(self, batch: RunBatch) -> None:
-        if self.graphs.holds(batch):
+        if self.graphs.holds(batch) and not self.prompt_scorer.wants(batch):
             self.graphs.forward(batch, self.uplink)
         else:
             super()._forward(batch)
 
     def _sample(self, batch: RunBatch, masks: BatchMasks | None) -> StepOutput:
         if self._passed is None:
-            return self.graphs.sample(batch, self.uplink, self.downlink, self.prompt_scorer, masks)
+            return self.graphs.sample(batch, self.uplink, self.downlink, masks)
         return super()._sample(batch, masks)
 
 

@@ -15,7 +15,8 @@ _FEW_ROWS = (64, 256)
 """Rows of the graphs that serve steps of many tokens and few sequences. Attention's launches cover all rows of a graph,
 and in each layer those that a step does not fill take some ten microseconds for every 300."""
 _FEW_ROWS_UP_TO = 2048
-"""Tokens above which a step takes so long that they are not worth a graph."""
+"""Tokens above which a step takes so long that they are not worth a graph, unless it is as large as steps may be: those
+are most of the large ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> GraphSizes:
     mixed = [
         (num_tokens, num_rows)
         for num_tokens in _ladder(_SMALL_TOKENS, max_num_batched_tokens)
-        for num_rows in _row_capacities(num_tokens, max_rows)
+        for num_rows in _row_capacities(num_tokens, max_rows, max_num_batched_tokens)
     ]
     return GraphSizes(tuple(_ladder(_SMALL_ROWS, max_rows)), tuple(mixed))
 
@@ -64,8 +65,8 @@ def _ladder(small: tuple[int, ...], largest: int) -> Iterator[int]:
     yield largest
 
 
-def _row_capacities(num_tokens: int, max_rows: int) -> Iterator[int]:
+def _row_capacities(num_tokens: int, max_rows: int, max_num_batched_tokens: int) -> Iterator[int]:
     most = min(num_tokens, max_rows)
-    if num_tokens <= _FEW_ROWS_UP_TO:
+    if num_tokens <= _FEW_ROWS_UP_TO or num_tokens == max_num_batched_tokens:
         yield from (few for few in _FEW_ROWS if 2 * few <= most)
     yield most

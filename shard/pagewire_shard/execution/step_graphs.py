@@ -2,7 +2,8 @@
 
 A forward pass is captured for decode steps, by their number of sequences, and for any mixture of prompts and decodes,
 by the number of tokens: how many sequences there are and how long they are is read on the device. A mixed pass leaves
-the last hidden state of each row, from which a second graph makes logits; a decode step's pass makes them itself. Then
+the last hidden state of each row, from which a second graph makes logits; its last layer computes no others, so that
+steps whose rows want log-probabilities of prompts are not for graphs. A decode step's pass makes logits itself. Then
 sampling is the same for both. Between logits and sampling something can come: log-probabilities are copied before
 sampling uses the logits up, and rare stages are sampled by separate launches.
 """
@@ -35,7 +36,6 @@ from pagewire_shard.execution.uploaded_rows import UploadedRows
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
 from pagewire_shard.sampling.masks import UploadedMasks
-from pagewire_shard.sampling.prompt_scores import PromptScorer
 from pagewire_shard.sampling.sampler import Sampler
 
 CAPTURED_STAGES = ALL_STAGES & ~RARE_STAGES
@@ -98,9 +98,6 @@ class StepGraphs:
         self._rows = UploadedRows(max_rows, state.void_slot, device, scrap_slot(model, kv_caches))
         # Not memory of the graphs: what one graph leaves for the next, or for a copy that is still on its way.
         self._hidden = torch.zeros(max_rows, model.spec.hidden_size, dtype=dtype, device=device)
-        max_tokens = sizes.mixed[-1][0] if sizes.mixed else 0
-        self._all_hidden = torch.zeros(max_tokens, model.spec.hidden_size, dtype=dtype, device=device)
-        """Of all tokens of a mixed pass, for log-probabilities of prompts."""
         self._logits = torch.zeros(max_rows, model.spec.vocab_size, dtype=dtype, device=device)
         self._report = torch.zeros((FIRST_TOKEN + 1) * max_rows, dtype=torch.int64, device=device)
         self._row_graphs = [self._uncaptured(num_rows) for num_rows in sizes.rows]
@@ -184,7 +181,6 @@ class StepGraphs:
         batch: RunBatch,
         uplink: Uplink,
         downlink: Downlink,
-        prompt_scorer: PromptScorer,
         masks: BatchMasks | None = None,
     ) -> StepOutput:
         """Samples the batch whose forward pass came last."""
@@ -194,7 +190,6 @@ class StepGraphs:
         uploaded = None if masks is None else UploadedMasks(masks, uplink.upload)
         scores = self._scores(batch, uplink, uploaded)
         row_masks = None if uploaded is None else uploaded.of(range(num_rows), graphs.num_rows - num_rows)
-        prompt_scores = None if batch.is_decode else prompt_scorer.score(batch, self._all_hidden)
         failures = self._process(batch, uplink)
         downlink.before_next_report()
         if row_masks is not None or self._sampler.has_rare_stages(batch.slots):
@@ -203,7 +198,7 @@ class StepGraphs:
             graphs.sample()
             token_ids = graphs.token_ids
         logprobs = pending_logprobs(raw, token_ids, range(num_rows))
-        return StepOutput(graphs.report, logprobs, scores, prompt_scores, failures)
+        return StepOutput(graphs.report, logprobs, scores, None, failures)
 
     def _scores(self, batch: RunBatch, uplink: Uplink, masks: UploadedMasks | None) -> PendingScores | None:
         if not batch.scored:
@@ -232,7 +227,7 @@ class StepGraphs:
         return None
 
     def _mixed_work(self, num_tokens: int, num_rows: int) -> Work:
-        rows, hidden, all_hidden = self._rows, self._hidden[:num_rows], self._all_hidden[:num_tokens]
+        rows, hidden = self._rows, self._hidden[:num_rows]
 
         def forward() -> None:
             inputs, *others = self._inputs(num_tokens, num_rows, rows.query_lens[:num_rows])
@@ -240,10 +235,9 @@ class StepGraphs:
             # Always with the plan: an empty one costs a microsecond in each layer, less than graphs without it.
             shared = self._sharing.shared if self._sharing else None
             states, max_lens = rows.states(num_rows), self._max_lens(num_rows)
-            batch = ForwardBatch.of(inputs, *lens, 0, rows.row_counts, shared, others, states, max_lens)
-            last = (inputs.query_start_loc[1:] - 1).clamp_(min=0)
-            all_hidden.copy_(self._model.forward(batch, self._kv_caches))
-            torch.index_select(all_hidden, 0, last, out=hidden)
+            last = (inputs.query_start_loc[1:] - 1).clamp_(min=0).long()
+            batch = ForwardBatch.of(inputs, *lens, 0, rows.row_counts, shared, others, states, max_lens, last)
+            hidden.copy_(self._model.forward(batch, self._kv_caches))
 
         return forward
 

@@ -96,7 +96,16 @@ def part_for_rank(spec: SpecT, ranks: Ranks) -> SpecT:
 class Block(Protocol):
     """One layer."""
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream: ...
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
+        """kept: [num_kept] int64: the tokens that are wanted behind the layer; None: all. The mixer still needs every
+        token, whose keys and values others will read; what follows it does not."""
+
+
+def only(kept: torch.Tensor | None, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The rows of the tokens that are wanted; kept: as Block has it."""
+    return parts if kept is None else tuple(part.index_select(0, kept) for part in parts)
 
 
 def normalise(norm: Norm, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,9 +125,12 @@ class PreNormBlock:
         self._mixer_norm = mixer_norm
         self._feed_forward_norm = feed_forward_norm
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
         x, residual = normalise(self._mixer_norm, stream)
-        x, residual = self._feed_forward_norm.add(self._mixer(x, batch, kv_cache), residual)
+        mixed, residual = only(kept, self._mixer(x, batch, kv_cache), residual)
+        x, residual = self._feed_forward_norm.add(mixed, residual)
         return self._feed_forward(x), residual
 
 
@@ -133,9 +145,11 @@ class PostNormBlock:
         self._mixer_norm = mixer_norm
         self._feed_forward_norm = feed_forward_norm
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
         x, _ = stream
-        x, _ = self._mixer_norm.add(self._mixer(x, batch, kv_cache), x)
+        x, _ = self._mixer_norm.add(*only(kept, self._mixer(x, batch, kv_cache), x))
         x, _ = self._feed_forward_norm.add(self._feed_forward(x), x)
         return x, None
 
@@ -150,9 +164,12 @@ class ParallelBlock:
         self._feed_forward = feed_forward
         self._norm = norm
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
         x, residual = normalise(self._norm, stream)
-        return self._mixer(x, batch, kv_cache) + self._feed_forward(x), residual
+        mixed, x, residual = only(kept, self._mixer(x, batch, kv_cache), x, residual)
+        return mixed + self._feed_forward(x), residual
 
 
 class ParallelNormsBlock:
@@ -166,9 +183,12 @@ class ParallelNormsBlock:
         self._mixer_norm = mixer_norm
         self._feed_forward_norm = feed_forward_norm
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
         x, residual = normalise(self._mixer_norm, stream)
-        return self._mixer(x, batch, kv_cache) + self._feed_forward(self._feed_forward_norm(residual)), residual
+        mixed, residual = only(kept, self._mixer(x, batch, kv_cache), residual)
+        return mixed + self._feed_forward(self._feed_forward_norm(residual)), residual
 
 
 class OutputNormBlock:
@@ -184,11 +204,14 @@ class OutputNormBlock:
         self._mixer_out_norm = mixer_out_norm
         self._feed_forward_out_norm = feed_forward_out_norm
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
         x, residual = stream
         if residual is not None:
             x = x + residual
-        x = x + self._mixer_out_norm(self._mixer(x, batch, kv_cache))
+        mixed, x = only(kept, self._mixer(x, batch, kv_cache), x)
+        x = x + self._mixer_out_norm(mixed)
         return self._feed_forward_out_norm(self._feed_forward(x)), x
 
 
@@ -213,9 +236,12 @@ class SandwichBlock:
         self._feed_forward_norm = feed_forward_norm
         self._feed_forward_out_norm = feed_forward_out_norm
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
         x, residual = normalise(self._mixer_norm, stream)
-        x, residual = self._feed_forward_norm.add(self._mixer_out_norm(self._mixer(x, batch, kv_cache)), residual)
+        mixed, residual = only(kept, self._mixer(x, batch, kv_cache), residual)
+        x, residual = self._feed_forward_norm.add(self._mixer_out_norm(mixed), residual)
         return self._feed_forward_out_norm(self._feed_forward(x)), residual
 
 
@@ -238,9 +264,12 @@ class SandwichOwnNormsBlock:
         self._mixer_out_norm = mixer_out_norm
         self._feed_forward_out_norm = feed_forward_out_norm
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
         x, residual = normalise(self._mixer_norm, stream)
-        x = residual + self._mixer_out_norm(self._mixer(x, batch, kv_cache))
+        mixed, residual = only(kept, self._mixer(x, batch, kv_cache), residual)
+        x = residual + self._mixer_out_norm(mixed)
         return self._feed_forward_out_norm(self._feed_forward(x)), x
 
 
@@ -254,9 +283,12 @@ class MixerBlock:
         self._mixer = mixer
         self._norm = norm
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
         x, residual = normalise(self._norm, stream)
-        return self._mixer(x, batch, kv_cache), residual
+        x, residual = only(kept, self._mixer(x, batch, kv_cache), residual)
+        return x, residual
 
 
 class FeedForwardBlock:
@@ -269,8 +301,10 @@ class FeedForwardBlock:
         self._feed_forward = feed_forward
         self._norm = norm
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
-        x, residual = normalise(self._norm, stream)
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
+        x, residual = only(kept, *normalise(self._norm, stream))
         return self._feed_forward(x), residual
 
 
@@ -282,12 +316,15 @@ class EndingBlock:
         self._side_input = side_input
         self._scale = scale
 
-    def __call__(self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache) -> Stream:
-        x, residual = self._block(stream, batch, kv_cache)
+    def __call__(
+        self, stream: Stream, batch: ForwardBatch, kv_cache: KVCache, kept: torch.Tensor | None = None
+    ) -> Stream:
+        x, residual = self._block(stream, batch, kv_cache, kept)
         x = x if residual is None else x + residual
         if self._side_input is not None:
             assert batch.layer_inputs is not None, "the decoder's spec has them"
-            x = x + self._side_input(x, batch.layer_inputs)
+            (layer_inputs,) = only(kept, batch.layer_inputs)
+            x = x + self._side_input(x, layer_inputs)
         return (x if self._scale is None else x * self._scale), None
 
 

@@ -48,6 +48,9 @@ class ForwardBatch:
     """[num_seqs] int32: the state slot for the state behind each sequence's new tokens. It is the one that is read, or
     one that no other sequence of the batch reads or writes: copy-on-write, forks and checkpoints are nothing but that.
     Padding reads and writes a scrap slot. Given if and only if read_slots is."""
+    kept: torch.Tensor | None = None
+    """[num_kept] int64: the tokens whose hidden states the pass yields; None: all. The last layer computes its mixer
+    alone of the others."""
     layer_inputs: torch.Tensor | None = None
     """[num_tokens, num_layers, width], activations' dtype: what layers get beside the residual stream; the decoder adds
     it."""
@@ -71,6 +74,7 @@ class ForwardBatch:
         others: Items[PreparedInputs] = (),
         states: tuple[torch.Tensor, torch.Tensor] | None = None,
         max_lens: torch.Tensor | None = None,
+        kept: torch.Tensor | None = None,
     ) -> "ForwardBatch":
         """Combines what the device looked up with what the host knows.
 
@@ -95,6 +99,7 @@ class ForwardBatch:
             read_slots=read_slots,
             write_slots=write_slots,
             max_lens=max_lens,
+            kept=kept,
         )
 
 

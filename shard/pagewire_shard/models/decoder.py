@@ -189,7 +189,8 @@ class Decoder:
             kv_caches: One for each layer.
 
         Returns:
-            [num_tokens, hidden_size]: final hidden states, normalised. Rows of void sequences are arbitrary.
+            [num_tokens, hidden_size], or [num_kept, hidden_size]: final hidden states, normalised, of the tokens that
+            batch.kept names. Rows of void sequences are arbitrary.
         """
         x, batches = self._embeddings(batch), (batch, *batch.others)
         if self._layer_inputs is not None:
@@ -202,8 +203,10 @@ class Decoder:
             scale = self.spec.position_scale.of(batch.positions).to(x.dtype)
             batches = tuple(replace(each, position_scale=scale) for each in batches)
         stream: Stream = (x, None)
+        num_left = len(self._blocks)
         for block, kv_cache, table in zip(self._blocks, kv_caches, self.layer_tables, strict=True):
-            stream = block(stream, batches[table], kv_cache)
+            num_left -= 1
+            stream = block(stream, batches[table], kv_cache, None if num_left else batch.kept)
             self.on_layer()
         if self._final_norm is not None:
             return normalise(self._final_norm, stream)[0]

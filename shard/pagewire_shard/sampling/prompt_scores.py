@@ -97,6 +97,10 @@ class PromptScorer:
         elif self._num_top:
             self._num_top.pop(sequence.slot, None)
 
+    def wants(self, batch: RunBatch) -> bool:
+        """Whether a row wants any; batch: as `score` has it."""
+        return bool(self._num_top) and next(self._spans(batch), None) is not None
+
     def score(self, batch: RunBatch, hidden: torch.Tensor) -> PendingPromptScores | None:
         """Computes the log-probabilities that a step's rows yield; None: no row wants any.
 
