@@ -19,6 +19,7 @@ from pagewire.progress import progress_bar
 from pagewire.prompts import (
     ChatMessage,
     ChatPrompt,
+    CheckedPrompts,
     ContentFormat,
     Prompt,
     PromptLike,
@@ -218,19 +219,20 @@ class LLM:
             setattr(clone.structured_outputs, name, True)
         return clone
 
-    def salted(self, prompts: list[Prompt], cache_salt: str | None = None) -> list[Prompt]:
-        """The prompts with the salts by which they share cached prefixes, unless they share them with all others.
+    def salted(self, prompts: list[Prompt], cache_salt: str | None = None) -> CheckedPrompts:
+        """The prompts, checked, with the salts by which they share cached prefixes, unless they share them with all
+        others.
 
         Args:
             cache_salt: that of prompts that have none.
         """
         if not self._shares_prefixes:
-            return [with_salt(prompt, uuid.uuid4().hex) for prompt in prompts]
+            return CheckedPrompts(with_salt(prompt, uuid.uuid4().hex) for prompt in prompts)
         if self._salt is None:
-            return prompts
+            return CheckedPrompts(prompts)
         if cache_salt is not None:
             prompts = [prompt if prompt_salt(prompt) else with_salt(prompt, cache_salt) for prompt in prompts]
-        return [with_salt(prompt, self._salt) for prompt in prompts]
+        return CheckedPrompts(with_salt(prompt, self._salt) for prompt in prompts)
 
     @property
     def client(self) -> Client:

@@ -80,12 +80,20 @@ _KINDS: dict[str, type] = {"messages": ChatPrompt, "prompt_token_ids": TokensPro
 """Kind of prompt by the key that decides; the first key that is present counts."""
 
 
-def as_prompts(prompts: "PromptLike | Sequence[PromptLike]") -> list[Prompt]:
+class CheckedPrompts(list[Prompt]):
+    """What as_prompts returns, which need not be looked at again."""
+
+
+def as_prompts(prompts: "PromptLike | Sequence[PromptLike]") -> CheckedPrompts:
     """Returns one prompt or several as a list.
 
     Raises:
         InvalidRequest: one is not of an accepted kind.
     """
+    return prompts if isinstance(prompts, CheckedPrompts) else CheckedPrompts(_as_prompts(prompts))
+
+
+def _as_prompts(prompts: "PromptLike | Sequence[PromptLike]") -> list[Prompt]:
     with _naming_the_prompt():
         if isinstance(prompts, str | Mapping):
             return [as_prompt(prompts)]

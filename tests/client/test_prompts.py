@@ -28,6 +28,11 @@ def test_several_prompts_of_token_ids(prompts):
     assert as_prompts(prompts) == [IDS, {"prompt_token_ids": [4]}]
 
 
+def test_prompts_are_looked_at_once():
+    checked = as_prompts([[1, 2, 3], "abc"])
+    assert as_prompts(checked) is checked == [IDS, "abc"]
+
+
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
 @pytest.mark.parametrize("ids", [[[1, 2], [3]], [[1], [3]]], ids=["of several", "of one"])
 def test_arrays_in_a_list_are_a_prompt_each(kind, ids):
