@@ -78,6 +78,7 @@ FLOORS = {
         ("execution",),
         ("startup", "service"),
         ("process",),
+        ("spare",),
         ("cli",),
         ("__main__",),
     ),

@@ -23,12 +23,14 @@ DEFAULTS = ShardConfig(model="demo", model_name="demo")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs until SIGTERM. An error at start is one line on standard error, and status 1."""
     arguments = build_parser().parse_args(argv)
-    # The core logs a failed bind by itself, in many lines; the error says it in one.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Read by OpenMP when torch is loaded: threads that spin between kernels take the cores that router and client need.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    # tiktoken would keep a copy of each file by its path, and take that when the file has changed.
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
+    _set_library_defaults()
+    if arguments.spare:
+        from pagewire_shard.spare import wait_for_work
+
+        work = wait_for_work()
+        if work is None:
+            return 0
+        arguments = build_parser().parse_args(work)
     from pagewire_common.process_log import set_up_logging
 
     from pagewire_shard.errors import ModelError
@@ -40,6 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModelError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1
+
+
+def _set_library_defaults() -> None:
+    """Variables that libraries read when they are loaded."""
+    # The core logs a failed bind by itself, in many lines; the error says it in one.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Read by OpenMP when torch is loaded: threads that spin between kernels take the cores that router and client need.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # tiktoken would keep a copy of each file by its path, and take that when the file has changed.
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
 
 
 def config_from(arguments: argparse.Namespace) -> ShardConfig:
@@ -198,6 +210,11 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
         help="no progress for so long while work waits: not alive (default %(default)s)",
     )  # fmt: skip
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
+    group.add_argument(
+        "--spare", action="store_true",
+        help="only import what a shard needs, then take the other arguments from a line of standard input, as "
+        '{"arguments": [...], "environment": {...}}; `pagewire serve` keeps such a process',
+    )  # fmt: skip
     group.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),

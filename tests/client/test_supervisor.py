@@ -14,8 +14,16 @@ from pagewire.serve import sockets
 
 # Logs what happens to it; ends on SIGTERM and when standard input ends, as routers and shards do.
 CHILD = """
-import os, signal, sys, threading
-name, address, log, script = sys.argv[1:]
+import json, os, signal, sys, threading
+arguments = sys.argv[1:]
+if arguments[0] == "spare":
+    with open(arguments[1], "a") as file:
+        file.write(f"spare waits {os.getpid()}\\n")
+    line = sys.stdin.readline()
+    if not line:
+        sys.exit()
+    arguments = json.loads(line)["arguments"]
+name, address, log, script = arguments
 
 def note(text):
     with open(log, "a") as file:
@@ -47,10 +55,12 @@ from pagewire.serve.config import ServeConfig
 from pagewire.serve.supervisor import Supervisor
 
 child, log, shard, router = sys.argv[1:5]
-config = ServeConfig(port=4321, replicas=2, drain_grace_s=5, exit_with_parent="orphan" in sys.argv)
+config = ServeConfig(
+    port=4321, replicas=2, drain_grace_s=5, exit_with_parent="orphan" in sys.argv, spare_shards="spare" in sys.argv
+)
 
 def shard_command(config, replica, tp_rank, listen, rendezvous):
-    return [sys.executable, child, f"shard{replica}", listen, log, shard]
+    return [sys.executable, "-u", child, f"shard{replica}", listen, log, shard]
 
 def router_command(config, shards, listen, health):
     assert len(shards) == 2
@@ -64,10 +74,12 @@ async def probe(address):
     return name not in sys.argv or open(log).read().count(f"{name} started") > 1
 
 async def main():
-    from pagewire.serve import probe as probing
+    from pagewire.serve import probe as probing, spares
     probing.INTERVAL_S = 0.05
+    spares.Spares.__init__.__defaults__ = (0.05,)
     supervisor = Supervisor(
-        config, shard_command=shard_command, router_command=router_command, probe=probe, min_backoff_s=0.05
+        config, shard_command=shard_command, router_command=router_command, probe=probe, min_backoff_s=0.05,
+        spare_command=[sys.executable, child, "spare", log],
     )
     return await supervisor.run()
 
@@ -315,3 +327,32 @@ def test_a_child_is_started_again_also_when_nobody_reads_what_the_supervisor_say
     finally:
         supervised.process.kill()
         supervised.process.communicate()
+
+
+def test_a_spare_takes_the_place_of_a_lost_shard_and_another_spare_comes(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "ready()", "ready()", "spare")
+    supervised.wait_ready()
+    supervised.wait_for(lambda: len(supervised.notes("waits")) == 1)
+    ((_, _, spare),) = supervised.notes("waits")
+    lost = next(pid for name, _, pid in supervised.notes("started") if name == "shard1")
+    os.kill(lost, signal.SIGKILL)
+    supervised.wait_for(lambda: ("shard1", "started", spare) in supervised.notes())
+    supervised.wait_for(lambda: len(supervised.notes("waits")) == 2)
+    (_, _, second) = supervised.notes("waits")[1]
+    supervised.process.terminate()
+    status, _, _ = supervised.finish()
+    assert status == 0
+    assert not psutil.pid_exists(second)
+    assert not psutil.pid_exists(spare)
+
+
+def test_without_a_live_spare_a_shard_is_started_as_ever(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "ready()", "ready()", "spare")
+    supervised.wait_ready()
+    supervised.wait_for(lambda: len(supervised.notes("waits")) == 1)
+    lost = next(pid for name, _, pid in supervised.notes("started") if name == "shard0")
+    os.kill(supervised.notes("waits")[0][2], signal.SIGKILL)
+    os.kill(lost, signal.SIGKILL)
+    supervised.wait_for(lambda: [name for name, _, _ in supervised.notes("started")].count("shard0") == 2)
+    supervised.process.terminate()
+    assert supervised.finish()[0] == 0

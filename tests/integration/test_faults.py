@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from beam_reference import Search, search
-from cluster import eventually, is_running, serve, shards_and_router, start_router, start_serve
+from cluster import SPARE, eventually, is_running, serve, shards_and_router, start_router, start_serve
 from pagewire import AsyncClient, BeamSearchParams, SamplingParams, TokenDelta, Unavailable
 from pagewire.retry import NEVER, RetryPolicy
 from random_models import random_prompts
@@ -101,6 +101,28 @@ async def test_streams_go_on_when_the_only_shard_is_killed_and_started_again(
         eventually(lambda: len(server.children("pagewire_shard")) == 1, "the shard runs again")
         assert server.children("pagewire_shard") != [shard]
         assert "Traceback" not in server.errors, server.log()
+
+
+@pytest.mark.slow
+async def test_a_spare_becomes_the_shard_that_was_killed(model: Path, reference: ReferenceModel) -> None:
+    with serve(model, *FLAGS) as server:
+        (shard,) = server.children("pagewire_shard")
+
+        def spares() -> list[int]:
+            return [pid for pid in server.descendants() if is_running(pid) and psutil.Process(pid).name() == SPARE]
+
+        eventually(lambda: len(spares()) == 1, "a spare waits")
+        (spare,) = spares()
+
+        async def kill() -> None:
+            os.kill(shard, signal.SIGKILL)
+
+        await check_streams_survive(server.wait_ready(), reference, 3, kill)
+        assert server.children("pagewire_shard") == [spare]
+        eventually(lambda: len(spares()) == 1, "another spare waits")
+        left = spares()
+        assert server.stop() == 0
+        assert not any(is_running(pid) for pid in [*left, spare])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "draining"])

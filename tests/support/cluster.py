@@ -23,6 +23,8 @@ from pagewire.v1 import shard_pb2, shard_pb2_grpc
 
 READY_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 30.0
+SPARE, SHARD = "pagewire-spare", "pagewire-shard"
+"""Names of the processes of a spare that waits, and of one that has become a shard."""
 READY = re.compile(r" ready on (\S+)")
 HTTP = re.compile(r" http on (\S+)")
 
@@ -41,6 +43,11 @@ def is_running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _is_spare(process: psutil.Process) -> bool:
+    """Between its start and the first thing it does, a spare has its name on the command line alone."""
+    return process.name() == SPARE or ("--spare" in process.cmdline() and process.name() != SHARD)
 
 
 def free_port() -> int:
@@ -95,11 +102,11 @@ class Service:
         return f"--- {self.name}, standard output\n{self.output[-4000:]}\n--- standard error\n{self.errors[-8000:]}"
 
     def children(self, module: str) -> list[int]:
-        """Process ids of its descendants that run `python -m module`."""
+        """Process ids of its descendants that run `python -m module`, those of spares that wait left out."""
         return [
             child.pid
             for child in psutil.Process(self.pid).children(recursive=True)
-            if is_running(child.pid) and module in child.cmdline()
+            if is_running(child.pid) and module in child.cmdline() and not _is_spare(child)
         ]
 
     def descendants(self) -> list[int]:

@@ -83,6 +83,13 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
         help="port of gRPC health in plaintext, for probes; 0 takes a free one (default: none)",
     )
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
+    group.add_argument(
+        "--no-spare-shards",
+        dest="spare_shards",
+        action="store_false",
+        default=suppress,
+        help="keep no process that has imported everything, to replace a lost shard sooner (about 250 MB)",
+    )
 
 
 def _add_time_limits(group: argparse._ArgumentGroup) -> None:

@@ -2,8 +2,8 @@
 
 A child says `NAME ready on ADDRESS` on standard output when it serves, and before that `NAME http on ADDRESS` if it
 serves HTTP too. One that cannot start says why in a line
-`error: ...` on standard error. Its standard input is a pipe that nobody writes to: the end of it tells the child that
-its parent is gone, whatever ended the parent.
+`error: ...` on standard error. Its standard input is a pipe that nobody writes to, unless it is a spare (spares.py): the
+end of it tells the child that its parent is gone, whatever ended the parent.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ ERROR = "error: "
 KILLED_S = 5.0
 """How long to wait for the end of a killed child, which the kernel delays while it waits for a device."""
 LAST_WORDS_S = 1.0
-"""How long to wait for the rest of a dead child's output, since a process that it started may hold the pipe open."""
+"""How long to wait for the rest of a dead child's output, since a process that it started may hold the pipe open. Only
+for one that was not ready: its output says why."""
 
 
 class Child:
@@ -48,10 +49,22 @@ class Child:
         return cls(process)
 
     async def wait(self) -> int:
-        """Waits until the child has ended and its output is read; returns its exit status."""
+        """Waits until the child has ended, and if it never was ready, until its output is read; returns its status."""
         status = await self._process.wait()
-        await asyncio.wait(self._readers, timeout=LAST_WORDS_S)
+        if not self.address.done():
+            await asyncio.wait(self._readers, timeout=LAST_WORDS_S)
         return status
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the child has ended, as far as is known."""
+        return self._process.returncode is not None
+
+    async def write_line(self, line: str) -> None:
+        """Writes to the child's standard input. Raises OSError if it has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        await self._process.stdin.drain()
 
     async def stop(self, timeout_s: float) -> None:
         """Asks the child to end; kills it if it has not ended after `timeout_s`."""

@@ -13,6 +13,10 @@ RouterCommand = Callable[[ServeConfig, Sequence[str], str, str], list[str]]
 """Makes the command of a router from the configuration, the shards' addresses, its own and its health service's."""
 
 
+SPARE_COMMAND = (sys.executable, "-m", "pagewire_shard", "--spare")
+"""Starts a process that becomes a shard when it is told the arguments of one."""
+
+
 def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str, rendezvous: str) -> list[str]:
     """Returns the command that starts one shard."""
     optional = {

@@ -115,6 +115,8 @@ class ServeConfig:
     """Ignore keywords and formats of JSON schemas that are not supported."""
     drain_grace_s: float = 30.0
     """How long requests may go on after SIGTERM."""
+    spare_shards: bool = True
+    """Keep processes that have imported everything, to replace a shard that is lost."""
     exit_with_parent: bool = False
     """Stop when standard input ends: the parent process is gone."""
 

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from pagewire.serve.child import Child, tell
-from pagewire.serve.commands import RouterCommand, ShardCommand, router_command, shard_command
+from pagewire.serve.commands import SPARE_COMMAND, RouterCommand, ShardCommand, router_command, shard_command
 from pagewire.serve.config import ServeConfig
 from pagewire.serve.gpus import shard_environment
 from pagewire.serve.probe import Probe, is_alive, wait_until_dead
 from pagewire.serve.sockets import SOCKET, private_directory
+from pagewire.serve.spares import Spares
 
 STDIN = 0
 MIN_BACKOFF_S = 0.5
@@ -58,8 +59,10 @@ class _Role:
     """Variables added to those of this process."""
     child: Child | None = None
 
-    async def start(self) -> Child:
-        self.child = await Child.start(self.command, self.environment)
+    async def start(self, spares: Spares | None = None) -> Child:
+        """Starts the command; spares: one of these is to run it, if there is one."""
+        spare = await spares.take(self.command, self.environment) if spares is not None else None
+        self.child = spare or await Child.start(self.command, self.environment)
         return self.child
 
 
@@ -68,6 +71,7 @@ class Supervisor:
 
     Args:
         shard_command, router_command: make the commands of the children.
+        spare_command: starts a process that becomes a shard.
         probe: asks a child whether it is alive.
         min_backoff_s: wait before a child is started again; doubles each time the child ends early.
     """
@@ -78,6 +82,7 @@ class Supervisor:
         *,
         shard_command: ShardCommand = shard_command,
         router_command: RouterCommand = router_command,
+        spare_command: Sequence[str] = SPARE_COMMAND,
         probe: Probe = is_alive,
         min_backoff_s: float = MIN_BACKOFF_S,
     ) -> None:
@@ -92,6 +97,7 @@ class Supervisor:
         """The ranks of each shard group."""
         self._router = _Role("router", (), "")
         self._keepers: list[asyncio.Task[None]] = []
+        self._spares = Spares(spare_command, config.tensor_parallel_size) if config.spare_shards else None
 
     async def run(self) -> int:
         """Serves until told to stop. Returns the exit status: 0 after a stop, 1 if the start failed."""
@@ -122,6 +128,9 @@ class Supervisor:
 
     def _shards(self) -> list[_Role]:
         return [role for group in self._groups for role in group]
+
+    def _shard_children(self) -> list[Child]:
+        return [role.child for role in self._shards() if role.child is not None]
 
     def _assign(self, directory: Path) -> list[str]:
         """Sets the command of every role. Returns the shards' addresses."""
@@ -173,11 +182,17 @@ class Supervisor:
             print(f"pagewire http on {http_address}", flush=True)
             if sys.stdout.isatty():
                 print(_what_http_is_for(config, http_address), flush=True)
-        self._keepers = [asyncio.create_task(self._keep(roles)) for roles in (*self._groups, [self._router])]
+        self._keepers = [asyncio.create_task(self._keep(group, self._spares)) for group in self._groups]
+        self._keepers.append(asyncio.create_task(self._keep([self._router])))
+        if self._spares is not None:
+            self._keepers.append(asyncio.create_task(self._spares.keep(self._shard_children)))
         await self._stop.wait()
 
-    async def _keep(self, roles: Sequence[_Role]) -> None:
-        """Starts children again whenever one of them ends: a router, a shard, or the ranks of a group."""
+    async def _keep(self, roles: Sequence[_Role], spares: Spares | None = None) -> None:
+        """Starts children again whenever one of them ends: a router, a shard, or the ranks of a group.
+
+        spares: processes that may take the place of children.
+        """
         loop = asyncio.get_running_loop()
         backoff_s = self._min_backoff_s
         what = "it" if len(roles) == 1 else "all ranks of its group"
@@ -195,7 +210,7 @@ class Supervisor:
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             for role in roles:
                 try:
-                    await role.start()
+                    await role.start(spares)
                 except OSError as exc:  # out of processes or memory, which may pass
                     _log(f"cannot start the {role.name}: {exc}")
 
@@ -226,6 +241,8 @@ class Supervisor:
         """Stops the router first, so that it drains and releases the shards, then the shards."""
         for keeper in self._keepers:
             keeper.cancel()
+        if self._spares is not None:
+            await self._spares.close()
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._grace_s
         await _stop_all([self._router], self._grace_s + MARGIN_S)
