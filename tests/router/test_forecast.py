@@ -11,7 +11,7 @@ from pagewire_router.scheduling.output_lengths import MEMORY_S, OutputLengths
 from pagewire_router.scheduling.pace import IDLE_S, Pace
 from pagewire_router.scheduling.prefix_index import PrefixIndex
 from pagewire_router.scheduling.sequence import SequenceGroup
-from pagewire_router.scheduling.waiting_queue import WaitingQueue, queue_key
+from pagewire_router.scheduling.waiting_queue import WaitingQueue
 from scheduling_world import make_request
 
 
@@ -85,12 +85,12 @@ def test_the_queue_knows_what_is_ahead_of_a_newcomer() -> None:
         groups.append(group)
         queue.push(group)
     request = make_request([1], arrival_s=20.0, deadline_s=58.25)
-    assert queue.tokens_ahead(queue_key(request)) == 4.0 * 51
+    assert queue.tokens_ahead(request) == 4.0 * 51
     urgent = make_request([1], arrival_s=20.0, deadline_s=58.25, priority=-1)
-    assert queue.tokens_ahead(queue_key(urgent)) == 0
+    assert queue.tokens_ahead(urgent) == 0
     for group in groups[:50]:
         queue.remove(group)
-    assert queue.tokens_ahead(queue_key(request)) == 4.0
+    assert queue.tokens_ahead(request) == 4.0
     assert queue.num_expected_tokens == 200
     while queue.pop():
         pass

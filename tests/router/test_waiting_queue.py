@@ -66,7 +66,7 @@ def test_one_that_is_removed_is_not_popped_and_the_heap_does_not_keep_it():
         queue.remove(group)
     queue.push(new_group(arrival_s=1000.0))
     assert len(queue) == 2
-    assert len(queue._few) < 100
+    assert len(queue._lines[""]._few) < 100
     assert queue.pop() is groups[499]
 
 

@@ -567,7 +567,7 @@ class NullSink:
 
 
 def make_request(prompt: list[int], *, arrival_s: float = 0.0, eos: bool = True, **options: object) -> Request:
-    names = ("priority", "deadline_s", "cache_salt", "grammar", "bad_words", "beams")
+    names = ("priority", "deadline_s", "cache_salt", "grammar", "bad_words", "beams", "client", "weight")
     own = {name: options.pop(name) for name in names if name in options}
     if (grammar := own.get("grammar")) and "structured_outputs" not in options:
         options["structured_outputs"] = inference_pb2.StructuredOutputs(regex=grammar)

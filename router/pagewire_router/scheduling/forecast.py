@@ -18,7 +18,7 @@ from pagewire_router.scheduling.output_lengths import OutputLengths
 from pagewire_router.scheduling.pace import Pace
 from pagewire_router.scheduling.plans import PlanInFlight
 from pagewire_router.scheduling.sequence import Sequence, SequenceGroup
-from pagewire_router.scheduling.waiting_queue import WaitingQueue, queue_key
+from pagewire_router.scheduling.waiting_queue import WaitingQueue
 
 WAIT_SHARE = 0.35
 """On arrival, a request's estimated wait may take this share of the time that it can spare beside running."""
@@ -113,7 +113,7 @@ class Forecast:
         if not self.is_full and num_rows <= self._limits.max_num_seqs:
             return Estimate(0.0, self._run_s(request, tokens, num_rows))
         num_rows = max(num_running if self.is_full else min(num_rows, self._limits.max_num_seqs), 1)
-        ahead = self._waiting.tokens_ahead(queue_key(request)) + self._tokens_until_steady(num_rows)
+        ahead = self._waiting.tokens_ahead(request) + self._tokens_until_steady(num_rows)
         wait_s = max(0.0, ahead) * self.pace.typical_step_s(num_rows) / num_rows
         return Estimate(max(wait_s, self.pace.step_s(num_rows)), self._run_s(request, tokens, num_rows))
 

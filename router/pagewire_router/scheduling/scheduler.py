@@ -189,6 +189,7 @@ class Scheduler:
         self.forecast.on_end(sequence, self._now, is_complete=reason != inference_pb2.FINISH_REASON_ABORT)
         self._residents.finish(sequence)
         if group.is_finished:
+            self.waiting.on_ended(group)
             self._observer.on_finished(group)
             if was_running:
                 self.running.remove(group)
@@ -362,6 +363,7 @@ class Scheduler:
         """Admits a request, charged for what is not likely to be cached."""
         prefix = leader.hash_prefix(self.limits.block_size, self.limits.longest_short)
         num_guessed = self.prefixes.num_cached_tokens(prefix, leader.group)
+        self.waiting.on_admitted(leader.group)
         self.grammars.on_admit(leader.group, plan.step)
         self._residents.admit(leader, num_guessed, plan, self.prefixes.checkpoints(prefix, num_guessed))
         self.prefixes.expect(plan, leader, leader.num_guessed_tokens, leader.num_likely_computed_tokens)

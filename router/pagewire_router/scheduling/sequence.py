@@ -6,6 +6,7 @@ exact unless the sequence stops earlier, drafts are rejected, or it is ADMITTED,
 guessed: its bounds then hold for every length, and `num_expected_tokens` is what it has computed if the guess is right.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -234,6 +235,7 @@ class SequenceGroup:
         "is_misguessed",
         "next_scored_position",
         "num_cached_tokens",
+        "num_charged_tokens",
         "num_passes",
         "num_resumed_tokens",
         "queue_key",
@@ -255,8 +257,10 @@ class SequenceGroup:
         """Lower is more urgent: what preemption compares."""
         self.expected_tokens = 0.0
         """Tokens that all of its sequences together are likely to yield."""
-        self.queue_key = 0.0
-        """Its place in the waiting queue."""
+        self.queue_key = -math.inf
+        """Its place in the waiting queue among those of its client; -inf: it has not waited yet."""
+        self.num_charged_tokens: float | None = None
+        """Tokens that its client was charged for it when it was first admitted; None: it was not."""
         self.num_passes = 0
         """Requests behind it that were admitted before it because it did not fit."""
         self.num_resumed_tokens: int | None = None
