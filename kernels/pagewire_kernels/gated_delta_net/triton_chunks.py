@@ -131,9 +131,9 @@ def prepare_chunks_kernel(
     for first in range(0, VALUE_DIM, TILE_V):
         value = _load_rows(value_ptr, start, num_tokens, stride_value, first, VALUE_DIM, CHUNK, TILE_V)
         corrections = tl.dot(of_values, value, input_precision="ieee").to(dtype)  # [CHUNK, TILE_V]
-        dims = first + tl.arange(0, TILE_V)
-        mask = is_token[:, None] & (dims < VALUE_DIM)[None, :]
-        tl.store(corrections_ptr + cell[:, None] * VALUE_DIM + dims[None, :], corrections, mask=mask)
+        values = first + tl.arange(0, TILE_V)
+        of_head = is_token[:, None] & (values < VALUE_DIM)[None, :]
+        tl.store(corrections_ptr + cell[:, None] * VALUE_DIM + values[None, :], corrections, mask=of_head)
 
 
 @triton.jit(do_not_specialize=["first_seq"])
