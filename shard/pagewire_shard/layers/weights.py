@@ -80,7 +80,9 @@ class Weights:
         A Linear that keeps its weight shares the table. A packed one is a copy, and the table stays for lookups.
         """
         table = self.tensors["embed"]["weight"]
-        tensors = {"weight": table.to(self.precision.linear_weights)} | ({} if bias is None else {"bias": bias})
+        tensors = {"weight": table.to(self.precision.linear_weights)} | (
+            {} if bias is None else {"bias": bias.to(table.device)}
+        )
         linear = self._unquantized.linear(lm_head, tensors)
         if linear.keeps_weight and tensors["weight"] is table:
             self._shared_table = "embed"
