@@ -17,8 +17,8 @@ from pagewire_kernels.gpu.dependent_launch import launch_options
 
 CHUNK = 64
 """Tokens of a chunk: the square matrix of a chunk grows with it, the states that are written down shrink."""
-_DECODE_ROWS = 32
-"""Rows of a state that a program of the decode kernel holds at a time."""
+_DECODE_ROWS = 128
+"""Rows of a state that a program of the decode kernel holds at a time: all of them, so that it reads them once."""
 _SCAN_COLUMNS = 32
 """Columns of a state that a program of the scan takes: one sequence of 32 heads of 128 columns occupies 128
 multiprocessors."""
@@ -191,7 +191,7 @@ def _scan_chunks(inputs: DeltaInputs, scratch: Scratch, first_seq: int) -> None:
         inputs.state.stride(0),
         **constants,
         num_warps=4,
-        num_stages=2,
+        num_stages=3,
     )
 
 
@@ -229,13 +229,13 @@ def precision(element_size: int) -> str:
 
 
 def decode_warps(constants: dict[str, int]) -> int:
-    """Returns the warps of a program of the decode kernel: 16 numbers of a state for each thread."""
-    return min(16, max(1, constants["TILE_K"] * constants["BLOCK_V"] // 512))
+    """Returns the warps of a program of the decode kernel: 128 numbers of a state for each thread."""
+    return min(16, max(1, constants["TILE_K"] * constants["BLOCK_V"] // 4096))
 
 
 def read_warps(constants: dict[str, int]) -> int:
     """Returns the warps of a program of read_chunks_kernel, whose sums are CHUNK x BLOCK_V."""
-    return 4 if constants["BLOCK_V"] < 128 else 8
+    return 4 if constants["BLOCK_V"] <= 128 else 8
 
 
 def _shape(num_heads: int, num_key_heads: int, key_dim: int, value_dim: int) -> dict[str, int]:
