@@ -8,7 +8,9 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 from model_world import MakeRunner, ModelWorld
+from packaging.version import Version
 from pagewire_router.scheduling.block_ledger import GroupLimits
 from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.layers.cache_layout import plan_layout
@@ -26,6 +28,9 @@ SIZES = GraphSizes((1, 2, 4), ((8, 4), (16, 4)))
 NUM_TOKENS = 24
 MAX_LEN = 64
 FLOAT32_TIE = 1e-3
+MENDED = {"gpt-oss", "gpt-oss-no-biases-rope-of-its-own", "minimax-m2", "mamba2", "bamba", "granite-hybrid"}
+"""Families that transformers computes as their checkpoints say since 5.23."""
+IS_OLD = Version(transformers.__version__) < Version("5.23")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Family:
         return ModelWorld(self.model, limits, 2, make_runner=make_runner, device=CUDA)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=[name for name in CASES if not (IS_OLD and name in MENDED)])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     directory = tmp_path_factory.mktemp(request.param)
     reference = random_model(CASES[request.param])

@@ -1,6 +1,6 @@
 """gated_delta_net on a GPU: one launch for decodes, three for prompts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -19,6 +19,9 @@ CHUNK = 64
 """Tokens of a chunk: the square matrix of a chunk grows with it, the states that are written down shrink."""
 _DECODE_ROWS = 128
 """Rows of a state that a program of the decode kernel holds at a time: all of them, so that it reads them once."""
+_MIN_NARROW_DIM = 64
+"""Dimensions of a key and of a value from which on products are made of 16-bit numbers. With fewer, Triton 3.6 compiles
+chunks to wrong code on Hopper, which also reads memory that is not theirs; in float32 the same source is right."""
 _SCAN_COLUMNS = 32
 """Columns of a state that a program of the scan takes: one sequence of 32 heads of 128 columns occupies 128
 multiprocessors."""
@@ -55,6 +58,9 @@ class Scratch:
 
 def gated_delta_net(inputs: DeltaInputs) -> torch.Tensor:
     """See the package. Launches depend on shapes and plain numbers alone: they can be captured in a graph."""
+    if inputs.query.element_size() < 4 and min(inputs.key_dim, inputs.value_dim) < _MIN_NARROW_DIM:
+        wide = {name: getattr(inputs, name).float() for name in ("query", "key", "value", "gate")}
+        return gated_delta_net(replace(inputs, **wide)).to(inputs.query.dtype)
     out = torch.empty(inputs.value.shape, dtype=inputs.query.dtype, device=inputs.query.device)
     num_tokens, num_seqs, num_decodes = inputs.query.shape[0], inputs.read_slots.shape[0], inputs.num_decodes
     if num_tokens == 0 or num_seqs == 0:
