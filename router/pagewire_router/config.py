@@ -62,7 +62,8 @@ class RouterConfig:
     max_queued_tokens: int = 4 * 1024 * 1024
     """Tokens of prompts, and of answers that are resumed, that may wait before new requests are refused."""
     max_inflight: int = 2
-    """Plans that may be outstanding on a shard group, 1 to 4."""
+    """Plans that may be outstanding on a shard group, 1 to 4; if more than 1, of a pipeline one more for each further
+    stage."""
     step_timeout_s: float = 30.0
     """Longest time without progress of a shard group before its requests are moved. A shard that proves slow, not hung,
     is allowed more."""

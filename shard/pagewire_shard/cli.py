@@ -61,8 +61,11 @@ def config_from(arguments: argparse.Namespace) -> ShardConfig:
 
     if not 0 <= arguments.tp_rank < arguments.tp_size:
         raise BadOption(f"--tp-rank {arguments.tp_rank}: must be from 0 to --tp-size - 1, {arguments.tp_size - 1}")
-    if arguments.tp_size > 1 and arguments.rendezvous is None:
-        raise BadOption(f"--tp-size {arguments.tp_size} needs --rendezvous, the address where its ranks meet")
+    if not 0 <= arguments.pp_rank < arguments.pp_size:
+        raise BadOption(f"--pp-rank {arguments.pp_rank}: must be from 0 to --pp-size - 1, {arguments.pp_size - 1}")
+    for flag, size in (("--tp-size", arguments.tp_size), ("--pp-size", arguments.pp_size)):
+        if size > 1 and arguments.rendezvous is None:
+            raise BadOption(f"{flag} {size} needs --rendezvous, the address where the ranks of the group meet")
     if (arguments.tls_cert is None) != (arguments.tls_key is None):
         raise BadOption("--tls-cert and --tls-key need each other")
     if arguments.tls_client_ca is not None and arguments.tls_cert is None:
@@ -181,6 +184,8 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--group-id", default=DEFAULTS.group_id, metavar="ID", help="shards of one group share it")
     group.add_argument("--tp-rank", type=int, default=DEFAULTS.tp_rank, metavar="R", help="tensor-parallel rank")
     group.add_argument("--tp-size", type=_positive, default=DEFAULTS.tp_size, metavar="N", help="tensor-parallel size")
+    group.add_argument("--pp-rank", type=int, default=DEFAULTS.pp_rank, metavar="R", help="pipeline stage, from 0")
+    group.add_argument("--pp-size", type=_positive, default=DEFAULTS.pp_size, metavar="M", help="pipeline stages")
     group.add_argument(
         "--enable-expert-parallel", action=argparse.BooleanOptionalAction, default=DEFAULTS.enable_expert_parallel,
         help="give each rank some of a mixture's experts, in place of a part of every expert (default: a part)",

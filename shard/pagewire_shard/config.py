@@ -34,6 +34,10 @@ class ShardConfig:
     """Tensor-parallel rank, from 0."""
     tp_size: int = 1
     """Tensor-parallel size."""
+    pp_rank: int = 0
+    """Pipeline stage, from 0."""
+    pp_size: int = 1
+    """Pipeline stages."""
     enable_expert_parallel: bool = False
     """Each rank has some of a mixture's experts, in place of a part of every expert."""
     rendezvous: str | None = None
@@ -92,3 +96,8 @@ class ShardConfig:
     """Work that waits for so long without any progress makes the shard not alive: it is best started again."""
     exit_with_parent: bool = False
     """Stop when standard input ends: the parent process is gone."""
+
+    @property
+    def group_size(self) -> int:
+        """Ranks of the group."""
+        return self.tp_size * self.pp_size

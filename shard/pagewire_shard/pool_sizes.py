@@ -34,7 +34,14 @@ def most_seqs_with_states(num_bytes: int, state_bytes: int) -> int:
 
 
 def divide_pool(
-    num_bytes: int, block_bytes: int, state_bytes: int, *, block_size: int, max_num_seqs: int, blocks_of_longest: int
+    num_bytes: int,
+    block_bytes: int,
+    state_bytes: int,
+    *,
+    block_size: int,
+    max_num_seqs: int,
+    blocks_of_longest: int,
+    has_states: bool = False,
 ) -> PoolSizes:
     """Divides memory; no blocks: it does not suffice for the states.
 
@@ -42,10 +49,15 @@ def divide_pool(
         block_bytes: Of a block; 0: the model keeps nothing of tokens.
         state_bytes: Of a state slot; 0: it keeps no states.
         blocks_of_longest: Blocks of the longest sequence. More than all sequences of this length can never be used.
+        has_states: Other stages of the pipeline keep states, so that there are slots for them though these take
+            nothing here.
     """
     most_blocks = blocks_of_longest * max_num_seqs
     if not state_bytes:
-        return PoolSizes(min(num_bytes // block_bytes, most_blocks), 0, max_num_seqs)
+        num_blocks = min(num_bytes // block_bytes if block_bytes else MAX_UNSTORED_BLOCKS, most_blocks)
+        return PoolSizes(
+            num_blocks, max(STATES_PER_SEQUENCE * max_num_seqs, num_blocks) if has_states else 0, max_num_seqs
+        )
     least_states = STATES_PER_SEQUENCE * max_num_seqs
     if not block_bytes:
         num_states = max(least_states, num_bytes // state_bytes)

@@ -42,7 +42,7 @@ def run(config: ShardConfig) -> int:
     model_dir.set_running_or_notify_cancel()
     tracing = _open_tracing(config)
     grammars = _grammars(config)
-    group = ShardGroup(config) if config.tp_size > 1 else None
+    group = ShardGroup(config) if config.group_size > 1 else None
     steps = _steps(lambda: _build(config, model_dir, grammars, group), _observer(tracing), group)
     # First of all: importing torch and loading weights take longest.
     steps.start()
@@ -61,7 +61,7 @@ def run(config: ShardConfig) -> int:
 def _steps(build: Callable[[], StepEngine[Any]], observer: StepObserver | None, group: ShardGroup | None) -> StepThread:
     if group is None:
         return StepThread(build, observer)
-    if group.ranks.rank == 0:
+    if group.is_leader:
         return LeadingSteps(build, observer, group.pass_on, group.lose)
     steps = FollowingSteps(build, observer, group.lose)
     group.on_entry = steps.take_entry
@@ -147,10 +147,10 @@ def _open_tracing(config: ShardConfig) -> "Tracing | None":
     """OpenTelemetry is not even imported unless traces are asked for."""
     if not config.trace_exporters:
         return None
-    from pagewire_common.tracing.conventions import GROUP_ID, TP_RANK
+    from pagewire_common.tracing.conventions import GROUP_ID, PP_RANK, TP_RANK
     from pagewire_common.tracing.exporting import open_tracing
 
-    attributes = {GROUP_ID: config.group_id, TP_RANK: str(config.tp_rank)}
+    attributes = {GROUP_ID: config.group_id, TP_RANK: str(config.tp_rank), PP_RANK: str(config.pp_rank)}
     return open_tracing(config.trace_exporters, "pagewire-shard", attributes)
 
 

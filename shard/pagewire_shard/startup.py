@@ -5,7 +5,7 @@ import os
 import secrets
 import sys
 from bisect import bisect_right
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,8 +30,11 @@ from pagewire_shard.limits import CPU_CORE_FLOPS, Asked, DeviceFacts, Limits, Mo
 from pagewire_shard.loading.model_loader import LoadedModel, load_model
 from pagewire_shard.logits_processors.interface import ModelConfig, ProcessorConfig, SchedulerConfig
 from pagewire_shard.logits_processors.loading import load_processors
+from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.parallel.collectives import Collectives
+from pagewire_shard.parallel.pipeline import StageLinks
 from pagewire_shard.parallel.shard_group import ShardGroup
+from pagewire_shard.parallel.stage import Stage
 from pagewire_shard.pool_sizes import PoolSizes, divide_pool, most_seqs_with_states
 from pagewire_shard.sampling.processing import LogitsProcessing
 
@@ -67,16 +70,18 @@ def build_engine(
     """
     device = _device(config)
     if device.type == "cpu":
-        _set_cpu_threads(config.cpu_threads or max(1, (os.cpu_count() or 1) // config.tp_size))
+        _set_cpu_threads(config.cpu_threads or max(1, (os.cpu_count() or 1) // config.group_size))
     collectives = group.join(device) if group is not None else None
+    links = group.links() if group is not None else None
     loaded = _load(config, model_dir, device, collectives)
     if device.type == "cpu" and config.cpu_threads is None and loaded.weight_bytes < SMALL_MODEL_BYTES:
-        _set_cpu_threads(max(1, ((os.cpu_count() or 1) - 1) // config.tp_size))
-    limits = _agreed_limits(_limits(config, loaded, device), device, collectives)
-    layout = plan_layout(loaded.model.spec.layers, limits.max_model_len)
+        _set_cpu_threads(max(1, ((os.cpu_count() or 1) - 1) // config.group_size))
+    agreed = _Agreement(group, device, collectives)
+    limits = agreed.limits(_limits(config, loaded, device))
+    layout = _layout(loaded.model.spec, limits)
     loaded.model.layer_tables = layout.layer_tables
     state = _state(limits, layout, device)
-    chosen, pool = limits, _agreed_pool(_pool_sizes(config, loaded, limits, layout, state), device, collectives)
+    chosen, pool = limits, agreed.pool(_pool_sizes(config, loaded, limits, layout, state, links))
     limits = replace(limits, max_num_seqs=pool.max_num_seqs)
     if _max_len(limits, layout, pool.num_blocks) < limits.max_model_len:
         limits = _lowered(config, limits, layout, pool.num_blocks)
@@ -85,8 +90,9 @@ def build_engine(
         state = _state(limits, layout, device)
     places = layout.allocate_places(pool.num_blocks, limits.block_size, loaded.cache_dtype, device)
     caches = layout.layers_in(places, limits.block_size, loaded.cache_dtype, device, pool.num_states)
-    runner = _runner(config, loaded, limits, state, caches, places)
-    runner.sampler.processing = _processing(config, loaded, limits, device)
+    runner = _runner(config, loaded, limits, state, caches, places, links)
+    if runner.samples:
+        runner.sampler.processing = _processing(config, loaded, limits, device)
     warm_up(runner, limits.block_size)
     info = _describe(config, loaded, limits, layout, pool, device, model_digest)
     print(_start_line(config, loaded, limits, layout, pool), file=sys.stderr, flush=True)
@@ -94,27 +100,35 @@ def build_engine(
     return Engine(info, runner, blocks, grammars)
 
 
-def _least(value: int, device: torch.device, collectives: Collectives | None) -> int:
-    """The least value of all ranks, which then go on with the same."""
-    if collectives is None:
-        return value
-    return int(collectives.all_gather(torch.tensor([value], device=device)).min())
+@dataclass(frozen=True, slots=True)
+class _Agreement:
+    """What all ranks of a group go on with, where their devices or their parts of the model differ."""
+
+    group: ShardGroup | None
+    """None: the shard is alone."""
+    device: torch.device
+    collectives: Collectives | None
+
+    def limits(self, limits: Limits) -> Limits:
+        """The limits that all ranks can keep."""
+        return replace(
+            limits,
+            max_num_seqs=self._least(limits.max_num_seqs),
+            max_num_batched_tokens=self._least(limits.max_num_batched_tokens),
+        )
+
+    def pool(self, pool: PoolSizes) -> PoolSizes:
+        """The pools that all ranks have room for."""
+        return pool if self.group is None else PoolSizes(*(self._least(size) for size in astuple(pool)))
+
+    def _least(self, value: int) -> int:
+        return value if self.group is None else self.group.least(value, self.device, self.collectives)
 
 
-def _agreed_limits(limits: Limits, device: torch.device, collectives: Collectives | None) -> Limits:
-    """The limits that all ranks can keep, where their devices differ."""
-    return replace(
-        limits,
-        max_num_seqs=_least(limits.max_num_seqs, device, collectives),
-        max_num_batched_tokens=_least(limits.max_num_batched_tokens, device, collectives),
-    )
-
-
-def _agreed_pool(pool: PoolSizes, device: torch.device, collectives: Collectives | None) -> PoolSizes:
-    """The pools that all ranks have room for."""
-    if collectives is None:
-        return pool
-    return PoolSizes(*(_least(size, device, collectives) for size in astuple(pool)))
+def _layout(spec: DecoderSpec, limits: Limits) -> CacheLayout:
+    """Where the layers' caches are: those of all stages of a pipeline are planned alike."""
+    first, end = spec.first_layer, spec.first_layer + len(spec.layers)
+    return plan_layout((spec.all_stages or spec).layers, limits.max_model_len, range(first, end))
 
 
 def _start_line(config: ShardConfig, loaded: LoadedModel, limits: Limits, layout: CacheLayout, pool: PoolSizes) -> str:
@@ -173,6 +187,7 @@ def _load(config: ShardConfig, model_dir: Path, device: torch.device, collective
             seed=config.seed,
             hf_overrides=config.hf_overrides,
             collectives=collectives,
+            stage=Stage(config.pp_rank, config.pp_size),
         )
     except torch.OutOfMemoryError:
         free, total = torch.cuda.mem_get_info(device)
@@ -243,12 +258,13 @@ def _runner(
     state: DeviceState,
     caches: list[KVCache],
     places: list[KVCache],
+    links: StageLinks | None,
 ) -> ModelRunner:
     if state.device.type == "cpu":
-        return ModelRunner(loaded.model, state, caches, limits.block_size, places=places)
+        return ModelRunner(loaded.model, state, caches, limits.block_size, places=places, links=links)
     from pagewire_shard.execution.gpu_runner import gpu_runner
 
-    runner = gpu_runner(loaded.model, state, caches, limits.block_size, _graph_sizes(config, limits), places)
+    runner = gpu_runner(loaded.model, state, caches, limits.block_size, _graph_sizes(config, limits), places, links)
     # Takes the memory that a step needs beside its graphs, such as that of log-probabilities.
     run_largest_step(
         runner,
@@ -276,8 +292,14 @@ def _lowered(config: ShardConfig, limits: Limits, layout: CacheLayout, num_block
 
 
 def _pool_sizes(
-    config: ShardConfig, loaded: LoadedModel, limits: Limits, layout: CacheLayout, state: DeviceState
+    config: ShardConfig,
+    loaded: LoadedModel,
+    limits: Limits,
+    layout: CacheLayout,
+    state: DeviceState,
+    links: StageLinks | None,
 ) -> PoolSizes:
+    spec = loaded.model.spec
     block_bytes = layout.block_bytes(limits.block_size, loaded.cache_dtype)
     state_bytes = layout.state_bytes(loaded.cache_dtype)
     needed = _groups(limits, layout).blocks_alone(limits.max_model_len)
@@ -286,7 +308,7 @@ def _pool_sizes(
     elif state.device.type == "cpu":
         available = _cpu_pool_bytes()
     else:
-        available = _gpu_pool_bytes(config, loaded, limits, state)
+        available = _gpu_pool_bytes(config, loaded, limits, state, links)
     max_num_seqs = limits.max_num_seqs
     if state_bytes and config.max_num_seqs is None:
         max_num_seqs = min(max_num_seqs, most_seqs_with_states(max(available, 0), state_bytes))
@@ -297,6 +319,7 @@ def _pool_sizes(
         block_size=limits.block_size,
         max_num_seqs=max_num_seqs,
         blocks_of_longest=needed,
+        has_states=any(layer.mixer.state for layer in (spec.all_stages or spec).layers),
     )
     least = needed if config.max_model_len is not None else _groups(limits, layout).blocks_alone(1)
     if pool.num_blocks < least:
@@ -318,7 +341,9 @@ def _too_small(config: ShardConfig, limits: Limits, available: int, fits: int, n
     )
 
 
-def _gpu_pool_bytes(config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState) -> int:
+def _gpu_pool_bytes(
+    config: ShardConfig, loaded: LoadedModel, limits: Limits, state: DeviceState, links: StageLinks | None
+) -> int:
     from pagewire_shard.execution.gpu_memory import bytes_left_for_caches
 
     try:
@@ -330,6 +355,7 @@ def _gpu_pool_bytes(config: ShardConfig, loaded: LoadedModel, limits: Limits, st
             num_logprobs=MEASURED_LOGPROBS,
             graph_sizes=_graph_sizes(config, limits),
             utilization=config.gpu_memory_utilization,
+            links=links,
         )
     except torch.OutOfMemoryError:
         raise PoolTooSmall(
@@ -356,8 +382,8 @@ def _describe(
         group_id=config.group_id,
         tp_rank=config.tp_rank,
         tp_size=config.tp_size,
-        pp_rank=0,
-        pp_size=1,
+        pp_rank=config.pp_rank,
+        pp_size=config.pp_size,
         model=config.model_name,
         model_digest=model_digest,
         architecture=loaded.hf_config.architecture,

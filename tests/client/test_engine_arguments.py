@@ -50,7 +50,7 @@ from pagewire.serve.options import MODEL_OPTIONS, model_flags
         ({"load_format": "dummy"}, {"load_format": "dummy"}),
         ({"served_model_name": ["m"]}, {"served_model_name": "m"}),
         (
-            {"pipeline_parallel_size": np.int64(1), "enable_prefix_caching": np.True_, "enforce_eager": np.False_},
+            {"cpu_offload_gb": np.int64(0), "enable_prefix_caching": np.True_, "enforce_eager": np.False_},
             {"cuda_graphs": True},
         ),
         (
@@ -85,7 +85,7 @@ def test_arguments_mean_options(arguments, options):
         {"quantization_config": {"a": 1}},
         {"revision": "main"},
         {"num_gpu_blocks_override": 10},
-        {"pipeline_parallel_size": 2},
+        {"decode_context_parallel_size": 2},
         {"enforce_eager": "False"},
         {"served_model_name": ["a", "b"]},
         {"served_model_name": 5},

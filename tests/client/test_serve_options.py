@@ -48,8 +48,8 @@ def test_no_arguments_mean_the_defaults():
 def test_every_field_has_a_flag():
     config = parse(
         *("model-dir", "--served-model-name", "m", "--host", "::1", "--port", "0", "--metrics-port", "1"),
-        *("--tensor-parallel-size", "2", "--enable-expert-parallel", "--replicas", "3"),
-        *("--device", "cpu", "--dtype", "float16"),
+        *("--tensor-parallel-size", "2", "--pipeline-parallel-size", "2"),
+        *("--enable-expert-parallel", "--replicas", "3", "--device", "cpu", "--dtype", "float16"),
         *("--max-model-len", "4", "--max-num-seqs", "5", "--max-num-batched-tokens", "6", "--block-size", "8"),
         *("--kv-cache-memory", "1KiB", "--no-cuda-graphs", "--load-format", "dummy", "--seed", "9"),
         *(
@@ -184,6 +184,16 @@ def test_what_is_out_of_range_is_refused(words, capsys):
     with pytest.raises(SystemExit):
         parse(*words)
     assert words[0] in capsys.readouterr().err
+
+
+def test_the_ranks_of_a_group_are_those_of_the_last_stage_first():
+    config = ServeConfig(model="m", tensor_parallel_size=2, pipeline_parallel_size=2)
+    places = []
+    for rank in range(config.group_size):
+        words = shard_command(config, 0, rank, "unix:/s", "unix:/r")
+        assert words[words.index("--rendezvous") + 1] == "unix:/r"
+        places.append(tuple(words[words.index(flag) + 1] for flag in ("--pp-rank", "--tp-rank")))
+    assert places == [("1", "0"), ("1", "1"), ("0", "0"), ("0", "1")]
 
 
 def test_the_command_lines_of_the_children():

@@ -1,12 +1,14 @@
 """Which layers share the blocks of the pool."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
 from pagewire_common.cache_groups import CacheGroup
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.block import LayerSpec
+from pagewire_shard.layers.cache import StateSpec, StateTensor
 from pagewire_shard.layers.cache_layout import MAX_TABLES, CacheLayout, LayerCache, plan_layout
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
@@ -122,3 +124,46 @@ def test_caches_that_do_not_divide_each_other_keep_all_tokens_in_one_table() -> 
     layout = plan_layout([shaped(64, 2, 8), shaped(0, 3, 8)], max_model_len=1000)
     assert layout.groups == (CacheGroup(0),)
     assert layout.layer_caches == (LayerCache(0), LayerCache(1))
+
+
+@pytest.mark.parametrize(
+    ("num_full", "num_windowed", "num_stages"), [(10, 52, 2), (4, 22, 2), (4, 22, 3), (12, 12, 4), (1, 7, 4)]
+)
+def test_stages_have_the_same_tables_and_places_for_their_own_layers(
+    num_full: int, num_windowed: int, num_stages: int
+) -> None:
+    """Full layers are spread evenly, as in Gemma 3."""
+    count = num_full + num_windowed
+    full = {round((i + 1) * count / num_full) - 1 for i in range(num_full)}
+    all_layers = layers(*(0 if i in full else 1024 for i in range(count)))
+    whole = plan_layout(all_layers, max_model_len=131072)
+    bounds = [count * stage // num_stages for stage in range(num_stages + 1)]
+    num_places = 0
+    for first, end in pairwise(bounds):
+        stage = plan_layout(all_layers, 131072, range(first, end))
+        assert stage.groups == whole.groups
+        assert stage.table_parts == whole.table_parts
+        assert len(set(zip(stage.layer_tables, stage.layer_caches, strict=True))) == end - first
+        tables = zip(stage.layer_tables, all_layers[first:end], strict=True)
+        of_full = {table for table, layer in tables if not layer.mixer.window}
+        assert of_full <= set(range(whole.groups[0].num_tables))
+        num_places += len(stage.specs)
+    assert num_places <= len(whole.specs) + 2 * (num_stages - 1)
+
+
+def test_a_stage_without_attention_has_tables_of_blocks_of_no_bytes() -> None:
+    state = StateSpec((StateTensor((2,)),))
+    mamba = replace(layers(0)[0], mixer=StubMixer(state))
+    layout = plan_layout([mamba, mamba, *layers(0, 0)], 1000, range(2))
+    assert layout.groups == (CacheGroup(0),)
+    assert layout.block_bytes(16, torch.float32) == 0
+    assert layout.state_bytes(torch.float32) == 2 * 2 * 4
+
+
+@dataclass(frozen=True)
+class StubMixer:
+    """A mixer with state alone."""
+
+    state: StateSpec
+    cache: None = None
+    window: int = 0

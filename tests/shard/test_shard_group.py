@@ -23,6 +23,7 @@ def test_ranks_that_meet_at_a_unix_socket_stay_on_this_machine(tmp_path: Path) -
 
     def join(group: ShardGroup) -> tuple[Collectives, torch.Tensor]:
         collectives = group.join(torch.device("cpu"))
+        assert collectives is not None
         return collectives, collectives.all_reduce(torch.tensor([group.ranks.rank + 1.0]))
 
     try:

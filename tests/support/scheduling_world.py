@@ -93,6 +93,8 @@ def shard_info(limits: GroupLimits, vocab_size: int, max_draft_tokens: int = 0) 
 class HashRunner:
     """Rows as the device has them: exact counts, stops known at once, void rows that write nowhere."""
 
+    samples = True
+
     def __init__(
         self,
         num_blocks: int,

@@ -180,12 +180,12 @@ def workloads(
     return Workload(limits, window, eos_share, num_drafts, max_delay, [action for part in drawn for action in part])
 
 
-def play(workload: Workload, num_ranks: int = 1) -> World:
+def play(workload: Workload, num_ranks: int = 1, make_world: type[World] = World) -> World:
     """Plays a workload to its end, whatever the router guesses.
 
     Every request that was not cut off must have its tokens, and every block be free. The shards have refused no plan.
     """
-    world = World(
+    world = make_world(
         workload.limits,
         workload.window,
         workload.eos_share,

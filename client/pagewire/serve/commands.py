@@ -7,8 +7,8 @@ from pagewire.serve.config import ServeConfig
 from pagewire.serve.sockets import metrics_socket
 
 ShardCommand = Callable[[ServeConfig, int, int, str, str], list[str]]
-"""Makes the command of a shard from the configuration, the replica, the tensor-parallel rank, the address, and the
-address where the ranks of the replica meet."""
+"""Makes the command of a shard from the configuration, the replica, the rank in its group, the address, and the address
+where the ranks of the replica meet."""
 RouterCommand = Callable[[ServeConfig, Sequence[str], str, str], list[str]]
 """Makes the command of a router from the configuration, the shards' addresses, its own and its health service's."""
 
@@ -17,8 +17,9 @@ SPARE_COMMAND = (sys.executable, "-m", "pagewire_shard", "--spare")
 """Starts a process that becomes a shard when it is told the arguments of one."""
 
 
-def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str, rendezvous: str) -> list[str]:
-    """Returns the command that starts one shard."""
+def shard_command(config: ServeConfig, replica: int, rank: int, listen: str, rendezvous: str) -> list[str]:
+    """Returns the command that starts one shard. The ranks of the last stage of a pipeline come first."""
+    tp_size, pp_size = config.tensor_parallel_size, config.pipeline_parallel_size
     optional = {
         "--max-model-len": config.max_model_len,
         "--max-num-seqs": config.max_num_seqs,
@@ -39,9 +40,10 @@ def shard_command(config: ServeConfig, replica: int, tp_rank: int, listen: str, 
         *("--served-model-name", config.served_model_name or config.model),
         *("--listen", listen),
         *("--group-id", str(replica)),
-        *("--tp-rank", str(tp_rank)),
-        *("--tp-size", str(config.tensor_parallel_size)),
-        *(("--rendezvous", rendezvous) if config.tensor_parallel_size > 1 else ()),
+        *("--tp-rank", str(rank % tp_size)),
+        *("--tp-size", str(tp_size)),
+        *(("--pp-rank", str(pp_size - 1 - rank // tp_size), "--pp-size", str(pp_size)) if pp_size > 1 else ()),
+        *(("--rendezvous", rendezvous) if config.group_size > 1 else ()),
         *(("--enable-expert-parallel",) if config.enable_expert_parallel else ()),
         *("--device", config.device),
         *("--dtype", config.dtype),

@@ -66,7 +66,9 @@ class ServeConfig:
     shard_wait_s: float | None = None
     """How long requests wait for shards that have gone; None: the router decides."""
     tensor_parallel_size: int = 1
-    """Shards in each replica."""
+    """Shards that share each layer of a replica."""
+    pipeline_parallel_size: int = 1
+    """Stages that a replica's layers are parted into."""
     enable_expert_parallel: bool = False
     """Whether each shard of a replica has some of a mixture's experts, in place of a part of every expert."""
     replicas: int = 1
@@ -119,6 +121,11 @@ class ServeConfig:
     """Keep processes that have imported everything, to replace a shard that is lost."""
     exit_with_parent: bool = False
     """Stop when standard input ends: the parent process is gone."""
+
+    @property
+    def group_size(self) -> int:
+        """Shards in each replica."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @property
     def listen(self) -> str:

@@ -216,7 +216,6 @@ REFUSED: dict[str, Translation] = {
     "num_gpu_blocks_override": _only(why="give kv_cache_memory, the size of the pool"),
     "otlp_traces_endpoint": _only(why="set the environment's OTEL_EXPORTER_OTLP_ENDPOINT"),
     "override_generation_config": _only({}, why="give SamplingParams"),
-    "pipeline_parallel_size": _only(1, why=_NOT_SERVED),
     "quantization": _only(why="weights in float32, float16 or bfloat16 are served"),
     "revision": _only(why="give the folder of a snapshot"),
     "runner": _only("auto", "generate", why="text generation is served"),

@@ -155,7 +155,8 @@ class Option:
 
 MODEL_OPTIONS: tuple[Option, ...] = (
     Option("served_model_name", "name that clients see (default: MODEL as given)", metavar="NAME"),
-    Option("tensor_parallel_size", "shards in each replica (default: 1)", positive, "N"),
+    Option("tensor_parallel_size", "shards that share each layer of a replica (default: 1)", positive, "N"),
+    Option("pipeline_parallel_size", "stages that a replica's layers are parted into (default: 1)", positive, "M"),
     Option(
         "enable_expert_parallel",
         "give each shard some of a mixture's experts, in place of a part of every expert (default: no)",

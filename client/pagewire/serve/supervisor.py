@@ -137,13 +137,13 @@ class Supervisor:
         addresses = []
         for replica in range(self._config.replicas):
             group: list[_Role] = []
-            for tp_rank in range(self._config.tensor_parallel_size):
-                address = f"unix:{directory / f'shard-{replica}-{tp_rank}.sock'}"
+            for rank in range(self._config.group_size):
+                address = f"unix:{directory / f'shard-{replica}-{rank}.sock'}"
                 addresses.append(address)
                 rendezvous = f"unix:{directory / f'group-{replica}.sock'}"
-                command = self._shard_command(self._config, replica, tp_rank, address, rendezvous)
+                command = self._shard_command(self._config, replica, rank, address, rendezvous)
                 environment = shard_environment(len(addresses) - 1, self._config.gpus)
-                group.append(_Role(f"shard {replica}.{tp_rank}", command, address, environment))
+                group.append(_Role(f"shard {replica}.{rank}", command, address, environment))
             self._groups.append(group)
         self._router.health = f"unix:{directory / 'health.sock'}"
         listen = f"unix:{directory / SOCKET}" if self._config.private_socket else self._config.listen

@@ -47,6 +47,7 @@ USAGE_CACHE_READ_INPUT_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 # Of the process.
 GROUP_ID = "pagewire.group.id"
 TP_RANK = "pagewire.tp.rank"
+PP_RANK = "pagewire.pp.rank"
 
 # Of a request and its sequences.
 PRIORITY = "pagewire.request.priority"

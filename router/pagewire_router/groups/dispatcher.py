@@ -254,7 +254,7 @@ class Dispatcher:
             ranks,
             info,
             router_id=self._router_id,
-            max_inflight=self._config.max_inflight,
+            max_inflight=_max_inflight(self._config, info),
             step_timeout_s=self._config.step_timeout_s,
             shard_wait_s=self._config.shard_wait_s,
             patience_s=lambda: self._sharing.patience_s(self._groups),
@@ -394,6 +394,11 @@ class Dispatcher:
                 moved.request.sink.on_failed(error)
             else:
                 other.adopt(moved)
+
+
+def _max_inflight(config: RouterConfig, info: shard_pb2.ShardInfo) -> int:
+    """Plans outstanding on a group: of a pipeline one more for each further stage, unless one at a time is wanted."""
+    return config.max_inflight if config.max_inflight == 1 else config.max_inflight + max(1, info.pp_size) - 1
 
 
 def _dependable(groups: list[GroupLoop]) -> list[GroupLoop]:

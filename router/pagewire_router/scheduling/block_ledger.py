@@ -53,6 +53,8 @@ class GroupLimits:
     groups: tuple[CacheGroup, ...] = PLAIN
     longest_short: int = 0
     """As ShardInfo has it."""
+    num_stages: int = 1
+    """Stages of the pipeline that the shards are."""
 
     @staticmethod
     def of(info: shard_pb2.ShardInfo) -> "GroupLimits":
@@ -65,6 +67,7 @@ class GroupLimits:
             max_model_len=info.max_model_len,
             groups=tuple(CacheGroup(g.window, g.num_tables, g.num_states) for g in info.cache_groups) or PLAIN,
             longest_short=info.longest_short,
+            num_stages=max(1, info.pp_size),
         )
 
     def cache_groups(self) -> CacheGroups:

@@ -87,6 +87,11 @@ class PlanInFlight:
         """It changes nothing on the shard group."""
         return not (self.sequences or self.message.release_seq_ids or self.message.forks)
 
+    @property
+    def decodes(self) -> bool:
+        """It has rows that compute one token, to have the next."""
+        return len(self.sequences) > len(self.prefill_rows)
+
     def admit(self, sequence: Sequence) -> None:
         """Admits a sequence with the tokens it has."""
         self.admitted.append(sequence)

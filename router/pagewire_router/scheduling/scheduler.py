@@ -34,6 +34,7 @@ from pagewire_router.scheduling.deadlines import Deadlines
 from pagewire_router.scheduling.drafts import UnverifiedDrafts, reserve_drafts
 from pagewire_router.scheduling.forecast import Forecast, Verdict
 from pagewire_router.scheduling.grammars import Grammars
+from pagewire_router.scheduling.micro_batches import micro_batch
 from pagewire_router.scheduling.observer import SchedulerObserver
 from pagewire_router.scheduling.plans import PlanInFlight, Progress, TokenCounts, take_prompt_scores
 from pagewire_router.scheduling.residents import Residents
@@ -237,7 +238,9 @@ class Scheduler:
         self._unverified.take_over(plan, plan.step - self._max_inflight)
         self.prefixes.on_plan()
         self._residents.fork(groups, plan)
-        num_missing, prefills = self._run_decodes(groups, plan)
+        num_stages = self.limits.num_stages
+        runnable = groups if num_stages == 1 else micro_batch(groups, self._inflight, num_stages)
+        num_missing, prefills = self._run_decodes(runnable, plan)
         self._run_prefills(prefills, plan)
         if self.is_admitting and not num_missing and queue is not None:
             self._admit_waiting(queue, plan, now)
@@ -251,7 +254,7 @@ class Scheduler:
         self._observer.on_plan(plan)
         return plan.close()
 
-    def _run_decodes(self, groups: list[SequenceGroup], plan: PlanInFlight) -> tuple[int, list[Sequence]]:
+    def _run_decodes(self, groups: Iterable[SequenceGroup], plan: PlanInFlight) -> tuple[int, list[Sequence]]:
         """Runs one token of each decoding sequence of these requests and its draft tokens, most urgent first.
 
         Returns the blocks that running sequences lack, and the sequences that prefill.

@@ -67,7 +67,7 @@ class Engine:
         self._constraints = None if grammars is None else Constraints(grammars)
         self._num_constrained = 0
         """Sequences that a grammar constrains."""
-        self._has_processors = bool(info.logits_processors)
+        self._has_processors = bool(info.logits_processors) and runner.samples
         self._runner = runner
         num_states = num_states_of(groups := _groups(info))
         self.states = BlockPool(num_states, pool.block_size)
@@ -169,7 +169,9 @@ class Engine:
         return self._is_constrained(batch)
 
     def _is_constrained(self, batch: RunBatch) -> bool:
-        return bool(self._num_constrained) and any(sequence.constraint is not None for sequence in batch.sequences)
+        if not self._num_constrained or not self._runner.samples:
+            return False
+        return any(sequence.constraint is not None for sequence in batch.sequences)
 
     def _launch_forward(self, launched: LaunchedStep, batch: RunBatch) -> None:
         """Launches a forward pass alone. Beside it, its masks are filled, if all tokens before it are on the host."""
@@ -196,7 +198,7 @@ class Engine:
 
     def _notes_tokens(self) -> bool:
         """Whether something on the host reads sampled tokens before they take effect."""
-        return self._has_processors or bool(self._num_constrained)
+        return self._has_processors or (bool(self._num_constrained) and self._runner.samples)
 
     def collect(self, launched: LaunchedStep) -> shard_pb2.StepResult:
         """Waits for a step's tokens and builds its result. Steps are collected in order."""

@@ -136,6 +136,10 @@ class PendingTokens(Protocol):
 class Runner(Protocol):
     """Owns the device state and runs batches, in order."""
 
+    samples: bool
+    """It makes the logits: what masks and logits processors do is its concern. False: another stage of the pipeline
+    samples, and what it yields comes from there."""
+
     def admit(self, sequence: Sequence) -> None:
         """Fills the sequence's slot: tokens, counts, block table, sampling, stop conditions."""
 

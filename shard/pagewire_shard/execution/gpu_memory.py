@@ -7,6 +7,7 @@ from pagewire_shard.execution.gpu_runner import gpu_runner
 from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.warm_up import run_largest_step
 from pagewire_shard.loading.model_loader import LoadedModel
+from pagewire_shard.parallel.pipeline import StageLinks
 
 GRAPH_LAYER_BYTES = 64 << 10
 """Memory that the driver keeps for a layer of a captured forward pass, which torch does not account for: some kilobytes
@@ -22,6 +23,7 @@ def bytes_left_for_caches(
     num_logprobs: int,
     graph_sizes: GraphSizes | None,
     utilization: float,
+    links: StageLinks | None = None,
 ) -> int:
     """Runs the largest step with caches of one block and measures what it took.
 
@@ -30,6 +32,7 @@ def bytes_left_for_caches(
         num_logprobs: Most log-probabilities that a sequence may ask for.
         graph_sizes: Steps that will be captured.
         utilization: Share of the GPU that may be used by everyone together.
+        links: To the other stages of a pipeline, which all do this at the same time.
 
     Returns:
         Bytes; 0 or less if the model alone takes more than its share.
@@ -41,7 +44,7 @@ def bytes_left_for_caches(
     for tensor in (tensor for cache in caches for tensor in cache):
         tensor.zero_()
     # Smaller graphs fit into the memory of the largest.
-    runner = gpu_runner(loaded.model, state, caches, block_size, graph_sizes and graph_sizes.largest)
+    runner = gpu_runner(loaded.model, state, caches, block_size, graph_sizes and graph_sizes.largest, links=links)
     run_largest_step(
         runner,
         num_seqs=state.num_slots,

@@ -19,6 +19,7 @@ from pagewire_shard.execution.step_report import StepOutput
 from pagewire_shard.layers.attention import AttentionSpec
 from pagewire_shard.layers.forward_batch import KVCache
 from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.parallel.pipeline import StageLinks
 
 
 class GraphRunner(ModelRunner):
@@ -36,10 +37,12 @@ class GraphRunner(ModelRunner):
         sizes: GraphSizes,
         sharing: PrefixSharing | None = None,
         places: list[KVCache] | None = None,
+        links: StageLinks | None = None,
     ) -> None:
         """Captures steps of these sizes."""
-        super().__init__(model, state, kv_caches, block_size, uplink, downlink, sharing, places)
-        self.graphs = StepGraphs(model, state, self.sampler, kv_caches, block_size, sizes, sharing)
+        super().__init__(model, state, kv_caches, block_size, uplink, downlink, sharing, places, links)
+        pipeline = None if links is None else links.pipeline
+        self.graphs = StepGraphs(model, state, self.sampler, kv_caches, block_size, sizes, sharing, pipeline)
         self.graphs.capture(capturer)
 
     def _forward(self, batch: RunBatch) -> None:
@@ -61,18 +64,21 @@ def gpu_runner(
     block_size: int,
     sizes: GraphSizes | None,
     places: list[KVCache] | None = None,
+    links: StageLinks | None = None,
 ) -> ModelRunner:
     """The runner for a CUDA device, which must be the current one.
 
     Args:
         sizes: Steps to capture; None: every step is run operation after operation.
-        places: See ModelRunner.
+        places, links: See ModelRunner.
     """
     uplink, downlink = PinnedUplink(state.device), PinnedDownlink(state.num_slots)
     sharing = prefix_sharing(model, state, kv_caches, block_size)
     if sizes is None:
-        return ModelRunner(model, state, kv_caches, block_size, uplink, downlink, sharing, places)
-    return GraphRunner(model, state, kv_caches, block_size, uplink, downlink, CudaCapturer(), sizes, sharing, places)
+        return ModelRunner(model, state, kv_caches, block_size, uplink, downlink, sharing, places, links)
+    return GraphRunner(
+        model, state, kv_caches, block_size, uplink, downlink, CudaCapturer(), sizes, sharing, places, links
+    )
 
 
 def prefix_sharing(

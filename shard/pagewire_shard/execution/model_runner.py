@@ -23,9 +23,11 @@ from pagewire_shard.engine.sequence import Sequence
 from pagewire_shard.execution.device_state import DeviceState, SlotRow
 from pagewire_shard.execution.host_transfer import CpuDownlink, CpuUplink, Downlink, Uplink
 from pagewire_shard.execution.prefix_sharing import PrefixSharing
+from pagewire_shard.execution.stage_tokens import FollowedTokens, ToldTokens
 from pagewire_shard.execution.step_report import PendingLogprobs, PendingScores, StepOutput
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.parallel.pipeline import StageLinks
 from pagewire_shard.sampling.logprobs import RawLogits
 from pagewire_shard.sampling.masks import UploadedMasks
 from pagewire_shard.sampling.prompt_scores import PromptScorer
@@ -63,10 +65,11 @@ class ModelRunner:
         downlink: Downlink | None = None,
         sharing: PrefixSharing | None = None,
         places: list[KVCache] | None = None,
+        links: StageLinks | None = None,
     ) -> None:
         """uplink, downlink: the copies to and from a device; None: the device is a CPU. sharing: None: each sequence's
         attention reads all of its keys. places: what the layers' caches are views of (layers/cache_layout.py); None:
-        the caches themselves."""
+        the caches themselves. links: to the other stages of the pipeline; None: the model has all layers."""
         self.model = model
         self.state = state
         self.sampler = Sampler(state.sequences, model.spec.vocab_size)
@@ -75,6 +78,13 @@ class ModelRunner:
         self.uplink = uplink or CpuUplink()
         self.downlink = downlink or CpuDownlink()
         self.sharing = sharing
+        self.links = links
+        self.samples = model.spec.stage.is_last
+        self._followed: FollowedTokens | None = None
+        """On a stage before the last one: what that has sampled, or will."""
+        if not self.samples:
+            assert links is not None
+            self._followed = FollowedTokens(state, self.uplink, links.mail, append_sampled)
         self.prompt_scorer = PromptScorer(self._logits_at, self.uplink.upload)
         self._tables = SlotTables((*state.tables, *self.sampler.tables))
         if places is None:
@@ -92,8 +102,9 @@ class ModelRunner:
     def admit(self, sequence: Sequence) -> None:
         """Fills the sequence's slot before the next step."""
         self._admitted[sequence.slot] = self.state.row(sequence)
-        self.sampler.admit(sequence)
-        self.prompt_scorer.admit(sequence)
+        if self.samples:
+            self.sampler.admit(sequence)
+            self.prompt_scorer.admit(sequence)
 
     def watch_progress(self, on_progress: Callable[[], None]) -> None:
         """See Runner."""
@@ -103,6 +114,8 @@ class ModelRunner:
         """Forgets sequences whose first step never came, or broke, and what a step that broke was about to write."""
         self._admitted.clear()
         self._passed = None
+        if self._followed is not None:
+            self._followed.end_epoch()
         self.sampler.end_epoch()
         self._tables.discard()
 
@@ -116,6 +129,8 @@ class ModelRunner:
         """See Runner."""
         self.downlink.begin_step()
         self.uplink.begin_step()
+        if self._followed is not None:
+            self._followed.catch_up(batch)
         self._apply_changes(batch)
         if batch.sequences:
             self._forward(batch)
@@ -124,9 +139,14 @@ class ModelRunner:
     @torch.inference_mode()
     def sample(self, batch: RunBatch, masks: BatchMasks | None = None) -> PendingTokens:
         """See Runner."""
-        output = self._sample(batch, masks) if batch.sequences else None
+        output = self._sample(batch, masks) if batch.sequences and self.samples else None
         self.uplink.end_step()
-        return self.downlink.send(output, len(batch.slots)) if output else StepTokens()
+        if output is None:
+            return self._followed.begin(batch) if self._followed is not None and batch.sequences else StepTokens()
+        pending = self.downlink.send(output, len(batch.slots))
+        if self.links is not None and self.links.tell is not None:
+            return ToldTokens(pending, batch, self.links.tell)
+        return pending
 
     def _apply_changes(self, batch: RunBatch) -> None:
         """Brings device state and caches to where the host has them."""
@@ -145,8 +165,26 @@ class ModelRunner:
         lens = batch.query_lens
         slots = self.uplink.upload(batch.slots)
         query_lens = self.uplink.upload(lens) if max(lens) > 1 else None
-        hidden = self.model.forward(self._prepare(batch, slots, query_lens), self.kv_caches)
-        self._passed = ForwardPass(slots, query_lens, hidden)
+        prepared = self._prepare(batch, slots, query_lens)
+        num_tokens = sum(lens)
+        received = self._received(num_tokens, len(prepared.positions))
+        hidden = self.model.forward(prepared, self.kv_caches, received)
+        if self.samples:
+            self._passed = ForwardPass(slots, query_lens, hidden)
+        else:
+            assert self.links is not None
+            self.links.pipeline.send(hidden[:num_tokens])
+            count_computed(self.state, slots, query_lens)
+
+    def _received(self, num_tokens: int, num_rows: int) -> torch.Tensor | None:
+        """[num_rows, width]: what the stage before passes on, of num_tokens tokens; None: this is the first."""
+        spec = self.model.spec.received
+        if spec is None:
+            return None
+        assert self.links is not None
+        message = torch.zeros(num_rows, spec.width, dtype=self.model.dtype, device=self.state.device)
+        self.links.pipeline.receive(message[:num_tokens])
+        return message
 
     def _sample(self, batch: RunBatch, masks: BatchMasks | None) -> StepOutput:
         assert self._passed is not None, "no forward pass has been launched"
@@ -251,6 +289,13 @@ def append_sampled(
 ) -> torch.Tensor:
     """append_tokens on the device state, with the stop reasons of the wire; sampled: [num_samples] int64."""
     return append_tokens(AppendInputs(state.sequences, slots, query_lens, sampled[:, None], sample_rows, _REASONS), out)
+
+
+def count_computed(
+    state: DeviceState, slots: torch.Tensor, query_lens: torch.Tensor | None, out: torch.Tensor | None = None
+) -> None:
+    """Counts the tokens that a step has computed, whatever it will have sampled."""
+    append_sampled(state, slots, query_lens, slots[:0], torch.full_like(slots, -1), out)
 
 
 def pending_logprobs(raw: RawLogits | None, sampled: torch.Tensor, batch_rows: Items[int]) -> PendingLogprobs | None:

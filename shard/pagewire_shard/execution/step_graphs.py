@@ -6,6 +6,9 @@ the last hidden state of each row, from which a second graph makes logits; its l
 steps whose rows want log-probabilities of prompts are not for graphs. A decode step's pass makes logits itself. Then
 sampling is the same for both. Between logits and sampling something can come: log-probabilities are copied before
 sampling uses the logits up, and rare stages are sampled by separate launches.
+
+In a pipeline, messages of other stages come before a graph and leave behind it: graphs read and write them in buffers
+of their own. A stage before the last one captures forward passes alone, which count the computed tokens in the end.
 """
 
 import logging
@@ -29,12 +32,19 @@ from pagewire_shard.execution.device_state import DeviceState
 from pagewire_shard.execution.graph_capture import Capturer, Work, garbage_collected_before
 from pagewire_shard.execution.graph_sizes import GraphSizes
 from pagewire_shard.execution.host_transfer import Downlink, Uplink
-from pagewire_shard.execution.model_runner import append_sampled, pending_logprobs, pending_scores, scrap_slot
+from pagewire_shard.execution.model_runner import (
+    append_sampled,
+    count_computed,
+    pending_logprobs,
+    pending_scores,
+    scrap_slot,
+)
 from pagewire_shard.execution.prefix_sharing import PrefixSharing
 from pagewire_shard.execution.step_report import PendingScores, StepOutput
 from pagewire_shard.execution.uploaded_rows import UploadedRows
 from pagewire_shard.layers.forward_batch import ForwardBatch, KVCache
 from pagewire_shard.models.decoder import Decoder
+from pagewire_shard.parallel.pipeline import Pipeline
 from pagewire_shard.sampling.masks import UploadedMasks
 from pagewire_shard.sampling.sampler import Sampler
 
@@ -86,7 +96,9 @@ class StepGraphs:
         block_size: int,
         sizes: GraphSizes,
         sharing: PrefixSharing | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
+        """pipeline: The other stages; None: the model has all layers."""
         self._model = model
         self._state = state
         self._sampler = sampler
@@ -96,9 +108,18 @@ class StepGraphs:
         self._shared_sizes = sizes.shared if sharing else ()
         device, dtype, max_rows = state.device, model.dtype, sizes.rows[-1]
         self._rows = UploadedRows(max_rows, state.void_slot, device, scrap_slot(model, kv_caches))
+        self._samples = model.spec.stage.is_last
+        self._pipeline = pipeline
+        most_tokens = max(max_rows, sizes.mixed[-1][0] if sizes.mixed else 0)
         # Not memory of the graphs: what one graph leaves for the next, or for a copy that is still on its way.
-        self._hidden = torch.zeros(max_rows, model.spec.hidden_size, dtype=dtype, device=device)
-        self._logits = torch.zeros(max_rows, model.spec.vocab_size, dtype=dtype, device=device)
+        self._incoming, self._outgoing = (
+            None if spec is None else torch.zeros(most_tokens, spec.width, dtype=dtype, device=device)
+            for spec in (model.spec.received, model.spec.passed_on)
+        )
+        """What other stages of the pipeline pass on to this one, and what this one passes on; None: there are none."""
+        num_sampled = max_rows if self._samples else 0
+        self._hidden = torch.zeros(num_sampled, model.spec.hidden_size, dtype=dtype, device=device)
+        self._logits = torch.zeros(num_sampled, model.spec.vocab_size, dtype=dtype, device=device)
         self._report = torch.zeros((FIRST_TOKEN + 1) * max_rows, dtype=torch.int64, device=device)
         self._row_graphs = [self._uncaptured(num_rows) for num_rows in sizes.rows]
         self._mixed: dict[tuple[int, int], Work] = dict.fromkeys(sizes.mixed, lambda: None)
@@ -107,8 +128,10 @@ class StepGraphs:
         """Seconds that each capture took, in order, and before them those of the runs that load kernels."""
 
     def _uncaptured(self, num_rows: int) -> RowGraphs:
-        report = self._report[: (FIRST_TOKEN + 1) * num_rows].view(FIRST_TOKEN + 1, num_rows)
-        return RowGraphs(num_rows, report, self._rows.slots[:num_rows])
+        return RowGraphs(num_rows, self._report_of(num_rows), self._rows.slots[:num_rows])
+
+    def _report_of(self, num_rows: int) -> torch.Tensor:
+        return self._report[: (FIRST_TOKEN + 1) * num_rows].view(FIRST_TOKEN + 1, num_rows)
 
     @torch.inference_mode()
     def capture(self, capturer: Capturer) -> None:
@@ -168,6 +191,9 @@ class StepGraphs:
         graphs = self._graphs_of(num_rows)
         self._rows.upload(batch, uplink)
         is_shared = self._sharing is not None and self._sharing.plan(batch, uplink)
+        num_tokens = sum(batch.query_lens)
+        if self._pipeline is not None and self._incoming is not None:
+            self._pipeline.receive(self._incoming[:num_tokens])
         if batch.is_decode:
             (self._shared_graph(num_rows) or graphs.decode if is_shared else graphs.decode)()
         else:
@@ -175,6 +201,8 @@ class StepGraphs:
             assert mixed is not None, "holds has been asked"
             mixed()
             graphs.project()
+        if self._pipeline is not None and self._outgoing is not None:
+            self._pipeline.send(self._outgoing[:num_tokens])
 
     def sample(
         self,
@@ -237,9 +265,22 @@ class StepGraphs:
             states, max_lens = rows.states(num_rows), self._max_lens(num_rows)
             last = (inputs.query_start_loc[1:] - 1).clamp_(min=0).long()
             batch = ForwardBatch.of(inputs, *lens, 0, rows.row_counts, shared, others, states, max_lens, last)
-            hidden.copy_(self._model.forward(batch, self._kv_caches))
+            computed = self._forward(batch, num_rows)
+            if self._samples:
+                hidden.copy_(computed)
 
         return forward
+
+    def _forward(self, batch: ForwardBatch, num_rows: int) -> torch.Tensor:
+        """The forward pass. On a stage before the last one it leaves what the next is to get."""
+        num_tokens = len(batch.positions)
+        received = None if self._incoming is None else self._incoming[:num_tokens]
+        computed = self._model.forward(batch, self._kv_caches, received)
+        if self._outgoing is not None:
+            self._outgoing[:num_tokens].copy_(computed)
+            slots, query_lens = self._rows.slots[:num_rows], self._rows.query_lens[:num_rows]
+            count_computed(self._state, slots, query_lens, self._report_of(num_rows))
+        return computed
 
     def _row_works(self, graphs: RowGraphs) -> dict[str, Work]:
         """By field of RowGraphs."""
@@ -258,7 +299,9 @@ class StepGraphs:
                 max_lens=self._max_lens(num_rows),
                 states=self._rows.states(num_rows),
             )
-            self._model.compute_logits(self._model.forward(batch, self._kv_caches), out=logits)
+            computed = self._forward(batch, num_rows)
+            if self._samples:
+                self._model.compute_logits(computed, out=logits)
 
         def project() -> None:
             self._model.compute_logits(hidden, out=logits)
@@ -266,7 +309,9 @@ class StepGraphs:
         def sample() -> None:
             graphs.token_ids = self._sample(graphs, CAPTURED_STAGES)
 
-        works: dict[str, Work] = {"decode": decode, "project": project, "sample": sample}
+        works: dict[str, Work] = {"decode": decode}
+        if self._samples:
+            works |= {"project": project, "sample": sample}
         if self._sharing and num_rows in self._shared_sizes:
             works["decode_shared"] = partial(decode, self._sharing.shared)
         return works

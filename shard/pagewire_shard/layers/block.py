@@ -375,6 +375,16 @@ class LayerSpec:
         mixer, feed_forward = part_for_rank(self.mixer, ranks), part_for_rank(self.feed_forward, ranks)
         return replace(self, mixer=mixer, feed_forward=feed_forward)
 
+    def for_stage(self, first_layer: int) -> "LayerSpec":
+        """The layer in a stage of a pipeline that begins with this layer: a stage is handed its own layers' inputs."""
+        side_input = self.side_input
+        return self if side_input is None else replace(self, side_input=side_input.counted_from(first_layer))
+
+    @property
+    def leaves_residual(self) -> bool:
+        """Whether the layer leaves its output apart from the residual stream, for the next norm to add."""
+        return self.wiring != "post" and self.side_input is None and not self.output_scale
+
     def num_active_weights(self, hidden_size: int) -> int:
         """Elements of the matrices that a token is multiplied with."""
         shares = {"linear": 1.0, "heads": 1.0, "router": 1.0, "experts": self.feed_forward.active_share}

@@ -106,27 +106,65 @@ class CacheLayout:
         return self.layers_in(places, block_size, dtype, device, num_states)
 
 
-def plan_layout(layers: Sequence[LayerSpec], max_model_len: int) -> CacheLayout:
+def plan_layout(layers: Sequence[LayerSpec], max_model_len: int, stage: range | None = None) -> CacheLayout:
     """The layout that takes fewest bytes for a long sequence.
 
     Layers of one window whose caches differ in shape, or whose sizes do not divide the largest one, have everything
     kept in one table. A model without blocks has a table of blocks of no bytes, by which its prefixes are named.
+
+    Args:
+        stage: Those of the layers that are a stage of a pipeline; None: all. All stages have the same groups and
+            tables, so that blocks have the same numbers in each of them, and places for their own layers alone.
     """
     specs = {i: spec for i, layer in enumerate(layers) if (spec := layer.mixer.cache) is not None}
     owners = {i: spec.layer if isinstance(spec, SharedCacheSpec) else i for i, spec in specs.items()}
     own = {i: spec for i, spec in specs.items() if owners[i] == i}
     windows = {i: window if (window := layers[i].mixer.window) < max_model_len else 0 for i in own}
     states = tuple(layer.mixer.state for layer in layers)
+    part = _Layers.of(own, owners, states, stage or range(len(layers)))
     kinds = sorted(set(windows.values()))
     if len(kinds) <= 1:
-        return _one_table(own, owners, kinds[0] if kinds else 0, states)
+        return _one_table(part, kinds[0] if kinds else 0)
     shapes = {window: {spec for i, spec in own.items() if windows[i] == window} for window in kinds}
     parts = _parts(shapes)
     counts = {window: list(windows.values()).count(window) for window in kinds}
     num_places = None if parts is None else _num_places(counts, parts, min(max_model_len, TYPICAL_LEN))
     if parts is None or num_places is None:
-        return _one_table(own, owners, 0, states)
-    return _grouped(own, owners, windows, parts, num_places, states)
+        return _one_table(part, 0)
+    groups = [CacheGroup(window, -(-counts[window] // (num_places * parts[window]))) for window in kinds]
+    largest = next(spec for i, spec in own.items() if parts[windows[i]] == 1)
+    return _grouped(part, [windows.get(i, 0) for i in part.held], groups, parts, largest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """The layers that caches are planned for, counted from the first of them."""
+
+    held: range
+    """Where they are among those of all stages."""
+    own: Mapping[int, CacheSpec]
+    """By layer that has a cache of its own."""
+    owners: Mapping[int, int]
+    """By layer that has a cache: the layer whose it is."""
+    states: tuple[StateSpec | None, ...]
+
+    @staticmethod
+    def of(
+        own: Mapping[int, CacheSpec], owners: Mapping[int, int], states: tuple[StateSpec | None, ...], held: range
+    ) -> "_Layers":
+        """Those of a range of all layers."""
+        first = held.start
+        return _Layers(
+            held=held,
+            own={i - first: spec for i, spec in own.items() if i in held},
+            owners={i - first: owner - first for i, owner in owners.items() if i in held},
+            states=states[held.start : held.stop],
+        )
+
+    @property
+    def specs(self) -> tuple[CacheSpec | None, ...]:
+        """What the cache of each layer holds."""
+        return tuple(self.own[self.owners[i]] if i in self.owners else None for i in range(len(self.held)))
 
 
 def _parts(shapes: Mapping[int, set[CacheSpec]]) -> dict[int, int] | None:
@@ -164,57 +202,53 @@ def _num_places(counts: Mapping[int, int], parts: Mapping[int, int], num_tokens:
 
 
 def _grouped(
-    own: Mapping[int, CacheSpec],
-    owners: Mapping[int, int],
-    windows: Mapping[int, int],
+    layers: _Layers,
+    windows: Sequence[int],
+    groups: Sequence[CacheGroup],
     parts: Mapping[int, int],
-    num_places: int,
-    states: tuple[StateSpec | None, ...],
+    largest: CacheSpec,
 ) -> CacheLayout:
-    """The layout with a group for each window; own, windows: by layer that has a cache of its own."""
-    kinds = sorted(set(windows.values()))
-    groups: list[CacheGroup] = []
-    tables, caches = [0] * len(states), list[LayerCache | None]([None] * len(states))
-    for window in kinds:
-        first = sum(group.num_tables for group in groups)
-        members = [i for i in own if windows[i] == window]
-        per_table = num_places * parts[window]
-        for index, i in enumerate(members):
+    """The layout with a group for each window, and as few places as its tables leave layers for.
+
+    Args:
+        windows: By layer; of those without a cache of their own they mean nothing.
+        parts: Of a place, by window.
+        largest: What a place holds.
+    """
+    members = {group.window: [i for i in layers.own if windows[i] == group.window] for group in groups}
+    num_places = max(-(-len(members[each.window]) // (each.num_tables * parts[each.window])) for each in groups)
+    tables, caches = [0] * len(windows), list[LayerCache | None]([None] * len(windows))
+    first = 0
+    for group in groups:
+        num_parts = parts[group.window]
+        per_table = num_places * num_parts
+        for index, i in enumerate(members[group.window]):
             tables[i] = first + index // per_table
-            caches[i] = LayerCache(index % per_table // parts[window], index % parts[window])
-        groups.append(CacheGroup(window, -(-len(members) // per_table)))
-    for i, owner in owners.items():
+            caches[i] = LayerCache(index % per_table // num_parts, index % num_parts)
+        first += group.num_tables
+    for i, owner in layers.owners.items():
         tables[i], caches[i] = tables[owner], caches[owner]
-    largest = next(spec for i, spec in own.items() if parts[windows[i]] == 1)
     return CacheLayout(
         groups=tuple(groups),
         layer_tables=tuple(tables),
         layer_caches=tuple(caches),
-        layer_specs=_of_layers(own, owners, len(states)),
+        layer_specs=layers.specs,
         specs=(largest,) * num_places,
         table_parts=tuple(parts[group.window] for group in groups for _ in range(group.num_tables)),
-        states=states,
+        states=layers.states,
     )
 
 
-def _one_table(
-    own: Mapping[int, CacheSpec], owners: Mapping[int, int], window: int, states: tuple[StateSpec | None, ...]
-) -> CacheLayout:
-    """The layout with a place for each layer; own: by layer."""
-    places = {i: LayerCache(place) for place, i in enumerate(own)}
-    caches = tuple(places[owners[i]] if i in owners else None for i in range(len(states)))
+def _one_table(layers: _Layers, window: int) -> CacheLayout:
+    """The layout with a place for each layer."""
+    places = {i: LayerCache(place) for place, i in enumerate(layers.own)}
+    owners = layers.owners
     return CacheLayout(
         groups=(CacheGroup(window),),
-        layer_tables=(0,) * len(states),
-        layer_caches=caches,
-        layer_specs=_of_layers(own, owners, len(states)),
-        specs=tuple(own.values()),
+        layer_tables=(0,) * len(layers.held),
+        layer_caches=tuple(places[owners[i]] if i in owners else None for i in range(len(layers.held))),
+        layer_specs=layers.specs,
+        specs=tuple(layers.own.values()),
         table_parts=(1,),
-        states=states,
+        states=layers.states,
     )
-
-
-def _of_layers(
-    own: Mapping[int, CacheSpec], owners: Mapping[int, int], num_layers: int
-) -> tuple[CacheSpec | None, ...]:
-    return tuple(own[owners[i]] if i in owners else None for i in range(num_layers))

@@ -73,6 +73,10 @@ class SideInputSpec:
     activation: Activation
     norm: NormSpec
 
+    def counted_from(self, first_layer: int) -> "SideInputSpec":
+        """The same among the inputs of the layers from this one on."""
+        return replace(self, index=self.index - first_layer)
+
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """The parameters by name; no name is also one of a mixer, a feed-forward block or another norm."""
         return {

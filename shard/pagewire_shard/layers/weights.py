@@ -88,6 +88,10 @@ class Weights:
             self._shared_table = "embed"
         self.linears["lm_head"] = linear
 
+    def drop_embeddings(self) -> None:
+        """Frees the table of token embeddings where nothing is looked up in it: it was there for tie_output."""
+        self.tensors.pop("embed", None)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:

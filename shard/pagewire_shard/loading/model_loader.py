@@ -22,6 +22,7 @@ from pagewire_shard.models.hf_config import HFConfig, describe, read_config_fiel
 from pagewire_shard.models.registry import find_family
 from pagewire_shard.parallel.collectives import Collectives
 from pagewire_shard.parallel.ranks import ALONE, CannotShare, Ranks
+from pagewire_shard.parallel.stage import WHOLE, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def load_model(
     seed: int = 0,
     hf_overrides: Mapping[str, Any] | None = None,
     collectives: Collectives | None = None,
+    stage: Stage = WHOLE,
 ) -> LoadedModel:
     """Loads the model in `model_dir`, or what one rank has of it.
 
@@ -62,7 +64,8 @@ def load_model(
         load_format: auto: safetensors, or PyTorch files where there are none; safetensors: nothing else; dummy:
             random weights, a function of `seed` and the configuration alone; only config.json is read.
         hf_overrides: fields that replace those of config.json; objects are merged.
-        collectives: of the ranks that share the model out; None: one device holds all of it.
+        collectives: of the ranks that share the model, or its stage, out; None: one device holds all of it.
+        stage: the stage of a pipeline that is loaded.
 
     Raises:
         ModelNotFound: no such directory, or no config.json or checkpoint in it.
@@ -75,7 +78,9 @@ def load_model(
     architecture, family = find_family(stated)
     config = describe(model_dir, architecture, family.complete(stated), family.quantizations)
     spec = family.spec(config.fields)
-    own_spec = _own_spec(spec, collectives.ranks if collectives else ALONE, architecture)
+    own_spec = _own_stage(
+        _own_spec(spec, collectives.ranks if collectives else ALONE, architecture), stage, architecture
+    )
     files = [] if load_format == "dummy" else checkpoint_files(model_dir, allow_torch=load_format == "auto")
     _report_format(files)
     checkpoint_dtype = config.checkpoint_dtype
@@ -85,9 +90,10 @@ def load_model(
     with torch.inference_mode():
         weights = Weights(precision, collectives=collectives)
         if load_format == "dummy":
-            fill_randomly(weights, spec, seed)
+            fill_randomly(weights, spec, seed, stage)
         else:
-            read_weights(files, spec, family.names_of(spec), weights, reads_mxfp4=mxfp4.METHOD in family.quantizations)
+            reads_mxfp4 = mxfp4.METHOD in family.quantizations
+            read_weights(files, spec, family.names_of(spec), weights, stage=stage, reads_mxfp4=reads_mxfp4)
         model = Decoder(own_spec, weights)
     return LoadedModel(
         model=model,
@@ -111,6 +117,13 @@ def _own_spec(spec: DecoderSpec, ranks: Ranks, architecture: str) -> DecoderSpec
         ) from None
 
 
+def _own_stage(spec: DecoderSpec, stage: Stage, architecture: str) -> DecoderSpec:
+    try:
+        return spec.for_stage(stage)
+    except CannotShare as error:
+        raise BadOption(f"--pipeline-parallel-size {stage.count}: {architecture}: its {error}") from None
+
+
 def _can_share(spec: DecoderSpec, ranks: Ranks) -> bool:
     try:
         spec.for_rank(ranks)
@@ -128,11 +141,12 @@ def _report_format(files: list[CheckpointFile]) -> None:
         )
 
 
-def fill_randomly(weights: Weights, spec: DecoderSpec, seed: int) -> None:
+def fill_randomly(weights: Weights, spec: DecoderSpec, seed: int, stage: Stage = WHOLE) -> None:
     """Fills `weights` with normally distributed matrices, norms that scale by 1, and biases of 0; of a decoder that is
-    the same however many ranks share it out."""
+    the same however many ranks and stages share it out."""
     device, ranks = weights.precision.device, weights.collectives.ranks
-    for name, sliced in sliced_parameters(spec, ranks).items():
+    own = spec.for_rank(ranks).for_stage(stage)
+    for name, sliced in sliced_parameters(spec, own).items():
         tensors = {}
         for tensor_name, tensor_spec in weights.specs(sliced.whole).items():
             tensor = torch.empty(tensor_spec.shape, dtype=tensor_spec.dtype, device=device)
@@ -144,8 +158,10 @@ def fill_randomly(weights: Weights, spec: DecoderSpec, seed: int) -> None:
                 tensor.normal_(0.0, spec.initializer_range, generator=generator)
             tensors[tensor_name] = tensor if ranks.is_alone else _own_part(weights, sliced, tensor_name, tensor)
         weights.put(name, sliced.own, tensors, is_partial=sliced.slice.is_partial)
-    if spec.tied_embeddings:
-        weights.tie_output(spec.for_rank(ranks).lm_head)
+    if spec.tied_embeddings and own.stage.is_last:
+        weights.tie_output(own.lm_head)
+    if not own.stage.is_first:
+        weights.drop_embeddings()
 
 
 def _own_part(weights: Weights, sliced: SlicedParameter, name: str, whole: torch.Tensor) -> torch.Tensor:

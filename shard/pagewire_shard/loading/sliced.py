@@ -25,10 +25,15 @@ class SlicedParameter:
         return cls(whole, own, rank_slice(whole, own, ranks))
 
 
-def sliced_parameters(spec: DecoderSpec, ranks: Ranks) -> dict[str, SlicedParameter]:
-    """All parameters of the decoder by name. Raises CannotShare."""
-    own = spec.for_rank(ranks).parameters()
-    return {name: SlicedParameter.of(whole, own[name], ranks) for name, whole in spec.parameters().items()}
+def sliced_parameters(spec: DecoderSpec, own: DecoderSpec) -> dict[str, SlicedParameter]:
+    """The parameters by name that a rank of a stage has something of.
+
+    Args:
+        spec: Of the whole decoder.
+        own: Of what the rank has of it.
+    """
+    whole, ranks = spec.parameters(), own.ranks
+    return {name: SlicedParameter.of(whole[name], part, ranks) for name, part in own.parameters().items()}
 
 
 def copy_rows(

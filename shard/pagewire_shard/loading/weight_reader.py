@@ -24,6 +24,7 @@ from pagewire_shard.loading.sliced import SlicedParameter, copy_rows, sliced_par
 from pagewire_shard.models.decoder import DecoderSpec
 from pagewire_shard.models.hf_config import UNQUANTIZED
 from pagewire_shard.models.names import NameMap, Target, is_needless
+from pagewire_shard.parallel.stage import WHOLE, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +38,16 @@ QUANTIZED = re.compile(
 
 
 def read_weights(
-    files: list[CheckpointFile], spec: DecoderSpec, names: NameMap, weights: Weights, *, reads_mxfp4: bool = False
+    files: list[CheckpointFile],
+    spec: DecoderSpec,
+    names: NameMap,
+    weights: Weights,
+    *,
+    stage: Stage = WHOLE,
+    reads_mxfp4: bool = False,
 ) -> None:
-    """Reads a checkpoint into `weights`, which are empty; of it what belongs to the rank of weights.collectives.
+    """Reads a checkpoint into `weights`, which are empty; of it what belongs to the rank of weights.collectives and to
+    the stage.
 
     Every parameter must be filled by the checkpoint, and every tensor of it used or known to be needless.
 
@@ -50,7 +58,7 @@ def read_weights(
     Raises:
         CorruptWeights: the message names the tensor that is missing, has no place or does not fit.
     """
-    reader = _Reader(spec, names, weights)
+    reader = _Reader(spec, names, weights, stage)
     tensors: Iterator[CheckpointTensor] = chain.from_iterable(file.tensors() for file in files)
     if reads_mxfp4:
         tensors = dequantized(tensors, transposed=names.transposed_experts)
@@ -87,16 +95,19 @@ def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 class _Reader:
     """Puts checkpoint tensors in their places."""
 
-    def __init__(self, spec: DecoderSpec, names: NameMap, weights: Weights) -> None:
+    def __init__(self, spec: DecoderSpec, names: NameMap, weights: Weights, stage: Stage) -> None:
         self._weights = weights
         self._names = names
+        self._stage = stage
+        own = spec.for_rank(weights.collectives.ranks).for_stage(stage)
         self._is_tied = spec.tied_embeddings
-        ranks = weights.collectives.ranks
-        self._lm_head = SlicedParameter.of(spec.lm_head, spec.for_rank(ranks).lm_head, ranks)
+        self._lm_head = SlicedParameter.of(spec.lm_head, own.lm_head, own.ranks)
+        self._elsewhere = spec.parameters().keys() - own.parameters().keys()
+        """Parameters of other stages."""
         self._layers = spec.layers
         self._skipped: Counter[str] = Counter()
         """Number of tensors that are not loaded, by the beginning of their names."""
-        self._parameters = sliced_parameters(spec, ranks)
+        self._parameters = sliced_parameters(spec, own)
         self._tied: dict[tuple[str, str], CheckpointTensor] = {}
         """By parameter and tensor: what the checkpoint stores of embeddings and output projection, if they are tied."""
         self._pending: dict[str, _Pending] = {}
@@ -105,6 +116,8 @@ class _Reader:
     def add(self, tensor: CheckpointTensor) -> None:
         """Copies the tensor to its place, and packs the parameter if that completes it."""
         target = self._names.target(tensor.name)
+        if target is not None and self._is_elsewhere(target):
+            return
         spec = self._spec_of(target) if target else None
         if target is None or spec is None:
             if self._is_skipped(tensor.name):
@@ -125,6 +138,11 @@ class _Reader:
                 return
         self._fill(tensor, target)
 
+    def _is_elsewhere(self, target: Target) -> bool:
+        """Whether the tensor belongs to other stages alone. Where embeddings are tied, the last one has them too."""
+        is_head_of_tied = self._is_tied and target.parameter == "lm_head"
+        return target.parameter in self._elsewhere or (is_head_of_tied and "embed" in self._elsewhere)
+
     def _is_skipped(self, name: str) -> bool:
         """Whether the decoder does without the tensor."""
         if is_needless(name) or self._names.is_unused(name):
@@ -140,13 +158,15 @@ class _Reader:
         """Makes a tied output projection. Raises CorruptWeights naming the tensors that are missing."""
         for module, count in sorted(self._skipped.items()):
             logger.info("%s: %d tensors of %s are not part of the text model and not loaded", model_dir, count, module)
-        if self._is_tied:
+        if self._is_tied and "embed" in self._parameters:
             self._finish_tied()
         self._check_complete(model_dir)
-        if "lm_head" not in self._weights.linears:
+        if self._stage.is_last and "lm_head" not in self._weights.linears:
             bias = self._tied.get(("lm_head", "bias"))
             dtype = self._weights.precision.activations
             self._weights.tie_output(self._lm_head.own, None if bias is None else self._own_bias(bias.value.to(dtype)))
+        if not self._stage.is_first:
+            self._weights.drop_embeddings()
 
     def _own_bias(self, bias: torch.Tensor) -> torch.Tensor:
         """This rank's part of the tied output projection's bias."""
@@ -205,7 +225,7 @@ class _Reader:
         embed, head = self._tied.get(("embed", "weight")), self._tied.get(("lm_head", "weight"))
         if head is not None and embed is None:
             self._fill(head, Target("embed", "weight", None))
-        elif head is not None and embed is not None and not _are_equal(head.value, embed.value):
+        elif self._stage.is_last and head is not None and embed is not None and not _are_equal(head.value, embed.value):
             logger.warning(
                 "%s: tensor %r differs from %r, so the two are not tied, though config.json says so (set "
                 "tie_word_embeddings to false in it to silence this)",

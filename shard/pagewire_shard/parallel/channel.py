@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pagewire_shard.errors import GroupFailed
-from pagewire_shard.parallel.peer import BEAT, ENTRY, FAREWELL, GREETING, READY, Peer, frame, receive
+from pagewire_shard.parallel.peer import BEAT, ENTRY, FAREWELL, GREETING, READY, TOKENS, Peer, frame, receive
 from pagewire_shard.parallel.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 CONNECT_RETRY_S = 0.05
 FAREWELL_S = 0.5
 """Longest wait for ranks that read slowly, so that they are told that this one leaves."""
+
+
+def _unexpected(message: bytes) -> None:
+    raise AssertionError("only the stages of a pipeline before the last one are sent tokens")
 
 
 class GroupChannel:
@@ -40,15 +44,23 @@ class GroupChannel:
         self._peers = peers
         self._leaving = False
 
-    def start(self, on_entry: Callable[[bytes], None], on_lost: Callable[[str], None], watch_s: float) -> None:
+    def start(
+        self,
+        on_entry: Callable[[bytes], None],
+        on_lost: Callable[[str], None],
+        watch_s: float,
+        on_tokens: Callable[[bytes], None] = _unexpected,
+    ) -> None:
         """Begins to listen and to say that this rank is alive.
 
         Args:
             on_entry: Takes what rank 0 passes on, in order.
             on_lost: Told once which rank is lost and why.
             watch_s: Longest silence of a rank that has said that it is ready.
+            on_tokens: Takes what rank 0's steps have yielded, in order.
         """
         self._on_entry, self._on_lost, self._watch_s = on_entry, on_lost, watch_s
+        self._on_tokens = on_tokens
         # A rank that is stopped reads nothing: sending to it must not wait for ever.
         patience = struct.pack("ll", int(watch_s), int(watch_s % 1 * 1e6))
         for peer in self._peers:
@@ -64,6 +76,10 @@ class GroupChannel:
     def pass_on(self, entry: bytes) -> None:
         """Sends an entry to all other ranks, without waiting for them; only on rank 0."""
         self._send_all(frame(ENTRY, entry))
+
+    def tell_tokens(self, tokens: bytes) -> None:
+        """Sends what a step has yielded to all other ranks, without waiting for them; only on rank 0."""
+        self._send_all(frame(TOKENS, tokens))
 
     def leave(self) -> None:
         """This rank ends on purpose: the others are told, and their ends mean nothing any more."""
@@ -87,6 +103,8 @@ class GroupChannel:
                 peer.heard_s = time.monotonic()
                 if kind == ENTRY:
                     self._on_entry(payload)
+                elif kind == TOKENS:
+                    self._on_tokens(payload)
                 elif kind == READY:
                     peer.is_ready = True
                 elif kind == FAREWELL:

@@ -9,7 +9,7 @@ from collections import deque
 
 HEADER = struct.Struct("!BI")
 """Kind and length of a frame."""
-GREETING, BEAT, ENTRY, READY, FAREWELL = range(5)
+GREETING, BEAT, ENTRY, READY, FAREWELL, TOKENS = range(6)
 MAX_FRAME_BYTES = 1 << 30
 
 

@@ -23,15 +23,19 @@ def process_collectives(store: Any, ranks: Ranks, device: torch.device, address:
         store: The torch.distributed.Store where they meet.
         address: Of this rank's interface that reaches the others; only gloo needs it.
     """
-    timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
     if device.type == "cuda":
+        timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
         dist.init_process_group("nccl", store=store, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
         return NcclCollectives(dist.group.WORLD, ranks)
+    return GlooCollectives(dist.ProcessGroupGloo(store, ranks.rank, ranks.size, gloo_options(address)), ranks)
+
+
+def gloo_options(address: str) -> Any:
+    """Those of a process group that listens on this address. Gloo would take the interface of the host's name."""
     options = dist.ProcessGroupGloo._Options()
-    # Gloo would take the interface that the host's name stands for.
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
-    options._timeout = timeout
-    return GlooCollectives(dist.ProcessGroupGloo(store, ranks.rank, ranks.size, options), ranks)
+    options._timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+    return options
 
 
 class ProcessCollectives(Collectives):

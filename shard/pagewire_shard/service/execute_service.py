@@ -25,7 +25,8 @@ from pagewire_shard.stepping.step_thread import StepThread
 
 logger = logging.getLogger(__name__)
 
-MAX_INFLIGHT_LIMIT = 4
+MAX_INFLIGHT_LIMIT = 64
+"""Plans that a router may have outstanding: some for each stage of a pipeline."""
 STALL_CHECK_INTERVAL_S = 1.0
 MIN_BEAT_S = 0.05
 ABANDONED_TERMS = 3
@@ -52,7 +53,7 @@ class ExecuteService:
         self._lease = lease
         self._preparations = preparations
         self._stall_timeout_s = stall_timeout_s
-        self._grants_lease = info.tp_rank == 0 and info.pp_rank == 0
+        self._grants_lease = info.tp_rank == 0 and info.pp_rank + 1 >= info.pp_size
         self._stream: PlanStream | None = None
         self._released = asyncio.Event()
         self._released.set()
