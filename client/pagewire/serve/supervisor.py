@@ -97,7 +97,7 @@ class Supervisor:
         """The ranks of each shard group."""
         self._router = _Role("router", (), "")
         self._keepers: list[asyncio.Task[None]] = []
-        self._spares = Spares(spare_command, config.tensor_parallel_size) if config.spare_shards else None
+        self._spares = Spares(spare_command, config.group_size) if config.spare_shards else None
 
     async def run(self) -> int:
         """Serves until told to stop. Returns the exit status: 0 after a stop, 1 if the start failed."""
