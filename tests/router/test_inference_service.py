@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import struct_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from pagewire.v1 import inference_pb2
+from pagewire.v1 import inference_pb2, inference_pb2_grpc
 from pagewire_router.errors import DeadlineExceeded, QueueFull, RouterError, Unavailable
 from pagewire_router.scheduling.sequence import SequenceGroup
 from pagewire_router.text.tokenizer import Tokenizer
@@ -515,3 +515,23 @@ async def test_a_token_that_the_model_has_no_embedding_for_is_refused(serve, new
         assert router.runner.requests == []
         await router.generate(text="Hello", sampling_params=inference_pb2.SamplingParams(max_tokens=1))
         assert router.runner.requests[0].eos_token_ids == (1,), "no token the model could sample"
+
+
+async def test_a_client_that_does_not_read_is_given_up_with_what_waits_for_it(serve, monkeypatch):
+    """gRPC's core takes a few messages for it. Others are not kept waiting meanwhile."""
+    monkeypatch.setattr("pagewire_router.grpc_front.message_writer.UNREAD_S", 0.4)
+    async with serve(step_s=0.001) as router:
+        options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+        params = inference_pb2.SamplingParams(max_tokens=200, n=8, logprobs=1, ignore_eos=True)
+        message = inference_pb2.GenerateRequest(token_ids=inference_pb2.TokenIds(ids=[5]), sampling_params=params)
+        async with grpc.aio.insecure_channel(router.address, options=options) as channel:
+            call = inference_pb2_grpc.InferenceStub(channel).Generate(message)
+            async with asyncio.timeout(30):
+                while not router.server._metrics.num_calls["Generate", "ABORTED"]:
+                    await asyncio.sleep(0.01)
+            assert router.server._metrics.num_open == 0
+            assert (await router.generate(text="x"))[-1].HasField("finished")
+            with pytest.raises(grpc.aio.AioRpcError) as cut:
+                [message async for message in call]
+            assert cut.value.code() == grpc.StatusCode.ABORTED
+            assert "read nothing" in cut.value.details()

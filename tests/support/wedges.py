@@ -42,3 +42,16 @@ def loop_of_main_thread() -> asyncio.AbstractEventLoop:
             return runner.get_loop()
         frame = frame.f_back  # type: ignore[assignment]
     raise LookupError("the main thread runs no event loop")
+
+
+class NotFinite(AdapterLogitsProcessor):
+    """Leaves no finite logits for requests that ask for it with `not_finite`, behind so many tokens."""
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def new_req_logits_processor(self, params: Any) -> RequestLogitsProcessor | None:
+        after = (params.extra_args or {}).get("not_finite")
+        if after is None:
+            return None
+        return lambda output_ids, logits: logits if len(output_ids) < after else torch.full_like(logits, float("nan"))

@@ -10,7 +10,7 @@ from pagewire.v1 import inference_pb2
 
 from pagewire_router.admission.call import Call
 from pagewire_router.config import MAX_MESSAGE_BYTES, RouterConfig
-from pagewire_router.errors import status_code
+from pagewire_router.errors import Aborted, RouterError, status_code
 from pagewire_router.grpc_front.calls import Context, new_call
 from pagewire_router.grpc_front.message_decoder import decode
 from pagewire_router.grpc_front.message_writer import MessageWriter
@@ -18,6 +18,7 @@ from pagewire_router.grpc_front.reception import Reception
 from pagewire_router.grpc_front.rpc_status import end_with
 from pagewire_router.inference import Inference, failure_of
 from pagewire_router.metrics.request_metrics import Metrics
+from pagewire_router.output.stepwise_writer import NotRead
 
 SERVICE_NAME = "pagewire.v1.Inference"
 COMPLETIONS_PER_TURN = 4
@@ -135,6 +136,9 @@ class InferenceService:
             # A write met the end of its call: the client has gone, or its deadline has passed.
             self._metrics.num_calls[name, _why_cancelled(context)] += 1
             raise asyncio.CancelledError from None
+        except NotRead:
+            # The status waits behind what gRPC has taken already; all else that waited is gone.
+            failure: RouterError = Aborted("the client has read nothing of its stream for too long")
         except grpc.aio.AbortError:  # Reception has ended and counted the call.
             raise
         except Exception as error:

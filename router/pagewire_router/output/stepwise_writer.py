@@ -12,14 +12,37 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 
+class NotRead(Exception):
+    """The transport has taken no message for too long: the client does not read."""
+
+
 class StepwiseWriter:
     """The messages of one stream. Its methods raise what a write failed with."""
 
-    __slots__ = ("_begin_write", "_error", "_is_watching", "_on_idle", "_queue", "_taken", "_write")
+    __slots__ = (
+        "_begin_write",
+        "_error",
+        "_is_watching",
+        "_on_idle",
+        "_queue",
+        "_taken",
+        "_timer",
+        "_unread_s",
+        "_write",
+    )
 
-    def __init__(self, begin_write: Callable[[bytes], Coroutine[Any, Any, None]]) -> None:
-        """begin_write: makes the coroutine that writes one message. It awaits futures of the running loop alone."""
+    def __init__(
+        self, begin_write: Callable[[bytes], Coroutine[Any, Any, None]], unread_s: float | None = None
+    ) -> None:
+        """
+        Args:
+            begin_write: makes the coroutine that writes one message. It awaits futures of the running loop alone.
+            unread_s: longest time that the transport may leave a message while others wait for it, before the stream
+                fails with NotRead; None: for ever.
+        """
         self._begin_write = begin_write
+        self._unread_s = unread_s
+        self._timer: asyncio.TimerHandle | None = None
         self._queue: deque[bytes] = deque()
         self._write: Coroutine[Any, Any, None] | None = None
         """The write that was begun and has not ended."""
@@ -52,11 +75,14 @@ class StepwiseWriter:
         """Returns when the transport has taken all messages."""
         while not self._advance():
             assert self._taken is not None
-            await asyncio.wait((self._taken,))
+            taken, _ = await asyncio.wait((self._taken,), timeout=self._unread_s)
+            if not taken:
+                raise NotRead
 
     def close(self) -> None:
         """Gives up what was not written."""
         self._queue.clear()
+        self._stop_timer()
         self._on_idle = self._error = None
         if self._write is not None:
             self._write.close()
@@ -97,9 +123,12 @@ class StepwiseWriter:
             assert self._taken is not None
             self._is_watching = True
             self._taken.add_done_callback(self._on_taken)
+            if self._unread_s is not None:
+                self._timer = asyncio.get_running_loop().call_later(self._unread_s, self._give_up)
 
     def _on_taken(self, _taken: "asyncio.Future[Any]") -> None:
         self._is_watching = False
+        self._stop_timer()
         try:
             is_idle = self._advance()
         except Exception:
@@ -109,3 +138,16 @@ class StepwiseWriter:
         elif self._on_idle is not None:
             callback, self._on_idle = self._on_idle, None
             callback()
+
+    def _give_up(self) -> None:
+        """The message that is being written has waited for too long."""
+        self._error = NotRead()
+        self._queue.clear()
+        if self._on_idle is not None:
+            callback, self._on_idle = self._on_idle, None
+            callback()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
