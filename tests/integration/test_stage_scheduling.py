@@ -22,7 +22,7 @@ def staged(workload: Workload) -> Workload:
 
 
 @pytest.mark.parametrize("groups", [st.just(PLAIN), CACHE_GROUPS], ids=["one table", "cache groups"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_workloads_yield_every_token_once_and_no_stage_waits_for_one(
     groups: st.SearchStrategy, data: st.DataObject
@@ -31,7 +31,7 @@ def test_workloads_yield_every_token_once_and_no_stage_waits_for_one(
     play(staged(data.draw(workloads(window, max_drafts=0, groups=groups))), num_ranks=2, make_world=StageWorld)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(workload=st.integers(1, 4).flatmap(lambda window: workloads(window, max_drafts=0, has_states=True)))
 def test_stages_with_recurrent_states_stay_identical(workload: Workload) -> None:
     play(staged(workload), num_ranks=2, make_world=StageWorld)
@@ -55,6 +55,16 @@ def test_decodes_are_shared_out_evenly_among_as_many_plans_as_stages(num_request
     share = -(-num_requests // STAGES)
     # One result has been taken in, and the plan that follows it is yet to be made.
     assert {tuple(sorted(rows)) for rows in steady} <= {(share,), (num_requests - share,)}
+
+
+def test_one_plan_at_a_time_decodes_all_requests() -> None:
+    world = World(LIMITS, window=1, eos_share=0.0)
+    for i in range(8):
+        world.submit(make_request([1, 2, 3, i % 5], max_tokens=20, seed=i))
+    num_steps = 0
+    while world.step():
+        num_steps += 1
+    assert num_steps <= 20 + 1
 
 
 def test_requests_that_come_late_join_the_shares() -> None:

@@ -15,15 +15,16 @@ from pagewire_router.scheduling.sequence_state import SequenceState
 
 
 def micro_batch(
-    running: Iterable[SequenceGroup], inflight: Iterable[PlanInFlight], num_stages: int
+    running: Iterable[SequenceGroup], inflight: Iterable[PlanInFlight], num_shares: int
 ) -> Iterator[SequenceGroup]:
     """The requests that the next plan may run, in their order.
 
     Args:
         running: All that run, most urgent first. Requests behind the last one that was yielded may be taken out.
+        num_shares: Stages, or plans in flight if fewer are allowed.
     """
     num_decoding = sum(_num_decoding(group) for group in running)
-    share = -(-num_decoding // num_stages) if sum(plan.decodes for plan in inflight) < num_stages else 0
+    share = -(-num_decoding // num_shares) if sum(plan.decodes for plan in inflight) < num_shares else 0
     for group in running:
         if any(_awaits_token(sequence) for sequence in group.sequences):
             continue

@@ -238,8 +238,8 @@ class Scheduler:
         self._unverified.take_over(plan, plan.step - self._max_inflight)
         self.prefixes.on_plan()
         self._residents.fork(groups, plan)
-        num_stages = self.limits.num_stages
-        runnable = groups if num_stages == 1 else micro_batch(groups, self._inflight, num_stages)
+        num_shares = min(self.limits.num_stages, self._max_inflight)
+        runnable = groups if num_shares == 1 else micro_batch(groups, self._inflight, num_shares)
         num_missing, prefills = self._run_decodes(runnable, plan)
         self._run_prefills(prefills, plan)
         if self.is_admitting and not num_missing and queue is not None:
