@@ -1,6 +1,8 @@
 """Attention against its roofline and against torch's scaled_dot_product_attention on contiguous keys and values."""
 
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -57,6 +59,37 @@ def _peer(bench: Bench, heads: Heads, num_seqs: int, query_len: int, seq_len: in
     )
 
 
+def options(bench: Bench) -> list[Row]:
+    """Times decodes with sinks and sliding windows beside plain ones that read as many keys."""
+    gpt_oss, gemma_3 = Heads(64, 8, 64), Heads(32, 16, 128)
+    rows = []
+    for heads, num_seqs, seq_len, window, has_sinks in (
+        (gpt_oss, 64, 8 * K, 0, True),
+        (gpt_oss, 256, 4 * K, 128, True),
+        (gpt_oss, 64, 8 * K, 128, True),
+        (gemma_3, 64, 8 * K, K, False),
+        (LLAMA_8B, 64, 8 * K, 4 * K, False),
+    ):
+        num_seqs, seq_len, window = bench.size(num_seqs, 4), bench.size(seq_len, 130), bench.size(window, window // 64)
+        num_keys = window or seq_len
+        kinds = f"{num_seqs} x {num_keys}"
+        num_bytes = (
+            2 * num_seqs * heads.head_dim * bench.dtype.itemsize * (num_keys * heads.num_kv_heads + heads.num_heads)
+        )
+        plain = row(bench, f"decode, {kinds}, {heads}", partial(_ours, bench, heads, num_seqs, 1, num_keys), num_bytes)
+        given: dict[str, Any] = {"sliding_window": window} if window else {}
+        if has_sinks:
+            given["sinks"] = torch.zeros(heads.num_heads, dtype=bench.dtype, device=bench.device)
+        named = " and ".join(["sinks"] * has_sinks + ["a window"] * bool(window))
+
+        def make(heads: Heads = heads, shape: tuple[int, int] = (num_seqs, seq_len), given: Any = given) -> Call:
+            return replace(paged.make(bench, heads, [1] * shape[0], [shape[1]] * shape[0]), options=given).attend
+
+        ours = row(bench, f"decode with {named}, {kinds} of {seq_len}, {heads}", make, num_bytes)
+        rows += [plain, ours | {"speed_up": plain["median_us"] / ours["median_us"]}]
+    return rows
+
+
 DECODES = (
     *((LLAMA_8B, n, k) for n, k in ((1, 1), (1, 8), (1, 32), (16, 1), (16, 8), (16, 32), (64, 1), (64, 8), (256, 1))),
     (LLAMA_1B, 64, 8),
@@ -75,6 +108,7 @@ def _name(kind: str, heads: Heads, size: str) -> str:
 
 
 PARTS = (
+    Part("attention:options", options),
     *(Part(_name("decode", h, f"{n}x{k}k"), partial(decode, h, n, k * K)) for h, n, k in DECODES),
     *(Part(_name("prefill", h, f"{n}x{q}k-of-{k}k"), partial(prefill, h, n, q * K, k * K)) for h, n, q, k in PREFILLS),
 )

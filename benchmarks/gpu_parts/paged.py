@@ -1,6 +1,7 @@
 """Paged batches of any size, made on the device: random keys and values in blocks that are scattered over the pool."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pagewire_kernels import kv_cache
@@ -37,6 +38,8 @@ class PagedBatch:
     block_tables: torch.Tensor
     query_start_loc: torch.Tensor
     lens: torch.Tensor
+    options: dict[str, Any] = field(default_factory=dict)
+    """More arguments of AttentionInputs."""
 
     @property
     def num_decodes(self) -> int:
@@ -60,6 +63,7 @@ class PagedBatch:
                 max_query_len=max(self.query_lens),
                 max_seq_len=max(self.seq_lens),
                 num_decodes=self.num_decodes,
+                **self.options,
             )
         )
 
