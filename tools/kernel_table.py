@@ -69,7 +69,8 @@ def expected_resources(table: Table, version: str) -> dict[aot.Job, aot.Resource
 
 
 def violations(found: Mapping[aot.Job, aot.Resources], failed: Mapping[aot.Job, str]) -> list[str]:
-    """One line for each kernel that does not compile, takes too much shared memory, or spills without leave."""
+    """One line for each kernel that does not compile, takes too much shared memory, spills without leave, or
+    has wrong descriptors."""
     cases = aot.collect()
     lines = [f"{key} on sm_{target}: does not compile: {reason}" for (key, target), reason in failed.items()]
     for (key, target), resources in found.items():
@@ -78,6 +79,8 @@ def violations(found: Mapping[aot.Job, aot.Resources], failed: Mapping[aot.Job, 
             lines.append(f"{key} on sm_{target}: {resources.shared_bytes} bytes of shared memory, at most {limit}")
         if resources.spills and not cases[key].may_spill:
             lines.append(f"{key} on sm_{target}: {resources.spills} loads and stores of spilled registers")
+        if resources.broken_descriptors:
+            lines.append(f"{key} on sm_{target}: the compiler got {resources.broken_descriptors} descriptors wrong")
     return lines
 
 

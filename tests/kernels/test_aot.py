@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from kernel_aot import compiling as aot
 from kernel_aot.case import TARGETS, AotCase
+from kernel_aot.descriptors import broken_descriptors
 
 HOPPER = 90
 ADVICE = "if that is meant, run `python tools/kernel_table.py` and commit the table"
@@ -61,6 +62,34 @@ def test_resources_are_read_from_the_compiled_kernel(target: int) -> None:
     assert 0 < resources.registers <= 64
     assert (resources.spills, resources.shared_bytes, resources.tensor_core) == (0, 0, 0)
     assert aot.from_row(aot.as_row(resources)) == resources
+
+
+NARROW_PRODUCT = """
+        /*1260*/                   UMOV UR17, URZ ;                                /* 0x0000003f00117c82 */
+        /*1270*/                   UIADD3 UR10, UP0, UR6, 0x40, URZ ;
+        /*4cf0*/                   {0} ;
+        /*4d00*/                   UIADD3.X UR4, UR9, 0x1, URZ, UP1, !UPT ;
+        /*7860*/                   HGMMA.64x32x16.F32 R24, R44, gdesc[UR8].tnspB, R24, gsb0 ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("high_word", "broken"),
+    [
+        ("UIADD3.X UR11, UR17, -0x7fffffe0, URZ, UP0, !UPT", False),
+        ("UIADD3.X UR11, UR13, -0x7fffffe0, URZ, UP0, !UPT", True),
+        ("UIADD3.X UR11, UR10, 0x40000040, URZ, UP0, !UPT", True),
+    ],
+)
+def test_descriptors_made_of_a_register_that_nothing_set_are_found(high_word: str, broken: bool) -> None:
+    """As ptxas 12.8 compiled products of 16 and 32 columns behind a loop with products of its own."""
+    assert broken_descriptors(NARROW_PRODUCT.format(high_word)) == [high_word] * broken
+
+
+def test_a_kernel_with_wrong_descriptors_is_told() -> None:
+    key = next(iter(aot.collect()))
+    found = {(key, HOPPER): aot.Resources(40, 0, 1000, 4, 4, 0, 0, broken_descriptors=2)}
+    assert kernel_table.violations(found, {}) == [f"{key} on sm_90: the compiler got 2 descriptors wrong"]
 
 
 def test_a_case_that_forgets_an_argument_is_refused() -> None:

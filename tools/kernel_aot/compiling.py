@@ -22,6 +22,7 @@ from pagewire_kernels.gpu.dependent_launch import LEAST_GENERATION
 
 from kernel_aot import cases as case_modules
 from kernel_aot.case import AotCase
+from kernel_aot.descriptors import broken_descriptors
 
 SHARED_MEMORY_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
 """Most shared memory of a program: 163 KiB on an A100, 227 KiB on later generations."""
@@ -56,6 +57,8 @@ class Resources:
     """Bulk tensor copies."""
     before_wait: int = 0
     """Accesses to global memory that a kernel with PDL (dependent_launch.py) makes before it waits."""
+    broken_descriptors: int = 0
+    """Operand descriptors of tensor cores that the compiler got wrong, see descriptors.py."""
 
 
 def collect() -> dict[str, AotCase]:
@@ -186,6 +189,7 @@ def _resources(cubin: bytes, shared_bytes: int) -> Resources:
         async_copies=opcodes["LDGSTS"],
         tma=opcodes["UTMALDG"],
         before_wait=sum(name in _MEMORY_ACCESSES for name in code[: code.index(_WAIT)]) if _WAIT in opcodes else 0,
+        broken_descriptors=len(broken_descriptors(sass)),
     )
 
 
