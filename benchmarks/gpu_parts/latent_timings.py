@@ -11,7 +11,7 @@ import torch
 from pagewire_kernels.latent_attention import LatentInputs, latent_attention
 
 from gpu_parts.part import Bench, Part, Row
-from gpu_parts.roofline import MIN_COPIES, Call, row
+from gpu_parts.roofline import MAX_COPIES, MIN_COPIES, Call, row
 
 LATENT_DIM, ROPE_DIM, BLOCK_SIZE = 512, 64, 64
 HEADS = (16, 20, 32, 64, 128)
@@ -61,8 +61,8 @@ def _row(bench: Bench, kind: str, num_heads: int, num_seqs: int, query_len: int,
     num_bytes = bench.dtype.itemsize * (num_seqs * seq_len * width + num_rows * (width + LATENT_DIM))
     num_flops = 2.0 * num_heads * (width + LATENT_DIM) * num_products
     name = f"latent_attention, {kind}, {num_heads} heads, {num_seqs} x " + (f"{query_len} of " if query_len > 1 else "")
-    copies = {"max_copies": MIN_COPIES} if query_len > 1 else {}
-    return row(bench, f"{name}{seq_len}", make, num_bytes, num_flops, **copies)
+    max_copies = MIN_COPIES if query_len > 1 else MAX_COPIES
+    return row(bench, f"{name}{seq_len}", make, num_bytes, num_flops, max_copies=max_copies)
 
 
 def _all(bench: Bench) -> list[Row]:
