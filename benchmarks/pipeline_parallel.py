@@ -31,7 +31,7 @@ from servers import ROUTER, start
 NUM_STAGES = 2
 INFLIGHT = {"one plan": 1, "three plans": 2}
 """By name: the router's --max-inflight, to which it adds one for each further stage unless it is 1."""
-MAX_TRACED_S = 1.0
+MAX_TRACED_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Cost:
     token_ms: float
 
 
-COSTS = (Cost("arithmetic", 0.0, 1.0), Cost("arithmetic and weights", 8.0, 0.5), Cost("weights", 16.0, 0.0))
+COSTS = (Cost("arithmetic", 0.0, 4.0), Cost("arithmetic and weights", 32.0, 2.0), Cost("weights", 64.0, 0.0))
+"""Long enough that what a busy machine adds to each step is little beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=32, metavar="N", help="requests at a time (default %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens of an answer (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each kind (default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=24, metavar="N", help="tokens of an answer (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="runs of each kind (default %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where the result goes")
     return parser
 
