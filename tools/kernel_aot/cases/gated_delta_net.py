@@ -46,8 +46,9 @@ def _case(
         num_warps=num_warps,
         num_stages=num_stages,
         divisible=strides,
-        # Sums of 64 rows of 256 columns do not fit, and float32 is for comparisons.
-        may_spill=constants.get("BLOCK_V") == 256 or dtype == "fp32",
+        # A few numbers of prompts' sums do not fit, which costs less on an H200 than more warps do. float32 is for
+        # comparisons.
+        may_spill=name.startswith(("prepare", "read")) or dtype == "fp32",
     )
 
 
