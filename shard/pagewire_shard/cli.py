@@ -214,6 +214,16 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
         "--stall-timeout", dest="stall_timeout_s", type=_seconds, default=DEFAULTS.stall_timeout_s, metavar="S",
         help="no progress for so long while work waits: not alive (default %(default)s)",
     )  # fmt: skip
+    group.add_argument(
+        "--flight-recorder", metavar="FILE",
+        help="keep the last plans and results in FILE and FILE.1, for `pagewire replay`; prompts and answers are in "
+        "them, as token ids (default: not kept)",
+    )  # fmt: skip
+    group.add_argument(
+        "--flight-recorder-size", dest="flight_recorder_bytes", type=parse_size,
+        default=DEFAULTS.flight_recorder_bytes, metavar="SIZE",
+        help="most that both files take (default 64MiB)",
+    )  # fmt: skip
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
     group.add_argument(
         "--spare", action="store_true",

@@ -94,6 +94,10 @@ class ShardConfig:
     """Names of the OpenTelemetry exporters that traces go to; empty: no tracing. The SDK reads the rest of OTEL_*."""
     stall_timeout_s: float = 60.0
     """Work that waits for so long without any progress makes the shard not alive: it is best started again."""
+    flight_recorder: str | None = None
+    """File that the last plans and results are written to; None: they are not kept."""
+    flight_recorder_bytes: int = 64 << 20
+    """Most of a disk that it takes, with the file before it."""
     exit_with_parent: bool = False
     """Stop when standard input ends: the parent process is gone."""
 

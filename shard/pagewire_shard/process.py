@@ -15,11 +15,12 @@ from pagewire_common.loop_watchdog import LoopWatchdog
 from pagewire_common.shutdown import Shutdown
 
 from pagewire_shard.config import ShardConfig
-from pagewire_shard.errors import ModelError
+from pagewire_shard.errors import BadOption, ModelError
 from pagewire_shard.grammar.grammars import Grammars
 from pagewire_shard.grammar.limits import GrammarLimits
 from pagewire_shard.loading.model_source import model_digest, resolve_model
 from pagewire_shard.parallel.shard_group import ShardGroup
+from pagewire_shard.recording.recorder import Recorder
 from pagewire_shard.stepping.group_steps import FollowingSteps, LeadingSteps
 from pagewire_shard.stepping.step_engine import StepEngine
 from pagewire_shard.stepping.step_observer import StepObserver
@@ -43,12 +44,13 @@ def run(config: ShardConfig) -> int:
     tracing = _open_tracing(config)
     grammars = _grammars(config)
     group = ShardGroup(config) if config.group_size > 1 else None
-    steps = _steps(lambda: _build(config, model_dir, grammars, group), _observer(tracing), group)
+    recorder = _recorder(config)
+    steps = _steps(lambda: _build(config, model_dir, grammars, group, recorder), _observer(tracing), group)
     # First of all: importing torch and loading weights take longest.
     steps.start()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, model_dir, steps, grammars, group))
+            runner.run(_serve(config, model_dir, steps, grammars, group, recorder))
     except ModelError as error:
         print(f"error: {error.message}", file=sys.stderr)
         status = 1
@@ -69,7 +71,11 @@ def _steps(build: Callable[[], StepEngine[Any]], observer: StepObserver | None, 
 
 
 def _build(
-    config: ShardConfig, model_dir: "Future[Path]", grammars: Grammars | None, group: ShardGroup | None
+    config: ShardConfig,
+    model_dir: "Future[Path]",
+    grammars: Grammars | None,
+    group: ShardGroup | None,
+    recorder: Recorder | None,
 ) -> StepEngine[Any]:
     """Builds the engine on the step thread, since fetching a model takes long and probes need answers meanwhile."""
     try:
@@ -82,7 +88,13 @@ def _build(
 
     dummy_seed = config.seed if config.load_format == "dummy" else None
     digest = model_digest(directory, dummy_seed, config.hf_overrides)
-    return build_engine(config, directory, digest, grammars, group)
+    engine = build_engine(config, directory, digest, grammars, group)
+    if recorder is None:
+        return engine
+    from pagewire_shard.recording.recorded_engine import RecordedEngine
+    from pagewire_shard.recording.shard_facts import shard_facts
+
+    return RecordedEngine(engine, recorder, shard_facts(config, engine))
 
 
 async def _serve(
@@ -91,11 +103,12 @@ async def _serve(
     steps: StepThread,
     grammars: Grammars | None,
     group: ShardGroup | None,
+    recorder: Recorder | None,
 ) -> None:
     from pagewire_shard.service.server import ShardServer
 
     shutdown = Shutdown(with_parent=config.exit_with_parent)
-    server = ShardServer(config, model_dir, steps, grammars)
+    server = ShardServer(config, model_dir, steps, grammars, recorder)
     stopping = asyncio.ensure_future(shutdown.requested.wait())
     opening = asyncio.ensure_future(_open(server, config))
     watchdog = LoopWatchdog()
@@ -141,6 +154,15 @@ def _grammars(config: ShardConfig) -> Grammars | None:
         cache_bytes=config.grammar_cache_memory_bytes,
     )
     return Grammars(limits, coerce_one_of=config.coerce_one_of, lenient=config.lenient_json_schemas)
+
+
+def _recorder(config: ShardConfig) -> Recorder | None:
+    if config.flight_recorder is None:
+        return None
+    try:
+        return Recorder(config.flight_recorder, config.flight_recorder_bytes)
+    except OSError as error:
+        raise BadOption(f"--flight-recorder {config.flight_recorder}: {error.strerror}") from error
 
 
 def _open_tracing(config: ShardConfig) -> "Tracing | None":

@@ -97,7 +97,8 @@ def build_engine(
     info = _describe(config, loaded, limits, layout, pool, device, model_digest)
     print(_start_line(config, loaded, limits, layout, pool), file=sys.stderr, flush=True)
     blocks = BlockPool(pool.num_blocks, limits.block_size)
-    return Engine(info, runner, blocks, grammars)
+    storages = {tensor.untyped_storage() for cache in caches for tensor in cache}
+    return Engine(info, runner, blocks, grammars, sum({each.data_ptr(): each.nbytes() for each in storages}.values()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ COMMANDS = {
     "chat": _Command("pagewire.cli.chat", "talk to a model"),
     "bench": _Command("pagewire.bench.cli", "measure a server"),
     "top": _Command("pagewire.top.cli", "watch what routers do"),
+    "replay": _Command("pagewire.cli.replay", "run a shard's flight recording again"),
     "demo": _Command("pagewire.cli.demo", "serve the bundled model and complete three prompts"),
 }
 

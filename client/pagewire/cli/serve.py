@@ -84,6 +84,13 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
     group.add_argument(
+        "--flight-recorder",
+        metavar="DIR",
+        default=suppress,
+        help="keep the last plans and results of each shard in DIR, for `pagewire replay`; prompts and answers are in "
+        "them, as token ids (default: not kept)",
+    )
+    group.add_argument(
         "--no-spare-shards",
         dest="spare_shards",
         action="store_false",

@@ -2,8 +2,8 @@
 
 A child says `NAME ready on ADDRESS` on standard output when it serves, and before that `NAME http on ADDRESS` if it
 serves HTTP too. One that cannot start says why in a line
-`error: ...` on standard error. Its standard input is a pipe that nobody writes to, unless it is a spare (spares.py): the
-end of it tells the child that its parent is gone, whatever ended the parent.
+`error: ...` on standard error. Its standard input is a pipe that nobody writes to, unless it is a spare (spares.py):
+the end of it tells the child that its parent is gone, whatever ended the parent.
 """
 
 import asyncio

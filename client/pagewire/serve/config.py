@@ -119,6 +119,8 @@ class ServeConfig:
     """How long requests may go on after SIGTERM."""
     spare_shards: bool = True
     """Keep processes that have imported everything, to replace a shard that is lost."""
+    flight_recorder: str | None = None
+    """Directory where each shard keeps its last plans and results; None: they are not kept."""
     exit_with_parent: bool = False
     """Stop when standard input ends: the parent process is gone."""
 

@@ -57,13 +57,15 @@ class Engine:
         runner: Runner,
         pool: BlockPool,
         grammars: Grammars | None = None,
+        cache_bytes: int = 0,
     ) -> None:
-        """grammars: those that admissions may name; None: they may name none.
+        """grammars: those that admissions may name; None: they may name none. cache_bytes: memory of the pools.
 
         The runner has logits processors if the info names some.
         """
         self.info = info
         self.pool = pool
+        self.cache_bytes = cache_bytes
         self._constraints = None if grammars is None else Constraints(grammars)
         self._num_constrained = 0
         """Sequences that a grammar constrains."""
@@ -205,6 +207,27 @@ class Engine:
         if launched.awaits_tokens:
             self.sample(launched)
         return launched.finish(self._notes_tokens())
+
+    def known_sequences(self) -> dict[int, tuple[list[int], int, bool]]:
+        """For each sequence its known tokens, how many of them are computed, and whether it has stopped.
+
+        To be asked when all launched steps are collected: tokens whose effects are still to come are among them.
+        """
+        tokens = {seq_id: list(sequence.token_ids) for seq_id, sequence in self._sequences.items()}
+        stopped = {seq_id for seq_id, sequence in self._sequences.items() if sequence.stopped}
+        for launched in self._effects:
+            step = launched.take_tokens(self._notes_tokens())
+            end = 0
+            for (sequence, _, _), count, stop in zip(launched.rows, step.num_sampled, step.stop_reasons, strict=True):
+                start, end = end, end + count
+                if not sequence.released and sequence.seq_id not in stopped:
+                    tokens[sequence.seq_id] += step.sampled_token_ids[start:end]
+                    if stop:
+                        stopped.add(sequence.seq_id)
+        return {
+            seq_id: (known, min(self._sequences[seq_id].num_computed_tokens, len(known)), seq_id in stopped)
+            for seq_id, known in tokens.items()
+        }
 
     def _work_out(self, plan: shard_pb2.StepPlan) -> StepChanges:
         """What the plan changes; changes nothing. Raises PlanRefused."""

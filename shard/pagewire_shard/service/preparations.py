@@ -7,6 +7,7 @@ from pagewire.v1 import shard_pb2
 
 from pagewire_shard.errors import InvalidMessage
 from pagewire_shard.grammar.grammars import Grammars, Prepared
+from pagewire_shard.recording.recorder import Recorder
 from pagewire_shard.service.plan_stream import PlanStream
 
 logger = logging.getLogger(__name__)
@@ -19,9 +20,10 @@ class Preparations:
     stream has broken.
     """
 
-    def __init__(self, grammars: Grammars | None) -> None:
-        """grammars: None: this shard serves no grammars, and every Prepare is answered so."""
+    def __init__(self, grammars: Grammars | None, recorder: Recorder | None = None) -> None:
+        """grammars: None: this shard serves no grammars, and every Prepare is answered so. recorder: hears of them."""
         self._grammars = grammars
+        self._recorder = recorder
 
     def prepare(self, stream: PlanStream, message: shard_pb2.Prepare) -> None:
         """Begins to prepare what a message asks for. Raises InvalidMessage."""
@@ -33,12 +35,16 @@ class Preparations:
             reason = "the shard serves no grammars: it has no tokenizer, or one that they cannot be served with"
             answer(stream, Prepared(message.name, grpc.StatusCode.UNIMPLEMENTED, reason))
             return
+        if self._recorder is not None:
+            self._recorder.on_prepare(message)
         self._grammars.prepare(message.name, message.grammar, lambda prepared: answer(stream, prepared))
 
     def forget(self, message: shard_pb2.Forget) -> None:
         """No plan will name these again."""
         if self._grammars is not None:
             self._grammars.forget(message.names)
+        if self._recorder is not None:
+            self._recorder.on_forget(message.names)
 
 
 def answer(stream: PlanStream, prepared: Prepared) -> None:

@@ -21,6 +21,7 @@ from pagewire_shard.config import ShardConfig
 from pagewire_shard.errors import BadOption
 from pagewire_shard.grammar.errors import UnusableTokenizer
 from pagewire_shard.grammar.grammars import Grammars
+from pagewire_shard.recording.recorder import Recorder
 from pagewire_shard.service.execute_service import ExecuteService
 from pagewire_shard.service.lease import Lease
 from pagewire_shard.service.model_files import collect_model_files
@@ -57,9 +58,15 @@ class ShardServer:
     """Listens at once, serves when the engine is built. The step thread is the caller's to start and to join."""
 
     def __init__(
-        self, config: ShardConfig, model_dir: "Future[Path]", steps: StepThread, grammars: Grammars | None = None
+        self,
+        config: ShardConfig,
+        model_dir: "Future[Path]",
+        steps: StepThread,
+        grammars: Grammars | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """grammars: the engine's, not yet opened; None: grammars are not served."""
+        """grammars: the engine's, not yet opened; None: grammars are not served. recorder: takes what is prepared."""
+        self._recorder = recorder
         self._config = config
         self._steps = steps
         self._grammars = grammars
@@ -98,7 +105,7 @@ class ShardServer:
         info, _, grammars = await asyncio.gather(*opening)
         info.serves_grammars = grammars is not None
         lease = Lease(info.incarnation, self._config.lease_term_s, time.monotonic)
-        preparations = Preparations(grammars)
+        preparations = Preparations(grammars, self._recorder)
         self._execute_service = ExecuteService(
             self._steps, info, lease, preparations, stall_timeout_s=self._config.stall_timeout_s
         )
