@@ -90,6 +90,7 @@ def test_every_field_has_a_flag():
             "1.5",
         ),
         *("--grammar-compile-memory", "64MiB", "--grammar-cache-memory", "1GiB"),
+        *("--no-spare-shards", "--flight-recorder", "f"),
     )
     changed = [field.name for field in fields(ServeConfig) if getattr(config, field.name) != field.default]
     # GPUs are what CUDA_VISIBLE_DEVICES and the driver say.

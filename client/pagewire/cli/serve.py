@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     _add_listening(parser.add_argument_group("listening"))
+    _add_recovery(parser.add_argument_group("recovery"))
     _add_time_limits(parser.add_argument_group("time limits"))
     _add_security(parser.add_argument_group("security"))
     add_vllm_flags(parser)
@@ -83,6 +84,10 @@ def _add_listening(group: argparse._ArgumentGroup) -> None:
         help="port of gRPC health in plaintext, for probes; 0 takes a free one (default: none)",
     )
     group.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
+
+
+def _add_recovery(group: argparse._ArgumentGroup) -> None:
+    suppress = argparse.SUPPRESS
     group.add_argument(
         "--flight-recorder",
         metavar="DIR",
