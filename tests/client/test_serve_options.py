@@ -5,6 +5,7 @@ import pytest
 from pagewire import InvalidRequest
 from pagewire.cli.serve import add_arguments, config_from
 from pagewire.serve.commands import router_command, shard_command
+from pagewire.serve.commands import shard_command
 from pagewire.serve.config import ServeConfig
 from pagewire.serve.options import MODEL_OPTIONS, parse_bytes
 from pagewire.serve.sockets import private_directory
@@ -241,3 +242,11 @@ def test_a_long_temporary_directory_does_not_make_socket_paths_too_long(monkeypa
     monkeypatch.setattr("tempfile.tempdir", str(long))
     with private_directory() as directory:
         assert len(directory) < 80
+
+
+def test_each_shard_has_a_flight_recorder_of_its_own():
+    config = ServeConfig(replicas=2, tensor_parallel_size=2, flight_recorder="/flights")
+    commands = [shard_command(config, replica, rank, "unix:s", "unix:r") for replica in (0, 1) for rank in (0, 1)]
+    files = {command[command.index("--flight-recorder") + 1] for command in commands}
+    assert files == {f"/flights/shard-{place}.flight" for place in ("0-0", "0-1", "1-0", "1-1")}
+    assert "--flight-recorder" not in shard_command(ServeConfig(), 0, 0, "unix:s", "unix:r")

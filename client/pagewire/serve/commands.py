@@ -33,7 +33,7 @@ def shard_command(config: ServeConfig, replica: int, rank: int, listen: str, ren
         "--grammar-compile-timeout": config.grammar_compile_timeout_s,
         "--grammar-compile-memory": config.grammar_compile_memory_bytes,
         "--grammar-cache-memory": config.grammar_cache_memory_bytes,
-        "--flight-recorder": config.flight_recorder and f"{config.flight_recorder}/shard-{replica}-{tp_rank}.flight",
+        "--flight-recorder": config.flight_recorder and f"{config.flight_recorder}/shard-{replica}-{rank}.flight",
     }
     return [
         *(sys.executable, "-m", "pagewire_shard"),
