@@ -5,7 +5,6 @@ import pytest
 from pagewire import InvalidRequest
 from pagewire.cli.serve import add_arguments, config_from
 from pagewire.serve.commands import router_command, shard_command
-from pagewire.serve.commands import shard_command
 from pagewire.serve.config import ServeConfig
 from pagewire.serve.options import MODEL_OPTIONS, parse_bytes
 from pagewire.serve.sockets import private_directory
