@@ -22,8 +22,19 @@ MODULES = (
     "pagewire_shard.models.llama",
 )
 CUDA_MODULES = ("triton", "pagewire_shard.execution.gpu_runner", "pagewire_shard.execution.gpu_memory")
-CPU_KERNELS = "cpu"
-"""Name of the module with the CPU kernels in each op's package."""
+CPU_OPS = (
+    "prepare_inputs",
+    "rms_norm",
+    "rotary_and_cache",
+    "paged_attention",
+    "activation",
+    "packed_linear",
+    "sample",
+    "append_tokens",
+)
+"""Ops of nearly every model. Others are left out: kernels that are not cached are compiled on import."""
+IMPORTED = "pagewire-spare has imported"
+"""Said on standard output when the process can be used: `pagewire serve` waits for it."""
 
 
 def wait_for_work() -> list[str] | None:
@@ -34,6 +45,7 @@ def wait_for_work() -> list[str] | None:
     """
     _set_name(NAME)
     _import()
+    print(IMPORTED, flush=True)
     line = _read_line()
     if line is None:
         return None
@@ -54,12 +66,11 @@ def _import() -> None:
 
 
 def _import_cpu_kernels() -> None:
-    import pagewire_kernels
     from pagewire_kernels.cpu.simd import HAS_AVX512
 
     if HAS_AVX512:
-        for folder in sorted(Path(pagewire_kernels.__path__[0]).glob(f"*/{CPU_KERNELS}.py")):
-            importlib.import_module(f"pagewire_kernels.{folder.parent.name}.{CPU_KERNELS}")
+        for op in CPU_OPS:
+            importlib.import_module(f"pagewire_kernels.{op}.cpu")
 
 
 def _read_line() -> bytes | None:

@@ -17,6 +17,8 @@ CHILD = """
 import json, os, signal, sys, threading
 arguments = sys.argv[1:]
 if arguments[0] == "spare":
+    if "slow-spare" not in arguments:
+        print("pagewire-spare has imported", flush=True)
     with open(arguments[1], "a") as file:
         file.write(f"spare waits {os.getpid()}\\n")
     line = sys.stdin.readline()
@@ -79,7 +81,7 @@ async def main():
     spares.Spares.__init__.__defaults__ = (0.05,)
     supervisor = Supervisor(
         config, shard_command=shard_command, router_command=router_command, probe=probe, min_backoff_s=0.05,
-        spare_command=[sys.executable, child, "spare", log],
+        spare_command=[sys.executable, child, "spare", log, *sys.argv[5:]],
     )
     return await supervisor.run()
 
@@ -354,5 +356,18 @@ def test_without_a_live_spare_a_shard_is_started_as_ever(tmp_path: Path) -> None
     os.kill(supervised.notes("waits")[0][2], signal.SIGKILL)
     os.kill(lost, signal.SIGKILL)
     supervised.wait_for(lambda: [name for name, _, _ in supervised.notes("started")].count("shard0") == 2)
+    supervised.process.terminate()
+    assert supervised.finish()[0] == 0
+
+
+def test_a_spare_that_still_imports_is_not_waited_for(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "ready()", "ready()", "spare", "slow-spare")
+    supervised.wait_ready()
+    supervised.wait_for(lambda: len(supervised.notes("waits")) == 1)
+    ((_, _, spare),) = supervised.notes("waits")
+    lost = next(pid for name, _, pid in supervised.notes("started") if name == "shard0")
+    os.kill(lost, signal.SIGKILL)
+    supervised.wait_for(lambda: [name for name, _, _ in supervised.notes("started")].count("shard0") == 2)
+    assert spare not in [pid for _, _, pid in supervised.notes("started")]
     supervised.process.terminate()
     assert supervised.finish()[0] == 0

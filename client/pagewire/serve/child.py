@@ -16,6 +16,7 @@ from typing import Self
 
 READY = " ready on "
 HTTP = " http on "
+SPARE = "pagewire-spare has imported"
 ERROR = "error: "
 KILLED_S = 5.0
 """How long to wait for the end of a killed child, which the kernel delays while it waits for a device."""
@@ -32,6 +33,8 @@ class Child:
         """The address that the child serves on, once it has said so."""
         self.http_address: str | None = None
         """The address that the child serves HTTP on; None: it has not said any."""
+        self.is_spare = False
+        """Whether it has said that it waits to become a shard."""
         self.error: str | None = None
         """The child's error message, without "error: "; None: it gave none."""
         self._process = process
@@ -87,6 +90,8 @@ class Child:
         async for line in _lines(self._process.stdout):
             if READY in line and not self.address.done():
                 self.address.set_result(line.partition(READY)[2].strip())
+            elif line.strip() == SPARE:
+                self.is_spare = True
             elif HTTP in line and not self.address.done():
                 self.http_address = line.partition(HTTP)[2].strip()
             else:  # standard output belongs to the supervisor's own ready line

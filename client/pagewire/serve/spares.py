@@ -44,11 +44,12 @@ class Spares:
             steady = serving
 
     async def take(self, command: Sequence[str], environment: Mapping[str, str]) -> Child | None:
-        """Makes a spare the shard of this command. None: there is none."""
+        """Makes a spare the shard of this command. None: there is none, or it still imports, which may take longer than
+        a start: kernels that are not cached are compiled."""
         self._drop_ended()
         work = {"arguments": command[NUM_INTERPRETER_WORDS:], "environment": dict(environment)}
-        while self._children:
-            child = self._children.pop()
+        for child in [child for child in self._children if child.is_spare]:
+            self._children.remove(child)
             try:
                 await child.write_line(json.dumps(work))
             except OSError:  # it has just ended
