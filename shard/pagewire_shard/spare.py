@@ -12,7 +12,7 @@ from pathlib import Path
 
 STDIN = 0
 NAME, SHARD_NAME = b"pagewire-spare", b"pagewire-shard"
-"""What the system calls the process while it waits, and then; at most 15 bytes."""
+"""What the system calls the process when it has imported, and when it is a shard; at most 15 bytes."""
 MODULES = (
     "pagewire_common.process_log",
     "pagewire_shard.process",
@@ -43,9 +43,9 @@ def wait_for_work() -> list[str] | None:
 
     The device is not touched: which one it is follows from the environment.
     """
-    _set_name(NAME)
     _import()
     print(IMPORTED, flush=True)
+    _set_name(NAME)
     line = _read_line()
     if line is None:
         return None

@@ -46,7 +46,7 @@ def is_running(pid: int) -> bool:
 
 
 def _is_spare(process: psutil.Process) -> bool:
-    """Between its start and the first thing it does, a spare has its name on the command line alone."""
+    """Until it has imported, a spare has its name on the command line alone."""
     return process.name() == SPARE or ("--spare" in process.cmdline() and process.name() != SHARD)
 
 
