@@ -1,6 +1,7 @@
 """One connection over HTTP/1: uvicorn's protocol, with bounds on what its client may make it hold, and for how long."""
 
 import asyncio
+import functools
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from pagewire_router.http_front.connection_limit import ConnectionLimit
 from pagewire_router.http_front.error_bodies import openai_body
 from pagewire_router.http_front.errors import HttpError
+from pagewire_router.http_front.event_stream import WRITE_NOW
 from pagewire_router.metrics.http_metrics import (
     LARGE_HEAD,
     LATE_HEAD,
@@ -228,6 +230,7 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         self._limit.on_busy(self)
+        cycle.scope["extensions"] = {WRITE_NOW: {"write": functools.partial(_write_now, cycle)}}
         if cycle.scope["http_version"] == "1.0":
             app = _without_chunks(app, cycle)
         super()._start_asgi_task(cycle, app)
@@ -266,6 +269,19 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._start_stall_timer()
+
+
+def _write_now(cycle: RequestResponseCycle, data: bytes) -> bool:
+    """Gives part of an answer's body to the transport; returns False, and does nothing, where send() must do so.
+
+    This is what uvicorn's send() does with it, without a message and a coroutine for each part. send() also waits for
+    clients that do not read, and writes to clients of HTTP/1.0.
+    """
+    assert data, "an empty chunk would end the answer"
+    if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    return True
 
 
 def _without_chunks(app: Callable[..., Any], cycle: RequestResponseCycle) -> Callable[..., Any]:

@@ -9,6 +9,10 @@ from pagewire_router.output.output_buffer import Output
 from pagewire_router.output.stepwise_writer import StepwiseWriter
 
 Send = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
+WriteNow = Callable[[bytes], bool]
+"""Gives part of a body that has begun to the transport; returns False, and does nothing, where Send must do so."""
+WRITE_NOW = "pagewire.write_now"
+"""The ASGI extension whose "write" is a WriteNow."""
 Outputs = Sequence[Output]
 Encode = Callable[[Outputs], bytes]
 """Makes events of the outputs of one request; none if there is nothing to tell."""
@@ -21,13 +25,14 @@ COMMENT = b": keep-alive\n\n"
 class EventStream:
     """The events of one answer. The transport takes them as long as the client reads; further ones wait."""
 
-    def __init__(self, send: Send, sign_of_life: bytes = COMMENT) -> None:
+    def __init__(self, send: Send, sign_of_life: bytes = COMMENT, write_now: WriteNow | None = None) -> None:
         """sign_of_life: an event that clients skip."""
 
         def begin_write(data: bytes) -> Coroutine[Any, Any, None]:
             return send({"type": "http.response.body", "body": data, "more_body": True})
 
         self._send = send
+        self._write_now = write_now
         self._writer = StepwiseWriter(begin_write)
         self._waiting: dict[EventWriter, Callable[[], object]] = {}
         self.num_bytes = 0
@@ -40,7 +45,8 @@ class EventStream:
     def write(self, events: bytes) -> None:
         """Begins to write events, each of which ends in an empty line."""
         self.num_bytes += len(events)
-        self._writer.write_bytes((events,))
+        if self._write_now is None or not self._writer.is_idle() or not self._write_now(events):
+            self._writer.write_bytes((events,))
 
     async def end(self, events: bytes = b"") -> None:
         """Writes the last events and ends the answer."""

@@ -10,7 +10,7 @@ from typing import Any
 from pagewire_router.admission.call import Call
 from pagewire_router.http_front.body import BodyReader, ClientGone, Receive, parse_object
 from pagewire_router.http_front.errors import RenameField
-from pagewire_router.http_front.event_stream import COMMENT, EventStream, Send
+from pagewire_router.http_front.event_stream import COMMENT, WRITE_NOW, EventStream, Send, WriteNow
 from pagewire_router.http_front.fields import FieldTable
 
 Scope = Mapping[str, Any]
@@ -55,6 +55,7 @@ class Exchange:
         self._events: EventStream | None = None
         self._receive = receive
         self._asgi_send = send
+        self._asgi_write_now: WriteNow | None = scope.get("extensions", {}).get(WRITE_NOW, {}).get("write")
         self.extra_headers: Headers = [(b"x-request-id", self.request_id.encode("latin-1"))]
         """Headers of the answer, whatever it is."""
 
@@ -113,13 +114,24 @@ class Exchange:
             *self.extra_headers,
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        self._events = EventStream(self._send, sign_of_life)
+        write_now = None if self._asgi_write_now is None else self._write_now
+        self._events = EventStream(self._send, sign_of_life, write_now)
         return self._events
 
     async def _send(self, message: dict[str, Any]) -> None:
         """Sends a message. Raises ClientGone."""
         try:
             await self._asgi_send(message)
+        except RuntimeError as error:
+            if CLOSED not in str(error):
+                raise
+            raise ClientGone from None
+
+    def _write_now(self, data: bytes) -> bool:
+        """See WriteNow. Raises ClientGone."""
+        assert self._asgi_write_now is not None
+        try:
+            return self._asgi_write_now(data)
         except RuntimeError as error:
             if CLOSED not in str(error):
                 raise

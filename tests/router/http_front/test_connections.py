@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import resource
+import socket
 import ssl
 
 import httpx2
@@ -301,3 +302,56 @@ def test_connections_are_no_more_than_open_files_allow(monkeypatch, caplog, soft
     monkeypatch.setattr(resource, "setrlimit", set_limit)
     assert allowed_connections(10_000) == expected
     assert ("ulimit" in caplog.text) == (expected < 10_000)
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_streams_of_one_connection_follow_each_other_whole(serve_http, tmp_path, is_tls):
+    """Each chunk has the length that it says, whatever was sent ahead."""
+    config, context = {}, None
+    if is_tls:
+        authority = Authority(tmp_path / "authority")
+        server = authority.issue("server", "127.0.0.1")
+        config = {"tls_cert": server.cert, "tls_key": server.key}
+        context = ssl.create_default_context(cafile=authority.ca)
+    async with serve_http(config=config) as front:
+        reader, writer = await asyncio.open_connection(*front.address, ssl=context)
+        writer.write(post({**ASK, "max_tokens": 40, "stream": True}) * 2)
+        async with asyncio.timeout(20):
+            for _ in range(2):
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert b"transfer-encoding: chunked" in head.lower()
+                told = []
+                while size := int(await reader.readuntil(b"\r\n"), 16):
+                    told.append(await reader.readexactly(size))
+                    assert await reader.readexactly(2) == b"\r\n"
+                assert await reader.readexactly(2) == b"\r\n"
+                assert len(told) > 2
+                assert all(events.startswith(b"data: ") and events.endswith(b"\n\n") for events in told)
+                assert told[-1].endswith(b"data: [DONE]\n\n")
+        writer.close()
+
+
+async def test_parts_of_an_answer_are_written_at_once_until_the_client_stops_reading(serve_http, monkeypatch):
+    """What the transport refuses to take at once goes through uvicorn's send(), which waits for the client."""
+    taken = []
+
+    def noted(cycle, data):
+        taken.append(write_now(cycle, data))
+        return taken[-1]
+
+    write_now = connection._write_now
+    monkeypatch.setattr(connection, "_write_now", noted)
+    async with serve_http() as front:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(front.address)
+            reader, writer = await asyncio.open_connection(sock=client, limit=1 << 24)
+            writer.transport.pause_reading()
+            writer.write(post({**ASK, "max_tokens": 250, "n": 64, "stream": True, "return_token_ids": True}))
+            await until(lambda: False in taken)
+            assert taken[0]
+            writer.transport.resume_reading()
+            async with asyncio.timeout(20):
+                told = await reader.readuntil(b"data: [DONE]\n\n")
+            writer.close()
+    assert told.count(b'"finish_reason":"length"') == 64
