@@ -24,8 +24,11 @@ from pagewire_kernels.tuning.paged_attention import tile_for
 
 _LOG2_E = 1.4426950408889634
 _MAX_ROWS = 32
-"""Most rows, heads times queries, of a program. 64 would be wgmma's, but their sums of 512 spill the registers of 8
-warps."""
+"""Most rows, heads times queries, of a program: with 64, which wgmma takes, 128 heads measured slower."""
+_VECTOR = 8
+"""Elements of 2 bytes that are loaded at once. With parts of other widths loads end in misaligned addresses."""
+_GENERATIONS = (80, 90, 100)
+"""Those of data centres, whose programs have 160 KB of shared memory and more."""
 _COMBINED_SPLITS = 8
 """Partial results that a program of the second launch loads at once: for latents of 512, 32 registers of a thread."""
 
@@ -37,14 +40,19 @@ class LatentConfig:
     tile: int
     """Most tokens that are loaded at once."""
     num_stages: int
+    num_warps: int = 4
     programs_per_sm: int = 1
     min_split_tiles: int = 4
     """Tiles below which a split costs more than it saves."""
 
 
-HALF = LatentConfig(tile=32, num_stages=2)
-"""For elements of 2 bytes: a tile of 576 of them is 36 KB."""
-FLOAT = LatentConfig(tile=16, num_stages=1)
+HALF = LatentConfig(tile=32, num_stages=3, programs_per_sm=2)
+"""For elements of 2 bytes and as many heads as one program takes: bound by memory. A tile of 576 of them is 36 KB."""
+HALF_MANY = LatentConfig(tile=64, num_stages=2)
+"""For more heads, and for prefills: bound by tensor cores."""
+HALF_SMALL = LatentConfig(tile=32, num_stages=2, num_warps=8)
+"""For GPUs whose programs have less than 160 KB of shared memory."""
+FLOAT = LatentConfig(tile=16, num_stages=1, num_warps=8)
 """For float32, which is for comparisons, not for speed."""
 
 
@@ -316,7 +324,12 @@ def latent_attention(inputs: LatentInputs, config: LatentConfig | None = None) -
     num_tokens, num_seqs = query.shape[0], inputs.seq_lens.shape[0]
     if num_tokens == 0 or num_seqs == 0:
         return out
-    config = config or (HALF if query.element_size() == 2 else FLOAT)
+    if (
+        inputs.cache.is_cuda
+        and query.element_size() == 2
+        and (inputs.latent_dim % _VECTOR or inputs.rope_dim % _VECTOR)
+    ):
+        raise ValueError(f"latents of {inputs.latent_dim} + {inputs.rope_dim} in 16 bits: not multiples of {_VECTOR}")
     if inputs.max_query_len == 1:
         num_decodes = num_seqs
     elif inputs.row_counts is not None:
@@ -333,10 +346,20 @@ def latent_attention(inputs: LatentInputs, config: LatentConfig | None = None) -
     return out
 
 
-def _attend_decodes(inputs: LatentInputs, out: torch.Tensor, num_decodes: int, config: LatentConfig) -> None:
+def config_for(element_size: int, num_rows: int, generation: int) -> LatentConfig:
+    """Returns how heads times queries of so many rows are attended from, which programs may share."""
+    if element_size != 2:
+        return FLOAT
+    if generation not in _GENERATIONS:
+        return HALF_SMALL
+    return HALF if num_rows <= _MAX_ROWS else HALF_MANY
+
+
+def _attend_decodes(inputs: LatentInputs, out: torch.Tensor, num_decodes: int, config: LatentConfig | None) -> None:
     """Writes the first num_decodes rows of out: token i is sequence i's one new token."""
     device = inputs.cache.device
-    _, num_multiprocessors = gpu_traits(device)
+    generation, num_multiprocessors = gpu_traits(device)
+    config = config or config_for(inputs.cache.element_size(), inputs.num_heads, generation)
     constants = decode_constants(config, inputs.num_heads, inputs.latent_dim, inputs.rope_dim, inputs.block_size)
     num_groups, block_g, block_l = constants["NUM_GROUPS"], constants["BLOCK_G"], constants["BLOCK_L"]
     # Most shares that the longest sequences could fill beyond one each.
@@ -360,7 +383,7 @@ def _attend_decodes(inputs: LatentInputs, out: torch.Tensor, num_decodes: int, c
         **constants,
         BLOCK_SEQS=block_seqs(num_decodes),
         **launch_options(device),
-        num_warps=num_warps(constants["BLOCK_M"]),
+        num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
     if partials is None:
@@ -382,8 +405,10 @@ def _attend_decodes(inputs: LatentInputs, out: torch.Tensor, num_decodes: int, c
     )
 
 
-def _attend_prefills(inputs: LatentInputs, out: torch.Tensor, first_seq: int, config: LatentConfig) -> None:
+def _attend_prefills(inputs: LatentInputs, out: torch.Tensor, first_seq: int, config: LatentConfig | None) -> None:
     """Writes the rows of out that belong to sequences from first_seq on; those before it have a token each."""
+    generation, _ = gpu_traits(inputs.cache.device)
+    config = config or config_for(inputs.cache.element_size(), _MAX_ROWS + 1, generation)
     constants = prefill_constants(config, inputs.num_heads, inputs.latent_dim, inputs.rope_dim, inputs.block_size)
     num_tokens, num_seqs = inputs.query_latent.shape[0], inputs.seq_lens.shape[0]
     num_tiles = (num_tokens - first_seq) // constants["BLOCK_Q"] + num_seqs - first_seq
@@ -401,7 +426,7 @@ def _attend_prefills(inputs: LatentInputs, out: torch.Tensor, first_seq: int, co
         num_seqs,
         *_strides(inputs),
         **constants,
-        num_warps=num_warps(constants["BLOCK_M"]),
+        num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
 
@@ -441,11 +466,6 @@ def combine_constants(decode: dict[str, int], latent_dim: int) -> dict[str, obje
         "BLOCK_D": decode["BLOCK_L"],
         "BLOCK_SPLITS": _COMBINED_SPLITS,
     }
-
-
-def num_warps(block_m: int) -> int:
-    """Returns the warps of a program: 32 rows of sums of 512 spill the registers of 4."""
-    return 8 if block_m > 16 else 4
 
 
 def _shape(config: LatentConfig, num_heads: int, latent_dim: int, rope_dim: int, block_size: int) -> dict[str, int]:

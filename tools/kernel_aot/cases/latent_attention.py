@@ -29,7 +29,7 @@ def _decode(
     splits: bool = True,
     row_counts: bool = False,
 ) -> AotCase:
-    config = kernels.FLOAT if dtype == "fp32" else kernels.HALF
+    config = kernels.config_for(4 if dtype == "fp32" else 2, num_heads, 90)
     shape = kernels.decode_constants(config, num_heads, latent_dim, 64, block_size)
     signature = _signature(dtype) | {"num_shares": "i32"}
     constants: dict[str, object] = {**shape, "BLOCK_SEQS": block_seqs(256)}
@@ -44,14 +44,16 @@ def _decode(
         kernels.latent_decode_kernel,
         signature,
         constants,
-        num_warps=kernels.num_warps(shape["BLOCK_M"]),
+        num_warps=config.num_warps,
         num_stages=config.num_stages,
         divisible=_STRIDES,
+        # Sums of 32 rows: 4 warps that spill some of them take half the time of 8.
+        may_spill=shape["BLOCK_M"] > 16,
     )
 
 
 def _prefill(name: str, num_heads: int, *, latent_dim: int = 512, row_counts: bool = False) -> AotCase:
-    shape = kernels.prefill_constants(kernels.HALF, num_heads, latent_dim, 64, 64)
+    shape = kernels.prefill_constants(kernels.HALF_MANY, num_heads, latent_dim, 64, 64)
     signature = _signature("bf16") | {"query_start_loc_ptr": "*i32", "first_seq": "i32"}
     constants: dict[str, object] = {**shape}
     if row_counts:
@@ -63,14 +65,16 @@ def _prefill(name: str, num_heads: int, *, latent_dim: int = 512, row_counts: bo
         kernels.latent_prefill_kernel,
         signature,
         constants,
-        num_warps=kernels.num_warps(shape["BLOCK_M"]),
-        num_stages=kernels.HALF.num_stages,
+        num_warps=kernels.HALF_MANY.num_warps,
+        num_stages=kernels.HALF_MANY.num_stages,
         divisible=_STRIDES,
+        # Sums of 32 rows: 4 warps that spill some of them take half the time of 8.
+        may_spill=shape["BLOCK_M"] > 16,
     )
 
 
 def _combine(name: str, num_heads: int) -> AotCase:
-    shape = kernels.decode_constants(kernels.HALF, num_heads, 512, 64, 64)
+    shape = kernels.decode_constants(kernels.HALF_MANY, num_heads, 512, 64, 64)
     signature = {"sums_ptr": "*fp32", "stats_ptr": "*fp32", "splits_ptr": "*i32", "out_ptr": "*bf16"}
     signature |= {"heads_per_program": "i32", "first_shared": "i32"}
     constants = kernels.combine_constants(shape, 512) | dict.fromkeys(
