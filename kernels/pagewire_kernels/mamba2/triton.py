@@ -39,7 +39,7 @@ class PrefillConfig:
 
 
 _PREFILL_CONFIGS = {
-    torch.bfloat16: PrefillConfig(64, 4096, 8, 2, tl.bfloat16, "tf32"),
+    torch.bfloat16: PrefillConfig(32, 8192, 4, 2, tl.bfloat16, "tf32"),
     torch.float16: PrefillConfig(32, 4096, 4, 1, tl.float32, "tf32"),
     # For comparisons, not for speed.
     torch.float32: PrefillConfig(16, 2048, 4, 1, tl.float32, "ieee"),
