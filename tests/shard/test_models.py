@@ -1,5 +1,6 @@
 """Every family against transformers' own implementation, through paged caches whose blocks are out of order."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ CASES: dict[str, transformers.PretrainedConfig] = {
     "opt-norm-after-projected": transformers.OPTConfig(
         **{**OPT, "word_embed_proj_dim": 16}, do_layer_norm_before=False
     ),
+    "opt-norms-without-weights": transformers.OPTConfig(**OPT, layer_norm_elementwise_affine=False),
     "opt-no-biases-no-final-norm": transformers.OPTConfig(**OPT, enable_bias=False, _remove_final_layer_norm=True),
     "gpt2": transformers.GPT2Config(**GPT2),
     "gpt2-untied-scaled-by-layer": transformers.GPT2Config(
@@ -275,6 +277,7 @@ CASES: dict[str, transformers.PretrainedConfig] = {
     "seed-oss": transformers.SeedOssConfig(**LLAMA, num_key_value_heads=2, head_dim=16, attention_out_bias=True),
     "glm": transformers.GlmConfig(**LLAMA, num_key_value_heads=2, head_dim=8, pad_token_id=None),
     "glm4": transformers.Glm4Config(**LLAMA, num_key_value_heads=2, head_dim=8, pad_token_id=None),
+    "olmo": transformers.OlmoConfig(**LLAMA, num_key_value_heads=2, clip_qkv=0.5, pad_token_id=None, eos_token_id=2),
     "olmo2": transformers.Olmo2Config(**LLAMA, num_key_value_heads=2, pad_token_id=None),
     "olmo3": transformers.Olmo3Config(
         **LAYERS_4,
@@ -439,6 +442,58 @@ if hasattr(transformers, "InternLM3Config"):
     MIXTURES["internlm3"] = transformers.InternLM3Config(
         **LLAMA, num_key_value_heads=2, head_dim=16, attention_bias=True, mlp_bias=True, **rope("dynamic", factor=6.0)
     )
+NEWER: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "afmoe": lambda: transformers.AfmoeConfig(
+        **LAYERS_4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=6,
+        num_experts_per_tok=3,
+        num_shared_experts=1,
+        moe_intermediate_size=20,
+        route_scale=1.5,
+        sliding_window=6,
+        mup_enabled=True,
+    ),
+    "flex-olmo": lambda: transformers.FlexOlmoConfig(
+        **LLAMA, num_key_value_heads=2, num_experts=6, num_experts_per_tok=3, pad_token_id=None, eos_token_id=2
+    ),
+    "granite-swa": lambda: transformers.GraniteSWAConfig(
+        **LAYERS_4,
+        num_key_value_heads=2,
+        sliding_window=6,
+        layer_rope_theta=[1000, 100, 0, 100],
+        attention_multiplier=0.2,
+        residual_multiplier=0.5,
+        logits_scaling=2.0,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "hyperclovax": lambda: transformers.HyperCLOVAXConfig(
+        **LLAMA, num_key_value_heads=2, residual_multiplier=0.5, logits_scaling=2.0, embedding_multiplier=3.0
+    ),
+    "hyperclovax-no-norms-behind": lambda: transformers.HyperCLOVAXConfig(
+        **LLAMA, use_post_norm=False, residual_multiplier=0.5, attention_multiplier=0.2
+    ),
+    "jais2": lambda: transformers.Jais2Config(**LLAMA, num_key_value_heads=2, eos_token_id=2),
+    "mellum": lambda: transformers.MellumConfig(
+        **QWEN3_MOE,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+        mlp_layer_types=["dense", "sparse"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    ),
+    "nanochat": lambda: transformers.NanoChatConfig(**LLAMA, num_key_value_heads=2),
+}
+"""Those of which the oldest transformers that the tests run with lacks some."""
+MIXTURES |= {
+    name: build()
+    for name, build in NEWER.items()
+    if all(hasattr(transformers, each) for each in build.__code__.co_names if each.endswith("Config"))
+}
 CASES |= MIXTURES
 MAMBA2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 12, "mamba_chunk_size": 8}
 GRANITE_HYBRID: dict[str, Any] = {
@@ -611,6 +666,20 @@ RECURRENT: dict[str, transformers.PretrainedConfig] = {
     ),
 }
 """Of families with layers that keep a state of each sequence."""
+if hasattr(transformers, "OlmoHybridConfig"):
+    # transformers cuts the convolution into three equal parts when it saves it.
+    OLMO_HYBRID: dict[str, Any] = {
+        **LAYERS_4,
+        "num_key_value_heads": 2,
+        "linear_key_head_dim": 12,
+        "linear_value_head_dim": 12,
+        "pad_token_id": None,
+        "eos_token_id": 2,
+    }
+    RECURRENT["olmo-hybrid"] = transformers.OlmoHybridConfig(**OLMO_HYBRID)
+    RECURRENT["olmo-hybrid-rotated"] = transformers.OlmoHybridConfig(
+        **OLMO_HYBRID, linear_allow_neg_eigval=False, **rope("default")
+    )
 CASES |= RECURRENT
 
 

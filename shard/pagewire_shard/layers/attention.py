@@ -55,6 +55,8 @@ class AttentionSpec:
     """Queries are multiplied by the decoder's position_scale."""
     output_gate: bool = False
     """What each head attends to is multiplied by the sigmoid of a product of its own, of the head's size."""
+    gate_is_stored_apart: bool = False
+    """Checkpoints store gates as a matrix of their own, not as one with the queries."""
     qkv_bias: bool = False
     o_bias: bool = False
     qkv_clip: float = 0.0
@@ -87,9 +89,9 @@ class AttentionSpec:
     def parameters(self, hidden_size: int) -> dict[str, Parameter]:
         """See MixerSpec."""
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        # Checkpoints store queries and gates as one matrix.
         queries = (query_size,) * (2 if self.output_gate else 1)
-        segments = (queries, *((kv_size,),) * (self._num_parts - 1))
+        stored = tuple((size,) for size in queries) if self.gate_is_stored_apart else (queries,)
+        segments = (*stored, *((kv_size,),) * (self._num_parts - 1))
         parts = tuple(sum(sizes) for sizes in segments)
         parameters = {
             "qkv": Parameter("linear", parts, hidden_size, self.qkv_bias, segments),

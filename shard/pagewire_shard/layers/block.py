@@ -354,7 +354,7 @@ class LayerSpec:
     """The norm at each of the wiring's places."""
     wiring: Wiring = "pre"
     residual_scale: float = 1.0
-    """Multiplies what the mixer and the feed-forward block yield."""
+    """Multiplies what the mixer and the feed-forward block add to the residual stream."""
     side_input: SideInputSpec | None = None
     """What is added after the feed-forward block for the layer's own inputs; None: nothing is."""
     output_scale: bool = False
@@ -401,9 +401,10 @@ class LayerSpec:
 
     def _wired(self, weights: LayerWeights) -> Block:
         block = BLOCKS[self.wiring]
-        norms = [self.norm.build(weights.tensors(place)) for place in block.norm_places]
+        scales = {place: self.residual_scale for place in block.norm_places if place.endswith("out_norm")}
+        norms = [self.norm.build(weights.tensors(place), scales.get(place, 1.0)) for place in block.norm_places]
         mixer, feed_forward = self.mixer.build(weights), self.feed_forward.build(weights)
-        if self.residual_scale != 1.0:
+        if self.residual_scale != 1.0 and not scales:
             return block(_scaled(mixer, self.residual_scale), _scaled(feed_forward, self.residual_scale), *norms)
         return block(mixer, feed_forward, *norms)
 

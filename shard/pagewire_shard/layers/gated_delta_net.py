@@ -36,6 +36,8 @@ class GatedDeltaNetSpec:
     """Upper bound of beta, with which a token replaces what the state holds for its key; beyond 1 it inverts that."""
     stored_as: tuple[int, ...] = (1, 1, 1, 1, 1, 1)
     """How many of q, k, v, gate, beta and decay each matrix of a checkpoint makes."""
+    conv_is_stored_apart: bool = False
+    """Checkpoints store the convolutions of q, k and v each by itself."""
 
     @property
     def cache(self) -> None:
@@ -69,9 +71,14 @@ class GatedDeltaNetSpec:
         segments = tuple(self._stored_sizes())
         parts = tuple(sum(sizes) for sizes in segments)
         channels = self.sizes[:3]
+        conv = (
+            Parameter("conv", channels, self.conv_width)
+            if self.conv_is_stored_apart
+            else Parameter("conv", (sum(channels),), self.conv_width, segments=(channels,))
+        )
         return {
             "delta_in": Parameter("linear", parts, hidden_size, segments=segments),
-            "conv": Parameter("conv", (sum(channels),), self.conv_width, segments=(channels,)),
+            "conv": conv,
             "log_decay": Parameter("float32_vector", (self.num_heads,)),
             "dt_bias": Parameter("float32_vector", (self.num_heads,)),
             "delta_norm": Parameter("norm", (self.value_dim,)),

@@ -64,15 +64,19 @@ class NormSpec:
     float32_weight: bool = False
     """Whether the weight is float32 and scales before the result is rounded to the activations' dtype; otherwise it has
     that dtype and scales the rounded result. RMS norms only."""
+    is_learned: bool = True
+    """Whether checkpoints have its weight; otherwise that is 1, and there is no bias."""
 
     def parameter(self, width: int) -> Parameter:
         """The norm's parameter."""
-        return Parameter("norm", (width,), bias=self.bias)
+        return Parameter("norm", (width,), bias=self.bias, is_stored=self.is_learned)
 
-    def build(self, tensors: Mapping[str, torch.Tensor]) -> Norm:
-        """The norm with this weight and perhaps bias, each [width]."""
-        weight = self.weight(tensors)
-        return RmsNorm(weight, self.eps) if self.kind == "rms" else LayerNorm(weight, tensors.get("bias"), self.eps)
+    def build(self, tensors: Mapping[str, torch.Tensor], scale: float = 1.0) -> Norm:
+        """The norm with this weight and perhaps bias, each [width], multiplied by scale."""
+        weight, bias = self.weight(tensors), tensors.get("bias")
+        if scale != 1.0:
+            weight, bias = weight * scale, None if bias is None else bias * scale
+        return RmsNorm(weight, self.eps) if self.kind == "rms" else LayerNorm(weight, bias, self.eps)
 
     def weight(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the normalised values are multiplied by, [width]."""

@@ -32,6 +32,8 @@ class Parameter:
     segments: tuple[tuple[int, ...], ...] = ()
     """Rows of the runs of each part that ranks share out each by itself, such as those of one kind of all heads and
     then those of another; empty: each part is one run."""
+    is_stored: bool = True
+    """Whether checkpoints have it. What they lack is a norm's, which then scales by 1."""
 
     def segments_of(self, part: int) -> tuple[int, ...]:
         """Rows of each run of a part."""

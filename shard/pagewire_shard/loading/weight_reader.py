@@ -112,6 +112,17 @@ class _Reader:
         """By parameter and tensor: what the checkpoint stores of embeddings and output projection, if they are tied."""
         self._pending: dict[str, _Pending] = {}
         self._complete: set[str] = set()
+        self._fill_unstored()
+
+    def _fill_unstored(self) -> None:
+        """Norms whose weights checkpoints do not have."""
+        for name, sliced in self._parameters.items():
+            if not sliced.own.is_stored:
+                specs = self._weights.specs(sliced.own)
+                device = self._weights.precision.device
+                tensors = {key: torch.ones(spec.shape, dtype=spec.dtype, device=device) for key, spec in specs.items()}
+                self._weights.put(name, sliced.own, tensors)
+                self._complete.add(name)
 
     def add(self, tensor: CheckpointTensor) -> None:
         """Copies the tensor to its place, and packs the parameter if that completes it."""
@@ -179,7 +190,7 @@ class _Reader:
         sliced = self._parameters.get(target.parameter)
         if sliced is None and self._is_tied and target.parameter == "lm_head":
             sliced = self._lm_head
-        if sliced is None or (target.part or 0) >= len(sliced.whole.parts):
+        if sliced is None or not sliced.whole.is_stored or (target.part or 0) >= len(sliced.whole.parts):
             return None
         return self._weights.specs(sliced.whole).get(target.tensor)
 

@@ -38,12 +38,18 @@ MOE_NAMES = replace(
 )
 
 
-def granite(fields: ConfigFields, *, has_rope: bool = True) -> DecoderSpec:
-    """A dense decoder with Granite's multipliers; without has_rope heads are not rotated."""
+def granite(fields: ConfigFields, *, has_rope: bool = True, attention_scale: float | None = None) -> DecoderSpec:
+    """A dense decoder with Granite's multipliers.
+
+    Args:
+        has_rope: Whether heads are rotated.
+        attention_scale: Multiplies query-key products; None: attention_multiplier does.
+    """
     bias = fields.flag("attention_bias")
     windows = [0] * fields.integer("num_hidden_layers")
     spec = llama_spec(fields, windows=windows, qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
-    changes: dict[str, Any] = {"scale": fields.number("attention_multiplier")} | ({} if has_rope else {"rope": None})
+    scale = fields.number("attention_multiplier") if attention_scale is None else attention_scale
+    changes: dict[str, Any] = {"scale": scale} | ({} if has_rope else {"rope": None})
     spec = with_mixers(spec, lambda _, attention: replace(attention, **changes))
     residual_scale = fields.number("residual_multiplier")
     return replace(

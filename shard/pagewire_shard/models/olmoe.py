@@ -1,4 +1,5 @@
-"""OLMoE: Llama's shape with a mixture of experts in place of every MLP, and norms over all queries and all keys."""
+"""OLMoE: Llama's shape with a mixture of experts in place of every MLP, and norms over all queries and all keys.
+FlexOLMo: the same with norms on what attention and experts yield, as OLMo 2 has them."""
 
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from pagewire_shard.models.experts import EXPERT_NAMES, check_silu, read_top_k
 from pagewire_shard.models.family import Family
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.llama import LLAMA_DEFAULTS, llama_spec, with_mixers
+from pagewire_shard.models.olmo2 import OUTPUT_NORMS
 
 DEFAULTS: dict[str, object] = {
     **LLAMA_DEFAULTS,
@@ -27,6 +29,20 @@ DEFAULTS: dict[str, object] = {
     "norm_topk_prob": False,
     "eos_token_id": 50279,
 }
+FLEX_DEFAULTS: dict[str, object] = {
+    **DEFAULTS,
+    "vocab_size": 100352,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 500000.0,
+    "num_experts": 7,
+    "num_experts_per_tok": 5,
+    "eos_token_id": 100257,
+}
+FLEX_NAMES = replace(EXPERT_NAMES, layer_modules={**EXPERT_NAMES.layer_modules, **OUTPUT_NORMS})
 ALIASES = {"num_local_experts": "num_experts"}
 
 
@@ -48,4 +64,10 @@ def _olmoe(fields: ConfigFields) -> DecoderSpec:
     return replace(spec, layers=tuple(replace(layer, feed_forward=moe) for layer in spec.layers))
 
 
+def _flex_olmo(fields: ConfigFields) -> DecoderSpec:
+    spec = _olmoe(fields)
+    return replace(spec, layers=tuple(replace(layer, wiring="output") for layer in spec.layers))
+
+
 OLMOE = Family(_olmoe, EXPERT_NAMES, "olmoe", DEFAULTS, ALIASES)
+FLEX_OLMO = Family(_flex_olmo, FLEX_NAMES, "flex_olmo", FLEX_DEFAULTS, ALIASES)

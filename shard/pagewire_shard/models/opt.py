@@ -9,13 +9,13 @@ from pagewire_shard.layers.embedding import LearnedPositions
 from pagewire_shard.layers.mlp import MlpSpec
 from pagewire_shard.layers.norm import NormSpec
 from pagewire_shard.models.decoder import DecoderSpec
-from pagewire_shard.models.family import Family, read_activation, refuse, split_heads
+from pagewire_shard.models.family import Family, read_activation, split_heads
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.names import NameMap
 
 POSITION_OFFSET = 2
-# Epsilon is nn.LayerNorm's own; the configuration has no field for it.
-NORM = NormSpec("layer", 1e-5, bias=True)
+EPSILON = 1e-5
+"""Of nn.LayerNorm itself; the configuration has no field for it."""
 
 OPT_NAMES = NameMap(
     prefix="model.",
@@ -59,11 +59,12 @@ DEFAULTS: dict[str, object] = {
 
 
 def _opt(fields: ConfigFields) -> DecoderSpec:
-    refuse(fields, "layer_norm_elementwise_affine", accepted=True)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
     head_dim = split_heads(fields, "hidden_size", num_heads)
     bias = fields.flag("enable_bias")
+    affine = fields.flag("layer_norm_elementwise_affine")
+    norm = NormSpec("layer", EPSILON, bias=affine, is_learned=affine)
     norm_before = fields.flag("do_layer_norm_before")
     mlp = MlpSpec(
         intermediate_size=fields.integer("ffn_dim"),
@@ -72,7 +73,7 @@ def _opt(fields: ConfigFields) -> DecoderSpec:
         bias=bias,
     )
     attention = AttentionSpec(num_heads, num_heads, head_dim, head_dim**-0.5, qkv_bias=bias, o_bias=bias)
-    layer = LayerSpec(attention, mlp, NORM, wiring="pre" if norm_before else "post")
+    layer = LayerSpec(attention, mlp, norm, wiring="pre" if norm_before else "post")
     embedding_size = fields.integer("word_embed_proj_dim", hidden_size)
     return DecoderSpec(
         vocab_size=fields.integer("vocab_size"),
@@ -80,7 +81,7 @@ def _opt(fields: ConfigFields) -> DecoderSpec:
         embedding_size=embedding_size if embedding_size != hidden_size else None,
         max_position=fields.integer("max_position_embeddings"),
         layers=(layer,) * fields.integer("num_hidden_layers"),
-        final_norm=NORM if norm_before and not fields.flag("_remove_final_layer_norm") else None,
+        final_norm=norm if norm_before and not fields.flag("_remove_final_layer_norm") else None,
         positions=LearnedPositions(POSITION_OFFSET),
         tied_embeddings=fields.flag("tie_word_embeddings"),
         initializer_range=fields.number("init_std"),

@@ -1,7 +1,8 @@
-"""Arcee, Nemotron and StarCoder2: decoders whose MLP is not gated.
+"""Arcee, Nemotron, StarCoder2 and Jais 2: decoders whose MLP is not gated.
 
 Arcee is Llama's shape with a squared ReLU. Nemotron has that, layer norms whose weights are stored less 1, and rotates
-a part of each head. StarCoder2 has layer norms, biases everywhere, and perhaps a sliding window.
+a part of each head. StarCoder2 has layer norms, biases everywhere, and perhaps a sliding window. Jais 2 has layer
+norms, biases and a squared ReLU.
 """
 
 from collections.abc import Sequence
@@ -145,6 +146,29 @@ def _starcoder2(fields: ConfigFields) -> DecoderSpec:
     return plain_spec(fields, norm, Biases(qkv=bias, o=bias, mlp=bias), windows)
 
 
+JAIS2_DEFAULTS: dict[str, object] = {
+    **LLAMA_DEFAULTS,
+    "vocab_size": 150272,
+    "hidden_size": 3328,
+    "intermediate_size": 26624,
+    "num_attention_heads": 26,
+    "hidden_act": "relu2",
+    "max_position_embeddings": 8192,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "layer_norm_eps": 1e-05,
+    "eos_token_id": 150024,
+}
+
+
+def _jais2(fields: ConfigFields) -> DecoderSpec:
+    bias = fields.flag("attention_bias")
+    norm = NormSpec("layer", fields.number("layer_norm_eps"), bias=True)
+    biases = Biases(qkv=bias, o=bias, mlp=fields.flag("mlp_bias"))
+    return plain_spec(fields, norm, biases, [0] * fields.integer("num_hidden_layers"))
+
+
 ARCEE = Family(_arcee, plain_names("mlp.up_proj", "mlp.down_proj"), "arcee", ARCEE_DEFAULTS)
 NEMOTRON = Family(_nemotron, plain_names("mlp.up_proj", "mlp.down_proj"), "nemotron", NEMOTRON_DEFAULTS)
 STARCODER2 = Family(_starcoder2, plain_names("mlp.c_fc", "mlp.c_proj"), "starcoder2", STARCODER2_DEFAULTS)
+JAIS2 = Family(_jais2, plain_names("mlp.up_proj", "mlp.down_proj"), "jais2", JAIS2_DEFAULTS)

@@ -3,6 +3,7 @@
 from difflib import get_close_matches
 
 from pagewire_shard.errors import UnsupportedArchitecture
+from pagewire_shard.models.afmoe import AFMOE
 from pagewire_shard.models.apertus import APERTUS
 from pagewire_shard.models.bamba import BAMBA
 from pagewire_shard.models.bloom import BLOOM
@@ -27,12 +28,15 @@ from pagewire_shard.models.gpt_oss import GPT_OSS
 from pagewire_shard.models.gptj import CODEGEN, GPTJ
 from pagewire_shard.models.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from pagewire_shard.models.granite_hybrid import GRANITE_MOE_HYBRID
+from pagewire_shard.models.granite_swa import GRANITE_SWA
 from pagewire_shard.models.helium import HELIUM
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.hunyuan import HUNYUAN, HUNYUAN_MOE, HY_V3
+from pagewire_shard.models.hyperclovax import HYPERCLOVAX
 from pagewire_shard.models.lfm2 import LFM2, LFM2_MOE
 from pagewire_shard.models.llama import CWM, INTERNLM3, LLAMA, MINISTRAL, MISTRAL
 from pagewire_shard.models.mamba2 import MAMBA2
+from pagewire_shard.models.mellum import MELLUM
 from pagewire_shard.models.minicpm3 import MINICPM3
 from pagewire_shard.models.minimax_m2 import MINIMAX_M2
 from pagewire_shard.models.ministral3 import MINISTRAL3
@@ -40,14 +44,17 @@ from pagewire_shard.models.mistral4 import MISTRAL4
 from pagewire_shard.models.mixtral import MIXTRAL
 from pagewire_shard.models.mpt import MPT
 from pagewire_shard.models.multimodal import DEFAULT_TEXT_TYPES, text_part
+from pagewire_shard.models.nanochat import NANOCHAT
 from pagewire_shard.models.nemotron_h import NEMOTRON_H
+from pagewire_shard.models.olmo import OLMO
 from pagewire_shard.models.olmo2 import OLMO2, OLMO3
-from pagewire_shard.models.olmoe import OLMOE
+from pagewire_shard.models.olmo_hybrid import OLMO_HYBRID
+from pagewire_shard.models.olmoe import FLEX_OLMO, OLMOE
 from pagewire_shard.models.opt import OPT
 from pagewire_shard.models.phi import PHI
 from pagewire_shard.models.phi3 import PHI3
 from pagewire_shard.models.phimoe import PHIMOE
-from pagewire_shard.models.plain_mlp import ARCEE, NEMOTRON, STARCODER2
+from pagewire_shard.models.plain_mlp import ARCEE, JAIS2, NEMOTRON, STARCODER2
 from pagewire_shard.models.qwen2 import QWEN2
 from pagewire_shard.models.qwen2_moe import QWEN2_MOE
 from pagewire_shard.models.qwen3 import QWEN3
@@ -59,6 +66,7 @@ from pagewire_shard.models.stablelm import STABLELM
 from pagewire_shard.models.youtu import YOUTU
 
 FAMILIES: dict[str, Family] = {
+    "AfmoeForCausalLM": AFMOE,
     "ApertusForCausalLM": APERTUS,
     "ArceeForCausalLM": ARCEE,
     "BambaForCausalLM": BAMBA,
@@ -76,8 +84,8 @@ FAMILIES: dict[str, Family] = {
     "ExaoneMoeForCausalLM": EXAONE_MOE,
     "FalconForCausalLM": FALCON,
     "FalconH1ForCausalLM": FALCON_H1,
+    "FlexOlmoForCausalLM": FLEX_OLMO,
     "GPT2LMHeadModel": GPT2,
-    "GptOssForCausalLM": GPT_OSS,
     "GPTBigCodeForCausalLM": GPT_BIGCODE,
     "GPTJForCausalLM": GPTJ,
     "GPTNeoXForCausalLM": GPT_NEOX,
@@ -91,20 +99,25 @@ FAMILIES: dict[str, Family] = {
     "Glm4MoeForCausalLM": GLM4_MOE,
     "Glm4MoeLiteForCausalLM": GLM4_MOE_LITE,
     "GlmForCausalLM": GLM,
+    "GptOssForCausalLM": GPT_OSS,
     "GraniteForCausalLM": GRANITE,
     "GraniteMoeForCausalLM": GRANITE_MOE,
     "GraniteMoeHybridForCausalLM": GRANITE_MOE_HYBRID,
     "GraniteMoeSharedForCausalLM": GRANITE_MOE_SHARED,
+    "GraniteSWAForCausalLM": GRANITE_SWA,
     "HYV3ForCausalLM": HY_V3,
     "HeliumForCausalLM": HELIUM,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
     "HunYuanMoEV1ForCausalLM": HUNYUAN_MOE,
+    "HyperCLOVAXForCausalLM": HYPERCLOVAX,
     "InternLM3ForCausalLM": INTERNLM3,
+    "Jais2ForCausalLM": JAIS2,
     "Lfm2ForCausalLM": LFM2,
     "Lfm2MoeForCausalLM": LFM2_MOE,
     "LlamaForCausalLM": LLAMA,
     "MPTForCausalLM": MPT,
     "Mamba2ForCausalLM": MAMBA2,
+    "MellumForCausalLM": MELLUM,
     "MiniCPM3ForCausalLM": MINICPM3,
     "MiniMaxM2ForCausalLM": MINIMAX_M2,
     "Ministral3ForCausalLM": MINISTRAL3,
@@ -113,11 +126,14 @@ FAMILIES: dict[str, Family] = {
     "MistralForCausalLM": MISTRAL,
     "MixtralForCausalLM": MIXTRAL,
     "MptForCausalLM": MPT,
+    "NanoChatForCausalLM": NANOCHAT,
     "NemotronForCausalLM": NEMOTRON,
     "NemotronHForCausalLM": NEMOTRON_H,
     "OPTForCausalLM": OPT,
     "Olmo2ForCausalLM": OLMO2,
     "Olmo3ForCausalLM": OLMO3,
+    "OlmoForCausalLM": OLMO,
+    "OlmoHybridForCausalLM": OLMO_HYBRID,
     "OlmoeForCausalLM": OLMOE,
     "PersimmonForCausalLM": PERSIMMON,
     "Phi3ForCausalLM": PHI3,
