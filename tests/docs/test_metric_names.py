@@ -18,10 +18,12 @@ def metrics_page(port: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def known() -> set[str]:
+def known(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The names of all metrics and of their samples."""
-    port = free_port()
-    with shards_and_router(Path("demo"), router_flags=("--metrics-port", str(port), "--http-port", "0")) as cluster:
+    port, limits = free_port(), tmp_path_factory.mktemp("limits") / "limits.toml"
+    limits.write_text("[default]\nconcurrent_requests = 64\n")
+    flags = ("--metrics-port", str(port), "--http-port", "0", "--client-limits", str(limits))
+    with shards_and_router(Path("demo"), router_flags=flags) as cluster:
         pages = [metrics_page(port), *map(metrics_page, cluster.metrics_ports)]
     names = {name for page in pages for name in re.findall(r"^# TYPE (\S+)", page, re.MULTILINE)}
     return names | {name for page in pages for name in re.findall(r"^(\w+)", page, re.MULTILINE)}

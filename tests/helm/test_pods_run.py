@@ -22,7 +22,7 @@ from pagewire.v1 import inference_pb2, inference_pb2_grpc
 from pod_process import LOOPBACK, Node, PodProcess, service_name
 
 GRPC, HTTP, SHARD_GRPC, METRICS, RENDEZVOUS = 50051, 8000, 50052, 9400, 29500
-API_KEY = "a key of this test"
+API_KEY = "a-key-of-this-test"
 
 
 @dataclass
@@ -184,7 +184,7 @@ def secured(
         "client-ca": {"root.pem": Path(clients.ca).read_bytes()},
         "shard-tls": secret_of(servers, servers.issue("shard", LOOPBACK)),
         "router-to-shard-tls": secret_of(servers, servers.issue("router-to-shard")),
-        "api-keys": {"keys": f"another key\n{API_KEY}\n".encode()},
+        "api-keys": {"keys": f"another-key\n{API_KEY}\n".encode()},
         "test-key": {"key": API_KEY.encode()},
         "test-tls": secret_of(clients, client),
     }

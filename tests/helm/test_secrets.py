@@ -27,6 +27,19 @@ def secret_mounts(pod_spec: Object) -> dict[str, dict[str, str]]:
     }
 
 
+def config_map_files(pod_spec: Object) -> set[str]:
+    """Files that are mounted item by item from config maps below the place of secrets."""
+    items = {
+        volume["name"]: volume["configMap"].get("items", []) for volume in pod_spec["volumes"] if "configMap" in volume
+    }
+    return {
+        f"{mount['mountPath']}/{item['path']}"
+        for mount in pod_spec["containers"][0]["volumeMounts"]
+        if mount["mountPath"].startswith(MOUNT_ROOT)
+        for item in items.get(mount["name"], [])
+    }
+
+
 def test_no_argument_holds_a_secret(objects: list[Object]) -> None:
     for pod in pods_of(objects):
         for text in pod.container.get("args", []):
@@ -74,6 +87,7 @@ def test_secrets_are_mounted_read_only_and_key_by_key(objects: list[Object]) -> 
 def test_flags_name_files_that_are_mounted(objects: list[Object]) -> None:
     for pod in pods_of(objects):
         files = {f"{path}/{name}" for path, names in secret_mounts(pod.spec).items() for name in names}
+        files |= config_map_files(pod.spec)
         named = {text.partition("=")[2] for text in pod.container.get("args", []) if f"={MOUNT_ROOT}" in text}
         named |= {v["value"] for v in pod.container.get("env", []) if v.get("value", "").startswith(MOUNT_ROOT)}
         assert named <= files, pod

@@ -20,8 +20,8 @@ BEGIN, END = "<!-- results: written by tools/generate_docs.py -->\n", "<!-- end 
 BESIDE = ("<!-- beside vLLM: written by tools/generate_docs.py -->\n", "<!-- end of beside vLLM -->\n")
 OPENING = "beside-"
 """Files whose names begin so are one section, which opens the page."""
-ELSEWHERE = ("chaos",)
-"""Files that other pages show."""
+ELSEWHERE = ("chaos", "pipeline-parallel-trace")
+"""Files that other pages show, or a viewer of traces."""
 ROUTER = "router"
 """Files with this first word are one section."""
 
