@@ -676,7 +676,9 @@ if hasattr(transformers, "OlmoHybridConfig"):
         "pad_token_id": None,
         "eos_token_id": 2,
     }
-    RECURRENT["olmo-hybrid"] = transformers.OlmoHybridConfig(**OLMO_HYBRID)
+    RECURRENT["olmo-hybrid"] = transformers.OlmoHybridConfig(
+        **OLMO_HYBRID, rope_parameters={"rope_type": "default", "rope_theta": None}
+    )
     RECURRENT["olmo-hybrid-rotated"] = transformers.OlmoHybridConfig(
         **OLMO_HYBRID, linear_allow_neg_eigval=False, **rope("default")
     )

@@ -86,7 +86,8 @@ def _olmo_hybrid(fields: ConfigFields) -> DecoderSpec:
     spec = llama_spec(fields, windows=[0] * len(attends), qkv_bias=bias, o_bias=bias)
     delta_net = _delta_net(fields, spec.hidden_size)
     norm = NormSpec("rms", fields.number("rms_norm_eps"))
-    rotates = scaling_of(fields).raw("rope_theta") is not None
+    # A base that is stated as null means that heads are not rotated, an absent one the default.
+    rotates = scaling_of(fields).with_default("rope_theta", 0.0).raw("rope_theta") is not None
 
     def change(layer: LayerSpec, is_attention: bool) -> LayerSpec:
         if not is_attention:
