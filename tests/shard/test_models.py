@@ -469,6 +469,9 @@ NEWER: dict[str, Callable[[], transformers.PretrainedConfig]] = {
         bos_token_id=1,
         eos_token_id=2,
     ),
+    "granite-moe-swa": lambda: transformers.GraniteMoeSWAConfig(
+        **LLAMA, num_key_value_heads=2, num_local_experts=6, shared_intermediate_size=20, sliding_window=6
+    ),
     "hyperclovax": lambda: transformers.HyperCLOVAXConfig(
         **LLAMA, num_key_value_heads=2, residual_multiplier=0.5, logits_scaling=2.0, embedding_multiplier=3.0
     ),

@@ -28,7 +28,7 @@ from pagewire_shard.models.gpt_oss import GPT_OSS
 from pagewire_shard.models.gptj import CODEGEN, GPTJ
 from pagewire_shard.models.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from pagewire_shard.models.granite_hybrid import GRANITE_MOE_HYBRID
-from pagewire_shard.models.granite_swa import GRANITE_SWA
+from pagewire_shard.models.granite_swa import GRANITE_MOE_SWA, GRANITE_SWA
 from pagewire_shard.models.helium import HELIUM
 from pagewire_shard.models.hf_config import ConfigFields
 from pagewire_shard.models.hunyuan import HUNYUAN, HUNYUAN_MOE, HY_V3
@@ -103,6 +103,7 @@ FAMILIES: dict[str, Family] = {
     "GraniteForCausalLM": GRANITE,
     "GraniteMoeForCausalLM": GRANITE_MOE,
     "GraniteMoeHybridForCausalLM": GRANITE_MOE_HYBRID,
+    "GraniteMoeSWAForCausalLM": GRANITE_MOE_SWA,
     "GraniteMoeSharedForCausalLM": GRANITE_MOE_SHARED,
     "GraniteSWAForCausalLM": GRANITE_SWA,
     "HYV3ForCausalLM": HY_V3,
