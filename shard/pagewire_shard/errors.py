@@ -134,6 +134,10 @@ class PlanRefused(StreamError):
         self.code = code
 
 
+class RankRefused(PlanRefused):
+    """It was refused for what only this shard lacks, so that the other ranks of its group may run it."""
+
+
 class ShardUnavailable(StreamError):
     """The shard loads, drains or has stopped."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from pagewire.v1 import shard_pb2
-from pagewire_shard.errors import InvalidMessage, PlanRefused, StaleEpoch
+from pagewire_shard.errors import InvalidMessage, PlanRefused, RankRefused, StaleEpoch
 from pagewire_shard.stepping.group_steps import FollowingSteps, LeadingSteps
 
 from tests.shard.test_step_thread import ListSink, plan, until
@@ -115,3 +115,14 @@ async def test_a_step_that_breaks_on_one_rank_is_told_before_anything_else(pair:
     await until(lambda: bool(pair.broken))
     assert pair.broken == ["step 1 broke: RuntimeError: the device is gone"]
     await asyncio.sleep(0)
+
+
+async def test_a_plan_that_one_rank_alone_cannot_take_breaks_the_group(pair: Pair) -> None:
+    """Its grammar was not prepared there. The other ranks run the step, and would wait in it for ever."""
+    sinks = [ListSink(), ListSink()]
+    pair.engines[1].refusals[1] = RankRefused(grpc.StatusCode.INVALID_ARGUMENT, "grammar 'g' is not prepared")
+    pair.leader.begin_epoch(sinks[0], 2, 1)
+    pair.follower.begin_epoch(sinks[1], 2, 1).result(TIMEOUT_S)
+    pair.leader.submit(sinks[0], plan(1))
+    await until(lambda: bool(pair.broken))
+    assert pair.broken == ["step 1 broke: RankRefused: grammar 'g' is not prepared"]

@@ -13,7 +13,7 @@ from pagewire.v1 import inference_pb2, shard_pb2
 from pagewire_common.sampling_params import with_defaults
 from pagewire_kernels.sample.columns import MAX_BAD_WORD_TOKENS
 from pagewire_router.scheduling.block_ledger import GroupLimits
-from pagewire_shard.errors import PlanRefused
+from pagewire_shard.errors import PlanRefused, RankRefused
 from scheduling_world import VOCAB_SIZE, Rank, expected_output, make_request
 
 LIMITS = GroupLimits(num_blocks=24, block_size=4, max_num_seqs=6, max_num_batched_tokens=40, max_model_len=32)
@@ -218,6 +218,7 @@ def test_grammars_are_prepared_for_one_epoch() -> None:
     rank.engine.end_epoch()
     refused = refusal_of(rank, plan)
     assert "grammar g is not ready" in refused.message
+    assert isinstance(refused, RankRefused), "another rank may have prepared it"
 
 
 def test_the_plan_is_good_before_it_is_corrupted() -> None:

@@ -44,7 +44,7 @@ from pagewire_shard.engine.sequence_blocks import SequenceBlocks
 from pagewire_shard.engine.stateful_blocks import StatefulBlocks
 from pagewire_shard.engine.step_changes import Row, StepChanges
 from pagewire_shard.engine.step_prefixes import Loan
-from pagewire_shard.errors import PlanRefused
+from pagewire_shard.errors import PlanRefused, RankRefused
 from pagewire_shard.grammar.grammars import Grammars
 
 
@@ -309,7 +309,8 @@ class Engine:
                     raise LookupError("grammars are not served")
                 sequence.constraint = self._constraints.of(admit)
             except LookupError as error:
-                raise malformed(f"admit of seq_id {admit.seq_id}: {error}") from None
+                message = f"admit of seq_id {admit.seq_id}: {error}"
+                raise RankRefused(grpc.StatusCode.INVALID_ARGUMENT, message) from None
         return self._noting(sequence)
 
     def _check_room(self, changes: StepChanges, step: int) -> None:

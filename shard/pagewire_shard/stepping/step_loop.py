@@ -19,7 +19,7 @@ from typing import Any
 
 from pagewire.v1 import shard_pb2
 
-from pagewire_shard.errors import PlanRefused, ShardUnavailable, StepFailed, StreamError, status_code
+from pagewire_shard.errors import PlanRefused, RankRefused, ShardUnavailable, StepFailed, StreamError, status_code
 from pagewire_shard.stepping.step_commands import BeginEpoch, Command, EndEpoch, EpochSink, EpochStart, RunPlan, Stop
 from pagewire_shard.stepping.step_engine import PendingStep, StepEngine
 from pagewire_shard.stepping.step_observer import StepObserver
@@ -163,6 +163,8 @@ class StepLoop:
         try:
             pending = self._engine.launch(command.plan)
         except PlanRefused as refusal:
+            if self._role is not None and isinstance(refusal, RankRefused):
+                raise  # the other ranks wait for this one in the step: a refusal has to be that of all
             self._refuse(command.plan.step, refusal)
         else:
             num_queried_tokens = sum(len(admit.token_ids) for admit in command.plan.admits)
