@@ -14,6 +14,7 @@ from pagewire_shard.execution.device_state import MAX_LEN, NUM_COMPUTED, NUM_TOK
 from pagewire_shard.execution.host_transfer import CpuUplink
 from pagewire_shard.execution.model_runner import ModelRunner
 from pagewire_shard.execution.warm_up import run_largest_step, warm_up
+from pagewire_shard.parallel.stage import WHOLE
 from pagewire_shard.slot_tables import SlotTables
 
 CPU = torch.device("cpu")
@@ -111,7 +112,7 @@ def test_a_step_that_breaks_before_its_writes_leaves_none_to_the_next_epoch() ->
             return super().upload(*args, **kwargs)
 
     state, uplink = make_state(), BrokenOnce()
-    model = SimpleNamespace(spec=SimpleNamespace(vocab_size=16, layers=(), longest_short=0))
+    model = SimpleNamespace(spec=SimpleNamespace(vocab_size=16, layers=(), longest_short=0, stage=WHOLE))
     runner = ModelRunner(model, state, [], 8, uplink=uplink)
     runner.admit(make_sequence(1, 9, 1))
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -10,7 +10,7 @@ from pagewire.v1 import shard_pb2
 from pagewire_common.protocol import PROTOCOL_MAJOR
 from pagewire_shard.errors import PlanRefused
 from pagewire_shard.service import plan_stream
-from pagewire_shard.service.execute_service import LATE_TIMER_S, watch_lease
+from pagewire_shard.service.execute_service import LATE_TIMER_S, MAX_INFLIGHT_LIMIT, watch_lease
 from pagewire_shard.service.lease import Lease
 
 
@@ -60,7 +60,9 @@ async def test_results_come_in_order_of_plans(serve_shard):
         (shard_pb2.RouterMessage(plan=shard_pb2.StepPlan(step=1)), grpc.StatusCode.INVALID_ARGUMENT),
         (shard_pb2.RouterMessage(), grpc.StatusCode.INVALID_ARGUMENT),
         (
-            shard_pb2.RouterMessage(hello=shard_pb2.Hello(protocol_major=PROTOCOL_MAJOR, max_inflight=9)),
+            shard_pb2.RouterMessage(
+                hello=shard_pb2.Hello(protocol_major=PROTOCOL_MAJOR, max_inflight=MAX_INFLIGHT_LIMIT + 1)
+            ),
             grpc.StatusCode.INVALID_ARGUMENT,
         ),
         (
